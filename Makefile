@@ -1,0 +1,27 @@
+# make quickstart [CONFIG=configs/other.yaml]   train, sample and evaluate; results in runs/<name of the config>/
+# make test                                     lint, types and tests
+# Both set up .venv on first use. Another Python: make PYTHON=python3.12 …
+
+PYTHON ?= python3
+CONFIG ?= configs/digits.yaml
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: quickstart test
+
+quickstart: $(READY)
+	$(BIN)/dit-moe quickstart $(CONFIG)
+
+# One thread per worker: two OpenMP programs on the same cores slow each other down tenfold.
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy dit_moe
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -e '.[dev]'
+	@touch $@

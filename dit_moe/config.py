@@ -1,0 +1,228 @@
+"""From YAML files and ``key=value`` overrides to frozen, validated dataclasses, and back.
+
+The dataclasses themselves stand beside the classes they configure; `dit_moe.experiment` puts them together.
+Three rules:
+
+* ``base: other.yaml`` (or a list) inherits from files named relative to the file; later values win, key by key.
+* A section that chooses a registry entry does so by ``name``; a bare string is short for ``{name: that}``.
+  Naming another entry drops the inherited options of the old one, which would mean nothing to the new.
+* Every mistake is one `ConfigError` that starts with the dotted path and the value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from omegaconf import OmegaConf
+
+from dit_moe.registry import Registry, did_you_mean, entry_of
+
+C = TypeVar("C")
+Tree = dict[str, Any]
+
+
+class ConfigError(ValueError):
+    """A mistake in a config: `path` is dotted, `problem` follows it ("=9 exceeds …; lower it …")."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(path + problem)
+        self.path, self.problem = path, problem
+
+    def below(self, parent: str) -> ConfigError:
+        """The same mistake, seen from the section `parent` that contains this one."""
+        return ConfigError(f"{parent}.{self.path}" if parent else self.path, self.problem)
+
+
+def require(ok: bool, config: object, field: str, wanted: str) -> None:
+    """In a dataclass's ``__post_init__``: raise unless `ok`, naming the field, its value and what is wanted."""
+    if not ok:
+        raise ConfigError(field, f"={_show(getattr(config, field))} {wanted}")
+
+
+def _show(value: object) -> str:
+    return value if isinstance(value, str) else repr(value)
+
+
+# ---------------------------------------------------------------------------------------------- files to one tree
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Tree:
+    """Read a YAML file with all its bases and apply ``a.b=value`` overrides; a plain nested dict, not yet typed."""
+    return override(_load_file(Path(path), seen=()), overrides)
+
+
+def override(tree: Tree, changes: Sequence[str]) -> Tree:
+    """`tree` with ``a.b=value`` changes applied in order; ConfigError for one that cannot be read."""
+    for text in changes:
+        key, sep, _ = text.partition("=")
+        if not sep or not key:
+            raise ConfigError(text, " is not an override; write key=value, for instance train.steps=100")
+        try:
+            change = OmegaConf.to_container(OmegaConf.from_dotlist([text]))
+        except Exception as error:  # as above
+            raise ConfigError(text, f" cannot be parsed: {str(error).splitlines()[0]}") from None
+        tree = merge(tree, typing.cast(Tree, change))
+    return tree
+
+
+def _load_file(path: Path, seen: tuple[Path, ...]) -> Tree:
+    if path.resolve() in seen:
+        raise ConfigError(str(path), " inherits from itself; remove one `base:`")
+    if not path.is_file():
+        raise ConfigError(str(path), " does not exist; name a YAML config file, for instance configs/digits.yaml")
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except Exception as error:  # YAML's and OmegaConf's errors share no base class
+        raise ConfigError(str(path), f" is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(str(path), " must hold `key: value` lines at its top level")
+    bases = tree.pop("base", [])
+    merged: Tree = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        merged = merge(merged, _load_file(path.parent / base, (*seen, path.resolve())))
+    return merge(merged, typing.cast(Tree, tree))
+
+
+def merge(old: Tree, new: Tree) -> Tree:
+    """`old` with the values of `new` over it, section by section (see the rule on ``name`` above)."""
+    merged = dict(old)
+    for key, value in new.items():
+        before = merged.get(key)
+        if isinstance(before, str) and isinstance(value, Mapping):
+            before = {"name": before}
+        if isinstance(before, Mapping) and isinstance(value, str) and "name" in before:
+            value = {"name": value}
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            named = [str(section["name"]) for section in (before, value) if "name" in section]
+            same_entry = len({entry_of(name) for name in named}) < 2
+            merged[key] = merge(dict(before), dict(value)) if same_entry else dict(value)
+        else:
+            merged[key] = value
+    return merged
+
+
+# -------------------------------------------------------------------------------------------- tree to dataclasses
+
+
+def build(cls: type[C], tree: Mapping[str, Any], path: str = "") -> C:
+    """Read `tree` as the dataclass `cls`, checking every key and type; ConfigError names the dotted path."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls)) if field.init}
+    for key in tree:
+        if key not in fields:
+            raise ConfigError(_join(path, str(key)), f" is not a known key; {did_you_mean(str(key), fields)}")
+    values = {}
+    for name, field in fields.items():
+        if name in tree:
+            values[name] = _convert(hints[name], tree[name], _join(path, name))
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(_join(path, name), " is missing; add it to the config")
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise error.below(path) from None
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    """`value` as the annotated type `hint`: scalars, Literal, X | None, tuple, dict, dataclass, registry entry."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated and isinstance(args[1], Registry):
+        return _convert_entry(args[1], value, path)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _convert_union([arg for arg in args if arg is not type(None)], value, path)
+    if origin is typing.Literal:
+        if value not in args or type(value) not in {type(arg) for arg in args}:
+            raise ConfigError(path, f"={_show(value)} is not one of {', '.join(map(str, args))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(path, f"={_show(value)} must be a list")
+        return tuple(_convert(args[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(path, f"={_show(value)} must be a section of `key: value` lines")
+        return build(typing.cast(type, hint), value, path)
+    return _convert_scalar(hint, value, path)
+
+
+def _convert_entry(registry: Registry, value: Any, path: str) -> Any:
+    section = {"name": value} if isinstance(value, str) else value
+    if not isinstance(section, Mapping) or not isinstance(section.get("name"), str):
+        raise ConfigError(f"{path}.name", f" is missing; name a {registry.kind}: {', '.join(registry.names())}")
+    try:
+        config_class = registry.config_class(section["name"])
+    except ValueError as error:
+        raise ConfigError(f"{path}.name", f"={section['name']}: {error}") from None
+    keeps_name = any(field.name == "name" for field in dataclasses.fields(config_class))
+    return build(config_class, section if keeps_name else {k: v for k, v in section.items() if k != "name"}, path)
+
+
+def _convert_union(hints: list[Any], value: Any, path: str) -> Any:
+    problems: list[ConfigError] = []
+    for hint in hints:
+        try:
+            return _convert(hint, value, path)
+        except ConfigError as problem:
+            problems.append(problem)
+    if len(problems) == 1:
+        raise problems[0]
+    raise ConfigError(path, f"={_show(value)} fits none of: {'; '.join(p.problem.split(' ', 1)[-1] for p in problems)}")
+
+
+_SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
+    if hint not in _SCALARS:
+        raise TypeError(f"{path}: config fields cannot have the type {hint}")
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        kind = {type(None): "null", str: "a text", dict: "a section", list: "a list"}.get(type(value), "")
+        raise ConfigError(path, f"={_show(value)} must be {_SCALARS[hint]}{f', not {kind}' if kind else ''}")
+    return value
+
+
+# -------------------------------------------------------------------------------------------- dataclasses to tree
+
+
+def dump(config: object) -> Tree:
+    """The inverse of `build`: a nested dict of plain values with every default spelt out."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    return {
+        field.name: _dump_value(hints[field.name], getattr(config, field.name))
+        for field in dataclasses.fields(typing.cast(Any, config))
+        if field.init
+    }
+
+
+def _dump_value(hint: Any, value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_dump_value(None, item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    registry = _registry_of(hint)
+    tree = dump(value)
+    return tree if registry is None or "name" in tree else {"name": registry.name_of(value), **tree}
+
+
+def _registry_of(hint: Any) -> Registry | None:
+    if typing.get_origin(hint) is Annotated:
+        return next((arg for arg in typing.get_args(hint) if isinstance(arg, Registry)), None)
+    return next(filter(None, map(_registry_of, typing.get_args(hint))), None)
+
+
+def to_yaml(config: object) -> str:
+    """The whole config as YAML text, readable by `load`."""
+    return OmegaConf.to_yaml(OmegaConf.create(dump(config)))

@@ -1,0 +1,86 @@
+"""One small registry for everything a config file can name: routers, models, objectives, samplers, datasets, …
+
+An entry is a class together with the dataclass that configures it. A config section says which entry it means by
+its key ``name``; `dit_moe.config.build` then reads the rest of the section as that entry's dataclass.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def entry_of(name: str) -> str:
+    """The entry that a name means: what stands before its first hyphen, so ``DiT-S/2-8E2A`` is a ``DiT``."""
+    return name.partition("-")[0]
+
+
+class Registry:
+    """Names → (factory, config dataclass)."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._factories: dict[str, Callable[..., Any]] = {}
+        self._configs: dict[str, type] = {}
+
+    def register(self, name: str, config: type) -> Callable[[T], T]:
+        """Class or function decorator: file it under `name`, configured by the dataclass `config`.
+
+        Raises ValueError if the name, or the config class, is taken, or if the name has a hyphen.
+        """
+        if entry_of(name) != name:
+            raise ValueError(f"{self.kind} {name!r} has a hyphen, behind which a config may say more; leave it out")
+
+        def add(factory: T) -> T:
+            if name in self._factories:
+                raise ValueError(f"{self.kind} {name!r} is registered twice; choose another name")
+            if config in self._configs.values():
+                raise ValueError(f"{config.__name__} configures two {self.kind}s; give {name!r} its own dataclass")
+            self._factories[name] = factory  # type: ignore[assignment]
+            self._configs[name] = config
+            return factory
+
+        return add
+
+    def names(self) -> list[str]:
+        return sorted(self._factories)
+
+    def _find(self, name: str) -> str:
+        key = entry_of(name)
+        if key not in self._factories:
+            raise ValueError(f"unknown {self.kind} {name!r}; {did_you_mean(name, self.names())}")
+        return key
+
+    def config_class(self, name: str) -> type:
+        """The dataclass that configures entry `name`; ValueError with the known names if there is none."""
+        return self._configs[self._find(name)]
+
+    def name_of(self, config: object) -> str:
+        """The name of the entry that `config` configures."""
+        for name, config_class in self._configs.items():
+            if type(config) is config_class:
+                return name
+        raise ValueError(f"{type(config).__name__} configures no {self.kind}; known: {', '.join(self.names())}")
+
+    def build(self, config: object, *args: Any, **kwargs: Any) -> Any:
+        """Call the factory that `config` belongs to with the config and what else it needs."""
+        return self._factories[self.name_of(config)](config, *args, **kwargs)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The remedy behind an unknown word: the nearest known one if there is any, and the list."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}known: {', '.join(known) or 'none'}"
+
+
+def import_submodules(package: str, path: Iterable[str]) -> None:
+    """Import every module of a package, so that a new file in it registers itself by being there."""
+    for module in pkgutil.iter_modules(path):
+        importlib.import_module(f"{package}.{module.name}")

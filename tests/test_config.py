@@ -1,0 +1,154 @@
+"""Config files, overrides and typed sections."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+
+from dit_moe.config import ConfigError, build, dump, load, merge, require, to_yaml
+from dit_moe.registry import Registry
+
+SHAPES = Registry("shape")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CircleConfig:
+    radius: float = 1.0
+
+    def __post_init__(self):
+        require(self.radius > 0, self, "radius", "must be above 0; use a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquareConfig:
+    side: float = 2.0
+
+
+@SHAPES.register("circle", CircleConfig)
+def circle(config: CircleConfig) -> str:
+    return f"circle {config.radius}"
+
+
+@SHAPES.register("square", SquareConfig)
+def square(config: SquareConfig) -> str:
+    return f"square {config.side}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    steps: int = 10
+    rate: float = 0.1
+    mode: Literal["a", "b"] = "a"
+    betas: tuple[float, ...] = (0.9, 0.99)
+    limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    shape: Annotated[Any, SHAPES]
+    train: Inner = field(default_factory=Inner)
+    other: Annotated[Any, SHAPES] | None = None
+    amount: float | Literal["auto"] = "auto"
+    flag: bool = False
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_later_bases_and_the_file_itself_win_key_by_key(tmp_path):
+    write(tmp_path, "a.yaml", "train: {steps: 1, rate: 0.5}\nflag: true\n")
+    write(tmp_path, "sub/b.yaml", "train: {steps: 2}\n")
+    path = write(tmp_path, "c.yaml", "base: [a.yaml, sub/b.yaml]\ntrain: {mode: b}\nshape: circle\n")
+    assert load(path) == {"train": {"steps": 2, "rate": 0.5, "mode": "b"}, "flag": True, "shape": "circle"}
+
+
+def test_overrides_win_over_files_and_keep_their_yaml_types(tmp_path):
+    path = write(tmp_path, "a.yaml", "train: {steps: 1}\nshape: circle\n")
+    config = build(Outer, load(path, ["train.steps=7", "train.rate=1e-4", "shape.radius=3", "train.betas=[0.5,0.6]"]))
+    assert (config.train.steps, config.train.rate, config.train.betas) == (7, 1e-4, (0.5, 0.6))
+    assert config.shape == CircleConfig(radius=3.0)
+
+
+def test_naming_another_entry_drops_the_options_of_the_old_one():
+    old = {"shape": {"name": "circle", "radius": 5}, "train": {"steps": 3}}
+    for new in ("square", {"name": "square"}):
+        assert build(Outer, merge(old, {"shape": new})).shape == SquareConfig()
+    assert build(Outer, merge(old, {"shape": {"radius": 6}})).shape == CircleConfig(radius=6.0)
+    assert build(Outer, merge(old, {"shape": "circle"})).shape == CircleConfig(radius=5.0)
+
+
+def test_another_name_of_the_same_entry_keeps_the_other_options():
+    old = {"model": {"name": "DiT-S/2", "qk_norm": True}}
+    assert merge(old, {"model": {"name": "DiT-B/4"}})["model"] == {"name": "DiT-B/4", "qk_norm": True}
+    assert merge(old, {"model": "LM-tiny"})["model"] == {"name": "LM-tiny"}
+
+
+def test_a_config_survives_the_trip_through_yaml(tmp_path):
+    config = Outer(shape=SquareConfig(side=4.0), train=Inner(limit=3), other=CircleConfig(), amount=2.0)
+    assert build(Outer, load(write(tmp_path, "a.yaml", to_yaml(config)))) == config
+    assert dump(config)["shape"] == {"name": "square", "side": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"shape": "circle", "train": {"stpes": 1}}, r"train\.stpes is not a known key; did you mean 'steps'\?"),
+        ({"shape": "circle", "train": {"steps": "many"}}, r"train\.steps=many must be a whole number, not a text"),
+        ({"shape": "circle", "train": {"steps": 1.5}}, r"train\.steps=1\.5 must be a whole number"),
+        ({"shape": "circle", "train": {"steps": True}}, r"train\.steps=True must be a whole number"),
+        ({"shape": "circle", "train": {"mode": "c"}}, r"train\.mode=c is not one of a, b"),
+        ({"shape": "circle", "train": {"betas": 0.9}}, r"train\.betas=0\.9 must be a list"),
+        ({"shape": "circle", "train": {"betas": [0.9, "x"]}}, r"train\.betas\[1\]=x must be a number"),
+        ({"shape": "circle", "train": 3}, r"train=3 must be a section"),
+        ({"shape": "circle", "flag": 1}, r"flag=1 must be true or false"),
+        ({"shape": "circle", "amount": "all"}, r"amount=all fits none of"),
+        ({"shape": "hexagon"}, r"shape\.name=hexagon: unknown shape 'hexagon'; known: circle, square"),
+        ({"shape": {"radius": 1}}, r"shape\.name is missing; name a shape: circle, square"),
+        ({"shape": {"name": "circle", "side": 1}}, r"shape\.side is not a known key; known: radius"),
+        ({"shape": {"name": "circle", "radius": -1}}, r"shape\.radius=-1\.0 must be above 0; use a positive number"),
+        ({}, r"shape is missing; add it"),
+    ],
+)
+def test_every_mistake_is_one_error_that_names_the_dotted_path(tree, message):
+    with pytest.raises(ConfigError, match=message):
+        build(Outer, tree)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "is not valid YAML"),
+        ("- 1\n- 2\n", "must hold `key: value` lines"),
+        ("base: a.yaml\n", "inherits from itself"),
+        ("base: missing.yaml\n", "missing.yaml does not exist"),
+    ],
+)
+def test_unreadable_files_are_named(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load(write(tmp_path, "a.yaml", text))
+
+
+@pytest.mark.parametrize("override", ["train.steps", "=3", "train.steps=[1"])
+def test_unreadable_overrides_are_named(tmp_path, override):
+    path = write(tmp_path, "a.yaml", "shape: circle\n")
+    with pytest.raises(ConfigError, match=r"write key=value|cannot be parsed"):
+        load(path, [override])
+
+
+def test_registry_refuses_a_name_or_a_config_class_twice():
+    registry = Registry("thing")
+    registry.register("one", CircleConfig)(circle)
+    with pytest.raises(ValueError, match="has a hyphen"):
+        registry.register("one-more", SquareConfig)(square)
+    with pytest.raises(ValueError, match="registered twice"):
+        registry.register("one", SquareConfig)(square)
+    with pytest.raises(ValueError, match="configures two things"):
+        registry.register("two", CircleConfig)(circle)
+    assert registry.build(CircleConfig(radius=2.0)) == "circle 2.0"
+    with pytest.raises(ValueError, match="configures no thing"):
+        registry.build(SquareConfig())

@@ -1,0 +1,19 @@
+"""Mixture-of-Experts layers: routers, the threshold's controller, the experts' engine, losses and telemetry."""
+
+from dit_moe.moe.layer import MoEConfig, MoELayer
+from dit_moe.moe.routers import ROUTERS, Router, RouterConfig
+from dit_moe.moe.routing import Routing
+from dit_moe.moe.steering import calibrate, end_step, measure_active, routers_of
+
+__all__ = [
+    "ROUTERS",
+    "MoEConfig",
+    "MoELayer",
+    "Router",
+    "RouterConfig",
+    "Routing",
+    "calibrate",
+    "end_step",
+    "measure_active",
+    "routers_of",
+]

@@ -1,0 +1,63 @@
+"""Running sums that the controllers and the telemetry read once per optimizer step.
+
+Only ratios are ever taken, so a forward pass that runs twice (activation recompute) changes nothing.
+"""
+
+# N tokens, E experts
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Counters:
+    """Sums over the tokens that passed a router: a float64 vector that ranks can add up.
+
+    Not a buffer: each process counts its own tokens, and a step begun is a step that a resumed run begins again.
+    """
+
+    def __init__(self, experts: int, sums: Tensor | None = None) -> None:
+        self.experts = experts
+        self.sums = sums  # [tokens, pairs, pairs², entropy, pairs_E, probability_E] or None while nothing was counted
+
+    def add(self, mask_NE: Tensor, prob_NE: Tensor) -> None:
+        """Count the routing `mask_NE` of tokens with expert probabilities `prob_NE`."""
+        active_N = mask_NE.sum(-1, dtype=torch.float64)
+        entropy = -(prob_NE * (prob_NE + 1e-20).log()).sum(dtype=torch.float64)
+        scalars = torch.stack([active_N.new_tensor(len(active_N)), active_N.sum(), active_N.square().sum(), entropy])
+        new = torch.cat([scalars, mask_NE.sum(0, dtype=torch.float64), prob_NE.sum(0, dtype=torch.float64)])
+        self.sums = new if self.sums is None else self.sums + new
+
+    def reset(self) -> None:
+        self.sums = None
+
+    def _get(self, index: int | slice) -> Tensor:
+        assert self.sums is not None, "nothing was counted"
+        return self.sums[index]
+
+    @property
+    def active(self) -> Tensor:
+        """Mean number of active experts per token."""
+        return self._get(1) / self._get(0)
+
+    @property
+    def active_std(self) -> Tensor:
+        """Its standard deviation over tokens."""
+        return (self._get(2) / self._get(0) - self.active.square()).clamp(min=0).sqrt()
+
+    @property
+    def entropy(self) -> Tensor:
+        """Mean entropy of the tokens' expert distribution, nats."""
+        return self._get(3) / self._get(0)
+
+    @property
+    def load_E(self) -> Tensor:
+        """Share of the routed pairs that each expert got; sums to 1."""
+        return self._get(slice(4, 4 + self.experts)) / self._get(1)
+
+    @property
+    def balance(self) -> Tensor:
+        """E · Σ f·P of these counts: 1 is balanced, E is collapsed."""
+        probability_E = self._get(slice(4 + self.experts, None)) / self._get(0)
+        return self.experts * (self.load_E * probability_E).sum()

@@ -1,0 +1,114 @@
+"""The Mixture-of-Experts feed-forward layer: a router, its experts, and optional shared experts."""
+
+# B batch, S tokens of one sample, N = B·S tokens, D width
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from torch import Tensor, nn
+
+from dit_moe.config import ConfigError, require
+from dit_moe.moe.experts import ACTIVATIONS, Activation, Experts, Implementation
+from dit_moe.moe.routers import ROUTERS, Router, RouterConfig
+from dit_moe.moe.routers.dtopp import DTopPConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoEConfig:
+    """Which blocks are MoE and what is in them.
+
+    By default the active compute equals the dense feed-forward's: each of the `target` active (and the shared) experts
+    has 1/(target + shared_experts) of its hidden width.
+    """
+
+    experts: int = 0  # 0: from the model's name
+    target: float = 0.0  # mean number of active routed experts per token; 0: from the model's name
+    router: Annotated[RouterConfig, ROUTERS] = field(default_factory=DTopPConfig)
+    expert_hidden: int | None = None  # hidden width of one expert; wins over granularity
+    granularity: float | None = None  # dense hidden width / expert hidden width; None: target + shared_experts
+    shared_experts: int = 0  # experts that every token uses, beside the routed ones
+    activation: Activation = "gelu"
+    implementation: Implementation = "grouped"
+    every: int = 1  # MoE in every so-manieth block …
+    offset: int = 0  # … from this block on
+
+    def __post_init__(self) -> None:
+        require(self.experts >= 0, self, "experts", "must be at least 1")
+        require(self.target >= 0, self, "target", "must be above 0")
+        for name in ("expert_hidden", "granularity"):
+            value = getattr(self, name)
+            require(value is None or value > 0, self, name, "must be above 0")
+        require(self.shared_experts >= 0, self, "shared_experts", "must be at least 0")
+        require(self.every >= 1, self, "every", "must be at least 1")
+        require(self.offset >= 0, self, "offset", "must be at least 0")
+        if self.experts and self.target:
+            self._check_router()
+
+    def _check_router(self) -> None:
+        wanted = f"exceeds experts={self.experts}; lower it or add experts"
+        require(self.target <= self.experts, self, "target", wanted)
+        try:
+            self.router.check(self.experts, self.target)
+        except ConfigError as error:
+            raise error if error.path == "target" else error.below("router") from None
+
+    def is_moe(self, block: int) -> bool:
+        """Whether block number `block`, counted from 0, has experts."""
+        return block >= self.offset and (block - self.offset) % self.every == 0
+
+    def hidden(self, dense_hidden: int) -> int:
+        """Hidden width of one expert beside a dense feed-forward of `dense_hidden`.
+
+        SwiGLU has three matrices for two, so it takes two thirds; widths round to multiples of 8 for the GEMMs.
+        """
+        if self.expert_hidden is not None:
+            return self.expert_hidden
+        width = dense_hidden / (self.granularity or self.target + self.shared_experts)
+        if self.activation == "swiglu":
+            width *= 2 / 3
+        return max(8, 8 * round(width / 8))
+
+
+class SharedExpert(nn.Module):
+    """The experts that every token uses, as one feed-forward without biases."""
+
+    def __init__(self, width: int, hidden: int, activation: Activation) -> None:
+        super().__init__()
+        self.activation = activation
+        self.w_in = nn.Linear(width, 2 * hidden if activation == "swiglu" else hidden, bias=False)
+        self.w_out = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w_out(ACTIVATIONS[self.activation](self.w_in(x)))
+
+
+class MoELayer(nn.Module):
+    """Feed-forward with routed experts. Routing depends on each token alone, so no sample sees another.
+
+    Args:
+        config: the layer's options.
+        width: D of the tokens.
+        dense_hidden: hidden width of the dense feed-forward that it stands for.
+    """
+
+    router: Router
+
+    def __init__(self, config: MoEConfig, width: int, dense_hidden: int) -> None:
+        super().__init__()
+        hidden = config.hidden(dense_hidden)
+        self.router = ROUTERS.build(config.router, width, config.experts, config.target)
+        self.experts = Experts(config.experts, width, hidden, config.activation, config.implementation)
+        self.shared = (
+            SharedExpert(width, config.shared_experts * hidden, config.activation) if config.shared_experts else None
+        )
+
+    def forward(self, x_BSD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the output in x's shape and the router's loss terms (empty in evaluation)."""
+        x_ND = x_BSD.flatten(0, -2)
+        routing = self.router(x_ND)
+        out_BSD = self.experts(x_ND, routing).view_as(x_BSD)
+        if self.shared is not None:
+            out_BSD = out_BSD + self.shared(x_BSD)
+        return out_BSD, routing.aux

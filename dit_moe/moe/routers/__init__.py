@@ -1,0 +1,8 @@
+"""Routers. A new one is a new file here: it registers itself and every contract test runs on it unasked."""
+
+from dit_moe.moe.routers.base import ROUTERS, Router, RouterConfig
+from dit_moe.registry import import_submodules
+
+import_submodules(__name__, __path__)
+
+__all__ = ["ROUTERS", "Router", "RouterConfig"]

@@ -1,0 +1,128 @@
+"""What every router shares: fp32 logits, dynamic routing normalization, gates, losses and counters.
+
+A new router is a config dataclass and a class with one method, `select`; see `topk.py` for the smallest one.
+"""
+
+# N tokens, D width, E experts
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dit_moe.config import ConfigError, require
+from dit_moe.moe import losses
+from dit_moe.moe.counters import Counters
+from dit_moe.moe.routing import Routing, routing_from_mask
+from dit_moe.registry import Registry
+
+ROUTERS = Registry("router")
+DRN_EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterConfig:
+    """Options of every router. A loss term `name` of a router is weighted by the option ``name_loss``."""
+
+    drn: bool = False  # dynamic routing normalization: standardised logits times a learnable scale
+    renormalize: bool = True  # gates of the chosen experts sum to 1; False leaves the raw probabilities
+    min_experts: int = 1
+    max_experts: int | None = None  # None: all
+    balance_loss: float = 1e-4
+    dynamic_loss: float = 0.0
+    z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.min_experts >= 1, self, "min_experts", "must be at least 1")
+        if self.max_experts is not None:
+            require(
+                self.max_experts >= self.min_experts, self, "max_experts", f"is below min_experts={self.min_experts}"
+            )
+
+    def check(self, experts: int, target: float) -> None:
+        """Raise ConfigError unless these options make sense for `experts` experts and a mean of `target` active."""
+        for field in ("min_experts", "max_experts"):
+            require((getattr(self, field) or 0) <= experts, self, field, f"exceeds experts={experts}")
+        most = self.max_experts or experts
+        if not self.min_experts <= target <= most:
+            raise ConfigError("target", f"={target:g} is outside what the router allows, {self.min_experts} to {most}")
+
+
+class Router(nn.Module):
+    """Token states → Routing. Subclasses choose the experts in `select`; everything here is theirs to use.
+
+    Args:
+        config: the router's options.
+        width: D of the token states.
+        experts: E.
+        target: mean number of active experts per token that the model is built for.
+    """
+
+    load_E: Tensor
+
+    def __init__(self, config: RouterConfig, width: int, experts: int, target: float) -> None:
+        super().__init__()
+        config.check(experts, target)
+        self.config, self.experts, self.target = config, experts, target
+        self.most = config.max_experts or experts
+        self.weight = nn.Parameter(torch.empty(experts, width))
+        self.theta = nn.Parameter(torch.ones(())) if config.drn else None
+        # f of the balance loss: the load of the optimizer step before, over all ranks and micro-batches.
+        self.register_buffer("load_E", torch.full((experts,), 1 / experts))
+        self.counters = Counters(experts)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Logits of unit variance for normalised inputs, so that all routers start from the same spread, DRN or not."""
+        nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
+
+    def probabilities(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw logits and expert probabilities, both [N, E] in fp32 whatever autocast says. DTop-p, steps 1 and 2."""
+        with torch.autocast(x_ND.device.type, enabled=False):
+            logits_NE = F.linear(x_ND.float(), self.weight.float())
+            scores_NE = logits_NE
+            if self.theta is not None:
+                std_N1, mean_N1 = torch.std_mean(logits_NE, -1, correction=0, keepdim=True)
+                scores_NE = self.theta.float() * (logits_NE - mean_N1) / (std_N1 + DRN_EPS)
+            return logits_NE, scores_NE.softmax(-1)
+
+    def select(self, prob_NE: Tensor) -> Tensor:
+        """Bool [N, E]: the experts of each token. Depends on the token's own row alone."""
+        raise NotImplementedError
+
+    def forward(self, x_ND: Tensor) -> Routing:
+        logits_NE, prob_NE = self.probabilities(x_ND)
+        mask_NE = self.select(prob_NE.detach())
+        gate_NE = prob_NE * mask_NE
+        if self.config.renormalize:
+            gate_NE = gate_NE / gate_NE.sum(-1, keepdim=True)
+        aux = {}
+        if self.training:
+            aux = self.losses(logits_NE, prob_NE)
+            self.counters.add(mask_NE, prob_NE.detach())
+        return routing_from_mask(mask_NE, gate_NE, aux)
+
+    def losses(self, logits_NE: Tensor, prob_NE: Tensor) -> dict[str, Tensor]:
+        """The unweighted loss terms of this layer by name."""
+        return {
+            # With last step's load as f the loss is linear in the batch: micro-batches and ranks add up exactly.
+            "balance": losses.balance_loss(self.load_E, prob_NE),
+            "dynamic": losses.dynamic_loss(prob_NE),
+            "z": losses.z_loss(logits_NE),
+        }
+
+    def loss_weights(self) -> dict[str, float]:
+        """The coefficient of each term: the config option called like the term with ``_loss`` behind it."""
+        return {
+            option.removesuffix("_loss"): weight
+            for option, weight in vars(self.config).items()
+            if option.endswith("_loss")
+        }
+
+    @torch.no_grad()
+    def after_step(self, own: Counters, model: Counters) -> None:
+        """Once per optimizer step, with the counts of this layer and of all MoE layers, reduced over ranks."""
+        self.load_E.copy_(own.load_E)

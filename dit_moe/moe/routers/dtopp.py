@@ -1,0 +1,49 @@
+"""DTop-p routing (Jin et al., arXiv 2512.13996): top-p whose threshold a PI controller steers to the target.
+
+Global (the main method): one error for all layers, so that the normalization can move compute between layers.
+Layer-wise: each layer holds the target by itself.
+"""
+
+# N tokens, E experts
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dit_moe.moe.control import ControllerConfig, PIController
+from dit_moe.moe.counters import Counters
+from dit_moe.moe.routers.base import ROUTERS, RouterConfig
+from dit_moe.moe.routers.topp import TopPRouter
+
+
+@dataclass(frozen=True, kw_only=True)
+class DTopPConfig(RouterConfig):
+    drn: bool = True
+    dynamic_loss: float = 1e-3
+    layerwise: bool = False
+    controller: ControllerConfig = field(default_factory=ControllerConfig)
+
+
+@ROUTERS.register("dtopp", DTopPConfig)
+class DTopPRouter(TopPRouter):
+    """Top-p with a threshold of its own, moved after every optimizer step.
+
+    In global mode the controllers of all layers see the same error and so stay equal, bit for bit.
+    """
+
+    config: DTopPConfig  # type: ignore[assignment]
+
+    def __init__(self, config: DTopPConfig, width: int, experts: int, target: float) -> None:
+        super().__init__(config, width, experts, target)
+        self.controller = PIController(config.controller, target, experts)
+
+    def threshold(self) -> Tensor:
+        return self.controller.p
+
+    @torch.no_grad()
+    def after_step(self, own: Counters, model: Counters) -> None:
+        super().after_step(own, model)
+        self.controller.step(own.active if self.config.layerwise else model.active)

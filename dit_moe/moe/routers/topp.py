@@ -1,0 +1,40 @@
+"""Top-p routing with a fixed threshold (Huang et al. 2024): how many experts are active is what the router makes it."""
+
+# N tokens, E experts
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dit_moe.config import require
+from dit_moe.moe.routers.base import ROUTERS, Router, RouterConfig
+from dit_moe.moe.routing import limit_experts, mass_before, prefix_mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopPConfig(RouterConfig):
+    """The model's target sizes its experts; nothing holds the router to it."""
+
+    dynamic_loss: float = 1e-3
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.p <= 1, self, "p", "must lie in (0, 1]")
+
+
+@ROUTERS.register("topp", TopPConfig)
+class TopPRouter(Router):
+    """The smallest set of best experts whose probability reaches p."""
+
+    config: TopPConfig
+
+    def threshold(self) -> Tensor | float:
+        return self.config.p
+
+    def select(self, prob_NE: Tensor) -> Tensor:
+        before_NE, order_NE = mass_before(prob_NE)
+        before_NE = limit_experts(before_NE, self.config.min_experts, self.most)
+        return prefix_mask(before_NE, order_NE, self.threshold())

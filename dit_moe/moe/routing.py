@@ -1,0 +1,64 @@
+"""The ragged hand-off between routers and experts, and the prefix rule that top-p routing lives by.
+
+A router decides which (token, expert) pairs exist; the experts compute them. Neither knows the other: a `Routing` is a
+list of pairs sorted by expert, of any length, so a token may use one expert or all of them.
+"""
+
+# N tokens, E experts, R routed (token, expert) pairs
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routing:
+    """Which token goes to which expert, and with which weight.
+
+    The R pairs are sorted by expert, and by token within an expert.
+    """
+
+    token_R: Tensor  # int64, row of the token
+    expert_R: Tensor  # int64, non-decreasing
+    weight_R: Tensor  # fp32, the gate that the expert's output is multiplied with; carries the gradient
+    counts_E: Tensor  # int64, pairs of each expert; sums to R
+    aux: dict[str, Tensor]  # scalar loss terms by name, empty in evaluation
+
+
+def routing_from_mask(mask_NE: Tensor, weight_NE: Tensor, aux: dict[str, Tensor] | None = None) -> Routing:
+    """The Routing of every pair that `mask_NE` marks, weighted by `weight_NE` (zero outside the mask or not)."""
+    mask_EN = mask_NE.T.contiguous()
+    expert_R, token_R = mask_EN.nonzero(as_tuple=True)
+    return Routing(
+        token_R=token_R,
+        expert_R=expert_R,
+        weight_R=weight_NE.T.masked_select(mask_EN),
+        counts_E=mask_EN.sum(1),
+        aux=aux or {},
+    )
+
+
+def mass_before(prob_NE: Tensor) -> tuple[Tensor, Tensor]:
+    """For each token its experts in falling order of probability, and the probability that stands before each.
+
+    Returns (before_NE, order_NE): the j-th best expert ``order_NE[n, j]`` belongs to the top-p prefix iff
+    ``before_NE[n, j] < p``. The first is always 0, so every p > 0 keeps at least one expert.
+    """
+    sorted_NE, order_NE = prob_NE.sort(dim=-1, descending=True, stable=True)
+    return sorted_NE.cumsum(-1) - sorted_NE, order_NE
+
+
+def limit_experts(before_NE: Tensor, at_least: int, at_most: int) -> Tensor:
+    """`before_NE` such that every threshold keeps between `at_least` and `at_most` experts of each token."""
+    before_NE = before_NE.clone()
+    before_NE[:, :at_least] = -torch.inf
+    before_NE[:, at_most:] = torch.inf
+    return before_NE
+
+
+def prefix_mask(before_NE: Tensor, order_NE: Tensor, p: Tensor | float) -> Tensor:
+    """Bool [N, E]: the smallest prefix of each token's experts whose probability reaches `p`. DTop-p, step 3."""
+    return torch.zeros_like(order_NE, dtype=torch.bool).scatter(-1, order_NE, before_NE < p)

@@ -1,0 +1,108 @@
+"""The PI controller against the equation, and in closed loop."""
+
+import math
+
+import pytest
+import torch
+
+from dit_moe.config import ConfigError
+from dit_moe.moe.control import ControllerConfig, PIController
+from dit_moe.moe.routing import mass_before, prefix_mask
+
+
+def closed_loop(experts: int, target: float, p0: float, steps: int = 400, tokens: int = 1024, **gains) -> list[float]:
+    """Active experts per step when the controller steers standardised logits that sharpen as a router's do."""
+    generator = torch.Generator().manual_seed(0)
+    controller = PIController(ControllerConfig(p0=p0, **gains), target, experts)
+    history = []
+    for step in range(steps):
+        logits = torch.randn(tokens, experts, generator=generator)
+        logits = (logits - logits.mean(-1, keepdim=True)) / logits.std(-1, keepdim=True, correction=0)
+        prob = ((1 + step / 800) * logits).softmax(-1)  # θ from 1 to 1.5 in 400 steps
+        active = prefix_mask(*mass_before(prob), controller.p).sum(-1, dtype=torch.float64).mean()
+        controller.step(active)
+        history.append(active.item())
+    return history
+
+
+def test_controller_on_p_follows_the_equation_of_the_paper():
+    controller = PIController(ControllerConfig(space="p", kp=0.4, ki=0.1, p0=0.5), target=2.0, experts=8)
+    total = 0.0
+    for active in (3.0, 2.5, 1.0, 2.0):
+        error = (2.0 - active) / 8
+        total += error
+        controller.step(torch.tensor(active))
+        assert controller.p.item() == pytest.approx(0.5 + 0.4 * error + 0.1 * total, abs=1e-6)
+
+
+def test_controller_on_the_tail_follows_the_same_equation_in_its_logarithm():
+    controller = PIController(ControllerConfig(space="tail", kp=0.4, ki=0.1, p0=0.5), target=2.0, experts=8)
+    total = 0.0
+    for active in (3.0, 2.5, 1.0, 2.0):
+        error = (2.0 - active) / 8
+        total += error
+        controller.step(torch.tensor(active))
+        assert controller.p.item() == pytest.approx(1 - 0.5 * math.exp(-(0.4 * error + 0.1 * total)), abs=1e-6)
+
+
+@pytest.mark.parametrize("space", ["p", "tail"])
+def test_too_few_active_experts_raise_p_and_too_many_lower_it(space):
+    for active, sign in ((1.0, 1), (3.0, -1)):
+        controller = PIController(ControllerConfig(space=space), target=2.0, experts=8)
+        controller.step(torch.tensor(active))
+        assert (controller.p.item() - 0.5) * sign > 0
+
+
+@pytest.mark.parametrize("space", ["p", "tail"])
+def test_integration_stops_at_a_bound_and_recovery_is_immediate(space):
+    controller = PIController(ControllerConfig(space=space, kp=0.0, ki=1.0), target=2.0, experts=8)
+    for _ in range(1000):
+        controller.step(torch.tensor(0.0))
+    assert controller.p.item() == 1.0
+    controller.step(torch.tensor(8.0))  # a wound-up integral of 250 would need 333 of these
+    assert controller.p.item() < 1.0
+
+
+SHAPES = [(4, 1.5), (4, 3), (8, 2), (16, 2), (16, 8), (64, 1.5), (64, 8), (128, 16)]
+
+
+@pytest.mark.parametrize(("experts", "target"), SHAPES)
+@pytest.mark.parametrize("p0", [0.05, 0.95])
+def test_default_gains_settle_within_20_steps_from_a_wrong_start_and_stay(experts, target, p0):
+    history = closed_loop(experts, target, p0, steps=100)
+    assert all(abs(active - target) < 0.05 * target for active in history[20:])
+
+
+@pytest.mark.parametrize(("experts", "target"), SHAPES)
+def test_the_mean_over_the_last_quarter_is_within_one_percent_though_the_router_sharpens(experts, target):
+    last = closed_loop(experts, target, p0=0.5)[-100:]
+    assert abs(sum(last) / len(last) - target) < 0.01 * target
+
+
+def test_state_survives_a_state_dict_round_trip_and_steps_on_bit_for_bit():
+    first = PIController(ControllerConfig(), 2.0, 8)
+    for active in (3.0, 2.2, 1.7):
+        first.step(torch.tensor(active))
+    second = PIController(ControllerConfig(), 2.0, 8)
+    second.load_state_dict(first.state_dict())
+    for controller in (first, second):
+        controller.step(torch.tensor(1.234))
+    assert torch.equal(first.p, second.p) and torch.equal(first.error_sum, second.error_sum)
+
+
+def test_restart_forgets_the_integral():
+    controller = PIController(ControllerConfig(), 2.0, 8)
+    controller.step(torch.tensor(5.0))
+    controller.restart(0.7)
+    assert controller.p.item() == pytest.approx(0.7) and controller.error_sum == 0
+    controller.step(torch.tensor(2.0))
+    assert controller.p.item() == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"kp": -1.0}, "kp=-1.0"), ({"p0": 1.5}, "p0=1.5"), ({"p_min": 0.9, "p_max": 0.1}, "p_min")],
+)
+def test_bad_gains_and_bounds_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        ControllerConfig(**options)

@@ -1,0 +1,168 @@
+"""The contract of every registered router; a new one is tested unasked."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dit_moe.config import ConfigError
+from dit_moe.moe import ROUTERS, Router
+from dit_moe.moe.routers.dtopp import DTopPConfig
+from dit_moe.moe.routers.topk import TopKConfig
+from dit_moe.moe.routers.topp import TopPConfig
+
+WIDTH, EXPERTS, TOKENS = 16, 8, 40
+# The registry's own routers, not those that another test may have added.
+NAMES = ROUTERS.names()
+
+
+def make(name: str, target: float = 2, experts: int = EXPERTS, **options) -> Router:
+    torch.manual_seed(0)
+    return ROUTERS.build(ROUTERS.config_class(name)(**options), WIDTH, experts, target)
+
+
+def tokens(seed: int = 1, count: int = TOKENS) -> torch.Tensor:
+    return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_token_gets_an_expert_and_renormalised_gates_sum_to_one(name):
+    routing = make(name)(tokens())
+    gates = torch.zeros(TOKENS).index_add(0, routing.token_R, routing.weight_R)
+    assert routing.token_R.unique().numel() == TOKENS
+    torch.testing.assert_close(gates, torch.ones(TOKENS))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_raw_gates_are_the_probabilities(name):
+    router = make(name, renormalize=False)
+    routing = router(tokens())
+    prob = router.probabilities(tokens())[1]
+    torch.testing.assert_close(routing.weight_R, prob[routing.token_R, routing.expert_R])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("drn", [False, True])
+def test_routing_of_a_token_depends_on_it_alone(name, drn):
+    router, x = make(name, drn=drn).eval(), tokens()
+    together = router(x)
+    for i in range(0, TOKENS, 7):
+        alone = router(x[i : i + 1])
+        mine = together.token_R == i
+        assert together.expert_R[mine].tolist() == alone.expert_R.tolist()
+        torch.testing.assert_close(together.weight_R[mine], alone.weight_R, atol=1e-6, rtol=1e-5)  # other GEMM shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_router_is_equivariant_to_the_order_of_tokens(name):
+    router, x = make(name), tokens()
+    order = torch.randperm(TOKENS, generator=torch.Generator().manual_seed(3))
+    plain, shuffled = router(x), router(x[order])
+    pairs = set(zip(plain.token_R.tolist(), plain.expert_R.tolist(), strict=True))
+    back = set(zip(order[shuffled.token_R].tolist(), shuffled.expert_R.tolist(), strict=True))
+    assert pairs == back
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_router_computes_in_fp32_under_autocast(name):
+    router, x = make(name), tokens()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        routing = router(x)
+    assert routing.weight_R.dtype == torch.float32
+    torch.testing.assert_close(routing.weight_R, router(x).weight_R, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_of_a_router_gets_a_finite_gradient(name):
+    router = make(name, drn=True)
+    routing = router(tokens())
+    loss = (routing.weight_R * torch.arange(len(routing.weight_R))).sum() + sum(routing.aux.values())
+    loss.backward()
+    for key, parameter in router.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+        assert parameter.grad.abs().max() > 0, key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_loss_term_has_a_coefficient_and_none_appears_in_evaluation(name):
+    router = make(name)
+    assert set(router(tokens()).aux) <= set(router.loss_weights())
+    assert router.eval()(tokens()).aux == {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluation_neither_counts_nor_changes_any_state(name):
+    router = make(name).eval()
+    before = {key: value.clone() for key, value in router.state_dict().items()}
+    router(tokens())
+    assert router.counters.sums is None
+    assert all(torch.equal(value, before[key]) for key, value in router.state_dict().items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore:std_mean.*degrees of freedom")  # of no rows
+def test_zero_tokens_route_to_zero_pairs(name):
+    routing = make(name)(tokens(count=0))
+    assert len(routing.token_R) == 0 and routing.counts_E.tolist() == [0] * EXPERTS
+
+
+def test_topk_uses_exactly_k_best_experts():
+    router = make("topk", target=3)
+    routing, prob = router(tokens()), router.probabilities(tokens())[1]
+    assert torch.equal(routing.token_R.bincount(), torch.full((TOKENS,), 3))
+    chosen = prob[routing.token_R, routing.expert_R].sum()
+    torch.testing.assert_close(chosen, prob.topk(3).values.sum())
+
+
+def test_drn_makes_the_probabilities_blind_to_the_scale_of_the_logits():
+    router = make("dtopp")
+    prob = router.probabilities(tokens())[1]
+    with torch.no_grad():
+        router.weight.mul_(7)
+    torch.testing.assert_close(router.probabilities(tokens())[1], prob, rtol=1e-4, atol=1e-6)  # ε against a std of 7
+
+
+def test_drn_is_the_standardised_softmax_of_the_paper():
+    router, x = make("dtopp").double(), tokens()
+    with torch.no_grad():
+        router.theta.fill_(1.7)
+    z = x @ router.weight.float().T
+    expected = (1.7 * (z - z.mean(-1, keepdim=True)) / (z.std(-1, keepdim=True, correction=0) + 1e-6)).softmax(-1)
+    torch.testing.assert_close(router.probabilities(x)[1], expected)
+
+
+def test_a_larger_theta_activates_fewer_experts():
+    router, counts = make("topp", drn=True, p=0.6), []
+    for theta in (0.5, 1.0, 2.0, 4.0):
+        with torch.no_grad():
+            router.theta.fill_(theta)
+        counts.append(len(router(tokens()).token_R))
+    assert counts == sorted(counts, reverse=True) and counts[0] > counts[-1]
+
+
+def test_top_p_respects_minimum_and_maximum_experts():
+    routing = make("topp", p=0.5, min_experts=2, max_experts=3)(tokens())
+    count = routing.token_R.bincount()
+    assert count.min() == 2 and count.max() == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "target", "message"),
+    [
+        (TopKConfig(), 2.5, "whole number"),
+        (TopPConfig(max_experts=3), 4, "outside what the router allows"),
+        (DTopPConfig(min_experts=9), 4, "min_experts=9 exceeds experts=8"),
+    ],
+)
+def test_impossible_options_name_the_field(config, target, message):
+    with pytest.raises(ConfigError, match=message):
+        ROUTERS.build(config, WIDTH, EXPERTS, target)
+
+
+def test_fixed_top_p_does_not_move_and_dtopp_does():
+    fixed, steered = make("topp", p=0.9), make("dtopp", controller=replace(DTopPConfig().controller, p0=0.9))
+    for router in (fixed, steered):
+        router(tokens())
+        router.after_step(router.counters, router.counters)
+    assert fixed.threshold() == 0.9
+    assert steered.threshold() < 0.9  # 0.9 activates more than 2 of 8

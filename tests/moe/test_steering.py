@@ -1,0 +1,170 @@
+"""Counting, controlling and calibrating a whole model's routers."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from dit_moe.moe import MoEConfig, MoELayer, calibrate, end_step, measure_active, routers_of
+from dit_moe.moe.counters import Counters
+from dit_moe.moe.routers.dtopp import DTopPConfig
+from dit_moe.moe.routers.topk import TopKConfig
+
+WIDTH = 16
+
+
+def stack(router=None, layers: int = 3, experts: int = 8, target: float = 2.0) -> nn.Sequential:
+    torch.manual_seed(0)
+    config = MoEConfig(experts=experts, target=target, router=router or DTopPConfig())
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = MoELayer(config, WIDTH, 32)
+
+        def forward(self, x):
+            return x + self.layer(x)[0]
+
+    return nn.Sequential(*[Residual() for _ in range(layers)])
+
+
+def batch(seed: int = 0, tokens: int = 256) -> torch.Tensor:
+    return torch.randn(4, tokens // 4, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def thresholds(model) -> list[float]:
+    return [router.controller.p.item() for router in routers_of(model)]
+
+
+def test_report_has_the_measured_numbers_of_each_layer():
+    model = stack()
+    masks = []
+    for router in routers_of(model):
+        router.register_forward_hook(lambda _, __, routing: masks.append(routing))
+    model(batch())
+    report = end_step(model)
+    for i, routing in enumerate(masks):
+        per_token = routing.token_R.bincount(minlength=256).double()
+        assert report["layers"]["active"][i] == pytest.approx(per_token.mean().item())
+        assert report["layers"]["active_std"][i] == pytest.approx(per_token.std(correction=0).item())
+    assert report["active"] == pytest.approx(sum(report["layers"]["active"]) / 3)
+    assert report["layers"]["theta"] == [1.0] * 3
+
+
+def test_a_dense_model_and_one_without_threshold_report_what_they_have():
+    assert end_step(nn.Linear(2, 2)) == {}
+    model = stack(TopKConfig())
+    model(batch())
+    report = end_step(model)
+    assert report["active"] == 2.0 and report["p"] is None and "p" not in report["layers"]
+
+
+def test_micro_batches_and_ranks_add_up_to_the_whole_batch():
+    whole, parts = stack(), stack()
+    x = batch()
+    whole(x)
+    for part in x.split(1):
+        parts(part)
+    one, many = end_step(whole), end_step(parts)
+    assert one["active"] == many["active"] and thresholds(whole) == thresholds(parts)
+    for name, values in one["layers"].items():
+        assert many["layers"][name] == pytest.approx(values, rel=1e-6)  # fp32 GEMMs of another shape
+
+
+def test_a_forward_pass_that_runs_twice_changes_nothing():
+    once, twice = stack(), stack()
+    once(batch())
+    twice(batch())
+    twice(batch())
+    assert end_step(once) == end_step(twice)
+
+
+def test_reduce_makes_every_rank_move_by_the_same_error():
+    ranks = [stack(), stack()]
+    for seed, model in enumerate(ranks):
+        model(batch(seed))
+    sums = sum(torch.stack([router.counters.sums for router in routers_of(model)]) for model in ranks)
+    for model in ranks:
+        end_step(model, reduce=lambda _: sums)
+    assert thresholds(ranks[0]) == thresholds(ranks[1])
+    assert torch.equal(routers_of(ranks[0])[1].load_E, routers_of(ranks[1])[1].load_E)
+
+
+def test_global_controllers_hold_one_threshold_and_layerwise_ones_differ():
+    together, apart = stack(DTopPConfig()), stack(DTopPConfig(layerwise=True))
+    for model in (together, apart):
+        for step in range(5):
+            model(batch(step))
+            end_step(model)
+    assert len(set(thresholds(together))) == 1
+    assert len(set(thresholds(apart))) == 3
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+def test_steering_reaches_the_target_on_a_real_stack(layerwise):
+    model = stack(DTopPConfig(layerwise=layerwise), target=2.5)
+    for step in range(40):
+        model(batch(step))
+        report = end_step(model)
+    wanted = report["layers"]["active"] if layerwise else [report["active"]]
+    assert wanted == pytest.approx([2.5] * len(wanted), rel=0.05)  # one batch of 256 tokens
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+@pytest.mark.parametrize("target", [None, 1.5, 4.0])
+def test_calibrate_solves_the_threshold_on_the_batch(layerwise, target):
+    model, x = stack(DTopPConfig(layerwise=layerwise)), batch()
+    calibrate(model, lambda: model(x), target)
+    model(x)
+    report = end_step(model)
+    wanted = target or 2.0
+    measured = report["layers"]["active"] if layerwise else [report["active"]]
+    assert measured == pytest.approx([wanted] * len(measured), rel=0.01)  # counts are whole: 256 tokens · 3 layers
+
+
+def test_calibrate_counts_nothing_and_keeps_the_training_mode():
+    model = stack()
+    calibrate(model, lambda: model(batch()))
+    assert all(router.counters.sums is None and router.training for router in routers_of(model))
+
+
+def test_calibrate_leaves_a_model_without_threshold_alone():
+    model = stack(TopKConfig())
+    before = copy.deepcopy(model.state_dict())
+    assert calibrate(model, lambda: model(batch())) is None
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_balance_loss_uses_the_load_of_the_step_before():
+    model = stack(layers=1)
+    router = routers_of(model)[0]
+    model(batch())
+    counted = router.counters.load_E.clone()
+    end_step(model)
+    torch.testing.assert_close(router.load_E, counted.float())
+    prob = router.probabilities(batch(1).flatten(0, 1))[1]
+    balance = router(batch(1).flatten(0, 1)).aux["balance"]
+    torch.testing.assert_close(balance, 8 * (counted.float() * prob.mean(0)).sum())
+
+
+def test_balance_is_one_for_an_even_load_and_experts_for_a_collapsed_one():
+    even, collapsed = torch.eye(4), torch.zeros(8, 4)
+    collapsed[:, 2] = 1
+    for prob, expected in ((even, 1.0), (collapsed, 4.0)):
+        counters = Counters(4)
+        counters.add(prob.bool(), prob)
+        assert counters.balance.item() == pytest.approx(expected)
+
+
+def test_measured_active_experts_are_pairs_per_token_in_any_mode():
+    model = stack().eval()
+    seen = []
+    for router in routers_of(model):
+        router.register_forward_hook(lambda _, args, routing: seen.append((len(routing.token_R), len(args[0]))))
+    with measure_active(model) as active:
+        assert active() is None
+        model(batch())
+        model(batch(1, tokens=64))
+    assert active() == pytest.approx(sum(pairs for pairs, _ in seen) / sum(tokens for _, tokens in seen))
+    assert all(router.counters.sums is None for router in routers_of(model))

@@ -1,0 +1,183 @@
+"""The Diffusion Transformer (Peebles & Xie 2023) with dense or Mixture-of-Experts feed-forwards.
+
+The dense model keeps the original's state-dict keys and numerics, so its public weights load as they are.
+"""
+
+# B batch, C channels, H height = width, P patch size, S tokens, D width
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from functools import partial
+from typing import Literal, overload
+
+import torch
+from timm.layers import Mlp, PatchEmbed
+from timm.models.vision_transformer import Attention
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dit_moe.models.base import MODELS
+from dit_moe.models.dit_config import FREQUENCIES, DiTConfig
+from dit_moe.moe import MoELayer, routers_of
+
+Aux = dict[str, Tensor]
+
+
+class TimestepEmbedder(nn.Module):
+    """Timestep [B] → conditioning [B, D]: sinusoids of 128 frequencies as [cos | sin], then an MLP."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t_B: Tensor) -> Tensor:
+        return self.mlp(self.sinusoids(t_B))
+
+    @staticmethod
+    def sinusoids(t_B: Tensor) -> Tensor:
+        half = FREQUENCIES // 2
+        frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=t_B.device, dtype=torch.float32) / half)
+        angles = t_B.float()[:, None] * frequencies
+        return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class LabelEmbedder(nn.Module):
+    """Class labels [B] → conditioning [B, D]; index `num_classes` is the null class of guidance."""
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, y_B: Tensor) -> Tensor:
+        return self.embedding_table(y_B)
+
+
+def modulate(x_BSD: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
+    return x_BSD * (1 + scale_BD[:, None]) + shift_BD[:, None]
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each under adaptive layer norm with a zero-initialised gate (adaLN-Zero)."""
+
+    def __init__(self, config: DiTConfig, index: int) -> None:
+        super().__init__()
+        width, hidden = config.need("width"), config.need("mlp_hidden")
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(width, config.need("heads"), qkv_bias=True, qk_norm=config.qk_norm, norm_layer=nn.RMSNorm)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        moe = config.moe if config.has_experts(index) else None
+        self.moe = MoELayer(moe, width, hidden) if moe else None
+        self.mlp = None if moe else Mlp(width, hidden, act_layer=partial(nn.GELU, approximate="tanh"))  # type: ignore[arg-type]
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(self, x_BSD: Tensor, c_BD: Tensor) -> tuple[Tensor, Aux]:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c_BD).chunk(6, dim=1)
+        x_BSD = x_BSD + gate1[:, None] * self.attn(modulate(self.norm1(x_BSD), shift1, scale1))
+        h_BSD = modulate(self.norm2(x_BSD), shift2, scale2)
+        aux: Aux = {}
+        if self.moe is not None:
+            h_BSD, aux = self.moe(h_BSD)
+        elif self.mlp is not None:
+            h_BSD = self.mlp(h_BSD)
+        return x_BSD + gate2[:, None] * h_BSD, aux
+
+
+class FinalLayer(nn.Module):
+    """Adaptive layer norm and the projection to pixels of a patch."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, outputs)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x_BSD: Tensor, c_BD: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(c_BD).chunk(2, dim=1)
+        return self.linear(modulate(self.norm_final(x_BSD), shift, scale))
+
+
+@MODELS.register("DiT", DiTConfig)
+class DiT(nn.Module):
+    """Noisy latents, times and labels → the objective's prediction.
+
+    Args:
+        config: with every field settled; ValueError names the first that is not.
+    """
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, size, patch = config.need("width"), config.need("input_size"), config.need("patch_size")
+        self.x_embedder = PatchEmbed(size, patch, config.need("in_channels"), width, bias=True)
+        self.t_embedder = TimestepEmbedder(width)
+        self.y_embedder = LabelEmbedder(config.need("num_classes"), width)
+        # A parameter without gradient, as in the original, and no buffer: EMA and checkpoints treat it as a weight.
+        self.pos_embed = nn.Parameter(sincos_position_embedding(width, size // patch)[None], requires_grad=False)
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.need("depth")))
+        self.final_layer = FinalLayer(width, patch**2 * config.out_channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """DiT's initialisation; routers and experts bring their own."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
+        nn.init.zeros_(self.x_embedder.proj.bias)  # type: ignore[arg-type]
+        tables = (self.y_embedder.embedding_table, self.t_embedder.mlp[0], self.t_embedder.mlp[2])
+        for table in tables:
+            nn.init.normal_(table.weight, std=0.02)  # type: ignore[arg-type]
+        for module in [*self.blocks, self.final_layer]:
+            nn.init.zeros_(module.adaLN_modulation[-1].weight)
+        nn.init.zeros_(self.final_layer.linear.weight)
+
+    @property
+    def aux_weights(self) -> dict[str, float]:
+        """The coefficient of each auxiliary loss term that `forward` can return."""
+        routers = routers_of(self)
+        return routers[0].loss_weights() if routers else {}
+
+    @overload
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, return_aux: Literal[False] = False) -> Tensor: ...
+    @overload
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, return_aux: Literal[True]) -> tuple[Tensor, Aux]: ...
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, return_aux: bool = False) -> Tensor | tuple[Tensor, Aux]:
+        """Predict [B, C or 2C, H, H] from latents x [B, C, H, H], times t [B] as the network sees them, labels y [B].
+
+        With `return_aux`, also the routers' loss terms by name: scalars, unweighted, means over the MoE layers; none in
+        evaluation.
+        """
+        x_BSD = self.x_embedder(x) + self.pos_embed
+        c_BD = self.t_embedder(t) + self.y_embedder(y)
+        terms: dict[str, list[Tensor]] = defaultdict(list)
+        for block in self.blocks:
+            if self.config.recompute and self.training:
+                x_BSD, aux = checkpoint(block, x_BSD, c_BD, use_reentrant=False)
+            else:
+                x_BSD, aux = block(x_BSD, c_BD)
+            for name, term in aux.items():
+                terms[name].append(term)
+        out = self.unpatchify(self.final_layer(x_BSD, c_BD))
+        return (out, {name: torch.stack(values).mean() for name, values in terms.items()}) if return_aux else out
+
+    def unpatchify(self, x_BSF: Tensor) -> Tensor:
+        """Pixels of patches [B, S, P·P·C] → image [B, C, H, H]."""
+        patch, side = self.config.need("patch_size"), math.isqrt(x_BSF.shape[1])
+        grid = x_BSF.unflatten(2, (patch, patch, self.config.out_channels)).unflatten(1, (side, side))
+        return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+def sincos_position_embedding(width: int, side: int) -> Tensor:
+    """Fixed 2-D position embedding [side·side, width]; the first half encodes the column, each half is [sin | cos].
+
+    Computed in float64, as the original is.
+    """
+    frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
+    axis_SD = torch.cat([angles.sin(), angles.cos()], dim=-1)
+    columns, rows = axis_SD.repeat(side, 1), axis_SD.repeat_interleave(side, dim=0)
+    return torch.cat([columns, rows], dim=-1).float()

@@ -1,0 +1,46 @@
+"""Mean and covariance of features in float64, the same for any batching, any order and any split over processes."""
+
+# N samples, D feature width
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMoments:
+    """Count, mean and M2 = Σ (x − mean)(x − mean)ᵀ of a set of features."""
+
+    n: int
+    mean_D: Tensor
+    m2_DD: Tensor
+
+    @classmethod
+    def of(cls, features_ND: Tensor) -> FeatureMoments:
+        """Moments of one batch [N, D], N = 0 included. ValueError for another shape, NaN or infinity."""
+        if features_ND.ndim != 2:
+            raise ValueError(f"features have shape {tuple(features_ND.shape)}; wanted [N, D]")
+        if not features_ND.isfinite().all():
+            row = int((~features_ND.isfinite()).any(1).nonzero()[0])
+            raise ValueError(f"features of sample {row} are NaN or infinite; check the images and the extractor")
+        features_ND = features_ND.double()
+        mean_D = features_ND.sum(0) / max(len(features_ND), 1)
+        centred_ND = features_ND - mean_D
+        return cls(len(features_ND), mean_D, centred_ND.T @ centred_ND)
+
+    def merge(self, other: FeatureMoments) -> FeatureMoments:
+        """Moments of both sets together (Chan, Golub, LeVeque 1979)."""
+        n = self.n + other.n
+        share = other.n / max(n, 1)
+        delta_D = other.mean_D - self.mean_D
+        m2_DD = self.m2_DD + other.m2_DD + torch.outer(delta_D, delta_D) * (self.n * share)
+        return FeatureMoments(n, self.mean_D + delta_D * share, m2_DD)
+
+    def covariance(self) -> Tensor:
+        """Covariance [D, D] with the divisor N − 1. ValueError if N < 2."""
+        if self.n < 2:
+            raise ValueError(f"{self.n} samples have no covariance; give at least 2 images")
+        return self.m2_DD / (self.n - 1)

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+from dit_moe.metrics import FeatureMoments, expected_floor, frechet_distance
+
+
+def distance(x_ND, y_ND):
+    a, b = FeatureMoments.of(x_ND), FeatureMoments.of(y_ND)
+    return frechet_distance(a.mean_D, a.covariance(), b.mean_D, b.covariance())
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def rotation(dim, seed=0):
+    return torch.linalg.qr(normal(dim, dim, seed=seed)).Q
+
+
+@pytest.mark.parametrize("n", [2, 10, 63, 64, 1000])  # fewer samples than features, as many, more
+def test_the_distance_of_a_set_to_itself_is_zero(n):
+    x_ND = normal(n, 64) * torch.logspace(-3, 3, 64) + 5
+    assert 0 <= distance(x_ND, x_ND) < 1e-9 * FeatureMoments.of(x_ND).covariance().trace()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), dim=st.integers(1, 12))
+def test_gaussians_with_common_axes_give_the_closed_form_whatever_the_axes(seed, dim):
+    random = np.random.default_rng(seed)
+    mean_1, mean_2, std_1, std_2 = map(torch.from_numpy, random.uniform(0.1, 5, (4, dim)))
+    expected = ((mean_1 - mean_2) ** 2 + (std_1 - std_2) ** 2).sum().item()
+    for axes in (torch.eye(dim, dtype=torch.float64), rotation(dim, seed)):
+        covariances = [axes @ torch.diag(std**2) @ axes.T for std in (std_1, std_2)]
+        found = frechet_distance(axes @ mean_1, covariances[0], axes @ mean_2, covariances[1])
+        assert found == pytest.approx(expected, rel=1e-10, abs=1e-10)
+
+
+def test_plane_gaussians_with_different_axes_give_the_closed_form():
+    # For 2×2 matrices tr M^½ = √(tr M + 2 √det M), and tr (Σ₁Σ₂)^½ depends on tr Σ₁Σ₂ and det Σ₁Σ₂ alone.
+    turn = rotation(2, seed=3)
+    cov_1, cov_2 = (torch.diag(torch.tensor(variances).double()) for variances in ([4.0, 0.5], [3.0, 1.0]))
+    cov_2 = turn @ cov_2 @ turn.T
+    cross = (torch.trace(cov_1 @ cov_2) + 2 * (cov_1.det() * cov_2.det()).sqrt()).sqrt()
+    expected = (1 + cov_1.trace() + cov_2.trace() - 2 * cross).item()
+    mean_1, mean_2 = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0])
+    assert frechet_distance(mean_1, cov_1, mean_2, cov_2) == pytest.approx(expected, rel=1e-10)
+
+
+def test_it_equals_torch_fidelitys_on_double_features():
+    x_ND, y_ND = normal(300, 32, seed=1) @ normal(32, 32, seed=2), normal(200, 32, seed=3) + 0.3
+    statistics = map(fid_features_to_statistics, (x_ND, y_ND))
+    oracle = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    assert distance(x_ND, y_ND) == pytest.approx(oracle, rel=1e-9)
+
+
+def test_with_fewer_samples_than_features_it_equals_the_formula_on_the_samples_themselves():
+    # Centred samples are factors of their covariance as they stand, so no eigenvalue near zero is ever rooted.
+    x_ND, y_ND = normal(20, 128, seed=1), 2 * normal(30, 128, seed=2) + 0.1
+    x, y = ((each - each.mean(0)) / (len(each) - 1) ** 0.5 for each in (x_ND, y_ND))
+    cross = torch.linalg.svdvals(x @ y.T).sum()
+    mean = (x_ND.mean(0) - y_ND.mean(0)).square().sum()
+    expected = (mean + x.square().sum() + y.square().sum() - 2 * cross).item()
+    # rooted eigenvalues that should be 0 and are 1e-16; worst of 200 seeds 3.2e-9
+    assert distance(x_ND, y_ND) == pytest.approx(expected, rel=3e-8)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31))
+def test_it_is_symmetric_and_does_not_see_shifts_and_rotations_of_the_space(seed):
+    x_ND, y_ND = normal(50, 6, seed=seed) + 1, 3 * normal(40, 6, seed=seed + 1)
+    turn, expected = rotation(6, seed), distance(x_ND, y_ND)
+    assert distance(y_ND, x_ND) == pytest.approx(expected, rel=1e-11)
+    assert distance(x_ND @ turn + 7, y_ND @ turn + 7) == pytest.approx(expected, rel=1e-11)
+
+
+def test_a_matrix_that_is_no_covariance_is_refused_and_rounding_is_not():
+    good, mean = torch.eye(3), torch.zeros(3)
+    assert frechet_distance(mean, torch.diag(torch.tensor([1.0, 1.0, -1e-10])), mean, good) == pytest.approx(1)
+    with pytest.raises(ValueError, match="not positive semi-definite"):
+        frechet_distance(mean, torch.diag(torch.tensor([1.0, 1.0, -1e-6])), mean, good)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        frechet_distance(mean, torch.diag(torch.tensor([1.0, torch.nan, 1.0])), mean, good)
+
+
+def test_moments_of_different_widths_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(4,\) beside a mean of 3 features"):
+        frechet_distance(torch.zeros(3), torch.eye(3), torch.zeros(4), torch.eye(4))
+
+
+@pytest.mark.parametrize("n_1, n_2", [(150, 300), (400, 400)])
+def test_the_floor_estimate_is_the_mean_distance_of_two_samples_of_one_gaussian(n_1, n_2):
+    std_D = torch.logspace(-1, 1, 16, dtype=torch.float64)
+    draws = normal(60, n_1 + n_2, 16, seed=5) * std_D
+    mean = np.mean([distance(draw[:n_1], draw[n_1:]) for draw in draws])
+    # standard error of 60 repetitions 5 %; of 8 seeds one was 12 % above and the others within 5 %
+    assert expected_floor(torch.diag(std_D**2), n_1, n_2) == pytest.approx(mean, rel=0.15)
+
+
+def test_the_floor_estimate_of_a_constant_feature_is_zero():
+    assert expected_floor(torch.zeros(2, 2), 10, 10) == 0

@@ -1,0 +1,96 @@
+"""The objective `flow`: predict the velocity of a path between data and noise at a random time (flow matching)."""
+
+# B batch, C channels, H height, W width
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from dit_moe.config import ConfigError, require
+from dit_moe.diffusion.base import OBJECTIVES, Network, Objective, ObjectiveConfig, batch_mean, image_mean
+from dit_moe.diffusion.paths import PATHS, Level
+from dit_moe.diffusion.times import Shift, logit_normal, quantiles, shift_factor, shift_time, uniform
+from dit_moe.randomness import BatchRandom
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig(ObjectiveConfig):
+    """Flow matching (Lipman et al. 2023; SiT). Time 1 is noise, see `paths`."""
+
+    path: Literal["linear", "gvp"] = "linear"
+    time: Literal["uniform", "logit_normal"] = "uniform"
+    time_mean: float = 0.0
+    time_std: float = 1.0
+    """Of the logit of t, for time=logit_normal."""
+    stratified: bool = False
+    """Spread the times of the global batch evenly over their distribution."""
+    time_shift: Shift = 1.0
+    """Factor s of t' = s t / (1 + (s-1) t), or "resolution": s = √(C·H·W / base_dims)."""
+    base_dims: int = 4096
+    """Latent size at which time_shift=resolution shifts nothing; 4096 is 4 channels of 32 by 32."""
+    time_scale: float = 1000.0
+    """What t is multiplied by for the network, whose embedding resolves steps of about 1."""
+    cosine_weight: float = 0.0
+    """Weight of 1 - cos(predicted, true velocity) over the channels of each position (Yao et al. 2024, FasterDiT)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.time_std > 0, self, "time_std", "must be positive")
+        require(isinstance(self.time_shift, str) or self.time_shift > 0, self, "time_shift", "must be positive")
+        require(self.base_dims > 0, self, "base_dims", "must be positive")
+        require(self.time_scale > 0, self, "time_scale", "must be positive")
+        require(self.cosine_weight >= 0, self, "cosine_weight", "must not be negative")
+
+
+@OBJECTIVES.register("flow", FlowConfig)
+class Flow(Objective):
+    """The flow-matching objective; the network is told t·time_scale, fp32. Of 2C output channels the first C count."""
+
+    name: ClassVar[str] = "flow"
+    learns_sigma = False
+
+    def __init__(self, config: FlowConfig, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.config: FlowConfig = config
+        self.path = PATHS[config.path]
+
+    def __call__(self, model: Network, batch: Mapping[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
+        """See `Objective`. Scalars: "loss", "mse" and, if it has weight, "cosine"."""
+        x0 = batch["latents"].float()
+        t_B = self.draw_times(random, x0.shape[1:]).to(x0.device)
+        eps = random.normal(*x0.shape[1:]).to(x0.device)
+        labels_B = self.drop_labels(batch["labels"], random)
+        level = self.level(t_B, x0)
+        output = model(level.noisy(x0, eps), t_B * self.config.time_scale, labels_B)
+        return batch_mean(self.losses(output, level.velocity(x0, eps)))
+
+    def draw_times(self, random: BatchRandom, latent_shape: tuple[int, ...]) -> Tensor:
+        """Times of one batch, [B] in [0, 1]."""
+        config, u_B = self.config, quantiles(random, self.config.stratified)
+        t_B = uniform(u_B) if config.time == "uniform" else logit_normal(u_B, config.time_mean, config.time_std)
+        return shift_time(t_B, self.shift(latent_shape))
+
+    def shift(self, latent_shape: tuple[int, ...]) -> float:
+        """The factor of the time shift for latents [C,H,W]."""
+        return shift_factor(self.config.time_shift, latent_shape, self.config.base_dims)
+
+    def level(self, t_B: Tensor, like_BCHW: Tensor) -> Level:
+        """The path at the times `t_B`, ready to be applied to images like `like_BCHW`."""
+        return self.path(t_B).like_images(like_BCHW)
+
+    def losses(self, output: Tensor, velocity: Tensor) -> dict[str, Tensor]:
+        """Per-image terms [B]: "loss", "mse" and, if it has weight, "cosine"."""
+        predicted = output[:, : velocity.shape[1]].float()
+        mse_B = image_mean((predicted - velocity) ** 2)
+        if self.config.cosine_weight == 0:
+            return {"loss": mse_B, "mse": mse_B}
+        if velocity.shape[1] == 1:
+            wanted = "is useless on latents of one channel, where a direction is only a sign; set it to 0"
+            raise ConfigError("cosine_weight", f"={self.config.cosine_weight} {wanted}")
+        cosine_B = image_mean(1 - cosine_similarity(predicted, velocity, dim=1))
+        return {"loss": mse_B + self.config.cosine_weight * cosine_B, "mse": mse_B, "cosine": cosine_B}

@@ -1,0 +1,95 @@
+"""What every sampler does around its own steps: checks, the guided network, progress, the final sanity check."""
+
+# B batch, C channels, H height, W width
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dit_moe.config import ConfigError, require
+from dit_moe.diffusion.base import SAMPLERS, Network, Objective
+from dit_moe.diffusion.guidance import GuidanceConfig, GuidedNetwork
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """Options of every sampler."""
+
+    objective: ClassVar[str]
+    """The objective whose networks it can sample from."""
+    steps: int = 250
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, self, "steps", "must be at least 1")
+
+
+def check_fit(config: SamplerConfig, objective: str) -> None:
+    """ConfigError unless the sampler that `config` describes can sample what `objective` trains."""
+    if config.objective != objective:
+        fitting = [name for name in SAMPLERS.names() if SAMPLERS.config_class(name).objective == objective]  # type: ignore[attr-defined]
+        needs = f"samples networks trained with {config.objective}, this one was trained with {objective}"
+        raise ConfigError("name", f"={SAMPLERS.name_of(config)} {needs}; choose one of {', '.join(fitting)}")
+
+
+class Sampler(ABC):
+    """Turns noise into latents in `config.steps` steps: build with a config and the objective that was trained."""
+
+    objective: ClassVar[str]
+
+    def __init__(self, config: SamplerConfig, trained: Objective) -> None:
+        check_fit(config, trained.name)
+        self.steps, self.null_label = config.steps, trained.null_label
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: Network,
+        noise_BCHW: Tensor,
+        labels_B: Tensor,
+        generators: Sequence[torch.Generator],
+        guidance: GuidanceConfig = GuidanceConfig(),  # noqa: B008 (frozen)
+        on_step: Callable[[int, int], Any] | None = None,
+    ) -> Tensor:
+        """Latents [B,C,H,W], at least fp32, from standard normal noise.
+
+        Image i depends only on row i of noise and labels and on generators[i], a CPU generator from which every image
+        takes the same number of draws. `on_step(done, steps)` is called after each step. Raises ValueError if the
+        batch sizes differ, or if any latent ends up infinite or NaN.
+        """
+        if not len(noise_BCHW) == len(labels_B) == len(generators):
+            sizes = f"{len(noise_BCHW)} noises, {len(labels_B)} labels and {len(generators)} generators"
+            raise ValueError(f"{sizes}: give one of each per image")
+        x = noise_BCHW.to(torch.promote_types(noise_BCHW.dtype, torch.float32))
+        network = GuidedNetwork(model, labels_B, self.null_label, guidance)
+        for done, state in enumerate(self._states(network, x, list(generators)), start=1):
+            x = state
+            if on_step is not None:
+                on_step(done, self.steps)
+        broken = (~x.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+        if broken:
+            raise ValueError(
+                f"latents of image {broken[0]} (and {len(broken) - 1} more of {len(x)}) are not finite after sampling; "
+                "the network overflowed: check its weights, its precision and the guidance scale"
+            )
+        return x
+
+    def evaluations(self, guidance: GuidanceConfig, latent_shape: Sequence[int] | None = None) -> int:
+        """Network evaluations per image (NFE); a guided one counts as 2.
+
+        `latent_shape` (C,H,W) is needed only where the time shift depends on it; ValueError if it is then missing.
+        """
+        return sum(2 if guidance.active(time) else 1 for time in self._evaluation_times(latent_shape))
+
+    @abstractmethod
+    def _states(self, network: GuidedNetwork, x: Tensor, generators: list[torch.Generator]) -> Iterator[Tensor]:
+        """The state after each step, the last one being the result."""
+
+    @abstractmethod
+    def _evaluation_times(self, latent_shape: Sequence[int] | None) -> list[float]:
+        """The times in [0, 1] at which the network is evaluated, in order."""

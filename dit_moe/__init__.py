@@ -1,0 +1,1 @@
+"""Diffusion Transformers with DTop-p Mixture-of-Experts: training, sampling and evaluation."""

@@ -1,0 +1,256 @@
+"""Checkpoints: folders that are either whole or refused, written so that a crash at any moment loses nothing.
+
+    runs/NAME/checkpoints/step_00000500/
+        model.safetensors      parameters and persistent buffers, the controllers' state among them
+        ema.safetensors        the same of the averaged weights
+        optimizer.safetensors  "<parameter name>.<slot>", for instance "blocks.0.attn.qkv.weight.exp_avg"
+        config.yaml            the resolved config of the run
+        state.json             step, position in the data, …; size and sha256 of each file above
+
+A folder is written under a temporary name, synced to disk and renamed, and older ones go only after that.
+Reading never runs code, never repairs, and never falls back to an older checkpoint on its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dit_moe.config import Tree
+from dit_moe.config import load as load_config
+
+FORMAT = 1
+STATE, CONFIG = "state.json", "config.yaml"
+_FOLDER = re.compile(r"step_(\d{8,})")
+TEMPORARY = ".incomplete_"  # how the names of unfinished folders begin
+
+Weights = dict[str, Tensor]
+Part = Literal["model", "ema", "optimizer"]
+
+
+# ---------------------------------------------------------------------------------------------------------- finding
+
+
+def checkpoints(run: str | Path) -> list[Path]:
+    """The complete checkpoint folders of a run folder, oldest first."""
+    folders = [path for path in Path(run, "checkpoints").glob("step_*") if _FOLDER.fullmatch(path.name)]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def latest(run: str | Path) -> Path | None:
+    """The newest checkpoint folder of a run folder, if it has one."""
+    return next(reversed(checkpoints(run)), None)
+
+
+def resolve(path: str | Path) -> Path:
+    """The checkpoint folder that `path` means: itself, or the newest one of the run folder that it is.
+
+    Raises ValueError if there is no such folder, or no checkpoint in it.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ValueError(f"{path} does not exist; name a run folder (runs/NAME) or one of its checkpoint folders")
+    if _FOLDER.fullmatch(path.name) or (path / STATE).exists():
+        return path
+    newest = latest(path)
+    if newest is None:
+        raise ValueError(f"{path} holds no checkpoint; train a run into it first, or name another folder")
+    return newest
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder whose files are all there at their right sizes. `open_checkpoint` makes one."""
+
+    folder: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+    def weights(self, part: Part) -> Weights:
+        """The tensors of one file by name, memory-mapped on the CPU, after its checksum was verified."""
+        path = self._verified(f"{part}.safetensors")
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise _broken(self.folder, path.name, f"is not readable ({error})") from None
+
+    def config(self) -> Tree:
+        """The resolved config of the run, as a plain nested dict."""
+        return load_config(self._verified(CONFIG))
+
+    def _verified(self, name: str) -> Path:
+        if _digest(self.folder / name) != self.state["files"][name]["sha256"]:
+            raise _broken(self.folder, name, "was changed after it was written: its sha256 is not the recorded one")
+        return self.folder / name
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a checkpoint folder, or the newest one of a run folder.
+
+    Raises ValueError naming the first file that is missing, truncated or unreadable, and what to do about it.
+    """
+    folder = resolve(path)
+    broken = partial(_broken, folder)
+    if not (folder / STATE).is_file():
+        raise broken(STATE, "is missing")
+    try:
+        state = json.loads((folder / STATE).read_text())
+        written_as, _ = int(state["format"]), int(state["step"])
+        files = {name: int(entry["bytes"]) for name, entry in state["files"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise broken(STATE, "is truncated or damaged") from None
+    if written_as != FORMAT:
+        raise ValueError(
+            f"{folder / STATE} has format {written_as}, this version reads {FORMAT}; use a dit_moe to match"
+        )
+    for name, size in files.items():
+        if not (folder / name).is_file():
+            raise broken(name, "is missing")
+        actual = (folder / name).stat().st_size
+        if actual != size:
+            raise broken(name, f"has {actual} bytes where {STATE} says {size}")
+    return Checkpoint(folder, state)
+
+
+def load_weights(path: str | Path, part: Part = "ema") -> Weights:
+    """The weights in a run folder's newest checkpoint, or in a checkpoint folder, on the CPU."""
+    return open_checkpoint(path).weights(part)
+
+
+def read_config(path: str | Path) -> Tree:
+    """The resolved config that a run folder's newest checkpoint, or a checkpoint folder, was made with."""
+    return open_checkpoint(path).config()
+
+
+def _broken(folder: Path, name: str, problem: str) -> ValueError:
+    siblings = checkpoints(folder.absolute().parent.parent)
+    older = siblings[: siblings.index(folder.absolute())] if folder.absolute() in siblings else []
+    remedy = f"go on from {older[-1].name}" if older else "start anew"
+    return ValueError(f"{folder / name} {problem}; restore the folder from a copy, or delete it to {remedy}")
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def save(
+    run: str | Path,
+    *,
+    parts: Mapping[Part, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    config_yaml: str,
+    keep: int,
+) -> Path:
+    """Write a checkpoint of a run, then delete all but the newest `keep`.
+
+    Args:
+        run: the run folder.
+        parts: the tensors of each file; they may be on any device.
+        state: JSON-ready facts; ``state["step"]``, the number of steps done, names the folder.
+        config_yaml: the resolved config.
+        keep: how many checkpoints of the run to keep, this one included.
+
+    Returns its folder. Raises OSError if the disk refuses, leaving the earlier checkpoints as they were.
+    """
+    parent = Path(run, "checkpoints")
+    folder = parent / f"step_{state['step']:08d}"
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already")
+    clear(run)
+    temporary = parent / f"{TEMPORARY}{folder.name}"
+    temporary.mkdir(parents=True)
+    for part, tensors in parts.items():
+        on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        try:
+            save_file(on_cpu, temporary / f"{part}.safetensors")
+        except SafetensorError as error:  # how a full disk shows
+            raise OSError(f"{temporary / part}.safetensors: {error}") from None
+    (temporary / CONFIG).write_text(config_yaml)
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in sorted(temporary.iterdir())}
+    (temporary / STATE).write_text(
+        json.dumps({"format": FORMAT, **state, "torch": torch.__version__, "files": files}, indent=1)
+    )
+    for path in [*temporary.iterdir(), temporary]:
+        sync(path)
+    temporary.rename(folder)
+    sync(parent)
+    for old in checkpoints(run)[:-keep]:
+        old = old.rename(parent / f"{TEMPORARY}{old.name}")  # a deletion cut short must not look like a checkpoint
+        shutil.rmtree(old)
+    return folder
+
+
+def clear(run: str | Path) -> None:
+    """Remove what interrupted writes and deletions left behind."""
+    for leftover in Path(run, "checkpoints").glob(f"{TEMPORARY}*"):
+        shutil.rmtree(leftover)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------- modules in and out
+
+
+def state_of(module: nn.Module) -> Weights:
+    """Parameters and persistent buffers by name; a tensor that has several names (tied weights) under its first."""
+    seen: dict[int, str] = {}
+    tensors = module.state_dict(keep_vars=True)
+    return {name: tensor.detach() for name, tensor in tensors.items() if seen.setdefault(id(tensor), name) == name}
+
+
+@torch.no_grad()
+def load_into(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """Copy `weights` into `module`, whose architecture they must fit exactly.
+
+    Raises ValueError naming `source` and the first few keys that are missing, unexpected or of another shape.
+    """
+    own = state_of(module)
+    problems = {
+        "missing": [name for name in own if name not in weights],
+        "unexpected": [name for name in weights if name not in own],
+        "of another shape": [
+            f"{name} {list(weights[name].shape)} for {list(tensor.shape)}"
+            for name, tensor in own.items()
+            if name in weights and weights[name].shape != tensor.shape
+        ],
+    }
+    found = "; ".join(f"{problem}: {_first_few(names)}" for problem, names in problems.items() if names)
+    if found:
+        raise ValueError(f"{source} holds another architecture ({found}); use the model section of its config.yaml")
+    for name, tensor in own.items():
+        tensor.copy_(weights[name])
+
+
+def _first_few(names: list[str], count: int = 3) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

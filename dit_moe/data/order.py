@@ -1,0 +1,97 @@
+"""Which rows make up the batch of a step: a pure function of (seed, step), so a resumed run has nothing to restore."""
+
+# G rows of the global batch
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from dit_moe.config import ConfigError
+from dit_moe.randomness import generator
+
+
+class BatchOrder:
+    """An endless order of a data set: one permutation per epoch, laid end to end and cut into global batches.
+
+    The batch of step s is positions s·G … (s+1)·G, so it may straddle epochs, and be larger than the data set.
+    One permutation is held at a time (10 MB for ImageNet).
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+        if size < 1:
+            raise ValueError("the data set is empty; point the data section at one that holds something")
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64)
+
+    def batch(self, step: int) -> list[int]:
+        """The G data set indices of step `step` (counted from 0)."""
+        indices: list[int] = []
+        while missing := self.batch_size - len(indices):
+            epoch, offset = divmod(step * self.batch_size + len(indices), self.size)
+            indices += self._permute(epoch)[offset : offset + missing].tolist()
+        return indices
+
+    def _permute(self, epoch: int) -> Tensor:
+        if epoch != self._epoch:
+            self._permutation = torch.randperm(self.size, generator=generator(self.seed, "epoch", epoch))
+            self._epoch = epoch
+        return self._permutation
+
+
+def own_rows(batch_size: int, micro_batch: int | None, rank: int = 0, world: int = 1) -> list[range]:
+    """The rows of the global batch that process `rank` of `world` works on, cut into its micro-batches.
+
+    Raises ConfigError unless `world` divides `batch_size`: gradients are averaged over processes with equal weight.
+    """
+    if batch_size % world:
+        raise ConfigError("batch_size", f"={batch_size} cannot be shared equally by {world} processes; use a multiple")
+    local = batch_size // world
+    rows = range(rank * local, (rank + 1) * local)
+    return [rows[i : i + (micro_batch or local)] for i in range(0, local, micro_batch or local)]
+
+
+class MicroBatches(Sampler[list[int]]):
+    """Batch sampler for a torch DataLoader: the micro-batches `parts` of every step from `start` up to `stop`."""
+
+    def __init__(self, order: BatchOrder, parts: Sequence[range], start: int, stop: int) -> None:
+        self.order, self.parts, self.steps = order, parts, range(start, stop)
+
+    def __len__(self) -> int:
+        return len(self.steps) * len(self.parts)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            batch = self.order.batch(step)
+            for rows in self.parts:
+                yield batch[rows.start : rows.stop]
+
+
+def load_batches(dataset: Any, batches: MicroBatches, workers: int = 0, pin_memory: bool = False) -> DataLoader[Any]:
+    """A loader of what ``dataset.__getitems__`` returns for each index list of `batches`.
+
+    `workers` processes read ahead; with 0 the calling process reads. The batches are the same either way.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        collate_fn=_already_a_batch,
+        worker_init_fn=_leave_signals_to_the_parent,
+    )
+
+
+def _already_a_batch(batch: Any) -> Any:
+    return batch
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the parent needs its readers until it has finished its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

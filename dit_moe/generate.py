@@ -1,0 +1,128 @@
+"""A trained network and a seed → images. Image i depends on (seed, i, its label) and on nothing else."""
+
+# N images of the run, B images of a batch, C channels, H height, W width
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dit_moe.config import require
+from dit_moe.diffusion import SAMPLERS, GuidanceConfig, Objective, Sampler
+from dit_moe.latents import FirstStage
+from dit_moe.moe import calibrate, measure_active
+from dit_moe.randomness import generator, normal_like_images
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """How to sample."""
+
+    sampler: Annotated[Any, SAMPLERS] | None = None  # None: Heun for flow, ancestral DDPM for ddpm
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    count: int = 100
+    seed: int = 0
+    labels: Literal["balanced", "random"] | tuple[int, ...] = "balanced"  # or the classes to take in turn
+    batch_size: int = 100
+    weights: Literal["ema", "model"] = "ema"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    target: float | None = None  # solve the thresholds anew for so many mean active experts; None: as trained
+
+    def __post_init__(self) -> None:
+        require(self.count >= 1, self, "count", "must be at least 1")
+        require(self.batch_size >= 1, self, "batch_size", "must be at least 1")
+        require(self.labels != (), self, "labels", "is empty; list at least one class")
+        require(self.target is None or self.target > 0, self, "target", "must be above 0")
+
+
+@dataclass
+class Generated:
+    """Images uint8 [N, C, H, W], the labels they were asked for, and the mean experts a token used to make them."""
+
+    images: Tensor
+    labels: Tensor
+    active_experts: float | None
+
+
+def choose_labels(config: SampleConfig, num_classes: int) -> Tensor:
+    """The label of every image of a run, int64 [count]; label i is the same whatever the count."""
+    if config.labels == "random":
+        draws = [
+            torch.randint(num_classes, (), generator=generator(config.seed, "label", i)) for i in range(config.count)
+        ]
+        return torch.stack(draws)
+    classes = torch.arange(num_classes) if config.labels == "balanced" else torch.tensor(config.labels)
+    if classes.max() >= num_classes or classes.min() < 0:
+        raise ValueError(f"labels={config.labels} must lie in 0..{num_classes - 1}, the classes of this model")
+    return classes[torch.arange(config.count) % len(classes)]
+
+
+class Generator:
+    """Samples images with one network.
+
+    Args:
+        model: the network, on its device; it is put in evaluation mode.
+        objective: what it was trained with.
+        stage: decodes its latents.
+        config: a settled section ``sample`` (with a sampler).
+        latent_shape: (C, H, W).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        stage: FirstStage,
+        config: SampleConfig,
+        latent_shape: Sequence[int],
+    ) -> None:
+        self.model, self.objective, self.stage, self.config = model.eval(), objective, stage, config
+        self.latent_shape = tuple(latent_shape)
+        self.device = next(model.parameters()).device
+        self.sampler: Sampler = SAMPLERS.build(config.sampler, objective)
+        if config.target is not None:
+            self._recalibrate(config.target)
+
+    def latents(self, indices: Sequence[int], labels_B: Tensor, on_step: Callable[..., Any] | None = None) -> Tensor:
+        """Latents of the images number `indices`, [B, C, H, W], with one label each."""
+        generators = [generator(self.config.seed, "image", i) for i in indices]
+        noise = normal_like_images(generators, self.latent_shape, self.device)
+        with self._precision():
+            return self.sampler(
+                self.model, noise, labels_B.to(self.device), generators, self.config.guidance, on_step=on_step
+            )
+
+    def batches(
+        self, indices: Sequence[int], labels_N: Tensor, on_step: Callable[..., Any] | None = None
+    ) -> Iterator[Tensor]:
+        """uint8 images [B, C, H, W] on the CPU, batch by batch, in the order of `indices` into `labels_N`."""
+        size = self.config.batch_size
+        for start in range(0, len(indices), size):
+            part = list(indices[start : start + size])
+            with torch.no_grad():
+                yield self.stage.decode(self.latents(part, labels_N[part], on_step)).cpu()
+
+    def generate(self, labels_N: Tensor, on_step: Callable[..., Any] | None = None) -> Generated:
+        """All images at once, in memory; `on_step(done, steps)` after every step of the sampler."""
+        with measure_active(self.model) as active:
+            images = torch.cat(list(self.batches(range(len(labels_N)), labels_N, on_step)))
+        return Generated(images, labels_N, active())
+
+    def evaluations(self) -> int:
+        """Network evaluations per image."""
+        return self.sampler.evaluations(self.config.guidance, self.latent_shape)
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        enabled = self.config.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def _recalibrate(self, target: float) -> None:
+        """Solve the thresholds on the states of one batch's whole way from noise to image: the compute that is paid."""
+        labels_B = choose_labels(self.config, self.objective.num_classes)[: self.config.batch_size]
+        if calibrate(self.model, lambda: self.latents(range(len(labels_B)), labels_B), target) is None:
+            raise ValueError("sample.target needs a model with dtopp routers; this one has no threshold, drop the line")

@@ -1,0 +1,65 @@
+"""A run folder, opened to be used: its experiment, network, objective and first stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dit_moe import checkpoint, config
+from dit_moe.diffusion import OBJECTIVES, Objective
+from dit_moe.experiment import Experiment, settle_sampling
+from dit_moe.generate import Generator, SampleConfig
+from dit_moe.latents import FIRST_STAGES, FirstStage
+from dit_moe.models import MODELS
+
+
+@dataclass
+class Run:
+    """What a checkpoint holds, built and loaded."""
+
+    folder: Path
+    step: int
+    experiment: Experiment
+    model: nn.Module
+    objective: Objective
+    stage: FirstStage
+
+    def generator(self, sample: SampleConfig | None = None) -> Generator:
+        """A generator by the experiment's section `sample`, or by another one."""
+        network = self.experiment.model
+        shape = (network.in_channels, network.input_size, network.input_size)
+        return Generator(self.model, self.objective, self.stage, sample or self.experiment.sample, shape)
+
+
+def open_run(path: str | Path, overrides: Sequence[str] = (), device: str | torch.device = "cpu") -> Run:
+    """Open the newest checkpoint of a run folder, or a checkpoint folder, for sampling.
+
+    Args:
+        path: the folder.
+        overrides: ``key=value`` changes to the section ``sample`` ("guidance.scale=2").
+        device: where the network goes.
+
+    Raises ValueError if there is no such run, if a file of it is damaged, or for a mistake in the overrides.
+    """
+    opened = checkpoint.open_checkpoint(path)
+    tree: config.Tree = opened.config()
+    tree = config.override(tree, [f"sample.{change}" for change in overrides])
+    experiment = config.build(Experiment, tree)
+    model_config: Any = experiment.model
+    objective = OBJECTIVES.build(experiment.objective, num_classes=model_config.num_classes)
+    sample = settle_sampling(experiment, objective, model_config.in_channels)
+    model = MODELS.build(model_config)
+    checkpoint.load_into(model, opened.weights(sample.weights), opened.folder)
+    return Run(
+        folder=opened.folder,
+        step=opened.step,
+        experiment=replace(experiment, sample=sample),
+        model=model.to(device).eval(),
+        objective=objective,
+        stage=FIRST_STAGES.build(experiment.first_stage).to(device),
+    )

@@ -1,0 +1,65 @@
+"""The `train` section of a config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dit_moe.config import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train. The defaults are DiT's published run: AdamW, constant 1e-4, no weight decay, batch 256, EMA 0.9999.
+
+    A run may be resumed with other values of the fields marked (free): they change nothing that it learns, or, for
+    `steps`, only how long it goes on. (A cosine schedule then bends towards the new end.)
+    """
+
+    steps: int = 400_000  # (free) optimizer steps of the whole run
+    batch_size: int = 256  # rows per optimizer step, over all processes and micro-batches
+    micro_batch: int | None = None  # (free) rows per forward pass on one process; None: all at once
+    lr: float = 1e-4
+    betas: tuple[float, ...] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0  # on matrices only: not on embeddings, biases, norms or router scalars
+    warmup_steps: int = 0  # the learning rate grows linearly over so many steps
+    schedule: Literal["constant", "cosine"] = "constant"
+    min_lr_ratio: float = 0.0  # the cosine ends at this fraction of lr
+    grad_clip: float | None = None  # largest gradient norm; None: never scaled down
+    mixed_precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on GPUs that have it; CPUs gain nothing
+    ema_decay: float = 0.9999  # reached gradually: min(ema_decay, (1 + n) / (10 + n)) after n updates
+    solve_threshold: bool = True  # start DTop-p routers at their target by solving p_0 on the first batch
+    workers: int = 0  # (free) processes that read ahead; 0: the training process reads
+    checkpoint_every: int = 10_000  # (free) steps
+    keep_checkpoints: int = 2  # (free) how many of the newest to keep
+    log_every: int = 100  # (free) steps per line of log.jsonl
+    sample_every: int | None = None  # (free) steps between grids of samples; None: no grids
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()  # (free) beside log.jsonl
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "checkpoint_every", "keep_checkpoints", "log_every"):
+            require(getattr(self, name) >= 1, self, name, "must be at least 1")
+        for name in ("micro_batch", "sample_every"):
+            require(getattr(self, name) is None or getattr(self, name) >= 1, self, name, "must be at least 1, or null")
+        for name in ("weight_decay", "warmup_steps", "workers"):
+            require(getattr(self, name) >= 0, self, name, "must be at least 0")
+        for name in ("lr", "eps"):
+            require(getattr(self, name) > 0, self, name, "must be above 0")
+        two = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        require(two, self, "betas", "must be two numbers in [0, 1)")
+        require(0 <= self.ema_decay < 1, self, "ema_decay", "must lie in [0, 1)")
+        require(0 <= self.min_lr_ratio <= 1, self, "min_lr_ratio", "must lie in [0, 1]")
+        require(self.grad_clip is None or self.grad_clip > 0, self, "grad_clip", "must be above 0, or null for none")
+
+
+FREE = (
+    "steps",
+    "micro_batch",
+    "workers",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "log_every",
+    "sample_every",
+    "trackers",
+)

@@ -1,0 +1,45 @@
+"""SIGTERM and Ctrl-C become a flag that the loop reads between two steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class InterruptWatch:
+    """While entered, the first SIGINT or SIGTERM only sets `signum`; a second Ctrl-C kills.
+
+    Launchers pass a signal on that the terminal or the scheduler has delivered to every process already, so the same
+    signal may come twice at once: what follows within a second is not a second wish, and SIGTERM never is.
+    """
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self._first = 0.0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+            self._before = {each: signal.signal(each, self._on_signal) for each in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if not self.signum:
+            self.signum, self._first = signum, time.monotonic()
+            # not print: the signal may have come in the middle of one
+            os.write(2, b"\nstopping: this step is finished and saved first; a second Ctrl-C stops at once\n")
+        elif signum == signal.SIGINT and time.monotonic() - self._first > 1:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)

@@ -1,0 +1,65 @@
+"""log.jsonl: one JSON object per line, and always exactly one per logged step, however often the run was resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from dit_moe.checkpoint import sync
+
+
+class RunLog:
+    """Appends lines to a file whose lines all belong to steps up to `step`, the one that the run (re)starts from."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        if path.exists():
+            cut(path, step)
+        self._file = path.open("a")
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Put every line on the disk: a checkpoint must not be newer than its log."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def cut(path: Path, step: int) -> None:
+    """Drop, in one atomic replacement, the lines past `step` and what a crash left behind them.
+
+    The log is on the disk before a checkpoint is, so all that can be unreadable lies past `step`.
+    """
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
+    kept = list(takewhile(lambda line: _is_up_to(line, step), lines))
+    if kept != lines:
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        sync(temporary)
+        temporary.replace(path)
+
+
+def _is_up_to(line: str, step: int) -> bool:
+    try:
+        return line.endswith("\n") and json.loads(line)["step"] <= step
+    except (ValueError, TypeError, KeyError):
+        return False
+
+
+def flatten(line: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of a log line under one level of names, "layers/p/0": what trackers take."""
+    flat: dict[str, float] = {}
+    for key, value in line.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}/")
+        elif isinstance(value, list):
+            flat |= flatten({str(i): item for i, item in enumerate(value)}, f"{prefix}{key}/")
+        elif value is not None:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,69 @@
+"""AdamW: which parameters decay, the learning rate of a step, and its state as named tensors."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dit_moe.training.config import TrainConfig
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, with weight decay on matrices only."""
+    groups = [
+        {"params": parameters, "weight_decay": config.weight_decay if decays else 0.0}
+        for decays, parameters in decay_groups(model).items()
+    ]
+    beta1, beta2 = config.betas
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
+
+
+def decay_groups(model: nn.Module) -> dict[bool, list[nn.Parameter]]:
+    """Trainable parameters by whether they decay: weight matrices do, which includes the experts' stacked ones.
+
+    Biases, norm scales and router scalars set a level, embeddings are looked up one row at a time: none of them is
+    kept small by decay without harm.
+    """
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    seen: set[nn.Parameter] = set()  # tied weights count once
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and parameter not in seen:
+                matrix = parameter.ndim >= 2 and "bias" not in name and not isinstance(module, nn.Embedding)
+                groups[matrix].append(parameter)
+                seen.add(parameter)
+    return groups
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The learning rate of step `step`, counted from 0: linear warm-up, then constant or half a cosine."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
+    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state under "<parameter name>.<slot>"; its hyper-parameters follow from the config."""
+    return {
+        f"{name}.{slot}": value
+        for name, parameter in model.named_parameters()
+        for slot, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimizer_state`."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    slots: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, slot = key.rpartition(".")
+        slots.setdefault(name, {})[slot] = tensor.clone()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {i: slots[names[p]] for i, p in enumerate(parameters) if names[p] in slots}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

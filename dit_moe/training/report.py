@@ -1,0 +1,84 @@
+"""What a run tells while it goes on: log.jsonl, the progress bar, and trackers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from accelerate import Accelerator
+
+from dit_moe.config import Tree
+from dit_moe.training.config import TrainConfig
+from dit_moe.training.log import RunLog, flatten
+from dit_moe.training.progress import Progress
+
+
+class Report:
+    """Collects the numbers of every step, and writes a line every `log_every` steps and at the end.
+
+    Losses and the gradient norm in a line are means over the steps since the line before; what the routers did is
+    that of the step itself. Only the main process writes.
+    """
+
+    def __init__(self, accelerator: Accelerator, config: TrainConfig, run: Path, step: int, unit: str) -> None:
+        self._accelerator, self._config, self._unit = accelerator, config, unit
+        main = accelerator.is_main_process
+        self._log = RunLog(run / "log.jsonl", step) if main else None
+        self._progress = Progress(config.steps, step, unit, shown=main)
+        self._interval: list[dict[str, float]] = []
+        self._since = time.perf_counter()
+
+    def start_trackers(self, run: Path, config: Tree) -> None:
+        name = {"name": run.name}
+        self._accelerator.init_trackers("dit_moe", flatten(config), {"wandb": name, "trackio": name})
+
+    def __enter__(self) -> Self:
+        self._progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.__exit__(kind, error, trace)
+        if self._log is not None:
+            self._log.close()
+        for tracker in self._accelerator.trackers:  # not end_training(), which would end the processes' group, too
+            tracker.finish()
+
+    def step(self, step: int, values: dict[str, float], lr: float, telemetry: dict[str, Any]) -> None:
+        """Take in step number `step` (counted from 1): its loss terms, learning rate and the routers' telemetry."""
+        self._interval.append(values)
+        self._progress.step(step)
+        if step % self._config.log_every == 0 or step == self._config.steps:
+            line = self._line(step, lr, telemetry)
+            self._interval, self._since = [], time.perf_counter()
+            self._progress.line(line)
+            self._accelerator.log(flatten(line), step=step)
+            if self._log is not None:
+                self._log.write(line)
+
+    def _line(self, step: int, lr: float, telemetry: dict[str, Any]) -> dict[str, Any]:
+        steps, seconds = len(self._interval), time.perf_counter() - self._since
+        means = {name: sum(values[name] for values in self._interval) / steps for name in self._interval[0]}
+        rate = steps * self._config.batch_size / seconds
+        done = {"step": step, self._unit: step * self._config.batch_size}
+        return done | means | {"lr": lr, f"{self._unit}_per_s": rate} | telemetry
+
+    @contextmanager
+    def untimed(self) -> Iterator[None]:
+        """Work in here does not count in the rate: checkpoints, grids of samples."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
+
+    def sync(self) -> None:
+        """Put the log on the disk."""
+        if self._log is not None:
+            self._log.sync()
+
+    def say(self, message: str) -> None:
+        self._progress.say(message)

@@ -1,0 +1,280 @@
+"""The training loop.
+
+One step: forward and backward of every micro-batch → one read of all its numbers, agreed on by all processes → stop if
+any is not finite → clip → AdamW → routers' controllers → EMA. What is learned depends on the global batch alone, not on
+how many processes and micro-batches it is cut into, and a resumed run goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+
+from dit_moe import checkpoint
+from dit_moe.config import ConfigError
+from dit_moe.data.order import BatchOrder, MicroBatches, load_batches, own_rows
+from dit_moe.moe import calibrate, end_step
+from dit_moe.randomness import BatchRandom
+from dit_moe.training import run_folder
+from dit_moe.training.config import TrainConfig
+from dit_moe.training.devices import build_accelerator, wrap
+from dit_moe.training.ema import EMA
+from dit_moe.training.errors import Interrupted, TrainingError
+from dit_moe.training.interrupt import InterruptWatch
+from dit_moe.training.loss import Batch, Objective, training_loss
+from dit_moe.training.optimizer import build_optimizer, learning_rate, load_optimizer_state, optimizer_state
+from dit_moe.training.report import Report
+
+
+class Rows(Protocol):
+    """A data set as the trainer needs it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: list[int]) -> Batch: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hook:
+    """Something to do every so many steps: `call(step, ema_model)`, on the main process, without gradients."""
+
+    every: int
+    call: Callable[[int, nn.Module], object]
+
+
+class Trainer:
+    """Trains `model` into a run folder, from its newest checkpoint if it has one.
+
+    Args:
+        config: the train section.
+        model: called as ``model(…, return_aux=True) -> (output, {name: scalar})``, with ``model.aux_weights``.
+        objective: ``(predict, batch, random) -> {"loss": scalar, …}``; `predict` is the model without its aux terms.
+        dataset: rows fetched by index lists; a row never depends on when it is fetched.
+        prepare_batch: ``(rows, random) -> batch`` for the objective, for instance images to latents; on the device, and
+            every tensor with one entry per row.
+        run: the run folder; made if need be.
+        config_yaml: the whole experiment's resolved config, kept with every checkpoint.
+        seed: of the data order and of every draw.
+        hooks: run in between.
+        unit: what a row is called in the log.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        model: nn.Module,
+        objective: Objective,
+        dataset: Rows,
+        prepare_batch: Callable[[Batch, BatchRandom], Batch],
+        run: str | Path,
+        config_yaml: str,
+        seed: int,
+        hooks: Sequence[Hook] = (),
+        unit: str = "images",
+    ) -> None:
+        self.config, self.run, self.config_yaml, self.seed = config, Path(run), config_yaml, seed
+        self.objective, self.dataset, self.prepare_batch = objective, dataset, prepare_batch
+        self.hooks, self.unit = hooks, unit
+        self.accelerator = build_accelerator(config, self.run)
+        self.order = BatchOrder(len(dataset), config.batch_size, seed)
+        try:
+            rank, world = self.accelerator.process_index, self.accelerator.num_processes
+            self.parts = own_rows(config.batch_size, config.micro_batch, rank, world)
+        except ConfigError as error:
+            raise error.below("train") from None
+        self.model = model.to(self.accelerator.device).train()
+        self.aux_weights: Mapping[str, float] = model.aux_weights  # type: ignore[assignment]
+        self.optimizer = build_optimizer(self.model, config)
+        self.ema = EMA(self.model, config.ema_decay)
+        self.step = 0  # optimizer steps done
+        self.network: nn.Module = self.model  # as accelerate wraps it
+        self._batches: Iterator[Any] = iter(())
+        self._watch = InterruptWatch()
+
+    # ------------------------------------------------------------------------------------------------ start and stop
+
+    def train(self) -> None:
+        """Train up to `config.steps`; returns at once if that was reached before.
+
+        Raises:
+            ValueError: the run folder cannot be written, holds another run, or its newest checkpoint is damaged.
+            TrainingError: the run failed in the middle.
+            Interrupted: SIGTERM or Ctrl-C came; the run has saved itself.
+        """
+        newest = checkpoint.latest(self.run)
+        if newest is not None:
+            self._resume(checkpoint.open_checkpoint(newest))
+        if self.accelerator.is_main_process and self.step < self.config.steps:
+            run_folder.require_writable(self.run)
+            run_folder.write_config(self.run, self.config_yaml)
+        try:
+            with Report(self.accelerator, self.config, self.run, self.step, self.unit) as report, self._watch:
+                if self.step < self.config.steps:
+                    self._loop(report)
+                else:
+                    report.say(f"{self.run} is finished: {self.step} steps; raise train.steps to go on")
+        except torch.OutOfMemoryError as error:
+            rows = max(map(len, self.parts))
+            raise TrainingError(f"step {self.step + 1}: out of memory; lower train.micro_batch (now {rows})") from error
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"{self.run} stopped after step {self.step}: {error}") from error
+        finally:
+            self._batches = iter(())  # ends the reading processes
+
+    def _resume(self, saved: checkpoint.Checkpoint) -> None:
+        run_folder.require_same_run(saved.config(), run_folder.parse(self.config_yaml), self.run)
+        checkpoint.load_into(self.model, saved.weights("model"), saved.folder)
+        checkpoint.load_into(self.ema.module, saved.weights("ema"), saved.folder)
+        load_optimizer_state(self.model, self.optimizer, saved.weights("optimizer"))
+        self.step = saved.step
+
+    def _loop(self, report: Report) -> None:
+        config = self.config
+        if self.step:
+            report.say(f"{self.run} goes on from step {self.step}")
+        elif config.solve_threshold:
+            self._solve_threshold()
+        self.network = wrap(self.accelerator, self.model)
+        report.start_trackers(self.run, run_folder.parse(self.config_yaml))
+        batches = MicroBatches(self.order, self.parts, self.step, config.steps)
+        on_gpu = self.accelerator.device.type == "cuda"
+        self._batches = iter(load_batches(self.dataset, batches, config.workers, pin_memory=on_gpu))
+        while self.step < config.steps:
+            values, telemetry = self._update()
+            stop = values.pop("stop") > 0
+            self.step += 1
+            report.step(self.step, values, learning_rate(config, self.step - 1), telemetry)
+            with report.untimed():
+                if stop or self.step % config.checkpoint_every == 0 or self.step == config.steps:
+                    report.sync()
+                    self._save()
+                if stop and self.step < config.steps:
+                    signum = self._watch.signum or signal.SIGTERM  # it may have reached another process only
+                    raise Interrupted(signum, f"{self.run} is saved at step {self.step}; run the same command to go on")
+                self._call_hooks()
+
+    def _solve_threshold(self) -> None:
+        """Start DTop-p routers at their target on the first batch: the global one, whatever its parts are."""
+
+        def run() -> None:
+            for rows in self.parts:
+                batch, random = self._fetch(0, rows)
+                with self.accelerator.autocast():
+                    training_loss(self.model, self.objective, batch, random, self.aux_weights)
+
+        calibrate(self.model, run, reduce=self._sum)
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            checkpoint.save(
+                self.run,
+                parts={
+                    "model": checkpoint.state_of(self.model),
+                    "ema": checkpoint.state_of(self.ema.module),
+                    "optimizer": optimizer_state(self.model, self.optimizer),
+                },
+                # The rows seen are the position in the endless data order, too.
+                state={"step": self.step, self.unit: self.step * self.config.batch_size, "seed": self.seed},
+                config_yaml=self.config_yaml,
+                keep=self.config.keep_checkpoints,
+            )
+        self.accelerator.wait_for_everyone()  # a process that ends now would have its launcher end the writing one
+
+    def _call_hooks(self) -> None:
+        due = [hook for hook in self.hooks if self.step % hook.every == 0]
+        if due and self.accelerator.is_main_process:
+            with torch.no_grad():
+                for hook in due:
+                    hook.call(self.step, self.ema.module)
+
+    # ------------------------------------------------------------------------------------------------------ one step
+
+    def _update(self) -> tuple[dict[str, float], dict[str, Any]]:
+        """One optimizer step; returns its numbers, averaged over the global batch, and the routers' telemetry."""
+        sums: dict[str, Tensor] = {}
+        for rows in self.parts:
+            batch, random = self._prepare(next(self._batches), self.step, rows)
+            share = len(rows) / sum(map(len, self.parts))
+            with nullcontext() if rows is self.parts[-1] else self.accelerator.no_sync(self.network):
+                total, terms = training_loss(self.network, self.objective, batch, random, self.aux_weights)
+                (total * share).backward()
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0) + term.float() * share
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        stop = torch.full_like(norm, float(self._watch.signum > 0))
+        values = self._agree(sums | {"grad_norm": norm, "stop": stop})
+        if not (math.isfinite(values["total_loss"]) and math.isfinite(values["grad_norm"])):
+            raise self._not_finite(values)
+        if self.config.grad_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.grad_clip, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        telemetry = end_step(self.model, self._sum)
+        self.ema.update(self.model, self.step)
+        return values, telemetry
+
+    def _prepare(self, raw: Batch, step: int, rows: range) -> tuple[Batch, BatchRandom]:
+        device, total = self.accelerator.device, self.config.batch_size
+
+        def random(purpose: str) -> BatchRandom:
+            return BatchRandom(self.seed, purpose, step, total=total, start=rows.start, stop=rows.stop, device=device)
+
+        raw = send_to_device(raw, device, non_blocking=True)
+        try:
+            with torch.no_grad():
+                return self.prepare_batch(raw, random("prepare")), random("train")
+        except ValueError as error:
+            indices = self.order.batch(step)[rows.start : rows.stop]
+            raise TrainingError(f"step {step + 1}: {error} (rows {_shown(indices)} of the data set)") from error
+
+    def _fetch(self, step: int, rows: range) -> tuple[Batch, BatchRandom]:
+        """The batch of any step, outside of the loader."""
+        indices = self.order.batch(step)[rows.start : rows.stop]
+        return self._prepare(self.dataset.__getitems__(indices), step, rows)
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor, "sum")
+
+    def _agree(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Means over processes. The only wait for the device in a step; the optimizer's work is queued after it."""
+        reduced = self.accelerator.reduce(torch.stack(list(values.values())), "mean")
+        return dict(zip(values, reduced.tolist(), strict=True))
+
+    def _not_finite(self, values: dict[str, float]) -> TrainingError:
+        names = [f"{name}={value}" for name, value in values.items() if not math.isfinite(value)]
+        batch = self.order.batch(self.step)
+        tainted = [i for rows in self.parts for i in self._tainted(rows)]
+        cause = (
+            f"rows {_shown(tainted)} of the data set are not finite themselves; mend or remove them"
+            if tainted
+            else "the data is finite, so lower train.lr, lengthen train.warmup_steps or set train.grad_clip"
+        )
+        return TrainingError(
+            f"step {self.step + 1}: {', '.join(names)} before the update; the weights were not touched and nothing was "
+            f"written. The batch is rows {_shown(batch)} of the data set; {cause}"
+        )
+
+    def _tainted(self, rows: range) -> list[int]:
+        """The data set indices of this step's rows that hold a number that is not finite."""
+        batch, _ = self._fetch(self.step, rows)
+        bad_B = torch.zeros(len(rows), dtype=torch.bool, device=self.accelerator.device)
+        for tensor in batch.values():
+            bad_B |= ~tensor.isfinite().reshape(len(rows), -1).all(1)
+        return [self.order.batch(self.step)[rows.start + i] for i in bad_B.nonzero().flatten().tolist()]
+
+
+def _shown(indices: list[int], most: int = 32) -> str:
+    more = f", … ({len(indices)} in all)" if len(indices) > most else ""
+    return ", ".join(map(str, indices[:most])) + more

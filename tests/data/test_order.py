@@ -1,0 +1,84 @@
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dit_moe.data.order import BatchOrder, MicroBatches, load_batches, own_rows
+
+sizes = st.integers(1, 40)
+
+
+@given(size=sizes, batch_size=st.integers(1, 100), seed=st.integers(0, 5))
+def test_every_epoch_is_a_permutation(size, batch_size, seed):
+    order = BatchOrder(size, batch_size, seed)
+    epochs = 3
+    steps = -(-epochs * size // batch_size)
+    stream = list(itertools.chain.from_iterable(order.batch(step) for step in range(steps)))
+    assert len(stream) == steps * batch_size
+    for epoch in range(epochs):
+        assert sorted(stream[epoch * size : (epoch + 1) * size]) == list(range(size))
+
+
+@given(size=sizes, batch_size=st.integers(1, 100), steps=st.lists(st.integers(0, 30), min_size=2))
+def test_a_batch_does_not_depend_on_which_were_asked_for_before(size, batch_size, steps):
+    order = BatchOrder(size, batch_size, seed=3)
+    for step in steps:
+        assert order.batch(step) == BatchOrder(size, batch_size, seed=3).batch(step)
+
+
+def test_epochs_and_seeds_differ():
+    order = BatchOrder(100, 100, seed=0)
+    assert order.batch(0) != order.batch(1)
+    assert order.batch(0) != BatchOrder(100, 100, seed=1).batch(0)
+
+
+@given(local=st.integers(1, 12), world=st.integers(1, 4), micro_batch=st.none() | st.integers(1, 20))
+def test_ranks_and_micro_batches_partition_the_global_batch(local, world, micro_batch):
+    parts = [own_rows(local * world, micro_batch, rank, world) for rank in range(world)]
+    rows = [row for own in parts for part in own for row in part]
+    assert rows == list(range(local * world))
+    assert all(sum(map(len, own)) == local for own in parts)
+    assert micro_batch is None or all(0 < len(part) <= micro_batch for own in parts for part in own)
+
+
+def test_a_batch_that_processes_cannot_share_equally_is_refused():
+    with pytest.raises(ValueError, match="batch_size=10 cannot be shared equally by 4 processes"):
+        own_rows(10, None, 0, 4)
+
+
+def test_an_empty_data_set_is_refused():
+    with pytest.raises(ValueError, match="empty"):
+        BatchOrder(0, 4, seed=0)
+
+
+def test_a_resumed_sampler_continues_the_same_stream():
+    order, parts = BatchOrder(17, 8, seed=0), own_rows(8, 3)
+    whole = list(MicroBatches(order, parts, 0, 10))
+    assert len(whole) == len(MicroBatches(order, parts, 0, 10)) == 10 * 3
+    assert list(MicroBatches(order, parts, 4, 10)) == whole[4 * 3 :]
+
+
+class Squares:
+    def __len__(self):
+        return 11
+
+    def __getitems__(self, indices):
+        return {"square": torch.tensor(indices) ** 2}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_loader_fetches_each_index_list_in_one_call_whatever_the_workers(workers):
+    batches = MicroBatches(BatchOrder(11, 8, seed=0), own_rows(8, 4), 2, 5)
+    loaded = [rows["square"].tolist() for rows in load_batches(Squares(), batches, workers)]
+    assert loaded == [[i**2 for i in indices] for indices in batches]
+
+
+def test_imagenet_sized_orders_work_at_any_step():
+    order = BatchOrder(1_281_167, 1024, seed=0)
+    for step in (0, 1251, 400_000):  # 1251 straddles two epochs
+        batch = order.batch(step)
+        assert len(batch) == 1024
+        assert min(batch) >= 0
+        assert max(batch) < 1_281_167

@@ -1,0 +1,174 @@
+import json
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from dit_moe import checkpoint
+
+PARTS = ("model", "ema", "optimizer")
+
+
+def save(run, step, keep=10, **parts):
+    tensors = {"w": torch.full((3, 4), float(step))}
+    return checkpoint.save(
+        run,
+        parts={part: parts.get(part, tensors) for part in PARTS},
+        state={"step": step, "images": 32 * step},
+        config_yaml=f"train:\n  steps: {step}\n",
+        keep=keep,
+    )
+
+
+def same_bits(left, right):
+    return left.dtype == right.dtype and left.shape == right.shape and torch.equal(left, right)
+
+
+def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
+    odd = {
+        "scalar": torch.tensor(0.1, dtype=torch.float64),
+        "half": torch.randn(5).bfloat16(),
+        "transposed": torch.randn(3, 7).T,
+        "slice": torch.randn(10)[2:5],
+        "whole": torch.arange(4),
+        "flag": torch.tensor([True, False]),
+        "empty": torch.zeros(0, 3),
+    }
+    folder = save(tmp_path, 7, model=odd)
+    saved = checkpoint.open_checkpoint(folder)
+    assert saved.step == 7
+    assert saved.state["images"] == 224
+    assert saved.config() == checkpoint.read_config(tmp_path) == {"train": {"steps": 7}}
+    loaded = saved.weights("model")
+    assert loaded.keys() == odd.keys()
+    assert all(same_bits(loaded[name], odd[name]) for name in odd)
+    assert all(tensor.device.type == "cpu" for tensor in loaded.values())
+
+
+def test_a_run_folder_means_its_newest_checkpoint(tmp_path):
+    folders = [save(tmp_path, step) for step in (9, 10, 100)]
+    assert checkpoint.checkpoints(tmp_path) == folders
+    assert checkpoint.resolve(tmp_path) == checkpoint.latest(tmp_path) == folders[-1]
+    assert checkpoint.resolve(folders[0]) == folders[0]
+    assert checkpoint.load_weights(tmp_path)["w"][0, 0] == 100
+    assert checkpoint.load_weights(folders[0], "model")["w"][0, 0] == 9
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    for step in range(1, 6):
+        save(tmp_path, step, keep=2)
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_00000004", "step_00000005"]
+
+
+def test_missing_runs_and_runs_without_checkpoint_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere does not exist; name a run folder"):
+        checkpoint.resolve(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"holds no checkpoint; train a run into it first"):
+        checkpoint.load_weights(tmp_path)
+    assert checkpoint.latest(tmp_path) is None
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def edit(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+FILES = [*(f"{part}.safetensors" for part in PARTS), "config.yaml"]
+
+
+@pytest.mark.parametrize("name", [*FILES, "state.json"])
+@pytest.mark.parametrize("damage", [truncate, lambda path: path.unlink()], ids=["truncated", "missing"])
+def test_damage_is_one_error_with_file_and_remedy_and_never_a_silent_fallback(tmp_path, name, damage):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    newest = save(tmp_path, 3)
+    damage(newest / name)
+    with pytest.raises(ValueError, match=rf"step_00000003/{name} .*delete it to go on from step_00000002"):
+        checkpoint.open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_changed_byte_is_found_when_the_file_is_read(tmp_path, name):
+    edit(save(tmp_path, 3) / name)
+    saved = checkpoint.open_checkpoint(tmp_path)
+    read = saved.config if name == "config.yaml" else lambda: saved.weights(name.removesuffix(".safetensors"))
+    with pytest.raises(ValueError, match=rf"{name} was changed after it was written.*delete it to start anew"):
+        read()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1, "step": 3, "files": 1}', '{"format": null}'])
+def test_a_nonsensical_state_is_refused(tmp_path, text):
+    (save(tmp_path, 3) / "state.json").write_text(text)
+    with pytest.raises(ValueError, match=r"state.json is truncated or damaged"):
+        checkpoint.open_checkpoint(tmp_path)
+
+
+def test_another_format_is_refused(tmp_path):
+    path = save(tmp_path, 3) / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    with pytest.raises(ValueError, match="has format 99, this version reads 1"):
+        checkpoint.open_checkpoint(tmp_path)
+
+
+def test_a_failed_write_leaves_the_earlier_checkpoint_and_its_remains_go_with_the_next(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+
+    def disk_full(tensors, path):
+        path.write_bytes(b"half a file")
+        raise SafetensorError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", disk_full)
+        with pytest.raises(OSError, match="No space left on device"):
+            save(tmp_path, 2)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+    assert checkpoint.open_checkpoint(tmp_path).step == 1
+    save(tmp_path, 2, keep=1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002"]
+
+
+def test_a_checkpoint_is_never_overwritten(tmp_path):
+    save(tmp_path, 1)
+    with pytest.raises(FileExistsError, match="step_00000001 exists already"):
+        save(tmp_path, 1)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(5, 3)
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embedding.weight
+        self.register_buffer("threshold", torch.tensor(0.5, dtype=torch.float64))
+        self.register_buffer("scratch", torch.zeros(2), persistent=False)
+
+
+def test_tied_weights_are_stored_once_and_stay_tied(tmp_path):
+    original, copy = Tied(), Tied()
+    state = checkpoint.state_of(original)
+    assert set(state) == {"embedding.weight", "threshold"}
+    save(tmp_path, 1, model=state)
+    checkpoint.load_into(copy, checkpoint.load_weights(tmp_path, "model"), tmp_path)
+    assert torch.equal(copy.head.weight, original.embedding.weight)
+    assert copy.head.weight is copy.embedding.weight
+
+
+def test_weights_of_another_architecture_are_refused_with_their_first_few_keys_and_nothing_is_loaded():
+    module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    before = module[0].bias.clone()
+    weights = {f"1.extra.{i}": torch.zeros(1) for i in range(9)}
+    weights |= {"0.weight": torch.zeros(5, 3), "0.bias": torch.ones(4), "1.bias": torch.ones(2)}
+    with pytest.raises(ValueError, match="runs/other holds another architecture") as caught:
+        checkpoint.load_into(module, weights, "runs/other")
+    message = str(caught.value)
+    assert "missing: 1.weight;" in message
+    assert "unexpected: 1.extra.0, 1.extra.1, 1.extra.2 and 6 more" in message
+    assert "0.weight [5, 3] for [4, 3]" in message
+    assert "\n" not in message
+    assert torch.equal(module[0].bias, before)

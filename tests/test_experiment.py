@@ -1,0 +1,64 @@
+"""A whole config, settled against its data."""
+
+from pathlib import Path
+
+import pytest
+
+from dit_moe.config import ConfigError, build, dump
+from dit_moe.data import DATASETS
+from dit_moe.experiment import Experiment, load_experiment, settle
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("**/*.yaml"))
+DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
+
+
+def settled(*overrides: str) -> Experiment:
+    experiment = load_experiment(DIGITS, overrides)
+    return settle(experiment, DATASETS.build(experiment.data, "train"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_in_the_repository_is_valid(path):
+    assert load_experiment(path).model.footprint
+
+
+def test_what_follows_from_data_and_objective_is_filled_in():
+    model = settled().model
+    assert (model.in_channels, model.input_size, model.num_classes, model.learn_sigma) == (1, 8, 10, False)
+    assert settled("objective=ddpm", "sample.sampler=null").model.learn_sigma is True
+
+
+def test_the_default_sampler_fits_the_objective():
+    assert type(settled("sample.sampler=null").sample.sampler).__name__ == "HeunConfig"
+    ddpm = settled("objective=ddpm", "sample.sampler=null")
+    assert type(ddpm.sample.sampler).__name__ == "DDPMSamplerConfig"
+
+
+def test_a_settled_experiment_reads_back_to_itself():
+    experiment = settled()
+    assert build(Experiment, dump(experiment)) == experiment
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.num_classes=7", r"model\.num_classes=7 contradicts the data, which has 10"),
+        ("model.name=DiT-custom/3-8E2A", r"model\.patch_size=3 does not divide input_size=8"),
+        ("model.name=DiT-custom/2-8E9A", r"model\.moe\.target=9\.0 exceeds experts=8"),
+        ("model.moe.router=topq", r"model\.moe\.router\.name=topq: unknown router"),
+        ("train.steps=ten", r"train\.steps=ten must be a whole number"),
+        ("train.stesp=10", r"train\.stesp is not a known key; did you mean 'steps'\?"),
+        ("sample.sampler=ddim", r"sample\.sampler\.name=ddim .* trained with flow; choose one of euler"),
+        ("sample.guidance.channels=2", r"sample\.guidance\.channels=2 exceeds the 1 channel"),
+        ("sample.count=0", r"sample\.count=0 must be at least 1"),
+        ("data=mnist", r"data\.name=mnist: unknown dataset 'mnist'"),
+    ],
+)
+def test_impossible_combinations_are_refused_before_anything_is_built(override, message):
+    with pytest.raises(ConfigError, match=message):
+        settled(override)
+
+
+def test_guidance_without_a_null_class_is_refused():
+    with pytest.raises(ConfigError, match=r"sample\.guidance\.scale=2 needs a null class"):
+        settled("sample.guidance.scale=2", "objective.label_dropout=0")

@@ -1,0 +1,70 @@
+import json
+
+import pytest
+
+from dit_moe.training.log import RunLog, flatten
+from dit_moe.training.progress import Progress
+
+
+def test_lines_past_the_resumed_step_and_half_a_line_are_cut(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 5}\n{"step": 10}\n{"step": 15}\n{"step": 2')
+    log = RunLog(path, 10)
+    log.write({"step": 15, "loss": 1.0})
+    log.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [5, 10, 15]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_power_cut_left_past_the_step_is_dropped(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 5}\n' + bytes(20) + b'\xff\n{"step": 15}\n')
+    RunLog(path, 5).close()
+    assert path.read_text() == '{"step": 5}\n'
+
+
+def test_a_log_that_needs_no_cut_is_not_rewritten(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 5}\n')
+    inode = path.stat().st_ino
+    RunLog(path, 5).close()
+    assert path.stat().st_ino == inode
+
+
+def test_lines_can_be_read_while_the_run_goes_on(tmp_path):
+    log = RunLog(tmp_path / "log.jsonl", 0)
+    log.write({"step": 1})
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n'
+    log.close()
+
+
+def test_trackers_get_flat_numbers():
+    line = {"step": 1, "p": None, "layers": {"active": [1.5, 2.5], "p": []}, "loss": 0.5}
+    assert flatten(line) == {"step": 1, "layers/active/0": 1.5, "layers/active/1": 2.5, "loss": 0.5}
+
+
+LINE = {"step": 250, "images": 8000, "loss": 0.125, "images_per_s": 40.0, "p": 0.5, "active": 2.01}
+
+
+def test_progress_without_a_terminal_is_one_line_per_interval_on_stderr(capsys):
+    with Progress(steps=1000, step=0, unit="images", shown=True) as progress:
+        progress.step(250)
+        progress.line(LINE)
+        progress.line(LINE | {"step": 251})  # at once: too soon to be worth a line
+    out, err = capsys.readouterr()
+    assert out == ""
+    # 750 steps of 32 images at 40 images/s are 10 minutes.
+    assert err == "step 250/1000  loss 0.1250  40 images/s  0:10:00 left  p 0.500  active 2.01\n"
+
+
+@pytest.mark.parametrize("line", [LINE | {"p": None, "active": None}, {k: LINE[k] for k in list(LINE)[:4]}])
+def test_a_model_without_threshold_or_experts_shows_none(capsys, line):
+    Progress(steps=1000, step=0, unit="images", shown=True).line(line)
+    assert capsys.readouterr().err.endswith("left\n")
+
+
+def test_other_processes_than_the_first_are_quiet(capsys):
+    with Progress(steps=1000, step=0, unit="images", shown=False) as progress:
+        progress.line(LINE)
+        progress.say("hello")
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,117 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_run
+from tiny_run import bits, build, log
+
+from dit_moe import checkpoint
+from dit_moe.config import ConfigError
+from dit_moe.training import Hook, Interrupted
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """20 steps without a break, and the index lists they fetched."""
+    run = tmp_path_factory.mktemp("unbroken")
+    trainer = build(run)
+    trainer.train()
+    return run, trainer.dataset.asked
+
+
+def names(run):
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    "death",
+    ["step:15", "ema.safetensors:2", "state.json:2"],
+    ids=["between checkpoints", "in the middle of a checkpoint", "before a checkpoint is renamed"],
+)
+def test_killed_and_resumed_equals_unbroken_bit_for_bit(tmp_path, unbroken, death):
+    script = [sys.executable, tiny_run.__file__, str(tmp_path), death]
+    killed = subprocess.run(script, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert log(tmp_path)[-1]["step"] >= 15, "the log has gone further than the checkpoint"
+    assert checkpoint.open_checkpoint(tmp_path).step == 10
+
+    resumed = build(tmp_path)
+    resumed.train()
+    reference, asked = unbroken
+    assert resumed.dataset.asked == asked[-10:]
+    assert bits(tmp_path, 20) == bits(reference, 20)
+    assert log(tmp_path) == log(reference)
+    assert names(tmp_path) == ["step_00000010", "step_00000020"]
+
+
+def test_the_log_of_a_resumed_run_has_every_line_once(tmp_path, unbroken):
+    build(tmp_path, steps=10).train()
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 15, "loss": 7.0}) + "\n" + '{"step": 20, "los')
+    build(tmp_path).train()
+    assert log(tmp_path) == log(unbroken[0])
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_anew(tmp_path, unbroken):
+    tmp_path.joinpath("log.jsonl").write_text('{"step": 5}\n')
+    build(tmp_path).train()
+    assert bits(tmp_path, 20) == bits(unbroken[0], 20)
+    assert log(tmp_path) == log(unbroken[0])
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_step_under_way_and_the_run_goes_on_from_there(tmp_path, unbroken, signum):
+    before = signal.getsignal(signum)
+    with pytest.raises(Interrupted, match="saved at step 8; run the same command to go on") as caught:
+        build(tmp_path, hooks=[Hook(every=7, call=lambda *_: os.kill(os.getpid(), signum))]).train()
+    assert caught.value.signum == signum
+    assert signal.getsignal(signum) is before
+    assert names(tmp_path) == ["step_00000008"]
+    build(tmp_path).train()
+    assert bits(tmp_path, 20) == bits(unbroken[0], 20)
+
+
+def contents(run):
+    return {path: path.read_bytes() for path in Path(run).rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_returns_at_once_and_touches_nothing(unbroken, capsys):
+    run, _ = unbroken
+    before = contents(run)
+    trainer = build(run)
+    trainer.train()
+    assert trainer.dataset.asked == []
+    assert contents(run) == before
+    assert "is finished: 20 steps; raise train.steps to go on" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_steps_and_intervals_may_change_on_resume(tmp_path):
+    build(tmp_path, steps=5).train()
+    build(tmp_path, steps=7, log_every=1, checkpoint_every=100, micro_batch=16, sample_every=3).train()
+    assert [line["step"] for line in log(tmp_path)] == [5, 6, 7]
+    assert checkpoint.read_config(tmp_path)["train"]["steps"] == 7
+    assert "steps: 7" in (tmp_path / "config.yaml").read_text()
+
+
+def test_another_config_is_refused_with_the_keys_that_differ_and_nothing_is_overwritten(tmp_path):
+    build(tmp_path, steps=5).train()
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        build(tmp_path, steps=7, lr=2e-3, batch_size=16).train()
+    assert caught.value.path == "train.batch_size"
+    assert f"=16 differs from the run in {tmp_path}, which has 32, as do train.lr;" in str(caught.value)
+    assert contents(tmp_path) == before
+
+
+def test_a_damaged_checkpoint_stops_the_run_instead_of_starting_it_elsewhere(tmp_path):
+    build(tmp_path).train()
+    path = tmp_path / "checkpoints" / "step_00000020" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"model.safetensors has 1000 bytes .*delete it to go on from step_00000010"):
+        build(tmp_path, steps=30).train()
+    assert contents(tmp_path) == before

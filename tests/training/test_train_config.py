@@ -1,0 +1,55 @@
+import dataclasses
+
+import pytest
+
+from dit_moe import config
+from dit_moe.config import ConfigError
+from dit_moe.training import TrainConfig
+from dit_moe.training.config import FREE
+from dit_moe.training.run_folder import parse, require_same_run
+
+
+def test_the_smallest_run_is_allowed():
+    TrainConfig(steps=1, batch_size=1, micro_batch=1, checkpoint_every=1, keep_checkpoints=1, log_every=1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("steps", 0, "steps=0 must be at least 1"),
+        ("batch_size", -1, "batch_size=-1 must be at least 1"),
+        ("micro_batch", 0, "micro_batch=0 must be at least 1, or null"),
+        ("lr", 0.0, "lr=0.0 must be above 0"),
+        ("betas", [0.9], r"betas=\(0.9,\) must be two numbers in \[0, 1\)"),
+        ("betas", [0.9, 1.0], r"betas=\(0.9, 1.0\) must be two numbers"),
+        ("warmup_steps", -1, "warmup_steps=-1 must be at least 0"),
+        ("min_lr_ratio", 1.5, r"min_lr_ratio=1.5 must lie in \[0, 1\]"),
+        ("ema_decay", 1.0, r"ema_decay=1.0 must lie in \[0, 1\)"),
+        ("grad_clip", 0.0, "grad_clip=0.0 must be above 0, or null for none"),
+        ("schedule", "linear", "schedule=linear is not one of constant, cosine"),
+        ("mixed_precision", "fp16", "mixed_precision=fp16 is not one of auto, fp32, bf16"),
+        ("trackers", ["comet"], r"trackers\[0\]=comet is not one of tensorboard, wandb, trackio"),
+        ("learning_rate", 1.0, "learning_rate is not a known key"),
+    ],
+)
+def test_bad_values_name_the_path_the_value_and_what_is_wanted(field, value, wanted):
+    with pytest.raises(ConfigError, match=rf"^train\.{wanted}"):
+        config.build(TrainConfig, {field: value}, "train")
+
+
+def test_every_setting_survives_yaml():
+    original = TrainConfig(mixed_precision="fp32", trackers=("wandb",), grad_clip=1.0, micro_batch=4, lr=1e-4)
+    assert config.build(TrainConfig, parse(config.to_yaml(original))) == original
+
+
+def test_free_fields_exist_and_a_resume_may_change_just_them_and_sampling(tmp_path):
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    assert set(FREE) <= names
+    old = {"train": dict.fromkeys(names, 1), "sample": {"steps": 1}, "eval": {"n": 1}, "model": {"moe": None}}
+    new = {"train": dict.fromkeys(names, 1) | dict.fromkeys(FREE, 2), "sample": {"steps": 9}, "eval": {}}
+    require_same_run(old, new | {"model": {"moe": None}}, tmp_path)
+    with pytest.raises(ConfigError, match=r"^model.moe={'experts': 4} differs from the run in .*, which has None; "):
+        require_same_run(old, new | {"model": {"moe": {"experts": 4}}}, tmp_path)
+    for name in names - set(FREE):
+        with pytest.raises(ConfigError, match=rf"^train\.{name}=2 differs"):
+            require_same_run(old, old | {"train": old["train"] | {name: 2}}, tmp_path)

@@ -1,0 +1,256 @@
+import errno
+import json
+import math
+from typing import ClassVar
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from accelerate.utils import LoggerType
+from tiny_run import bits, build, log, to_latents
+
+from dit_moe import checkpoint
+from dit_moe.config import ConfigError
+from dit_moe.diffusion import OBJECTIVES
+from dit_moe.moe import routers_of
+from dit_moe.training import Hook, TrainingError
+
+
+def test_micro_batches_give_the_same_update_and_as_many_controller_steps(tmp_path):
+    build(tmp_path / "whole").train()
+    for micro_batch in (8, 12):  # 12 leaves a smaller last one
+        build(tmp_path / str(micro_batch), micro_batch=micro_batch).train()
+        for whole, cut in zip(log(tmp_path / "whole"), log(tmp_path / str(micro_batch)), strict=True):
+            assert cut["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+            assert cut["active"] == pytest.approx(whole["active"], rel=1e-5)
+            assert cut["p"] == pytest.approx(whole["p"], rel=1e-5)
+        left, right = (checkpoint.load_weights(tmp_path / run, "model") for run in ("whole", str(micro_batch)))
+        for name in left:
+            # Adam turns the rounding of a gradient near zero into a step of its own size; seen: 2e-6 of lr 1e-3 · 20.
+            torch.testing.assert_close(left[name], right[name], rtol=0, atol=2e-5)
+
+
+def test_training_learns_and_starts_at_the_target(tmp_path):
+    trainer = build(tmp_path, steps=60, log_every=1, checkpoint_every=60)
+    trainer.train()
+    lines = log(tmp_path)
+    assert sum(line["loss"] for line in lines[-10:]) < 0.85 * sum(line["loss"] for line in lines[:10])
+    assert lines[0]["active"] == pytest.approx(2, abs=0.05)  # 512 tokens per layer, std 0.7 of each
+    assert sum(line["active"] for line in lines) / 60 == pytest.approx(2, abs=0.03)
+
+
+def test_a_line_of_the_log_says_everything(tmp_path):
+    build(tmp_path, steps=3, log_every=2).train()
+    first, last = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
+    assert (first["step"], first["images"], last["step"], last["images"]) == (2, 64, 3, 96)
+    wanted = {"loss", "mse", "lr", "grad_norm", "images_per_s", "p", "active", "aux_balance", "aux_dynamic", "layers"}
+    assert wanted <= first.keys()
+    assert {"active", "active_std", "theta", "p", "balance", "entropy"} <= first["layers"].keys()
+    assert all(len(values) == 2 for values in first["layers"].values())
+    assert "stop" not in first
+
+
+def test_a_checkpoint_carries_the_controller_in_model_and_ema(tmp_path):
+    trainer = build(tmp_path, steps=4, log_every=1)
+    trainer.train()
+    p = log(tmp_path)[-1]["p"]
+    for part in ("model", "ema"):
+        thresholds = [v for k, v in checkpoint.load_weights(tmp_path, part).items() if k.endswith("controller.p")]
+        assert [t.item() for t in thresholds] == [pytest.approx(p, rel=1e-6)] * 2
+    assert [r.controller.p.item() for r in routers_of(trainer.ema.module)] == [t.item() for t in thresholds]
+
+
+def test_workers_do_not_change_the_run(tmp_path):
+    build(tmp_path / "a", steps=5).train()
+    build(tmp_path / "b", steps=5, workers=2).train()
+    assert bits(tmp_path / "a", 5) == bits(tmp_path / "b", 5)
+
+
+def test_bf16_trains_close_to_fp32_with_fp32_weights(tmp_path):
+    for precision in ("fp32", "bf16"):
+        trainer = build(tmp_path / precision, steps=10, mixed_precision=precision)
+        trainer.train()
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+    fp32, bf16 = (log(tmp_path / precision)[-1]["loss"] for precision in ("fp32", "bf16"))
+    assert bf16 != fp32
+    assert bf16 == pytest.approx(fp32, rel=0.02)  # bf16 keeps 8 bits
+
+
+def test_clipping_bounds_the_norm_of_the_update(tmp_path):
+    trainer = build(tmp_path, steps=1, grad_clip=1e-3, log_every=1)
+    norms = []
+    step = trainer.optimizer.step
+
+    def spy():
+        grads = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+        norms.append(torch.nn.utils.get_total_norm(grads).item())
+        step()
+
+    trainer.optimizer.step = spy
+    trainer.train()
+    assert norms == [pytest.approx(1e-3, rel=1e-3)]
+    assert log(tmp_path)[0]["grad_norm"] > 1e-2
+
+
+def test_hooks_get_the_ema_model_in_evaluation_mode_without_gradients(tmp_path):
+    calls = []
+
+    def hook(step, model):
+        calls.append((step, model.training, torch.is_grad_enabled(), any(p.requires_grad for p in model.parameters())))
+
+    build(tmp_path, steps=5, hooks=[Hook(every=2, call=hook)]).train()
+    assert calls == [(2, False, False, False), (4, False, False, False)]
+
+
+class FakeTracker(GeneralTracker):
+    """Stands in for TensorBoard's, which may not be installed."""
+
+    name, requires_logging_directory, main_process_only = "tensorboard", True, True
+    calls: ClassVar[list] = []
+
+    def __init__(self, *args):
+        super().__init__()
+
+    @property
+    def tracker(self):
+        return self
+
+    def store_init_configuration(self, values):
+        self.calls.append(("config", values))
+
+    def log(self, values, step):
+        self.calls.append((step, values))
+
+    def finish(self):
+        self.calls.append(("finished", {}))
+
+
+def test_trackers_get_the_config_and_every_line_as_flat_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.TENSORBOARD])
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "tensorboard", FakeTracker)
+    build(tmp_path, steps=4, log_every=2, trackers=("tensorboard",)).train()
+    (first, config), (two, line), (four, _), (last, _) = FakeTracker.calls
+    assert (first, two, four, last) == ("config", 2, 4, "finished")
+    assert config["train/steps"] == 4
+    assert line["loss"] == log(tmp_path)[0]["loss"]
+    assert line["layers/p/1"] == log(tmp_path)[0]["layers"]["p"][1]
+    assert all(isinstance(value, int | float) for value in line.values())
+
+
+# -------------------------------------------------------------------------------------------------------- going wrong
+
+
+def poisoned(at, value=math.nan):
+    """A preparation that spoils the rows of the data set whose first pixel sum says so."""
+
+    def prepare(raw, random):
+        batch = to_latents(raw, random)
+        batch["latents"][at % len(batch["latents"])] = value
+        return batch
+
+    return prepare
+
+
+def diverging(after):
+    """An objective whose loss overflows from some step on."""
+    flow = OBJECTIVES.build(OBJECTIVES.config_class("flow")(), num_classes=10)
+    calls = []
+
+    def objective(model, batch, random):
+        calls.append(1)
+        terms = flow(model, batch, random)
+        return terms | {"loss": terms["loss"] * (math.inf if len(calls) > after else 1)}
+
+    return objective
+
+
+def test_a_diverging_loss_stops_before_the_update_and_says_where(tmp_path):
+    build(tmp_path / "good", steps=10).train()
+    trainer = build(tmp_path / "bad", objective=diverging(after=12), solve_threshold=False, micro_batch=None)
+    with pytest.raises(TrainingError) as caught:
+        trainer.train()
+    message = str(caught.value)
+    assert message.startswith("step 13: loss=inf, total_loss=inf, ")
+    assert "the weights were not touched" in message
+    assert ", ".join(map(str, trainer.order.batch(12))) in message
+    assert "lower train.lr" in message
+    assert trainer.step == 12
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+    assert [path.name for path in checkpoint.checkpoints(tmp_path / "bad")] == ["step_00000010"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_row_that_is_not_finite_is_named(tmp_path, value):
+    trainer = build(tmp_path, prepare_batch=poisoned(3, value), solve_threshold=False, micro_batch=16)
+    with pytest.raises(TrainingError, match=r"^step 1: ") as caught:
+        trainer.train()
+    batch = trainer.order.batch(0)
+    assert f"rows {batch[3]}, {batch[19]} of the data set are not finite themselves" in str(caught.value)
+    assert checkpoint.latest(tmp_path) is None
+
+
+def test_what_the_preparation_refuses_is_reported_with_step_and_rows(tmp_path):
+    def prepare(raw, random):
+        raise ValueError("the latents are not finite")
+
+    trainer = build(tmp_path, prepare_batch=prepare)
+    with pytest.raises(TrainingError, match=r"^step 1: the latents are not finite \(rows "):
+        trainer.train()
+
+
+def test_what_a_hook_refuses_is_a_failure_in_the_middle_after_the_checkpoint(tmp_path):
+    def hook(step, model):
+        raise ValueError("the samples are not finite")
+
+    trainer = build(tmp_path, hooks=[Hook(every=10, call=hook)])
+    with pytest.raises(TrainingError, match="stopped after step 10: the samples are not finite"):
+        trainer.train()
+    assert checkpoint.open_checkpoint(tmp_path).step == 10
+
+
+def test_running_out_of_memory_names_the_remedy(tmp_path):
+    def objective(model, batch, random):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trainer = build(tmp_path, objective=objective, micro_batch=8, solve_threshold=False)
+    with pytest.raises(TrainingError, match=r"step 1: out of memory; lower train.micro_batch \(now 8\)"):
+        trainer.train()
+
+
+def test_a_full_disk_ends_the_run_with_the_earlier_checkpoint_whole(tmp_path, monkeypatch):
+    build(tmp_path, steps=5).train()
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(TrainingError, match=r"stopped after step 10: .*No space left on device"):
+        build(tmp_path).train()
+    assert checkpoint.open_checkpoint(tmp_path).step == 5
+
+
+def test_a_run_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("not a folder")  # permissions would not bind root
+    trainer = build(tmp_path / "file" / "run")
+    with pytest.raises(ValueError, match=r"file/run cannot be written \(Not a directory\); choose another run folder"):
+        trainer.train()
+    assert trainer.dataset.asked == []
+
+
+def test_a_tracker_without_its_package_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
+    with pytest.raises(ConfigError, match=r"^train.trackers=wandb needs .* pip install 'dit_moe\[wandb\]'"):
+        build(tmp_path, trackers=("wandb",))
+    assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_cannot_form_a_group_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("dit_moe.training.devices.Accelerator", lambda **kwargs: type("Alone", (), ALONE)())
+    with pytest.raises(ConfigError, match="WORLD_SIZE=2 processes were launched, but they cannot form a group on mps"):
+        build(tmp_path)
+
+
+ALONE = {"num_processes": 1, "device": torch.device("mps")}

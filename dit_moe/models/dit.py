@@ -58,6 +58,13 @@ def modulate(x_BSD: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
     return x_BSD * (1 + scale_BD[:, None]) + shift_BD[:, None]
 
 
+class QKNorm(nn.RMSNorm):
+    """RMS norm of queries or keys, in fp32 under autocast as LayerNorm is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
 class Block(nn.Module):
     """Attention and feed-forward, each under adaptive layer norm with a zero-initialised gate (adaLN-Zero)."""
 
@@ -65,7 +72,7 @@ class Block(nn.Module):
         super().__init__()
         width, hidden = config.need("width"), config.need("mlp_hidden")
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attn = Attention(width, config.need("heads"), qkv_bias=True, qk_norm=config.qk_norm, norm_layer=nn.RMSNorm)
+        self.attn = Attention(width, config.need("heads"), qkv_bias=True, qk_norm=config.qk_norm, norm_layer=QKNorm)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         moe = config.moe if config.has_experts(index) else None
         self.moe = MoELayer(moe, width, hidden) if moe else None

@@ -1,0 +1,66 @@
+"""The console command ``dit-moe``; the scripts at the top of the repository call the same functions.
+
+Exit codes: 0 done; 2 bad input, found before the work starts; 1 a run that failed in the middle; 128 + n stopped by
+signal n after saving.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {  # name: module of dit_moe.commands, what it does
+    "train": ("train", "train a model, or go on with a run that was interrupted"),
+    "sample": ("sample", "sample images from a run"),
+    "eval": ("evaluate", "compare images with a reference"),
+    "quickstart": ("quickstart", "train, sample and evaluate in one go"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command and return its exit code.
+
+    Each is a module of `dit_moe.commands` with `add_arguments` and `run`, imported only when it is called.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="dit-moe", description="Diffusion Transformers with DTop-p experts")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module_name, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        if argv[:1] == [name]:
+            module = importlib.import_module(f"dit_moe.commands.{module_name}")
+            command.description = module.__doc__
+            command.formatter_class = argparse.RawDescriptionHelpFormatter
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    args, rest = parser.parse_known_args(argv)
+    if rest and not (hasattr(args, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes positionals in one go only; overrides may also come after an option
+        args.overrides = [*args.overrides, *rest]
+    return _guarded(args)
+
+
+def _guarded(args: argparse.Namespace) -> int:
+    from dit_moe.training import Interrupted, TrainingError
+
+    try:
+        args.run(args)
+    except Interrupted as stop:
+        print(f"stopped: {stop}", file=sys.stderr)
+        return 128 + stop.signum
+    except (TrainingError, OSError) as error:  # a full disk, a folder that vanished
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""A small finished run to sample from, resume and damage."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dit_moe.cli import main
+
+CONFIG = str(Path(__file__).parents[2] / "configs" / "digits.yaml")
+SMALL = [
+    "model.name=DiT-custom/4-4E2A",
+    "model.width=32",
+    "model.depth=2",
+    "model.heads=2",
+    "train.steps=4",
+    "train.batch_size=8",
+    "train.warmup_steps=0",
+    "train.checkpoint_every=2",
+    "train.sample_every=null",
+    "sample.sampler.steps=2",
+    "sample.count=10",
+    "eval.images=20",
+]
+
+
+def cli(*words: object) -> int:
+    """Exit code of ``dit-moe words…``, in this process."""
+    try:
+        return main([str(word) for word in words])
+    except SystemExit as stop:  # argparse's own
+        return int(stop.code or 0)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    assert cli("train", CONFIG, "--run", folder, *SMALL) == 0
+    return folder
+
+
+@pytest.fixture
+def a_run(finished_run, tmp_path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))

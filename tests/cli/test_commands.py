@@ -1,0 +1,114 @@
+"""The commands do what the README says, and the scripts are the same commands."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import CONFIG, SMALL, cli
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_dry_run_prints_config_sizes_and_costs_and_builds_nothing(capsys, tmp_path):
+    folder = tmp_path / "run"
+    assert cli("train", CONFIG, "--run", folder, "--dry-run", "train.steps=10", "train.batch_size=32") == 0
+    out = capsys.readouterr().out
+    assert "target: 2.0" in out and "# parameters" in out and "active per token" in out
+    assert "10 steps, 320 images" in out and "FLOPs per image" in out
+    assert not folder.exists()
+
+
+def test_training_leaves_checkpoints_config_and_one_line_per_step(finished_run):
+    log = [json.loads(line) for line in (finished_run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+    for name in ("active", "active_std", "theta", "p", "balance", "entropy"):
+        assert len(log[-1]["layers"][name]) == 2
+    assert {"loss", "aux_balance", "aux_dynamic", "aux_z", "lr", "grad_norm", "images_per_s"} <= set(log[-1])
+    assert [path.name for path in sorted((finished_run / "checkpoints").iterdir())] == [
+        "step_00000002",
+        "step_00000004",
+    ]
+    assert (finished_run / "config.yaml").is_file()
+
+
+def test_sample_writes_images_grid_and_every_setting(a_run):
+    assert cli("sample", a_run, "count=25", "seed=3", "guidance.scale=1.5", "--out", a_run / "more") == 0
+    images = np.load(a_run / "more" / "images.npz")
+    assert images["arr_0"].shape == (25, 8, 8, 1) and images["arr_0"].dtype == np.uint8
+    assert images["labels"].tolist() == [i % 10 for i in range(25)]
+    facts = json.loads((a_run / "more" / "sample.json").read_text())
+    assert facts["sample"]["seed"] == 3 and facts["sample"]["guidance"]["scale"] == 1.5
+    assert facts["step"] == 4 and facts["evaluations"] == 8  # 2 Heun steps, two evaluations each, guided
+    assert facts["active_experts"] > 0
+    assert Image.open(a_run / "more" / "grid.png").size[0] > 32
+
+
+def test_the_ema_weights_are_sampled_unless_asked_otherwise(a_run):
+    pictures = []
+    for weights in ("ema", "model", "ema"):
+        assert cli("sample", a_run, f"weights={weights}", "--out", a_run / "out") == 0
+        pictures.append(np.load(a_run / "out" / "images.npz")["arr_0"])
+    assert np.array_equal(pictures[0], pictures[2]) and not np.array_equal(pictures[0], pictures[1])
+
+
+def test_an_older_checkpoint_can_be_sampled_by_naming_its_folder(a_run):
+    assert cli("sample", a_run / "checkpoints" / "step_00000002", "--out", a_run / "old") == 0
+    assert json.loads((a_run / "old" / "sample.json").read_text())["step"] == 2
+
+
+def test_quickstart_does_everything_and_a_second_call_trains_nothing_more(tmp_path, capsys):
+    folder = tmp_path / "quick"
+    words = ["quickstart", CONFIG, "--run", folder, *SMALL]
+    assert cli(*words) == 0
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert set(metrics["fd_digits_cnn64"]) >= {"generated", "floor", "ratio", "n", "seeds"}
+    assert metrics["fd_digits_cnn64"]["seeds"] == 3 and metrics["fd_digits_cnn64"]["n"] == 20
+    assert 0 <= metrics["class_accuracy"] <= 1
+    assert set(metrics["active_experts"]) == {"target", "mean", "std"}
+    assert metrics["train_seconds"] > 0
+    assert Image.open(folder / "grid.png").size[0] > 32 and Image.open(folder / "curves.png").size[0] > 400
+    before = (folder / "log.jsonl").read_text()
+    assert cli(*words) == 0
+    assert (folder / "log.jsonl").read_text() == before
+    assert "is finished" in capsys.readouterr().err
+
+
+def test_quickstart_of_a_dense_model_reports_no_experts(tmp_path):
+    folder = tmp_path / "dense"
+    assert cli("quickstart", CONFIG, "--run", folder, *SMALL, "model.name=DiT-custom/4", "model.moe=null") == 0
+    assert json.loads((folder / "metrics.json").read_text())["active_experts"] is None
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["objective=ddpm", "sample.sampler={name: ddpm, steps: 4}"],
+        ["objective={name: ddpm, prediction: v, variance: fixed_small}", "sample.sampler={name: dpm++, steps: 4}"],
+        ["objective={name: flow, path: gvp, time: logit_normal}", "sample.sampler={name: euler_maruyama, steps: 4}"],
+        ["model.moe={router: topk, activation: swiglu, shared_experts: 1}"],
+        ["model.moe={router: {name: topp, p: 0.4}, every: 2}"],
+        ["model.moe={router: {name: dtopp, layerwise: true}}", "train.solve_threshold=false"],
+        ["train.mixed_precision=bf16", "model.recompute=true", "model.qk_norm=true"],
+    ],
+    ids=lambda overrides: overrides[0][:40],
+)
+def test_every_kind_of_experiment_trains_and_samples(tmp_path, overrides):
+    folder = tmp_path / "run"
+    small = [word for word in SMALL if not word.startswith("sample.sampler") or "sampler" not in str(overrides)]
+    assert cli("train", CONFIG, "--run", folder, *small, *overrides) == 0
+    assert cli("sample", folder, "count=4") == 0
+
+
+@pytest.mark.parametrize(
+    ("script", "words"), [("train.py", [CONFIG, "--dry-run"]), ("sample.py", ["--help"]), ("eval/fid.py", ["--help"])]
+)
+def test_scripts_run_from_any_folder(tmp_path, script, words):
+    command = [sys.executable, str(ROOT / script), *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout

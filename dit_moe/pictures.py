@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-MIN_CELL = 32  # pixels; smaller images are enlarged by a whole factor, so that every pixel stays a square
+MIN_CELL = 64  # pixels; smaller images are enlarged by a whole factor, so that every pixel stays a square
 GAP = 2
 MANY_LAYERS = 8
 
@@ -89,7 +89,7 @@ def save_curves(log: Sequence[dict[str, Any]], target: float | None, path: Path)
         axis.plot([line["step"] for line in layered], [line["active"] for line in layered], "k", lw=1.2, label="mean")
         if target is not None:
             axis.axhline(target, color="tab:red", ls="--", lw=1, label=f"target {target:g}")
-        axis.legend(loc="upper right", fontsize=8, ncols=4)
+        _legend(axis)
     axes[-1, 0].set_xlabel("optimizer step")
     figure.tight_layout()
     temporary = path.with_suffix(".tmp")
@@ -106,7 +106,12 @@ def _draw_loss(axis: Any, log: Sequence[dict[str, Any]]) -> None:
     axis.plot(steps[window - 1 :], smooth, color="tab:blue", lw=1.5, label=f"mean of {window}")
     axis.set_ylabel("loss")
     axis.set_ylim(top=np.quantile(losses, 0.98) * 1.1, bottom=min(0, losses.min()))
-    axis.legend(loc="upper right", fontsize=8)
+    _legend(axis)
+
+
+def _legend(axis: Any) -> None:
+    """Above the axes, where it hides no curve."""
+    axis.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8, ncols=7, frameon=False, borderaxespad=0.1)
 
 
 _LABELS = {"active": "active experts / token", "p": "threshold p", "theta": "router scale θ"}
@@ -119,7 +124,7 @@ def _draw_layers(axis: Any, layered: Sequence[dict[str, Any]], name: str) -> Non
     values_TL = np.array([line["layers"][name] for line in layered])
     if name == "p" and (values_TL == values_TL[:, :1]).all():
         axis.plot(steps, values_TL[:, 0], color="k", lw=1.2, label="all layers")
-        axis.legend(loc="upper right", fontsize=8)
+        _legend(axis)
     else:
         depth = values_TL.shape[1]
         colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, depth))  # dark is shallow; safe for colour-blind eyes
@@ -128,5 +133,5 @@ def _draw_layers(axis: Any, layered: Sequence[dict[str, Any]], name: str) -> Non
             axis.plot(
                 steps, values_TL[:, layer], color=colours[layer], lw=0.9, label=f"layer {layer}" if shown else None
             )
-        axis.legend(loc="upper right", fontsize=8, ncols=4)
+        _legend(axis)
     axis.set_ylabel(_LABELS[name])

@@ -25,6 +25,7 @@ from dit_moe.evaluate import dataset_reference, evaluate
 from dit_moe.experiment import Experiment
 from dit_moe.metrics import EXTRACTORS, read_images
 from dit_moe.pictures import read_log, save_curves
+from dit_moe.processes import join_processes
 from dit_moe.runs import open_run
 
 
@@ -42,8 +43,11 @@ def run(args: argparse.Namespace) -> None:
     folder = run_folder(args.config, args.folder)
     experiment, dataset = prepare(args.config, args.overrides)
     train(experiment, dataset, folder)
+    folders = _sample(experiment, folder)
+    if not join_processes().is_main_process:
+        return
     log = read_log(folder / "log.jsonl")
-    samples = [read_images(each) for each in _sample(experiment, folder)]
+    samples = [read_images(each) for each in folders]
     reference = dataset_reference(experiment.data)
     report = evaluate(samples, reference, EXTRACTORS.build(experiment.eval.extractor))
     metrics = report | {
@@ -60,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
 def _sample(experiment: Experiment, folder: Path) -> list[Path]:
     """One folder of samples for each sampling seed; the first is the run folder itself."""
     count = experiment.eval.images or len(DATASETS.build(experiment.data, "heldout"))
-    opened = open_run(folder)
+    opened = open_run(folder, device=join_processes().device)
     folders = []
     for seed in range(experiment.eval.seeds):
         settings = replace(opened.experiment.sample, count=count, seed=experiment.sample.seed + seed)

@@ -31,6 +31,7 @@ from dit_moe.generate import Generator, choose_labels
 from dit_moe.metrics import write_images
 from dit_moe.moe import measure_active
 from dit_moe.pictures import save_grid
+from dit_moe.processes import join_processes
 from dit_moe.runs import Run, open_run
 
 
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Sample and write the three files. ValueError for bad input, before anything is written."""
     out = args.out or args.run_folder
-    sample(open_run(args.run_folder, args.overrides, device=PartialState().device), out)
+    sample(open_run(args.run_folder, args.overrides, device=join_processes().device), out)
 
 
 def sample(opened: Run, out: Path) -> dict[str, Any] | None:
@@ -52,7 +53,7 @@ def sample(opened: Run, out: Path) -> dict[str, Any] | None:
 
     Returns what sample.json holds; None on all but the main process. Raises ValueError if `out` cannot be written.
     """
-    state, settings = PartialState(), opened.experiment.sample
+    state, settings = join_processes(), opened.experiment.sample
     labels_N = choose_labels(settings, opened.experiment.model.num_classes)
     require_folder(out)
     start = time.perf_counter()
@@ -116,7 +117,9 @@ def _share(generator: Generator, labels_N: Tensor, out: Path, state: PartialStat
 
 def _with_progress(generator: Generator, indices: range, labels_N: Tensor, shown: bool) -> Iterator[Tensor]:
     columns = (TextColumn("sampling"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as progress:
+    console = Console(stderr=True)
+    shown = shown and console.is_terminal
+    with Progress(*columns, console=console, disable=not shown, transient=True) as progress:
         batches = math.ceil(len(indices) / generator.config.batch_size)
         bar = progress.add_task("", total=batches * generator.sampler.steps)
         yield from generator.batches(indices, labels_N, on_step=lambda step, steps: progress.advance(bar))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 
@@ -10,10 +9,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from dit_moe.config import ConfigError
+from dit_moe.processes import join_processes, use_cpu
 from dit_moe.training.config import TrainConfig
 
 
@@ -26,13 +26,13 @@ def build_accelerator(config: TrainConfig, run: Path) -> Accelerator:
         if tracker not in map(str, get_available_trackers()):  # accelerate itself would go on without it
             problem = f"={tracker} needs a package that is not installed; pip install 'dit_moe[{tracker}]'"
             raise ConfigError("train.trackers", problem)
-    # Without cpu=True accelerate would take processes started on a machine without GPUs for so many single ones.
-    cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    join_processes()
+    cpu = use_cpu()
     has_bf16 = not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     bf16 = config.mixed_precision == "bf16" or (config.mixed_precision == "auto" and has_bf16)
     # accelerate keeps the first precision for the life of the process; a second run in it may want another.
     AcceleratorState._reset_state()
-    accelerator = Accelerator(
+    return Accelerator(
         cpu=cpu,
         mixed_precision="bf16" if bf16 else "no",
         log_with=list(config.trackers) or None,
@@ -40,11 +40,6 @@ def build_accelerator(config: TrainConfig, run: Path) -> Accelerator:
         # Buffers stay each process's own: those that must agree are computed from sums over all processes.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != accelerator.num_processes:
-        problem = f"={launched} processes were launched, but they cannot form a group on {accelerator.device.type}"
-        raise ConfigError("WORLD_SIZE", f"{problem}; launch one, or set ACCELERATE_USE_CPU=true")
-    return accelerator
 
 
 def wrap(accelerator: Accelerator, model: nn.Module) -> nn.Module:

@@ -1,0 +1,68 @@
+"""The controller in real training: the digits model with other numbers of experts, targets and deliberately wrong p_0.
+
+Trains configs/digits.yaml (shortened) for each case and prints one JSON line:
+  settle      fraction of the training after which the mean over 10 steps stays within 2 % of the target
+  mean, std   of the active experts per step over the last quarter
+  error       |mean − target| / target in %
+
+    python benchmarks/controller_training.py [--steps 600] [--cases 4,1.5 16,8 …] [--p0 0.05 0.95] [--set key=value …]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+from dit_moe.commands.train import prepare, train
+from dit_moe.pictures import read_log
+
+CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
+CASES = ["4,1.5", "4,2", "16,1.5", "16,2", "16,8", "64,1.5", "64,8"]
+
+
+def measure(experts: int, target: float, p0: float, steps: int, overrides: list[str]) -> dict[str, float]:
+    """Train one case and read its log."""
+    changes = [
+        f"model.name=DiT-custom/2-{experts}E{target:g}A",
+        f"model.moe.router.controller.p0={p0}",
+        "model.moe.router.name=dtopp",
+        "train.solve_threshold=false",
+        "train.sample_every=null",
+        f"train.checkpoint_every={steps}",
+        f"train.steps={steps}",
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        experiment, dataset = prepare(CONFIG, [*changes, *overrides])
+        train(experiment, dataset, Path(folder))
+        active = [line["active"] for line in read_log(Path(folder) / "log.jsonl")]
+    smooth = [statistics.fmean(active[max(0, i - 9) : i + 1]) for i in range(len(active))]
+    outside = [i for i, value in enumerate(smooth) if abs(value - target) > 0.02 * target]
+    last = active[3 * len(active) // 4 :]
+    return {
+        "settle": (outside[-1] + 1) / steps if outside else 0.0,
+        "mean": statistics.fmean(last),
+        "std": statistics.pstdev(last),
+        "error": 100 * abs(statistics.fmean(last) - target) / target,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--cases", nargs="+", default=CASES, metavar="EXPERTS,TARGET")
+    parser.add_argument("--p0", nargs="+", type=float, default=[0.05, 0.95])
+    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides")
+    args = parser.parse_args()
+    for case in args.cases:
+        experts, target = case.split(",")
+        for p0 in args.p0:
+            result = measure(int(experts), float(target), p0, args.steps, args.overrides)
+            rounded = {key: round(value, 4) for key, value in result.items()}
+            print(json.dumps({"experts": int(experts), "target": float(target), "p0": p0} | rounded), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ Prints one JSON line per (law, experts, target): the worst over starts p_0 ∈ {
   std        std of the mean over the last quarter, in experts
 and, for reference, `noise`: the std that a perfectly placed constant p would show.
 
-    python benchmarks/controller.py [--images 128] [--laws p,0.3,0.3 tail,0.5,1 …]
+    python benchmarks/controller.py [--images 128] [--laws paper,0.1,0.3 scheduled,0.2,0.3 …] [--sharpen 2]
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ from dataclasses import replace
 
 import torch
 
-from dit_moe.moe.control import ControllerConfig, PIController
+from dit_moe.moe.control import WINDOW, ControllerConfig, PIController
 from dit_moe.moe.routing import mass_before, prefix_mask
 
 SHAPES = [(4, 1.5), (4, 3.0), (8, 2.0), (16, 2.0), (16, 8.0), (64, 1.5), (64, 8.0), (128, 16.0)]
-LAWS = (
-    "p,0.5,0.05 p,1,0.1 p,0.1,0.3 p,0.3,0.3 p,0.1,0.6 tail,0.5,0.5 tail,0.5,1 tail,1,1 tail,0.5,2 tail,1,2 tail,0.5,4"
-)
+LAWS = "paper,0.5,0.05 paper,0.1,0.3 paper,0.3,0.3 scheduled,0.1,0.2 scheduled,0.2,0.3 scheduled,0.3,0.5 scheduled,0,1"
 
 
 def batch_mass(generator: torch.Generator, images: int, tokens: int, experts: int, theta: float) -> tuple:
@@ -38,18 +36,19 @@ def batch_mass(generator: torch.Generator, images: int, tokens: int, experts: in
     return mass_before((theta * spread * logits).flatten(0, 1).softmax(-1))
 
 
-def run(law: ControllerConfig, experts: int, target: float, p0: float, images: int, steps: int) -> dict:
+def run(law: ControllerConfig, experts: int, target: float, p0: float, images: int, steps: int, sharpen: float) -> dict:
     generator = torch.Generator().manual_seed(experts)
     controller = PIController(replace(law, p0=p0), target, experts)
     active, constant = [], []
     for step in range(steps):
-        before, order = batch_mass(generator, images, 16, experts, theta=1 + step / steps)
+        before, order = batch_mass(generator, images, 16, experts, theta=1 + (sharpen - 1) * step / steps)
         active.append(prefix_mask(before, order, controller.p).sum(-1, dtype=torch.float64).mean().item())
+        slope = controller.near(before) / (2 * WINDOW * len(before))
         if step == 3 * steps // 4:
             frozen = controller.p.clone()
         if step >= 3 * steps // 4:
             constant.append(prefix_mask(before, order, frozen).sum(-1, dtype=torch.float64).mean().item())
-        controller.step(torch.tensor(active[-1]))
+        controller.step(torch.tensor(active[-1]), slope)
     history = torch.tensor(active, dtype=torch.float64)
     smooth = history.unfold(0, 10, 1).mean(-1)
     outside = ((smooth - target).abs() > 0.05 * target).nonzero()
@@ -73,13 +72,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=128, help="images of 16 tokens in a batch")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--laws", nargs="+", default=LAWS.split(), metavar="SPACE,KP,KI")
+    parser.add_argument("--sharpen", type=float, default=2.0, help="θ at the end of the run; it starts at 1")
+    parser.add_argument("--laws", nargs="+", default=LAWS.split(), metavar="LAW,KP,KI")
     args = parser.parse_args()
     for text in args.laws:
-        space, kp, ki = text.split(",")
-        law = ControllerConfig(space=space, kp=float(kp), ki=float(ki))
+        name, kp, ki = text.split(",")
+        law = ControllerConfig(law=name, kp=float(kp), ki=float(ki))
         for experts, target in SHAPES:
-            runs = [run(law, experts, target, p0, args.images, args.steps) for p0 in (0.05, 0.5, 0.95)]
+            runs = [run(law, experts, target, p0, args.images, args.steps, args.sharpen) for p0 in (0.05, 0.5, 0.95)]
             worst = {key: round(max(result[key] for result in runs), 3) for key in runs[0]}
             print(
                 json.dumps({"law": text, "experts": experts, "target": target, "images": args.images} | worst),

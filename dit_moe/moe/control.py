@@ -1,7 +1,7 @@
 """The PI controller that holds the mean number of active experts at its target by moving the threshold p.
 
-It stands outside the graph and steps once per optimizer step. Its state is three numbers in persistent buffers, so a
-checkpoint and an EMA copy carry it, and evaluation finds p frozen.
+It stands outside the graph and steps once per optimizer step. Its state is in persistent buffers, so a checkpoint and
+an EMA copy carry it, and evaluation finds p frozen.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from torch import Tensor, nn
 
 from dit_moe.config import require
 
-MIN_TAIL = 1e-6  # in tail space a p nearer to 1 than this is 1: every expert is active
-
-
-DEFAULT_GAINS = {"tail": (0.5, 2.0), "p": (0.1, 0.3)}  # (K_P, K_I), found as docs/controller.md tells
+WINDOW = 0.1  # half the width, in u, over which routers count the pairs near their threshold
+MIN_SLOPE = 0.05  # in targets per unit of u: below it a threshold touches nobody, and the error is not divided by less
+MIN_TAIL = 1e-6  # a p nearer to 1 than this is 1: every expert is active
+DEFAULT_GAINS = {"scheduled": (0.2, 0.3), "paper": (0.1, 0.3)}  # (K_P, K_I), found as docs/controller.md tells
 
 
 @dataclass(frozen=True, kw_only=True)
 class ControllerConfig:
-    """Gains and bounds of the controller. docs/controller.md has the study that the defaults come from."""
+    """Law, gains and bounds of the controller. docs/controller.md has the study that the defaults come from."""
 
-    space: Literal["tail", "p"] = "tail"  # what the equation moves: −ln(1 − p), or p itself as the paper writes it
-    kp: float | None = None  # proportional gain K_P, per unit of error (T − a)/E; None: the default of the space
+    law: Literal["scheduled", "paper"] = "scheduled"
+    kp: float | None = None  # proportional gain K_P; None: the default of the law
     ki: float | None = None  # integral gain K_I: how fast a wrong start, or a drifting router, is made up for
     p0: float = 0.5  # threshold before the first step, unless it is solved on the first batch
     p_min: float = 0.0
     p_max: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, default in zip(("kp", "ki"), DEFAULT_GAINS[self.space], strict=True):
+        for name, default in zip(("kp", "ki"), DEFAULT_GAINS[self.law], strict=True):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
             require(getattr(self, name) >= 0, self, name, "must be at least 0")
@@ -41,11 +41,15 @@ class ControllerConfig:
 
 
 class PIController(nn.Module):
-    """u_{t+1} = u_0 + K_P·e_t + K_I·Σ_{s≤t} e_s with e_t = (target − a_t) / experts; p = clip(p(u)). DTop-p, step 4.
+    """u_{t+1} = u_0 + K_P·e_t + K_I·Σ_{s≤t} e_s, p = clip(p(u)): proportional and integral control. DTop-p, step 4.
 
-    The paper has u = p (``space="p"``). Experts join ever faster as p nears 1, so a gain on p that is right at
-    T/N = 1/8 oscillates at T/N = 1/2 once the router is sharp. On u = −ln(1 − p), the logarithm of the mass left out,
-    the loop gain hardly changes, and one pair of gains serves from 4 to 128 experts (``space="tail"``).
+    The law ``paper`` has u = p and e = (target − active) / experts. How much a step of p changes depends on the number
+    of experts, on the target and on how sharp the router has become, by a factor of a hundred and more, so gains that
+    are right for one model, or early in training, oscillate or crawl in another.
+
+    The law ``scheduled`` counts the error in units of what it moves: e = (target − active) / slope, where the slope
+    d active / d u is measured on the same tokens, so that 1/K_I is the number of steps in which any model makes up for
+    an error. u = −ln(1 − p), the logarithm of the mass left out, keeps the slope steady near p = 1; e is cut to ±1.
 
     Integration stops while p sits at a bound and the error pushes further out (anti-windup).
     """
@@ -63,25 +67,41 @@ class PIController(nn.Module):
         self.register_buffer("error_sum", torch.tensor(0.0, dtype=torch.float64))
 
     @torch.no_grad()
-    def step(self, active: Tensor) -> None:
-        """Move p after a step that used `active` experts a token on average (scalar, reduced over all ranks)."""
+    def step(self, active: Tensor, slope: Tensor) -> None:
+        """Move p after a step that used `active` experts a token on average.
+
+        Args:
+            active: scalar, reduced over all ranks.
+            slope: scalar, how fast `active` grows with u, likewise (the law ``paper`` ignores it).
+        """
         c = self.config
-        error = (self.target - active.to(torch.float64)) / self.experts
-        candidate = self.error_sum + error
         assert c.kp is not None and c.ki is not None
-        p = self._to_p(self._from_p(self.p0.to(torch.float64)) + c.kp * error + c.ki * candidate)
+        error = self._error(active.to(torch.float64), slope.to(torch.float64))
+        candidate = self.error_sum + error
+        p = self._to_p(self._to_u(self.p0.to(torch.float64)) + c.kp * error + c.ki * candidate)
         outward = ((p >= c.p_max) & (error > 0)) | ((p <= c.p_min) & (error < 0))
         self.error_sum.copy_(torch.where(outward, self.error_sum, candidate))
         self.p.copy_(p.clamp(c.p_min, c.p_max))
 
-    def _from_p(self, p: Tensor) -> Tensor:
-        return p if self.config.space == "p" else -torch.log1p(-p.clamp(max=1 - MIN_TAIL))
+    def _error(self, active: Tensor, slope: Tensor) -> Tensor:
+        if self.config.law == "paper":
+            return (self.target - active) / self.experts
+        return ((self.target - active) / slope.clamp(min=MIN_SLOPE * self.target)).clamp(-1, 1)
+
+    def _to_u(self, p: Tensor) -> Tensor:
+        return p if self.config.law == "paper" else -torch.log1p(-p.clamp(max=1 - MIN_TAIL))
 
     def _to_p(self, u: Tensor) -> Tensor:
-        if self.config.space == "p":
+        if self.config.law == "paper":
             return u
         p = -torch.expm1(-u)
         return torch.where(p >= 1 - MIN_TAIL, torch.ones_like(p), p)
+
+    def near(self, before_NE: Tensor) -> Tensor:
+        """How many pairs join when u goes from WINDOW below the threshold to WINDOW above it (see `mass_before`)."""
+        tail = 1 - self.p
+        below, above = (1 - tail * torch.exp(tail.new_tensor(step)) for step in (WINDOW, -WINDOW))
+        return ((before_NE >= below) & (before_NE < above)).sum()
 
     @torch.no_grad()
     def restart(self, p0: float) -> None:

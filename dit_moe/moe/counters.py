@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dit_moe.moe.control import WINDOW
+
 
 class Counters:
     """Sums over the tokens that passed a router: a float64 vector that ranks can add up.
@@ -19,13 +21,20 @@ class Counters:
 
     def __init__(self, experts: int, sums: Tensor | None = None) -> None:
         self.experts = experts
-        self.sums = sums  # [tokens, pairs, pairs², entropy, pairs_E, probability_E] or None while nothing was counted
+        # [tokens, pairs, pairs², entropy, near, pairs_E, probability_E], or None while nothing was counted
+        self.sums = sums
 
-    def add(self, mask_NE: Tensor, prob_NE: Tensor) -> None:
-        """Count the routing `mask_NE` of tokens with expert probabilities `prob_NE`."""
+    def add(self, mask_NE: Tensor, prob_NE: Tensor, near: Tensor | None = None) -> None:
+        """Count the routing `mask_NE` of tokens with expert probabilities `prob_NE`.
+
+        `near` is how many pairs stand near a steered threshold (`PIController.near`).
+        """
         active_N = mask_NE.sum(-1, dtype=torch.float64)
         entropy = -(prob_NE * (prob_NE + 1e-20).log()).sum(dtype=torch.float64)
-        scalars = torch.stack([active_N.new_tensor(len(active_N)), active_N.sum(), active_N.square().sum(), entropy])
+        tokens, zero = active_N.new_tensor(len(active_N)), entropy.new_zeros(())
+        scalars = torch.stack(
+            [tokens, active_N.sum(), active_N.square().sum(), entropy, zero if near is None else near]
+        )
         new = torch.cat([scalars, mask_NE.sum(0, dtype=torch.float64), prob_NE.sum(0, dtype=torch.float64)])
         self.sums = new if self.sums is None else self.sums + new
 
@@ -52,12 +61,17 @@ class Counters:
         return self._get(3) / self._get(0)
 
     @property
+    def slope(self) -> Tensor:
+        """How fast `active` grows with the controller's u; 0 for routers that report nothing near a threshold."""
+        return self._get(4) / (2 * WINDOW * self._get(0))
+
+    @property
     def load_E(self) -> Tensor:
         """Share of the routed pairs that each expert got; sums to 1."""
-        return self._get(slice(4, 4 + self.experts)) / self._get(1)
+        return self._get(slice(5, 5 + self.experts)) / self._get(1)
 
     @property
     def balance(self) -> Tensor:
         """E · Σ f·P of these counts: 1 is balanced, E is collapsed."""
-        probability_E = self._get(slice(4 + self.experts, None)) / self._get(0)
+        probability_E = self._get(slice(5 + self.experts, None)) / self._get(0)
         return self.experts * (self.load_E * probability_E).sum()

@@ -30,13 +30,13 @@ class Routing:
 
 def routing_from_mask(mask_NE: Tensor, weight_NE: Tensor, aux: dict[str, Tensor] | None = None) -> Routing:
     """The Routing of every pair that `mask_NE` marks, weighted by `weight_NE` (zero outside the mask or not)."""
-    mask_EN = mask_NE.T.contiguous()
-    expert_R, token_R = mask_EN.nonzero(as_tuple=True)
+    tokens = max(1, mask_NE.shape[0])
+    pair_R = mask_NE.T.flatten().nonzero().squeeze(1)  # the one place where the host waits to learn R
     return Routing(
-        token_R=token_R,
-        expert_R=expert_R,
-        weight_R=weight_NE.T.masked_select(mask_EN),
-        counts_E=mask_EN.sum(1),
+        token_R=pair_R % tokens,
+        expert_R=pair_R // tokens,
+        weight_R=weight_NE.T.flatten().index_select(0, pair_R),
+        counts_E=mask_NE.sum(0),
         aux=aux or {},
     )
 

@@ -15,7 +15,7 @@ from dit_moe.moe.counters import Counters
 from dit_moe.moe.layer import MoELayer
 from dit_moe.moe.routers import Router
 from dit_moe.moe.routers.dtopp import DTopPRouter
-from dit_moe.moe.routing import Routing, limit_experts, mass_before
+from dit_moe.moe.routing import Routing
 
 Reduce = Callable[[Tensor], Tensor]  # sums a float64 tensor over all ranks
 
@@ -133,8 +133,7 @@ def _recorded_mass(routers: list[DTopPRouter]) -> Iterator[list[list[Tensor]]]:
 
     def record(router: DTopPRouter, into: list[Tensor]) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
-            before_NE, _ = mass_before(router.probabilities(args[0])[1])
-            into.append(limit_experts(before_NE, router.config.min_experts, router.most))
+            into.append(router.ranked(router.probabilities(args[0])[1])[0])
 
         return hook
 

@@ -248,7 +248,7 @@ def test_a_tracker_without_its_package_names_the_extra(tmp_path, monkeypatch):
 
 def test_processes_that_cannot_form_a_group_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("dit_moe.training.devices.Accelerator", lambda **kwargs: type("Alone", (), ALONE)())
+    monkeypatch.setattr("dit_moe.processes.PartialState", lambda **kwargs: type("Alone", (), ALONE)())
     with pytest.raises(ConfigError, match="WORLD_SIZE=2 processes were launched, but they cannot form a group on mps"):
         build(tmp_path)
 

@@ -73,6 +73,7 @@ class Router(nn.Module):
         # f of the balance loss: the load of the optimizer step before, over all ranks and micro-batches.
         self.register_buffer("load_E", torch.full((experts,), 1 / experts))
         self.counters = Counters(experts)
+        self.near: Tensor | None = None  # pairs near the threshold in the last `select`, from routers that steer one
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -102,7 +103,7 @@ class Router(nn.Module):
         aux = {}
         if self.training:
             aux = self.losses(logits_NE, prob_NE)
-            self.counters.add(mask_NE, prob_NE.detach())
+            self.counters.add(mask_NE, prob_NE.detach(), self.near)
         return routing_from_mask(mask_NE, gate_NE, aux)
 
     def losses(self, logits_NE: Tensor, prob_NE: Tensor) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from dit_moe.moe.control import ControllerConfig, PIController
 from dit_moe.moe.counters import Counters
 from dit_moe.moe.routers.base import ROUTERS, RouterConfig
 from dit_moe.moe.routers.topp import TopPRouter
+from dit_moe.moe.routing import prefix_mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +41,13 @@ class DTopPRouter(TopPRouter):
         super().__init__(config, width, experts, target)
         self.controller = PIController(config.controller, target, experts)
 
-    def threshold(self) -> Tensor:
-        return self.controller.p
+    def select(self, prob_NE: Tensor) -> Tensor:
+        before_NE, order_NE = self.ranked(prob_NE)
+        self.near = self.controller.near(before_NE) if self.training else None
+        return prefix_mask(before_NE, order_NE, self.controller.p)
 
     @torch.no_grad()
     def after_step(self, own: Counters, model: Counters) -> None:
         super().after_step(own, model)
-        self.controller.step(own.active if self.config.layerwise else model.active)
+        counted = own if self.config.layerwise else model
+        self.controller.step(counted.active, counted.slope)

@@ -31,10 +31,10 @@ class TopPRouter(Router):
 
     config: TopPConfig
 
-    def threshold(self) -> Tensor | float:
-        return self.config.p
+    def ranked(self, prob_NE: Tensor) -> tuple[Tensor, Tensor]:
+        """`mass_before` within the limits of experts per token."""
+        before_NE, order_NE = mass_before(prob_NE)
+        return limit_experts(before_NE, self.config.min_experts, self.most), order_NE
 
     def select(self, prob_NE: Tensor) -> Tensor:
-        before_NE, order_NE = mass_before(prob_NE)
-        before_NE = limit_experts(before_NE, self.config.min_experts, self.most)
-        return prefix_mask(before_NE, order_NE, self.threshold())
+        return prefix_mask(*self.ranked(prob_NE), self.config.p)

@@ -30,7 +30,6 @@ def measure(experts: int, target: float, p0: float, steps: int, overrides: list[
         f"model.name=DiT-custom/2-{experts}E{target:g}A",
         f"model.moe.router.controller.p0={p0}",
         "model.moe.router.name=dtopp",
-        "train.solve_threshold=false",
         "train.sample_every=null",
         f"train.checkpoint_every={steps}",
         f"train.warmup_steps={steps // 20}",

@@ -3,7 +3,7 @@
 from dit_moe.moe.layer import MoEConfig, MoELayer
 from dit_moe.moe.routers import ROUTERS, Router, RouterConfig
 from dit_moe.moe.routing import Routing
-from dit_moe.moe.steering import calibrate, end_step, measure_active, routers_of
+from dit_moe.moe.steering import calibrate, end_step, measure_active, routers_of, starts_unsolved
 
 __all__ = [
     "ROUTERS",
@@ -16,4 +16,5 @@ __all__ = [
     "end_step",
     "measure_active",
     "routers_of",
+    "starts_unsolved",
 ]

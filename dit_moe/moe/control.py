@@ -27,7 +27,7 @@ class ControllerConfig:
     law: Literal["scheduled", "paper"] = "scheduled"
     kp: float | None = None  # proportional gain K_P; None: the default of the law
     ki: float | None = None  # integral gain K_I: how fast a wrong start, or a drifting router, is made up for
-    p0: float = 0.5  # threshold before the first step, unless it is solved on the first batch
+    p0: float | None = None  # threshold before the first step; None: solved on the first batch for the target
     p_min: float = 0.0
     p_max: float = 1.0
 
@@ -37,7 +37,8 @@ class ControllerConfig:
                 object.__setattr__(self, name, default)
             require(getattr(self, name) >= 0, self, name, "must be at least 0")
         require(0 <= self.p_min <= self.p_max <= 1, self, "p_min", f"must lie between 0 and p_max={self.p_max} ≤ 1")
-        require(self.p_min <= self.p0 <= self.p_max, self, "p0", f"must lie in [{self.p_min}, {self.p_max}]")
+        inside = self.p0 is None or self.p_min <= self.p0 <= self.p_max
+        require(inside, self, "p0", f"must lie in [{self.p_min}, {self.p_max}]")
 
 
 class PIController(nn.Module):
@@ -61,9 +62,10 @@ class PIController(nn.Module):
     def __init__(self, config: ControllerConfig, target: float, experts: int) -> None:
         super().__init__()
         self.config, self.target, self.experts = config, target, experts
+        p0 = (config.p_min + config.p_max) / 2 if config.p0 is None else config.p0
         # fp32 in every copy: in bf16 the threshold would move in steps of 0.004.
-        self.register_buffer("p", torch.tensor(config.p0, dtype=torch.float32))
-        self.register_buffer("p0", torch.tensor(config.p0, dtype=torch.float32))
+        self.register_buffer("p", torch.tensor(p0, dtype=torch.float32))
+        self.register_buffer("p0", torch.tensor(p0, dtype=torch.float32))
         self.register_buffer("error_sum", torch.tensor(0.0, dtype=torch.float64))
 
     @torch.no_grad()
@@ -105,7 +107,8 @@ class PIController(nn.Module):
 
     @torch.no_grad()
     def restart(self, p0: float) -> None:
-        """Begin again at the threshold `p0`, with nothing integrated."""
+        """Begin again at the threshold `p0`, or the bound next to it, with nothing integrated."""
+        p0 = min(max(p0, self.config.p_min), self.config.p_max)
         self.p.fill_(p0)
         self.p0.fill_(p0)
         self.error_sum.zero_()

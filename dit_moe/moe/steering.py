@@ -87,6 +87,12 @@ def measure_active(model: nn.Module) -> Iterator[Callable[[], float | None]]:
 # ------------------------------------------------------------------------------------------------ solve a threshold
 
 
+def starts_unsolved(model: nn.Module) -> bool:
+    """Whether the model has thresholds whose start its config leaves to the first batch."""
+    routers = [router for router in routers_of(model) if isinstance(router, DTopPRouter)]
+    return any(router.config.controller.p0 is None for router in routers)
+
+
 def calibrate(
     model: nn.Module,
     run: Callable[[], object],

@@ -29,7 +29,7 @@ class TrainConfig:
     grad_clip: float | None = None  # largest gradient norm; None: never scaled down
     mixed_precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on GPUs that have it; CPUs gain nothing
     ema_decay: float = 0.9999  # reached gradually: min(ema_decay, (1 + n) / (10 + n)) after n updates
-    solve_threshold: bool = True  # start DTop-p routers at their target by solving p_0 on the first batch
+    deterministic: bool = False  # (free) kernels without atomic sums: what makes a GPU run repeat bit for bit; slower
     workers: int = 0  # (free) processes that read ahead; 0: the training process reads
     checkpoint_every: int = 10_000  # (free) steps
     keep_checkpoints: int = 2  # (free) how many of the newest to keep
@@ -56,6 +56,7 @@ class TrainConfig:
 FREE = (
     "steps",
     "micro_batch",
+    "deterministic",
     "workers",
     "checkpoint_every",
     "keep_checkpoints",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
@@ -30,6 +31,9 @@ def build_accelerator(config: TrainConfig, run: Path) -> Accelerator:
     cpu = use_cpu()
     has_bf16 = not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     bf16 = config.mixed_precision == "bf16" or (config.mixed_precision == "auto" and has_bf16)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(config.deterministic)
     # accelerate keeps the first precision for the life of the process; a second run in it may want another.
     AcceleratorState._reset_state()
     return Accelerator(

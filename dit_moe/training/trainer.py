@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dit_moe import checkpoint
 from dit_moe.config import ConfigError
 from dit_moe.data.order import BatchOrder, MicroBatches, load_batches, own_rows
-from dit_moe.moe import calibrate, end_step
+from dit_moe.moe import calibrate, end_step, starts_unsolved
 from dit_moe.randomness import BatchRandom
 from dit_moe.training import run_folder
 from dit_moe.training.config import TrainConfig
@@ -142,7 +142,7 @@ class Trainer:
         config = self.config
         if self.step:
             report.say(f"{self.run} goes on from step {self.step}")
-        elif config.solve_threshold:
+        elif starts_unsolved(self.model):
             self._solve_threshold()
         self.network = wrap(self.accelerator, self.model)
         report.start_trackers(self.run, run_folder.parse(self.config_yaml))

@@ -92,7 +92,7 @@ def test_quickstart_of_a_dense_model_reports_no_experts(tmp_path):
         ["objective={name: flow, path: gvp, time: logit_normal}", "sample.sampler={name: euler_maruyama, steps: 4}"],
         ["model.moe={router: topk, activation: swiglu, shared_experts: 1}"],
         ["model.moe={router: {name: topp, p: 0.4}, every: 2}"],
-        ["model.moe={router: {name: dtopp, layerwise: true}}", "train.solve_threshold=false"],
+        ["model.moe={router: {name: dtopp, layerwise: true, controller: {law: paper, p0: 0.4}}}"],
         ["train.mixed_precision=bf16", "model.recompute=true", "model.qk_norm=true"],
     ],
     ids=lambda overrides: overrides[0][:40],

@@ -49,8 +49,8 @@ def make_signalled():
 def main(folder: Path) -> None:
     seen = {
         "uneven": ending(folder / "uneven", batch_size=31),
-        "nan": ending(folder / "nan", prepare_batch=spoilt, solve_threshold=False),
-        "signal": ending(folder / "signal", prepare_batch=make_signalled(), solve_threshold=False),
+        "nan": ending(folder / "nan", prepare_batch=spoilt),
+        "signal": ending(folder / "signal", prepare_batch=make_signalled()),
     }
     trainer = build(folder / "two")
     trainer.train()

@@ -168,7 +168,7 @@ def diverging(after):
 
 def test_a_diverging_loss_stops_before_the_update_and_says_where(tmp_path):
     build(tmp_path / "good", steps=10).train()
-    trainer = build(tmp_path / "bad", objective=diverging(after=12), solve_threshold=False, micro_batch=None)
+    trainer = build(tmp_path / "bad", objective=diverging(after=12), micro_batch=None)
     with pytest.raises(TrainingError) as caught:
         trainer.train()
     message = str(caught.value)
@@ -183,7 +183,7 @@ def test_a_diverging_loss_stops_before_the_update_and_says_where(tmp_path):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_row_that_is_not_finite_is_named(tmp_path, value):
-    trainer = build(tmp_path, prepare_batch=poisoned(3, value), solve_threshold=False, micro_batch=16)
+    trainer = build(tmp_path, prepare_batch=poisoned(3, value), micro_batch=16)
     with pytest.raises(TrainingError, match=r"^step 1: ") as caught:
         trainer.train()
     batch = trainer.order.batch(0)
@@ -214,7 +214,7 @@ def test_running_out_of_memory_names_the_remedy(tmp_path):
     def objective(model, batch, random):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    trainer = build(tmp_path, objective=objective, micro_batch=8, solve_threshold=False)
+    trainer = build(tmp_path, objective=objective, micro_batch=8)
     with pytest.raises(TrainingError, match=r"step 1: out of memory; lower train.micro_batch \(now 8\)"):
         trainer.train()
 

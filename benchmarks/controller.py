@@ -22,18 +22,18 @@ from dataclasses import replace
 
 import torch
 
-from dit_moe.moe.control import WINDOW, ControllerConfig, PIController
-from dit_moe.moe.routing import mass_before, prefix_mask
+from dit_moe.moe.control import ControllerConfig, PIController
+from dit_moe.moe.routing import mass_left, prefix_mask
 
 SHAPES = [(4, 1.5), (4, 3.0), (8, 2.0), (16, 2.0), (16, 8.0), (64, 1.5), (64, 8.0), (128, 16.0)]
-LAWS = "paper,0.5,0.05 paper,0.1,0.3 paper,0.3,0.3 scheduled,0.1,0.2 scheduled,0.2,0.3 scheduled,0.3,0.5 scheduled,0,1"
+LAWS = "paper,0.5,0.05 paper,0.1,0.3 scheduled,0.1,0.2 scheduled,0.2,0.3 scheduled,0.2,0.5 scheduled,0.3,0.5"
 
 
 def batch_mass(generator: torch.Generator, images: int, tokens: int, experts: int, theta: float) -> tuple:
     logits = torch.randn(images, tokens, experts, generator=generator)
     spread = 1 + 0.3 * torch.randn(images, 1, 1, generator=generator)  # an image's own sharpness
     logits = (logits - logits.mean(-1, keepdim=True)) / logits.std(-1, keepdim=True, correction=0)
-    return mass_before((theta * spread * logits).flatten(0, 1).softmax(-1))
+    return mass_left((theta * spread * logits).flatten(0, 1).softmax(-1))
 
 
 def run(law: ControllerConfig, experts: int, target: float, p0: float, images: int, steps: int, sharpen: float) -> dict:
@@ -41,13 +41,13 @@ def run(law: ControllerConfig, experts: int, target: float, p0: float, images: i
     controller = PIController(replace(law, p0=p0), target, experts)
     active, constant = [], []
     for step in range(steps):
-        before, order = batch_mass(generator, images, 16, experts, theta=1 + (sharpen - 1) * step / steps)
-        active.append(prefix_mask(before, order, controller.p).sum(-1, dtype=torch.float64).mean().item())
-        slope = controller.near(before) / (2 * WINDOW * len(before))
+        left, order = batch_mass(generator, images, 16, experts, theta=1 + (sharpen - 1) * step / steps)
+        active.append(prefix_mask(left, order, controller.p).sum(-1, dtype=torch.float64).mean().item())
+        slope = controller.slope(left) / len(left)
         if step == 3 * steps // 4:
             frozen = controller.p.clone()
         if step >= 3 * steps // 4:
-            constant.append(prefix_mask(before, order, frozen).sum(-1, dtype=torch.float64).mean().item())
+            constant.append(prefix_mask(left, order, frozen).sum(-1, dtype=torch.float64).mean().item())
         controller.step(torch.tensor(active[-1]), slope)
     history = torch.tensor(active, dtype=torch.float64)
     smooth = history.unfold(0, 10, 1).mean(-1)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 
 from dit_moe.config import Tree
 from dit_moe.config import load as load_config
+from dit_moe.files import sync
 
 FORMAT = 1
 STATE, CONFIG = "state.json", "config.yaml"
@@ -204,15 +204,6 @@ def clear(run: str | Path) -> None:
         shutil.rmtree(leftover)
 
 
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -230,11 +221,15 @@ def state_of(module: nn.Module) -> Weights:
 
 @torch.no_grad()
 def load_into(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
-    """Copy `weights` into `module`, whose architecture they must fit exactly.
-
-    Raises ValueError naming `source` and the first few keys that are missing, unexpected or of another shape.
-    """
+    """Copy `weights` into `module`. Raises ValueError as `require_fit` does."""
     own = state_of(module)
+    require_fit(own, weights, source)
+    for name, tensor in own.items():
+        tensor.copy_(weights[name])
+
+
+def require_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """Raise ValueError naming `source` and the first few keys that are missing, unexpected or of another shape."""
     problems = {
         "missing": [name for name in own if name not in weights],
         "unexpected": [name for name in weights if name not in own],
@@ -247,8 +242,6 @@ def load_into(module: nn.Module, weights: Mapping[str, Tensor], source: str | Pa
     found = "; ".join(f"{problem}: {_first_few(names)}" for problem, names in problems.items() if names)
     if found:
         raise ValueError(f"{source} holds another architecture ({found}); use the model section of its config.yaml")
-    for name, tensor in own.items():
-        tensor.copy_(weights[name])
 
 
 def _first_few(names: list[str], count: int = 3) -> str:

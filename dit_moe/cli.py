@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _guarded(args: argparse.Namespace) -> int:
+    from dit_moe.diffusion import SamplingError
     from dit_moe.training import Interrupted, TrainingError
 
     try:
@@ -51,7 +52,7 @@ def _guarded(args: argparse.Namespace) -> int:
     except Interrupted as stop:
         print(f"stopped: {stop}", file=sys.stderr)
         return 128 + stop.signum
-    except (TrainingError, OSError) as error:  # a full disk, a folder that vanished
+    except (TrainingError, SamplingError, OSError) as error:  # a full disk, a folder that vanished
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except ValueError as error:

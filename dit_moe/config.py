@@ -12,6 +12,7 @@ Three rules:
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -73,6 +74,8 @@ def override(tree: Tree, changes: Sequence[str]) -> Tree:
 def _load_file(path: Path, seen: tuple[Path, ...]) -> Tree:
     if path.resolve() in seen:
         raise ConfigError(str(path), " inherits from itself; remove one `base:`")
+    if path.is_dir():
+        raise ConfigError(str(path), " is a folder; name a YAML config file in it")
     if not path.is_file():
         raise ConfigError(str(path), " does not exist; name a YAML config file, for instance configs/digits.yaml")
     try:
@@ -82,8 +85,11 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> Tree:
     if not isinstance(tree, dict):
         raise ConfigError(str(path), " must hold `key: value` lines at its top level")
     bases = tree.pop("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: base", f"={bases} must be a file name or a list of them")
     merged: Tree = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases:
         merged = merge(merged, _load_file(path.parent / base, (*seen, path.resolve())))
     return merge(merged, typing.cast(Tree, tree))
 
@@ -119,13 +125,21 @@ def build(cls: type[C], tree: Mapping[str, Any], path: str = "") -> C:
     values = {}
     for name, field in fields.items():
         if name in tree:
-            values[name] = _convert(hints[name], tree[name], _join(path, name))
+            values[name] = _convert(hints[name], _with_default_entry(field, hints[name], tree[name]), _join(path, name))
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(_join(path, name), " is missing; add it to the config")
     try:
         return cls(**values)
     except ConfigError as error:
         raise error.below(path) from None
+
+
+def _with_default_entry(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
+    """A section that names no entry means the one that the field has by default."""
+    registry, factory = _registry_of(hint), field.default_factory
+    if registry is None or not isinstance(value, Mapping) or "name" in value or factory is dataclasses.MISSING:
+        return value
+    return {"name": registry.name_of(factory()), **value}
 
 
 def _join(path: str, key: str) -> str:
@@ -188,6 +202,8 @@ def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
         raise TypeError(f"{path}: config fields cannot have the type {hint}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(path, f"={value} must be a finite number")
     if type(value) is not hint:
         kind = {type(None): "null", str: "a text", dict: "a section", list: "a list"}.get(type(value), "")
         raise ConfigError(path, f"={_show(value)} must be {_SCALARS[hint]}{f', not {kind}' if kind else ''}")

@@ -17,13 +17,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dit_moe.config import require
 from dit_moe.data import DATASETS, Dataset
-from dit_moe.data.digits import DigitsConfig
 from dit_moe.metrics import (
     EXTRACTORS,
     FeatureExtractor,
@@ -80,12 +78,6 @@ def _images_of(dataset: Dataset, source: str) -> ImageSet:
     return ImageSet(batch["images"].permute(0, 2, 3, 1).contiguous().numpy(), batch["labels"].numpy(), source)
 
 
-def evaluate_digits(samples: Sequence[tuple[np.ndarray, np.ndarray]]) -> Report:
-    """`evaluate` for generated digits: (uint8 images [N, 8, 8, 1], labels [N]) of each sampling seed."""
-    sets = [ImageSet(images, labels, f"samples of seed {i}") for i, (images, labels) in enumerate(samples)]
-    return evaluate(sets, dataset_reference(DigitsConfig()), EXTRACTORS.build(DigitsCNNConfig()))
-
-
 def evaluate(samples: Sequence[ImageSet], reference: Reference, extractor: FeatureExtractor) -> Report:
     """Compare the images of each sampling seed with the reference.
 
@@ -106,7 +98,8 @@ def evaluate(samples: Sequence[ImageSet], reference: Reference, extractor: Featu
     if not samples:
         raise ValueError("there are no samples to evaluate; give the images of at least one sampling seed")
     heldout = [] if reference.heldout is None else [reference.heldout]
-    n = _common_size([*samples, *heldout], reference.images)
+    smallest = _smallest([*samples, *heldout], reference.images)
+    n = len(smallest)
     train = _View(reference.images, extractor)
     generated = [_View(each.thinned(n), extractor) for each in samples]
     real = [_View(each.thinned(n), extractor) for each in heldout]
@@ -133,7 +126,7 @@ def evaluate(samples: Sequence[ImageSet], reference: Reference, extractor: Featu
             for space in ("features", "pixels")
         },
         "provenance": _provenance(samples, reference, extractor, n),
-        "warnings": _warnings(n, extractor),
+        "warnings": _warnings(samples, smallest, extractor),
     }
 
 
@@ -167,14 +160,14 @@ class _View:
         return (self.logits_NK.argmax(1).numpy() == labels_N).mean().item()
 
 
-def _common_size(sets: Sequence[ImageSet], reference: ImageSet) -> int:
+def _smallest(sets: Sequence[ImageSet], reference: ImageSet) -> ImageSet:
     for each in [reference, *sets]:
         if each.image_shape != reference.image_shape:
             found = f"{each.source} has images of {each.image_shape} (height, width, channels)"
             raise ValueError(f"{found}, the reference {reference.source} of {reference.image_shape}; make them equal")
         if len(each) < 2:
             raise ValueError(f"{each.source} has {len(each)} image; a Fréchet distance needs at least 2")
-    return min(map(len, sets))
+    return min(sets, key=len)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -182,10 +175,15 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
-def _warnings(n: int, extractor: FeatureExtractor) -> list[str]:
-    enough = 2 * extractor.dim
-    few = f"{n} images for {extractor.dim} features: distances are mostly sampling error; use at least {enough}"
-    return [few] if n < extractor.dim else []
+def _warnings(samples: Sequence[ImageSet], smallest: ImageSet, extractor: FeatureExtractor) -> list[str]:
+    warnings, n, most = [], len(smallest), max(map(len, samples))
+    if n < most:
+        warnings.append(f"{most} images of a sampling seed thinned to {n}, as many as {smallest.source} has")
+    if n < extractor.dim:
+        enough = 2 * extractor.dim
+        few = f"{n} images for {extractor.dim} features: distances are mostly sampling error; use at least {enough}"
+        warnings.append(few)
+    return warnings
 
 
 def _provenance(samples: Sequence[ImageSet], reference: Reference, extractor: FeatureExtractor, n: int) -> Report:

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from dit_moe import config
-from dit_moe.config import ConfigError
+from dit_moe.config import ConfigError, require
 from dit_moe.data import DATASETS, Dataset
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS, Objective, check_fit
 from dit_moe.evaluate import EvalConfig
-from dit_moe.generate import SampleConfig
+from dit_moe.generate import SampleConfig, choose_labels
 from dit_moe.latents import FIRST_STAGES, FirstStage
 from dit_moe.latents.identity import IdentityConfig
 from dit_moe.models import MODELS
+from dit_moe.moe import MoEConfig
+from dit_moe.moe.routers.dtopp import DTopPConfig
 from dit_moe.training import TrainConfig
-
-DEFAULT_SAMPLER = {"ddpm": "ddpm", "flow": "heun"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,9 @@ class Experiment:
     sample: SampleConfig = field(default_factory=SampleConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**63, self, "seed", "must be a whole number from 0 to 2^63 − 1")
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -66,14 +69,18 @@ def settle(experiment: Experiment, dataset: Dataset) -> Experiment:
         model = replace(experiment.model, **found, learn_sigma=learn_sigma)
     except ConfigError as error:
         raise error.below("model") from None
-    sample = settle_sampling(experiment, objective, channels)
-    return replace(experiment, model=model, sample=sample)
+    try:
+        objective.check((channels, height, width))
+    except ConfigError as error:
+        raise error.below("objective") from None
+    experiment = replace(experiment, model=model)
+    return replace(experiment, sample=settle_sampling(experiment, objective))
 
 
-def settle_sampling(experiment: Experiment, objective: Objective, channels: int) -> SampleConfig:
+def settle_sampling(experiment: Experiment, objective: Objective) -> SampleConfig:
     """The section `sample` with a sampler that fits the objective; ConfigError if its options cannot work."""
-    sample = experiment.sample
-    sampler: Any = sample.sampler or SAMPLERS.config_class(DEFAULT_SAMPLER[objective.name])()
+    sample, channels = experiment.sample, experiment.model.in_channels
+    sampler: Any = sample.sampler or SAMPLERS.config_class(objective.default_sampler)()
     sample = replace(sample, sampler=sampler)
     try:
         check_fit(sampler, objective.name)
@@ -87,4 +94,21 @@ def settle_sampling(experiment: Experiment, objective: Objective, channels: int)
     if guidance.scale != 1 and experiment.objective.label_dropout == 0:
         wanted = f"={guidance.scale:g} needs a null class; set objective.label_dropout above 0"
         raise ConfigError("sample.guidance.scale", wanted)
+    try:
+        choose_labels(sample, objective.num_classes)
+    except ConfigError as error:
+        raise error.below("sample") from None
+    if sample.target is not None:
+        _check_target(sample.target, experiment.model.moe)
     return sample
+
+
+def _check_target(target: float, moe: MoEConfig | None) -> None:
+    """ConfigError unless sampling can be given another mean number of active experts."""
+    if moe is None or not isinstance(moe.router, DTopPConfig):
+        wanted = "needs a model with dtopp routers, which have a threshold to solve; drop the line"
+        raise ConfigError("sample.target", f"={target:g} {wanted}")
+    try:
+        moe.router.check(moe.experts, target)
+    except ConfigError as error:
+        raise error.below("sample") from None

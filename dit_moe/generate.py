@@ -6,17 +6,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dit_moe.config import require
+from dit_moe.config import ConfigError, require
 from dit_moe.diffusion import SAMPLERS, GuidanceConfig, Objective, Sampler
 from dit_moe.latents import FirstStage
-from dit_moe.moe import calibrate, measure_active
+from dit_moe.moe import calibrate, measure_active, steered_routers
 from dit_moe.randomness import generator, normal_like_images
+
+CALIBRATION_IMAGES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,7 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         require(self.count >= 1, self, "count", "must be at least 1")
+        require(0 <= self.seed < 2**63, self, "seed", "must be a whole number from 0 to 2^63 − 1")
         require(self.batch_size >= 1, self, "batch_size", "must be at least 1")
         require(self.labels != (), self, "labels", "is empty; list at least one class")
         require(self.target is None or self.target > 0, self, "target", "must be above 0")
@@ -50,7 +53,10 @@ class Generated:
 
 
 def choose_labels(config: SampleConfig, num_classes: int) -> Tensor:
-    """The label of every image of a run, int64 [count]; label i is the same whatever the count."""
+    """The label of every image of a run, int64 [count]; label i is the same whatever the count.
+
+    ConfigError if the config lists a class that there is not.
+    """
     if config.labels == "random":
         draws = [
             torch.randint(num_classes, (), generator=generator(config.seed, "label", i)) for i in range(config.count)
@@ -58,7 +64,7 @@ def choose_labels(config: SampleConfig, num_classes: int) -> Tensor:
         return torch.stack(draws)
     classes = torch.arange(num_classes) if config.labels == "balanced" else torch.tensor(config.labels)
     if classes.max() >= num_classes or classes.min() < 0:
-        raise ValueError(f"labels={config.labels} must lie in 0..{num_classes - 1}, the classes of this model")
+        raise ConfigError("labels", f"={list(config.labels)} must lie in 0..{num_classes - 1}, the model's classes")
     return classes[torch.arange(config.count) % len(classes)]
 
 
@@ -87,6 +93,7 @@ class Generator:
         self.sampler: Sampler = SAMPLERS.build(config.sampler, objective)
         if config.target is not None:
             self._recalibrate(config.target)
+        self.thresholds = [router.controller.p.item() for router in steered_routers(model)]
 
     def latents(self, indices: Sequence[int], labels_B: Tensor, on_step: Callable[..., Any] | None = None) -> Tensor:
         """Latents of the images number `indices`, [B, C, H, W], with one label each."""
@@ -111,7 +118,7 @@ class Generator:
         """All images at once, in memory; `on_step(done, steps)` after every step of the sampler."""
         with measure_active(self.model) as active:
             images = torch.cat(list(self.batches(range(len(labels_N)), labels_N, on_step)))
-        return Generated(images, labels_N, active())
+        return Generated(images, labels_N, active.mean)
 
     def evaluations(self) -> int:
         """Network evaluations per image."""
@@ -122,7 +129,12 @@ class Generator:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _recalibrate(self, target: float) -> None:
-        """Solve the thresholds on the states of one batch's whole way from noise to image: the compute that is paid."""
-        labels_B = choose_labels(self.config, self.objective.num_classes)[: self.config.batch_size]
-        if calibrate(self.model, lambda: self.latents(range(len(labels_B)), labels_B), target) is None:
-            raise ValueError("sample.target needs a model with dtopp routers; this one has no threshold, drop the line")
+        """Solve the thresholds on the whole way of some images from noise to data: the compute that is paid.
+
+        Always the same images, so that what is sampled later depends neither on the batch size nor on the count.
+        """
+        settings = replace(self.config, count=CALIBRATION_IMAGES, seed=0, labels="balanced")
+        labels_N = choose_labels(settings, self.objective.num_classes)
+        size = min(self.config.batch_size, CALIBRATION_IMAGES)
+        parts = [range(start, min(start + size, len(labels_N))) for start in range(0, len(labels_N), size)]
+        calibrate(self.model, lambda: [self.latents(part, labels_N[list(part)]) for part in parts], target)

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch import Tensor
+
+from dit_moe.files import write_atomically
 
 MIN_CELL = 64  # pixels; smaller images are enlarged by a whole factor, so that every pixel stays a square
 GAP = 2
@@ -53,9 +54,7 @@ def save_grid(images_NCHW: Tensor, labels_N: Tensor, path: Path) -> None:
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
-    image.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    write_atomically(path, lambda file: image.save(file, format="PNG"))
 
 
 # ------------------------------------------------------------------------------------------------------------ curves
@@ -92,10 +91,8 @@ def save_curves(log: Sequence[dict[str, Any]], target: float | None, path: Path)
         _legend(axis)
     axes[-1, 0].set_xlabel("optimizer step")
     figure.tight_layout()
-    temporary = path.with_suffix(".tmp")
-    figure.savefig(temporary, format="png", dpi=110)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
     plt.close(figure)
-    os.replace(temporary, path)
 
 
 def _draw_loss(axis: Any, log: Sequence[dict[str, Any]]) -> None:

@@ -1,14 +1,18 @@
-"""Which processes work together, and on which device each does: the one place that asks accelerate."""
+"""Which processes work together, on which device each does, and how they call things together."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import gather_object, parse_flag_from_env
 
 from dit_moe.config import ConfigError
+
+T = TypeVar("T")
 
 
 def use_cpu() -> bool:
@@ -24,9 +28,40 @@ def join_processes() -> PartialState:
 
     Raises ConfigError if the processes that were started cannot form a group.
     """
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; cuDNN's convolutions would round to 10 bits
     state = PartialState(cpu=use_cpu())
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != state.num_processes:
         problem = f"={launched} processes were launched, but they cannot form a group on {state.device.type}"
         raise ConfigError("WORLD_SIZE", f"{problem}; launch one, or set ACCELERATE_USE_CPU=true")
     return state
+
+
+def on_all(call: Callable[[], T]) -> list[T]:
+    """Call it on every process; each gets what all of them returned, in the order of ranks.
+
+    What it raises on one is raised on all: none is left to wait for that one.
+    """
+    made: list[T] = []
+    problem: Exception | None = None
+    try:
+        made.append(call())
+    except Exception as error:
+        problem = error
+    # A ConfigError cannot be sent, being built from more than its message; to the others the message is enough.
+    told = ValueError(str(problem)) if isinstance(problem, ValueError) else problem
+    answers: list[tuple[list[T], Exception | None]] = gather_object([(made, told)])
+    for each in (problem, *(told for _, told in answers)):
+        if each is not None:
+            raise each
+    return [one for made, _ in answers for one in made]
+
+
+def on_main(call: Callable[[], object]) -> None:
+    """Call it on the main process while the others wait. What it raises is raised on all."""
+
+    def alone() -> None:
+        if PartialState().is_main_process:
+            call()
+
+    on_all(alone)

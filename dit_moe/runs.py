@@ -24,6 +24,7 @@ class Run:
 
     folder: Path
     step: int
+    sha256: str  # of the weights' file
     experiment: Experiment
     model: nn.Module
     objective: Objective
@@ -36,29 +37,39 @@ class Run:
         return Generator(self.model, self.objective, self.stage, sample or self.experiment.sample, shape)
 
 
-def open_run(path: str | Path, overrides: Sequence[str] = (), device: str | torch.device = "cpu") -> Run:
+def open_run(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    sample: SampleConfig | None = None,
+    device: str | torch.device = "cpu",
+) -> Run:
     """Open the newest checkpoint of a run folder, or a checkpoint folder, for sampling.
 
     Args:
         path: the folder.
         overrides: ``key=value`` changes to the section ``sample`` ("guidance.scale=2").
+        sample: what takes the place of that section, before the changes; None is the run's own.
         device: where the network goes.
 
     Raises ValueError if there is no such run, if a file of it is damaged, or for a mistake in the overrides.
     """
     opened = checkpoint.open_checkpoint(path)
     tree: config.Tree = opened.config()
+    if sample is not None:
+        tree["sample"] = config.dump(sample)
     tree = config.override(tree, [f"sample.{change}" for change in overrides])
     experiment = config.build(Experiment, tree)
     model_config: Any = experiment.model
     objective = OBJECTIVES.build(experiment.objective, num_classes=model_config.num_classes)
-    sample = settle_sampling(experiment, objective, model_config.in_channels)
+    settled = settle_sampling(experiment, objective)
     model = MODELS.build(model_config)
-    checkpoint.load_into(model, opened.weights(sample.weights), opened.folder)
+    checkpoint.load_into(model, opened.weights(settled.weights), opened.folder)
     return Run(
         folder=opened.folder,
         step=opened.step,
-        experiment=replace(experiment, sample=sample),
+        sha256=opened.state["files"][f"{settled.weights}.safetensors"]["sha256"],
+        experiment=replace(experiment, sample=settled),
         model=model.to(device).eval(),
         objective=objective,
         stage=FIRST_STAGES.build(experiment.first_stage).to(device),

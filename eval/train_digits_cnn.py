@@ -18,7 +18,7 @@ from torch import Tensor
 from dit_moe.data import DATASETS
 from dit_moe.data.digits import DigitsConfig
 from dit_moe.metrics import FeatureMoments, frechet_distance
-from dit_moe.metrics.digits_cnn import fit
+from dit_moe.metrics.train_digits_cnn import fit
 from dit_moe.randomness import generator
 
 

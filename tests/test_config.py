@@ -51,6 +51,7 @@ class Outer:
     other: Annotated[Any, SHAPES] | None = None
     amount: float | Literal["auto"] = "auto"
     flag: bool = False
+    filled: Annotated[Any, SHAPES] = field(default_factory=SquareConfig)
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -72,6 +73,11 @@ def test_overrides_win_over_files_and_keep_their_yaml_types(tmp_path):
     config = build(Outer, load(path, ["train.steps=7", "train.rate=1e-4", "shape.radius=3", "train.betas=[0.5,0.6]"]))
     assert (config.train.steps, config.train.rate, config.train.betas) == (7, 1e-4, (0.5, 0.6))
     assert config.shape == CircleConfig(radius=3.0)
+
+
+def test_options_without_a_name_are_the_default_entry_s():
+    assert build(Outer, {"shape": "circle", "filled": {"side": 3}}).filled == SquareConfig(side=3.0)
+    assert build(Outer, {"shape": "circle", "filled": {"name": "circle"}}).filled == CircleConfig()
 
 
 def test_naming_another_entry_drops_the_options_of_the_old_one():
@@ -125,6 +131,8 @@ def test_every_mistake_is_one_error_that_names_the_dotted_path(tree, message):
         ("a: [1", "is not valid YAML"),
         ("- 1\n- 2\n", "must hold `key: value` lines"),
         ("base: a.yaml\n", "inherits from itself"),
+        ("base: 5\n", "base=5 must be a file name or a list of them"),
+        ("base: [a.yaml, 5]\n", r"must be a file name or a list of them"),
         ("base: missing.yaml\n", "missing.yaml does not exist"),
     ],
 )

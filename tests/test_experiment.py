@@ -19,7 +19,9 @@ def settled(*overrides: str) -> Experiment:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_in_the_repository_is_valid(path):
-    assert load_experiment(path).model.footprint
+    experiment = load_experiment(path)
+    settled = settle(experiment, DATASETS.build(experiment.data, "train"))
+    assert settled.model.footprint().total_params > 0
 
 
 def test_what_follows_from_data_and_objective_is_filled_in():
@@ -52,11 +54,28 @@ def test_a_settled_experiment_reads_back_to_itself():
         ("sample.guidance.channels=2", r"sample\.guidance\.channels=2 exceeds the 1 channel"),
         ("sample.count=0", r"sample\.count=0 must be at least 1"),
         ("data=mnist", r"data\.name=mnist: unknown dataset 'mnist'"),
+        ("sample.labels=[12]", r"sample\.labels=\[12\] must lie in 0\.\.9"),
+        ("sample.target=20", r"sample\.target=20 is outside what the router allows, 1 to 8"),
+        ("model.moe.expert_hidden=5", r"model\.moe\.expert_hidden=5 must be a multiple of 8"),
+        ("model.moe.offset=10", r"model\.moe\.offset=10 leaves no block of depth=4 with experts"),
+        ("objective.cosine_weight=0.5", r"objective\.cosine_weight=0\.5 .* one channel"),
+        ("seed=99999999999999999999999", r"seed=99999999999999999999999 must be a whole number from 0"),
+        ("train.lr=.inf", r"train\.lr=inf must be a finite number"),
     ],
 )
 def test_impossible_combinations_are_refused_before_anything_is_built(override, message):
     with pytest.raises(ConfigError, match=message):
         settled(override)
+
+
+def test_a_target_for_sampling_needs_a_threshold():
+    with pytest.raises(ConfigError, match=r"sample\.target=3 needs a model with dtopp routers"):
+        settled("sample.target=3", "model.moe.router=topk")
+
+
+def test_an_option_of_the_default_entry_needs_no_name():
+    router = settled("model.moe.router.layerwise=true", "model.moe.router.controller.p0=0.7").model.moe.router
+    assert router.layerwise and router.controller.p0 == 0.7
 
 
 def test_guidance_without_a_null_class_is_refused():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dit_moe.config import ConfigError
 from dit_moe.diffusion import OBJECTIVES, FlowConfig, GuidanceConfig
 from dit_moe.diffusion.samplers.flow import EulerConfig, EulerMaruyamaConfig
 from dit_moe.generate import Generator, SampleConfig, choose_labels
@@ -61,7 +62,7 @@ def test_label_plans_are_stable_under_the_count():
         assert torch.equal(few, many[:5])
     assert choose_labels(SampleConfig(count=20), 10).bincount().tolist() == [2] * 10
     assert choose_labels(SampleConfig(count=3, labels=(7, 2)), 10).tolist() == [7, 2, 7]
-    with pytest.raises(ValueError, match=r"must lie in 0\.\.9"):
+    with pytest.raises(ConfigError, match=r"labels=\[10\] must lie in 0\.\.9"):
         choose_labels(SampleConfig(labels=(10,)), 10)
 
 
@@ -81,6 +82,7 @@ def test_recalibration_touches_thresholds_only():
     assert len({router.controller.p.item() for router in routers_of(generator(target=3.0).model)}) == 1
 
 
-def test_a_target_for_a_model_without_threshold_is_refused():
-    with pytest.raises(ValueError, match="needs a model with dtopp routers"):
-        generator("DiT-custom/2", target=2.0)
+def test_recalibrated_images_depend_neither_on_batch_size_nor_on_count():
+    few = generator(target=3.0, batch_size=2).generate(torch.arange(4)).images
+    many = generator(target=3.0, batch_size=50).generate(torch.arange(7)).images
+    assert torch.equal(few, many[:4])

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dit_moe"
-BOTTOM = {"registry", "config", "randomness"}
+BOTTOM = {"registry", "config", "randomness", "files"}
 MAY_IMPORT = {
     "registry": set(),
     "config": {"registry"},
     "randomness": set(),
+    "files": set(),
     "moe": BOTTOM,
     "models": BOTTOM | {"moe"},
     "diffusion": BOTTOM,
@@ -23,9 +24,9 @@ MAY_IMPORT = {
     "training": BOTTOM | {"processes", "moe", "models", "diffusion", "latents", "data", "checkpoint"},
     "generate": BOTTOM | {"moe", "models", "diffusion", "latents", "checkpoint"},
     "evaluate": BOTTOM | {"data", "metrics"},
-    "experiment": BOTTOM | {"models", "diffusion", "latents", "data", "training", "generate", "evaluate"},
+    "experiment": BOTTOM | {"moe", "models", "diffusion", "latents", "data", "training", "generate", "evaluate"},
     "runs": BOTTOM | {"models", "diffusion", "latents", "checkpoint", "experiment", "generate"},
-    "cli": BOTTOM | {"commands", "training"},
+    "cli": BOTTOM | {"commands", "training", "diffusion"},
 }
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from rich.table import Table
 
 from dit_moe.data import DATASETS
 from dit_moe.evaluate import Reference, dataset_reference, evaluate, file_reference
+from dit_moe.files import require_writable, write_atomically
 from dit_moe.metrics import EXTRACTORS, read_images
 from dit_moe.registry import did_you_mean
 
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Evaluate, print JSON to stdout and a table to stderr. ValueError for bad input, before anything is written."""
     if args.out is not None:
-        _require_writable(args.out)
+        _require_place(args.out)
     extractor = EXTRACTORS.build(EXTRACTORS.config_class(args.extractor)())
     samples = [read_images(path) for path in args.samples]
     report = evaluate(samples, _reference(args.reference), extractor)
@@ -66,23 +66,12 @@ def _reference(name: str) -> Reference:
     raise ValueError(f"--reference {name} is neither a file nor a dataset; {did_you_mean(name, DATASETS.names())}")
 
 
-def _require_writable(out: Path) -> None:
+def _require_place(out: Path) -> None:
     if not out.parent.is_dir():
         raise ValueError(f"--out {out}: the folder {out.parent} does not exist; make it first")
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder; name a file, for instance {out / 'metrics.json'}")
-    if not os.access(out.parent, os.W_OK):
-        raise ValueError(f"--out {out} cannot be written; choose another folder")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Put a text file in place as a whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    require_writable(out.parent)
 
 
 def print_table(report: dict[str, Any], console: Console | None = None) -> None:

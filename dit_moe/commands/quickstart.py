@@ -23,6 +23,7 @@ from dit_moe.commands.train import prepare, run_folder, train
 from dit_moe.data import DATASETS
 from dit_moe.evaluate import dataset_reference, evaluate
 from dit_moe.experiment import Experiment
+from dit_moe.files import write_atomically
 from dit_moe.metrics import EXTRACTORS, read_images
 from dit_moe.pictures import read_log, save_curves
 from dit_moe.processes import join_processes
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
         "config": args.config.name,
     }
     save_curves(log, experiment.model.moe and experiment.model.moe.target, folder / "curves.png")
-    evaluation.write_atomically(folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
     evaluation.print_table(report)
     _print_rest(metrics, folder)
 
@@ -64,13 +65,11 @@ def run(args: argparse.Namespace) -> None:
 def _sample(experiment: Experiment, folder: Path) -> list[Path]:
     """One folder of samples for each sampling seed; the first is the run folder itself."""
     count = experiment.eval.images or len(DATASETS.build(experiment.data, "heldout"))
-    opened = open_run(folder, device=join_processes().device)
     folders = []
     for seed in range(experiment.eval.seeds):
-        settings = replace(opened.experiment.sample, count=count, seed=experiment.sample.seed + seed)
-        opened.experiment = replace(opened.experiment, sample=settings)
+        settings = replace(experiment.sample, count=count, seed=experiment.sample.seed + seed)
         folders.append(folder if seed == 0 else folder / "samples" / f"seed_{settings.seed}")
-        sample(opened, folders[-1])
+        sample(open_run(folder, sample=settings, device=join_processes().device), folders[-1])
     return folders
 
 

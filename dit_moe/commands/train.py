@@ -8,19 +8,22 @@ Running the same command again goes on where it stopped. Under `accelerate launc
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from dit_moe import config
+from dit_moe.commands.sharing import generate_together
 from dit_moe.data import DATASETS, Dataset
-from dit_moe.diffusion import OBJECTIVES, SAMPLERS
+from dit_moe.diffusion import OBJECTIVES, SAMPLERS, SamplingError
 from dit_moe.experiment import Experiment, load_experiment, settle
 from dit_moe.generate import Generator, choose_labels
 from dit_moe.latents import FIRST_STAGES, FirstStage
 from dit_moe.models import MODELS
 from dit_moe.pictures import save_grid
+from dit_moe.processes import join_processes
 from dit_moe.randomness import BatchRandom
 from dit_moe.training import Hook, Trainer
 
@@ -72,9 +75,14 @@ def train(experiment: Experiment, dataset: Dataset, folder: Path) -> None:
     def save_samples(step: int, network: nn.Module) -> None:
         shape = stage.latent_shape(dataset.image_shape)
         labels = choose_labels(experiment.sample, experiment.model.num_classes)
-        made = Generator(network, objective, stage, experiment.sample, shape).generate(labels)
-        (folder / "samples").mkdir(exist_ok=True)
-        save_grid(made.images, made.labels, folder / "samples" / f"step_{step:08d}.png")
+        try:
+            made = generate_together(Generator(network, objective, stage, experiment.sample, shape), labels)
+            if made is not None:
+                (folder / "samples").mkdir(exist_ok=True)
+                save_grid(made.images, made.labels, folder / "samples" / f"step_{step:08d}.png")
+        except (ValueError, SamplingError) as error:  # a preview is not worth a run
+            if join_processes().is_main_process:
+                print(f"warning: no samples at step {step}: {error}", file=sys.stderr)
 
     every = experiment.train.sample_every
     Trainer(
@@ -99,9 +107,10 @@ def describe(experiment: Experiment) -> str:
     evaluations = SAMPLERS.build(experiment.sample.sampler, objective).evaluations(experiment.sample.guidance, shape)
     images = experiment.train.steps * experiment.train.batch_size
     flops = footprint.forward_flops
+    training = (4 if model.recompute else 3) * flops  # a backward pass costs two forward ones
     lines = [
         f"parameters        {footprint.total_params:,} in all, {footprint.active_params:,.0f} active per token",
-        f"FLOPs per image   {flops:.4g} forward, {3 * flops:.4g} in training, {evaluations * flops:.4g} to sample it",
-        f"training          {experiment.train.steps:,} steps, {images:,} images, {3 * flops * images:.4g} FLOPs",
+        f"FLOPs per image   {flops:.4g} forward, {training:.4g} in training, {evaluations * flops:.4g} to sample it",
+        f"training          {experiment.train.steps:,} steps, {images:,} images, {training * images:.4g} FLOPs",
     ]
     return config.to_yaml(experiment) + "\n".join(f"# {line}" for line in lines)

@@ -7,7 +7,7 @@ from dit_moe.diffusion.base import OBJECTIVES, SAMPLERS, Network, Objective, Obj
 from dit_moe.diffusion.ddpm import DDPM, DDPMConfig
 from dit_moe.diffusion.flow import Flow, FlowConfig
 from dit_moe.diffusion.guidance import GuidanceConfig
-from dit_moe.diffusion.samplers import Sampler, SamplerConfig, check_fit
+from dit_moe.diffusion.samplers import Sampler, SamplerConfig, SamplingError, check_fit
 from dit_moe.registry import import_submodules
 
 import_submodules(__name__, __path__)
@@ -25,5 +25,6 @@ __all__ = [
     "ObjectiveConfig",
     "Sampler",
     "SamplerConfig",
+    "SamplingError",
     "check_fit",
 ]

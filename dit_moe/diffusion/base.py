@@ -38,6 +38,8 @@ class Objective(ABC):
     """A training loss: ``objective(model, {"latents": …, "labels": …}, random) → {"loss": …, other scalars}``."""
 
     name: ClassVar[str]
+    default_sampler: ClassVar[str]
+    """Name of the sampler to use when a config names none."""
     config: ObjectiveConfig
     learns_sigma: bool
     """Whether the network must give 2C channels, of which the second C parametrise the variance."""
@@ -49,6 +51,9 @@ class Objective(ABC):
     def null_label(self) -> int:
         """The label that stands for no label: the one after the last class."""
         return self.num_classes
+
+    def check(self, latent_shape: tuple[int, int, int]) -> None:  # noqa: B027 (most take any shape)
+        """ConfigError, naming the option, if latents of this shape (C,H,W) cannot be trained with the options given."""
 
     @abstractmethod
     def __call__(self, model: Network, batch: Mapping[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:

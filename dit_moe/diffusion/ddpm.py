@@ -62,21 +62,23 @@ class DDPM(Objective):
     """The DDPM objective; the network is told the level n, int64 in [0, timesteps)."""
 
     name: ClassVar[str] = "ddpm"
+    default_sampler: ClassVar[str] = "ddpm"
 
     def __init__(self, config: DDPMConfig, num_classes: int) -> None:
         super().__init__(num_classes)
         self.config: DDPMConfig = config
         self.learns_sigma = config.variance == "learned_range"
         self.schedule = Schedule(BETAS[config.schedule](config.timesteps))
+        self._schedules: dict[torch.device, Schedule] = {}
 
     def __call__(self, model: Network, batch: Mapping[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
         """See `Objective`. Scalars: "loss", "mse" (before min-SNR weights) and, with learned variance, "vb" in bits."""
         x0 = batch["latents"].float()
-        n_B = random.integers(len(self.schedule))
+        n_B = random.integers(len(self.schedule)).to(x0.device)
         eps = random.normal(*x0.shape[1:]).to(x0.device)
         labels_B = self.drop_labels(batch["labels"], random)
         x = self.noisy(x0, eps, n_B)
-        return batch_mean(self.losses(model(x, n_B.to(x.device), labels_B), x0, eps, x, n_B))
+        return batch_mean(self.losses(model(x, n_B, labels_B), x0, eps, x, n_B))
 
     def noisy(self, x0: Tensor, eps: Tensor, n_B: Tensor) -> Tensor:
         """`x0` at the levels `n_B`, [B,C,H,W]."""
@@ -88,7 +90,7 @@ class DDPM(Objective):
         target = {"epsilon": eps, "v": level.velocity(x0, eps), "x0": x0}[self.config.prediction]
         prediction, _ = self.split(output, x)
         mse_B = image_mean((prediction - target) ** 2)
-        loss_B = self._weight(n_B).to(mse_B) * mse_B
+        loss_B = self._weighted(mse_B, n_B)
         if not self.learns_sigma:
             return {"loss": loss_B, "mse": mse_B}
         vb_B = self._variational_bound(output, x0, x, n_B)
@@ -97,19 +99,19 @@ class DDPM(Objective):
     def posterior(self, output: Tensor, x: Tensor, n_B: Tensor) -> Posterior:
         """The network's p(x_{n-1} | x_n) from its `output` at `x` and the levels `n_B`; all [B,C,H,W], no clipping."""
         prediction, range_ = self.split(output, x)
-        level = self._level(n_B, x)
+        level, schedule = self._level(n_B, x), self._schedule_on(x)
         if self.config.prediction == "epsilon":
             x0 = level.x0_from_eps(x, prediction)
         elif self.config.prediction == "v":
             x0 = level.x0_from_v(x, prediction)
         else:
             x0 = prediction
-        small = self._at(self.schedule.posterior_log_variance, n_B, x)
+        small = like_images(schedule.posterior_log_variance[n_B], x)
         if range_ is not None:  # iDDPM Eq. 15: between the two extremes, in the log domain
             fraction = (range_ + 1) / 2
-            log_variance = fraction * self._at(self.schedule.log_betas, n_B, x) + (1 - fraction) * small
+            log_variance = fraction * like_images(schedule.log_betas[n_B], x) + (1 - fraction) * small
         elif self.config.variance == "fixed_large":
-            log_variance = self._at(self.schedule.large_log_variance, n_B, x).expand_as(x)
+            log_variance = like_images(schedule.large_log_variance[n_B], x).expand_as(x)
         else:
             log_variance = small.expand_as(x)
         return Posterior(self._posterior_mean(x0, x, n_B), log_variance, x0)
@@ -128,14 +130,15 @@ class DDPM(Objective):
         output = output.to(x.dtype)
         return output[:, :channels], output[:, channels:] if self.learns_sigma else None
 
-    def _weight(self, n_B: Tensor) -> Tensor:
-        """min-SNR weight of the squared error, [B] (Hang et al. 2023): min(SNR, gamma) on the error of x0, which is
-        1/SNR times the error of epsilon and 1/(SNR+1) times that of v."""
+    def _weighted(self, mse_B: Tensor, n_B: Tensor) -> Tensor:
+        """`mse_B` with min-SNR weights (Hang et al. 2023): min(SNR, gamma) on the error of x0, which is 1/SNR times the
+        error of epsilon and 1/(SNR+1) times that of v."""
         if self.config.min_snr_gamma is None:
-            return torch.ones(len(n_B))
-        snr_B = self.schedule.snr[n_B.cpu()]
+            return mse_B
+        snr_B = self._schedule_on(mse_B).snr[n_B]
         errors = {"x0": torch.ones_like(snr_B), "epsilon": 1 / snr_B, "v": 1 / (snr_B + 1)}
-        return snr_B.clamp(max=self.config.min_snr_gamma) * errors[self.config.prediction]
+        weight_B = snr_B.clamp(max=self.config.min_snr_gamma) * errors[self.config.prediction]
+        return weight_B.to(mse_B.dtype) * mse_B
 
     def _variational_bound(self, output: Tensor, x0: Tensor, x: Tensor, n_B: Tensor) -> Tensor:
         """A term of the bound in bits per dimension, [B]; only the variance learns from it (mean detached, iDDPM)."""
@@ -143,21 +146,24 @@ class DDPM(Objective):
         frozen = torch.cat([output[:, :channels].detach(), output[:, channels:]], dim=1)
         mean, log_variance, _ = self.posterior(frozen, x, n_B)
         true_mean = self._posterior_mean(x0, x, n_B)
-        true_log_variance = self._at(self.schedule.posterior_log_variance, n_B, x)
+        true_log_variance = like_images(self._schedule_on(x).posterior_log_variance[n_B], x)
         kl_B = image_mean(_normal_kl(true_mean, true_log_variance, mean, log_variance))
         nll_B = image_mean(_discretised_normal_nll(x0, mean, log_variance))
-        return torch.where(n_B.to(x.device) == 0, nll_B, kl_B) / math.log(2)
+        return torch.where(n_B == 0, nll_B, kl_B) / math.log(2)
 
     def _posterior_mean(self, x0: Tensor, x: Tensor, n_B: Tensor) -> Tensor:
-        schedule = self.schedule
-        return self._at(schedule.posterior_mean_x0, n_B, x) * x0 + self._at(schedule.posterior_mean_xt, n_B, x) * x
+        schedule = self._schedule_on(x)
+        of_x0, of_x = schedule.posterior_mean_x0[n_B], schedule.posterior_mean_xt[n_B]
+        return like_images(of_x0, x) * x0 + like_images(of_x, x) * x
 
     def _level(self, n_B: Tensor, x: Tensor) -> Level:
-        return self.schedule.level(n_B.cpu()).like_images(x)
+        return self._schedule_on(x).level(n_B).like_images(x)
 
-    @staticmethod
-    def _at(values_N: Tensor, n_B: Tensor, x: Tensor) -> Tensor:
-        return like_images(values_N[n_B.cpu()], x)
+    def _schedule_on(self, x: Tensor) -> Schedule:
+        """The schedule with its tables on the device of `x`, where looking up levels does not make the host wait."""
+        if x.device not in self._schedules:
+            self._schedules[x.device] = self.schedule.to(x.device)
+        return self._schedules[x.device]
 
 
 def _normal_kl(mean_p: Tensor, log_var_p: Tensor, mean_q: Tensor, log_var_q: Tensor) -> Tensor:

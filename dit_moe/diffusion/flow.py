@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -11,7 +12,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from dit_moe.config import ConfigError, require
+from dit_moe.config import require
 from dit_moe.diffusion.base import OBJECTIVES, Network, Objective, ObjectiveConfig, batch_mean, image_mean
 from dit_moe.diffusion.paths import PATHS, Level
 from dit_moe.diffusion.times import Shift, logit_normal, quantiles, shift_factor, shift_time, uniform
@@ -40,11 +41,13 @@ class FlowConfig(ObjectiveConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.time_std > 0, self, "time_std", "must be positive")
-        require(isinstance(self.time_shift, str) or self.time_shift > 0, self, "time_shift", "must be positive")
+        require(math.isfinite(self.time_mean), self, "time_mean", "must be finite")
+        require(0 < self.time_std < math.inf, self, "time_std", "must be positive and finite")
+        shifts = isinstance(self.time_shift, str) or 0 < self.time_shift < math.inf
+        require(shifts, self, "time_shift", "must be positive and finite")
         require(self.base_dims > 0, self, "base_dims", "must be positive")
-        require(self.time_scale > 0, self, "time_scale", "must be positive")
-        require(self.cosine_weight >= 0, self, "cosine_weight", "must not be negative")
+        require(0 < self.time_scale < math.inf, self, "time_scale", "must be positive and finite")
+        require(0 <= self.cosine_weight < math.inf, self, "cosine_weight", "must be finite, not negative")
 
 
 @OBJECTIVES.register("flow", FlowConfig)
@@ -52,12 +55,18 @@ class Flow(Objective):
     """The flow-matching objective; the network is told t·time_scale, fp32. Of 2C output channels the first C count."""
 
     name: ClassVar[str] = "flow"
+    default_sampler: ClassVar[str] = "heun"
     learns_sigma = False
 
     def __init__(self, config: FlowConfig, num_classes: int) -> None:
         super().__init__(num_classes)
         self.config: FlowConfig = config
         self.path = PATHS[config.path]
+
+    def check(self, latent_shape: tuple[int, int, int]) -> None:
+        useless = self.config.cosine_weight > 0 and latent_shape[0] == 1
+        wanted = "is useless on latents of one channel, where a direction is only a sign; set it to 0"
+        require(not useless, self.config, "cosine_weight", wanted)
 
     def __call__(self, model: Network, batch: Mapping[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
         """See `Objective`. Scalars: "loss", "mse" and, if it has weight, "cosine"."""
@@ -89,8 +98,5 @@ class Flow(Objective):
         mse_B = image_mean((predicted - velocity) ** 2)
         if self.config.cosine_weight == 0:
             return {"loss": mse_B, "mse": mse_B}
-        if velocity.shape[1] == 1:
-            wanted = "is useless on latents of one channel, where a direction is only a sign; set it to 0"
-            raise ConfigError("cosine_weight", f"={self.config.cosine_weight} {wanted}")
         cosine_B = image_mean(1 - cosine_similarity(predicted, velocity, dim=1))
         return {"loss": mse_B + self.config.cosine_weight * cosine_B, "mse": mse_B, "cosine": cosine_B}

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -39,8 +40,8 @@ BETAS = {"linear": linear_betas, "cosine": cosine_betas}
 class Schedule:
     """A chain of noise levels and the Gaussian posterior q(x_{n-1} | x_n, x0) of each step down it.
 
-    All tensors are float64 [N] on the CPU. `timesteps` says which level of the *training* chain each level is, which
-    is what the network is told: 0 … N-1 unless the chain was `respaced`.
+    All tensors are float64 [N], on the CPU unless moved. `timesteps` says which level of the *training* chain each
+    level is, which is what the network is told: 0 … N-1 unless the chain was `respaced`.
     """
 
     def __init__(self, betas: Tensor, timesteps: Tensor | None = None) -> None:
@@ -62,6 +63,12 @@ class Schedule:
 
     def __len__(self) -> int:
         return len(self.betas)
+
+    def to(self, device: torch.device) -> Schedule:
+        """A copy on another device, the same to the last bit."""
+        moved = copy.copy(self)
+        vars(moved).update({name: table.to(device) for name, table in vars(self).items()})
+        return moved
 
     def level(self, n: Tensor) -> Level:
         """alpha, sigma and the angular derivatives at the levels `n` of this chain."""

@@ -4,7 +4,7 @@ Training is not bit-stable across machines, so the weights are committed and the
 `eval/train_digits_cnn.py` made them.
 """
 
-# N images, H height, W width, C channels, K classes, B batch
+# N images, H height, W width, C channels
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ class DigitsCNNExtractor:
     batch_size = 256
 
     def __init__(self, config: DigitsCNNConfig) -> None:
-        # float32 kernels differ with batch size, alignment and machine; in float64 that is far below any digit shown
+        # float32 kernels differ with batch size, alignment and machine, and may round to TF32; in float64, which has no
+        # such mode, the differences are far below any digit shown
         self.network = load(WEIGHTS, SHA256).double()
 
     def __call__(self, images_NHWC: np.ndarray) -> Features:
@@ -87,27 +88,3 @@ def load(path: Path, sha256: str) -> DigitsCNN:
     network = DigitsCNN()
     network.load_state_dict(safetensors.torch.load(content))
     return network.eval()
-
-
-def fit(images_NCHW: Tensor, labels_N: Tensor, *, steps: int = 2000, batch_size: int = 64, seed: int = 0) -> DigitsCNN:
-    """Train a fresh network on uint8 images [N, 1, 8, 8] and their labels, distorted at random; under a minute."""
-    with torch.random.fork_rng(devices=[]):  # initialisers and dropout take no generator
-        torch.manual_seed(seed)
-        network = DigitsCNN()
-        optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.5)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
-        for _ in range(steps):
-            rows_B = torch.randint(len(images_NCHW), (batch_size,))
-            _, logits_BK = network(_distort(images_NCHW[rows_B].float()))
-            optimizer.zero_grad()
-            F.cross_entropy(logits_BK, labels_N[rows_B]).backward()
-            optimizer.step()
-            schedule.step()
-    return network.eval()
-
-
-def _distort(images_BCHW: Tensor) -> Tensor:
-    """A random affine map near the identity for each image: small turns, scalings, shears, shifts up to 0.8 pixels."""
-    maps_B23 = torch.eye(2, 3) + 0.2 * (2 * torch.rand(len(images_BCHW), 2, 3) - 1)
-    grid_BHW2 = F.affine_grid(maps_B23, list(images_BCHW.shape), align_corners=False)
-    return F.grid_sample(images_BCHW, grid_BHW2, align_corners=False)

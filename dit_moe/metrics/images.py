@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from dit_moe.files import write_atomically
 
 CHANNELS = (1, 3)
 
@@ -76,14 +78,10 @@ def write_images(path: str | Path, images_NHWC: np.ndarray, labels_N: np.ndarray
     """Write an uncompressed npz that `read_images` and ADM's evaluator read; complete or not at all."""
     path = Path(path)
     checked = ImageSet(images_NHWC, labels_N, str(path))
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        if checked.labels_N is None:
-            np.savez(file, arr_0=checked.images_NHWC)
-        else:
-            np.savez(file, arr_0=checked.images_NHWC, labels=checked.labels_N)
-        os.fsync(file.fileno())
-    partial.replace(path)
+    arrays: dict[str, Any] = {"arr_0": checked.images_NHWC}
+    if checked.labels_N is not None:
+        arrays["labels"] = checked.labels_N
+    write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
 def read_images(path: str | Path) -> ImageSet:

@@ -15,4 +15,4 @@ class Footprint:
 
     total_params: int
     active_params: float  # parameters that a token meets on average when the routers are at their target
-    forward_flops: float  # of one sample at the target; a multiply-add counts 2. Training costs three times this
+    forward_flops: float  # of one sample at the target; a multiply-add counts 2

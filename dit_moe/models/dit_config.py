@@ -34,7 +34,7 @@ SIZES = {
     "XL": Shape(28, 1152, 16, 4608),
     "H": Shape(27, 1408, 22, 4672),  # 4672 / 8 = 584 is the hidden width of a 64E8A expert
 }
-_NAME = re.compile(r"DiT-(?P<size>[A-Za-z]+)/(?P<patch>[1-9]\d*)(-(?P<experts>\d+)E(?P<target>\d+(\.\d+)?)A)?")
+_NAME = re.compile(r"DiT-(?P<size>[A-Za-z]+)/(?P<patch>[1-9]\d*)(-(?P<experts>[1-9]\d*)E(?P<target>\d+(\.\d+)?)A)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +109,22 @@ class DiTConfig:
         require(self.num_classes is None or self.num_classes >= 1, self, "num_classes", "must be at least 1")
         require(self.need("width") % self.need("heads") == 0, self, "width", f"is not a multiple of heads={self.heads}")
         require(self.need("width") % 4 == 0, self, "width", "must be a multiple of 4 for the 2-D position embedding")
+        if self.moe is not None:
+            self._check_experts(self.moe)
         if self.input_size is not None:
             patch = self.need("patch_size")
             wanted = f"does not divide input_size={self.input_size}; choose a patch size that does"
             require(self.input_size % patch == 0, self, "patch_size", wanted)
+
+    def _check_experts(self, moe: MoEConfig) -> None:
+        if not any(map(self.has_experts, range(self.need("depth")))):
+            wanted = f"leaves no block of depth={self.depth} with experts; lower it"
+            raise ConfigError("moe.offset", f"={moe.offset} {wanted}")
+        if moe.implementation == "grouped":  # rows of 16 bytes, in bf16 too
+            hidden = moe.hidden(self.need("mlp_hidden"))
+            for field, value in (("width", self.need("width")), ("moe.expert_hidden", hidden)):
+                if value % 8:
+                    raise ConfigError(field, f"={value} must be a multiple of 8 for grouped matrix products")
 
     def need(self, field: str) -> int:
         """The value of a field that may still be unsettled; ConfigError if it is."""

@@ -1,9 +1,10 @@
 """Mixture-of-Experts layers: routers, the threshold's controller, the experts' engine, losses and telemetry."""
 
+from dit_moe.moe.calibrate import calibrate, starts_unsolved, steered_routers
 from dit_moe.moe.layer import MoEConfig, MoELayer
 from dit_moe.moe.routers import ROUTERS, Router, RouterConfig
 from dit_moe.moe.routing import Routing
-from dit_moe.moe.steering import calibrate, end_step, measure_active, routers_of, starts_unsolved
+from dit_moe.moe.steering import end_step, measure_active, routers_of
 
 __all__ = [
     "ROUTERS",
@@ -17,4 +18,5 @@ __all__ = [
     "measure_active",
     "routers_of",
     "starts_unsolved",
+    "steered_routers",
 ]

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from dit_moe.config import require
 
-WINDOW = 0.1  # half the width, in u, over which routers count the pairs near their threshold
+SMALLEST_U = 0.05  # steps and windows are sized relative to u, but to no less than this
 MIN_SLOPE = 0.05  # in targets per unit of u: below it a threshold touches nobody, and the error is not divided by less
 MIN_TAIL = 1e-6  # a p nearer to 1 than this is 1: every expert is active
-DEFAULT_GAINS = {"scheduled": (0.2, 0.3), "paper": (0.1, 0.3)}  # (K_P, K_I), found as docs/controller.md tells
+DEFAULT_GAINS = {"scheduled": (0.2, 0.5), "paper": (0.1, 0.3)}  # (K_P, K_I), found as docs/controller.md tells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,8 @@ class PIController(nn.Module):
 
     The law ``scheduled`` counts the error in units of what it moves: e = (target − active) / slope, where the slope
     d active / d u is measured on the same tokens, so that 1/K_I is the number of steps in which any model makes up for
-    an error. u = −ln(1 − p), the logarithm of the mass left out, keeps the slope steady near p = 1; e is cut to ±1.
+    an error. u = −ln(1 − p), the logarithm of the mass left out, keeps the slope steady near p = 1; e is cut to ±u, so
+    that a threshold far from anybody's reach moves by its own size.
 
     Integration stops while p sits at a bound and the error pushes further out (anti-windup).
     """
@@ -78,17 +79,18 @@ class PIController(nn.Module):
         """
         c = self.config
         assert c.kp is not None and c.ki is not None
-        error = self._error(active.to(torch.float64), slope.to(torch.float64))
+        error = self._error(active.to(torch.float64), slope.to(torch.float64), self._to_u(self.p.to(torch.float64)))
         candidate = self.error_sum + error
         p = self._to_p(self._to_u(self.p0.to(torch.float64)) + c.kp * error + c.ki * candidate)
         outward = ((p >= c.p_max) & (error > 0)) | ((p <= c.p_min) & (error < 0))
         self.error_sum.copy_(torch.where(outward, self.error_sum, candidate))
         self.p.copy_(p.clamp(c.p_min, c.p_max))
 
-    def _error(self, active: Tensor, slope: Tensor) -> Tensor:
+    def _error(self, active: Tensor, slope: Tensor, u: Tensor) -> Tensor:
         if self.config.law == "paper":
             return (self.target - active) / self.experts
-        return ((self.target - active) / slope.clamp(min=MIN_SLOPE * self.target)).clamp(-1, 1)
+        most = u.clamp(min=SMALLEST_U)
+        return ((self.target - active) / slope.clamp(min=MIN_SLOPE * self.target)).clamp(-most, most)
 
     def _to_u(self, p: Tensor) -> Tensor:
         return p if self.config.law == "paper" else -torch.log1p(-p.clamp(max=1 - MIN_TAIL))
@@ -99,11 +101,15 @@ class PIController(nn.Module):
         p = -torch.expm1(-u)
         return torch.where(p >= 1 - MIN_TAIL, torch.ones_like(p), p)
 
-    def near(self, before_NE: Tensor) -> Tensor:
-        """How many pairs join when u goes from WINDOW below the threshold to WINDOW above it (see `mass_before`)."""
+    def slope(self, left_NE: Tensor) -> Tensor:
+        """How fast the number of pairs grows with u at the threshold, from those that stand near it (see `mass_left`).
+
+        A sum over the tokens, so that layers, micro-batches and ranks add up.
+        """
         tail = 1 - self.p
-        below, above = (1 - tail * torch.exp(tail.new_tensor(step)) for step in (WINDOW, -WINDOW))
-        return ((before_NE >= below) & (before_NE < above)).sum()
+        window = (-tail.clamp(min=MIN_TAIL).log()).clamp(SMALLEST_U, 1) / 10
+        near = (left_NE > tail * torch.exp(-window)) & (left_NE <= tail * torch.exp(window))
+        return near.sum() / (2 * window)
 
     @torch.no_grad()
     def restart(self, p0: float) -> None:

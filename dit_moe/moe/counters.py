@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dit_moe.moe.control import WINDOW
+from dit_moe.moe import losses
 
 
 class Counters:
@@ -21,20 +21,19 @@ class Counters:
 
     def __init__(self, experts: int, sums: Tensor | None = None) -> None:
         self.experts = experts
-        # [tokens, pairs, pairs², entropy, near, pairs_E, probability_E], or None while nothing was counted
+        # [tokens, pairs, pairs², entropy, slope, pairs_E, probability_E], or None while nothing was counted
         self.sums = sums
 
-    def add(self, mask_NE: Tensor, prob_NE: Tensor, near: Tensor | None = None) -> None:
+    def add(self, mask_NE: Tensor, prob_NE: Tensor, slope: Tensor | None = None) -> None:
         """Count the routing `mask_NE` of tokens with expert probabilities `prob_NE`.
 
-        `near` is how many pairs stand near a steered threshold (`PIController.near`).
+        `slope` is how fast the pairs grow with a steered threshold (`PIController.slope`).
         """
         active_N = mask_NE.sum(-1, dtype=torch.float64)
-        entropy = -(prob_NE * (prob_NE + 1e-20).log()).sum(dtype=torch.float64)
-        tokens, zero = active_N.new_tensor(len(active_N)), entropy.new_zeros(())
-        scalars = torch.stack(
-            [tokens, active_N.sum(), active_N.square().sum(), entropy, zero if near is None else near]
-        )
+        entropy_N = losses.entropy(prob_NE).to(torch.float64)
+        tokens, zero = active_N.new_full((), len(active_N)), active_N.new_zeros(())
+        slope = zero if slope is None else slope.to(torch.float64)
+        scalars = torch.stack([tokens, active_N.sum(), active_N.square().sum(), entropy_N.sum(), slope])
         new = torch.cat([scalars, mask_NE.sum(0, dtype=torch.float64), prob_NE.sum(0, dtype=torch.float64)])
         self.sums = new if self.sums is None else self.sums + new
 
@@ -62,8 +61,8 @@ class Counters:
 
     @property
     def slope(self) -> Tensor:
-        """How fast `active` grows with the controller's u; 0 for routers that report nothing near a threshold."""
-        return self._get(4) / (2 * WINDOW * self._get(0))
+        """How fast `active` grows with the controller's u; 0 for routers that steer no threshold."""
+        return self._get(4) / self._get(0)
 
     @property
     def load_E(self) -> Tensor:
@@ -73,5 +72,4 @@ class Counters:
     @property
     def balance(self) -> Tensor:
         """E · Σ f·P of these counts: 1 is balanced, E is collapsed."""
-        probability_E = self._get(slice(5 + self.experts, None)) / self._get(0)
-        return self.experts * (self.load_E * probability_E).sum()
+        return losses.balance_loss(self.load_E, self._get(slice(5 + self.experts, None)) / self._get(0))

@@ -63,7 +63,7 @@ class Experts(nn.Module):
         rows_RD = x_ND.index_select(0, routing.token_R)
         compute = self._grouped if self.implementation == "grouped" else self._reference
         out_RD = compute(rows_RD, routing.counts_E)
-        weighted_RD = out_RD * routing.weight_R[:, None].to(out_RD.dtype)
+        weighted_RD = out_RD * routing.weight_R[:, None]  # in fp32, whatever the experts computed in
         return torch.zeros_like(x_ND).index_add(0, routing.token_R, weighted_RD.to(x_ND.dtype))
 
     def _grouped(self, rows_RD: Tensor, counts_E: Tensor) -> Tensor:

@@ -10,18 +10,23 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def balance_loss(load_E: Tensor, prob_NE: Tensor) -> Tensor:
+def balance_loss(load_E: Tensor, prob_E: Tensor) -> Tensor:
     """E · Σ_i f_i · P_i (Switch Transformer): 1 for a balanced router, E for one that uses a single expert.
 
     `load_E` is f, the share of routed pairs that goes to each expert; it sums to 1 and has no gradient.
-    P_i is the mean probability of expert i over the tokens.
+    `prob_E` is P, the mean probability of each expert over the tokens.
     """
-    return load_E.numel() * (load_E * prob_NE.mean(0)).sum()
+    return load_E.numel() * (load_E * prob_E).sum()
+
+
+def entropy(prob_NE: Tensor) -> Tensor:
+    """Entropy of each token's expert distribution in nats, [N]."""
+    return -(prob_NE * (prob_NE + 1e-20).log()).sum(-1)
 
 
 def dynamic_loss(prob_NE: Tensor) -> Tensor:
-    """Mean entropy of the tokens' expert distribution in nats (Huang et al. 2024): keeps a top-p router decided."""
-    return -(prob_NE * (prob_NE + 1e-20).log()).sum(-1).mean()
+    """Mean entropy (Huang et al. 2024): keeps a top-p router decided."""
+    return entropy(prob_NE).mean()
 
 
 def z_loss(logits_NE: Tensor) -> Tensor:

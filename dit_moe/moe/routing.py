@@ -41,24 +41,25 @@ def routing_from_mask(mask_NE: Tensor, weight_NE: Tensor, aux: dict[str, Tensor]
     )
 
 
-def mass_before(prob_NE: Tensor) -> tuple[Tensor, Tensor]:
-    """For each token its experts in falling order of probability, and the probability that stands before each.
+def mass_left(prob_NE: Tensor) -> tuple[Tensor, Tensor]:
+    """For each token its experts in falling order of probability, and the mass from each one on.
 
-    Returns (before_NE, order_NE): the j-th best expert ``order_NE[n, j]`` belongs to the top-p prefix iff
-    ``before_NE[n, j] < p``. The first is always 0, so every p > 0 keeps at least one expert.
+    Returns (left_NE, order_NE): the j-th best expert ``order_NE[n, j]`` belongs to the top-p prefix iff what stands
+    before it is less than p, that is iff ``left_NE[n, j] > 1 − p``. Summed from the small end, so that it stays exact
+    where p is near 1.
     """
     sorted_NE, order_NE = prob_NE.sort(dim=-1, descending=True, stable=True)
-    return sorted_NE.cumsum(-1) - sorted_NE, order_NE
+    return sorted_NE.flip(-1).cumsum(-1).flip(-1), order_NE
 
 
-def limit_experts(before_NE: Tensor, at_least: int, at_most: int) -> Tensor:
-    """`before_NE` such that every threshold keeps between `at_least` and `at_most` experts of each token."""
-    before_NE = before_NE.clone()
-    before_NE[:, :at_least] = -torch.inf
-    before_NE[:, at_most:] = torch.inf
-    return before_NE
+def limit_experts(left_NE: Tensor, at_least: int, at_most: int) -> Tensor:
+    """`left_NE` such that every threshold keeps between `at_least` and `at_most` experts of each token."""
+    left_NE = left_NE.clone()
+    left_NE[:, :at_least] = torch.inf
+    left_NE[:, at_most:] = -torch.inf
+    return left_NE
 
 
-def prefix_mask(before_NE: Tensor, order_NE: Tensor, p: Tensor | float) -> Tensor:
+def prefix_mask(left_NE: Tensor, order_NE: Tensor, p: Tensor | float) -> Tensor:
     """Bool [N, E]: the smallest prefix of each token's experts whose probability reaches `p`. DTop-p, step 3."""
-    return torch.zeros_like(order_NE, dtype=torch.bool).scatter(-1, order_NE, before_NE < p)
+    return torch.zeros_like(order_NE, dtype=torch.bool).scatter(-1, order_NE, left_NE > 1 - p)

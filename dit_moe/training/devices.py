@@ -33,7 +33,7 @@ def build_accelerator(config: TrainConfig, run: Path) -> Accelerator:
     bf16 = config.mixed_precision == "bf16" or (config.mixed_precision == "auto" and has_bf16)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-    torch.use_deterministic_algorithms(config.deterministic)
+        torch.use_deterministic_algorithms(True)
     # accelerate keeps the first precision for the life of the process; a second run in it may want another.
     AcceleratorState._reset_state()
     return Accelerator(

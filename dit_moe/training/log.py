@@ -8,7 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from dit_moe.checkpoint import sync
+from dit_moe.files import write_atomically
 
 
 class RunLog:
@@ -39,10 +39,7 @@ def cut(path: Path, step: int) -> None:
     lines = path.read_text(errors="replace").splitlines(keepends=True)
     kept = list(takewhile(lambda line: _is_up_to(line, step), lines))
     if kept != lines:
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        sync(temporary)
-        temporary.replace(path)
+        write_atomically(path, "".join(kept))
 
 
 def _is_up_to(line: str, step: int) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from dit_moe import checkpoint
 from dit_moe.training.config import TrainConfig
 
 
@@ -57,13 +59,14 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     }
 
 
-def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `optimizer_state`."""
+def load_optimizer_state(
+    model: nn.Module, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor], source: str | Path
+) -> None:
+    """The inverse of `optimizer_state` after a step. Raises ValueError if `source` holds not just all of the state."""
     names = {parameter: name for name, parameter in model.named_parameters()}
-    slots: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, _, slot = key.rpartition(".")
-        slots.setdefault(name, {})[slot] = tensor.clone()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state = {i: slots[names[p]] for i, p in enumerate(parameters) if names[p] in slots}
+    slots = {p: {"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p} for p in parameters}
+    wanted = {f"{names[p]}.{slot}": tensor for p in parameters for slot, tensor in slots[p].items()}
+    checkpoint.require_fit(wanted, tensors, source)
+    state = {i: {slot: tensors[f"{names[p]}.{slot}"].clone() for slot in slots[p]} for i, p in enumerate(parameters)}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

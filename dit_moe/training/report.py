@@ -49,11 +49,15 @@ class Report:
         for tracker in self._accelerator.trackers:  # not end_training(), which would end the processes' group, too
             tracker.finish()
 
+    def due(self, step: int) -> bool:
+        """Whether step number `step` gets a line."""
+        return step % self._config.log_every == 0 or step == self._config.steps
+
     def step(self, step: int, values: dict[str, float], lr: float, telemetry: dict[str, Any]) -> None:
-        """Take in step number `step` (counted from 1): its loss terms, learning rate and the routers' telemetry."""
+        """Take in step number `step` (counted from 1): its numbers, and the routers' if it is due a line."""
         self._interval.append(values)
         self._progress.step(step)
-        if step % self._config.log_every == 0 or step == self._config.steps:
+        if self.due(step):
             line = self._line(step, lr, telemetry)
             self._interval, self._since = [], time.perf_counter()
             self._progress.line(line)

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
-import os
+import fcntl
+import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from dit_moe import checkpoint
 from dit_moe.config import ConfigError, Tree
+from dit_moe.files import require_writable
+from dit_moe.processes import on_main
 from dit_moe.training.config import FREE
 
 # What may differ between the start of a run and its resumption: it has no part in what the weights become.
 _FREE = {"sample", "eval", *(f"train.{field}" for field in FREE)}
 
 
-def require_writable(run: Path) -> None:
-    """Make the run folder, and raise ValueError if nothing can be written into it."""
-    probe = run / "checkpoints" / f"{checkpoint.TEMPORARY}{os.getpid()}"
-    try:
-        probe.mkdir(parents=True)
-        probe.rmdir()
-    except OSError as error:
-        raise ValueError(f"{run} cannot be written ({error.strerror}); choose another run folder") from None
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """While entered, no other training can enter `run`, which is made if need be.
+
+    Raises ValueError, on every process, if another one is in there or the folder cannot be written.
+    """
+    with ExitStack() as held:
+
+        def lock() -> None:
+            require_writable(run)
+            file = held.enter_context((run / ".lock").open("a"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+            except BlockingIOError:
+                remedy = "wait for it, or choose another run folder"
+                raise ValueError(f"{run} is being trained by another process; {remedy}") from None
+            except OSError as error:  # some clusters' file systems have no locks
+                warning = f"warning: {run} cannot be locked ({error.strerror}); start no second training in it"
+                print(warning, file=sys.stderr)
+
+        on_main(lock)
+        yield
 
 
 def require_same_run(old: Tree, new: Tree, run: Path) -> None:
@@ -54,11 +71,3 @@ def parse(config_yaml: str) -> Tree:
     tree = OmegaConf.to_container(OmegaConf.create(config_yaml))
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}
-
-
-def write_config(run: Path, config_yaml: str) -> None:
-    """Put config.yaml in place in one atomic replacement."""
-    temporary = run / "config.yaml.tmp"
-    temporary.write_text(config_yaml)
-    checkpoint.sync(temporary)
-    temporary.replace(run / "config.yaml")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,13 +17,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate.utils import send_to_device
+from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 
 from dit_moe import checkpoint
 from dit_moe.config import ConfigError
 from dit_moe.data.order import BatchOrder, MicroBatches, load_batches, own_rows
+from dit_moe.files import write_atomically
 from dit_moe.moe import calibrate, end_step, starts_unsolved
+from dit_moe.processes import on_all
 from dit_moe.randomness import BatchRandom
 from dit_moe.training import run_folder
 from dit_moe.training.config import TrainConfig
@@ -45,7 +48,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Hook:
-    """Something to do every so many steps: `call(step, ema_model)`, on the main process, without gradients."""
+    """Something to do every so many steps: `call(step, ema_model)`, on every process, without gradients."""
 
     every: int
     call: Callable[[int, nn.Module], object]
@@ -86,6 +89,7 @@ class Trainer:
         self.objective, self.dataset, self.prepare_batch = objective, dataset, prepare_batch
         self.hooks, self.unit = hooks, unit
         self.accelerator = build_accelerator(config, self.run)
+        self.precision = self.accelerator.mixed_precision.replace("no", "fp32")  # what "auto" came to
         self.order = BatchOrder(len(dataset), config.batch_size, seed)
         try:
             rank, world = self.accelerator.process_index, self.accelerator.num_processes
@@ -107,17 +111,29 @@ class Trainer:
         """Train up to `config.steps`; returns at once if that was reached before.
 
         Raises:
-            ValueError: the run folder cannot be written, holds another run, or its newest checkpoint is damaged.
+            ValueError: the run folder cannot be written, is in use, holds another run, looks different to different
+                processes, or its newest checkpoint is damaged.
             TrainingError: the run failed in the middle.
             Interrupted: SIGTERM or Ctrl-C came; the run has saved itself.
         """
+        with run_folder.locked(self.run):
+            steps = on_all(self._open_run)
+            if min(steps) != max(steps):
+                found = f"is at step {max(steps)} for one process and at step {min(steps)} for another"
+                raise ValueError(f"{self.run} {found}; put it on a disk that every node sees")
+            self._train()
+
+    def _open_run(self) -> int:
+        """Go on from the newest checkpoint, if there is one; returns its step."""
         newest = checkpoint.latest(self.run)
         if newest is not None:
             self._resume(checkpoint.open_checkpoint(newest))
-        if self.accelerator.is_main_process and self.step < self.config.steps:
-            run_folder.require_writable(self.run)
-            run_folder.write_config(self.run, self.config_yaml)
+        return self.step
+
+    def _train(self) -> None:
         try:
+            if self.accelerator.is_main_process and self.step < self.config.steps:
+                write_atomically(self.run / "config.yaml", self.config_yaml)
             with Report(self.accelerator, self.config, self.run, self.step, self.unit) as report, self._watch:
                 if self.step < self.config.steps:
                     self._loop(report)
@@ -135,8 +151,12 @@ class Trainer:
         run_folder.require_same_run(saved.config(), run_folder.parse(self.config_yaml), self.run)
         checkpoint.load_into(self.model, saved.weights("model"), saved.folder)
         checkpoint.load_into(self.ema.module, saved.weights("ema"), saved.folder)
-        load_optimizer_state(self.model, self.optimizer, saved.weights("optimizer"))
+        load_optimizer_state(self.model, self.optimizer, saved.weights("optimizer"), saved.folder)
         self.step = saved.step
+        before = saved.state.get("precision", self.precision)
+        if before != self.precision:
+            note = f"{self.run} was trained in {before} so far, here train.mixed_precision=auto means {self.precision}"
+            self.accelerator.print(note, file=sys.stderr)
 
     def _loop(self, report: Report) -> None:
         config = self.config
@@ -150,7 +170,7 @@ class Trainer:
         on_gpu = self.accelerator.device.type == "cuda"
         self._batches = iter(load_batches(self.dataset, batches, config.workers, pin_memory=on_gpu))
         while self.step < config.steps:
-            values, telemetry = self._update()
+            values, telemetry = self._update(report=report.due(self.step + 1))
             stop = values.pop("stop") > 0
             self.step += 1
             report.step(self.step, values, learning_rate(config, self.step - 1), telemetry)
@@ -184,7 +204,12 @@ class Trainer:
                     "optimizer": optimizer_state(self.model, self.optimizer),
                 },
                 # The rows seen are the position in the endless data order, too.
-                state={"step": self.step, self.unit: self.step * self.config.batch_size, "seed": self.seed},
+                state={
+                    "step": self.step,
+                    self.unit: self.step * self.config.batch_size,
+                    "seed": self.seed,
+                    "precision": self.precision,
+                },
                 config_yaml=self.config_yaml,
                 keep=self.config.keep_checkpoints,
             )
@@ -192,15 +217,14 @@ class Trainer:
 
     def _call_hooks(self) -> None:
         due = [hook for hook in self.hooks if self.step % hook.every == 0]
-        if due and self.accelerator.is_main_process:
-            with torch.no_grad():
-                for hook in due:
-                    hook.call(self.step, self.ema.module)
+        with torch.no_grad():
+            for hook in due:
+                hook.call(self.step, self.ema.module)
 
     # ------------------------------------------------------------------------------------------------------ one step
 
-    def _update(self) -> tuple[dict[str, float], dict[str, Any]]:
-        """One optimizer step; returns its numbers, averaged over the global batch, and the routers' telemetry."""
+    def _update(self, report: bool) -> tuple[dict[str, float], dict[str, Any]]:
+        """One optimizer step; returns its numbers, averaged over the global batch, and with `report` the routers'."""
         sums: dict[str, Tensor] = {}
         for rows in self.parts:
             batch, random = self._prepare(next(self._batches), self.step, rows)
@@ -221,7 +245,7 @@ class Trainer:
             group["lr"] = learning_rate(self.config, self.step)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        telemetry = end_step(self.model, self._sum)
+        telemetry = end_step(self.model, self._sum, report=report)
         self.ema.update(self.model, self.step)
         return values, telemetry
 
@@ -248,14 +272,14 @@ class Trainer:
         return self.accelerator.reduce(tensor, "sum")
 
     def _agree(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """Means over processes. The only wait for the device in a step; the optimizer's work is queued after it."""
+        """Means over processes. Waits for the device, after the routers have: each for its number of routed pairs."""
         reduced = self.accelerator.reduce(torch.stack(list(values.values())), "mean")
         return dict(zip(values, reduced.tolist(), strict=True))
 
     def _not_finite(self, values: dict[str, float]) -> TrainingError:
         names = [f"{name}={value}" for name, value in values.items() if not math.isfinite(value)]
         batch = self.order.batch(self.step)
-        tainted = [i for rows in self.parts for i in self._tainted(rows)]
+        tainted = gather_object([i for rows in self.parts for i in self._tainted(rows)])
         cause = (
             f"rows {_shown(tainted)} of the data set are not finite themselves; mend or remove them"
             if tainted

@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be_written_is_named(capsys, finished_run, tmp_path
 def test_sampling_nothing_or_an_unknown_class_is_refused(capsys, a_run):
     before = snapshot(a_run)
     refused(capsys, 2, "sample.count=0 must be at least 1", "sample", a_run, "count=0")
-    refused(capsys, 2, "labels=(12,) must lie in 0..9", "sample", a_run, "labels=[12]")
+    refused(capsys, 2, "sample.labels=[12] must lie in 0..9", "sample", a_run, "labels=[12]")
     refused(capsys, 2, "sample.sampler.name=ddim", "sample", a_run, "sampler=ddim")
     refused(capsys, 2, "holds no checkpoint", "sample", a_run.parent)
     assert snapshot(a_run) == before

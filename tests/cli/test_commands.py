@@ -42,9 +42,11 @@ def test_sample_writes_images_grid_and_every_setting(a_run):
     assert images["arr_0"].shape == (25, 8, 8, 1) and images["arr_0"].dtype == np.uint8
     assert images["labels"].tolist() == [i % 10 for i in range(25)]
     facts = json.loads((a_run / "more" / "sample.json").read_text())
-    assert facts["sample"]["seed"] == 3 and facts["sample"]["guidance"]["scale"] == 1.5
+    settings = facts["experiment"]["sample"]
+    assert settings["seed"] == 3 and settings["guidance"]["scale"] == 1.5
     assert facts["step"] == 4 and facts["evaluations"] == 8  # 2 Heun steps, two evaluations each, guided
-    assert facts["active_experts"] > 0
+    assert facts["active_experts"] > 0 and len(facts["thresholds"]) == 2
+    assert facts["device"] == "cpu" and facts["processes"] == 1 and len(facts["weights_sha256"]) == 64
     assert Image.open(a_run / "more" / "grid.png").size[0] > 32
 
 
@@ -59,6 +61,8 @@ def test_the_ema_weights_are_sampled_unless_asked_otherwise(a_run):
 def test_an_older_checkpoint_can_be_sampled_by_naming_its_folder(a_run):
     assert cli("sample", a_run / "checkpoints" / "step_00000002", "--out", a_run / "old") == 0
     assert json.loads((a_run / "old" / "sample.json").read_text())["step"] == 2
+    assert cli("sample", a_run / "checkpoints" / "step_00000002") == 0  # into the run folder, not the checkpoint
+    assert json.loads((a_run / "sample.json").read_text())["step"] == 2
 
 
 def test_quickstart_does_everything_and_a_second_call_trains_nothing_more(tmp_path, capsys):
@@ -76,6 +80,19 @@ def test_quickstart_does_everything_and_a_second_call_trains_nothing_more(tmp_pa
     assert cli(*words) == 0
     assert (folder / "log.jsonl").read_text() == before
     assert "is finished" in capsys.readouterr().err
+
+
+def test_quickstart_of_a_finished_run_samples_as_it_is_asked_now(a_run):
+    for sampler_steps, weights in ((2, "ema"), (3, "model")):
+        words = [*SMALL, f"sample.sampler.steps={sampler_steps}", f"sample.weights={weights}", "sample.seed=5"]
+        assert cli("quickstart", CONFIG, "--run", a_run, *words) == 0
+        sample = json.loads((a_run / "sample.json").read_text())["experiment"]["sample"]
+        assert (sample["sampler"]["steps"], sample["weights"], sample["seed"]) == (sampler_steps, weights, 5)
+
+
+def test_a_sampler_that_overflows_is_a_failure_and_not_bad_input(a_run, capsys):
+    assert cli("sample", a_run, "guidance.scale=1e38") == 1
+    assert "failed: " in capsys.readouterr().err
 
 
 def test_quickstart_of_a_dense_model_reports_no_experts(tmp_path):

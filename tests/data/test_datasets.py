@@ -4,14 +4,11 @@ import pytest
 import torch
 
 from dit_moe.data import DATASETS
-from dit_moe.data.digits import DigitsConfig
-
-EXAMPLES = {"digits": DigitsConfig()}  # a config of each entry that can be built anywhere
 
 
 @pytest.fixture(params=DATASETS.names())
 def config(request):
-    return EXAMPLES[request.param]
+    return DATASETS.config_class(request.param)()
 
 
 @pytest.fixture(params=["train", "heldout"])

@@ -42,8 +42,9 @@ def test_ode_samplers_reach_the_solution_at_their_order(gaussian, config, order,
         (sample(gaussian, config(steps=steps, time_shift=time_shift), trained, z) - exact).abs().max().item()
         for steps in STEPS
     ]
-    assert errors[-1] < {1: 0.03, 2: 1e-3}[order]
-    assert min(orders(errors)) > order - 0.15  # midpoint is of order 3 here, by the symmetry of the problem
+    assert errors[-1] < {1: 0.03, 2: 1e-3}[order]  # worst: 0.028 of Euler, 2.7e-4 of Heun
+    # worst: 0.96 of 1, 1.90 of 2; midpoint reaches 3 on the linear path, by the symmetry of the problem
+    assert min(orders(errors)) > order - 0.15
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
@@ -53,8 +54,8 @@ def test_ddim_reaches_the_solution_at_order_one(gaussian, schedule: str, predict
     z = noise(1, 8).double()
     exact = gaussian.solution(z, trained.schedule.level(torch.tensor(999)))
     errors = [(sample(gaussian, DDIMSamplerConfig(steps=k), trained, z) - exact).abs().max().item() for k in STEPS]
-    assert errors[-1] < 0.06
-    assert all(0.9 < order < 1.1 for order in orders(errors))
+    assert errors[-1] < 0.06  # worst: 0.0575, on the linear schedule
+    assert all(0.9 < order < 1.1 for order in orders(errors))  # 0.98 to 1.002
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
@@ -69,6 +70,7 @@ def test_dpm_solver_of_higher_order_beats_ddim_at_equal_steps(gaussian, schedule
 
     for steps in (20, 40):
         ddim = error(DDIMSamplerConfig(steps=steps))
+        # worst: 0.49 for order 2 and 0.43 for order 3, at 20 steps of the linear schedule; 4 % apart for order 1
         assert error(DPMSolverConfig(steps=steps, order=2)) < 0.6 * ddim
         assert error(DPMSolverConfig(steps=steps, order=3)) < 0.6 * ddim
         assert error(DPMSolverConfig(steps=steps, order=1)) == pytest.approx(ddim, rel=0.1)  # the same, but for level 0
@@ -102,7 +104,7 @@ def test_euler_maruyama_loses_its_bias_at_order_one(gaussian) -> None:
 def test_ancestral_sampling_keeps_mean_and_deviation(gaussian, variance: str) -> None:
     trained = OBJECTIVES.build(DDPMConfig(variance=variance), num_classes=1)
     samples = sample(gaussian, DDPMSamplerConfig(steps=250), trained, noise(64, 32))
-    # 250 steps: the smaller variance comes out too narrow, the larger one too wide
+    # 250 steps: the smaller variance comes out 2.9 % too narrow, the larger one 1.5 % too wide; the mean 0.0004 off
     assert samples.mean().item() == pytest.approx(gaussian.mean, abs=4 * MEAN_ERROR + 0.005)
     assert samples.std().item() == pytest.approx(gaussian.std, rel=0.05)
 
@@ -110,5 +112,6 @@ def test_ancestral_sampling_keeps_mean_and_deviation(gaussian, variance: str) ->
 def test_stochastic_ddim_keeps_mean_and_deviation(gaussian) -> None:
     trained = OBJECTIVES.build(DDPMConfig(variance="fixed_small"), num_classes=1)
     samples = sample(gaussian, DDIMSamplerConfig(steps=250, eta=0.5), trained, noise(64, 32))
+    # the deviation comes out 1.4 % too narrow, the mean 0.0003 off
     assert samples.mean().item() == pytest.approx(gaussian.mean, abs=4 * MEAN_ERROR + 0.005)
     assert samples.std().item() == pytest.approx(gaussian.std, rel=0.05)

@@ -68,8 +68,10 @@ def test_cosine_term_is_the_angle_between_velocities_over_channels() -> None:
 
 
 def test_cosine_term_refuses_latents_of_one_channel() -> None:
-    with pytest.raises(ConfigError, match=r"cosine_weight=0.5 is useless on latents of one channel.*set it to 0"):
-        build(cosine_weight=0.5).losses(torch.ones(2, 1, 4, 4), torch.ones(2, 1, 4, 4))
+    with pytest.raises(ConfigError, match=r"^cosine_weight=0.5 is useless on latents of one channel.*set it to 0"):
+        build(cosine_weight=0.5).check((1, 8, 8))
+    build(cosine_weight=0.5).check((4, 8, 8))
+    build().check((1, 8, 8))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_cosine_term_refuses_latents_of_one_channel() -> None:
         ({"time_shift": -1.0}, "time_shift=-1.0 must be positive"),
         ({"base_dims": 0}, "base_dims=0 must be positive"),
         ({"time_scale": 0.0}, "time_scale=0.0 must be positive"),
-        ({"cosine_weight": -0.1}, "cosine_weight=-0.1 must not be negative"),
+        ({"cosine_weight": -0.1}, "cosine_weight=-0.1 must be finite, not negative"),
     ],
 )
 def test_bad_options_say_what_is_wanted(options: dict, message: str) -> None:

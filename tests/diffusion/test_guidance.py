@@ -79,6 +79,7 @@ def test_network_time_keeps_its_kind() -> None:
         ({"scale": float("nan")}, "scale=nan must be a finite number"),
         ({"interval": (0.6, 0.2)}, r"interval=\(0.6, 0.2\) must be two times"),
         ({"interval": (0.0, 1.5)}, r"interval=\(0.0, 1.5\) must be two times"),
+        ({"interval": (0.0, float("nan"))}, r"interval=\(0.0, nan\) must be two times"),
         ({"interval": (0.0,)}, r"interval=\(0.0,\) must be two times"),
         ({"channels": 0}, "channels=0 must be at least 1"),
     ],

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dit_moe.config import ConfigError, build, dump
-from dit_moe.diffusion import OBJECTIVES, Network, Objective
+from dit_moe.diffusion import OBJECTIVES, SAMPLERS, Network, Objective
 from dit_moe.randomness import BatchRandom
 
 everywhere = pytest.mark.parametrize("name", OBJECTIVES.names())
@@ -40,6 +40,20 @@ def test_name_and_config_agree_with_the_registry_and_survive_yaml(name: str) -> 
     objective = objective_for(name)
     assert objective.name == name
     assert build(type(objective.config), dump(objective.config)) == objective.config
+
+
+@everywhere
+def test_default_sampler_fits(name: str) -> None:
+    assert SAMPLERS.config_class(objective_for(name).default_sampler).objective == name
+
+
+@everywhere
+def test_the_host_never_waits_for_a_value_on_the_device(name: str, batch) -> None:
+    """Tensors on "meta" have no values: whoever asks for one there gets an error."""
+    objective = objective_for(name)
+    network, on_meta = network_for(objective), {key: value.to("meta") for key, value in batch.items()}
+    scalars = objective(network, on_meta, BatchRandom(0, total=16))
+    assert {value.device.type for value in scalars.values()} == {"meta"}
 
 
 @everywhere

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 import pytest
 import torch
 from torch import Tensor
 
 from dit_moe.config import ConfigError, build, dump
-from dit_moe.diffusion import OBJECTIVES, SAMPLERS, DDPMConfig, FlowConfig, GuidanceConfig, check_fit
+from dit_moe.diffusion import OBJECTIVES, SAMPLERS, DDPMConfig, FlowConfig, GuidanceConfig, SamplingError, check_fit
 from dit_moe.diffusion.samplers.chain import DDIMSamplerConfig, DDPMSamplerConfig, DPMSolverConfig
 from dit_moe.diffusion.samplers.flow import EulerConfig, EulerMaruyamaConfig, HeunConfig
 from dit_moe.randomness import generator
 
-TRAINED = {"ddpm": DDPMConfig, "flow": FlowConfig}
 SHAPE = (4, 4, 4)
 everywhere = pytest.mark.parametrize("name", SAMPLERS.names())
 
 
+def trained_with(objective: str, **options):
+    return OBJECTIVES.build(OBJECTIVES.config_class(objective)(**options), num_classes=5)
+
+
 def sampler_for(name: str, objective_options: dict | None = None, **options):
     config = SAMPLERS.config_class(name)(**{"steps": 6, **options})
-    trained = OBJECTIVES.build(TRAINED[config.objective](**(objective_options or {})), num_classes=5)
-    return SAMPLERS.build(config, trained)
+    return SAMPLERS.build(config, trained_with(config.objective, **(objective_options or {})))
 
 
 def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -78,7 +81,7 @@ def test_predicted_evaluations_are_those_made(name: str, guidance: GuidanceConfi
     sampler = sampler_for(name, steps=9)
     sampler(counting, noise(3), LABELS[:3], generators(0, 1, 2), guidance)
     assert sum(rows) == 3 * sampler.evaluations(guidance)
-    assert 9 <= len(rows) <= 18
+    assert len(rows) >= 9
     if guidance.interval == (0.0, 1.0):
         assert set(rows) == ({3} if guidance.scale == 1 else {6})
     else:
@@ -111,18 +114,18 @@ def test_non_finite_latents_are_an_error_that_counts_them(name: str) -> None:
     def broken(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         return network(x, t, y) * torch.where(y == 3, math.nan, 1.0).view(-1, 1, 1, 1)
 
-    with pytest.raises(ValueError, match=r"latents of image 1 \(and 0 more of 3\) are not finite"):
+    with pytest.raises(SamplingError, match=r"latents of image 1 \(and 0 more of 3\) are not finite"):
         sampler_for(name)(broken, noise(3), LABELS[:3], generators(0, 1, 2))
 
 
 @everywhere
 def test_other_objectives_networks_are_refused_with_the_samplers_that_fit(name: str) -> None:
     config = SAMPLERS.config_class(name)()
-    other = {"ddpm": "flow", "flow": "ddpm"}[config.objective]
-    wanted = {"ddpm": r"ddim, ddpm, dpm\+\+", "flow": "euler, euler_maruyama, heun, midpoint"}[other]
-    with pytest.raises(ConfigError, match=f"choose one of {wanted}$") as error:
-        SAMPLERS.build(config, OBJECTIVES.build(TRAINED[other](), num_classes=5))
-    assert error.value.path == "name"
+    for other in set(OBJECTIVES.names()) - {config.objective}:
+        fitting = [name for name in SAMPLERS.names() if SAMPLERS.config_class(name).objective == other]
+        with pytest.raises(ConfigError, match=f"choose one of {re.escape(', '.join(fitting))}$") as error:
+            SAMPLERS.build(config, trained_with(other))
+        assert error.value.path == "name"
     check_fit(config, config.objective)
 
 
@@ -204,7 +207,7 @@ def test_ancestral_sampling_needs_the_variance_it_was_promised() -> None:
         ("euler", {"steps": 0}, "steps=0 must be at least 1"),
         ("euler", {"time_shift": 0.0}, "time_shift=0.0 must be positive"),
         ("euler_maruyama", {"last_step": 1.0}, "last_step=1.0 must lie between 0 and 1"),
-        ("euler_maruyama", {"diffusion_scale": -1.0}, "diffusion_scale=-1.0 must not be negative"),
+        ("euler_maruyama", {"diffusion_scale": -1.0}, "diffusion_scale=-1.0 must be finite, not negative"),
     ],
 )
 def test_bad_options_say_what_is_wanted(name: str, options: dict, message: str) -> None:
@@ -238,10 +241,10 @@ def test_euler_walks_equal_steps_and_the_shift_moves_them_towards_noise() -> Non
 
 def test_shift_by_resolution_reaches_the_sampler_and_its_evaluation_count() -> None:
     sampler = sampler_for("euler", {"time_shift": "resolution", "base_dims": 16}, steps=4)
-    late = GuidanceConfig(scale=2.0, interval=(0.5, 1.0))
+    late = GuidanceConfig(scale=2.0, interval=(0.6, 1.0))
     assert times_seen(sampler) == pytest.approx([2 * t / (1 + t) for t in (1, 0.75, 0.5, 0.25)])
-    assert sampler.evaluations(late, latent_shape=SHAPE) == 3 * 2 + 1
-    assert sampler.evaluations(late, latent_shape=(1, 4, 4)) == 3 * 2 + 1 == sum([2, 2, 2, 1])
+    assert sampler.evaluations(late, latent_shape=SHAPE) == 2 + 2 + 2 + 1  # at 1, 0.86, 0.67, 0.4
+    assert sampler.evaluations(late, latent_shape=(1, 4, 4)) == 2 + 2 + 1 + 1  # at 1, 0.75, 0.5, 0.25
     with pytest.raises(ValueError, match="give the latent shape"):
         sampler.evaluations(late)
 

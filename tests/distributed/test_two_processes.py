@@ -65,8 +65,7 @@ def test_a_batch_that_does_not_divide_is_refused_by_both(folder, ranks):
 def test_a_nan_on_one_process_stops_both_before_the_update(folder, ranks):
     for rank in ranks:
         assert rank["nan"].startswith("TrainingError: step 1: loss=nan")
-    assert "the data is finite" in ranks[0]["nan"]
-    assert "not finite themselves" in ranks[1]["nan"]
+        assert f"rows {', '.join(map(str, rank['second_half']))} of the data set are not finite" in rank["nan"]
     assert checkpoint.latest(folder / "nan") is None
 
 
@@ -75,3 +74,24 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(folder, ranks):
         assert rank["signal"].startswith("Interrupted:")
         assert "saved at step 7;" in rank["signal"]
     assert checkpoint.open_checkpoint(folder / "signal").step == 7
+
+
+def test_hooks_are_called_on_both(ranks):
+    assert [rank["hooks"] for rank in ranks] == [[10, 20], [10, 20]]
+
+
+def test_processes_that_see_different_run_folders_are_refused(ranks):
+    for rank in ranks:
+        assert rank["split"].startswith("ValueError: ")
+        assert "is at step 7 for one process and at step 0 for another; put it on a disk" in rank["split"]
+
+
+def test_a_run_in_use_is_refused_by_both(ranks):
+    for rank in ranks:
+        assert rank["in_use"].startswith("ValueError: ")
+        assert "is being trained by another process" in rank["in_use"]
+
+
+def test_what_one_process_refuses_is_refused_by_both(ranks):
+    for rank, name in zip(ranks, ("ValueError", "ConfigError"), strict=True):
+        assert rank["refused"] == [f"{name}: train.lr=0 only here", "SamplingError: only here"]

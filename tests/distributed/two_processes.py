@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tiny_run import build, to_latents
 
 from dit_moe import checkpoint
+from dit_moe.config import ConfigError
+from dit_moe.diffusion import SamplingError
+from dit_moe.processes import on_all
+from dit_moe.training import Hook
 
 RANK = int(os.environ["RANK"])
 
@@ -29,7 +36,7 @@ def ending(run, **kwargs):
 def spoilt(raw, random):
     """Rows of the second process alone hold a NaN."""
     batch = to_latents(raw, random)
-    batch["latents"][4:] += math.nan if RANK == 1 else 0
+    batch["latents"] += math.nan if RANK == 1 else 0
     return batch
 
 
@@ -46,13 +53,31 @@ def make_signalled():
     return prepare
 
 
+def refuse(error):
+    if RANK == 1:
+        raise error
+
+
 def main(folder: Path) -> None:
-    seen = {
+    seen: dict[str, Any] = {
         "uneven": ending(folder / "uneven", batch_size=31),
-        "nan": ending(folder / "nan", prepare_batch=spoilt),
-        "signal": ending(folder / "signal", prepare_batch=make_signalled()),
+        "nan": ending(folder / "nan", prepare_batch=spoilt, p0=0.7),
+        "signal": ending(folder / "signal", prepare_batch=make_signalled(), p0=0.7),
     }
-    trainer = build(folder / "two")
+    seen["split"] = ending(folder / ("signal" if RANK == 0 else "elsewhere"), p0=0.7)
+    with (folder / "signal" / ".lock").open() as other:
+        if RANK == 0:
+            fcntl.flock(other, fcntl.LOCK_EX)
+        seen["in_use"] = ending(folder / "signal", p0=0.7)
+    seen["refused"] = []
+    for error in (ConfigError("train.lr", "=0 only here"), SamplingError("only here")):
+        try:
+            on_all(partial(refuse, error))
+        except Exception as raised:
+            seen["refused"].append(f"{type(raised).__name__}: {raised}")
+    seen["hooks"] = []
+    trainer = build(folder / "two", hooks=[Hook(every=10, call=lambda step, model: seen["hooks"].append(step))])
+    seen["second_half"] = trainer.order.batch(0)[16:]
     trainer.train()
     state = checkpoint.state_of(trainer.model) | {
         f"ema.{name}": tensor for name, tensor in checkpoint.state_of(trainer.ema.module).items()

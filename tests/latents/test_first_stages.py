@@ -6,14 +6,13 @@ import torch
 from dit_moe.latents import FIRST_STAGES, Moments
 from dit_moe.latents.identity import IdentityConfig
 
-EXAMPLES = {"identity": (IdentityConfig(), (1, 8, 8))}  # a config of each entry, and a shape of images that it takes
+IMAGE_SHAPE = (3, 32, 32)
 
 
 @pytest.fixture(params=FIRST_STAGES.names())
 def example(request):
-    config, shape = EXAMPLES[request.param]
-    images = torch.randint(256, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return FIRST_STAGES.build(config), images
+    images = torch.randint(256, (3, *IMAGE_SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return FIRST_STAGES.build(FIRST_STAGES.config_class(request.param)()), images
 
 
 def test_encoded_latents_are_float32_of_the_predicted_shape(example):

@@ -51,14 +51,3 @@ def test_other_weights_are_refused(tmp_path):
 def test_images_of_another_shape_are_refused(extractor):
     with pytest.raises(ValueError, match=r"digits_cnn64 takes images of shape \(8, 8, 1\), not \(32, 32, 3\)"):
         extractor(np.zeros((2, 32, 32, 3), np.uint8))
-
-
-def test_fitting_learns_is_repeatable_and_leaves_the_global_generator_alone():
-    dataset = DATASETS.build(DigitsConfig(), "extractor")
-    batch = dataset.__getitems__(range(len(dataset)))
-    before = torch.get_rng_state()
-    first, again = (digits_cnn.fit(batch["images"], batch["labels"], steps=150, seed=1) for _ in range(2))
-    assert torch.equal(before, torch.get_rng_state())
-    assert all(map(torch.equal, first.parameters(), again.parameters()))
-    accuracy = (first(batch["images"])[1].argmax(1) == batch["labels"]).double().mean()
-    assert accuracy > 0.8  # 0.90 to 0.93 for seeds 0 to 4

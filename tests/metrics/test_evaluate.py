@@ -4,7 +4,7 @@ from sklearn.datasets import load_digits
 
 from dit_moe.config import ConfigError
 from dit_moe.data.digits import DigitsConfig, pixels_to_uint8, split_indices
-from dit_moe.evaluate import EvalConfig, dataset_reference, evaluate, evaluate_digits, file_reference
+from dit_moe.evaluate import EvalConfig, dataset_reference, evaluate, file_reference
 from dit_moe.metrics import EXTRACTORS, ImageSet, write_images
 from dit_moe.metrics.digits_cnn import DigitsCNNConfig
 
@@ -15,6 +15,12 @@ def digits():
     raw = load_digits()
     images = pixels_to_uint8(raw.images)[..., None]
     return {name: (images[part], raw.target[part]) for name, part in split_indices(raw.target).items()}
+
+
+def evaluate_digits(samples):
+    """`evaluate` for (images, labels) of each sampling seed."""
+    sets = [ImageSet(images, labels, f"samples of seed {i}") for i, (images, labels) in enumerate(samples)]
+    return evaluate(sets, dataset_reference(DigitsConfig()), EXTRACTORS.build(DigitsCNNConfig()))
 
 
 def noisy(pair, sigma, seed):
@@ -94,6 +100,18 @@ def test_fewer_images_than_features_is_a_warning(digits):
     assert evaluate_digits([(images[:64], labels[:64])])["warnings"] == []
     [warning] = evaluate_digits([(images[:63], labels[:63])])["warnings"]
     assert warning.startswith("63 images for 64 features")
+
+
+def test_images_that_are_left_out_of_the_comparison_are_a_warning(digits):
+    images, labels = digits["train"]
+    most, fewer = (images[:600], labels[:600]), (images[:300], labels[:300])
+    assert evaluate_digits([most])["warnings"] == [
+        "600 images of a sampling seed thinned to 450, as many as digits/heldout has"
+    ]
+    assert evaluate_digits([most, fewer])["warnings"] == [
+        "600 images of a sampling seed thinned to 300, as many as samples of seed 1 has"
+    ]
+    assert evaluate_digits([fewer, fewer])["warnings"] == []
 
 
 def test_a_file_as_reference_gives_the_same_distance_but_no_measured_floor(digits, tmp_path):

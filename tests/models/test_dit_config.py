@@ -77,7 +77,7 @@ def _missing_flops(model, config, x, t, y) -> float:
     with measure_active(model) as active, torch.no_grad():
         model(x, t, y)
     one_expert = 2 * 3 * config.width * config.moe.hidden(config.mlp_hidden)
-    return (config.moe.target - active()) * config.tokens * config.depth * one_expert
+    return (config.moe.target - active.mean) * config.tokens * config.depth * one_expert
 
 
 def test_suffix_gives_the_dense_model_s_active_compute():

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dit_moe.config import ConfigError
-from dit_moe.moe.control import WINDOW, ControllerConfig, PIController
-from dit_moe.moe.routing import mass_before, prefix_mask
+from dit_moe.moe.control import ControllerConfig, PIController
+from dit_moe.moe.routing import mass_left, prefix_mask
 
 
 def closed_loop(experts: int, target: float, p0: float, steps: int = 400, tokens: int = 1024, **gains) -> list[float]:
@@ -19,9 +19,9 @@ def closed_loop(experts: int, target: float, p0: float, steps: int = 400, tokens
         logits = torch.randn(tokens, experts, generator=generator)
         logits = (logits - logits.mean(-1, keepdim=True)) / logits.std(-1, keepdim=True, correction=0)
         prob = ((1 + step / 800) * logits).softmax(-1)  # θ from 1 to 1.5 in 400 steps
-        before, order = mass_before(prob)
-        active = prefix_mask(before, order, controller.p).sum(-1, dtype=torch.float64).mean()
-        controller.step(active, controller.near(before) / (2 * WINDOW * tokens))
+        left, order = mass_left(prob)
+        active = prefix_mask(left, order, controller.p).sum(-1, dtype=torch.float64).mean()
+        controller.step(active, controller.slope(left) / tokens)
         history.append(active.item())
     return history
 
@@ -43,19 +43,21 @@ def test_the_scheduled_law_is_the_same_equation_in_units_of_the_threshold():
     controller = PIController(ControllerConfig(kp=0.4, ki=0.1, p0=0.5), target=2.0, experts=8)
     total = 0.0
     for active, slope in ((3.0, 2.0), (2.5, 4.0), (1.9, 0.5), (1.0, 0.01)):
-        error = max(-1.0, min(1.0, (2.0 - active) / max(slope, 0.05 * 2.0)))
+        u = -math.log(1 - controller.p.item())
+        error = max(-u, min(u, (2.0 - active) / max(slope, 0.05 * 2.0)))
         total += error
         controller.step(torch.tensor(active), torch.tensor(slope))
         assert controller.p.item() == pytest.approx(1 - 0.5 * math.exp(-(0.4 * error + 0.1 * total)), abs=1e-6)
 
 
-def test_near_counts_what_a_small_move_of_the_threshold_changes():
-    prob = torch.randn(500, 16, generator=torch.Generator().manual_seed(0)).softmax(-1)
-    before, order = mass_before(prob)
-    controller = PIController(ControllerConfig(p0=0.6), target=4.0, experts=16)
-    tail = 1 - controller.p
-    pairs = [prefix_mask(before, order, 1 - tail * math.exp(step)).sum() for step in (WINDOW, -WINDOW)]
-    assert abs(controller.near(before) - (pairs[1] - pairs[0])) <= 1  # a pair on the very edge, in fp32
+def test_the_measured_slope_is_the_difference_that_a_small_move_makes():
+    prob = torch.randn(20_000, 16, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    left, order = mass_left(prob)
+    for p0 in (0.1, 0.6, 0.95):
+        controller = PIController(ControllerConfig(p0=p0), target=4.0, experts=16)
+        step = max(0.05, min(1.0, -math.log(1 - p0))) / 10
+        pairs = [prefix_mask(left, order, 1 - (1 - p0) * math.exp(-move)).sum() for move in (-step, step)]
+        assert controller.slope(left).item() == pytest.approx((pairs[1] - pairs[0]).item() / (2 * step), rel=0.01)
 
 
 @pytest.mark.parametrize("law", ["paper", "scheduled"])

@@ -1,40 +1,14 @@
-"""Counting, controlling and calibrating a whole model's routers."""
-
-import copy
+"""Counting, controlling and measuring a whole model's routers."""
 
 import pytest
 import torch
 from torch import nn
 
-from dit_moe.moe import MoEConfig, MoELayer, calibrate, end_step, measure_active, routers_of
+from dit_moe.moe import end_step, measure_active, routers_of
 from dit_moe.moe.counters import Counters
 from dit_moe.moe.routers.dtopp import DTopPConfig
 from dit_moe.moe.routers.topk import TopKConfig
-
-WIDTH = 16
-
-
-def stack(router=None, layers: int = 3, experts: int = 8, target: float = 2.0) -> nn.Sequential:
-    torch.manual_seed(0)
-    config = MoEConfig(experts=experts, target=target, router=router or DTopPConfig())
-
-    class Residual(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = MoELayer(config, WIDTH, 32)
-
-        def forward(self, x):
-            return x + self.layer(x)[0]
-
-    return nn.Sequential(*[Residual() for _ in range(layers)])
-
-
-def batch(seed: int = 0, tokens: int = 256) -> torch.Tensor:
-    return torch.randn(4, tokens // 4, WIDTH, generator=torch.Generator().manual_seed(seed))
-
-
-def thresholds(model) -> list[float]:
-    return [router.controller.p.item() for router in routers_of(model)]
+from tests.moe.stack import batch, stack, thresholds
 
 
 def test_report_has_the_measured_numbers_of_each_layer():
@@ -111,31 +85,6 @@ def test_steering_reaches_the_target_on_a_real_stack(layerwise):
     assert wanted == pytest.approx([2.5] * len(wanted), rel=0.05)  # one batch of 256 tokens
 
 
-@pytest.mark.parametrize("layerwise", [False, True])
-@pytest.mark.parametrize("target", [None, 1.5, 4.0])
-def test_calibrate_solves_the_threshold_on_the_batch(layerwise, target):
-    model, x = stack(DTopPConfig(layerwise=layerwise)), batch()
-    calibrate(model, lambda: model(x), target)
-    model(x)
-    report = end_step(model)
-    wanted = target or 2.0
-    measured = report["layers"]["active"] if layerwise else [report["active"]]
-    assert measured == pytest.approx([wanted] * len(measured), rel=0.01)  # counts are whole: 256 tokens · 3 layers
-
-
-def test_calibrate_counts_nothing_and_keeps_the_training_mode():
-    model = stack()
-    calibrate(model, lambda: model(batch()))
-    assert all(router.counters.sums is None and router.training for router in routers_of(model))
-
-
-def test_calibrate_leaves_a_model_without_threshold_alone():
-    model = stack(TopKConfig())
-    before = copy.deepcopy(model.state_dict())
-    assert calibrate(model, lambda: model(batch())) is None
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-
-
 def test_balance_loss_uses_the_load_of_the_step_before():
     model = stack(layers=1)
     router = routers_of(model)[0]
@@ -163,8 +112,8 @@ def test_measured_active_experts_are_pairs_per_token_in_any_mode():
     for router in routers_of(model):
         router.register_forward_hook(lambda _, args, routing: seen.append((len(routing.token_R), len(args[0]))))
     with measure_active(model) as active:
-        assert active() is None
+        assert active.mean is None
         model(batch())
         model(batch(1, tokens=64))
-    assert active() == pytest.approx(sum(pairs for pairs, _ in seen) / sum(tokens for _, tokens in seen))
+    assert active.mean == pytest.approx(sum(pairs for pairs, _ in seen) / sum(tokens for _, tokens in seen))
     assert all(router.counters.sums is None for router in routers_of(model))

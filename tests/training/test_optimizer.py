@@ -93,9 +93,28 @@ def test_the_state_goes_through_named_tensors_and_back_bit_for_bit():
     state = optimizer_state(model, optimizer)
     assert set(state) == {f"{name}.{slot}" for name in ("weight", "bias") for slot in ("step", "exp_avg", "exp_avg_sq")}
     copy.load_state_dict(model.state_dict())
-    load_optimizer_state(copy, other, state)
+    load_optimizer_state(copy, other, state, "runs/a")
     for _ in range(2):
         step(model, optimizer)
         step(copy, other)
     assert torch.equal(model.weight, copy.weight)
     assert torch.equal(model.bias, copy.bias)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda state: state.pop("bias.exp_avg"), "missing: bias.exp_avg"),
+        (lambda state: state.update({"head.step": torch.zeros(())}), "unexpected: head.step"),
+        (lambda state: state.update({"weight.exp_avg": torch.zeros(3, 2)}), r"weight.exp_avg \[3, 2\] for \[2, 3\]"),
+    ],
+)
+def test_a_state_that_is_not_just_that_of_the_parameters_is_refused(change, problem):
+    model = nn.Linear(3, 2)
+    optimizer = build_optimizer(model, config())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state = optimizer_state(model, optimizer)
+    change(state)
+    with pytest.raises(ValueError, match=f"runs/a holds another architecture .*{problem}"):
+        load_optimizer_state(model, build_optimizer(model, config()), state, "runs/a")

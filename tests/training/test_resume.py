@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -11,7 +13,8 @@ from tiny_run import bits, build, log
 
 from dit_moe import checkpoint
 from dit_moe.config import ConfigError
-from dit_moe.training import Hook, Interrupted
+from dit_moe.training import Hook, Interrupted, TrainingError
+from dit_moe.training.run_folder import locked
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,50 @@ def test_another_config_is_refused_with_the_keys_that_differ_and_nothing_is_over
     assert caught.value.path == "train.batch_size"
     assert f"=16 differs from the run in {tmp_path}, which has 32, as do train.lr;" in str(caught.value)
     assert contents(tmp_path) == before
+
+
+def test_a_run_that_is_being_trained_is_refused_before_anything_is_touched(tmp_path):
+    build(tmp_path, steps=5).train()
+    before = contents(tmp_path)
+    with locked(tmp_path), pytest.raises(ValueError, match=f"{tmp_path} is being trained by another process; wait"):
+        build(tmp_path, steps=7).train()
+    assert contents(tmp_path) == before
+    build(tmp_path, steps=7).train()
+    assert checkpoint.open_checkpoint(tmp_path).step == 7
+
+
+def test_a_disk_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):
+    def refuse(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path):
+        pass
+    assert "cannot be locked (Function not implemented); start no second training" in capsys.readouterr().err
+
+
+def test_training_holds_its_run_to_the_end_and_lets_it_go_even_when_it_fails(tmp_path):
+    def hook(step, model):
+        with pytest.raises(ValueError, match="is being trained"), locked(tmp_path):
+            pass
+        raise ValueError("enough")
+
+    with pytest.raises(TrainingError, match="enough"):
+        build(tmp_path, hooks=[Hook(every=20, call=hook)]).train()
+    with locked(tmp_path):
+        pass
+
+
+def test_another_precision_than_before_is_announced(tmp_path, capsys):
+    build(tmp_path, steps=5).train()
+    assert checkpoint.open_checkpoint(tmp_path).state["precision"] == "fp32"
+    build(tmp_path, steps=6).train()
+    note = "was trained in bf16 so far, here train.mixed_precision=auto means fp32"
+    assert note not in capsys.readouterr().err
+    state = checkpoint.latest(tmp_path) / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"precision": "bf16"}))
+    build(tmp_path, steps=7).train()
+    assert capsys.readouterr().err.count(note) == 1
 
 
 def test_a_damaged_checkpoint_stops_the_run_instead_of_starting_it_elsewhere(tmp_path):

@@ -13,7 +13,7 @@ from tiny_run import bits, build, log, to_latents
 from dit_moe import checkpoint
 from dit_moe.config import ConfigError
 from dit_moe.diffusion import OBJECTIVES
-from dit_moe.moe import routers_of
+from dit_moe.moe import end_step, routers_of
 from dit_moe.training import Hook, TrainingError
 
 
@@ -104,6 +104,19 @@ def test_hooks_get_the_ema_model_in_evaluation_mode_without_gradients(tmp_path):
     assert calls == [(2, False, False, False), (4, False, False, False)]
 
 
+def test_the_routers_report_only_in_steps_that_are_logged(tmp_path, monkeypatch):
+    asked = []
+
+    def spy(model, reduce, report=True):
+        asked.append(report)
+        return end_step(model, reduce, report=report)
+
+    monkeypatch.setattr("dit_moe.training.trainer.end_step", spy)
+    build(tmp_path, steps=5, log_every=2).train()
+    assert asked == [False, True, False, True, True]
+    assert all("active" in line for line in log(tmp_path))
+
+
 class FakeTracker(GeneralTracker):
     """Stands in for TensorBoard's, which may not be installed."""
 
@@ -168,7 +181,7 @@ def diverging(after):
 
 def test_a_diverging_loss_stops_before_the_update_and_says_where(tmp_path):
     build(tmp_path / "good", steps=10).train()
-    trainer = build(tmp_path / "bad", objective=diverging(after=12), micro_batch=None)
+    trainer = build(tmp_path / "bad", objective=diverging(after=12), p0=0.7, micro_batch=None)
     with pytest.raises(TrainingError) as caught:
         trainer.train()
     message = str(caught.value)
@@ -183,7 +196,7 @@ def test_a_diverging_loss_stops_before_the_update_and_says_where(tmp_path):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_row_that_is_not_finite_is_named(tmp_path, value):
-    trainer = build(tmp_path, prepare_batch=poisoned(3, value), micro_batch=16)
+    trainer = build(tmp_path, prepare_batch=poisoned(3, value), p0=0.7, micro_batch=16)
     with pytest.raises(TrainingError, match=r"^step 1: ") as caught:
         trainer.train()
     batch = trainer.order.batch(0)
@@ -214,7 +227,7 @@ def test_running_out_of_memory_names_the_remedy(tmp_path):
     def objective(model, batch, random):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    trainer = build(tmp_path, objective=objective, micro_batch=8)
+    trainer = build(tmp_path, objective=objective, p0=0.7, micro_batch=8)
     with pytest.raises(TrainingError, match=r"step 1: out of memory; lower train.micro_batch \(now 8\)"):
         trainer.train()
 
@@ -234,7 +247,7 @@ def test_a_full_disk_ends_the_run_with_the_earlier_checkpoint_whole(tmp_path, mo
 def test_a_run_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path):
     (tmp_path / "file").write_text("not a folder")  # permissions would not bind root
     trainer = build(tmp_path / "file" / "run")
-    with pytest.raises(ValueError, match=r"file/run cannot be written \(Not a directory\); choose another run folder"):
+    with pytest.raises(ValueError, match=r"file/run cannot be written \(Not a directory\); choose another folder"):
         trainer.train()
     assert trainer.dataset.asked == []
 
@@ -244,6 +257,15 @@ def test_a_tracker_without_its_package_names_the_extra(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"^train.trackers=wandb needs .* pip install 'dit_moe\[wandb\]'"):
         build(tmp_path, trackers=("wandb",))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_callers_choice_of_deterministic_kernels_is_left_alone(tmp_path):
+    torch.use_deterministic_algorithms(True)
+    try:
+        build(tmp_path)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_processes_that_cannot_form_a_group_are_refused(tmp_path, monkeypatch):

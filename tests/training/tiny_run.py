@@ -18,6 +18,9 @@ from dit_moe import checkpoint, config
 from dit_moe.data import DATASETS
 from dit_moe.diffusion import OBJECTIVES
 from dit_moe.models import MODELS
+from dit_moe.moe import MoEConfig
+from dit_moe.moe.control import ControllerConfig
+from dit_moe.moe.routers.dtopp import DTopPConfig
 from dit_moe.training import Hook, TrainConfig, Trainer
 
 SEED = 5
@@ -44,11 +47,12 @@ def to_latents(raw, random):
     return {"latents": images + 0.01 * random.normal(*images.shape[1:]), "labels": raw["labels"]}
 
 
-def build(run, *, prepare_batch=to_latents, objective=None, hooks=(), **train) -> Trainer:
-    """A trainer with `train` over DEFAULTS; the same weights every time."""
+def build(run, *, prepare_batch=to_latents, objective=None, hooks=(), p0=None, **train) -> Trainer:
+    """A trainer with `train` over DEFAULTS; the same weights every time. With `p0` nothing is solved at the start."""
     train_config = TrainConfig(**(DEFAULTS | train))
+    moe = MoEConfig(router=DTopPConfig(controller=ControllerConfig(p0=p0)))
     model_config = MODELS.config_class("DiT")(
-        name="DiT-custom/2-4E2A", width=32, depth=2, heads=2, in_channels=1, input_size=8, num_classes=10
+        name="DiT-custom/2-4E2A", width=32, depth=2, heads=2, in_channels=1, input_size=8, num_classes=10, moe=moe
     )
     torch.manual_seed(0)
     return Trainer(

@@ -37,6 +37,10 @@ def check_fit(config: SamplerConfig, objective: str) -> None:
         raise ConfigError("name", f"={SAMPLERS.name_of(config)} {needs}; choose one of {', '.join(fitting)}")
 
 
+class SamplingError(RuntimeError):
+    """Sampling went wrong on its way, on input that was fine."""
+
+
 class Sampler(ABC):
     """Turns noise into latents in `config.steps` steps: build with a config and the objective that was trained."""
 
@@ -60,7 +64,7 @@ class Sampler(ABC):
 
         Image i depends only on row i of noise and labels and on generators[i], a CPU generator from which every image
         takes the same number of draws. `on_step(done, steps)` is called after each step. Raises ValueError if the
-        batch sizes differ, or if any latent ends up infinite or NaN.
+        batch sizes differ, SamplingError if any latent ends up infinite or NaN.
         """
         if not len(noise_BCHW) == len(labels_B) == len(generators):
             sizes = f"{len(noise_BCHW)} noises, {len(labels_B)} labels and {len(generators)} generators"
@@ -73,7 +77,7 @@ class Sampler(ABC):
                 on_step(done, self.steps)
         broken = (~x.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
         if broken:
-            raise ValueError(
+            raise SamplingError(
                 f"latents of image {broken[0]} (and {len(broken) - 1} more of {len(x)}) are not finite after sampling; "
                 "the network overflowed: check its weights, its precision and the guidance scale"
             )

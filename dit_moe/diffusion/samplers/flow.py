@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ class FlowSamplerConfig(SamplerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(isinstance(self.time_shift, str) or self.time_shift > 0, self, "time_shift", "must be positive")
+        shifts = isinstance(self.time_shift, str) or 0 < self.time_shift < math.inf
+        require(shifts, self, "time_shift", "must be positive and finite")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ class EulerMaruyamaConfig(FlowSamplerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.diffusion_scale >= 0, self, "diffusion_scale", "must not be negative")
+        require(0 <= self.diffusion_scale < math.inf, self, "diffusion_scale", "must be finite, not negative")
         require(0 < self.last_step < 1, self, "last_step", "must lie between 0 and 1; 1/steps makes all steps equal")
 
 

@@ -20,7 +20,7 @@ from dit_moe.moe.routing import Routing, routing_from_mask
 from dit_moe.registry import Registry
 
 ROUTERS = Registry("router")
-DRN_EPS = 1e-6
+DRN_EPS = 1e-5  # added to the variance of logits that start at 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,6 @@ class Router(nn.Module):
         # f of the balance loss: the load of the optimizer step before, over all ranks and micro-batches.
         self.register_buffer("load_E", torch.full((experts,), 1 / experts))
         self.counters = Counters(experts)
-        self.near: Tensor | None = None  # pairs near the threshold in the last `select`, from routers that steer one
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -84,33 +83,37 @@ class Router(nn.Module):
         """Raw logits and expert probabilities, both [N, E] in fp32 whatever autocast says. DTop-p, steps 1 and 2."""
         with torch.autocast(x_ND.device.type, enabled=False):
             logits_NE = F.linear(x_ND.float(), self.weight.float())
-            scores_NE = logits_NE
-            if self.theta is not None:
-                std_N1, mean_N1 = torch.std_mean(logits_NE, -1, correction=0, keepdim=True)
-                scores_NE = self.theta.float() * (logits_NE - mean_N1) / (std_N1 + DRN_EPS)
-            return logits_NE, scores_NE.softmax(-1)
+            if self.theta is None:
+                return logits_NE, logits_NE.softmax(-1)
+            # A layer norm over the experts: a token whose logits are all equal gets a bounded gradient.
+            standard_NE = F.layer_norm(logits_NE, (self.experts,), eps=DRN_EPS)
+            return logits_NE, (self.theta.float() * standard_NE).softmax(-1)
 
     def select(self, prob_NE: Tensor) -> Tensor:
         """Bool [N, E]: the experts of each token. Depends on the token's own row alone."""
         raise NotImplementedError
 
+    def choose(self, prob_NE: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What `select` says and, from routers that steer a threshold, `PIController.slope`."""
+        return self.select(prob_NE), None
+
     def forward(self, x_ND: Tensor) -> Routing:
         logits_NE, prob_NE = self.probabilities(x_ND)
-        mask_NE = self.select(prob_NE.detach())
+        mask_NE, slope = self.choose(prob_NE.detach())
         gate_NE = prob_NE * mask_NE
         if self.config.renormalize:
             gate_NE = gate_NE / gate_NE.sum(-1, keepdim=True)
         aux = {}
         if self.training:
             aux = self.losses(logits_NE, prob_NE)
-            self.counters.add(mask_NE, prob_NE.detach(), self.near)
+            self.counters.add(mask_NE, prob_NE.detach(), slope)
         return routing_from_mask(mask_NE, gate_NE, aux)
 
     def losses(self, logits_NE: Tensor, prob_NE: Tensor) -> dict[str, Tensor]:
         """The unweighted loss terms of this layer by name."""
         return {
             # With last step's load as f the loss is linear in the batch: micro-batches and ranks add up exactly.
-            "balance": losses.balance_loss(self.load_E, prob_NE),
+            "balance": losses.balance_loss(self.load_E, prob_NE.mean(0)),
             "dynamic": losses.dynamic_loss(prob_NE),
             "z": losses.z_loss(logits_NE),
         }

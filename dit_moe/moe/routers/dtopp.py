@@ -41,10 +41,9 @@ class DTopPRouter(TopPRouter):
         super().__init__(config, width, experts, target)
         self.controller = PIController(config.controller, target, experts)
 
-    def select(self, prob_NE: Tensor) -> Tensor:
-        before_NE, order_NE = self.ranked(prob_NE)
-        self.near = self.controller.near(before_NE) if self.training else None
-        return prefix_mask(before_NE, order_NE, self.controller.p)
+    def choose(self, prob_NE: Tensor) -> tuple[Tensor, Tensor | None]:
+        left_NE, order_NE = self.ranked(prob_NE)
+        return prefix_mask(left_NE, order_NE, self.controller.p), self.controller.slope(left_NE)
 
     @torch.no_grad()
     def after_step(self, own: Counters, model: Counters) -> None:

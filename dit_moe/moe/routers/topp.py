@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dit_moe.config import require
 from dit_moe.moe.routers.base import ROUTERS, Router, RouterConfig
-from dit_moe.moe.routing import limit_experts, mass_before, prefix_mask
+from dit_moe.moe.routing import limit_experts, mass_left, prefix_mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,9 @@ class TopPRouter(Router):
     config: TopPConfig
 
     def ranked(self, prob_NE: Tensor) -> tuple[Tensor, Tensor]:
-        """`mass_before` within the limits of experts per token."""
-        before_NE, order_NE = mass_before(prob_NE)
-        return limit_experts(before_NE, self.config.min_experts, self.most), order_NE
+        """`mass_left` within the limits of experts per token."""
+        left_NE, order_NE = mass_left(prob_NE)
+        return limit_experts(left_NE, self.config.min_experts, self.most), order_NE
 
     def select(self, prob_NE: Tensor) -> Tensor:
         return prefix_mask(*self.ranked(prob_NE), self.config.p)

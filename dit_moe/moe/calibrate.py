@@ -1,0 +1,106 @@
+"""Solving thresholds instead of steering them: p such that given tokens use a wanted number of experts on average."""
+
+# L steered routers, N tokens, E experts, K bins
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from dit_moe.moe.routers.dtopp import DTopPRouter
+from dit_moe.moe.steering import Reduce, routers_of
+
+BINS, LARGEST_U = 16_384, 16.0  # u = −ln(1 − p) to 0.001, up to p = 1 − 1e-7
+PASSES = 3  # a later layer's tokens depend on the thresholds before it
+
+
+def starts_unsolved(model: nn.Module) -> bool:
+    """Whether the model has thresholds whose start its config leaves to the first batch."""
+    return any(router.config.controller.p0 is None for router in steered_routers(model))
+
+
+def calibrate(
+    model: nn.Module,
+    run: Callable[[], object],
+    target: float | None = None,
+    reduce: Reduce = lambda sums: sums,
+) -> list[float]:
+    """Set the thresholds so that the tokens which `run()` feeds through the model use `target` experts on average.
+
+    For the start of training (p_0 solved on the first batch), for EMA weights, whose activation may differ from the
+    raw weights', and for another compute budget at sampling time. Controllers restart from the solution. Memory does
+    not grow with the number of tokens.
+
+    Args:
+        run: forward passes without gradients over something representative; called a few times.
+        target: mean active experts per token; None is what the model was built for.
+        reduce: sums a tensor over ranks.
+
+    Returns the thresholds, one per steered router; empty for a model without.
+    """
+    routers = steered_routers(model)
+    for _ in range(PASSES if routers else 0):
+        with torch.no_grad(), _histograms(routers) as histograms:
+            run()
+        counts_LK = reduce(torch.stack(histograms))
+        if not routers[0].config.layerwise:
+            counts_LK = counts_LK.sum(0, keepdim=True).expand_as(counts_LK)
+        for router, counts_K in zip(routers, counts_LK, strict=True):
+            router.controller.restart(_solve(counts_K, router.target if target is None else target))
+    return [router.controller.p.item() for router in routers]
+
+
+def steered_routers(model: nn.Module) -> list[DTopPRouter]:
+    """The routers whose threshold a controller moves, in order of depth."""
+    return [router for router in routers_of(model) if isinstance(router, DTopPRouter)]
+
+
+@contextmanager
+def _histograms(routers: list[DTopPRouter]) -> Iterator[list[Tensor]]:
+    """While entered, count at which u each pair would join, by router, with training's counters and losses off.
+
+    A histogram is [tokens, pairs that every threshold keeps, pairs per bin of u], float64.
+    """
+    histograms = [torch.zeros(2 + BINS, dtype=torch.float64, device=router.weight.device) for router in routers]
+    modes = [router.training for router in routers]
+
+    def recorder(router: DTopPRouter, histogram: Tensor) -> Callable[..., None]:
+        def record(module: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
+            left_NE, _ = router.ranked(router.probabilities(args[0])[1])
+            u_NE = -left_NE.clamp(min=0).log()
+            bin_NE = (u_NE.clamp(0, LARGEST_U) * (BINS / LARGEST_U)).long().clamp(max=BINS - 1) + 1
+            bin_NE = torch.where(left_NE == torch.inf, 0, bin_NE)
+            joins = bin_NE[left_NE > 0]  # what every threshold leaves out has no place
+            histogram[0] += len(left_NE)
+            histogram[1:] += torch.bincount(joins, minlength=BINS + 1)
+
+        return record
+
+    handles = []
+    for router, histogram in zip(routers, histograms, strict=True):
+        handles.append(router.register_forward_hook(recorder(router, histogram)))
+        router.eval()
+    try:
+        yield histograms
+    finally:
+        for router, handle, mode in zip(routers, handles, modes, strict=True):
+            handle.remove()
+            router.train(mode)
+
+
+def _solve(histogram: Tensor, target: float) -> float:
+    """The p with `target` pairs a token, linear within a bin; the nearest end if no p has."""
+    assert histogram[0] > 0, "nothing passed the routers"
+    wanted = target * histogram[0]
+    pairs_K = histogram[1:].cumsum(0)  # at the end of each bin; first those that are always kept
+    k = int(torch.searchsorted(pairs_K, wanted))
+    if k == 0:
+        return 0.0
+    if k > BINS:
+        return 1.0
+    share = ((wanted - pairs_K[k - 1]) / (pairs_K[k] - pairs_K[k - 1])).item()
+    return -math.expm1(-(k - 1 + share) * LARGEST_U / BINS)

@@ -1,0 +1,41 @@
+"""What the guides show works as it stands there."""
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from dit_moe.config import build
+from dit_moe.moe import ROUTERS, MoEConfig, MoELayer
+
+ROOT = Path(__file__).parent.parent
+GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_router_of_the_guide_is_complete_in_its_one_file(monkeypatch):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)[1]
+    try:
+        module = types.ModuleType("minp")
+        monkeypatch.setitem(sys.modules, "minp", module)  # dataclasses look their module up
+        exec(compile(code, "minp.py", "exec"), vars(module))
+        config = build(MoEConfig, {"experts": 4, "target": 2, "router": {"name": "minp", "fraction": 0.3}})
+        layer, x = MoELayer(config, 16, 64), torch.randn(2, 5, 16)
+        out, aux = layer(x)
+        assert out.shape == x.shape and set(aux) == {"balance", "dynamic", "z"}
+        prob = layer.router.probabilities(x.flatten(0, 1))[1]
+        assert torch.equal(layer.router.select(prob), prob >= 0.3 * prob.amax(-1, keepdim=True))
+    finally:
+        ROUTERS._factories.pop("minp", None)
+        ROUTERS._configs.pop("minp", None)
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
+def test_links_and_pictures_of_a_guide_exist_and_nothing_is_left_to_fill_in(guide):
+    text = guide.read_text()
+    targets = re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    missing = [target for target in targets if "://" not in target and not (guide.parent / target).exists()]
+    assert missing == []
+    assert "@@" not in text

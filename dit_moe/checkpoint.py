@@ -131,16 +131,6 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(folder, state)
 
 
-def load_weights(path: str | Path, part: Part = "ema") -> Weights:
-    """The weights in a run folder's newest checkpoint, or in a checkpoint folder, on the CPU."""
-    return open_checkpoint(path).weights(part)
-
-
-def read_config(path: str | Path) -> Tree:
-    """The resolved config that a run folder's newest checkpoint, or a checkpoint folder, was made with."""
-    return open_checkpoint(path).config()
-
-
 def _broken(folder: Path, name: str, problem: str) -> ValueError:
     siblings = checkpoints(folder.absolute().parent.parent)
     older = siblings[: siblings.index(folder.absolute())] if folder.absolute() in siblings else []

@@ -39,7 +39,7 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
     saved = checkpoint.open_checkpoint(folder)
     assert saved.step == 7
     assert saved.state["images"] == 224
-    assert saved.config() == checkpoint.read_config(tmp_path) == {"train": {"steps": 7}}
+    assert saved.config() == checkpoint.open_checkpoint(tmp_path).config() == {"train": {"steps": 7}}
     loaded = saved.weights("model")
     assert loaded.keys() == odd.keys()
     assert all(same_bits(loaded[name], odd[name]) for name in odd)
@@ -51,8 +51,8 @@ def test_a_run_folder_means_its_newest_checkpoint(tmp_path):
     assert checkpoint.checkpoints(tmp_path) == folders
     assert checkpoint.resolve(tmp_path) == checkpoint.latest(tmp_path) == folders[-1]
     assert checkpoint.resolve(folders[0]) == folders[0]
-    assert checkpoint.load_weights(tmp_path)["w"][0, 0] == 100
-    assert checkpoint.load_weights(folders[0], "model")["w"][0, 0] == 9
+    assert checkpoint.open_checkpoint(tmp_path).weights("ema")["w"][0, 0] == 100
+    assert checkpoint.open_checkpoint(folders[0]).weights("model")["w"][0, 0] == 9
 
 
 def test_only_the_newest_are_kept(tmp_path):
@@ -65,7 +65,7 @@ def test_missing_runs_and_runs_without_checkpoint_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere does not exist; name a run folder"):
         checkpoint.resolve(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"holds no checkpoint; train a run into it first"):
-        checkpoint.load_weights(tmp_path)
+        checkpoint.open_checkpoint(tmp_path).weights("ema")
     assert checkpoint.latest(tmp_path) is None
 
 
@@ -154,7 +154,7 @@ def test_tied_weights_are_stored_once_and_stay_tied(tmp_path):
     state = checkpoint.state_of(original)
     assert set(state) == {"embedding.weight", "threshold"}
     save(tmp_path, 1, model=state)
-    checkpoint.load_into(copy, checkpoint.load_weights(tmp_path, "model"), tmp_path)
+    checkpoint.load_into(copy, checkpoint.open_checkpoint(tmp_path).weights("model"), tmp_path)
     assert torch.equal(copy.head.weight, original.embedding.weight)
     assert copy.head.weight is copy.embedding.weight
 

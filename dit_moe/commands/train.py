@@ -1,6 +1,6 @@
 """Train the experiment of a config file.
 
-Running the same command again goes on where it stopped. Under `accelerate launch` it uses every process.
+Running the same command again goes on where it stopped. Started by torchrun or accelerate it uses every process.
 
     dit-moe train configs/digits.yaml train.steps=200 --dry-run
 """

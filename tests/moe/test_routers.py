@@ -34,6 +34,17 @@ def test_every_token_gets_an_expert_and_renormalised_gates_sum_to_one(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_what_a_router_selects_is_what_it_routes(name):
+    router = make(name)
+    prob = router.probabilities(tokens())[1].detach()
+    routing = router(tokens())
+    mask = torch.zeros(TOKENS, EXPERTS, dtype=torch.bool)
+    mask[routing.token_R, routing.expert_R] = True
+    assert torch.equal(router.select(prob), mask)
+    assert torch.equal(router.choose(prob)[0], mask)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_raw_gates_are_the_probabilities(name):
     router = make(name, renormalize=False)
     routing = router(tokens())

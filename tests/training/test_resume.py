@@ -96,7 +96,7 @@ def test_steps_and_intervals_may_change_on_resume(tmp_path):
     build(tmp_path, steps=5).train()
     build(tmp_path, steps=7, log_every=1, checkpoint_every=100, micro_batch=16, sample_every=3).train()
     assert [line["step"] for line in log(tmp_path)] == [5, 6, 7]
-    assert checkpoint.read_config(tmp_path)["train"]["steps"] == 7
+    assert checkpoint.open_checkpoint(tmp_path).config()["train"]["steps"] == 7
     assert "steps: 7" in (tmp_path / "config.yaml").read_text()
 
 

@@ -25,7 +25,9 @@ def test_micro_batches_give_the_same_update_and_as_many_controller_steps(tmp_pat
             assert cut["loss"] == pytest.approx(whole["loss"], rel=1e-5)
             assert cut["active"] == pytest.approx(whole["active"], rel=1e-5)
             assert cut["p"] == pytest.approx(whole["p"], rel=1e-5)
-        left, right = (checkpoint.load_weights(tmp_path / run, "model") for run in ("whole", str(micro_batch)))
+        left, right = (
+            checkpoint.open_checkpoint(tmp_path / run).weights("model") for run in ("whole", str(micro_batch))
+        )
         for name in left:
             # Adam turns the rounding of a gradient near zero into a step of its own size; seen: 2e-6 of lr 1e-3 · 20.
             torch.testing.assert_close(left[name], right[name], rtol=0, atol=2e-5)
@@ -56,7 +58,9 @@ def test_a_checkpoint_carries_the_controller_in_model_and_ema(tmp_path):
     trainer.train()
     p = log(tmp_path)[-1]["p"]
     for part in ("model", "ema"):
-        thresholds = [v for k, v in checkpoint.load_weights(tmp_path, part).items() if k.endswith("controller.p")]
+        thresholds = [
+            v for k, v in checkpoint.open_checkpoint(tmp_path).weights(part).items() if k.endswith("controller.p")
+        ]
         assert [t.item() for t in thresholds] == [pytest.approx(p, rel=1e-6)] * 2
     assert [r.controller.p.item() for r in routers_of(trainer.ema.module)] == [t.item() for t in thresholds]
 

@@ -41,9 +41,13 @@ class DTopPRouter(TopPRouter):
         super().__init__(config, width, experts, target)
         self.controller = PIController(config.controller, target, experts)
 
+    def threshold(self) -> Tensor:
+        return self.controller.p
+
     def choose(self, prob_NE: Tensor) -> tuple[Tensor, Tensor | None]:
         left_NE, order_NE = self.ranked(prob_NE)
-        return prefix_mask(left_NE, order_NE, self.controller.p), self.controller.slope(left_NE)
+        slope = self.controller.slope(left_NE) if self.training else None
+        return prefix_mask(left_NE, order_NE, self.threshold()), slope
 
     @torch.no_grad()
     def after_step(self, own: Counters, model: Counters) -> None:

@@ -36,5 +36,8 @@ class TopPRouter(Router):
         left_NE, order_NE = mass_left(prob_NE)
         return limit_experts(left_NE, self.config.min_experts, self.most), order_NE
 
+    def threshold(self) -> Tensor | float:
+        return self.config.p
+
     def select(self, prob_NE: Tensor) -> Tensor:
-        return prefix_mask(*self.ranked(prob_NE), self.config.p)
+        return prefix_mask(*self.ranked(prob_NE), self.threshold())

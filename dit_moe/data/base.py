@@ -1,11 +1,11 @@
-"""What a dataset is: images (later also latents) with labels, fetched a whole batch at a time."""
+"""What a dataset is: labelled images, or moments of latents they were encoded to, fetched a whole batch at a time."""
 
-# B batch, C channels, H height, W width
+# B batch, M moments, C channels, H height, W width (of images or of latents, as the name says)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -18,13 +18,34 @@ class Dataset(Protocol):
     """A map-style dataset. `DATASETS.build(config, split)` makes one; ValueError if there is no such split.
 
     `__getitems__` is what torch's loaders call with a whole batch of indices, so one call serves one read of a shard.
+    A row never depends on when, or beside which others, it is fetched.
     """
 
     class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]  # (C, H, W)
+    image_shape: tuple[int, int, int]  # (C, H, W) of the images, encoded or not
+    fingerprint: str | None  # of what the files hold, wherever they lie; None: nothing outside the code can change it
 
     def __len__(self) -> int: ...
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """{"images": uint8 [B, C, H, W], "labels": int64 [B]}, rows in the order of `indices`."""
+        """Rows in the order of `indices`, of one of two kinds:
+
+        * {"images": uint8 [B, C, H, W], "labels": int64 [B]};
+        * {"moments": fp16, bf16 or fp32 [B, M, C, H, W], "labels": int64 [B]}, where M is 2, mean and std, or 1 from a
+          deterministic encoder.
+        """
         ...
+
+
+class BrokenImages(ValueError):
+    """Some images of a batch cannot be used. `problems`: dataset index → what is wrong, naming the file."""
+
+    def __init__(self, problems: Mapping[int, str]) -> None:
+        self.problems = dict(problems)
+        first, *others = dict.fromkeys(self.problems.values())  # a mirrored row has its image's problem
+        more, them = (f", and {len(others)} more", "them") if others else ("", "it")
+        remedy = f"mend or remove {them}, or let `dit-moe encode --skip-broken` leave {them} out"
+        super().__init__(f"{first}{more}; {remedy}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problems,)  # so that a loader's process can hand it over

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -72,19 +72,41 @@ class MicroBatches(Sampler[list[int]]):
                 yield batch[rows.start : rows.stop]
 
 
-def load_batches(dataset: Any, batches: MicroBatches, workers: int = 0, pin_memory: bool = False) -> DataLoader[Any]:
-    """A loader of what ``dataset.__getitems__`` returns for each index list of `batches`.
+def load_batches(
+    dataset: Any, batches: Iterable[list[int]], workers: int = 0, pin_memory: bool = False
+) -> Iterator[Any]:
+    """What ``dataset.__getitems__`` returns for each index list of `batches`, and raises what it raises.
 
     `workers` processes read ahead; with 0 the calling process reads. The batches are the same either way.
     """
-    return DataLoader(
-        dataset,
+    loader: DataLoader[Any] = DataLoader(
+        _Relay(dataset),  # type: ignore[arg-type]
         batch_sampler=batches,
         num_workers=workers,
         pin_memory=pin_memory,
         collate_fn=_already_a_batch,
         worker_init_fn=_leave_signals_to_the_parent,
     )
+    for batch in loader:
+        if isinstance(batch, ValueError):
+            raise batch
+        yield batch
+
+
+class _Relay:
+    """Hands over what a data set complains of as it is: from a worker, torch would bury it in a traceback."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        try:
+            return self.dataset.__getitems__(indices)
+        except ValueError as problem:
+            return problem
 
 
 def _already_a_batch(batch: Any) -> Any:

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dit_moe.data import BrokenImages
 from dit_moe.data.order import BatchOrder, MicroBatches, load_batches, own_rows
 
 sizes = st.integers(1, 40)
@@ -82,3 +83,15 @@ def test_imagenet_sized_orders_work_at_any_step():
         assert len(batch) == 1024
         assert min(batch) >= 0
         assert max(batch) < 1_281_167
+
+
+class Complaining(Squares):
+    def __getitems__(self, indices):
+        raise BrokenImages({indices[0]: "cats/1.jpg is no image"})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_data_set_complains_of_is_raised_as_it_is(workers):
+    with pytest.raises(BrokenImages, match=r"cats/1.jpg is no image") as raised:
+        next(load_batches(Complaining(), [[3, 4]], workers))
+    assert raised.value.problems == {3: "cats/1.jpg is no image"}

@@ -1,0 +1,158 @@
+"""A dataset of the Hugging Face Hub, a folder that `datasets` saved, or one of Parquet files. No code of it is run."""
+
+# N images
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dit_moe.config import ConfigError
+from dit_moe.data.base import DATASETS
+from dit_moe.data.image_source import ImageSource, ImageSourceConfig, place_of
+from dit_moe.data.images import BadImage
+from dit_moe.registry import did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFaceConfig(ImageSourceConfig):
+    """`train` and `heldout` name splits of the dataset."""
+
+    id: str  # on the Hub, or a folder
+    config_name: str | None = None  # if the dataset has several configurations
+    train: str = "train"
+    heldout: str | None = "validation"
+    image: str | None = None  # column; None: the only one of images
+    label: str | None = None  # column of class labels or whole numbers; None: the only one of class labels
+
+
+@DATASETS.register("huggingface", HuggingFaceConfig)
+class HuggingFace(ImageSource):
+    """One split, which `datasets` keeps on disk and maps into memory. Its images are decoded as those of all sources.
+
+    The fingerprint is of the labels and the sizes of the image files, in order.
+
+    Raises:
+        ValueError: no such split.
+        ConfigError: `datasets` is not installed or cannot load the split, or columns or labels are missing.
+    """
+
+    def __init__(self, config: HuggingFaceConfig, split: str) -> None:
+        option, name = place_of(config, split, train="train")
+        datasets = _datasets()
+        rows = _load(datasets, config, option, name)
+        image = _column(config, "image", rows.features, datasets.Image)
+        label = _column(config, "label", rows.features, datasets.ClassLabel)
+        self._files, self._image, self._place = _files(datasets, image, rows), image, f"{config.id}, {name}"
+        labels_N, sizes_N = _labels(label, rows), _sizes(image, self._files)
+        listing = hashlib.sha256(labels_N.tobytes() + sizes_N.tobytes()).hexdigest()
+        classes = getattr(rows.features[label], "names", None) or _numbers_up_to(label, labels_N)
+        if split == "heldout":
+            trained = HuggingFace(config, "train").class_names
+            if tuple(classes) != trained[: len(classes)]:
+                problem = f"={name} has other classes than train={config.train}"
+                raise ConfigError("heldout", f"{problem}; name a split with the same ones")
+            classes = trained
+        super().__init__(config, split, labels_N, classes, listing)
+
+    def locate(self, image: int) -> str:
+        path = self._file(image).get("path")
+        return f"{self._place}, row {image}{f' ({path})' if path else ''}"
+
+    def read(self, image: int) -> bytes:
+        file = self._file(image)
+        if file.get("bytes") is not None:
+            return file["bytes"]
+        if not file.get("path"):
+            raise BadImage("is null")
+        with open(file["path"], "rb") as opened:
+            return opened.read()
+
+    def _file(self, image: int) -> dict[str, Any]:
+        """Its bytes, or the path of a file that has them."""
+        return self._files[image][self._image] or {}
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        problem = "=huggingface needs the package datasets, which is not installed"
+        raise ConfigError("name", f"{problem}; pip install 'dit_moe[datasets]'") from None
+    return datasets
+
+
+def _load(datasets: Any, config: HuggingFaceConfig, option: str, split: str) -> Any:
+    """One split as a `datasets.Dataset`."""
+    saved = any(os.path.isfile(os.path.join(config.id, name)) for name in ("dataset_dict.json", "state.json"))
+    try:
+        if not saved:
+            return datasets.load_dataset(config.id, config.config_name, split=split)
+        splits = datasets.load_from_disk(config.id)
+    except Exception as error:  # of many kinds, from the network to Arrow
+        problem = f"={config.id} cannot be loaded, split {split}: {' '.join(str(error).split())}"
+        raise ConfigError("id", f"{problem}; name a dataset of the Hub, or a folder of Parquet files") from None
+    splits = splits if isinstance(splits, dict) else {str(splits.split or "train"): splits}
+    if split not in splits:
+        raise ConfigError(option, f"={split} is no split of {config.id}; {did_you_mean(split, splits)}")
+    return splits[split]
+
+
+def _column(config: HuggingFaceConfig, option: str, features: Mapping[str, Any], kind: type) -> str:
+    """The column that `option` names, or else the only one of a kind."""
+    given = getattr(config, option)
+    found = [given] if given else [name for name, feature in features.items() if isinstance(feature, kind)]
+    if len(found) != 1:
+        problem = f"=null, but {config.id} has {len(found) or 'no'} columns of the type {kind.__name__}"
+        raise ConfigError(option, f"{problem}; name one of {', '.join(features)}")
+    if found[0] not in features:
+        raise ConfigError(option, f"={found[0]} is no column of {config.id}; {did_you_mean(found[0], features)}")
+    return found[0]
+
+
+def _files(datasets: Any, column: str, rows: Any) -> Any:
+    """Rows of one column, each {"bytes": …, "path": …}."""
+    try:
+        return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    except (TypeError, ValueError, NotImplementedError):  # of `datasets` or Arrow
+        raise ConfigError("image", f"={column} is not a column of images; name another") from None
+
+
+def _labels(column: str, rows: Any) -> np.ndarray:
+    """int64 [N]."""
+    kind = str(getattr(rows.features[column], "dtype", "no numbers"))
+    if not kind.startswith(("int", "uint")):
+        raise ConfigError("label", f"={column} holds {kind}, not whole numbers; name another column")
+    labels_N = _integers(rows, lambda table: table[column])
+    if labels_N.min() < 0:
+        problem = f"={column} has no label in row {labels_N.argmin()}"
+        raise ConfigError("label", f"{problem}; name another column, or a split that has labels")
+    return labels_N
+
+
+def _numbers_up_to(column: str, labels_N: np.ndarray) -> list[str]:
+    """Names of classes that have none: the whole numbers up to the largest label."""
+    if (largest := labels_N.max()) >= len(labels_N):
+        problem = f"={column} has the label {largest} among {len(labels_N)} rows"
+        raise ConfigError("label", f"{problem}; name a column of classes, counted from 0")
+    return [str(label) for label in range(largest + 1)]
+
+
+def _integers(rows: Any, of: Callable[[Any], Any]) -> np.ndarray:
+    """What `of` finds in Arrow tables of some rows each, int64 [N]; −1 for null. Takes no other memory."""
+    import pyarrow.compute as pc
+
+    chunks = [pc.fill_null(of(table), -1).to_numpy() for table in rows.with_format("arrow").iter(10_000)]
+    return np.concatenate(chunks).astype(np.int64)
+
+
+def _sizes(column: str, files: Any) -> np.ndarray:
+    """Bytes of each image, [N]; −1 for one that is not among the rows but in a file."""
+    import pyarrow.compute as pc
+
+    return _integers(files, lambda table: pc.binary_length(pc.struct_field(table[column], "bytes")))

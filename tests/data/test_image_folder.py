@@ -1,0 +1,140 @@
+"""Images in class folders."""
+
+import numpy as np
+import pytest
+import torch
+
+from dit_moe.config import ConfigError
+from dit_moe.data import DATASETS, BrokenImages
+from dit_moe.data.image_folder import ImageFolderConfig
+from tests.data.examples import class_files, encoded, pixels, write_tree
+
+IMAGE = encoded(pixels(0))
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return write_tree(tmp_path / "tree", class_files(each=2))
+
+
+def read(folder, split="train", **options):
+    return DATASETS.build(ImageFolderConfig(path=str(folder), **options), split)
+
+
+def test_classes_are_the_folders_in_order_and_images_come_class_by_class_in_order(tree):
+    dataset = read(tree)
+    rows = dataset.__getitems__(range(4))
+    assert dataset.class_names == ("ant", "bee") and rows["labels"].tolist() == [0, 0, 1, 1]
+    expected = np.stack([pixels(seed) for seed in (0, 1, 100, 101)]).transpose(0, 3, 1, 2)
+    assert torch.equal(rows["images"], torch.from_numpy(expected))
+
+
+def test_images_are_found_at_any_depth_with_any_known_extension_in_any_case(tmp_path):
+    names = ["z.PNG", "a/b/c.JPEG", "a/b.jpg", "a-1.bmp", "ü.webp", "b.tiff", "b.tif", "c.ppm", "c.pgm", "d.jpeg"]
+    dataset = read(write_tree(tmp_path, {f"k/{name}": IMAGE for name in names}))
+    found = [dataset.locate(i).removeprefix(f"{tmp_path}/k/") for i in range(len(dataset))]
+    assert found == sorted(names)
+
+
+def test_hidden_files_and_files_of_other_kinds_are_passed_over(tree):
+    before = read(tree).fingerprint
+    write_tree(
+        tree, {"ant/._000.png": b"", "ant/.trash/a.png": b"", "ant/notes.txt": b"", ".git/a.png": b"", "a.txt": b""}
+    )
+    assert len(read(tree)) == 4 and read(tree).fingerprint == before
+
+
+def test_a_name_that_is_not_unicode_is_read(tree):
+    with open(bytes(tree) + b"/bee/\xff.png", "wb") as file:
+        file.write(IMAGE)
+    dataset = read(tree)
+    assert np.array_equal(dataset.__getitems__([4])["images"][0].permute(1, 2, 0), pixels(0))
+
+
+def test_folders_may_be_links(tree, tmp_path):
+    (tmp_path / "linked").mkdir()
+    for name in ("ant", "bee"):
+        (tmp_path / "linked" / name).symlink_to(tree / name)
+    assert read(tmp_path / "linked").fingerprint == read(tree).fingerprint
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tree: (tree / "ant/000.png").rename(tree / "ant/002.png"),
+        lambda tree: (tree / "ant/000.png").rename(tree / "bee/002.png"),
+        lambda tree: (tree / "ant/000.png").unlink(),
+        lambda tree: (tree / "ant").rename(tree / "ape"),
+    ],
+    ids=["renamed", "moved to another class", "removed", "class renamed"],
+)
+def test_the_fingerprint_tells_another_listing(tree, change):
+    before = read(tree).fingerprint
+    change(tree)
+    assert read(tree).fingerprint != before
+
+
+def test_the_heldout_split_is_another_tree_with_the_same_classes(tree, tmp_path):
+    other = write_tree(tmp_path / "other", {"ant/x.png": IMAGE, "bee/y.png": IMAGE})
+    assert len(read(tree, "heldout", heldout=str(other))) == 2
+    with pytest.raises(ConfigError, match=r"^heldout=None names no held-out images; say where they are"):
+        read(tree, "heldout")
+    write_tree(other, {"cow/z.png": IMAGE})
+    with pytest.raises(ConfigError, match=r"^heldout=.*other has the class cow, unlike path=.*tree"):
+        read(tree, "heldout", heldout=str(other))
+    with pytest.raises(ConfigError, match=r"^heldout=.*tree lacks the class cow, unlike path=.*other"):
+        read(other, "heldout", heldout=str(tree))
+
+
+def test_a_folder_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"^path=.*nowhere does not exist; name a folder that has one folder of"):
+        read(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"^path=.*file is not a folder"):
+        read(tmp_path / "file")
+
+
+def test_a_folder_without_class_folders_is_refused(tmp_path):
+    write_tree(tmp_path, {"a.png": IMAGE})
+    with pytest.raises(ConfigError, match=r"^path=.* has no class folders; put the images into one folder per class"):
+        read(tmp_path)
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    write_tree(tmp_path, {"ant/a.txt": b"", "bee/.b.png": IMAGE})
+    with pytest.raises(ConfigError, match=r"^path=.* has no images in its 2 class folders; known are \.bmp, \.jpeg"):
+        read(tmp_path)
+
+
+def test_a_class_folder_that_is_empty_is_refused_by_name(tree):
+    (tree / "cow").mkdir()
+    with pytest.raises(ConfigError, match=r"^path=.* has no images of the class cow; add some, or remove the empty"):
+        read(tree)
+    (tree / "dog").mkdir()
+    with pytest.raises(ConfigError, match=r"of the class cow and 1 more"):
+        read(tree)
+
+
+def test_broken_files_are_named_with_their_paths(tree):
+    write_tree(tree, {"ant/000.png": b"text", "bee/001.png": encoded(pixels(0, 1, 1))})
+    with pytest.raises(BrokenImages) as error:
+        read(tree, size=16).__getitems__(range(4))
+    assert error.value.problems == {
+        0: f"{tree}/ant/000.png is not an image that can be read (JPEG, PNG, WEBP, BMP, TIFF, PPM)",
+        3: f"{tree}/bee/001.png is 1×1 pixels, less than min_side=8",
+    }
+
+
+def test_a_file_that_disappeared_is_named(tree):
+    dataset = read(tree, size=8)
+    (tree / "bee/000.png").unlink()
+    with pytest.raises(BrokenImages, match=r"bee/000.png cannot be read \(No such file or directory\)"):
+        dataset.__getitems__([2])
+
+
+def test_a_million_names_take_little_memory(tmp_path):
+    write_tree(tmp_path, {f"n{c:08d}/n{c:08d}_{i:06d}.JPEG": b"" for c in range(4) for i in range(500)})
+    dataset = read(tmp_path, size=8)
+    held = dataset.files._text, dataset.files._ends, dataset.labels_N
+    sizes = [memoryview(each).nbytes for each in held]
+    assert sum(sizes) / len(dataset) < 40  # bytes an image: 21 of its name, 8 of where it ends, 8 of its label

@@ -1,0 +1,126 @@
+"""What sources of images share: mirrored rows, the report of broken files, one size for all, options."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from dit_moe.config import ConfigError
+from dit_moe.data import BrokenImages
+from dit_moe.data.image_source import ImageSource, ImageSourceConfig, PackedNames
+from tests.data.examples import encoded, pixels
+
+
+class Listed(ImageSource):
+    """Files in a list, labelled by place; counts how often one is read."""
+
+    def __init__(self, files, split="train", **options):
+        self.files, self.reads = files, 0
+        super().__init__(ImageSourceConfig(**options), split, np.arange(len(files)), ["any"] * len(files), "")
+
+    def locate(self, image):
+        return f"file{image}"
+
+    def read(self, image):
+        self.reads += 1
+        if self.files[image] is None:
+            raise FileNotFoundError(2, "No such file or directory")
+        return self.files[image]
+
+
+FILES = [encoded(pixels(i)) for i in range(5)]
+
+
+def test_mirrored_images_follow_the_others():
+    plain, flipped = Listed(FILES), Listed(FILES, flip=True)
+    assert (len(plain), len(flipped)) == (5, 10)
+    rows, both = plain.__getitems__(range(5)), flipped.__getitems__(range(10))
+    assert torch.equal(both["images"], torch.cat([rows["images"], rows["images"].flip(-1)]))
+    assert torch.equal(both["labels"], rows["labels"].repeat(2))
+
+
+def test_an_image_and_its_mirror_are_read_once_in_a_batch():
+    source = Listed(FILES, flip=True, size=8)
+    rows = source.__getitems__([7, 2, 7, 4])
+    assert source.reads == 2
+    assert torch.equal(rows["images"][1].flip(-1), rows["images"][0]) and rows["labels"].tolist() == [2, 2, 2, 4]
+
+
+def test_only_training_sees_mirrored_images():
+    assert len(Listed(FILES, "heldout", flip=True)) == 5
+
+
+def test_all_broken_images_of_a_batch_are_reported_at_once():
+    source = Listed([FILES[0], b"text", FILES[2], b"", None], flip=True)
+    with pytest.raises(BrokenImages) as error:
+        source.__getitems__([0, 1, 2, 3, 4, 6])
+    assert error.value.problems == {
+        1: "file1 is not an image that can be read (JPEG, PNG, WEBP, BMP, TIFF, PPM)",
+        3: "file3 is empty (0 bytes)",
+        4: "file4 cannot be read (No such file or directory)",
+        6: "file1 is not an image that can be read (JPEG, PNG, WEBP, BMP, TIFF, PPM)",
+    }
+    assert str(error.value) == (
+        "file1 is not an image that can be read (JPEG, PNG, WEBP, BMP, TIFF, PPM), and 2 more; mend or remove them, or "
+        "let `dit-moe encode --skip-broken` leave them out"
+    )
+    rows = source.__getitems__([i for i in [0, 1, 2, 3, 4, 6] if i not in error.value.problems])
+    assert rows["labels"].tolist() == [0, 2]
+
+
+def test_one_broken_image_is_one_even_with_its_mirror():
+    with pytest.raises(BrokenImages, match=r"^file1 is empty \(0 bytes\); mend or remove it, or let .* leave it out$"):
+        Listed([FILES[0], b""], flip=True).__getitems__([1, 3])
+
+
+def test_the_report_survives_the_way_from_another_process():
+    error = pickle.loads(pickle.dumps(BrokenImages({3: "a is empty", 5: "b is empty"})))
+    assert error.problems == {3: "a is empty", 5: "b is empty"} and "a is empty, and 1 more" in str(error)
+
+
+def test_without_a_size_images_stay_as_they_are_and_another_size_is_refused_with_both():
+    source = Listed([encoded(pixels(0, 16, 20)), encoded(pixels(1, 16, 20)), encoded(pixels(2, 20, 16))])
+    assert source.image_shape == (3, 16, 20)
+    assert np.array_equal(source.__getitems__([1])["images"][0].permute(1, 2, 0), pixels(1, 16, 20))
+    with pytest.raises(ConfigError, match=r"^size=None .* file2 is 16×20, and file0 20×16; set size"):
+        source.__getitems__([1, 2])
+
+
+def test_with_a_size_images_of_all_sizes_become_one():
+    source = Listed([encoded(pixels(0, 16, 20)), encoded(pixels(1, 40, 9))], size=12)
+    assert source.__getitems__([0, 1])["images"].shape == (2, *source.image_shape) == (2, 3, 12, 12)
+
+
+def test_the_shape_is_known_although_the_first_image_is_broken_and_refused_if_all_are():
+    assert Listed([b"", FILES[0]]).image_shape == (3, 16, 16)
+    with pytest.raises(BrokenImages, match=r"file0 is empty .* and 1 more"):
+        _ = Listed([b"", b"text"]).image_shape
+
+
+def test_limits_are_options():
+    with pytest.raises(BrokenImages, match=r"file0 is 16×16 pixels, less than min_side=17"):
+        Listed(FILES, min_side=17, size=8).__getitems__([0])
+    with pytest.raises(BrokenImages, match=r"file0 is 16×16 pixels, 0.000256 million, more than max_megapixels=0.0001"):
+        Listed(FILES, max_megapixels=1e-4, size=8).__getitems__([0])
+
+
+@pytest.mark.parametrize(
+    "option, value, wanted",
+    [
+        ("size", 0, "must be at least 1, or null to keep images whole"),
+        ("min_side", 0, "must be at least 1"),
+        ("max_megapixels", 0.0, "must be above 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(option, value, wanted):
+    with pytest.raises(ConfigError, match=f"^{option}={value} {wanted}"):
+        ImageSourceConfig(**{option: value})
+
+
+def test_packed_names_are_what_was_put_in():
+    names = PackedNames()
+    words = [b"", b"a", "ä/b.jpg".encode(), b"\xff", b""]
+    for word in words:
+        names.append(word)
+    assert [names[i] for i in range(len(names))] == words

@@ -1,0 +1,279 @@
+"""Images in tar files."""
+
+import gzip
+import io
+import os
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+
+from dit_moe.config import ConfigError
+from dit_moe.data import DATASETS, BrokenImages
+from dit_moe.data.tars import TarsConfig, find_tars
+from tests.data.examples import class_files, encoded, keyed_files, pixels, write_tar, write_tree
+
+IMAGE = encoded(pixels(0))
+
+
+def read(place, split="train", **options):
+    return DATASETS.build(TarsConfig(path=str(place), **options), split)
+
+
+def labels(dataset):
+    return dataset.__getitems__(range(len(dataset)))["labels"].tolist()
+
+
+@pytest.fixture
+def tar(tmp_path):
+    return write_tar(tmp_path / "a.tar", keyed_files([1, 0, 2]))
+
+
+# ------------------------------------------------------------------------------------------------------------- layouts
+
+
+def test_images_come_in_the_order_they_lie_with_the_labels_beside_them(tar):
+    dataset = read(tar)
+    rows = dataset.__getitems__([2, 0, 1])
+    assert rows["labels"].tolist() == [2, 1, 0] and dataset.class_names == ("0", "1", "2")
+    expected = np.stack([pixels(seed) for seed in (2, 0, 1)]).transpose(0, 3, 1, 2)
+    assert torch.equal(rows["images"], torch.from_numpy(expected))
+
+
+def test_labels_may_stand_in_json_and_anywhere_in_the_tar(tmp_path):
+    files = {
+        "x/b.json": b'{"label": 1, "text": "one"}',
+        "x/a.png": IMAGE,
+        "y/a.PNG": IMAGE,
+        "x/b.jpg": IMAGE,
+        "y/a.cls": b" 2\n",
+        "y/a.json": b"not looked at beside cls",
+        "x/a.json": b'{"label": 0}',
+    }
+    dataset = read(write_tar(tmp_path / "a.tar", files))
+    assert [dataset.locate(i).split(": ")[1] for i in range(3)] == ["x/a.png", "y/a.PNG", "x/b.jpg"]
+    assert labels(dataset) == [0, 2, 1]
+
+
+def test_other_fields_and_hidden_files_are_passed_over(tmp_path):
+    others = {"00000.seg.png": b"", "00000.txt": b"", "._00000.png": b"", "README": b"", "00009.mask.jpg": b""}
+    dataset = read(write_tar(tmp_path / "a.tar", keyed_files([0, 1]) | others))
+    assert labels(dataset) == [0, 1]
+
+
+def test_without_any_label_file_the_class_folders_are_the_labels(tmp_path):
+    files = {f"./set/{name}": content for name, content in class_files(each=2).items()}
+    one, other = dict(list(files.items())[:3]), dict(list(files.items())[3:])
+    write_tar(tmp_path / "1.tar", other | {"./set/ant/a.b.png": IMAGE})
+    dataset = read(tmp_path / "1.tar", class_names=("ant", "bee", "cow"))
+    assert dataset.class_names == ("ant", "bee", "cow") and labels(dataset) == [1, 0]
+    write_tar(tmp_path / "2.tar", one)
+    dataset = read(tmp_path)
+    assert dataset.class_names == ("ant", "bee") and labels(dataset) == [1, 0, 0, 0, 1]
+
+
+def test_long_names_and_those_of_other_tar_formats_are_read(tmp_path):
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        name = "d" * 90 + "/" + "ü" * (40 if form == tarfile.USTAR_FORMAT else 90)
+        with tarfile.open(tmp_path / "a.tar", "w", format=form) as tar:
+            for suffix, content in ((".png", IMAGE), (".cls", b"0")):
+                member = tarfile.TarInfo(name + suffix)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        assert read(tmp_path / "a.tar").locate(0).endswith(f"a.tar: {name}.png")
+
+
+# -------------------------------------------------------------------------------------------------------- which tars
+
+
+def test_a_range_a_glob_and_a_folder_name_tars_in_order(tmp_path):
+    for number in (8, 9, 10, 11):
+        write_tar(tmp_path / f"t-{number:03d}.tar", keyed_files([0, 1], first=number))
+    write_tree(tmp_path, {"notes.txt": b""})
+    names = [str(tmp_path / f"t-{number:03d}.tar") for number in (8, 9, 10, 11)]
+    assert find_tars("path", str(tmp_path)) == find_tars("path", str(tmp_path / "t-*.tar")) == names
+    assert find_tars("path", str(tmp_path / "t-{008..010}.tar")) == names[:3]
+    assert find_tars("path", str(tmp_path / "t-{0..0}{08..11}.tar")) == names
+    dataset = read(tmp_path)
+    assert len(dataset) == 8 and dataset.locate(3) == f"{names[1]}: 00010.png"
+
+
+@pytest.mark.parametrize(
+    "place, problem",
+    [
+        ("nowhere", "there is no file .*nowhere"),
+        ("t-{0..2}.tar", "there is no file .*t-1.tar"),
+        ("no-*.tar", r"there is no file .*no-\*.tar"),
+        ("empty", "has no .tar files"),
+        ("packed.tar.gz", "packed.tar.gz is compressed, .* unpack it to a plain .tar"),
+        ("packed", "packed/x.tgz is compressed"),
+    ],
+)
+def test_tars_that_are_missing_or_compressed_are_refused(tmp_path, place, problem):
+    write_tree(
+        tmp_path, {"packed.tar.gz": b"", "packed/x.tgz": b"", "packed/y.tar": b"", "t-0.tar": b"", "t-2.tar": b""}
+    )
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=f"^path=.*{problem}"):
+        read(tmp_path / place)
+
+
+def test_the_heldout_split_is_of_other_tars_with_the_classes_of_training(tar, tmp_path):
+    other = write_tar(tmp_path / "b.tar", keyed_files([0, 1]))
+    assert read(tar, "heldout", heldout=str(other)).class_names == ("0", "1", "2")
+    with pytest.raises(ConfigError, match=r"^heldout=None"):
+        read(tar, "heldout")
+    with pytest.raises(ConfigError, match=r"a.tar: 00002.png has the label 2, but there are 2 classes"):
+        read(other, "heldout", heldout=str(tar))
+
+
+def test_the_fingerprint_is_of_the_content_not_of_the_names_of_tars(tar, tmp_path):
+    before = read(tar).fingerprint
+    tar.rename(tmp_path / "b.tar")
+    assert read(tmp_path / "b.tar").fingerprint == before
+    for changed in ([1, 0, 1], [0, 1, 2]):
+        assert read(write_tar(tmp_path / "c.tar", keyed_files(changed))).fingerprint != before
+
+
+# -------------------------------------------------------------------------------------------------------------- classes
+
+
+def test_classes_can_be_counted_or_named_beyond_those_found(tar):
+    assert read(tar, classes=5).class_names == ("0", "1", "2", "3", "4")
+    assert read(tar, class_names=("x", "y", "z")).class_names == ("x", "y", "z")
+
+
+@pytest.mark.parametrize("options, count", [({"classes": 2}, 2), ({"class_names": ("x",)}, 1)])
+def test_a_label_outside_of_the_classes_is_refused(tar, options, count):
+    with pytest.raises(ConfigError, match=f"a.tar: 00002.png has the label 2, but there are {count} classes"):
+        read(tar, **options)
+
+
+def test_a_label_beyond_the_number_of_images_is_no_class_unless_classes_are_counted(tmp_path):
+    write_tar(tmp_path / "a.tar", keyed_files([0, 1_000_000_000]))
+    with pytest.raises(ConfigError, match=r"00001.png has the label 1000000000, but there are 2 classes; correct"):
+        read(tmp_path / "a.tar")
+
+
+def test_a_class_folder_that_is_not_named_is_refused(tmp_path):
+    write_tar(tmp_path / "a.tar", class_files())
+    with pytest.raises(ConfigError, match=r"^class_names: .*a.tar: bee/000.png is in the folder bee, which is none"):
+        read(tmp_path / "a.tar", class_names=("ant", "cow"))
+
+
+def test_options_that_contradict_each_other_are_refused():
+    with pytest.raises(ConfigError, match=r"^classes=2 is given beside class_names; drop the line"):
+        TarsConfig(path="a.tar", classes=2, class_names=("x", "y"))
+    with pytest.raises(ConfigError, match=r"^classes=0 must be at least 1"):
+        TarsConfig(path="a.tar", classes=0)
+    for names in ((), ("x", "x")):
+        with pytest.raises(ConfigError, match=r"^class_names=.* must name at least one class, and none twice"):
+            TarsConfig(path="a.tar", class_names=names)
+
+
+# --------------------------------------------------------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize(
+    "files, problem",
+    [
+        (keyed_files([0]) | {"00001.png": IMAGE}, "00001.png has no label; add 00001.cls, or remove the image"),
+        (
+            keyed_files([0]) | {"00001.cls": b"0"},
+            "00001.cls is the label of no image; add 00001.jpg, or remove the label",
+        ),
+        (keyed_files([0]) | {"00000.jpg": IMAGE}, "00000.jpg is the second image of 00000; keep one"),
+        (keyed_files([0]) | {"00000.cls": b"cat"}, "00000.cls holds 'cat'; it must be a whole number from 0 up"),
+        (keyed_files([0]) | {"00000.cls": b"-1"}, "00000.cls holds '-1'; it must be"),
+        (keyed_files([0]) | {"00000.cls": b""}, "00000.cls holds ''; it must be"),
+        (keyed_files([0]) | {"00000.cls": b"9" * 20}, "00000.cls holds '9{20}'; it must be"),
+        ({"a.png": IMAGE, "a.json": b'{"class": 1}'}, "a.json holds '.*'; it must be .* in json under \"label\""),
+        ({"a.png": IMAGE, "a.json": b'{"label": "cat"}'}, "a.json holds"),
+        ({"a.png": IMAGE, "a.json": b"[1]"}, "a.json holds"),
+        ({"a.png": IMAGE, "a.json": b'{"label": true}'}, "a.json holds"),
+        ({"a.png": IMAGE, "b/c.png": IMAGE}, "a.png has neither a label nor a class folder"),
+        ({"a.txt": b"", "b.cls.png.txt": b""}, "has no images; known are .bmp"),
+        ({}, "has no images"),
+    ],
+)
+def test_a_tar_whose_images_and_labels_do_not_match_is_refused_naming_the_member(tmp_path, files, problem):
+    path = write_tar(tmp_path / "a.tar", files)
+    with pytest.raises(ValueError, match=f"{path}.*{problem}"):
+        read(path)
+
+
+def test_tars_with_and_without_labels_are_not_mixed(tmp_path):
+    write_tar(tmp_path / "1.tar", keyed_files([0, 1]))
+    write_tar(tmp_path / "2.tar", class_files())
+    with pytest.raises(ValueError, match=r"2.tar: ant/000.png has no label, though other tars have files of labels"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("cut", ["in the content", "in a header", "at the end of a member", "in the first header"])
+def test_a_tar_that_is_cut_off_is_refused_naming_the_last_member(tar, cut):
+    with tarfile.open(tar) as whole:
+        members = whole.getmembers()
+    *_, image, label = members
+    end, last = {
+        "in the content": (image.offset_data + 300, image.name),
+        "in a header": (label.offset + 100, image.name),
+        "at the end of a member": (label.offset, image.name),
+        "in the first header": (100, "its beginning"),
+    }[cut]
+    os.truncate(tar, end)
+    with pytest.raises(ValueError, match=rf"a.tar is cut off or damaged at {last} \(.*\); fetch it again"):
+        read(tar)
+
+
+def test_a_damaged_header_does_not_end_a_tar(tar):
+    with tarfile.open(tar) as whole:
+        third = whole.getmembers()[2]
+    content = bytearray(tar.read_bytes())
+    content[third.offset + 3] ^= 1
+    tar.write_bytes(content)
+    with pytest.raises(ValueError, match=r"is cut off or damaged at 00000.cls"):
+        read(tar)
+
+
+@pytest.mark.parametrize("content", [b"", b"text" * 1000, gzip.compress(b"0" * 10_000)], ids=["empty", "text", "gzip"])
+def test_a_file_that_is_no_plain_tar_is_refused(tmp_path, content):
+    write_tree(tmp_path, {"a.tar": content})
+    with pytest.raises(ValueError, match=r"a.tar is cut off or damaged at its beginning .*unpack it if it is comp"):
+        read(tmp_path)
+
+
+def test_a_link_is_refused_since_it_has_no_content(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        member = tarfile.TarInfo("ant/a.png")
+        member.type, member.linkname = tarfile.SYMTYPE, "b.png"
+        tar.addfile(member)
+    with pytest.raises(ValueError, match=r"a.tar: ant/a.png is a link; pack the tar with --dereference"):
+        read(tmp_path)
+
+
+def test_a_broken_image_is_named_with_its_tar(tmp_path):
+    write_tar(tmp_path / "a.tar", keyed_files([0, 1]) | {"00001.png": b"text"})
+    with pytest.raises(BrokenImages, match=r"a.tar: 00001.png is not an image that can be read"):
+        read(tmp_path).__getitems__([0, 1])
+
+
+def test_a_tar_that_changes_while_it_is_used_is_refused(tar):
+    dataset = read(tar, size=8)
+    write_tar(tar, keyed_files([0, 0, 0, 0]))
+    with pytest.raises(ValueError, match=r"a.tar has changed since its headers were read; start again"):
+        dataset.__getitems__([0])
+    dataset = read(tar, size=8)
+    tar.unlink()
+    with pytest.raises(ValueError, match=r"a.tar cannot be read \(No such file or directory\); restore it") as error:
+        dataset.__getitems__([0])
+    assert not isinstance(error.value, BrokenImages)  # which one may choose to leave out
+
+
+def test_few_tars_are_open_at_a_time(tmp_path):
+    for number in range(80):
+        write_tar(tmp_path / f"{number:02d}.tar", keyed_files([0]))
+    dataset = read(tmp_path, size=8)
+    before = len(os.listdir("/proc/self/fd"))
+    dataset.__getitems__(range(80))
+    assert len(os.listdir("/proc/self/fd")) <= before + 64

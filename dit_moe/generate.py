@@ -31,6 +31,7 @@ class SampleConfig:
     seed: int = 0
     labels: Literal["balanced", "random"] | tuple[int, ...] = "balanced"  # or the classes to take in turn
     batch_size: int = 100
+    decode_batch: int | None = None  # latents that the first stage decodes at a time; None: batch_size
     weights: Literal["ema", "model"] = "ema"
     precision: Literal["fp32", "bf16"] = "fp32"
     target: float | None = None  # solve the thresholds anew for so many mean active experts; None: as trained
@@ -39,6 +40,8 @@ class SampleConfig:
         require(self.count >= 1, self, "count", "must be at least 1")
         require(0 <= self.seed < 2**63, self, "seed", "must be a whole number from 0 to 2^63 − 1")
         require(self.batch_size >= 1, self, "batch_size", "must be at least 1")
+        fits = self.decode_batch is None or self.decode_batch >= 1
+        require(fits, self, "decode_batch", "must be at least 1, or null for batch_size")
         require(self.labels != (), self, "labels", "is empty; list at least one class")
         require(self.target is None or self.target > 0, self, "target", "must be above 0")
 
@@ -104,6 +107,11 @@ class Generator:
                 self.model, noise, labels_B.to(self.device), generators, self.config.guidance, on_step=on_step
             )
 
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """uint8 images on the CPU, by `decode_batch` latents at a time."""
+        parts = latents_BCHW.split(self.config.decode_batch or len(latents_BCHW))
+        return torch.cat([self.stage.decode(part).cpu() for part in parts])
+
     def batches(
         self, indices: Sequence[int], labels_N: Tensor, on_step: Callable[..., Any] | None = None
     ) -> Iterator[Tensor]:
@@ -112,7 +120,7 @@ class Generator:
         for start in range(0, len(indices), size):
             part = list(indices[start : start + size])
             with torch.no_grad():
-                yield self.stage.decode(self.latents(part, labels_N[part], on_step)).cpu()
+                yield self.decode(self.latents(part, labels_N[part], on_step))
 
     def generate(self, labels_N: Tensor, on_step: Callable[..., Any] | None = None) -> Generated:
         """All images at once, in memory; `on_step(done, steps)` after every step of the sampler."""

@@ -1,11 +1,16 @@
-"""The two pictures of a run: a grid of samples, and the curves of its training."""
+"""The pictures of a run: a grid of samples, the samples one by one, and the curves of training."""
 
-# N images, C channels, H height, W width
+# N images, B images of a batch, C channels, H height, W width
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +18,13 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from dit_moe.files import write_atomically
+from dit_moe.files import sync, write_atomically
 
 MIN_CELL = 64  # pixels; smaller images are enlarged by a whole factor, so that every pixel stays a square
 GAP = 2
+MOST_ROWS, MOST_COLUMNS = 16, 10
 MANY_LAYERS = 8
+_OWN_FILE = re.compile(r"\d{6,}\.png|labels\.json")
 
 
 def image_grid(images_NCHW: Tensor, columns: int) -> Image.Image:
@@ -36,25 +43,79 @@ def image_grid(images_NCHW: Tensor, columns: int) -> Image.Image:
     for i, cell in enumerate(cells):
         y, x = GAP + i // columns * step_y, GAP + i % columns * step_x
         canvas[y : y + cell.shape[0], x : x + cell.shape[1]] = cell
-    return Image.fromarray(canvas.squeeze(-1) if channels == 1 else canvas)
+    return _picture(canvas)
 
 
-def by_class(images_NCHW: Tensor, labels_N: Tensor, columns: int = 10, rows: int = 16) -> Tensor:
-    """The first `columns` images of each of the first `rows` classes, class after class, for `image_grid`."""
-    classes = labels_N.unique()[:rows].tolist()
-    columns = min([columns, *[int((labels_N == label).sum()) for label in classes]])
-    return images_NCHW[[i for label in classes for i in (labels_N == label).nonzero().flatten()[:columns].tolist()]]
+def grid_layout(labels_N: Tensor) -> tuple[list[int], int]:
+    """Which images a grid shows, and how many in a row: one row for each of the first classes.
+
+    Where a class has but one image there are no rows to make, and the first images stand in their own order.
+    """
+    classes = labels_N.unique()[:MOST_ROWS].tolist()
+    columns = min([MOST_COLUMNS, *[int((labels_N == label).sum()) for label in classes]])
+    if columns == 1:
+        return list(range(min(len(labels_N), MOST_ROWS * MOST_COLUMNS))), min(len(labels_N), MOST_COLUMNS)
+    return [i for label in classes for i in (labels_N == label).nonzero().flatten()[:columns].tolist()], columns
 
 
 def save_grid(images_NCHW: Tensor, labels_N: Tensor, path: Path) -> None:
-    """A PNG with one row of images for each class."""
-    chosen = by_class(images_NCHW, labels_N)
-    rows = min(16, len(labels_N.unique()))
-    save_png(image_grid(chosen, columns=max(1, len(chosen) // rows)), path)
+    """A PNG of `grid_layout`."""
+    shown, columns = grid_layout(labels_N)
+    save_png(image_grid(images_NCHW[shown], columns), path)
 
 
 def save_png(image: Image.Image, path: Path) -> None:
     write_atomically(path, lambda file: image.save(file, format="PNG"))
+
+
+def _picture(pixels_HWC: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels_HWC.squeeze(-1) if pixels_HWC.shape[-1] == 1 else pixels_HWC)
+
+
+# ------------------------------------------------------------------------------------------------- one file per image
+
+
+def require_own_folder(folder: Path) -> None:
+    """ValueError if `folder` holds anything that `png_folder` did not write, and would delete."""
+    strangers = [name for name in (os.listdir(folder) if folder.exists() else []) if not _OWN_FILE.fullmatch(name)]
+    if strangers:
+        raise ValueError(f"{folder} holds {strangers[0]}, which is no sample and would be lost; choose another folder")
+
+
+@contextmanager
+def png_folder(folder: Path, labels_N: Tensor) -> Iterator[Callable[[Tensor], None]]:
+    """Yields ``add(images_BCHW)``, which saves uint8 images as 000000.png, 000001.png, …; labels.json has their labels.
+
+    The files are collected in ``<folder>.partial``. When the block ends they take the place of `folder` as a whole, so
+    that the pictures of two runs are never mixed; an exception in the block leaves what `folder` was before.
+    """
+    partial, old = (folder.with_name(folder.name + ending) for ending in (".partial", ".old"))
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
+    partial.mkdir()
+    names = [f"{i:06d}.png" for i in range(len(labels_N))]
+    waiting = iter(names)
+    try:
+        with ThreadPoolExecutor() as pool:  # compressing a picture takes longer than any step of a sampler
+
+            def add(images_BCHW: Tensor) -> None:
+                pictures = map(_picture, images_BCHW.permute(0, 2, 3, 1).numpy())
+                files = [partial / next(waiting) for _ in images_BCHW]
+                list(pool.map(save_png, pictures, files))
+
+            yield add
+        missing = len(list(waiting))
+        if missing:
+            raise ValueError(f"{folder}: {len(names) - missing} of {len(names)} images; the rest was never made")
+        labels = dict(zip(names, labels_N.tolist(), strict=True))
+        write_atomically(partial / "labels.json", json.dumps(labels, indent=0) + "\n")
+        sync(partial)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 # ------------------------------------------------------------------------------------------------------------ curves

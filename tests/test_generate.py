@@ -49,6 +49,23 @@ def test_batch_size_changes_no_pixel_and_strided_shares_make_the_same_set():
     assert torch.equal(whole, cut) and torch.equal(whole, merged)
 
 
+def test_latents_are_decoded_in_batches_of_their_own_and_no_image_changes():
+    labels = torch.arange(7)
+    sizes = []
+
+    def decode(latents):
+        sizes.append(len(latents))
+        return FIRST_STAGES.build(IdentityConfig()).decode(latents)
+
+    cut = generator(batch_size=5, decode_batch=2)
+    cut.stage.decode = decode
+    images = cut.generate(labels).images
+    assert sizes == [2, 2, 1, 2]
+    assert torch.equal(images, generator(batch_size=5).generate(labels).images)
+    with pytest.raises(ConfigError, match="decode_batch=0 must be at least 1, or null for batch_size"):
+        SampleConfig(decode_batch=0)
+
+
 def test_another_seed_or_label_gives_another_image():
     one = generator().latents([0], torch.tensor([3]))
     assert not torch.equal(one, generator(seed=1).latents([0], torch.tensor([3])))

@@ -1,9 +1,10 @@
 """Sample images from a run: images.npz, grid.png and sample.json in the output folder.
 
 Overrides change the run's section `sample`. Several processes (torchrun, accelerate) share the work, and the images are
-the same whatever their number.
+the same whatever their number. They are written as they come: a set of any size takes the memory of one batch.
 
     dit-moe sample runs/digits count=1000 seed=1 guidance.scale=2 sampler=euler sampler.steps=50 --out guided
+    dit-moe sample runs/digits count=1000 --save png,grid --out pictures
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dit_moe import config
-from dit_moe.commands.sharing import generate_together
-from dit_moe.files import require_writable, write_atomically
+from dit_moe.commands.outputs import OUTPUTS, Take, open_outputs, parse_names, require_possible
+from dit_moe.commands.sharing import stream_together
+from dit_moe.files import write_atomically
 from dit_moe.generate import Generator, choose_labels
-from dit_moe.metrics import write_images
-from dit_moe.pictures import save_grid
 from dit_moe.processes import join_processes, on_main
 from dit_moe.runs import Run, open_run
+
+DEFAULT = ("npz", "grid")  # of OUTPUTS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,43 +38,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, or one of its checkpoint folders")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the section `sample`")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the results go; default the run folder")
+    parser.add_argument(
+        "--save",
+        default=",".join(DEFAULT),
+        metavar="KINDS",
+        help="what to write: npz (images.npz), png (a folder of single images), grid (grid.png); default %(default)s",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Sample and write the three files. ValueError for bad input, before anything is written."""
+    """Sample and write. ValueError for bad input, before anything is written."""
+    save = parse_names(args.save)
     opened = open_run(args.run_folder, args.overrides, device=join_processes().device)
-    sample(opened, args.out or opened.folder.parent.parent)
+    sample(opened, args.out or opened.folder.parent.parent, save)
 
 
-def sample(opened: Run, out: Path) -> dict[str, Any] | None:
-    """Sample by the run's section `sample` into the folder `out`.
+def sample(opened: Run, out: Path, save: Sequence[str] = DEFAULT) -> dict[str, Any] | None:
+    """Sample by the run's section `sample` into the folder `out`, in the ways `save` names (see `outputs`).
 
-    Returns what sample.json holds; None on all but the main process. Raises ValueError if `out` cannot be written.
+    Returns what sample.json holds, which is written last; None on all but the main process. Raises ValueError if `out`
+    cannot be written.
     """
     settings = opened.experiment.sample
     labels_N = choose_labels(settings, opened.experiment.model.num_classes)
-    on_main(lambda: require_writable(out))
+    on_main(lambda: require_possible(out, save))
     start = time.perf_counter()
     generator = opened.generator()
-    with _progress(generator, len(labels_N)) as on_step:
-        made = generate_together(generator, labels_N, on_step)
-    if made is None:
+    takers: list[Take] = []  # one, on the main process
+    with ExitStack() as stack, _progress(generator, len(labels_N)) as on_step:
+        on_main(lambda: takers.append(stack.enter_context(open_outputs(out, save, labels_N))))
+        active_experts = stream_together(generator, labels_N, lambda images: takers[0](images), on_step)
+    if not join_processes().is_main_process:
         return None
     facts = {
         "run": str(opened.folder),
         "step": opened.step,
         "weights_sha256": opened.sha256,
         "experiment": config.dump(opened.experiment),
+        "files": [OUTPUTS[name][0] for name in save],
         "evaluations": generator.evaluations(),
-        "active_experts": made.active_experts,
+        "active_experts": active_experts,
         "thresholds": generator.thresholds,
         "device": str(generator.device),
         "processes": join_processes().num_processes,
         "seconds": time.perf_counter() - start,
         "versions": {name: version(name) for name in ("dit_moe", "torch", "diffusers")},
     }
-    write_images(out / "images.npz", made.images.permute(0, 2, 3, 1).contiguous().numpy(), labels_N.numpy())
-    save_grid(made.images, labels_N, out / "grid.png")
     write_atomically(out / "sample.json", json.dumps(facts, indent=1) + "\n")
     return facts
 

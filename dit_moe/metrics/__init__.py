@@ -2,7 +2,8 @@
 
 from dit_moe.metrics.features import EXTRACTORS, FeatureExtractor, Features
 from dit_moe.metrics.frechet import expected_floor, frechet_distance
-from dit_moe.metrics.images import ImageSet, read_images, write_images
+from dit_moe.metrics.image_writer import image_writer, write_images
+from dit_moe.metrics.images import ImageSet, read_images
 from dit_moe.metrics.moments import FeatureMoments
 from dit_moe.metrics.neighbours import nearest_distances
 from dit_moe.registry import import_submodules
@@ -17,6 +18,7 @@ __all__ = [
     "ImageSet",
     "expected_floor",
     "frechet_distance",
+    "image_writer",
     "nearest_distances",
     "read_images",
     "write_images",

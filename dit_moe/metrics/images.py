@@ -8,11 +8,8 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-
-from dit_moe.files import write_atomically
 
 CHANNELS = (1, 3)
 
@@ -72,16 +69,6 @@ def _label_problem(labels: np.ndarray | None, n: int) -> str | None:
     if labels.min() < 0:
         return f"label {labels.min()} of image {labels.argmin()} is negative; classes count from 0"
     return None
-
-
-def write_images(path: str | Path, images_NHWC: np.ndarray, labels_N: np.ndarray | None = None) -> None:
-    """Write an uncompressed npz that `read_images` and ADM's evaluator read; complete or not at all."""
-    path = Path(path)
-    checked = ImageSet(images_NHWC, labels_N, str(path))
-    arrays: dict[str, Any] = {"arr_0": checked.images_NHWC}
-    if checked.labels_N is not None:
-        arrays["labels"] = checked.labels_N
-    write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
 def read_images(path: str | Path) -> ImageSet:

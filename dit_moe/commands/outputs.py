@@ -1,0 +1,75 @@
+"""What sampling can leave in a folder. Every kind takes the images as they come and keeps none that it need not."""
+
+# N images of the run, B images of a batch, C channels, H height, W width
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dit_moe.files import require_writable
+from dit_moe.metrics import image_writer
+from dit_moe.pictures import grid_layout, image_grid, png_folder, require_own_folder, save_png
+
+Take = Callable[[Tensor], object]  # called with uint8 images [B, C, H, W]
+
+
+@contextmanager
+def _npz(path: Path, labels_N: Tensor) -> Iterator[Take]:
+    with image_writer(path, len(labels_N), labels_N.numpy()) as add:
+        yield lambda images_BCHW: add(images_BCHW.permute(0, 2, 3, 1).numpy())
+
+
+@contextmanager
+def _grid(path: Path, labels_N: Tensor) -> Iterator[Take]:
+    shown, columns = grid_layout(labels_N)
+    wanted, kept = set(shown), dict[int, Tensor]()
+    indices = iter(range(len(labels_N)))
+
+    def take(images_BCHW: Tensor) -> None:
+        for image, i in zip(images_BCHW, indices, strict=False):
+            if i in wanted:
+                kept[i] = image.clone()  # a view would keep its whole batch
+
+    yield take
+    save_png(image_grid(torch.stack([kept[i] for i in shown]), columns), path)
+
+
+OUTPUTS = {"npz": ("images.npz", _npz), "png": ("png", png_folder), "grid": ("grid.png", _grid)}
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """The kinds of output in a text like "npz,grid". ValueError for an unknown one, or none."""
+    names = tuple(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in OUTPUTS:
+            raise ValueError(f"--save={text}: {name!r} is no kind of output; choose from {', '.join(OUTPUTS)}")
+    return names
+
+
+def require_possible(out: Path, names: Sequence[str]) -> None:
+    """ValueError if these outputs cannot be written into the folder `out`, or would delete what is not theirs."""
+    require_writable(out)
+    if "png" in names:
+        require_own_folder(out / "png")
+
+
+@contextmanager
+def open_outputs(out: Path, names: Sequence[str], labels_N: Tensor) -> Iterator[Take]:
+    """Yields ``take(images_BCHW)``, to be called with all images in order; the files are in place when the block ends.
+
+    They replace those of an earlier run only then, and its sample.json goes, as it would speak of other images.
+    """
+    with ExitStack() as stack:
+        takers = [stack.enter_context(save(out / file, labels_N)) for file, save in map(OUTPUTS.__getitem__, names)]
+
+        def take(images_BCHW: Tensor) -> None:
+            for each in takers:
+                each(images_BCHW)
+
+        yield take
+        (out / "sample.json").unlink(missing_ok=True)

@@ -1,0 +1,52 @@
+"""What each of several processes does for test_streaming.py, leaving what it saw in FOLDER/rank_<i>.json."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from dit_moe.commands.sharing import generate_together, stream_together
+from dit_moe.processes import join_processes
+
+
+def numbered(indices, labels, on_step=None):
+    """Batches of 3; image i is filled with i."""
+    for start in range(0, len(indices), 3):
+        yield torch.tensor(indices[start : start + 3], dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+
+
+def ending(take) -> str:
+    try:
+        stream_together(GENERATOR, torch.zeros(20), take)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "finished"
+
+
+GENERATOR = SimpleNamespace(model=nn.Identity(), config=SimpleNamespace(batch_size=3), batches=numbered)
+
+
+def main(folder: Path) -> None:
+    state, seen = join_processes(), {}
+    for count in (1, 2, 7, 20):
+        took: list[list[int]] = []
+        stream_together(GENERATOR, torch.zeros(count), lambda images: took.append(images[:, 0, 0, 0].tolist()))  # noqa: B023
+        seen[f"took_{count}"] = took
+    made = generate_together(GENERATOR, torch.zeros(7))
+    seen["together"] = made and made.images[:, 0, 0, 0].tolist()
+
+    def full(images):
+        if images.max() > 3:
+            raise OSError("no space left")
+
+    seen["full"] = ending(full)
+    (folder / f"rank_{state.process_index}.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,37 @@
+"""Images reach the main process in order, a round at a time, from any number of processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("streaming_script.py")
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def ranks(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(request.param)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, SCRIPT, folder], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(request.param)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 20])
+def test_the_main_process_gets_every_image_once_and_in_order(ranks, count):
+    took, *others = (rank[f"took_{count}"] for rank in ranks)
+    assert [i for batch in took for i in batch] == list(range(count))
+    assert max(map(len, took)) <= 3 * len(ranks)  # a round of batches, never more
+    assert not any(others)
+
+
+def test_all_of_them_can_be_had_in_memory(ranks):
+    assert [rank["together"] for rank in ranks] == [list(range(7)), *[None] * (len(ranks) - 1)]
+
+
+def test_a_full_disk_on_the_main_process_stops_them_all(ranks):
+    assert [rank["full"] for rank in ranks] == ["OSError: no space left"] * len(ranks)

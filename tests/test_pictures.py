@@ -1,0 +1,100 @@
+"""Grids and folders of samples."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from dit_moe import pictures
+from dit_moe.pictures import grid_layout, png_folder, require_own_folder, save_grid
+
+IMAGES = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(12) % 4
+
+
+def saved(folder, images=IMAGES, labels=LABELS, size=5):
+    with png_folder(folder, labels) as add:
+        for part in images.split(size):
+            add(part)
+
+
+def test_a_grid_has_a_row_for_each_class():
+    assert grid_layout(torch.tensor([1, 0, 1, 0, 1])) == ([1, 3, 0, 2], 2)
+    shown, columns = grid_layout(torch.arange(50_000) % 1000)
+    assert columns == 10 and len(shown) == 160 and shown[:3] == [0, 1000, 2000] and shown[10] == 1
+
+
+def test_a_grid_of_more_classes_than_images_shows_the_images_as_they_come():
+    assert grid_layout(torch.arange(64)) == (list(range(64)), 10)
+    assert grid_layout(torch.tensor([7])) == ([0], 1)
+    assert len(grid_layout(torch.arange(1000))[0]) == 160
+
+
+def test_a_saved_grid_has_its_images_in_place(tmp_path):
+    save_grid(IMAGES, LABELS, tmp_path / "grid.png")
+    grid = Image.open(tmp_path / "grid.png")
+    assert grid.size == (3 * 66 + 2, 4 * 66 + 2)
+    assert grid.getpixel((2, 2)) == tuple(IMAGES[0, :, 0, 0].tolist())
+    assert grid.getpixel((2 + 66, 2 + 66)) == tuple(IMAGES[5, :, 0, 0].tolist())  # class 1, its second image
+
+
+def test_every_image_becomes_a_file_that_holds_its_pixels_and_has_its_label(tmp_path):
+    saved(tmp_path / "png")
+    labels = json.loads((tmp_path / "png" / "labels.json").read_text())
+    files = sorted((tmp_path / "png").glob("*.png"))
+    assert [file.name for file in files] == list(labels) == [f"{i:06d}.png" for i in range(12)]
+    for file, image, label in zip(files, IMAGES, LABELS.tolist(), strict=True):
+        found = torch.frombuffer(bytearray(Image.open(file).tobytes()), dtype=torch.uint8).view(8, 8, 3)
+        assert torch.equal(found.permute(2, 0, 1), image) and labels[file.name] == label
+    assert [path.name for path in tmp_path.iterdir()] == ["png"]
+
+
+def test_grey_images_are_saved_as_such(tmp_path):
+    saved(tmp_path / "png", IMAGES[:, :1])
+    assert Image.open(tmp_path / "png" / "000003.png").mode == "L"
+
+
+def test_a_shorter_set_replaces_a_longer_one_and_what_a_killed_run_left(tmp_path):
+    saved(tmp_path / "png")
+    for name in ("png.partial", "png.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "000099.png").write_bytes(b"half")
+    saved(tmp_path / "png", IMAGES[:3], LABELS[:3])
+    assert [path.name for path in tmp_path.iterdir()] == ["png"]
+    assert sorted(path.name for path in (tmp_path / "png").iterdir()) == [
+        "000000.png",
+        "000001.png",
+        "000002.png",
+        "labels.json",
+    ]
+
+
+@pytest.mark.parametrize("failing", ["save_png", "sync"])
+def test_a_set_that_is_not_finished_leaves_the_old_one(tmp_path, monkeypatch, failing):
+    saved(tmp_path / "png")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "png").iterdir()}
+
+    def full(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(pictures, failing, full)
+    with pytest.raises(OSError, match="no space"):
+        saved(tmp_path / "png", IMAGES[:3], LABELS[:3])
+    assert {path.name: path.read_bytes() for path in (tmp_path / "png").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["png"]
+
+
+def test_a_set_with_images_missing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"png: 5 of 12 images"), png_folder(tmp_path / "png", LABELS) as add:
+        add(IMAGES[:5])
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_with_files_of_other_origin_is_never_replaced(tmp_path):
+    require_own_folder(tmp_path / "png")
+    saved(tmp_path / "png")
+    require_own_folder(tmp_path / "png")
+    (tmp_path / "png" / "cat.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"png holds cat.png, which is no sample and would be lost"):
+        require_own_folder(tmp_path / "png")

@@ -27,6 +27,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dit_moe.config import Tree
 from dit_moe.config import load as load_config
@@ -215,7 +216,7 @@ def load_into(module: nn.Module, weights: Mapping[str, Tensor], source: str | Pa
     own = state_of(module)
     require_fit(own, weights, source)
     for name, tensor in own.items():
-        tensor.copy_(weights[name])
+        tensor.copy_(part_of(weights[name], tensor))
 
 
 def require_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str | Path) -> None:
@@ -237,3 +238,31 @@ def require_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source
 def _first_few(names: list[str], count: int = 3) -> str:
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more
+
+
+# ----------------------------------------------------------------------------------- tensors that processes share out
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor put together, which all processes do together; any other tensor itself."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_of(full: Tensor, own: Tensor) -> Tensor:
+    """What this process needs of `full` where it holds `own`: a slice if that is sharded. Nothing is communicated."""
+    if not isinstance(own, DTensor):
+        return full
+    return distribute_tensor(full, own.device_mesh, own.placements, src_data_rank=None)
+
+
+def gathered(tensors: Mapping[str, Tensor], keep: bool) -> Weights:
+    """`tensors` with the sharded ones whole and on the CPU; {} without `keep`.
+
+    All processes call it together. No device ever holds more than one of the gathered tensors.
+    """
+    kept: Weights = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor)
+        if keep:
+            kept[name] = full if full is tensor else full.cpu()
+    return kept

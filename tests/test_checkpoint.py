@@ -172,3 +172,9 @@ def test_weights_of_another_architecture_are_refused_with_their_first_few_keys_a
     assert "0.weight [5, 3] for [4, 3]" in message
     assert "\n" not in message
     assert torch.equal(module[0].bias, before)
+
+
+def test_gathering_leaves_what_no_process_shares_where_it_is():
+    tensors = {"w": torch.ones(3)}
+    assert checkpoint.gathered(tensors, keep=True)["w"] is tensors["w"]
+    assert checkpoint.gathered(tensors, keep=False) == {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 from functools import partial
 from typing import Literal, overload
 
@@ -113,6 +114,8 @@ class DiT(nn.Module):
         config: with every field settled; ValueError names the first that is not.
     """
 
+    label_table = "y_embedder.embedding_table.weight"  # the parameter with a row per class, and last the null class
+
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
@@ -148,6 +151,11 @@ class DiT(nn.Module):
         routers = routers_of(self)
         return routers[0].loss_weights() if routers else {}
 
+    @property
+    def sharding_units(self) -> Iterable[nn.Module]:
+        """The modules whose weights sharded data parallelism gathers as one, when their turn comes."""
+        return self.blocks
+
     @overload
     def forward(self, x: Tensor, t: Tensor, y: Tensor, return_aux: Literal[False] = False) -> Tensor: ...
     @overload
@@ -175,7 +183,8 @@ class DiT(nn.Module):
         """Pixels of patches [B, S, P·P·C] → image [B, C, H, H]."""
         patch, side = self.config.need("patch_size"), math.isqrt(x_BSF.shape[1])
         grid = x_BSF.unflatten(2, (patch, patch, self.config.out_channels)).unflatten(1, (side, side))
-        return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        # One reshape and no view of another tensor: fully_shard hooks on to what a model returns.
+        return grid.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.config.out_channels, side * patch, side * patch)
 
 
 def sincos_position_embedding(width: int, side: int) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from dit_moe.moe.counters import Counters
 from dit_moe.moe.layer import MoELayer
@@ -57,7 +58,8 @@ def _report(routers: list[Router], layers: list[Counters], total: Counters) -> d
     report: dict[str, list[float]] = {name: [row[i] for row in table[:-1]] for i, name in enumerate(columns)}
     thetas = [router.theta for router in routers if router.theta is not None]
     if thetas:
-        report["theta"] = torch.stack([theta.detach().float() for theta in thetas]).tolist()
+        theta_L1 = torch.stack([theta.detach().float() for theta in thetas])
+        report["theta"] = (theta_L1.full_tensor() if isinstance(theta_L1, DTensor) else theta_L1).flatten().tolist()
     steered = [router.controller.p for router in routers if isinstance(router, DTopPRouter)]
     if steered:
         report["p"] = torch.stack(steered).tolist()

@@ -22,6 +22,7 @@ class TrainConfig:
     """
 
     steps: int = _free(400_000)  # optimizer steps of the whole run
+    init_from: str | None = None  # run or checkpoint folder whose averaged weights the run starts from; None: nothing
     batch_size: int = 256  # rows per optimizer step, over all processes and micro-batches
     micro_batch: int | None = _free(None)  # rows per forward pass on one process; None: all at once
     lr: float = 1e-4
@@ -36,6 +37,9 @@ class TrainConfig:
     # as fast, a width of 768 some 1.2 (experts) to 1.8 times (dense) faster: there the choice is the user's.
     mixed_precision: Literal["auto", "fp32", "bf16"] = "auto"
     ema_decay: float = 0.9999  # reached gradually: min(ema_decay, (1 + n) / (10 + n)) after n updates
+    # What each of several processes holds: the whole model, or a slice of its weights, gradients, moments and average,
+    # which takes less memory and more traffic. Micro-batches add up whole gradients either way, to send them once.
+    parallel: Literal["ddp", "fsdp2"] = _free("ddp")
     deterministic: bool = _free(False)  # kernels without atomic sums: what makes a GPU run repeat bit for bit; slower
     workers: int = _free(0)  # processes that read ahead; 0: the training process reads
     checkpoint_every: int = _free(10_000)  # steps

@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from dit_moe.config import ConfigError
 from dit_moe.processes import join_processes, use_cpu
 from dit_moe.training.config import TrainConfig
+from dit_moe.training.sharding import shard
+
+PLUGINS = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  # accelerate's own ways to split a model, each behind an option
 
 
 def build_accelerator(config: TrainConfig, run: Path) -> Accelerator:
     """The Accelerator of this process: alone, or one of those that `accelerate launch` or torchrun started.
 
-    Raises ConfigError if a tracker's package is missing, or the processes cannot work together.
+    Raises ConfigError if a tracker's package is missing, if the processes cannot work together, or if accelerate was
+    told to split the model.
     """
+    for plugin in PLUGINS:
+        if parse_flag_from_env(f"ACCELERATE_USE_{plugin}"):  # its options would be obeyed in part only
+            problem = "=true, but train.parallel says how processes share the model (ddp or fsdp2)"
+            remedy = f"launch without --use_{plugin.lower()} and with a config file that does not name it"
+            raise ConfigError(f"ACCELERATE_USE_{plugin}", f"{problem}; {remedy}")
     for tracker in config.trackers:
         if tracker not in map(str, get_available_trackers()):  # accelerate itself would go on without it
             problem = f"={tracker} needs a package that is not installed; pip install 'dit_moe[{tracker}]'"
@@ -42,12 +54,35 @@ def build_accelerator(config: TrainConfig, run: Path) -> Accelerator:
         log_with=list(config.trackers) or None,
         project_dir=run,
         # Buffers stay each process's own: those that must agree are computed from sums over all processes.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
+
+
+def place(accelerator: Accelerator, model: nn.Module, config: TrainConfig, *, average: bool = False) -> None:
+    """Put `model`, or the `average` of one, on this process's device: all of it, or its slice (``train.parallel``)."""
+    if config.parallel == "fsdp2" and accelerator.num_processes > 1:
+        shard(model, accelerator.device, accelerator.num_processes, keep=average)
+    else:
+        model.to(accelerator.device)
 
 
 def wrap(accelerator: Accelerator, model: nn.Module) -> nn.Module:
     """The network to call in training: autocast around it, gradients averaged over processes."""
     with warnings.catch_warnings():  # torch 2.14 has renamed the option, accelerate knows only its old name
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        return accelerator.prepare_model(model)
+        sharded = isinstance(model, FSDPModule)  # averages by itself: all that accelerate has to add is autocast
+        return accelerator.prepare_model(model, evaluation_mode=sharded)
+
+
+@contextmanager
+def adding_up(accelerator: Accelerator, network: nn.Module) -> Iterator[None]:
+    """While entered, backward passes of the wrapped `network` add up gradients without sending them."""
+    if isinstance(network, FSDPModule):
+        network.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            network.set_requires_gradient_sync(True)
+    else:
+        with accelerator.no_sync(network):
+            yield

@@ -68,5 +68,8 @@ def load_optimizer_state(
     slots = {p: {"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p} for p in parameters}
     wanted = {f"{names[p]}.{slot}": tensor for p in parameters for slot, tensor in slots[p].items()}
     checkpoint.require_fit(wanted, tensors, source)
-    state = {i: {slot: tensors[f"{names[p]}.{slot}"].clone() for slot in slots[p]} for i, p in enumerate(parameters)}
+    state = {
+        i: {slot: checkpoint.part_of(tensors[f"{names[p]}.{slot}"], own).clone() for slot, own in slots[p].items()}
+        for i, p in enumerate(parameters)
+    }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

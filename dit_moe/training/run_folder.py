@@ -17,7 +17,12 @@ from dit_moe.processes import on_main
 from dit_moe.training.config import FREE
 
 # What may differ between the start of a run and its resumption: it has no part in what the weights become.
-_FREE = {"sample", "eval", *(f"train.{field}" for field in FREE)}
+_FREE = {"sample", "eval", "encode", *(f"train.{field}" for field in FREE)}
+# And in a section that identifies what it names, under this key: where that is, and how it is worked with.
+_IDENTIFIED = {
+    "data": ("fingerprint", {"path", "heldout", "workers"}),
+    "first_stage": ("sha256", {"model", "subfolder", "tiling", "slicing"}),
+}
 
 
 @contextmanager
@@ -46,16 +51,22 @@ def locked(run: Path) -> Iterator[None]:
 
 def require_same_run(old: Tree, new: Tree, run: Path) -> None:
     """ConfigError listing the keys, other than the free ones, in which two resolved configs differ."""
-    differences = {key: pair for key, pair in sorted(_differences(old, new)) if not _is_free(key)}
+    free = _FREE | {
+        f"{section}.{key}"
+        for section, (identity, keys) in _IDENTIFIED.items()
+        if (old.get(section) or {}).get(identity) is not None
+        for key in keys
+    }
+    differences = {
+        key: pair
+        for key, pair in sorted(_differences(old, new))
+        if not any(key == each or key.startswith(f"{each}.") for each in free)
+    }
     if differences:
         (key, (was, now)), *others = differences.items()
         also = f", as do {', '.join(key for key, _ in others)}" if others else ""
         remedy = "resume with the run's config.yaml, or train into another run folder"
         raise ConfigError(key, f"={now} differs from the run in {run}, which has {was}{also}; {remedy}")
-
-
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in _FREE)
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:

@@ -1,8 +1,9 @@
 """The training loop.
 
-One step: forward and backward of every micro-batch → one read of all its numbers, agreed on by all processes → stop if
-any is not finite → clip → AdamW → routers' controllers → EMA. What is learned depends on the global batch alone, not on
-how many processes and micro-batches it is cut into, and a resumed run goes on bit for bit.
+One step: forward and backward of every micro-batch → the next batch is made ready → one read of all numbers, agreed on
+by all processes → stop if any is not finite → clip → AdamW → routers' controllers → EMA. What is learned depends on the
+global batch alone, not on how many processes and micro-batches it is cut into, nor on whether the processes share the
+weights out, and a resumed run goes on bit for bit.
 """
 
 from __future__ import annotations
@@ -10,45 +11,41 @@ from __future__ import annotations
 import math
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any
 
 import torch
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from dit_moe import checkpoint
-from dit_moe.config import ConfigError
-from dit_moe.data.order import BatchOrder, MicroBatches, load_batches, own_rows
 from dit_moe.files import write_atomically
 from dit_moe.moe import calibrate, end_step, starts_unsolved
-from dit_moe.processes import on_all
-from dit_moe.randomness import BatchRandom
+from dit_moe.processes import on_all, on_main
 from dit_moe.training import run_folder
 from dit_moe.training.config import TrainConfig
-from dit_moe.training.devices import build_accelerator, wrap
+from dit_moe.training.devices import adding_up, build_accelerator, place, wrap
 from dit_moe.training.ema import EMA
 from dit_moe.training.errors import Interrupted, TrainingError
+from dit_moe.training.feed import Feed, Prepare, Rows, shown
+from dit_moe.training.fine_tune import keep_thresholds, load_start
 from dit_moe.training.interrupt import InterruptWatch
-from dit_moe.training.loss import Batch, Objective, training_loss
+from dit_moe.training.loss import Objective, training_loss
 from dit_moe.training.optimizer import build_optimizer, learning_rate, load_optimizer_state, optimizer_state
 from dit_moe.training.report import Report
-
-
-class Rows(Protocol):
-    """A data set as the trainer needs it."""
-
-    def __len__(self) -> int: ...
-
-    def __getitems__(self, indices: list[int]) -> Batch: ...
+from dit_moe.training.sharding import unsharded
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hook:
-    """Something to do every so many steps: `call(step, ema_model)`, on every process, without gradients."""
+    """Something to do every so many steps: `call(step, ema_model)`, on every process, without gradients.
+
+    Each process has the whole model then, and may call it as often as it likes.
+    """
 
     every: int
     call: Callable[[int, nn.Module], object]
@@ -59,7 +56,8 @@ class Trainer:
 
     Args:
         config: the train section.
-        model: called as ``model(…, return_aux=True) -> (output, {name: scalar})``, with ``model.aux_weights``.
+        model: on the CPU; called as ``model(…, return_aux=True) -> (output, {name: scalar})``, with
+            ``model.aux_weights``; ``model.sharding_units`` for fsdp2; and with a ``model.label_table`` if it has one.
         objective: ``(predict, batch, random) -> {"loss": scalar, …}``; `predict` is the model without its aux terms.
         dataset: rows fetched by index lists; a row never depends on when it is fetched.
         prepare_batch: ``(rows, random) -> batch`` for the objective, for instance images to latents; on the device, and
@@ -67,6 +65,8 @@ class Trainer:
         run: the run folder; made if need be.
         config_yaml: the whole experiment's resolved config, kept with every checkpoint.
         seed: of the data order and of every draw.
+        start: where a run from nothing takes its weights from (`fine_tune.open_start`); one that goes on ignores it.
+        facts: JSON-ready, kept in every checkpoint's state.json; ``class_names`` in the order of the label table.
         hooks: run in between.
         unit: what a row is called in the log.
     """
@@ -78,31 +78,30 @@ class Trainer:
         model: nn.Module,
         objective: Objective,
         dataset: Rows,
-        prepare_batch: Callable[[Batch, BatchRandom], Batch],
+        prepare_batch: Prepare,
         run: str | Path,
         config_yaml: str,
         seed: int,
+        start: checkpoint.Checkpoint | None = None,
+        facts: Mapping[str, Any] = MappingProxyType({}),
         hooks: Sequence[Hook] = (),
         unit: str = "images",
     ) -> None:
         self.config, self.run, self.config_yaml, self.seed = config, Path(run), config_yaml, seed
-        self.objective, self.dataset, self.prepare_batch = objective, dataset, prepare_batch
-        self.hooks, self.unit = hooks, unit
+        self.objective, self.start, self.facts, self.hooks, self.unit = objective, start, facts, hooks, unit
         self.accelerator = build_accelerator(config, self.run)
         self.precision = self.accelerator.mixed_precision.replace("no", "fp32")  # what "auto" came to
-        self.order = BatchOrder(len(dataset), config.batch_size, seed)
-        try:
-            rank, world = self.accelerator.process_index, self.accelerator.num_processes
-            self.parts = own_rows(config.batch_size, config.micro_batch, rank, world)
-        except ConfigError as error:
-            raise error.below("train") from None
-        self.model = model.to(self.accelerator.device).train()
+        self.feed = Feed(config, dataset, prepare_batch, seed)
+        self.model = model.train()
         self.aux_weights: Mapping[str, float] = model.aux_weights  # type: ignore[assignment]
-        self.optimizer = build_optimizer(self.model, config)
         self.ema = EMA(self.model, config.ema_decay)
+        place(self.accelerator, self.ema.module, config, average=True)
+        place(self.accelerator, self.model, config)
+        self.optimizer = build_optimizer(self.model, config)
         self.step = 0  # optimizer steps done
         self.network: nn.Module = self.model  # as accelerate wraps it
-        self._batches: Iterator[Any] = iter(())
+        self._unsolved = starts_unsolved(self.model)
+        self._begun = ""  # how, in words
         self._watch = InterruptWatch()
 
     # ------------------------------------------------------------------------------------------------ start and stop
@@ -128,6 +127,12 @@ class Trainer:
         newest = checkpoint.latest(self.run)
         if newest is not None:
             self._resume(checkpoint.open_checkpoint(newest))
+        elif self.start is not None:
+            self._begun = load_start(self.model, self.ema.module, self.start, self.facts.get("class_names"))
+            if keep_thresholds(self.model, self.start, run_folder.parse(self.config_yaml)):
+                self._unsolved = False
+        else:
+            assert self.config.init_from is None, "`start` is what open_start returns"
         return self.step
 
     def _train(self) -> None:
@@ -140,19 +145,20 @@ class Trainer:
                 else:
                     report.say(f"{self.run} is finished: {self.step} steps; raise train.steps to go on")
         except torch.OutOfMemoryError as error:
-            rows = max(map(len, self.parts))
+            rows = max(map(len, self.feed.parts))
             raise TrainingError(f"step {self.step + 1}: out of memory; lower train.micro_batch (now {rows})") from error
         except (OSError, ValueError) as error:
             raise TrainingError(f"{self.run} stopped after step {self.step}: {error}") from error
         finally:
-            self._batches = iter(())  # ends the reading processes
+            self.feed.close()
 
     def _resume(self, saved: checkpoint.Checkpoint) -> None:
         run_folder.require_same_run(saved.config(), run_folder.parse(self.config_yaml), self.run)
         checkpoint.load_into(self.model, saved.weights("model"), saved.folder)
         checkpoint.load_into(self.ema.module, saved.weights("ema"), saved.folder)
         load_optimizer_state(self.model, self.optimizer, saved.weights("optimizer"), saved.folder)
-        self.step = saved.step
+        self.step, self._unsolved = saved.step, False
+        self._begun = f"{self.run} goes on from step {self.step}"
         before = saved.state.get("precision", self.precision)
         if before != self.precision:
             note = f"{self.run} was trained in {before} so far, here train.mixed_precision=auto means {self.precision}"
@@ -160,18 +166,17 @@ class Trainer:
 
     def _loop(self, report: Report) -> None:
         config = self.config
-        if self.step:
-            report.say(f"{self.run} goes on from step {self.step}")
-        elif starts_unsolved(self.model):
+        if self._begun:
+            report.say(self._begun)
+        report.start_trackers(self.run, run_folder.parse(self.config_yaml))
+        self.feed.start(self.step, config.steps)
+        on_all(self.feed.check)
+        if self._unsolved:
             self._solve_threshold()
         self.network = wrap(self.accelerator, self.model)
-        report.start_trackers(self.run, run_folder.parse(self.config_yaml))
-        batches = MicroBatches(self.order, self.parts, self.step, config.steps)
-        on_gpu = self.accelerator.device.type == "cuda"
-        self._batches = iter(load_batches(self.dataset, batches, config.workers, pin_memory=on_gpu))
         while self.step < config.steps:
             values, telemetry = self._update(report=report.due(self.step + 1))
-            stop = values.pop("stop") > 0
+            stop, failed = (values.pop(name) > 0 for name in ("stop", "failed"))
             self.step += 1
             report.step(self.step, values, learning_rate(config, self.step - 1), telemetry)
             with report.untimed():
@@ -182,61 +187,61 @@ class Trainer:
                     signum = self._watch.signum or signal.SIGTERM  # it may have reached another process only
                     raise Interrupted(signum, f"{self.run} is saved at step {self.step}; run the same command to go on")
                 self._call_hooks()
+            if failed:
+                on_all(self.feed.check)
 
     def _solve_threshold(self) -> None:
         """Start DTop-p routers at their target on the first batch: the global one, whatever its parts are."""
 
         def run() -> None:
-            for rows in self.parts:
-                batch, random = self._fetch(0, rows)
+            for rows, batch in self.feed.ready:
+                random = self.feed.random("train", self.step, rows)
                 with self.accelerator.autocast():
                     training_loss(self.model, self.objective, batch, random, self.aux_weights)
 
         calibrate(self.model, run, reduce=self._sum)
 
     def _save(self) -> None:
-        if self.accelerator.is_main_process:
-            checkpoint.save(
-                self.run,
-                parts={
-                    "model": checkpoint.state_of(self.model),
-                    "ema": checkpoint.state_of(self.ema.module),
-                    "optimizer": optimizer_state(self.model, self.optimizer),
-                },
-                # The rows seen are the position in the endless data order, too.
-                state={
-                    "step": self.step,
-                    self.unit: self.step * self.config.batch_size,
-                    "seed": self.seed,
-                    "precision": self.precision,
-                },
-                config_yaml=self.config_yaml,
-                keep=self.config.keep_checkpoints,
-            )
-        self.accelerator.wait_for_everyone()  # a process that ends now would have its launcher end the writing one
+        own: dict[checkpoint.Part, dict[str, Tensor]] = {
+            "model": checkpoint.state_of(self.model),
+            "ema": checkpoint.state_of(self.ema.module),
+            "optimizer": optimizer_state(self.model, self.optimizer),
+        }
+        main = self.accelerator.is_main_process
+        parts = {part: checkpoint.gathered(tensors, keep=main) for part, tensors in own.items()}
+        # The rows seen are the position in the endless data order, too.
+        position = {"step": self.step, self.unit: self.step * self.config.batch_size, "seed": self.seed}
+        state = {**self.facts, **position, "precision": self.precision}
+        config_yaml, keep = self.config_yaml, self.config.keep_checkpoints
+        # The others wait: one that ended now would have its launcher end the writing one.
+        on_main(lambda: checkpoint.save(self.run, parts=parts, state=state, config_yaml=config_yaml, keep=keep))
 
     def _call_hooks(self) -> None:
         due = [hook for hook in self.hooks if self.step % hook.every == 0]
-        with torch.no_grad():
-            for hook in due:
-                hook.call(self.step, self.ema.module)
+        if due:
+            with torch.no_grad(), unsharded(self.ema.module):
+                for hook in due:
+                    hook.call(self.step, self.ema.module)
 
     # ------------------------------------------------------------------------------------------------------ one step
 
     def _update(self, report: bool) -> tuple[dict[str, float], dict[str, Any]]:
         """One optimizer step; returns its numbers, averaged over the global batch, and with `report` the routers'."""
         sums: dict[str, Tensor] = {}
-        for rows in self.parts:
-            batch, random = self._prepare(next(self._batches), self.step, rows)
-            share = len(rows) / sum(map(len, self.parts))
-            with nullcontext() if rows is self.parts[-1] else self.accelerator.no_sync(self.network):
+        parts = self.feed.parts
+        for rows, batch in self.feed.ready:
+            random, share = self.feed.random("train", self.step, rows), len(rows) / sum(map(len, parts))
+            with nullcontext() if rows is parts[-1] else adding_up(self.accelerator, self.network):
                 total, terms = training_loss(self.network, self.objective, batch, random, self.aux_weights)
                 (total * share).backward()
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0) + term.float() * share
+        self.feed.advance()
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        stop = torch.full_like(norm, float(self._watch.signum > 0))
-        values = self._agree(sums | {"grad_norm": norm, "stop": stop})
+        norm = checkpoint.whole(norm)
+        flags = {"stop": self._watch.signum > 0, "failed": self.feed.problem is not None}
+        told = {name: torch.full_like(norm, float(flag)) for name, flag in flags.items()}
+        values = self._agree(sums | {"grad_norm": norm} | told)
         if not (math.isfinite(values["total_loss"]) and math.isfinite(values["grad_norm"])):
             raise self._not_finite(values)
         if self.config.grad_clip is not None:
@@ -249,25 +254,6 @@ class Trainer:
         self.ema.update(self.model, self.step)
         return values, telemetry
 
-    def _prepare(self, raw: Batch, step: int, rows: range) -> tuple[Batch, BatchRandom]:
-        device, total = self.accelerator.device, self.config.batch_size
-
-        def random(purpose: str) -> BatchRandom:
-            return BatchRandom(self.seed, purpose, step, total=total, start=rows.start, stop=rows.stop, device=device)
-
-        raw = send_to_device(raw, device, non_blocking=True)
-        try:
-            with torch.no_grad():
-                return self.prepare_batch(raw, random("prepare")), random("train")
-        except ValueError as error:
-            indices = self.order.batch(step)[rows.start : rows.stop]
-            raise TrainingError(f"step {step + 1}: {error} (rows {_shown(indices)} of the data set)") from error
-
-    def _fetch(self, step: int, rows: range) -> tuple[Batch, BatchRandom]:
-        """The batch of any step, outside of the loader."""
-        indices = self.order.batch(step)[rows.start : rows.stop]
-        return self._prepare(self.dataset.__getitems__(indices), step, rows)
-
     def _sum(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor, "sum")
 
@@ -278,27 +264,13 @@ class Trainer:
 
     def _not_finite(self, values: dict[str, float]) -> TrainingError:
         names = [f"{name}={value}" for name, value in values.items() if not math.isfinite(value)]
-        batch = self.order.batch(self.step)
-        tainted = gather_object([i for rows in self.parts for i in self._tainted(rows)])
+        tainted = gather_object(self.feed.tainted(self.step))
         cause = (
-            f"rows {_shown(tainted)} of the data set are not finite themselves; mend or remove them"
+            f"rows {shown(tainted)} of the data set are not finite themselves; mend or remove them"
             if tainted
             else "the data is finite, so lower train.lr, lengthen train.warmup_steps or set train.grad_clip"
         )
         return TrainingError(
             f"step {self.step + 1}: {', '.join(names)} before the update; the weights were not touched and nothing was "
-            f"written. The batch is rows {_shown(batch)} of the data set; {cause}"
+            f"written. The batch is rows {shown(self.feed.order.batch(self.step))} of the data set; {cause}"
         )
-
-    def _tainted(self, rows: range) -> list[int]:
-        """The data set indices of this step's rows that hold a number that is not finite."""
-        batch, _ = self._fetch(self.step, rows)
-        bad_B = torch.zeros(len(rows), dtype=torch.bool, device=self.accelerator.device)
-        for tensor in batch.values():
-            bad_B |= ~tensor.isfinite().reshape(len(rows), -1).all(1)
-        return [self.order.batch(self.step)[rows.start + i] for i in bad_B.nonzero().flatten().tolist()]
-
-
-def _shown(indices: list[int], most: int = 32) -> str:
-    more = f", … ({len(indices)} in all)" if len(indices) > most else ""
-    return ", ".join(map(str, indices[:most])) + more

@@ -1,4 +1,8 @@
-"""Two processes over gloo, started as a user starts them, against one."""
+"""Two processes over gloo, started as a user starts them, against one; with whole models (ddp) and with slices (fsdp2).
+
+They add up in another order than one process does, in fp32: no more should tell them apart. The worst relative
+difference of a logged number in 50 steps was 3.1e-7.
+"""
 
 import json
 import os
@@ -9,22 +13,29 @@ from pathlib import Path
 
 import pytest
 import tiny_run
+import torch
 
 from dit_moe import checkpoint
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
+BOTH = pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+NUMBERS = ("loss", "grad_norm", "p", "active", "aux_balance", "aux_dynamic")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Runs of two processes in it (see the script), and "one", the same 20 steps on one."""
+    """Runs of one process ("one", "one_tuned") and of two (see the script)."""
     folder = tmp_path_factory.mktemp("runs")
+    tiny_run.build(folder / "one", **tiny_run.LONG).train()
+    start = {"init_from": str(folder / "one"), "classes": tiny_run.OTHER_CLASSES}
+    tiny_run.build(folder / "one_tuned", **tiny_run.LONG | start | {"steps": 3}).train()
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     path = os.pathsep.join([str(Path(tiny_run.__file__).parent), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run([*launcher, SCRIPT, folder], env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*launcher, SCRIPT, folder], env=env, capture_output=True, text=True, check=False, timeout=600
+    )  # seen: 77 s on two cores with ten programs on them; a process left alone would wait for half an hour
     assert done.returncode == 0, done.stderr
-    tiny_run.build(folder / "one").train()
     return folder
 
 
@@ -33,27 +44,83 @@ def ranks(folder):
     return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in (0, 1)]
 
 
-def test_two_processes_train_like_one(folder):
-    for one, two in zip(tiny_run.log(folder / "one"), tiny_run.log(folder / "two"), strict=True):
+def assert_same_curve(run, other, rel=1e-5):
+    for one, two in zip(tiny_run.log(run), tiny_run.log(other), strict=True):
         assert two["step"] == one["step"]
-        for key in ("loss", "grad_norm", "p", "active", "aux_balance"):
-            assert two[key] == pytest.approx(one[key], rel=1e-5)
+        for key in NUMBERS:
+            assert two[key] == pytest.approx(one[key], rel=rel)
+        for key, values in one["layers"].items():
+            assert two["layers"][key] == pytest.approx(values, rel=rel, abs=1e-7)
 
 
-def test_both_ranks_hold_the_same_thresholds_weights_and_ema_bit_for_bit(ranks):
-    first, second = (rank["digests"] for rank in ranks)
+@BOTH
+def test_two_processes_train_like_one_for_50_steps(folder, parallel):
+    assert len(tiny_run.log(folder / "one")) == 50
+    assert_same_curve(folder / "one", folder / parallel)
+
+
+@BOTH
+def test_gradients_are_clipped_as_in_one_process(folder, parallel):
+    """Adam hardly minds the scale of gradients, its first moments show it."""
+    assert min(line["grad_norm"] for line in tiny_run.log(folder / parallel)) > 2 * tiny_run.LONG["grad_clip"]
+    one, two = (checkpoint.open_checkpoint(folder / run).weights("optimizer") for run in ("one", parallel))
+    for name, tensor in one.items():
+        if name.endswith("exp_avg"):
+            assert (two[name] - tensor).norm() <= 1e-5 * tensor.norm(), name  # seen: 1.4e-6
+
+
+@BOTH
+def test_both_ranks_hold_the_same_thresholds_and_what_else_is_whole_bit_for_bit(ranks, parallel):
+    first, second = (rank[parallel]["digests"] for rank in ranks)
     assert first == second
-    assert any(name.endswith("controller.p") for name in first)
+    assert any(name.endswith("controller.p") for name in first[0])
+    assert any(name.endswith("weight") for name in first[0]) == (parallel == "ddp")
 
 
-def test_a_checkpoint_saved_by_two_processes_goes_on_in_one(folder, tmp_path):
-    run = shutil.copytree(folder / "two", tmp_path / "run")
+def test_sharded_weights_average_and_moments_are_held_once_by_all_processes_together(ranks):
+    for whole, *slices in zip(ranks[0]["ddp"]["held"], *[rank["fsdp2"]["held"] for rank in ranks], strict=True):
+        assert sum(slices) == whole
+        assert max(slices) < 0.52 * whole
+
+
+def test_a_resumed_sharded_run_is_the_unbroken_one_bit_for_bit(folder):
+    assert tiny_run.bits(folder / "fsdp2_again", 50) == tiny_run.bits(folder / "fsdp2", 50)
+    assert tiny_run.log(folder / "fsdp2_again") == tiny_run.log(folder / "fsdp2")
+
+
+@pytest.mark.parametrize("run", ["one_then_fsdp2", "fsdp2_then_ddp"])
+def test_a_checkpoint_goes_on_whatever_the_processes_share(folder, run):
+    assert_same_curve(folder / "one", folder / run)
+
+
+@BOTH
+def test_a_checkpoint_saved_by_two_processes_goes_on_in_one(folder, tmp_path, parallel):
+    run = shutil.copytree(folder / parallel, tmp_path / "run")
     shutil.rmtree(checkpoint.latest(run))
-    trainer = tiny_run.build(run)
+    trainer = tiny_run.build(run, parallel=parallel, **tiny_run.LONG)
     trainer.train()
-    assert len(trainer.dataset.asked) == 10
-    for one, mixed in zip(tiny_run.log(folder / "one"), tiny_run.log(run), strict=True):
-        assert mixed["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert len(trainer.feed.dataset.asked) == 10
+    assert_same_curve(folder / "one", run)
+
+
+@BOTH
+def test_recomputed_activations_change_nothing(folder, parallel):
+    recomputed = tiny_run.log(folder / f"{parallel}_recompute")
+    plain = tiny_run.log(folder / "one")[: len(recomputed)]
+    assert [line["loss"] for line in recomputed] == pytest.approx([line["loss"] for line in plain], rel=1e-5)
+
+
+def test_bf16_computes_the_same_with_slices_as_with_whole_models(folder):
+    ddp, fsdp2 = (tiny_run.log(folder / f"{parallel}_bf16") for parallel in ("ddp", "fsdp2"))
+    assert ddp[-1]["loss"] != tiny_run.log(folder / "one")[2]["loss"]
+    assert [line["loss"] for line in fsdp2] == pytest.approx([line["loss"] for line in ddp], rel=1e-5)
+    weights = checkpoint.open_checkpoint(folder / "fsdp2_bf16").weights("model")
+    assert not any(tensor.dtype == torch.bfloat16 for tensor in weights.values())
+
+
+@BOTH
+def test_fine_tuning_on_other_classes_starts_alike(folder, parallel):
+    assert_same_curve(folder / "one_tuned", folder / f"{parallel}_tuned")
 
 
 def test_a_batch_that_does_not_divide_is_refused_by_both(folder, ranks):
@@ -62,28 +129,39 @@ def test_a_batch_that_does_not_divide_is_refused_by_both(folder, ranks):
     assert not (folder / "uneven").exists()
 
 
-def test_a_nan_on_one_process_stops_both_before_the_update(folder, ranks):
+@BOTH
+def test_a_nan_on_one_process_stops_both_before_the_update(folder, ranks, parallel):
     for rank in ranks:
-        assert rank["nan"].startswith("TrainingError: step 1: loss=nan")
-        assert f"rows {', '.join(map(str, rank['second_half']))} of the data set are not finite" in rank["nan"]
-    assert checkpoint.latest(folder / "nan") is None
+        seen = rank[parallel]
+        assert seen["nan"].startswith("TrainingError: step 1: loss=nan")
+        assert f"rows {', '.join(map(str, seen['second_half']))} of the data set are not finite" in seen["nan"]
+    assert checkpoint.latest(folder / f"{parallel}_nan") is None
 
 
-def test_a_signal_to_one_process_stops_both_after_the_same_step(folder, ranks):
+@BOTH
+def test_a_signal_to_one_process_stops_both_after_the_same_step(folder, ranks, parallel):
     for rank in ranks:
-        assert rank["signal"].startswith("Interrupted:")
-        assert "saved at step 7;" in rank["signal"]
-    assert checkpoint.open_checkpoint(folder / "signal").step == 7
+        assert rank[parallel]["signal"].startswith("Interrupted:")
+        assert "saved at step 6;" in rank[parallel]["signal"]  # while the batch of the 7th was being prepared
+    assert checkpoint.open_checkpoint(folder / f"{parallel}_signal").step == 6
 
 
-def test_hooks_are_called_on_both(ranks):
-    assert [rank["hooks"] for rank in ranks] == [[10, 20], [10, 20]]
+@BOTH
+def test_rows_that_one_process_cannot_prepare_stop_both_before_their_step(ranks, parallel):
+    for rank in ranks:
+        assert rank[parallel]["failed"].startswith("TrainingError: step 7: only here (rows ")
+
+
+@BOTH
+def test_hooks_may_call_the_averaged_model_a_different_number_of_times(ranks, parallel):
+    parameters = ranks[0]["ddp"]["held"][1]
+    assert [rank[parallel]["calls"] for rank in ranks] == [[[25, True, parameters], [50, True, parameters]]] * 2
 
 
 def test_processes_that_see_different_run_folders_are_refused(ranks):
     for rank in ranks:
         assert rank["split"].startswith("ValueError: ")
-        assert "is at step 7 for one process and at step 0 for another; put it on a disk" in rank["split"]
+        assert "is at step 6 for one process and at step 0 for another; put it on a disk" in rank["split"]
 
 
 def test_a_run_in_use_is_refused_by_both(ranks):

@@ -1,4 +1,7 @@
-"""What each of two processes does for test_two_processes.py, leaving what it saw in FOLDER/rank_<i>.json."""
+"""What each of two processes does for test_two_processes.py, leaving what it saw in FOLDER/rank_<i>.json.
+
+FOLDER/one is a run of one process.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,25 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tiny_run import build, to_latents
+import torch
+from tiny_run import LONG, OTHER_CLASSES, build, to_latents
+from torch.distributed.tensor import DTensor
 
 from dit_moe import checkpoint
 from dit_moe.config import ConfigError
 from dit_moe.diffusion import SamplingError
-from dit_moe.processes import on_all
+from dit_moe.processes import on_all, on_main
 from dit_moe.training import Hook
 
 RANK = int(os.environ["RANK"])
+UNEVEN = LONG | {"micro_batch": 9}  # 9 and 7 of a process's 16 rows
 
 
 def ending(run, **kwargs):
@@ -40,17 +47,21 @@ def spoilt(raw, random):
     return batch
 
 
-def make_signalled():
-    """SIGTERM reaches the second process alone, in its 7th step."""
+def in_seventh(happen):
+    """A preparation in which something happens to the second process alone, in that of its 7th step."""
     calls = []
 
     def prepare(raw, random):
         calls.append(1)
         if RANK == 1 and len(calls) == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
+            happen()
         return to_latents(raw, random)
 
     return prepare
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def refuse(error):
@@ -58,31 +69,75 @@ def refuse(error):
         raise error
 
 
+def unequal_calls(calls, step, model):
+    """The first process calls the averaged model once more than the second, as a sampler with adaptive steps may."""
+    x, t, y = torch.randn(2, 1, 8, 8), torch.rand(2), torch.tensor([0, 1])
+    outputs = [model(x, t, y) for _ in range(2 - RANK)]
+    calls.append([step, bool(torch.isfinite(outputs[0]).all()), sum(p.numel() for p in model.parameters())])
+
+
+def digests(module):
+    """Of what this process holds as a whole."""
+    state = checkpoint.state_of(module)
+    whole = {name: tensor for name, tensor in state.items() if not isinstance(tensor, DTensor)}
+    return {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in whole.items()}
+
+
+def held(tensors):
+    return sum(tensor.to_local().numel() if isinstance(tensor, DTensor) else tensor.numel() for tensor in tensors)
+
+
+def train_both_ways(folder: Path, parallel: str) -> dict[str, Any]:
+    """The same runs for ddp and fsdp2, in folders whose names begin with that."""
+    run, quick = partial(folder.joinpath), {"parallel": parallel, "p0": 0.7}
+    seen: dict[str, Any] = {"calls": []}
+    seen["nan"] = ending(run(f"{parallel}_nan"), prepare_batch=spoilt, **quick)
+    seen["signal"] = ending(run(f"{parallel}_signal"), prepare_batch=in_seventh(terminate), **quick)
+    failing = in_seventh(partial(refuse, ValueError("only here")))
+    seen["failed"] = ending(run(f"{parallel}_failed"), prepare_batch=failing, **quick)
+    hook = Hook(every=25, call=partial(unequal_calls, seen["calls"]))
+    trainer = build(run(parallel), hooks=[hook], **UNEVEN | {"parallel": parallel})
+    seen["second_half"] = trainer.feed.order.batch(0)[16:]
+    trainer.train()
+    seen["digests"] = [digests(trainer.model), digests(trainer.ema.module)]
+    moments = [slot for state in trainer.optimizer.state.values() for slot in state.values() if slot.ndim]
+    everything = [trainer.model.parameters(), trainer.ema.module.parameters(), moments]
+    seen["held"] = [held(tensors) for tensors in everything]
+    short = LONG | {"steps": 3, "parallel": parallel}
+    build(run(f"{parallel}_recompute"), recompute=True, **short).train()
+    build(run(f"{parallel}_bf16"), mixed_precision="bf16", **short).train()
+    build(run(f"{parallel}_tuned"), init_from=str(run("one")), classes=OTHER_CLASSES, **short).train()
+    return seen
+
+
+def go_on(folder: Path, old: str, new: str, **options: Any) -> None:
+    """Go on from step 40 of the run `old` in the folder `new`."""
+
+    def copy() -> None:
+        shutil.copytree(folder / old, folder / new)
+        shutil.rmtree(checkpoint.latest(folder / new))
+
+    on_main(copy)
+    build(folder / new, **options).train()
+
+
 def main(folder: Path) -> None:
-    seen: dict[str, Any] = {
-        "uneven": ending(folder / "uneven", batch_size=31),
-        "nan": ending(folder / "nan", prepare_batch=spoilt, p0=0.7),
-        "signal": ending(folder / "signal", prepare_batch=make_signalled(), p0=0.7),
-    }
-    seen["split"] = ending(folder / ("signal" if RANK == 0 else "elsewhere"), p0=0.7)
-    with (folder / "signal" / ".lock").open() as other:
+    seen: dict[str, Any] = {"uneven": ending(folder / "uneven", batch_size=31)}
+    seen |= {parallel: train_both_ways(folder, parallel) for parallel in ("ddp", "fsdp2")}
+    go_on(folder, "fsdp2", "fsdp2_again", **UNEVEN | {"parallel": "fsdp2"})
+    go_on(folder, "one", "one_then_fsdp2", **LONG | {"parallel": "fsdp2"})
+    go_on(folder, "fsdp2", "fsdp2_then_ddp", **LONG)
+    seen["split"] = ending(folder / ("ddp_signal" if RANK == 0 else "elsewhere"), p0=0.7)
+    with (folder / "ddp_signal" / ".lock").open() as other:
         if RANK == 0:
             fcntl.flock(other, fcntl.LOCK_EX)
-        seen["in_use"] = ending(folder / "signal", p0=0.7)
+        seen["in_use"] = ending(folder / "ddp_signal", p0=0.7)
     seen["refused"] = []
     for error in (ConfigError("train.lr", "=0 only here"), SamplingError("only here")):
         try:
             on_all(partial(refuse, error))
         except Exception as raised:
             seen["refused"].append(f"{type(raised).__name__}: {raised}")
-    seen["hooks"] = []
-    trainer = build(folder / "two", hooks=[Hook(every=10, call=lambda step, model: seen["hooks"].append(step))])
-    seen["second_half"] = trainer.order.batch(0)[16:]
-    trainer.train()
-    state = checkpoint.state_of(trainer.model) | {
-        f"ema.{name}": tensor for name, tensor in checkpoint.state_of(trainer.ema.module).items()
-    }
-    seen["digests"] = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in state.items()}
     (folder / f"rank_{RANK}.json").write_text(json.dumps(seen))
 
 

@@ -23,7 +23,7 @@ def unbroken(tmp_path_factory):
     run = tmp_path_factory.mktemp("unbroken")
     trainer = build(run)
     trainer.train()
-    return run, trainer.dataset.asked
+    return run, trainer.feed.dataset.asked
 
 
 def names(run):
@@ -45,7 +45,7 @@ def test_killed_and_resumed_equals_unbroken_bit_for_bit(tmp_path, unbroken, deat
     resumed = build(tmp_path)
     resumed.train()
     reference, asked = unbroken
-    assert resumed.dataset.asked == asked[-10:]
+    assert resumed.feed.dataset.asked == asked[-10:]
     assert bits(tmp_path, 20) == bits(reference, 20)
     assert log(tmp_path) == log(reference)
     assert names(tmp_path) == ["step_00000010", "step_00000020"]
@@ -87,7 +87,7 @@ def test_a_finished_run_returns_at_once_and_touches_nothing(unbroken, capsys):
     before = contents(run)
     trainer = build(run)
     trainer.train()
-    assert trainer.dataset.asked == []
+    assert trainer.feed.dataset.asked == []
     assert contents(run) == before
     assert "is finished: 20 steps; raise train.steps to go on" in capsys.readouterr().err.replace("\n", " ")
 

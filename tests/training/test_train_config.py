@@ -28,6 +28,7 @@ def test_the_smallest_run_is_allowed():
         ("grad_clip", 0.0, "grad_clip=0.0 must be above 0, or null for none"),
         ("schedule", "linear", "schedule=linear is not one of constant, cosine"),
         ("mixed_precision", "fp16", "mixed_precision=fp16 is not one of auto, fp32, bf16"),
+        ("parallel", "fsdp", "parallel=fsdp is not one of ddp, fsdp2"),
         ("trackers", ["comet"], r"trackers\[0\]=comet is not one of tensorboard, wandb, trackio"),
         ("learning_rate", 1.0, "learning_rate is not a known key"),
     ],
@@ -44,7 +45,8 @@ def test_every_setting_survives_yaml():
 
 def test_free_fields_exist_and_a_resume_may_change_just_them_and_sampling(tmp_path):
     names = {field.name for field in dataclasses.fields(TrainConfig)}
-    assert {"steps", "micro_batch", "workers"} <= set(FREE) <= names - {"lr", "batch_size", "mixed_precision"}
+    settled = {"lr", "batch_size", "mixed_precision", "init_from"}
+    assert {"steps", "micro_batch", "workers", "parallel"} <= set(FREE) <= names - settled
     old = {"train": dict.fromkeys(names, 1), "sample": {"steps": 1}, "eval": {"n": 1}, "model": {"moe": None}}
     new = {"train": dict.fromkeys(names, 1) | dict.fromkeys(FREE, 2), "sample": {"steps": 9}, "eval": {}}
     require_same_run(old, new | {"model": {"moe": None}}, tmp_path)
@@ -53,3 +55,41 @@ def test_free_fields_exist_and_a_resume_may_change_just_them_and_sampling(tmp_pa
     for name in names - set(FREE):
         with pytest.raises(ConfigError, match=rf"^train\.{name}=2 differs"):
             require_same_run(old, old | {"train": old["train"] | {name: 2}}, tmp_path)
+
+
+SECTIONS = {
+    "data": {"name": "latents", "path": "a", "heldout": "b", "workers": 1, "flip": True, "fingerprint": "1"},
+    "first_stage": {"model": "a", "subfolder": "b", "tiling": False, "slicing": False, "scale": 2.0, "sha256": "1"},
+    "encode": {"images": {"path": "a"}},
+}
+
+
+def change(section, key, value="another"):
+    return SECTIONS | {section: SECTIONS[section] | {key: value}}
+
+
+@pytest.mark.parametrize("key", ["path", "heldout", "workers", "model", "subfolder", "tiling", "slicing"])
+def test_where_data_and_autoencoder_lie_may_change_once_they_are_identified(tmp_path, key):
+    section, identity = ("data", "fingerprint") if key in SECTIONS["data"] else ("first_stage", "sha256")
+    require_same_run(SECTIONS, change(section, key), tmp_path)
+    unknown = change(section, identity, None)
+    with pytest.raises(ConfigError, match=rf"^{section}\.{key}=another differs from the run in "):
+        require_same_run(unknown, unknown | {section: unknown[section] | {key: "another"}}, tmp_path)
+
+
+@pytest.mark.parametrize(("section", "key"), [("data", "fingerprint"), ("first_stage", "sha256")])
+def test_other_data_and_another_autoencoder_are_another_run_wherever_they_lie(tmp_path, section, key):
+    moved = change(section, "path" if section == "data" else "model")
+    for new in (change(section, key), moved | {section: moved[section] | {key: None}}):
+        with pytest.raises(ConfigError, match=rf"^{section}\.{key}="):
+            require_same_run(SECTIONS, new, tmp_path)
+
+
+@pytest.mark.parametrize(("section", "key"), [("data", "flip"), ("data", "name"), ("first_stage", "scale")])
+def test_what_identification_does_not_cover_may_not_change(tmp_path, section, key):
+    with pytest.raises(ConfigError, match=rf"^{section}\.{key}=another differs"):
+        require_same_run(SECTIONS, change(section, key), tmp_path)
+
+
+def test_what_was_encoded_from_where_may_change(tmp_path):
+    require_same_run(SECTIONS, change("encode", "images"), tmp_path)

@@ -8,7 +8,7 @@ import torch
 from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from accelerate.utils import LoggerType
-from tiny_run import bits, build, log, to_latents
+from tiny_run import DIGITS, bits, build, log, to_latents
 
 from dit_moe import checkpoint
 from dit_moe.config import ConfigError
@@ -65,12 +65,6 @@ def test_a_checkpoint_carries_the_controller_in_model_and_ema(tmp_path):
     assert [r.controller.p.item() for r in routers_of(trainer.ema.module)] == [t.item() for t in thresholds]
 
 
-def test_workers_do_not_change_the_run(tmp_path):
-    build(tmp_path / "a", steps=5).train()
-    build(tmp_path / "b", steps=5, workers=2).train()
-    assert bits(tmp_path / "a", 5) == bits(tmp_path / "b", 5)
-
-
 def test_bf16_trains_close_to_fp32_with_fp32_weights(tmp_path):
     for precision in ("fp32", "bf16"):
         trainer = build(tmp_path / precision, steps=10, mixed_precision=precision)
@@ -80,6 +74,18 @@ def test_bf16_trains_close_to_fp32_with_fp32_weights(tmp_path):
     fp32, bf16 = (log(tmp_path / precision)[-1]["loss"] for precision in ("fp32", "bf16"))
     assert bf16 != fp32
     assert bf16 == pytest.approx(fp32, rel=0.02)  # bf16 keeps 8 bits
+
+
+def test_one_process_that_shares_with_none_is_a_plain_run(tmp_path):
+    build(tmp_path / "ddp", steps=5).train()
+    build(tmp_path / "fsdp2", steps=5, parallel="fsdp2").train()
+    assert bits(tmp_path / "ddp", 5) == bits(tmp_path / "fsdp2", 5)
+
+
+def test_facts_are_kept_in_every_checkpoint(tmp_path):
+    build(tmp_path, checkpoint_every=10).train()
+    for folder in checkpoint.checkpoints(tmp_path):
+        assert checkpoint.open_checkpoint(folder).state["class_names"] == list(DIGITS)
 
 
 def test_clipping_bounds_the_norm_of_the_update(tmp_path):
@@ -191,7 +197,7 @@ def test_a_diverging_loss_stops_before_the_update_and_says_where(tmp_path):
     message = str(caught.value)
     assert message.startswith("step 13: loss=inf, total_loss=inf, ")
     assert "the weights were not touched" in message
-    assert ", ".join(map(str, trainer.order.batch(12))) in message
+    assert ", ".join(map(str, trainer.feed.order.batch(12))) in message
     assert "lower train.lr" in message
     assert trainer.step == 12
     assert all(p.isfinite().all() for p in trainer.model.parameters())
@@ -203,18 +209,9 @@ def test_a_row_that_is_not_finite_is_named(tmp_path, value):
     trainer = build(tmp_path, prepare_batch=poisoned(3, value), p0=0.7, micro_batch=16)
     with pytest.raises(TrainingError, match=r"^step 1: ") as caught:
         trainer.train()
-    batch = trainer.order.batch(0)
+    batch = trainer.feed.order.batch(0)
     assert f"rows {batch[3]}, {batch[19]} of the data set are not finite themselves" in str(caught.value)
     assert checkpoint.latest(tmp_path) is None
-
-
-def test_what_the_preparation_refuses_is_reported_with_step_and_rows(tmp_path):
-    def prepare(raw, random):
-        raise ValueError("the latents are not finite")
-
-    trainer = build(tmp_path, prepare_batch=prepare)
-    with pytest.raises(TrainingError, match=r"^step 1: the latents are not finite \(rows "):
-        trainer.train()
 
 
 def test_what_a_hook_refuses_is_a_failure_in_the_middle_after_the_checkpoint(tmp_path):
@@ -253,7 +250,7 @@ def test_a_run_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path
     trainer = build(tmp_path / "file" / "run")
     with pytest.raises(ValueError, match=r"file/run cannot be written \(Not a directory\); choose another folder"):
         trainer.train()
-    assert trainer.dataset.asked == []
+    assert trainer.feed.dataset.asked == []
 
 
 def test_a_tracker_without_its_package_names_the_extra(tmp_path, monkeypatch):
@@ -270,6 +267,15 @@ def test_a_callers_choice_of_deterministic_kernels_is_left_alone(tmp_path):
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("plugin", ["FSDP", "DEEPSPEED"])
+def test_a_launcher_that_would_split_the_model_its_own_way_is_refused(tmp_path, monkeypatch, plugin):
+    monkeypatch.setenv(f"ACCELERATE_USE_{plugin}", "true")
+    with pytest.raises(
+        ConfigError, match=rf"^ACCELERATE_USE_{plugin}=true, but train.parallel .* --use_{plugin.lower()}"
+    ):
+        build(tmp_path, parallel="fsdp2")
 
 
 def test_processes_that_cannot_form_a_group_are_refused(tmp_path, monkeypatch):

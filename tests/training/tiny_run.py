@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
+from omegaconf import OmegaConf
 
 from dit_moe import checkpoint, config
 from dit_moe.data import DATASETS
@@ -21,10 +22,13 @@ from dit_moe.models import MODELS
 from dit_moe.moe import MoEConfig
 from dit_moe.moe.control import ControllerConfig
 from dit_moe.moe.routers.dtopp import DTopPConfig
-from dit_moe.training import Hook, TrainConfig, Trainer
+from dit_moe.training import Hook, TrainConfig, Trainer, open_start
 
 SEED = 5
+DIGITS = tuple("0123456789")
 DEFAULTS = {"steps": 20, "batch_size": 32, "lr": 1e-3, "log_every": 5, "checkpoint_every": 10}
+LONG = {"steps": 50, "log_every": 1, "grad_clip": 0.3}
+OTHER_CLASSES = ("9", *"abcdefgh", "0", "1")
 
 
 class Recorded:
@@ -47,23 +51,36 @@ def to_latents(raw, random):
     return {"latents": images + 0.01 * random.normal(*images.shape[1:]), "labels": raw["labels"]}
 
 
-def build(run, *, prepare_batch=to_latents, objective=None, hooks=(), p0=None, **train) -> Trainer:
+def build(
+    run,
+    *,
+    prepare_batch=to_latents,
+    objective=None,
+    hooks=(),
+    classes=DIGITS,
+    p0=None,
+    width=32,
+    recompute=False,
+    **train,
+) -> Trainer:
     """A trainer with `train` over DEFAULTS; the same weights every time. With `p0` nothing is solved at the start."""
     train_config = TrainConfig(**(DEFAULTS | train))
     moe = MoEConfig(router=DTopPConfig(controller=ControllerConfig(p0=p0)))
-    model_config = MODELS.config_class("DiT")(
-        name="DiT-custom/2-4E2A", width=32, depth=2, heads=2, in_channels=1, input_size=8, num_classes=10, moe=moe
-    )
+    shape = {"width": width, "depth": 2, "heads": 2, "in_channels": 1, "input_size": 8, "num_classes": len(classes)}
+    model_config = MODELS.config_class("DiT")(name="DiT-custom/2-4E2A", moe=moe, recompute=recompute, **shape)
+    sections = {"train": config.dump(train_config), "model": config.dump(model_config), "seed": SEED}
     torch.manual_seed(0)
     return Trainer(
         train_config,
         model=MODELS.build(model_config),
-        objective=objective or OBJECTIVES.build(OBJECTIVES.config_class("flow")(), num_classes=10),
+        objective=objective or OBJECTIVES.build(OBJECTIVES.config_class("flow")(), num_classes=len(classes)),
         dataset=Recorded(DATASETS.build(DATASETS.config_class("digits")(), "train")),
         prepare_batch=prepare_batch,
         run=run,
-        config_yaml=config.to_yaml(train_config).replace("\n", "\n  ").join(["train:\n  ", f"\nseed: {SEED}\n"]),
+        config_yaml=OmegaConf.to_yaml(OmegaConf.create(sections)),
         seed=SEED,
+        start=open_start(train_config, run),
+        facts={"class_names": list(classes)},
         hooks=hooks,
     )
 

@@ -69,7 +69,8 @@ class Router(nn.Module):
         self.config, self.experts, self.target = config, experts, target
         self.most = config.max_experts or experts
         self.weight = nn.Parameter(torch.empty(experts, width))
-        self.theta = nn.Parameter(torch.ones(())) if config.drn else None
+        # One element and not a scalar: sharded data parallelism cuts every parameter along its first dimension.
+        self.theta = nn.Parameter(torch.ones(1)) if config.drn else None
         # f of the balance loss: the load of the optimizer step before, over all ranks and micro-batches.
         self.register_buffer("load_E", torch.full((experts,), 1 / experts))
         self.counters = Counters(experts)

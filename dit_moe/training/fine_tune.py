@@ -1,0 +1,75 @@
+"""Starting a run from the averaged weights of another one, with other classes if need be (`train.init_from`)."""
+
+# C classes, D width
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dit_moe import checkpoint
+from dit_moe.config import Tree
+from dit_moe.moe import steered_routers
+from dit_moe.training.config import TrainConfig
+
+
+def open_start(config: TrainConfig, run: str | Path) -> checkpoint.Checkpoint | None:
+    """The checkpoint that a run into the folder `run` starts from; None for one that goes on, or starts from nothing.
+
+    Raises ValueError if ``train.init_from`` holds none, or a damaged one.
+    """
+    if config.init_from is None or checkpoint.latest(run) is not None:
+        return None
+    return checkpoint.open_checkpoint(config.init_from)
+
+
+def load_start(
+    model: nn.Module, ema: nn.Module, start: checkpoint.Checkpoint, class_names: Sequence[str] | None
+) -> str:
+    """Give the averaged weights and the buffers of `start` to `model` and its average `ema`.
+
+    If the classes differ from those of `start`, the rows of ``model.label_table`` go by name: a class of the same name
+    keeps its row, the others keep the fresh one that `model` has, the null class (last) keeps its own. `class_names`
+    are in the order of the table; None is a model without classes.
+
+    Returns what was done, in words. Raises ValueError if anything else does not fit. All processes call it together.
+    """
+    weights, done = start.weights("ema"), f"starts from {start.folder}"
+    table, before = getattr(model, "label_table", None), start.state.get("class_names")
+    if table is not None and class_names is not None and before != list(class_names):
+        if before is None:
+            raise ValueError(f"{start.folder} has no class names to find labels by; start from another run")
+        fresh_CD = checkpoint.whole(checkpoint.state_of(model)[table]).cpu()
+        if table in weights and weights[table].shape == (len(before) + 1, *fresh_CD.shape[1:]):  # else load_into tells
+            weights[table], kept = _rebuilt(fresh_CD, weights[table], class_names, before)
+            count = len(class_names)
+            done += f"; label table rebuilt: {kept} of {count} classes kept by name, {count - kept} new"
+    for module in (model, ema):
+        checkpoint.load_into(module, weights, start.folder)
+    return done
+
+
+def _rebuilt(fresh_CD: Tensor, old_CD: Tensor, names: Sequence[str], before: Sequence[str]) -> tuple[Tensor, int]:
+    """A label table for `names`, and how many of them have their row from the one for `before`."""
+    rows = {name: row for row, name in enumerate(before)}
+    kept = [row for row, name in enumerate(names) if name in rows]
+    table_CD = torch.cat([fresh_CD[:-1], old_CD[-1:]])
+    table_CD[kept] = old_CD[[rows[names[row]] for row in kept]]
+    return table_CD, len(kept)
+
+
+def keep_thresholds(model: nn.Module, start: checkpoint.Checkpoint, config: Tree) -> bool:
+    """Whether `model` may go on with the thresholds that `load_start` gave it: its experts' section is that of `start`.
+
+    Otherwise p may stand for another number of experts, and what its controller has summed up for other gains. Then the
+    thresholds that `config`, the new run's, sets are set; it is left to the caller to solve those that it leaves open.
+    """
+    if (start.config().get("model") or {}).get("moe") == (config.get("model") or {}).get("moe"):
+        return True
+    for router in steered_routers(model):
+        if router.config.controller.p0 is not None:
+            router.controller.restart(router.config.controller.p0)
+    return False

@@ -12,10 +12,12 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {  # name: module of dit_moe.commands, what it does
+    "encode": ("encode", "turn images into latents to train on"),
     "train": ("train", "train a model, or go on with a run that was interrupted"),
     "sample": ("sample", "sample images from a run"),
     "eval": ("evaluate", "compare images with a reference"),
-    "quickstart": ("quickstart", "train, sample and evaluate in one go"),
+    "quickstart": ("quickstart", "encode, train, sample and evaluate in one go"),
+    "train-autoencoder": ("train_autoencoder", "train a small autoencoder to make latents with"),
 }
 
 
@@ -45,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _guarded(args: argparse.Namespace) -> int:
     from dit_moe.diffusion import SamplingError
+    from dit_moe.latents.encode import EncodingError
     from dit_moe.training import Interrupted, TrainingError
 
     try:
@@ -52,7 +55,7 @@ def _guarded(args: argparse.Namespace) -> int:
     except Interrupted as stop:
         print(f"stopped: {stop}", file=sys.stderr)
         return 128 + stop.signum
-    except (TrainingError, SamplingError, OSError) as error:  # a full disk, a folder that vanished
+    except (TrainingError, SamplingError, EncodingError, OSError) as error:  # a full disk, a folder that vanished
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except ValueError as error:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import platform
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +36,7 @@ from dit_moe.metrics import (
 from dit_moe.metrics.digits_cnn import DigitsCNNConfig
 
 Report = dict[str, Any]
+RECONSTRUCTION_BATCH = 64
 PACKAGES = ("dit_moe", "torch", "numpy", "scikit-learn")  # whose versions a number may depend on
 
 
@@ -53,11 +55,16 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images: the ones compared with and, where known, held-out others of the same kind, which give the floor."""
+    """Real images: the ones compared with and, where known, held-out others of the same kind, which give the floor.
+
+    `reconstructed` are the held-out ones once an autoencoder has encoded and decoded them: what stands between the
+    floor and the best that a model of its latents can reach.
+    """
 
     name: str
     images: ImageSet
     heldout: ImageSet | None = None
+    reconstructed: ImageSet | None = None
 
 
 def dataset_reference(config: object) -> Reference:
@@ -73,6 +80,16 @@ def file_reference(path: str | Path) -> Reference:
     return Reference(images.source, images)
 
 
+def with_reconstructions(reference: Reference, reconstruct: Callable[[Tensor], Tensor]) -> Reference:
+    """`reference`, with what `reconstruct` (uint8 [B, C, H, W] → the same) makes of its held-out images, if any."""
+    if reference.heldout is None:
+        return reference
+    images_NCHW = torch.from_numpy(reference.heldout.images_NHWC).permute(0, 3, 1, 2)
+    decoded = [reconstruct(batch).permute(0, 2, 3, 1).numpy() for batch in images_NCHW.split(RECONSTRUCTION_BATCH)]
+    source = f"{reference.heldout.source}, reconstructed"
+    return replace(reference, reconstructed=ImageSet(np.concatenate(decoded), reference.heldout.labels_N, source))
+
+
 def _images_of(dataset: Dataset, source: str) -> ImageSet:
     batch = dataset.__getitems__(range(len(dataset)))
     return ImageSet(batch["images"].permute(0, 2, 3, 1).contiguous().numpy(), batch["labels"].numpy(), source)
@@ -85,9 +102,11 @@ def evaluate(samples: Sequence[ImageSet], reference: Reference, extractor: Featu
 
     * ``fd_<extractor>``: Fréchet distance ``generated`` (mean over seeds) and its std, ``floor`` (held-out images),
       ``floor_estimate`` (formula for independent draws; sets of equal class mix come out lower), ``ratio`` generated
-      to floor, ``n`` images on the left side of each distance, ``seeds``;
+      to floor, ``reconstruction`` (held-out images, encoded and decoded) and ``reconstruction_ratio``, the same to
+      floor, ``n`` images on the left side of each distance, ``seeds``;
     * ``class_accuracy``: share of images that the extractor takes for their label, mean over seeds, and
-      ``class_accuracy_heldout``, its share on real images. Only from extractors that classify;
+      ``class_accuracy_heldout`` and ``class_accuracy_reconstruction``, its share on real images and on reconstructed
+      ones. Only from extractors that classify;
     * ``nearest_neighbour``: median distance to the nearest reference image, of generated and of held-out images, in
       features and in pixels (0..255). Far lower for generated ones means copies;
     * ``provenance`` and ``warnings``.
@@ -98,14 +117,17 @@ def evaluate(samples: Sequence[ImageSet], reference: Reference, extractor: Featu
     if not samples:
         raise ValueError("there are no samples to evaluate; give the images of at least one sampling seed")
     heldout = [] if reference.heldout is None else [reference.heldout]
-    smallest = _smallest([*samples, *heldout], reference.images)
+    reconstructed = [] if reference.reconstructed is None else [reference.reconstructed]
+    smallest = _smallest([*samples, *heldout, *reconstructed], reference.images)
     n = len(smallest)
     train = _View(reference.images, extractor)
     generated = [_View(each.thinned(n), extractor) for each in samples]
     real = [_View(each.thinned(n), extractor) for each in heldout]
+    decoded = [_View(each.thinned(n), extractor) for each in reconstructed]
 
     distances = [view.distance(train) for view in generated]
-    floor = real[0].distance(train) if real else None
+    floor = _mean([view.distance(train) for view in real])
+    reconstruction = _mean([view.distance(train) for view in decoded])
     return {
         f"fd_{extractor.name}": {
             "generated": statistics.fmean(distances),
@@ -113,11 +135,14 @@ def evaluate(samples: Sequence[ImageSet], reference: Reference, extractor: Featu
             "floor": floor,
             "floor_estimate": expected_floor(train.moments.covariance(), n, train.moments.n),
             "ratio": statistics.fmean(distances) / floor if floor else None,
+            "reconstruction": reconstruction,
+            "reconstruction_ratio": reconstruction / floor if floor and reconstruction is not None else None,
             "n": n,
             "seeds": len(distances),
         },
         "class_accuracy": _mean([view.accuracy() for view in generated]),
         "class_accuracy_heldout": _mean([view.accuracy() for view in real]),
+        "class_accuracy_reconstruction": _mean([view.accuracy() for view in decoded]),
         "nearest_neighbour": {
             space: {
                 "generated": _mean([view.nearest(train, space) for view in generated]),

@@ -13,8 +13,9 @@ from dit_moe.data import DATASETS, Dataset
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS, Objective, check_fit
 from dit_moe.evaluate import EvalConfig
 from dit_moe.generate import SampleConfig, choose_labels
-from dit_moe.latents import FIRST_STAGES, FirstStage
-from dit_moe.latents.identity import IdentityConfig
+from dit_moe.latents import FIRST_STAGES
+from dit_moe.latents.encode import EncodeConfig
+from dit_moe.latents.settle import settle_first_stage
 from dit_moe.models import MODELS
 from dit_moe.moe import MoEConfig
 from dit_moe.moe.routers.dtopp import DTopPConfig
@@ -28,7 +29,8 @@ class Experiment:
     model: Annotated[Any, MODELS]
     objective: Annotated[Any, OBJECTIVES]
     data: Annotated[Any, DATASETS]
-    first_stage: Annotated[Any, FIRST_STAGES] = field(default_factory=IdentityConfig)
+    first_stage: Annotated[Any, FIRST_STAGES] | None = None  # None: what the latents were made by, pixels otherwise
+    encode: EncodeConfig | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -36,6 +38,11 @@ class Experiment:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, self, "seed", "must be a whole number from 0 to 2^63 − 1")
+
+    @property
+    def images(self) -> Any:
+        """The section that names the images themselves, where `data` holds what was encoded of them."""
+        return self.data if self.encode is None else self.encode.images
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -46,14 +53,22 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     return config.build(Experiment, config.load(path, overrides))
 
 
+def open_data(section: Any, split: str, name: str = "data") -> Dataset:
+    """A split of the dataset that the section `name` of a config describes; ConfigError with the field's whole path."""
+    try:
+        return DATASETS.build(section, split)
+    except ConfigError as error:
+        raise error.below(name) from None
+
+
 def settle(experiment: Experiment, dataset: Dataset) -> Experiment:
     """Fill in what follows from the data and the objective, and check that all parts fit together.
 
     ConfigError names the field that does not.
     """
-    objective: Objective = OBJECTIVES.build(experiment.objective, num_classes=len(dataset.class_names))
-    stage: FirstStage = FIRST_STAGES.build(experiment.first_stage)
-    channels, height, width = stage.latent_shape(dataset.image_shape)
+    first_stage, latent_shape = settle_first_stage(experiment.first_stage, dataset)
+    experiment = replace(experiment, first_stage=first_stage, data=identified(experiment.data, dataset))
+    channels, height, width = latent_shape
     if height != width:
         raise ConfigError("data", f" has latents of {height}×{width}; the model needs square ones, crop the images")
     found = {"in_channels": channels, "input_size": height, "num_classes": len(dataset.class_names)}
@@ -61,20 +76,41 @@ def settle(experiment: Experiment, dataset: Dataset) -> Experiment:
         given = getattr(experiment.model, name)
         if given not in (None, value):
             raise ConfigError(f"model.{name}", f"={given} contradicts the data, which has {value}; drop the line")
+    return settle_model(replace(experiment, model=_with(experiment.model, **found)))
+
+
+def settle_model(experiment: Experiment) -> Experiment:
+    """`settle` for a model section that states its latents' shape and classes itself: needs no data."""
+    classes, channels, size = map(experiment.model.need, ("num_classes", "in_channels", "input_size"))
+    objective: Objective = OBJECTIVES.build(experiment.objective, num_classes=classes)
     learns_sigma = experiment.model.learn_sigma
     if objective.learns_sigma and learns_sigma is False:
         raise ConfigError("model.learn_sigma", "=False, but the objective learns the variance; drop the line")
     learn_sigma = objective.learns_sigma if learns_sigma is None else learns_sigma
+    model = _with(experiment.model, learn_sigma=learn_sigma)
     try:
-        model = replace(experiment.model, **found, learn_sigma=learn_sigma)
-    except ConfigError as error:
-        raise error.below("model") from None
-    try:
-        objective.check((channels, height, width))
+        objective.check((channels, size, size))
     except ConfigError as error:
         raise error.below("objective") from None
     experiment = replace(experiment, model=model)
     return replace(experiment, sample=settle_sampling(experiment, objective))
+
+
+def _with(model: Any, **fields: object) -> Any:
+    try:
+        return replace(model, **fields)
+    except ConfigError as error:
+        raise error.below("model") from None
+
+
+def identified(data: Any, dataset: Dataset) -> Any:
+    """The section `data` with the fingerprint of what it names; ConfigError if it states another one."""
+    if dataset.fingerprint is None:
+        return data
+    if data.fingerprint not in (None, dataset.fingerprint):
+        problem = f"={data.fingerprint} is of other data than what is there, {dataset.fingerprint}"
+        raise ConfigError("data.fingerprint", f"{problem}; name the right data, or drop the line")
+    return replace(data, fingerprint=dataset.fingerprint)
 
 
 def settle_sampling(experiment: Experiment, objective: Objective) -> SampleConfig:

@@ -48,7 +48,8 @@ def open_run(
 
     Args:
         path: the folder.
-        overrides: ``key=value`` changes to the section ``sample`` ("guidance.scale=2").
+        overrides: ``key=value`` changes to the section ``sample`` ("guidance.scale=2"), and, written in full, to
+            ``first_stage`` ("first_stage.tiling=true").
         sample: what takes the place of that section, before the changes; None is the run's own.
         device: where the network goes.
 
@@ -58,11 +59,13 @@ def open_run(
     tree: config.Tree = opened.config()
     if sample is not None:
         tree["sample"] = config.dump(sample)
-    tree = config.override(tree, [f"sample.{change}" for change in overrides])
-    experiment = config.build(Experiment, tree)
+    whole = [change if change.startswith("first_stage.") else f"sample.{change}" for change in overrides]
+    experiment = config.build(Experiment, config.override(tree, whole))
     model_config: Any = experiment.model
     objective = OBJECTIVES.build(experiment.objective, num_classes=model_config.num_classes)
     settled = settle_sampling(experiment, objective)
+    stage: FirstStage = FIRST_STAGES.build(experiment.first_stage).to(device)
+    stage.load()
     model = MODELS.build(model_config)
     checkpoint.load_into(model, opened.weights(settled.weights), opened.folder)
     return Run(
@@ -72,5 +75,5 @@ def open_run(
         experiment=replace(experiment, sample=settled),
         model=model.to(device).eval(),
         objective=objective,
-        stage=FIRST_STAGES.build(experiment.first_stage).to(device),
+        stage=stage,
     )

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "models": BOTTOM | {"moe"},
     "diffusion": BOTTOM,
     "data": BOTTOM,
-    "latents": BOTTOM | {"data"},
+    "latents": BOTTOM | {"processes", "data"},
     "metrics": BOTTOM,
     "processes": BOTTOM,
     "checkpoint": BOTTOM,
@@ -25,8 +25,9 @@ MAY_IMPORT = {
     "generate": BOTTOM | {"moe", "models", "diffusion", "latents", "checkpoint"},
     "evaluate": BOTTOM | {"data", "metrics"},
     "experiment": BOTTOM | {"moe", "models", "diffusion", "latents", "data", "training", "generate", "evaluate"},
+    "costs": BOTTOM | {"models", "diffusion", "experiment"},
     "runs": BOTTOM | {"models", "diffusion", "latents", "checkpoint", "experiment", "generate"},
-    "cli": BOTTOM | {"commands", "training", "diffusion"},
+    "cli": BOTTOM | {"commands", "training", "diffusion", "latents"},
 }
 
 

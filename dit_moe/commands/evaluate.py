@@ -60,7 +60,12 @@ def run(args: argparse.Namespace) -> None:
 
 def _reference(name: str) -> Reference:
     if name in DATASETS.names():
-        return dataset_reference(DATASETS.config_class(name)())
+        try:
+            config = DATASETS.config_class(name)()
+        except TypeError:  # it has to be told where its images are
+            problem = f"--reference {name} does not say which images; sample or export them as an npz, and name that"
+            raise ValueError(problem) from None
+        return dataset_reference(config)
     if Path(name).exists() or name.endswith(".npz"):
         return file_reference(name)
     raise ValueError(f"--reference {name} is neither a file nor a dataset; {did_you_mean(name, DATASETS.names())}")
@@ -86,8 +91,11 @@ def print_table(report: dict[str, Any], console: Console | None = None) -> None:
     )
     for column in ("", "generated", "± std", "held-out", "ratio"):
         table.add_column(column, justify="right" if column else "left")
-    spread, ratio = distance["generated_std"], distance["ratio"]
-    table.add_row(name, *map(_show, (distance["generated"], spread, distance["floor"], ratio)))
+    floor = distance["floor"]
+    table.add_row(name, *map(_show, (distance["generated"], distance["generated_std"], floor, distance["ratio"])))
+    if distance["reconstruction"] is not None:
+        shown = map(_show, (distance["reconstruction"], None, floor, distance["reconstruction_ratio"]))
+        table.add_row("the same, of held-out images encoded and decoded", *shown)
     table.add_row("class accuracy", _show(report["class_accuracy"]), "", _show(report["class_accuracy_heldout"]), "")
     for space, medians in neighbours.items():
         table.add_row(f"nearest neighbour, {space}", _show(medians["generated"]), "", _show(medians["heldout"]), "")

@@ -1,4 +1,4 @@
-"""Train a config, sample from it with several seeds, evaluate, and show what came out.
+"""Encode if the config has latents, train, sample with several seeds, evaluate, and show what came out.
 
     dit-moe quickstart configs/digits.yaml
 
@@ -18,12 +18,15 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_moe.commands import evaluate as evaluation
+from dit_moe.commands.encode import encode, is_encoded
 from dit_moe.commands.sample import sample
 from dit_moe.commands.train import prepare, run_folder, train
 from dit_moe.data import DATASETS
-from dit_moe.evaluate import dataset_reference, evaluate
-from dit_moe.experiment import Experiment
+from dit_moe.evaluate import Reference, dataset_reference, evaluate, with_reconstructions
+from dit_moe.experiment import Experiment, load_experiment
 from dit_moe.files import write_atomically
+from dit_moe.latents import FIRST_STAGES, FirstStage
+from dit_moe.latents.identity import IdentityConfig
 from dit_moe.metrics import EXTRACTORS, read_images
 from dit_moe.pictures import read_log, save_curves
 from dit_moe.processes import join_processes
@@ -40,8 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do all three and write metrics.json, grid.png and curves.png into the run folder."""
+    """Do all of it and write metrics.json, grid.png and curves.png into the run folder."""
     folder = run_folder(args.config, args.folder)
+    raw = load_experiment(args.config, args.overrides)
+    if raw.encode is not None and not is_encoded(raw):
+        encode(raw)
     experiment, dataset = prepare(args.config, args.overrides)
     train(experiment, dataset, folder)
     folders = _sample(experiment, folder)
@@ -49,8 +55,7 @@ def run(args: argparse.Namespace) -> None:
         return
     log = read_log(folder / "log.jsonl")
     samples = [read_images(each) for each in folders]
-    reference = dataset_reference(experiment.data)
-    report = evaluate(samples, reference, EXTRACTORS.build(experiment.eval.extractor))
+    report = evaluate(samples, _reference(experiment), EXTRACTORS.build(experiment.eval.extractor))
     metrics = report | {
         "active_experts": active_experts(log, experiment),
         "train_seconds": train_seconds(log),
@@ -64,13 +69,23 @@ def run(args: argparse.Namespace) -> None:
 
 def _sample(experiment: Experiment, folder: Path) -> list[Path]:
     """One folder of samples for each sampling seed; the first is the run folder itself."""
-    count = experiment.eval.images or len(DATASETS.build(experiment.data, "heldout"))
+    count = experiment.eval.images or len(DATASETS.build(experiment.images, "heldout"))
     folders = []
     for seed in range(experiment.eval.seeds):
         settings = replace(experiment.sample, count=count, seed=experiment.sample.seed + seed)
         folders.append(folder if seed == 0 else folder / "samples" / f"seed_{settings.seed}")
         sample(open_run(folder, sample=settings, device=join_processes().device), folders[-1])
     return folders
+
+
+def _reference(experiment: Experiment) -> Reference:
+    """The images that were trained on, in whatever form, and what an autoencoder leaves of the held-out ones."""
+    reference = dataset_reference(experiment.images)
+    if isinstance(experiment.first_stage, IdentityConfig):
+        return reference
+    device = join_processes().device
+    stage: FirstStage = FIRST_STAGES.build(experiment.first_stage).to(device)
+    return with_reconstructions(reference, lambda images: stage.decode(stage.encode(images.to(device)).mean).cpu())
 
 
 def active_experts(log: list[dict[str, Any]], experiment: Experiment) -> dict[str, float] | None:

@@ -3,13 +3,13 @@
 Scale and shift of latents exist inside first stages only; whoever trains or samples sees latents of about unit size.
 """
 
-# B batch, C channels, H height, W width (of images or of latents, as the name says)
+# B batch, M moments, C channels, H height, W width (of images or of latents, as the name says)
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -38,6 +38,8 @@ class Moments(NamedTuple):
 class FirstStage(nn.Module, ABC):
     """Images ⇄ latents. Works on the device its input is on; one with weights is moved by ``.to(device)``."""
 
+    config: Any
+
     @abstractmethod
     def latent_shape(self, image_shape: Shape) -> Shape:
         """Shape of the latents of images of this shape. ValueError if the stage cannot take such images."""
@@ -49,3 +51,23 @@ class FirstStage(nn.Module, ABC):
     @abstractmethod
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Latents → uint8 images by the rule of `pixels.to_uint8`. ValueError for NaN or infinity."""
+
+    def normalize(self, moments: Moments) -> Moments:
+        """Moments as an encoder makes them and shards keep them → scaled and shifted, as `encode` returns them."""
+        return moments
+
+    def load(self) -> None:
+        """Read the weights now rather than at first use, so that what is wrong with them shows before the work."""
+
+    def settled(self) -> Any:
+        """The config with everything spelt out that tells this latent space from others, for the checkpoint."""
+        return self.config
+
+    def moments_of(self, rows: Mapping[str, Tensor]) -> Moments:
+        """Normalised moments of a data set's rows, be they images or moments [B, M, C, H, W] that were encoded before.
+
+        M is 2, mean and std, or 1 from a deterministic encoder.
+        """
+        if "images" in rows:
+            return self.encode(rows["images"])
+        return self.normalize(Moments(*rows["moments"].float().unbind(1)))

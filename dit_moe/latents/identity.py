@@ -21,6 +21,7 @@ class Identity(FirstStage):
 
     def __init__(self, config: IdentityConfig) -> None:
         super().__init__()
+        self.config = config
 
     def latent_shape(self, image_shape: Shape) -> Shape:
         return image_shape

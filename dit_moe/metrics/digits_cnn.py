@@ -1,5 +1,7 @@
 """The offline feature space: a small CNN for 8×8 digits, fitted on a split of them that is used for nothing else.
 
+Enlarged digits are averaged back to 8×8 first, so they share the feature space of the originals.
+
 Training is not bit-stable across machines, so the weights are committed and their hash is checked;
 `eval/train_digits_cnn.py` made them.
 """
@@ -22,11 +24,11 @@ from dit_moe.metrics.features import EXTRACTORS, Features
 
 WEIGHTS = Path(__file__).parent / "weights" / "digits_cnn64.safetensors"
 SHA256 = "9a0331d3f010acc9d10f445ba5c5e55a772e328cf0db2373da083e599736b907"
-IMAGE_SHAPE = (8, 8, 1)  # H, W, C
+SIDE = 8  # pixels
 
 
 class DigitsCNN(nn.Module):
-    """uint8 [N, 1, 8, 8] → 64 features and 10 logits.
+    """Grey levels 0..255 [N, 1, 8, 8] → 64 features and 10 logits.
 
     Smooth activations and dropout keep all 64 features alive and unequal within a class: without them the network
     collapses a class to nearly a point, and its features hardly notice noise or blur.
@@ -69,11 +71,14 @@ class DigitsCNNExtractor:
         self.network = load(WEIGHTS, SHA256).double()
 
     def __call__(self, images_NHWC: np.ndarray) -> Features:
-        if images_NHWC.shape[1:] != IMAGE_SHAPE:
-            raise ValueError(f"{self.name} takes images of shape {IMAGE_SHAPE}, not {images_NHWC.shape[1:]}")
+        height, width, channels = images_NHWC.shape[1:]
+        if channels != 1 or height != width or height == 0 or height % SIDE:
+            wanted = f"square images of 1 channel whose side is a multiple of {SIDE}"
+            raise ValueError(f"{self.name} takes {wanted}, not of shape {images_NHWC.shape[1:]}")
         images_NCHW = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2)
         with torch.inference_mode():
-            outputs = [self.network(batch) for batch in images_NCHW.split(self.batch_size)]
+            batches = images_NCHW.split(self.batch_size)
+            outputs = [self.network(F.avg_pool2d(batch.double(), height // SIDE)) for batch in batches]
         return Features(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
 
 

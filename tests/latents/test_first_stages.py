@@ -4,15 +4,24 @@ import pytest
 import torch
 
 from dit_moe.latents import FIRST_STAGES, Moments
+from dit_moe.latents.autoencoder import AutoencoderConfig
 from dit_moe.latents.identity import IdentityConfig
+from tests.latents.small import make
 
 IMAGE_SHAPE = (3, 32, 32)
 
 
+EXAMPLES = {
+    "identity": lambda folder: IdentityConfig(),
+    "autoencoder": lambda folder: AutoencoderConfig(model=make(folder)),
+}
+
+
 @pytest.fixture(params=FIRST_STAGES.names())
-def example(request):
+def example(request, tmp_path):
+    assert request.param in EXAMPLES, f"give {request.param} an example here"
     images = torch.randint(256, (3, *IMAGE_SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return FIRST_STAGES.build(FIRST_STAGES.config_class(request.param)()), images
+    return FIRST_STAGES.build(EXAMPLES[request.param](tmp_path)), images
 
 
 def test_encoded_latents_are_float32_of_the_predicted_shape(example):
@@ -26,6 +35,20 @@ def test_decoded_latents_are_uint8_images_of_the_same_shape(example):
     stage, images = example
     decoded = stage.decode(stage.encode(images).mean)
     assert decoded.dtype == torch.uint8 and decoded.shape == images.shape
+
+
+def test_encoding_is_the_normalisation_of_what_shards_would_keep(example):
+    stage, images = example
+    raw = stage.encode_raw(images) if hasattr(stage, "encode_raw") else stage.encode(images)
+    rows = {"moments": torch.stack([moment for moment in raw if moment is not None], 1)}
+    for wanted, found in zip(stage.encode(images), stage.moments_of(rows), strict=True):
+        assert (wanted is None and found is None) or torch.equal(wanted, found)
+
+
+def test_a_settled_config_builds_the_same_stage(example):
+    stage, images = example
+    again = FIRST_STAGES.build(stage.settled())
+    assert torch.equal(again.encode(images).mean, stage.encode(images).mean)
 
 
 def test_encoding_floats_is_refused(example):

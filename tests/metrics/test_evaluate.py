@@ -4,7 +4,7 @@ from sklearn.datasets import load_digits
 
 from dit_moe.config import ConfigError
 from dit_moe.data.digits import DigitsConfig, pixels_to_uint8, split_indices
-from dit_moe.evaluate import EvalConfig, dataset_reference, evaluate, file_reference
+from dit_moe.evaluate import EvalConfig, dataset_reference, evaluate, file_reference, with_reconstructions
 from dit_moe.metrics import EXTRACTORS, ImageSet, write_images
 from dit_moe.metrics.digits_cnn import DigitsCNNConfig
 
@@ -139,6 +139,37 @@ def test_bad_samples_are_refused_naming_them(digits):
             evaluate([ImageSet(images, labels), bad], reference, extractor)
     with pytest.raises(ValueError, match="no samples"):
         evaluate([], reference, extractor)
+
+
+def test_reconstructions_have_their_own_distance_between_the_floor_and_the_samples(digits):
+    extractor, reference = EXTRACTORS.build(DigitsCNNConfig()), dataset_reference(DigitsConfig())
+    lossy = with_reconstructions(reference, lambda images: images & 0b11110000)
+    samples = [ImageSet(*noisy(digits["heldout"], 40, seed=0))]
+    report = evaluate(samples, lossy, extractor)
+    found, plain = distance(report), evaluate(samples, reference, extractor)
+    assert found["floor"] < found["reconstruction"] < found["generated"]
+    as_samples = [ImageSet(digits["heldout"][0] & 0b11110000, digits["heldout"][1])]
+    assert found["reconstruction"] == pytest.approx(distance(evaluate(as_samples, reference, extractor))["generated"])
+    assert found["reconstruction_ratio"] == pytest.approx(found["reconstruction"] / found["floor"])
+    assert 0.9 < report["class_accuracy_reconstruction"] <= 1
+    new = ("reconstruction", "reconstruction_ratio")
+    assert distance(plain) == {key: None if key in new else value for key, value in found.items()}
+    assert plain["class_accuracy_reconstruction"] is None
+
+
+def test_a_perfect_reconstruction_is_at_the_floor(digits):
+    reference = with_reconstructions(dataset_reference(DigitsConfig()), lambda images: images)
+    assert np.array_equal(reference.reconstructed.images_NHWC, reference.heldout.images_NHWC)
+    few = [ImageSet(digits["heldout"][0][:200], digits["heldout"][1][:200])]
+    report = evaluate(few, reference, EXTRACTORS.build(DigitsCNNConfig()))
+    assert distance(report)["reconstruction_ratio"] == pytest.approx(1)
+    assert report["class_accuracy_reconstruction"] == report["class_accuracy_heldout"]
+
+
+def test_a_reference_without_held_out_images_has_no_reconstructions(digits, tmp_path):
+    write_images(tmp_path / "reference.npz", digits["train"][0])
+    reference = file_reference(tmp_path / "reference.npz")
+    assert with_reconstructions(reference, lambda images: images) is reference
 
 
 @pytest.mark.parametrize("field, value", [("seeds", 0), ("images", 1)])

@@ -1,0 +1,124 @@
+"""How fast training data is read: latents from shards, against one .npy file a latent and decoding JPEGs at every step.
+
+    python benchmarks/reading.py [FOLDER]
+
+Makes a manifest of 1.28 million latents (4×32×32, fp16, both ways round, as of ImageNet at 256 pixels) over sparse
+shards in FOLDER, which take no disk, reads shuffled batches of 256 and prints one JSON line per way of reading.
+`anonymous_MiB` is the memory that reading has added to the process, without what is mapped from files, which all
+processes share and the system may drop.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dit_moe.data import DATASETS
+from dit_moe.data.latents import LatentsConfig
+from dit_moe.data.manifest import SHARDS, Manifest, Shard, write_manifest
+from dit_moe.data.order import BatchOrder
+
+IMAGES, SHARD, BATCH, ROWS = 1_281_167, 4096, 256, 100_000
+ROW = (2, 2, 4, 32, 32)  # flips, moments, channels, height, width
+FILES = 2_000  # of the two other ways
+
+
+def sparse_latents(folder: Path) -> None:
+    """Shards of zeros that are holes in their files, and a manifest of them."""
+    (folder / SHARDS).mkdir(parents=True)
+    shards = []
+    for number, start in enumerate(range(0, IMAGES, SHARD)):
+        count = min(SHARD, IMAGES - start)
+        sizes = {"index": ("I64", [count]), "labels": ("I64", [count]), "moments": ("F16", [count, *ROW])}
+        header, end = {}, 0
+        for name, (dtype, shape) in sizes.items():
+            begin, end = end, end + int(np.prod(shape)) * (8 if dtype == "I64" else 2)
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        path = folder / SHARDS / f"{number:05d}.safetensors"
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(8 + len(text) + end)
+        shards.append(Shard(path.name, count, path.stat().st_size, "0" * 64))
+    manifest = Manifest(
+        class_names=tuple(map(str, range(1000))),
+        image_shape=(3, 256, 256),
+        latent_shape=(4, 32, 32),
+        moments=2,
+        flips=True,
+        dtype="fp16",
+        autoencoder={"sha256": "0" * 64},
+        mean=(0.0,) * 4,
+        std=(1.0,) * 4,
+        encoding={},
+        skipped=(),
+        shards=tuple(shards),
+    )
+    write_manifest(folder, manifest)
+
+
+def anonymous_mib() -> float:
+    """Memory of this process that no file stands behind."""
+    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["RssAnon"].split()[0]) / 1024
+
+
+def measure(name: str, read: Callable[[list[int]], object], size: int, rows: int) -> None:
+    order, before = BatchOrder(size, BATCH, seed=0), anonymous_mib()
+    order.batch(0)  # the epoch's permutation
+    read(order.batch(0))
+    held = anonymous_mib()
+    start = time.perf_counter()
+    for step in range(rows // BATCH):
+        read(order.batch(step))
+    seconds = time.perf_counter() - start
+    facts = {
+        "reading": name,
+        "rows_of": size,
+        "rows_per_s": round(rows // BATCH * BATCH / seconds),
+        "anonymous_MiB": round(anonymous_mib() - before, 1),
+        "grown_while_reading_MiB": round(anonymous_mib() - held, 1),
+        "threads": torch.get_num_threads(),
+    }
+    print(json.dumps(facts), flush=True)
+
+
+def main(folder: Path) -> None:
+    sparse_latents(folder / "latents")
+    start = time.perf_counter()
+    latents = DATASETS.build(LatentsConfig(path=str(folder / "latents")), "train")
+    print(json.dumps({"opening": "latents", "images": IMAGES, "seconds": round(time.perf_counter() - start, 3)}))
+    measure("latents from shards", latents.__getitems__, len(latents), ROWS)
+
+    moments = np.zeros(ROW[1:], np.float16)
+    chance = np.random.default_rng(0)
+    (folder / "npy").mkdir()
+    (folder / "jpeg" / "0").mkdir(parents=True)
+    photo = Image.fromarray(chance.integers(0, 256, (47, 63, 3), dtype=np.uint8)).resize(
+        (500, 375), Image.Resampling.BICUBIC
+    )
+    for i in range(FILES):
+        np.save(folder / "npy" / f"{i}.npy", moments)
+        photo.save(folder / "jpeg" / "0" / f"{i:05d}.jpg", quality=90)
+    npy = [folder / "npy" / f"{i}.npy" for i in range(FILES)]
+    measure("one np.load a latent", lambda rows: np.stack([np.load(npy[i]) for i in rows]), FILES, 20_000)
+    images = DATASETS.build(DATASETS.config_class("image_folder")(path=str(folder / "jpeg"), size=256), "train")
+    measure("JPEGs 500×375, cropped to 256", images.__getitems__, FILES, 1_024)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        main(Path(sys.argv[1]))
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            main(Path(temporary))

@@ -1,0 +1,124 @@
+"""Latents that `dit-moe encode` wrote, read by memory map: no process holds a copy, and any row is one short read."""
+
+# B batch, F flips, M moments, C channels, H height, W width of latents
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_moe.config import ConfigError
+from dit_moe.data.base import DATASETS
+from dit_moe.data.manifest import DTYPES, SHARDS, Shard, read_manifest
+from dit_moe.registry import did_you_mean
+
+MOST_OPEN = 512  # mapped files: each holds a descriptor, of which a process often may have 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentsConfig:
+    """A folder of encoded latents."""
+
+    path: str
+    heldout: str | None = None  # another such folder, for the split `heldout`
+    flip: bool | None = None  # train on mirrored images too; None: if they were encoded
+    fingerprint: str | None = None  # (recorded) of what is in the folder
+
+
+@DATASETS.register("latents", LatentsConfig)
+class LatentShards:
+    """Rows of moments; with flips, row N + i is image i mirrored.
+
+    Raises:
+        NoLatents: nothing was encoded into the folder, or not to the end.
+        ValueError: no such split, files that are damaged, or flips are wanted that were not encoded.
+    """
+
+    def __init__(self, config: LatentsConfig, split: str) -> None:
+        self.folder = Path(_folder(config, split))
+        self.manifest = read_manifest(self.folder)
+        self.class_names, self.image_shape = self.manifest.class_names, self.manifest.image_shape
+        self.fingerprint = self.manifest.fingerprint
+        if config.flip and not self.manifest.flips:
+            raise ConfigError("flip", f"=True, but {self.folder} was encoded with encode.flips=false; drop the line")
+        self.flip = split == "train" and (self.manifest.flips if config.flip is None else config.flip)
+        self._starts = np.cumsum([0, *[shard.count for shard in self.manifest.shards]])
+
+    def __len__(self) -> int:
+        return len(self.manifest) * (2 if self.flip else 1)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """{"moments": [B, M, C, H, W] as stored, before scale and shift, "labels": int64 [B]}."""
+        flip_B, image_B = np.divmod(np.asarray(indices, dtype=np.int64), len(self.manifest))
+        shard_B = np.searchsorted(self._starts, image_B, side="right") - 1
+        row_B = image_B - self._starts[shard_B]
+        shards = [_map(self.folder / SHARDS / shard.file, shard) for shard in self._shards_at(shard_B)]
+        for shard, row, flip in zip(shards, row_B.tolist(), flip_B.tolist(), strict=True):
+            shard.prefetch(row, flip)  # the disk works on all rows at once
+        manifest = self.manifest
+        moments = torch.empty(len(indices), manifest.moments, *manifest.latent_shape, dtype=DTYPES[manifest.dtype])
+        bits, labels_B = _bits(moments), np.empty(len(indices), dtype=np.int64)
+        for i, (shard, row, flip) in enumerate(zip(shards, row_B.tolist(), flip_B.tolist(), strict=True)):
+            bits[i], labels_B[i] = shard.moments[row, flip], shard.labels[row]
+        return {"moments": moments, "labels": torch.from_numpy(labels_B)}
+
+    def _shards_at(self, numbers: np.ndarray) -> list[Shard]:
+        return [self.manifest.shards[number] for number in numbers.tolist()]
+
+
+class _Mapped(NamedTuple):
+    """A shard file in memory as far as the system cares to keep it; all processes share its pages."""
+
+    file: mmap.mmap
+    start: int  # of the moments
+    moments: np.ndarray  # [n, F, M, C, H, W] of integers as wide as the numbers
+    labels: np.ndarray
+
+    def prefetch(self, row: int, flip: int) -> None:
+        size = self.moments[0, 0].nbytes
+        begin = self.start + (row * self.moments.shape[1] + flip) * size
+        page = begin - begin % mmap.PAGESIZE
+        self.file.madvise(mmap.MADV_WILLNEED, page, begin + size - page)
+
+
+@lru_cache(maxsize=MOST_OPEN)
+def _map(path: Path, shard: Shard) -> _Mapped:
+    """Map a shard's file; ValueError if it is no safetensors file of latents."""
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        mapped.madvise(mmap.MADV_RANDOM)  # reading ahead would fetch eight times what shuffled rows need
+        end = 8 + int.from_bytes(mapped[:8], "little")
+        header = json.loads(mapped[8:end])
+        moments, labels = header["moments"], header["labels"]
+        start = end + moments["data_offsets"][0]
+        width = {"F32": np.int32, "F16": np.int16, "BF16": np.int16}[moments["dtype"]]
+        flat = np.frombuffer(mapped, width, int(np.prod(moments["shape"])), start)
+        known = np.frombuffer(mapped, np.int64, shard.count, end + labels["data_offsets"][0])
+        return _Mapped(mapped, start, flat.reshape(moments["shape"]), known)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); restore it, or run `dit-moe encode` again") from None
+
+
+def _folder(config: LatentsConfig, split: str) -> str:
+    folders = {"train": config.path, "heldout": config.heldout}
+    if split not in folders:
+        raise ValueError(f"latents have no split {split!r}; {did_you_mean(split, folders)}")
+    folder = folders[split]
+    if folder is None:
+        raise ConfigError("heldout", " is missing; name a folder of encoded held-out images")
+    return folder
+
+
+def _bits(moments: Tensor) -> np.ndarray:
+    """A view that NumPy, which has no bfloat16, can fill row by row, much faster than torch."""
+    return moments.view({2: torch.int16, 4: torch.int32}[moments.element_size()]).numpy()

@@ -1,0 +1,284 @@
+"""Images → shards of latents: any number of processes, stopped and continued at will, always the same bytes.
+
+A shard holds the latents of fixed places in the data set, is encoded by one process in batches that start at its first
+image, and is followed by a record of itself. What is done is what has a record; the manifest is made of the records.
+"""
+
+# n rows of a shard, B batch, F flips, M moments, C channels, H height, W width of latents
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from dit_moe import config as configs
+from dit_moe.config import ConfigError, Tree, require
+from dit_moe.data import DATASETS, BrokenImages, Dataset
+from dit_moe.data.manifest import DTYPES, SHARDS, Manifest, Shard, write_manifest
+from dit_moe.data.order import load_batches
+from dit_moe.files import write_atomically
+from dit_moe.latents.autoencoder import Autoencoder
+from dit_moe.processes import join_processes, on_all, on_main
+
+ENCODING, BROKEN = "encoding.json", "broken.json"
+
+
+class EncodingError(Exception):
+    """The encoding could not be finished; what is done of it is kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """Which images to encode, and how to keep their latents. Where they go is ``data.path``."""
+
+    images: Annotated[Any, DATASETS]
+    dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    flips: bool = True  # mirrored images as a second entry
+    batch_size: int = 32
+    shard_size: int = 4096  # images in a file: what an interruption costs at most
+    workers: int = 0  # processes that read and crop images ahead
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "shard_size"):
+            require(getattr(self, name) >= 1, self, name, "must be at least 1")
+        require(self.workers >= 0, self, "workers", "must be at least 0")
+        if getattr(self.images, "flip", False):
+            raise ConfigError("images.flip", "=True: flips are encode.flips here; drop the line")
+
+
+class Encoder:
+    """Encodes the images of `dataset` with `stage` into `folder`, together with all other processes.
+
+    Raises:
+        ConfigError: `folder` holds an encoding of other images, or in another way.
+    """
+
+    def __init__(self, config: EncodeConfig, stage: Autoencoder, dataset: Dataset, folder: Path) -> None:
+        self.config, self.stage, self.dataset, self.folder = config, stage, dataset, folder
+        stage.load()
+        self.encoding = self._describe()
+        self.shards = math.ceil(len(dataset) / config.shard_size)
+
+    def _describe(self) -> Tree:
+        """What decides the bytes of the latents, apart from the machine."""
+        how = {name: getattr(self.stage.config, name) for name in ("kind", "sha256", "precision", "tiling", "slicing")}
+        kept = {name: value for name, value in asdict(self.config).items() if name not in ("images", "workers")}
+        images = {"name": DATASETS.name_of(self.config.images), **configs.dump(self.config.images)}
+        what = {"images": images, "fingerprint": self.dataset.fingerprint, "count": len(self.dataset)}
+        return json.loads(json.dumps(what | {"first_stage": how} | kept))
+
+    def missing(self) -> list[int]:
+        """The shards still to make: those without a record, or whose file is not as long as that says."""
+        return [shard for shard in range(self.shards) if self._record(shard) is None]
+
+    def run(self, skip_broken: bool = False, on_images: Callable[[int], object] = lambda count: None) -> Manifest:
+        """Make what is missing, then the manifest. `on_images(n)` after every batch of this process.
+
+        Raises EncodingError, after all that can be encoded is, if images are broken and not to be skipped.
+        """
+        on_main(self._begin)
+        state, missing = join_processes(), on_all(self.missing)[0]
+        mine = missing[state.process_index :: state.num_processes]
+        turns, batches = iter(mine), self._batches(mine)
+        broken: dict[int, str] = {}
+        for _ in range(0, len(missing), state.num_processes):  # together, so that no one waits long for another
+            for found in on_all(lambda: self._encode(next(turns, None), batches, skip_broken, on_images)):
+                broken |= found
+        if broken and not skip_broken:
+            on_main(lambda: self._list_broken(broken))
+            raise EncodingError(self._explain(broken))
+        manifest = self._manifest()
+        on_main(lambda: write_manifest(self.folder, manifest))
+        return manifest
+
+    def _begin(self) -> None:
+        path = self.folder / ENCODING
+        if path.is_file():
+            old = json.loads(path.read_text())
+            for key, value in _flat(self.encoding).items():
+                was = _flat(old).get(key)
+                if was != value and not key.startswith(("images.path", "images.heldout")):  # has a fingerprint
+                    problem = f"={value} differs from the encoding in {self.folder}, which has {was}"
+                    raise ConfigError(
+                        f"encode.{key}", f"{problem}; encode into another data.path, or delete that folder"
+                    )
+        (self.folder / SHARDS).mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(self.encoding, indent=1) + "\n")
+
+    # ------------------------------------------------------------------------------------------------------- one shard
+
+    def _batches(self, shards: Sequence[int]) -> Iterator[Any]:
+        """Read rows, batch by batch, of these shards one after the other."""
+        batches = [part for shard in shards for part in self._parts(shard)]
+        return load_batches(_Tolerant(self.dataset), batches, self.config.workers)
+
+    def _parts(self, shard: int) -> list[list[int]]:
+        size = self.config.shard_size
+        rows = range(shard * size, min((shard + 1) * size, len(self.dataset)))
+        return [list(rows[i : i + self.config.batch_size]) for i in range(0, len(rows), self.config.batch_size)]
+
+    def _encode(
+        self, shard: int | None, batches: Iterator[Any], skip_broken: bool, on_images: Callable[[int], object]
+    ) -> dict[int, str]:
+        """Encode one shard, if there is one left, from the next `batches` and keep it; returns its broken images."""
+        if shard is None:
+            return {}
+        moments: list[Tensor] = []
+        labels: list[Tensor] = []
+        index: list[int] = []
+        broken: dict[int, str] = {}
+        for part in self._parts(shard):
+            rows = next(batches)
+            broken |= rows.broken
+            index += rows.index
+            if rows.index:
+                moments.append(self._moments(rows.images, rows.index))
+                labels.append(rows.labels)
+            on_images(len(part))
+        if not broken or skip_broken:
+            empty = torch.empty(0, *self._row_shape(), dtype=DTYPES[self.config.dtype])
+            tensors = {
+                "moments": torch.cat([empty, *moments]),
+                "labels": torch.cat([torch.empty(0, dtype=torch.int64), *labels]),
+                "index": torch.tensor(index, dtype=torch.int64),
+            }
+            self._keep(shard, tensors, broken)
+        return broken
+
+    def _moments(self, images_BCHW: Tensor, index: Sequence[int]) -> Tensor:
+        """[B, F, M, C, H, W] on the CPU. ValueError if one does not fit the dtype."""
+        images = images_BCHW.to(join_processes().device, non_blocking=True)
+        ways = [images, images.flip(-1)] if self.config.flips else [images]
+        each = [torch.stack([m for m in self.stage.encode_raw(way) if m is not None], 1) for way in ways]
+        moments = torch.stack(each, 1).to(DTYPES[self.config.dtype]).cpu()
+        finite_B = moments.isfinite().flatten(1).all(1)
+        if not finite_B.all():
+            bad = [i for i, fine in zip(index, finite_B.tolist(), strict=True) if not fine]
+            problem = f"the latents of images {bad[:8]} are not finite in {self.config.dtype}"
+            raise EncodingError(f"{problem}; set encode.dtype=bf16 or fp32, and first_stage.precision=fp32")
+        return moments
+
+    def _row_shape(self) -> tuple[int, ...]:
+        image = self.dataset.image_shape
+        deterministic = self.stage.config.kind != "AutoencoderKL"
+        return 2 if self.config.flips else 1, 1 if deterministic else 2, *self.stage.latent_shape(image)
+
+    def _keep(self, shard: int, tensors: dict[str, Tensor], broken: dict[int, str]) -> None:
+        content, path = save(tensors), self._path(shard)
+        write_atomically(path, content)
+        sums, squares = channel_statistics(tensors["moments"])
+        record = {
+            "shard": asdict(Shard(path.name, len(tensors["index"]), len(content), hashlib.sha256(content).hexdigest())),
+            "sums": sums.tolist(),
+            "squares": squares.tolist(),
+            "skipped": sorted(broken.items()),
+        }
+        write_atomically(path.with_suffix(".json"), json.dumps(record) + "\n")
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / SHARDS / f"{shard:05d}.safetensors"
+
+    def _record(self, shard: int) -> Tree | None:
+        path = self._path(shard)
+        if not (path.is_file() and path.with_suffix(".json").is_file()):
+            return None
+        record = json.loads(path.with_suffix(".json").read_text())
+        return record if path.stat().st_size == record["shard"]["bytes"] else None
+
+    # ---------------------------------------------------------------------------------------------------- all together
+
+    def _manifest(self) -> Manifest:
+        records = [record for record in map(self._record, range(self.shards)) if record is not None]
+        shards = tuple(Shard(**record["shard"]) for record in records)
+        assert len(shards) == self.shards, "every shard was made"
+        count = sum(shard.count for shard in shards)
+        if count == 0:
+            raise EncodingError(f"all {len(self.dataset)} images are broken; nothing was encoded")
+        flips, moments, *shape = self._row_shape()
+        values = count * flips * shape[1] * shape[2]
+        mean_C = np.sum([record["sums"] for record in records], axis=0) / values
+        square_C = np.sum([record["squares"] for record in records], axis=0) / values
+        return Manifest(
+            class_names=tuple(self.dataset.class_names),
+            image_shape=self.dataset.image_shape,
+            latent_shape=(shape[0], shape[1], shape[2]),
+            moments=moments,
+            flips=self.config.flips,
+            dtype=self.config.dtype,
+            autoencoder=configs.dump(self.stage.config),
+            mean=tuple(mean_C.tolist()),
+            std=tuple(np.sqrt(square_C - mean_C**2).tolist()),
+            encoding=self.encoding,
+            skipped=tuple((i, problem) for record in records for i, problem in record["skipped"]),
+            shards=shards,
+        )
+
+    def _list_broken(self, broken: dict[int, str]) -> None:
+        listed = [{"index": i, "problem": problem} for i, problem in sorted(broken.items())]
+        write_atomically(self.folder / BROKEN, json.dumps(listed, indent=1) + "\n")
+
+    def _explain(self, broken: dict[int, str]) -> str:
+        first, others = broken[min(broken)], len(broken) - 1
+        more, them = (f" and {others} more, listed in {self.folder / BROKEN}", "them") if others else ("", "it")
+        remedy = f"mend or remove {them} and go on with the same command, or leave {them} out by --skip-broken"
+        return f"{first}{more}; {remedy}"
+
+
+@dataclass
+class _Rows:
+    """What could be read of a batch."""
+
+    index: list[int]
+    images: Tensor
+    labels: Tensor
+    broken: dict[int, str]
+
+
+class _Tolerant:
+    """A data set that gives what it can read of a batch, and says what it cannot."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, indices: list[int]) -> _Rows:
+        broken: dict[int, str] = {}
+        try:
+            rows = self.dataset.__getitems__(indices)
+        except BrokenImages as error:
+            broken = error.problems
+            indices = [i for i in indices if i not in broken]
+            rows = self.dataset.__getitems__(indices) if indices else {"images": Tensor(), "labels": Tensor()}
+        return _Rows(indices, rows["images"], rows["labels"], broken)
+
+
+def channel_statistics(moments: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Per channel, over stored moments [n, F, M, C, H, W]: sums of the mean and of the second moment of a draw.
+
+    NumPy adds in the same order whatever the number of threads.
+    """
+    sums, squares = np.zeros((2, moments.shape[3]))
+    for part in moments.split(64):  # in float64 a whole shard would be large
+        first, *rest = part.double().numpy().swapaxes(0, 2)
+        sums += first.sum((0, 1, 3, 4))
+        squares += sum((std**2 for std in rest), first**2).sum((0, 1, 3, 4))
+    return sums, squares
+
+
+def _flat(tree: Tree, path: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return flat

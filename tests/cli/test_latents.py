@@ -1,0 +1,193 @@
+"""The way of ImageNet on the command line: encode, verify, train, sample, evaluate."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit_moe.pictures import read_log
+from tests.cli.conftest import SMALL, cli
+from tests.cli.test_bad_input import refused, snapshot
+from tests.latents.small import make
+
+CONFIG = str(Path(__file__).parents[2] / "configs" / "digits_latent.yaml")
+SMALLER = [*SMALL, "model.name=DiT-custom/4-4E2A", "encode.shard_size=300"]
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("latents") / "latents"
+    assert cli("encode", CONFIG, f"data.path={folder}", *SMALLER) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def latent_run(tmp_path_factory, latents):
+    folder = tmp_path_factory.mktemp("runs") / "latent"
+    assert cli("train", CONFIG, f"data.path={latents}", *SMALLER, "--run", folder) == 0
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path):
+    """An image folder of 2 classes with 6 colourful images each."""
+    chance = np.random.default_rng(0)
+    for label in ("cats", "dogs"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for i in range(6):
+            pixels = chance.integers(0, 256, (40, 36, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / label / f"{i}.jpg")
+    return tmp_path / "images"
+
+
+def of_images(tmp_path, images, **more):
+    """The overrides for `images`, 16 pixels wide, with an autoencoder made on the spot."""
+    model = tmp_path / "autoencoder"
+    if not model.exists():
+        make(model)
+    settings = {
+        "data.path": tmp_path / "latents",
+        "first_stage.model": model,
+        "encode.images": f"{{name: image_folder, path: {images}, size: 16}}",
+        "encode.flips": "true",
+        "encode.batch_size": 4,
+        "encode.shard_size": 5,
+    } | more
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+def test_encoding_says_what_it_made_and_verifying_draws_it(capsys, latents):
+    assert cli("encode", CONFIG, f"data.path={latents}", *SMALLER) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["images"], facts["shards"], facts["shards_made"]) == (898, 3, 0)
+    assert cli("encode", CONFIG, f"data.path={latents}", *SMALLER, "--verify") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["verified"] and facts["mean_absolute_error"] < 6
+    assert Image.open(latents / "verify.png").size[0] > 8 * 32
+
+
+def test_a_run_on_latents_is_sampled_as_images(latent_run, tmp_path):
+    assert cli("sample", latent_run, "count=12", "first_stage.slicing=true", "--out", tmp_path) == 0
+    with np.load(tmp_path / "images.npz") as arrays:
+        assert arrays["arr_0"].shape == (12, 32, 32, 1)
+
+
+def test_quickstart_goes_the_whole_way_and_shows_the_reconstruction(tmp_path, latents):
+    words = ["quickstart", CONFIG, f"data.path={latents}", *SMALLER, "eval.seeds=1", "--run", tmp_path / "run"]
+    assert cli(*words) == 0
+    distance = json.loads((tmp_path / "run" / "metrics.json").read_text())["fd_digits_cnn64"]
+    assert 0.8 < distance["reconstruction_ratio"] < 1.5 < distance["ratio"]
+
+
+def test_image_folders_are_encoded_and_trained_on(tmp_path, images):
+    settings = of_images(tmp_path, images)
+    assert cli("encode", CONFIG, *settings) == 0
+    assert cli("train", CONFIG, *settings, *SMALL, "--run", tmp_path / "run") == 0
+    assert cli("sample", tmp_path / "run", "count=4") == 0
+    with np.load(tmp_path / "run" / "images.npz") as arrays:
+        assert arrays["arr_0"].shape == (4, 16, 16, 3)
+
+
+def test_encoding_on_the_fly_trains_the_same_as_shards_do(tmp_path, images):
+    settings = of_images(tmp_path, images, **{"encode.dtype": "fp32"})
+    assert cli("encode", CONFIG, *settings) == 0
+    assert cli("train", CONFIG, *settings, *SMALL, "--run", tmp_path / "shards") == 0
+    on_the_fly = f"data={{name: image_folder, path: {images}, size: 16, flip: true}}"
+    assert cli("train", CONFIG, *settings, *SMALL, on_the_fly, "--run", tmp_path / "flying") == 0
+    shards, flying = ([line["loss"] for line in read_log(tmp_path / run / "log.jsonl")] for run in ("shards", "flying"))
+    assert shards == pytest.approx(flying, rel=1e-5)  # fp32 rounding of other batches in the autoencoder
+
+
+def test_broken_files_stop_it_at_the_end_unless_they_are_to_be_skipped(capsys, tmp_path, images):
+    (images / "cats" / "note.jpg").write_text("not an image")
+    settings = of_images(tmp_path, images)
+    refused(capsys, 1, "note.jpg", "encode", CONFIG, *settings)
+    assert not (tmp_path / "latents" / "manifest.json").exists()
+    refused(capsys, 2, "holds an unfinished encoding", "train", CONFIG, *settings, *SMALL, "--run", tmp_path / "run")
+    capsys.readouterr()
+    assert cli("encode", CONFIG, *settings, "--skip-broken") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["images"], facts["skipped"]) == (12, 1)
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "spoil"),
+    [
+        (1, "one.png is 1×1", lambda cats: Image.new("RGB", (1, 1)).save(cats / "one.png")),
+        (1, "zero.jpg is empty", lambda cats: (cats / "zero.jpg").touch()),
+        (1, "huge.png is 6000×5000 pixels", lambda cats: Image.new("L", (6000, 5000)).save(cats / "huge.png")),
+        (2, "has no images of the class ants", lambda cats: (cats.parent / "ants").mkdir()),
+        (
+            2,
+            "has no images in its 2 class folders",
+            lambda cats: [each.unlink() for each in cats.parent.rglob("*.jpg")],
+        ),
+        (2, "has no class folders", lambda cats: shutil.rmtree(cats.parent) or cats.parent.mkdir()),
+        (2, "does not exist", lambda cats: shutil.rmtree(cats.parent)),
+    ],
+)
+def test_images_that_cannot_be_used_are_named_with_what_is_wrong(capsys, tmp_path, images, code, message, spoil):
+    spoil(images / "cats")
+    settings = of_images(tmp_path, images)
+    refused(capsys, code, message, "encode", CONFIG, *settings, "encode.images.max_megapixels=20")
+    assert not (tmp_path / "latents" / "manifest.json").exists()
+
+
+def test_a_30_megapixel_image_is_encoded_like_any_other(tmp_path, images):
+    Image.new("RGB", (6000, 5000), (200, 30, 30)).save(images / "cats" / "huge.jpg")
+    assert cli("encode", CONFIG, *of_images(tmp_path, images)) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("encode=null", "encode is missing; say which images to encode"),
+        ("data={name: digits, size: 32}", "data.name=digits takes no encoded latents"),
+        ("first_stage=identity", "first_stage names no autoencoder"),
+        ("encode.images={name: image_folder, path: nowhere, size: 32}", "nowhere"),
+        ("first_stage.model=configs", "has no readable config.json"),
+        ("encode.shard_size=0", "encode.shard_size=0 must be at least 1"),
+        ("encode.dtype=fp8", "encode.dtype=fp8 is not one of fp16, bf16, fp32"),
+    ],
+)
+def test_a_mistake_in_the_config_is_refused_before_anything_is_encoded(capsys, tmp_path, change, message):
+    folder = tmp_path / "latents"
+    refused(capsys, 2, message, "encode", CONFIG, f"data.path={folder}", change)
+    assert not folder.exists()
+
+
+def test_a_run_refuses_latents_of_another_space_with_both_descriptions(capsys, tmp_path, latent_run):
+    run = shutil.copytree(latent_run, tmp_path / "run")
+    before = snapshot(run)
+    model = make(tmp_path / "other", in_channels=1, out_channels=1)
+    settings = [f"data.path={tmp_path / 'others'}", f"first_stage.model={model}", *SMALLER, "encode.images.size=16"]
+    assert cli("encode", CONFIG, *settings) == 0
+    refused(capsys, 2, "first_stage is of the latent space", "train", CONFIG, *settings, "train.steps=6", "--run", run)
+    assert snapshot(run) == before
+    refused(
+        capsys, 2, "these latents are of an AutoencoderKL with weights", "sample", run, f"first_stage.model={model}"
+    )
+    assert snapshot(run) == before
+
+
+def test_a_run_refuses_other_latents_of_the_same_space(capsys, tmp_path, latents, latent_run):
+    run = shutil.copytree(latent_run, tmp_path / "run")
+    settings = [*SMALLER, "encode.dtype=fp16", f"data.path={tmp_path / 'others'}"]
+    assert cli("encode", CONFIG, *settings) == 0
+    refused(capsys, 2, "data.fingerprint=", "train", CONFIG, *settings, "train.steps=6", "--run", run)
+    moved = shutil.copytree(latents, tmp_path / "moved")
+    assert cli("train", CONFIG, *SMALLER, f"data.path={moved}", "train.steps=6", "--run", run) == 0
+
+
+def test_what_is_wrong_with_the_latents_is_said_before_training(capsys, tmp_path, latents):
+    words = ["train", CONFIG, *SMALLER, "--run", tmp_path / "run"]
+    refused(capsys, 2, "holds no encoded latents; run `dit-moe encode", *words, f"data.path={tmp_path / 'nowhere'}")
+    folder = shutil.copytree(latents, tmp_path / "latents")
+    shard = folder / "shards" / "00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    refused(capsys, 2, "00001.safetensors has", *words, f"data.path={folder}")
+    refused(capsys, 2, "16 channels", *words, f"data.path={latents}", "first_stage.channels=16")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,115 @@
+"""Training an autoencoder from a config file to a folder that diffusers and the first stage load."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from dit_moe import config
+from dit_moe.commands.train_autoencoder import AutoencoderTraining, averaged, prepare
+from dit_moe.config import ConfigError
+from dit_moe.data.digits import Digits
+from dit_moe.latents.autoencoder import BUNDLED, Autoencoder, AutoencoderConfig
+from dit_moe.latents.pixels import from_uint8
+from tests.cli.conftest import cli
+
+CONFIG = str(Path(__file__).parents[2] / "configs" / "autoencoder_digits.yaml")
+SMALL = [
+    "autoencoder.block_out_channels=[8,8]",
+    "autoencoder.norm_num_groups=4",
+    "data.size=8",
+    "train.steps=4",
+    "train.batch_size=8",
+    "train.warmup_steps=0",
+    "train.checkpoint_every=2",
+    "train.log_every=1",
+]
+
+
+def test_training_exports_the_averaged_network_and_prints_its_errors(tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert cli("train-autoencoder", CONFIG, "--run", run, "--export", out, *SMALL, "train.sample_every=2") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["train"]["images"] == 898 and facts["heldout"]["images"] == 450
+    assert 0 < facts["heldout"]["mae"] < 255 and facts["heldout"]["psnr"] > 0
+    assert facts["latent_shape"] == [4, 4, 4]
+
+    stage = Autoencoder(AutoencoderConfig(model=str(out)))
+    settled = stage.settled()
+    assert (settled.sha256, settled.shift, settled.scale) == (facts["sha256"], (facts["shift"],), (facts["scale"],))
+    settings, images = prepare(Path(CONFIG), SMALL)
+    some = images["heldout"].__getitems__(range(5))["images"]
+    with torch.no_grad():
+        mean = averaged(settings, images["train"], run).encode(from_uint8(some)).latent_dist.mean
+    assert torch.equal(stage.encode_raw(some).mean, mean)
+
+    assert [path.name for path in sorted((run / "samples").iterdir())] == ["step_00000002.png", "step_00000004.png"]
+    assert Image.open(run / "samples" / "step_00000004.png").size[0] > 8 * 64
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step_00000002", "step_00000004"]
+
+
+def test_the_same_command_goes_on_and_a_finished_run_is_exported_again(tmp_path, capsys):
+    words = ["train-autoencoder", CONFIG, "--run", tmp_path, *SMALL]
+    assert cli(*words, "train.steps=2") == 0
+    capsys.readouterr()
+    assert cli(*words) == 0
+    parts = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "autoencoder" / "made_by.json").read_text()) == parts
+    assert parts["config"]["train"]["steps"] == 4
+    assert cli(*words) == 0
+    assert json.loads(capsys.readouterr().out) == parts
+
+
+def test_a_folder_of_images_without_held_out_ones_will_do(tmp_path, capsys):
+    random = torch.Generator().manual_seed(0)
+    for i in range(4):
+        pixels = torch.randint(256, (16, 16, 3), dtype=torch.uint8, generator=random)
+        (tmp_path / "images" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.numpy()).save(tmp_path / "images" / "ab"[i % 2] / f"{i}.png")
+    data = f"data={{name: image_folder, path: {tmp_path / 'images'}, size: 16, flip: true}}"
+    small = [word for word in SMALL if word != "data.size=8"]
+    assert cli("train-autoencoder", CONFIG, "--run", tmp_path / "run", *small, data) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["heldout"] is None and facts["train"]["images"] == 8
+    saved = config.load(tmp_path / "run" / "config.yaml")
+    assert saved["data"]["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("data.size=12", "data.size=12 must be a multiple of 8"),
+        ("data={name: image_folder, path: /nowhere}", "data.path=/nowhere does not exist"),
+        ("autoencoder.block_out_channels=[8,8,8,8,8]", "autoencoder.block_out_channels=[8, 8, 8, 8, 8] takes images"),
+        (
+            "autoencoder.norm_num_groups=3",
+            "autoencoder.block_out_channels=(8, 8) must be multiples of norm_num_groups=3",
+        ),
+        ("loss.lpips_weight=1", "loss.lpips_weight=1.0 needs the network's weights"),
+        (
+            "loss={lpips_weight: 1.0, lpips_folder: /nowhere}",
+            "loss.lpips_folder: /nowhere/vgg16-397923af.pth does not exist",
+        ),
+        ("model.depth=2", "model is not a known key"),
+    ],
+)
+def test_mistakes_are_one_line_with_the_dotted_path_and_leave_nothing(tmp_path, capsys, change, message):
+    small = [word for word in SMALL if not (change.startswith("data") and word == "data.size=8")]
+    assert cli("train-autoencoder", CONFIG, "--run", tmp_path / "run", *small, change) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_encoded_latents_are_no_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(Digits, "__getitems__", lambda self, indices: {"moments": None})
+    with pytest.raises(ConfigError, match=r"data\.name=digits holds latents; name a data set of images"):
+        prepare(Path(CONFIG), SMALL)
+
+
+def test_the_committed_config_is_the_one_the_bundled_weights_were_made_by():
+    made_by = json.loads((BUNDLED["digits"] / "made_by.json").read_text())
+    settings = config.build(AutoencoderTraining, config.load(CONFIG))
+    assert config.build(AutoencoderTraining, made_by["config"]) == settings

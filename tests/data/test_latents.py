@@ -1,0 +1,141 @@
+"""Reading encoded latents."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dit_moe.data import DATASETS
+from dit_moe.data.latents import LatentsConfig
+from dit_moe.data.manifest import NoLatents, read_manifest
+from dit_moe.data.order import BatchOrder, MicroBatches, load_batches
+from tests.latents.encoded import encode
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("latents") / "latents"
+    encode(folder)
+    return folder
+
+
+def read(folder, split="train", **options):
+    return DATASETS.build(LatentsConfig(path=str(folder), **options), split)
+
+
+def stored(folder):
+    shards = [load_file(path) for path in sorted(folder.glob("shards/*.safetensors"))]
+    return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
+
+
+def test_every_row_is_the_stored_one_with_mirrored_images_behind(folder):
+    dataset, whole = read(folder), stored(folder)
+    assert len(dataset) == 100
+    rows = dataset.__getitems__(range(100))
+    assert torch.equal(rows["moments"], torch.cat([whole["moments"][:, 0], whole["moments"][:, 1]]))
+    assert torch.equal(rows["labels"], whole["labels"].repeat(2))
+
+
+def test_any_order_with_repeats_gives_the_same_rows(folder):
+    dataset = read(folder)
+    order = torch.randint(100, (64,), generator=torch.Generator().manual_seed(0)).tolist()
+    everything, batch = dataset.__getitems__(range(100)), dataset.__getitems__(order)
+    assert torch.equal(batch["moments"], everything["moments"][order])
+    assert torch.equal(batch["labels"], everything["labels"][order])
+
+
+def test_without_flips_there_are_only_the_images_themselves(folder):
+    assert len(read(folder, flip=False)) == 50
+
+
+def test_the_heldout_split_is_another_folder_and_never_mirrored(folder):
+    assert len(read("nowhere", split="heldout", heldout=str(folder))) == 50
+    with pytest.raises(ValueError, match="heldout is missing"):
+        read(folder, split="heldout")
+
+
+def test_worker_processes_read_the_same(folder):
+    dataset = read(folder)
+
+    def batches(workers):
+        parts = MicroBatches(BatchOrder(100, 16, seed=3), [range(16)], 2, 9)
+        return [rows["moments"] for rows in load_batches(dataset, parts, workers)]
+
+    assert all(torch.equal(a, b) for a, b in zip(batches(0), batches(2), strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+def test_every_dtype_is_read_as_stored(tmp_path, dtype):
+    encode(tmp_path / "latents", dtype=dtype)
+    rows = read(tmp_path / "latents").__getitems__(range(50))
+    assert torch.equal(rows["moments"], stored(tmp_path / "latents")["moments"][:, 0])
+
+
+def test_reading_is_by_memory_map_so_that_nothing_is_held(folder):
+    dataset = read(folder)
+    dataset.__getitems__(range(100))
+    assert str(folder) in Path("/proc/self/maps").read_text()
+    assert all(not isinstance(value, torch.Tensor) for value in vars(dataset).values())
+
+
+def test_what_is_not_there_or_not_finished_is_named(tmp_path, folder):
+    with pytest.raises(NoLatents, match="holds no encoded latents; run `dit-moe encode CONFIG`"):
+        read(tmp_path / "nowhere")
+    (tmp_path / "begun" / "shards").mkdir(parents=True)
+    with pytest.raises(NoLatents, match="holds an unfinished encoding"):
+        read(tmp_path / "begun")
+    with pytest.raises(ValueError, match=r"no split 'test'; known: train, heldout"):
+        read(folder, split="test")
+
+
+def test_flips_that_were_not_encoded_are_refused(tmp_path):
+    encode(tmp_path / "latents", flips=False)
+    assert len(read(tmp_path / "latents")) == 50
+    with pytest.raises(ValueError, match=r"flip=True, but .* encode.flips=false"):
+        read(tmp_path / "latents", flip=True)
+
+
+def test_a_truncated_or_missing_shard_is_named(tmp_path):
+    encode(tmp_path / "latents")
+    shard = tmp_path / "latents" / "shards" / "00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"00001.safetensors has \d+ bytes where manifest.json says \d+"):
+        read(tmp_path / "latents")
+    shard.unlink()
+    with pytest.raises(ValueError, match=r"00001.safetensors is missing"):
+        read(tmp_path / "latents")
+
+
+def test_a_manifest_edited_by_one_digit_is_refused(tmp_path):
+    encode(tmp_path / "latents")
+    path = tmp_path / "latents" / "manifest.json"
+    text = path.read_text()
+    digits = [i for i, character in enumerate(text) if character.isdigit()]
+    for place in np.random.default_rng(0).choice(digits, 20, replace=False).tolist():
+        path.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
+        with pytest.raises(ValueError, match=r"manifest.json (was changed|has format|is truncated)"):
+            read_manifest(tmp_path / "latents")
+    path.write_text(text)
+    read_manifest(tmp_path / "latents")
+
+
+def test_a_manifest_cut_short_or_of_another_format_is_refused(tmp_path):
+    encode(tmp_path / "latents")
+    path = tmp_path / "latents" / "manifest.json"
+    whole = path.read_text()
+    path.write_text(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="truncated or damaged"):
+        read_manifest(tmp_path / "latents")
+    path.write_text(json.dumps(json.loads(whole) | {"format": 2}))
+    with pytest.raises(ValueError, match="has format 2, this version reads 1"):
+        read_manifest(tmp_path / "latents")
+
+
+def test_the_fingerprint_is_of_the_content_wherever_it_lies(tmp_path, folder):
+    (tmp_path / "moved").symlink_to(folder)
+    assert read(tmp_path / "moved").fingerprint == read(folder).fingerprint
+    encode(tmp_path / "other", dtype="bf16")
+    assert read(tmp_path / "other").fingerprint != read(folder).fingerprint

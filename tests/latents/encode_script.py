@@ -1,0 +1,44 @@
+"""For test_encode.py: ``encode_script.py whole FOLDER AUTOENCODER`` encodes 50 digits; ``killed …`` dies five times.
+
+It prints how many shards there were after each death. Deaths are those of forks, which need no start of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from dit_moe.latents.autoencoder import Autoencoder, AutoencoderConfig
+from dit_moe.processes import join_processes
+from tests.latents.encoded import encoder
+
+
+def main(what: str, folder: Path, model: str) -> None:
+    join_processes()
+    stage = Autoencoder(AutoencoderConfig(model=model))
+    made = encoder(folder, stage=stage, shard_size=4, batch_size=3)
+    if what == "whole":
+        made.run()
+        return
+    stage.load()
+    chance = random.Random(0)
+    for _ in range(5):
+        left = len(made.missing())
+        child = os.fork()
+        if child == 0:
+            made.run()
+            os._exit(0)
+        while len(made.missing()) == left:  # some progress, then death at any moment of the next shard
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.03))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        print(made.shards - len(made.missing()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

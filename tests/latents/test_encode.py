@@ -1,0 +1,260 @@
+"""Encoding: always the same bytes, however often stopped and by how many, and nothing half-written is read."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dit_moe.data import DATASETS, BrokenImages
+from dit_moe.data.manifest import NoLatents, read_manifest
+from dit_moe.latents.autoencoder import Autoencoder, AutoencoderConfig
+from dit_moe.latents.encode import BROKEN, EncodingError
+from dit_moe.latents.verify import reconstruct, verify
+from tests.latents.encoded import DIGITS, First, autoencoder, encode, encoder
+
+
+def bits(folder: Path) -> dict[str, str]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+class Spoilt(First):
+    """Some images cannot be read."""
+
+    broken = (3, 7, 25)
+
+    def __getitems__(self, indices):
+        problems = {i: f"images/{i}.jpg is no image" for i in indices if i in self.broken}
+        if problems:
+            raise BrokenImages(problems)
+        return super().__getitems__(indices)
+
+
+@pytest.fixture
+def spoilt():
+    return Spoilt(DATASETS.build(DIGITS, "train"), 50)
+
+
+def test_shards_hold_the_moments_of_each_image_and_of_its_mirror(tmp_path):
+    stage = autoencoder(tmp_path / "autoencoder")
+    encode(tmp_path / "latents", stage=stage, dtype="fp32")
+    rows = DATASETS.build(DIGITS, "train").__getitems__(range(50))
+    shards = [load_file(path) for path in sorted((tmp_path / "latents").glob("shards/*.safetensors"))]
+    assert [len(shard["labels"]) for shard in shards] == [20, 20, 10]
+    moments = torch.cat([shard["moments"] for shard in shards])
+    for way, images in enumerate([rows["images"], rows["images"].flip(-1)]):
+        wanted = stage.encode_raw(images)
+        assert torch.allclose(moments[:, way, 0], wanted.mean, atol=1e-5)
+        assert torch.allclose(moments[:, way, 1], wanted.std, atol=1e-5)
+    assert torch.equal(torch.cat([shard["labels"] for shard in shards]), rows["labels"])
+    assert torch.equal(torch.cat([shard["index"] for shard in shards]), torch.arange(50))
+
+
+def test_the_manifest_says_what_the_latents_are(tmp_path):
+    stage = autoencoder(tmp_path / "autoencoder")
+    manifest = encode(tmp_path / "latents", stage=stage)
+    assert (len(manifest), manifest.latent_shape, manifest.image_shape) == (50, (4, 4, 4), (1, 16, 16))
+    assert (manifest.moments, manifest.flips, manifest.dtype) == (2, True, "fp16")
+    assert manifest.class_names == tuple("0123456789")
+    assert manifest.autoencoder["sha256"] == stage.config.sha256
+    assert read_manifest(tmp_path / "latents") == manifest
+
+
+def test_the_statistics_are_those_of_sampled_latents(tmp_path):
+    manifest = encode(tmp_path / "latents", dtype="fp32")
+    moments = torch.cat(
+        [load_file(path)["moments"] for path in sorted((tmp_path / "latents").glob("shards/*.safetensors"))]
+    ).double()
+    mean, std = moments[:, :, 0], moments[:, :, 1]
+    draws = mean + std * torch.randn(400, *mean.shape, generator=torch.Generator().manual_seed(0))
+    assert manifest.mean == pytest.approx(mean.mean((0, 1, 3, 4)).tolist(), abs=1e-12)
+    assert manifest.std == pytest.approx(draws.std((0, 1, 2, 4, 5)).tolist(), rel=2e-3)  # 640 000 draws a channel
+
+
+def test_a_deterministic_autoencoder_has_one_moment(tmp_path):
+    from tests.latents.small import make
+
+    stage = Autoencoder(
+        AutoencoderConfig(model=make(tmp_path / "tiny", "AutoencoderTiny", in_channels=1, out_channels=1))
+    )
+    manifest = encode(tmp_path / "latents", stage=stage, flips=False)
+    assert (manifest.moments, manifest.flips) == (1, False)
+    rows = DATASETS.build(DIGITS, "train").__getitems__(range(8))
+    stored = load_file(tmp_path / "latents" / "shards" / "00000.safetensors")["moments"][:8, 0]
+    moments = stage.moments_of({"moments": stored})
+    assert moments.std is None and torch.allclose(moments.mean, stage.encode(rows["images"]).mean, atol=2e-3)
+
+
+def test_shards_that_are_lost_or_damaged_are_made_anew_with_the_same_bytes(tmp_path):
+    encode(tmp_path / "latents")
+    before, shards = bits(tmp_path / "latents"), tmp_path / "latents" / "shards"
+    (shards / "00000.safetensors").unlink()
+    (shards / "00001.safetensors").write_bytes(b"short")
+    (shards / "00002.json").unlink()
+    assert encoder(tmp_path / "latents").missing() == [0, 1, 2]
+    encode(tmp_path / "latents")
+    assert bits(tmp_path / "latents") == before
+
+
+def test_finished_latents_are_not_encoded_again(tmp_path):
+    encode(tmp_path / "latents")
+    again = encoder(tmp_path / "latents")
+    assert again.missing() == []
+    again.stage.encode_raw = None  # would be called
+    again.run()
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"dtype": "bf16"}, "encode.dtype"),
+        ({"flips": False}, "encode.flips"),
+        ({"shard_size": 30}, "encode.shard_size"),
+    ],
+)
+def test_an_encoding_goes_on_only_as_it_was_begun(tmp_path, options, key):
+    encode(tmp_path / "latents")
+    before = bits(tmp_path / "latents")
+    with pytest.raises(ValueError, match=f"{key}=.* differs from the encoding in .*, which has"):
+        encode(tmp_path / "latents", **options)
+    with pytest.raises(ValueError, match=r"encode.first_stage.sha256=.* differs"):
+        encode(tmp_path / "latents", stage=autoencoder(tmp_path / "other", seed=1))
+    assert bits(tmp_path / "latents") == before
+
+
+def test_broken_images_are_listed_and_all_else_is_kept(tmp_path, spoilt):
+    folder = tmp_path / "latents"
+    with pytest.raises(EncodingError, match=r"images/3.jpg is no image and 2 more, listed in .*broken.json; mend"):
+        encode(folder, dataset=spoilt)
+    assert [entry["index"] for entry in json.loads((folder / BROKEN).read_text())] == [3, 7, 25]
+    assert encoder(folder, dataset=spoilt).missing() == [0, 1]  # the third shard has none of them
+    with pytest.raises(NoLatents):
+        read_manifest(folder)
+
+
+def test_broken_images_are_left_out_on_demand_and_named_in_the_manifest(tmp_path, spoilt):
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    manifest = encoder(folder, dataset=spoilt).run(skip_broken=True)
+    assert len(manifest) == 47 and [shard.count for shard in manifest.shards] == [18, 19, 10]
+    assert [i for i, _ in manifest.skipped] == [3, 7, 25]
+    index = torch.cat([load_file(path)["index"] for path in sorted(folder.glob("shards/*.safetensors"))])
+    assert index.tolist() == [i for i in range(50) if i not in Spoilt.broken]
+    verify(folder)
+
+
+def test_a_shard_of_nothing_but_broken_images_is_empty_and_harmless(tmp_path, spoilt):
+    spoilt.broken = range(20, 40)
+    (tmp_path / "latents").mkdir()
+    assert len(encoder(tmp_path / "latents", dataset=spoilt).run(skip_broken=True)) == 30
+    dataset = DATASETS.build(DATASETS.config_class("latents")(path=str(tmp_path / "latents")), "train")
+    rows = DATASETS.build(DIGITS, "train").__getitems__([*range(20), *range(40, 50)])
+    assert torch.equal(dataset.__getitems__(range(30))["labels"], rows["labels"])
+
+
+def test_latents_that_do_not_fit_the_dtype_stop_the_encoding(tmp_path):
+    stage = autoencoder(tmp_path / "autoencoder")
+    plain = stage.encode_raw
+    stage.encode_raw = lambda images: plain(images)._replace(mean=plain(images).mean * 1e6)
+    with pytest.raises(EncodingError, match=r"not finite in fp16; set encode.dtype=bf16"):
+        encode(tmp_path / "latents", stage=stage)
+
+
+def test_verifying_finds_a_changed_byte_and_a_nan(tmp_path):
+    folder = tmp_path / "latents"
+    encode(folder)
+    verify(folder)
+    shard = folder / "shards" / "00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match=r"00001.safetensors was changed after it was written"):
+        verify(folder)
+
+
+def test_pictures_stand_beside_the_originals_they_were_encoded_from(tmp_path, spoilt):
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    stage = autoencoder(tmp_path / "autoencoder")
+    manifest = encoder(folder, stage=stage, dataset=spoilt, dtype="fp32").run(skip_broken=True)
+    originals, decoded = reconstruct(folder, manifest, stage, spoilt.whole, 5)
+    places = [int(i) for i in np.linspace(0, 46, 5).round()]
+    left = [i for i in range(50) if i not in Spoilt.broken]
+    images = spoilt.whole.__getitems__([left[place] for place in places])["images"]
+    assert torch.equal(originals, images)
+    assert (decoded.int() - stage.decode(stage.encode(images).mean).int()).abs().max() <= 1  # a rounding of batches
+
+
+# ------------------------------------------------------------------------------------- processes that die or are many
+
+
+@dataclass
+class Whole:
+    """An encoding that nothing disturbed."""
+
+    autoencoder: str
+    bits: dict[str, str]
+
+    def start(self, folder: Path, what: str, *launcher: str) -> list[str]:
+        """Run encode_script.py, and return the lines it printed."""
+        folder.mkdir()
+        script = Path(__file__).with_name("encode_script.py")
+        done = subprocess.run(
+            [sys.executable, *launcher, str(script), what, str(folder), self.autoencoder],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+            timeout=200,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        return done.stdout.split()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "latents"
+    encode(folder, shard_size=4, batch_size=3)
+    return Whole(str(folder.parent / "autoencoder"), bits(folder))
+
+
+def test_killed_five_times_and_resumed_it_is_the_same_to_the_byte(tmp_path, whole):
+    folder = tmp_path / "latents"
+    shards = whole.start(folder, "killed")  # at each death
+    assert len(shards) == 5 and 0 < int(shards[-1]) < 13
+    stage = Autoencoder(AutoencoderConfig(model=whole.autoencoder))
+    encoder(folder, stage=stage, shard_size=4, batch_size=3).run()
+    assert bits(folder) == whole.bits
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_any_number_of_processes_gives_the_same_latents(tmp_path, whole, processes):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    whole.start(tmp_path / "latents", "whole", *launcher)
+    assert bits(tmp_path / "latents") == whole.bits
+
+
+def test_moving_the_images_does_not_begin_another_encoding(tmp_path):
+    folder = tmp_path / "latents"
+    encode(folder)
+    record = json.loads((folder / "encoding.json").read_text())
+    record["images"]["path"] = "elsewhere"
+    (folder / "encoding.json").write_text(json.dumps(record))
+    assert encoder(folder).missing() == []
+    encoder(folder).run()
+
+
+def test_flips_are_the_encoders_not_the_images(tmp_path):
+    from dit_moe.latents.encode import EncodeConfig
+
+    images = replace(DIGITS)
+    object.__setattr__(images, "flip", True)
+    with pytest.raises(ValueError, match=r"images.flip=True: flips are encode.flips here"):
+        EncodeConfig(images=images)

@@ -1,0 +1,111 @@
+"""The ImageNet configs: every model with every router and objective, at equal active compute; the published recipe."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dit_moe.costs import GIB, evaluations, memory
+from dit_moe.experiment import Experiment, load_experiment, settle_model
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+FILES = [path for size in (256, 512) for path in sorted((CONFIGS / f"imagenet{size}").glob("DiT-*.yaml"))]
+ROUTERS, OBJECTIVES = ("topk", "topp", "dtopp"), ("ddpm", "flow")
+PUBLISHED = {"DiT-S-2": 32_963_360, "DiT-B-2": 130_512_416, "DiT-L-2": 458_102_816, "DiT-XL-2": 675_129_632}
+
+
+def experiment(path: Path, router: str, objective: str) -> Experiment:
+    routed = [f"model.moe.router={router}"] if "A.yaml" in path.name else []
+    return settle_model(load_experiment(path, [*routed, f"objective={objective}"]))
+
+
+def dense_of(path: Path) -> Path:
+    return path.with_name(re.sub(r"-\d+E\d+A", "", path.name))
+
+
+def test_there_are_four_sizes_dense_and_with_three_sets_of_experts_at_two_resolutions():
+    names = {path.stem for path in FILES}
+    wanted = {f"DiT-{size}-2{moe}" for size in ("S", "B", "L", "XL") for moe in ("", "-8E2A", "-16E2A", "-64E8A")}
+    assert names == wanted and len(FILES) == 32
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_router_and_objective_fits_and_has_the_active_compute_of_the_dense_model(path):
+    for objective in OBJECTIVES:
+        dense = experiment(dense_of(path), "", objective).model.footprint()
+        for router in ROUTERS if "A.yaml" in path.name else ("",):
+            found = experiment(path, router, objective)
+            model, footprint = found.model, found.model.footprint()
+            assert model.name == path.stem.replace("-2", "/2", 1)
+            assert (model.in_channels, model.num_classes) == (4, 1000)
+            assert model.input_size == (32 if "256" in path.parent.name else 64)
+            assert model.learn_sigma is (objective == "ddpm")
+            assert evaluations(found) == 250
+            # The router's matrix is the difference, at most 64 rows of 6·H·D; experts have no biases.
+            assert footprint.active_params == pytest.approx(dense.active_params, rel=0.01)
+            assert footprint.forward_flops == pytest.approx(dense.forward_flops, rel=0.02)
+            if router:
+                assert model.moe.router == type(model.moe.router)()  # named like the entry, with its own defaults
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if "A.yaml" in path.name], ids=lambda path: path.stem)
+def test_routers_differ_in_active_parameters_by_their_scales_alone(path):
+    active = [experiment(path, router, "ddpm").model.footprint().active_params for router in ROUTERS]
+    assert max(active) - min(active) <= 28  # θ of each layer
+
+
+@pytest.mark.parametrize(("name", "parameters"), PUBLISHED.items())
+def test_dense_models_have_the_published_number_of_parameters(name, parameters):
+    found = experiment(CONFIGS / "imagenet256" / f"{name}.yaml", "", "ddpm")
+    assert found.model.footprint().total_params == parameters
+
+
+@pytest.mark.parametrize("size", [256, 512])
+def test_the_recipe_is_the_published_one(size):
+    found = load_experiment(CONFIGS / f"imagenet{size}" / "DiT-XL-2.yaml")
+    train = found.train
+    assert (train.lr, train.betas, train.weight_decay, train.batch_size) == (1e-4, (0.9, 0.999), 0, 256)
+    assert (train.warmup_steps, train.schedule, train.ema_decay, train.grad_clip) == (0, "constant", 0.9999, None)
+    assert train.steps == 400_000 and found.encode.flips and found.encode.images.size == size
+    assert found.data.path == f"data/imagenet{size}" and found.first_stage.model == "stabilityai/sd-vae-ft-ema"
+    flow = load_experiment(CONFIGS / f"imagenet{size}" / "DiT-XL-2.yaml", ["objective=flow"]).objective
+    assert (flow.path, flow.time, flow.time_shift, flow.cosine_weight) == ("linear", "uniform", 1, 0)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_what_the_first_line_of_a_config_says_is_true(path):
+    footprint = experiment(path, "dtopp", "ddpm").model.footprint()
+    line = path.read_text().splitlines()[0]
+    shown = [float(number) * {"M": 1e6, "B": 1e9}[unit] for number, unit in re.findall(r"([\d.]+) ([MB])\b", line)]
+    found = [footprint.total_params, footprint.active_params][: len(shown)]
+    assert shown == pytest.approx(found, rel=0.02)
+    assert f"{footprint.forward_flops / 1e9:.0f} GFLOPs" in line
+
+
+def row_of_the_guide(name: str) -> str:
+    """A model's row in the table of docs/imagenet.md."""
+
+    def settled(size: int, *overrides: str) -> Experiment:
+        return settle_model(load_experiment(CONFIGS / f"imagenet{size}" / f"{name}.yaml", overrides))
+
+    def total(found: Experiment, gpus: int, images: int) -> float:
+        return sum(memory(found, "bf16", gpus, images).values()) / GIB
+
+    def most_images(found: Experiment) -> int:
+        return next(n for n in (256, 128, 64, 32, 16, 8, 4, 2, 1) if total(found, 1, n) <= 0.9 * 80)
+
+    footprint, cells = settled(256).model.footprint(), []
+    counts = [footprint.total_params, footprint.active_params][: 2 if "A" in name else 1]
+    shown = ", ".join(f"{n / 1e9:.2g} B" if n >= 1e9 else f"{n / 1e6:.0f} M" for n in counts)
+    for size in (256, 512):
+        both = [[], ["model.recompute=true"]]
+        cells.append(" · ".join(f"{total(settled(size, *more), 8, 32):.0f}" for more in both))
+        cells.append(" · ".join(f"{total(settled(size, 'train.parallel=fsdp2', *more), 8, 32):.0f}" for more in both))
+        cells.append(" · ".join(str(most_images(settled(size, *more))) for more in both))
+    saved = f"{16 * footprint.total_params / 1e9:.1f} GB"  # weights, average and two moments in fp32
+    return f"| {' | '.join([name.removeprefix('DiT-').replace('-2', '/2', 1), shown, saved, *cells])} |"
+
+
+@pytest.mark.parametrize("name", sorted({path.stem for path in FILES}))
+def test_the_guide_s_table_of_memory_is_what_the_dry_run_says(name):
+    assert row_of_the_guide(name) in (CONFIGS.parent / "docs" / "imagenet.md").read_text()

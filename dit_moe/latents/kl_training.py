@@ -84,7 +84,8 @@ class KLNetwork(nn.Module):
         """Images in [−1, 1] → ((images decoded from one draw of their latents, mean and log variance of these), {})."""
         posterior = self.autoencoder.encode(images_BCHW).latent_dist
         latents = Moments(posterior.mean, posterior.std).sample(lambda like: random.normal(*like.shape[1:]))
-        return (self.autoencoder.decode(latents).sample, posterior.mean, posterior.logvar), {}
+        mean = posterior.mean.clone()  # it is a view, which fsdp2 warns of
+        return (self.autoencoder.decode(latents).sample, mean, posterior.logvar), {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -167,26 +167,37 @@ def save(
         raise FileExistsError(f"{folder} exists already")
     clear(run)
     temporary = parent / f"{TEMPORARY}{folder.name}"
-    temporary.mkdir(parents=True)
-    for part, tensors in parts.items():
-        on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        try:
-            save_file(on_cpu, temporary / f"{part}.safetensors")
-        except SafetensorError as error:  # how a full disk shows
-            raise OSError(f"{temporary / part}.safetensors: {error}") from None
-    (temporary / CONFIG).write_text(config_yaml)
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in sorted(temporary.iterdir())}
-    (temporary / STATE).write_text(
-        json.dumps({"format": FORMAT, **state, "torch": torch.__version__, "files": files}, indent=1)
-    )
-    for path in [*temporary.iterdir(), temporary]:
-        sync(path)
+    try:
+        _write(temporary, parts, state, config_yaml)
+    except OSError:
+        clear(run)  # what was written of it would keep a full disk full
+        raise
     temporary.rename(folder)
     sync(parent)
     for old in checkpoints(run)[:-keep]:
         old = old.rename(parent / f"{TEMPORARY}{old.name}")  # a deletion cut short must not look like a checkpoint
         shutil.rmtree(old)
     return folder
+
+
+def _write(
+    folder: Path, parts: Mapping[Part, Mapping[str, Tensor]], state: Mapping[str, Any], config_yaml: str
+) -> None:
+    """Make `folder` with all files of a checkpoint, and wait until they are on the disk."""
+    folder.mkdir(parents=True)
+    for part, tensors in parts.items():
+        on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        try:
+            save_file(on_cpu, folder / f"{part}.safetensors")
+        except SafetensorError as error:  # how a full disk shows
+            raise OSError(f"{folder / part}.safetensors: {error}") from None
+    (folder / CONFIG).write_text(config_yaml)
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in sorted(folder.iterdir())}
+    (folder / STATE).write_text(
+        json.dumps({"format": FORMAT, **state, "torch": torch.__version__, "files": files}, indent=1)
+    )
+    for path in [*folder.iterdir(), folder]:
+        sync(path)
 
 
 def clear(run: str | Path) -> None:

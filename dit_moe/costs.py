@@ -11,8 +11,10 @@ from typing import Any
 
 from dit_moe import config
 from dit_moe.config import ConfigError
+from dit_moe.data.latents import LatentsConfig
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS
 from dit_moe.experiment import Experiment
+from dit_moe.latents.autoencoder import AutoencoderConfig
 from dit_moe.models import DiTConfig
 from dit_moe.models.dit_config import FREQUENCIES
 from dit_moe.registry import did_you_mean
@@ -39,7 +41,7 @@ GPUS = {  # NVIDIA's data sheets and, for the RTX cards, the appendices of the G
     "L40S": GPU(362e12, 91.6e12, 48),
     "H100": GPU(989e12, 67e12, 80),  # SXM
     "H200": GPU(989e12, 67e12, 141),
-    "B200": GPU(2250e12, 75e12, 192),  # HGX
+    "B200": GPU(2250e12, 75e12, 180),  # HGX, of 192 on the chip
     "RTX4090": GPU(165e12, 82.6e12, 24),
     "RTX3090": GPU(71e12, 35.6e12, 24),
 }
@@ -73,6 +75,8 @@ def describe(experiment: Experiment, gpu: str = "H100", gpus: int = 1, mfu: floa
         if not fits:
             raise ConfigError(option, f"={value} must be {wanted}")
     lines = [*_work(experiment), *_memory_lines(experiment, GPUS[gpu], gpu, gpus), *_time(experiment, gpu, gpus, mfu)]
+    if isinstance(experiment.first_stage, AutoencoderConfig) and not isinstance(experiment.data, LatentsConfig):
+        lines.append("not in these      the encoder's time and memory; it runs for every image of every step")
     return config.to_yaml(experiment) + "\n".join(f"# {line}" for line in lines)
 
 

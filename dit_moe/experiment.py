@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from dit_moe import config
 from dit_moe.config import ConfigError, require
 from dit_moe.data import DATASETS, Dataset
+from dit_moe.data.latents import LatentsConfig
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS, Objective, check_fit
 from dit_moe.evaluate import EvalConfig
 from dit_moe.generate import SampleConfig, choose_labels
@@ -42,7 +43,8 @@ class Experiment:
     @property
     def images(self) -> Any:
         """The section that names the images themselves, where `data` holds what was encoded of them."""
-        return self.data if self.encode is None else self.encode.images
+        encoded = self.encode if isinstance(self.data, LatentsConfig) else None
+        return self.data if encoded is None else encoded.images
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -81,7 +83,10 @@ def settle(experiment: Experiment, dataset: Dataset) -> Experiment:
 
 def settle_model(experiment: Experiment) -> Experiment:
     """`settle` for a model section that states its latents' shape and classes itself: needs no data."""
-    classes, channels, size = map(experiment.model.need, ("num_classes", "in_channels", "input_size"))
+    try:
+        classes, channels, size = map(experiment.model.need, ("num_classes", "in_channels", "input_size"))
+    except ConfigError as error:
+        raise error.below("model") from None
     objective: Objective = OBJECTIVES.build(experiment.objective, num_classes=classes)
     learns_sigma = experiment.model.learn_sigma
     if objective.learns_sigma and learns_sigma is False:

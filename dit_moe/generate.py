@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_moe.config import ConfigError, require
-from dit_moe.diffusion import SAMPLERS, GuidanceConfig, Objective, Sampler
+from dit_moe.diffusion import SAMPLERS, GuidanceConfig, Objective, Sampler, SamplingError
 from dit_moe.latents import FirstStage
 from dit_moe.moe import calibrate, measure_active, steered_routers
 from dit_moe.randomness import generator, normal_like_images
@@ -119,8 +119,9 @@ class Generator:
         size = self.config.batch_size
         for start in range(0, len(indices), size):
             part = list(indices[start : start + size])
-            with torch.no_grad():
-                yield self.decode(self.latents(part, labels_N[part], on_step))
+            with torch.no_grad(), _enough_memory():
+                images = self.decode(self.latents(part, labels_N[part], on_step))
+            yield images
 
     def generate(self, labels_N: Tensor, on_step: Callable[..., Any] | None = None) -> Generated:
         """All images at once, in memory; `on_step(done, steps)` after every step of the sampler."""
@@ -146,3 +147,12 @@ class Generator:
         size = min(self.config.batch_size, CALIBRATION_IMAGES)
         parts = [range(start, min(start + size, len(labels_N))) for start in range(0, len(labels_N), size)]
         calibrate(self.model, lambda: [self.latents(part, labels_N[list(part)]) for part in parts], target)
+
+
+@contextlib.contextmanager
+def _enough_memory() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        remedy = "lower sample.batch_size or sample.decode_batch, or set first_stage.slicing=true"
+        raise SamplingError(f"out of memory; {remedy}") from error

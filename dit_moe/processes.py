@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -13,6 +14,8 @@ from accelerate.utils import gather_object, parse_flag_from_env
 from dit_moe.config import ConfigError
 
 T = TypeVar("T")
+
+PATIENCE = timedelta(hours=1)  # of processes waiting for each other: one may still encode a shard, or verify them all
 
 
 def use_cpu() -> bool:
@@ -29,7 +32,7 @@ def join_processes() -> PartialState:
     Raises ConfigError if the processes that were started cannot form a group.
     """
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; cuDNN's convolutions would round to 10 bits
-    state = PartialState(cpu=use_cpu())
+    state = PartialState(cpu=use_cpu(), timeout=PATIENCE)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != state.num_processes:
         problem = f"={launched} processes were launched, but they cannot form a group on {state.device.type}"
@@ -42,6 +45,7 @@ def on_all(call: Callable[[], T]) -> list[T]:
 
     What it raises on one is raised on all: none is left to wait for that one.
     """
+    join_processes()
     made: list[T] = []
     problem: Exception | None = None
     try:
@@ -61,7 +65,7 @@ def on_main(call: Callable[[], object]) -> None:
     """Call it on the main process while the others wait. What it raises is raised on all."""
 
     def alone() -> None:
-        if PartialState().is_main_process:
+        if join_processes().is_main_process:
             call()
 
     on_all(alone)

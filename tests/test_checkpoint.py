@@ -116,7 +116,7 @@ def test_another_format_is_refused(tmp_path):
         checkpoint.open_checkpoint(tmp_path)
 
 
-def test_a_failed_write_leaves_the_earlier_checkpoint_and_its_remains_go_with_the_next(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_earlier_checkpoint_and_no_remains_on_the_full_disk(tmp_path, monkeypatch):
     save(tmp_path, 1)
 
     def disk_full(tensors, path):
@@ -127,8 +127,9 @@ def test_a_failed_write_leaves_the_earlier_checkpoint_and_its_remains_go_with_th
         patch.setattr(checkpoint, "save_file", disk_full)
         with pytest.raises(OSError, match="No space left on device"):
             save(tmp_path, 2)
-    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
     assert checkpoint.open_checkpoint(tmp_path).step == 1
+    (tmp_path / "checkpoints" / f"{checkpoint.TEMPORARY}step_00000002").mkdir()  # of a process that was killed
     save(tmp_path, 2, keep=1)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002"]
 

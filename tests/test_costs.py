@@ -9,7 +9,7 @@ import torch
 
 from dit_moe.config import ConfigError, build
 from dit_moe.costs import GIB, GPUS, activation_bytes, add_cost_arguments, describe, memory, training_flops
-from dit_moe.experiment import Experiment, settle_model
+from dit_moe.experiment import Experiment, load_experiment, settle_model
 from dit_moe.models import MODELS, DiTConfig
 from dit_moe.moe import MoEConfig, calibrate
 from dit_moe.moe.routers.dtopp import DTopPConfig
@@ -142,6 +142,14 @@ def vars_of(name: str) -> dict:
     return {"name": name, "in_channels": 4, "input_size": 32, "num_classes": 1000}
 
 
+def test_encoding_on_the_fly_is_said_to_be_left_out_and_nothing_else_is():
+    autoencoder, latents = {"name": "autoencoder", "model": "digits"}, {"name": "latents", "path": "nowhere"}
+    left_out = "# not in these      the encoder's time and memory"
+    assert left_out in describe(experiment(first_stage=autoencoder))
+    for sections in ({}, {"first_stage": "identity"}, {"first_stage": autoencoder, "data": latents}):
+        assert left_out not in describe(experiment(**sections))
+
+
 def test_an_assumed_share_of_the_peak_is_called_one():
     assert "at 35% of 989 TFLOP/s in bf16 (an assumption, state another with --mfu)" in describe(experiment())
     assert "at 40% of 989 TFLOP/s in bf16 (as stated)" in describe(experiment(), mfu=0.4)
@@ -200,7 +208,11 @@ def test_the_options_of_the_command_are_what_describe_takes():
 
 
 def test_every_line_about_cost_is_a_comment_below_a_config_that_reads_back(tmp_path):
-    text = describe(experiment("DiT-B/2-8E2A"))
+    described = experiment("DiT-B/2-8E2A")
+    text = describe(described)
+    path = tmp_path / "printed.yaml"
+    path.write_text(text)
+    assert load_experiment(path) == described
     costs = text[text.index("# parameters") :].splitlines()
     assert all(line.startswith("# ") for line in costs)
     assert sum(numbers(text, "memory per GPU")[word] for word in ("weights", "gradients", "AdamW", "EMA")) > 0

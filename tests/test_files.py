@@ -1,3 +1,5 @@
+import errno
+
 import pytest
 
 from dit_moe.files import require_writable, write_atomically
@@ -23,6 +25,14 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_reported_with_the_file_that_did_not_fit(tmp_path):
+    def fill(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'file'}'"):
+        write_atomically(tmp_path / "file", fill)
 
 
 def test_a_folder_is_made_and_left_empty_or_named_if_that_is_impossible(tmp_path):

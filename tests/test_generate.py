@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dit_moe.config import ConfigError
-from dit_moe.diffusion import OBJECTIVES, FlowConfig, GuidanceConfig
+from dit_moe.diffusion import OBJECTIVES, FlowConfig, GuidanceConfig, SamplingError
 from dit_moe.diffusion.samplers.flow import EulerConfig, EulerMaruyamaConfig
 from dit_moe.generate import Generator, SampleConfig, choose_labels
 from dit_moe.latents import FIRST_STAGES
@@ -103,3 +103,12 @@ def test_recalibrated_images_depend_neither_on_batch_size_nor_on_count():
     few = generator(target=3.0, batch_size=2).generate(torch.arange(4)).images
     many = generator(target=3.0, batch_size=50).generate(torch.arange(7)).images
     assert torch.equal(few, many[:4])
+
+
+def test_running_out_of_memory_is_explained(monkeypatch):
+    def too_much(self, latents_BCHW):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Generator, "decode", too_much)
+    with pytest.raises(SamplingError, match=r"out of memory; lower sample.batch_size or sample.decode_batch"):
+        generator().generate(torch.zeros(2, dtype=torch.int64))

@@ -1,14 +1,17 @@
 """The ImageNet configs: every model with every router and objective, at equal active compute; the published recipe."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from dit_moe.costs import GIB, evaluations, memory
+from dit_moe.costs import GIB, MFU, evaluations, memory, peak, sampling_flops, training_flops
 from dit_moe.experiment import Experiment, load_experiment, settle_model
+from tests.cli.conftest import cli
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+GUIDE = (CONFIGS.parent / "docs" / "imagenet.md").read_text()
 FILES = [path for size in (256, 512) for path in sorted((CONFIGS / f"imagenet{size}").glob("DiT-*.yaml"))]
 ROUTERS, OBJECTIVES = ("topk", "topp", "dtopp"), ("ddpm", "flow")
 PUBLISHED = {"DiT-S-2": 32_963_360, "DiT-B-2": 130_512_416, "DiT-L-2": 458_102_816, "DiT-XL-2": 675_129_632}
@@ -108,4 +111,39 @@ def row_of_the_guide(name: str) -> str:
 
 @pytest.mark.parametrize("name", sorted({path.stem for path in FILES}))
 def test_the_guide_s_table_of_memory_is_what_the_dry_run_says(name):
-    assert row_of_the_guide(name) in (CONFIGS.parent / "docs" / "imagenet.md").read_text()
+    assert row_of_the_guide(name) in GUIDE
+
+
+def hours_of_the_guide(name: str) -> str:
+    """A dense model's row in the table of FLOPs and time, each cell at 256 and at 512."""
+    both = [settle_model(load_experiment(CONFIGS / f"imagenet{size}" / f"{name}.yaml")) for size in (256, 512)]
+    forward = " · ".join(f"{found.model.footprint().forward_flops / 1e9:.0f}" for found in both)
+    speed = peak("H100", "bf16") * MFU  # FLOP/s
+    training = [found.train.steps * found.train.batch_size * training_flops(found) / speed for found in both]
+    sampling = [50_000 * sampling_flops(found) / speed for found in both]
+    cells = [training, [seconds / 8 for seconds in training], sampling]
+    shape = name.removeprefix("DiT-").replace("-2", "/2")
+    return f"| {' | '.join([shape, forward, *map(lengths, cells)])} |"
+
+
+def lengths(both: list[float]) -> str:
+    """Two times in seconds, in days from two days on: two digits, at most one of them behind the point."""
+    (first, unit), (second, other) = (
+        (seconds / 86_400, "days") if seconds >= 2 * 86_400 else (seconds / 3600, "hours") for seconds in both
+    )
+    shown, also = (f"{number:.0f}" if number >= 9.95 else f"{number:.1f}" for number in (first, second))
+    return f"{shown} · {also} {unit}" if unit == other else f"{shown} {unit} · {also} {other}"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_guide_s_table_of_hours_is_what_the_dry_run_says(name):
+    assert hours_of_the_guide(name) in GUIDE
+
+
+def test_every_dry_run_of_the_guide_runs(monkeypatch, capsys):
+    monkeypatch.chdir(CONFIGS.parent)
+    lines = [line for line in GUIDE.splitlines() if line.startswith("dit-moe train ") and "--dry-run" in line]
+    assert len(lines) >= 2
+    for line in lines:
+        assert cli(*shlex.split(line, comments=True)[1:]) == 0, line
+        assert "# time " in capsys.readouterr().out

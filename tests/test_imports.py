@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "generate": BOTTOM | {"moe", "models", "diffusion", "latents", "checkpoint"},
     "evaluate": BOTTOM | {"data", "metrics"},
     "experiment": BOTTOM | {"moe", "models", "diffusion", "latents", "data", "training", "generate", "evaluate"},
-    "costs": BOTTOM | {"models", "diffusion", "experiment"},
+    "costs": BOTTOM | {"models", "diffusion", "data", "latents", "experiment"},
     "runs": BOTTOM | {"models", "diffusion", "latents", "checkpoint", "experiment", "generate"},
     "cli": BOTTOM | {"commands", "training", "diffusion", "latents"},
 }

@@ -1,7 +1,7 @@
 """Encode the images of a config's section `encode` into the latents that its section `data` reads.
 
 Running the same command again goes on where it stopped. Started by torchrun or accelerate it uses every process, and
-the latents are the same whatever their number.
+the latents are the same whatever their number, on the same kind of device, with the same number of threads per process.
 
     dit-moe encode configs/digits_latent.yaml
     dit-moe encode configs/digits_latent.yaml --verify
@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS, Dataset
 from dit_moe.data.latents import LatentsConfig
-from dit_moe.data.manifest import Manifest, NoLatents, read_manifest
+from dit_moe.data.manifest import Manifest, read_manifest
 from dit_moe.experiment import Experiment, load_experiment, open_data
 from dit_moe.files import require_writable
 from dit_moe.latents import FIRST_STAGES
@@ -72,31 +72,28 @@ def encode(experiment: Experiment, split: str = "train", skip_broken: bool = Fal
     assert experiment.encode is not None
     with locked(folder):
         encoder = Encoder(experiment.encode, stage, images, folder)
-        todo, size = len(encoder.missing()), experiment.encode.shard_size
-        start = time.perf_counter()
-        with _progress("encoding", min(todo * size, len(images))) as advance:
-            manifest = encoder.run(skip_broken, advance)
+        missing, processes = encoder.missing(skip_broken), join_processes().num_processes
+        total, start = encoder.count(missing), time.perf_counter()
+        with _progress("encoding", total) as advance:  # the main process takes the others to be as quick as itself
+            manifest = encoder.run(skip_broken, lambda count: advance(count * processes))
     seconds = time.perf_counter() - start
     return _summary(folder, manifest) | {
-        "shards_made": todo,
+        "shards_made": len(missing),
         "seconds": round(seconds, 3),
-        "images_per_s": round(min(todo * size, len(images)) / seconds, 1),
+        "images_per_s": round(total / seconds, 1),
     }
 
 
-def is_encoded(experiment: Experiment) -> bool:
-    """Whether the experiment's latents are there and whole."""
-    try:
-        read_manifest(experiment.data.path)
-    except NoLatents:
-        return False
-    return True
-
-
 def check(experiment: Experiment, split: str) -> dict[str, Any]:
-    """Verify the latents of an experiment and draw verify.png; returns a summary."""
+    """Verify the latents of an experiment and draw verify.png; returns a summary.
+
+    ConfigError if the experiment would encode other images, or in another way.
+    """
     folder, stage, images = _parts(experiment, split)
-    with _progress("verifying", len(read_manifest(folder))) as advance:
+    assert experiment.encode is not None
+    found = read_manifest(folder)
+    Encoder(experiment.encode, stage, images, folder).require_same(found.encoding)
+    with _progress("verifying", len(found)) as advance:
         manifest = verify(folder, advance)
     pairs = reconstruct(folder, manifest, stage, images, PICTURES)
     save_png(image_grid(pairs.flatten(0, 1), columns=pairs.shape[1]), folder / "verify.png")
@@ -147,9 +144,9 @@ def _summary(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 @contextmanager
 def _progress(doing: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar of images, on the main process, which counts its own and takes the others to be as quick."""
-    state, console = join_processes(), Console(stderr=True)
-    if not state.is_main_process:
+    """A bar of images, on the main process."""
+    console = Console(stderr=True)
+    if not join_processes().is_main_process:
         yield lambda count: None
         return
     rate = TextColumn("{task.fields[rate]:,.0f} images/s")
@@ -160,7 +157,7 @@ def _progress(doing: str, total: int) -> Iterator[Callable[[int], None]]:
 
         def advance(count: int) -> None:
             nonlocal done
-            done += count * state.num_processes
+            done += count
             progress.update(bar, completed=min(done, total), rate=done / (time.perf_counter() - start))
 
         yield advance

@@ -18,18 +18,19 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_moe.commands import evaluate as evaluation
-from dit_moe.commands.encode import encode, is_encoded
+from dit_moe.commands.encode import encode
 from dit_moe.commands.sample import sample
 from dit_moe.commands.train import prepare, run_folder, train
-from dit_moe.data import DATASETS
+from dit_moe.config import ConfigError
+from dit_moe.data.latents import LatentsConfig
 from dit_moe.evaluate import Reference, dataset_reference, evaluate, with_reconstructions
-from dit_moe.experiment import Experiment, load_experiment
+from dit_moe.experiment import Experiment, load_experiment, open_data
 from dit_moe.files import write_atomically
 from dit_moe.latents import FIRST_STAGES, FirstStage
 from dit_moe.latents.identity import IdentityConfig
-from dit_moe.metrics import EXTRACTORS, read_images
+from dit_moe.metrics import EXTRACTORS, FeatureExtractor, read_images
 from dit_moe.pictures import read_log, save_curves
-from dit_moe.processes import join_processes
+from dit_moe.processes import join_processes, on_main
 from dit_moe.runs import open_run
 
 
@@ -40,22 +41,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run", dest="folder", type=Path, metavar="FOLDER", help="run folder; default runs/<name of the config>"
     )
+    parser.add_argument(
+        "--skip-broken", action="store_true", help="encode without the images that cannot be read, as dit-moe encode"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Do all of it and write metrics.json, grid.png and curves.png into the run folder."""
     folder = run_folder(args.config, args.folder)
     raw = load_experiment(args.config, args.overrides)
-    if raw.encode is not None and not is_encoded(raw):
-        encode(raw)
+    if isinstance(raw.images, LatentsConfig):
+        wanted = "results are compared with the images that were encoded; say which, in encode.images"
+        raise ConfigError("encode", f" is missing; {wanted}")
+    if isinstance(raw.data, LatentsConfig):
+        encode(raw, skip_broken=args.skip_broken)
     experiment, dataset = prepare(args.config, args.overrides)
+    heldout = open_data(
+        experiment.images, "heldout", "data" if experiment.images is experiment.data else "encode.images"
+    )
+    judged: list[tuple[Reference, FeatureExtractor]] = []
+    on_main(lambda: judged.append(_judge(experiment)))  # before training, as mistakes in it should show first
     train(experiment, dataset, folder)
-    folders = _sample(experiment, folder)
-    if not join_processes().is_main_process:
+    folders = _sample(experiment, folder, experiment.eval.images or len(heldout))
+    if not judged:
         return
+    reference, extractor = judged[0]
     log = read_log(folder / "log.jsonl")
     samples = [read_images(each) for each in folders]
-    report = evaluate(samples, _reference(experiment), EXTRACTORS.build(experiment.eval.extractor))
+    report = evaluate(samples, reference, extractor)
     metrics = report | {
         "active_experts": active_experts(log, experiment),
         "train_seconds": train_seconds(log),
@@ -67,15 +80,21 @@ def run(args: argparse.Namespace) -> None:
     _print_rest(metrics, folder)
 
 
-def _sample(experiment: Experiment, folder: Path) -> list[Path]:
+def _sample(experiment: Experiment, folder: Path, count: int) -> list[Path]:
     """One folder of samples for each sampling seed; the first is the run folder itself."""
-    count = experiment.eval.images or len(DATASETS.build(experiment.images, "heldout"))
     folders = []
     for seed in range(experiment.eval.seeds):
         settings = replace(experiment.sample, count=count, seed=experiment.sample.seed + seed)
         folders.append(folder if seed == 0 else folder / "samples" / f"seed_{settings.seed}")
         sample(open_run(folder, sample=settings, device=join_processes().device), folders[-1])
     return folders
+
+
+def _judge(experiment: Experiment) -> tuple[Reference, FeatureExtractor]:
+    """What the samples are compared with, and in which features. ValueError if the two do not fit."""
+    reference, extractor = _reference(experiment), EXTRACTORS.build(experiment.eval.extractor)
+    extractor(reference.images.images_NHWC[:1])
+    return reference, extractor
 
 
 def _reference(experiment: Experiment) -> Reference:

@@ -90,10 +90,10 @@ def train(experiment: Experiment, dataset: Dataset, folder: Path) -> None:
     torch.manual_seed(experiment.seed)  # the weights' initialisation is the only use of the global generator
     model: nn.Module = MODELS.build(experiment.model)
     objective = OBJECTIVES.build(experiment.objective, num_classes=experiment.model.num_classes)
-    stage: FirstStage = FIRST_STAGES.build(experiment.first_stage)
+    stage: FirstStage = FIRST_STAGES.build(experiment.first_stage).to(join_processes().device)
 
     def prepare_batch(rows: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
-        moments = stage.to(random.device).moments_of(rows)
+        moments = stage.moments_of(rows)
         return {"latents": moments.sample(lambda like: random.normal(*like.shape[1:])), "labels": rows["labels"]}
 
     def save_samples(step: int, network: nn.Module) -> None:

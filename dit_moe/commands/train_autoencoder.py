@@ -154,7 +154,7 @@ def reconstruct(network: Any, images_BCHW: Tensor) -> Tensor:
 
 def describe(folder: Path, images: dict[str, Dataset]) -> dict[str, Any]:
     """What was exported, and the errors of its reconstructions of the images; null where there are no held-out ones."""
-    stage = FIRST_STAGES.build(AutoencoderConfig(model=str(folder))).to(join_processes().device)
+    stage = FIRST_STAGES.build(AutoencoderConfig(model=str(folder.resolve()))).to(join_processes().device)
     facts = stage.settled()
     errors = {split: reconstruction_errors(stage, images[split]) if split in images else None for split in SPLITS}
     return {

@@ -23,7 +23,9 @@ class Dataset(Protocol):
 
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]  # (C, H, W) of the images, encoded or not
-    fingerprint: str | None  # of what the files hold, wherever they lie; None: nothing outside the code can change it
+    # Of what the files hold, as far as their names, labels, sizes (in a folder, those of some files) or recorded hashes
+    # tell, wherever they lie; None: nothing outside the code can change it.
+    fingerprint: str | None
 
     def __len__(self) -> int: ...
 
@@ -44,7 +46,7 @@ class BrokenImages(ValueError):
         self.problems = dict(problems)
         first, *others = dict.fromkeys(self.problems.values())  # a mirrored row has its image's problem
         more, them = (f", and {len(others)} more", "them") if others else ("", "it")
-        remedy = f"mend or remove {them}, or let `dit-moe encode --skip-broken` leave {them} out"
+        remedy = f"mend {them}, or let `dit-moe encode --skip-broken` leave {them} out"
         super().__init__(f"{first}{more}; {remedy}")
 
     def __reduce__(self) -> tuple[Any, ...]:

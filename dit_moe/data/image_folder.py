@@ -14,6 +14,8 @@ from dit_moe.data.base import DATASETS
 from dit_moe.data.image_source import ImageSource, ImageSourceConfig, PackedNames, place_of
 from dit_moe.data.images import EXTENSIONS
 
+SIZES = 1000  # files, spread evenly over all, whose sizes are in the fingerprint
+
 _SUFFIXES = tuple(os.fsencode(each) for each in EXTENSIONS)
 
 
@@ -28,8 +30,9 @@ class ImageFolderConfig(ImageSourceConfig):
 class ImageFolder(ImageSource):
     """Classes are the folders in sorted order; their images, at any depth, come class by class in sorted order.
 
-    Hidden files, and files without the extension of an image, are passed over. Only names are read here: two short
-    buffers hold those of a million files.
+    Hidden files, and files without the extension of an image, are passed over. No image is read here: two short
+    buffers hold the names of a million files. The fingerprint is of all names and the sizes of some files, so that a
+    copy with smaller images is other data.
 
     Raises:
         ValueError: no such split.
@@ -52,7 +55,10 @@ class ImageFolder(ImageSource):
             listing.update(b"\0".join([os.fsencode(name), *files, b"\0"]))
         if empty:
             _refuse_empty(option, folder, empty, len(classes))
-        super().__init__(config, split, np.repeat(np.arange(len(classes)), counts), classes, listing.hexdigest())
+        super().__init__(config, split, np.repeat(np.arange(len(classes)), counts), classes, fingerprint="")
+        some = np.linspace(0, len(self.files) - 1, min(len(self.files), SIZES)).astype(int).tolist()
+        listing.update(np.array([_size(self.locate(image)) for image in some], dtype="<i8").tobytes())
+        self.fingerprint = listing.hexdigest()
 
     def locate(self, image: int) -> str:
         return os.path.join(self.folder, self.class_names[self.labels_N[image]], os.fsdecode(self.files[image]))
@@ -87,6 +93,14 @@ def _images_in(folder: bytes) -> list[bytes]:
                 elif entry.is_dir():
                     waiting.append(inside + entry.name + b"/")
     return found
+
+
+def _size(file: str) -> int:
+    """In bytes; −1 of a file that cannot be had, which is reported when it is read."""
+    try:
+        return os.stat(file).st_size
+    except OSError:
+        return -1
 
 
 def _refuse_empty(option: str, folder: str, empty: Sequence[str], classes: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_moe.config import ConfigError, require
+from dit_moe.config import require
 from dit_moe.data.base import BrokenImages
 from dit_moe.data.images import BadImage, decode
 from dit_moe.registry import did_you_mean
@@ -76,7 +76,7 @@ class ImageSource(ABC):
 
         Raises:
             BrokenImages: all images of the batch that cannot be used.
-            ConfigError: without `size`, images of different sizes.
+            ValueError: without `size`, images of different sizes.
         """
         rows_B = np.asarray(indices, dtype=np.int64)
         assert rows_B.size == 0 or 0 <= rows_B.min() <= rows_B.max() < len(self), "indices lie within the data set"
@@ -96,13 +96,13 @@ class ImageSource(ABC):
         return {"images": images_BCHW, "labels": torch.from_numpy(self.labels_N[image_B])}
 
     def _pixels(self, image: int) -> np.ndarray:
-        """uint8 [C, H, W]. BadImage names the file; ConfigError if it is not as large as the first one."""
+        """uint8 [C, H, W]. BadImage names the file; ValueError if it is not as large as the first one."""
         pixels_CHW = self._decoded(image)
         if self.config.size is None and pixels_CHW.shape != self.image_shape:
             first, (_, height, width) = self._first
             found = f"{self.locate(image)} is {pixels_CHW.shape[2]}×{pixels_CHW.shape[1]}"
-            problem = f"{found}, and {self.locate(first)} {width}×{height}"
-            raise ConfigError("size", f"=None keeps images as they are, but {problem}; set size to make them one")
+            problem = f"{found}, and {self.locate(first)} {width}×{height}"  # no key: it may be read in any section
+            raise ValueError(f"{problem}; set size in their section to make them one")
         return pixels_CHW
 
     def _decoded(self, image: int) -> np.ndarray:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import math
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_moe.config import ConfigError
+from dit_moe.config import ConfigError, Tree
 from dit_moe.data.base import DATASETS
-from dit_moe.data.manifest import DTYPES, SHARDS, Shard, read_manifest
+from dit_moe.data.manifest import DTYPES, MANIFEST, SHARDS, Shard, read_manifest
 from dit_moe.registry import did_you_mean
 
 MOST_OPEN = 512  # mapped files: each holds a descriptor, of which a process often may have 1024
+_HEADER_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}  # as safetensors calls them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ class LatentShards:
         flip_B, image_B = np.divmod(np.asarray(indices, dtype=np.int64), len(self.manifest))
         shard_B = np.searchsorted(self._starts, image_B, side="right") - 1
         row_B = image_B - self._starts[shard_B]
-        shards = [_map(self.folder / SHARDS / shard.file, shard) for shard in self._shards_at(shard_B)]
+        shards = [self._mapped(self.manifest.shards[number]) for number in shard_B.tolist()]
         for shard, row, flip in zip(shards, row_B.tolist(), flip_B.tolist(), strict=True):
             shard.prefetch(row, flip)  # the disk works on all rows at once
         manifest = self.manifest
@@ -71,8 +73,10 @@ class LatentShards:
             bits[i], labels_B[i] = shard.moments[row, flip], shard.labels[row]
         return {"moments": moments, "labels": torch.from_numpy(labels_B)}
 
-    def _shards_at(self, numbers: np.ndarray) -> list[Shard]:
-        return [self.manifest.shards[number] for number in numbers.tolist()]
+    def _mapped(self, shard: Shard) -> _Mapped:
+        manifest = self.manifest
+        row = 2 if manifest.flips else 1, manifest.moments, *manifest.latent_shape
+        return _map(self.folder / SHARDS / shard.file, shard, manifest.dtype, row)
 
 
 class _Mapped(NamedTuple):
@@ -91,8 +95,9 @@ class _Mapped(NamedTuple):
 
 
 @lru_cache(maxsize=MOST_OPEN)
-def _map(path: Path, shard: Shard) -> _Mapped:
-    """Map a shard's file; ValueError if it is no safetensors file of latents."""
+def _map(path: Path, shard: Shard, dtype: str, row: tuple[int, ...]) -> _Mapped:
+    """Map a shard's file; ValueError if it is no safetensors file of rows of this dtype and shape with labels."""
+    shape = shard.count, *row
     try:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -100,13 +105,21 @@ def _map(path: Path, shard: Shard) -> _Mapped:
         end = 8 + int.from_bytes(mapped[:8], "little")
         header = json.loads(mapped[8:end])
         moments, labels = header["moments"], header["labels"]
+        _require_same("moments", moments, _HEADER_DTYPES[dtype], shape)
+        _require_same("labels", labels, "I64", shape[:1])
         start = end + moments["data_offsets"][0]
-        width = {"F32": np.int32, "F16": np.int16, "BF16": np.int16}[moments["dtype"]]
-        flat = np.frombuffer(mapped, width, int(np.prod(moments["shape"])), start)
+        width = {2: np.int16, 4: np.int32}[DTYPES[dtype].itemsize]
+        flat = np.frombuffer(mapped, width, math.prod(shape), start)
         known = np.frombuffer(mapped, np.int64, shard.count, end + labels["data_offsets"][0])
-        return _Mapped(mapped, start, flat.reshape(moments["shape"]), known)
+        return _Mapped(mapped, start, flat.reshape(shape), known)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}); restore it, or run `dit-moe encode` again") from None
+
+
+def _require_same(name: str, header: Tree, dtype: str, shape: tuple[int, ...]) -> None:
+    if (header["dtype"], header["shape"]) != (dtype, list(shape)):
+        found = f"{header['dtype']} {header['shape']}"
+        raise ValueError(f"{name} are {found} where {MANIFEST} says {dtype} {list(shape)}")
 
 
 def _folder(config: LatentsConfig, split: str) -> str:

@@ -1,7 +1,8 @@
 """The manifest of a folder of encoded latents: what they are, of what images, by which autoencoder, in which shards.
 
     data/imagenet256/
-        manifest.json                 written last: a folder without it holds no latents yet
+        manifest.json                 written last: a folder without it holds no latents yet; its last entry is the hash
+                                      of its text without that entry
         encoding.json                 what is being encoded and how; an interrupted encoding goes on only with the same
         shards/00000.safetensors …    moments [n, F, M, C, H, W], labels [n], index [n]
         shards/00000.json …           written after its shard: hash, size and sums of it
@@ -18,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from dit_moe.files import write_atomically
 
 FORMAT = 1
 MANIFEST, SHARDS = "manifest.json", "shards"
+_SEAL, _END = ',\n "sha256": "', "\n}"  # as json.dumps(…, indent=1) has them
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -68,6 +70,11 @@ class Manifest:
         return sum(shard.count for shard in self.shards)
 
     @property
+    def downsampling(self) -> int:
+        """Pixels of an image's side to one of its latents'."""
+        return self.image_shape[1] // self.latent_shape[1]
+
+    @property
     def row_bytes(self) -> int:
         """Size of one image's moments, one way round."""
         return self.moments * math.prod(self.latent_shape) * DTYPES[self.dtype].itemsize
@@ -86,9 +93,9 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Put the manifest in place, sealed by a hash of itself."""
-    body = json.loads(json.dumps({"format": FORMAT, **asdict(manifest)}))
-    write_atomically(folder / MANIFEST, json.dumps({**body, "sha256": _seal(body)}, indent=1) + "\n")
+    """Put the manifest in place, sealed by a hash of its text."""
+    body = {"format": FORMAT, **asdict(manifest), "downsampling": manifest.downsampling}
+    write_atomically(folder / MANIFEST, _sealed(json.dumps(body, indent=1)))
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -104,15 +111,16 @@ def read_manifest(folder: str | Path) -> Manifest:
         found = "holds an unfinished encoding" if (folder / SHARDS).is_dir() else "holds no encoded latents"
         raise NoLatents(f"{folder} {found}; run `dit-moe encode CONFIG`, or name another folder in data.path")
     try:
-        body = json.loads(path.read_text())
-        seal, version = body.pop("sha256"), body.pop("format")
-    except (ValueError, KeyError, AttributeError):
+        text = path.read_bytes().decode()
+        body = json.loads(text)
+        version = body["format"]
+    except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is truncated or damaged; restore it from a copy, or encode anew") from None
     if version != FORMAT:
         raise ValueError(f"{path} has format {version}, this version reads {FORMAT}; use a dit_moe to match")
-    if seal != _seal({"format": version, **body}):
+    if text != _sealed(text.rpartition(_SEAL)[0] + _END):
         raise ValueError(f"{path} was changed after it was written; restore it from a copy, or encode anew")
-    manifest = Manifest(**{name: _frozen(value) for name, value in body.items()} | _nested(body))
+    manifest = Manifest(**{field.name: _frozen(body[field.name]) for field in fields(Manifest)} | _nested(body))
     for shard in manifest.shards:
         _require_whole(folder / SHARDS / shard.file, shard)
     return manifest
@@ -130,8 +138,9 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-def _seal(body: Tree) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+def _sealed(text: str) -> str:
+    """The text of a JSON object with a last entry, the hash of that text."""
+    return f'{text.removesuffix(_END)}{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}"{_END}\n'
 
 
 def _require_whole(path: Path, shard: Shard) -> None:

@@ -88,7 +88,7 @@ def load_batches(
         worker_init_fn=_leave_signals_to_the_parent,
     )
     for batch in loader:
-        if isinstance(batch, ValueError):
+        if isinstance(batch, ValueError | OSError):
             raise batch
         yield batch
 
@@ -105,7 +105,7 @@ class _Relay:
     def __getitems__(self, indices: list[int]) -> Any:
         try:
             return self.dataset.__getitems__(indices)
-        except ValueError as problem:
+        except (ValueError, OSError) as problem:
             return problem
 
 

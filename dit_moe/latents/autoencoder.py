@@ -24,6 +24,7 @@ from dit_moe.latents.pixels import from_uint8, to_uint8
 
 BUNDLED = {"digits": Path(__file__).parent / "weights" / "digits"}  # `dit-moe train-autoencoder` made them
 KINDS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderTiny", "AutoencoderRAE")
+IDENTITY = ("kind", "channels", "sha256")  # the fields that tell an autoencoder from others
 FROM_ZERO = ("AutoencoderRAE",)  # takes and gives pixels in [0, 1], all others in [−1, 1]
 
 
@@ -61,8 +62,12 @@ class AutoencoderConfig:
 
     def same_space(self, other: object) -> bool:
         """Whether latents mean the same for both settled configs."""
-        fields = ("kind", "channels", "sha256", "shift", "scale")
+        fields = (*IDENTITY, "shift", "scale")
         return isinstance(other, type(self)) and all(getattr(self, f) == getattr(other, f) for f in fields)
+
+    def contradicts(self, found: AutoencoderConfig) -> bool:
+        """Whether what this config says of the autoencoder, as far as it does, is untrue of the settled `found`."""
+        return any(getattr(self, f) not in (None, getattr(found, f)) for f in IDENTITY)
 
 
 @FIRST_STAGES.register("autoencoder", AutoencoderConfig)
@@ -149,7 +154,7 @@ class Autoencoder(FirstStage):
             shift=config.shift or shift,
             scale=config.scale or scale,
         )
-        if config.sha256 is not None and not config.same_space(found):
+        if config.contradicts(found):
             problem = f" is an {found.describe()}; these latents are of an {config.describe()}; use that autoencoder"
             raise ConfigError(f"first_stage.model={config.model}", problem)
         if config.normalization == "statistics" and config.scale is None:
@@ -231,8 +236,17 @@ def _class_and_place(config: AutoencoderConfig) -> tuple[Any, str]:
 def _build_empty(config: AutoencoderConfig) -> Any:
     cls, place = _class_and_place(config)
     raw = cls.load_config(place, subfolder=config.subfolder)
-    with torch.device("meta"):
-        return cls.from_config(raw).eval()
+    try:
+        with torch.device("meta"):
+            return cls.from_config(raw).eval()
+    except (ImportError, NameError) as error:
+        raise _lacks_package(config, error) from None
+
+
+def _lacks_package(config: AutoencoderConfig, error: Exception) -> ConfigError:
+    """AutoencoderRAE is built of a network of transformers, which diffusers does not ask for."""
+    problem = f"={config.model} needs a package that is not installed ({error}); pip install transformers"
+    return ConfigError("first_stage.model", problem)
 
 
 def _load(config: AutoencoderConfig) -> Any:
@@ -241,6 +255,8 @@ def _load(config: AutoencoderConfig) -> Any:
         network, info = cls.from_pretrained(
             place, subfolder=config.subfolder, use_safetensors=True, torch_dtype=torch.float32, output_loading_info=True
         )
+    except (ImportError, NameError) as error:
+        raise _lacks_package(config, error) from None
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         problem = f"={config.model} has no readable safetensors weights: {reason}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from dit_moe import config as configs
@@ -10,7 +12,7 @@ from dit_moe.config import ConfigError
 from dit_moe.data import Dataset
 from dit_moe.data.latents import LatentShards
 from dit_moe.data.manifest import Manifest
-from dit_moe.latents.autoencoder import AutoencoderConfig
+from dit_moe.latents.autoencoder import BUNDLED, IDENTITY, AutoencoderConfig
 from dit_moe.latents.base import FIRST_STAGES, FirstStage, Shape
 from dit_moe.latents.identity import IdentityConfig
 
@@ -37,15 +39,28 @@ def _of_latents(given: Any, manifest: Manifest) -> AutoencoderConfig:
     if not isinstance(given, AutoencoderConfig):
         name = FIRST_STAGES.name_of(given)
         raise ConfigError("first_stage.name", f"={name} cannot read latents of {own.describe()}; drop the section")
-    if given.normalization == "statistics":
-        own = replace(own, shift=manifest.mean, scale=tuple(1 / std for std in manifest.std))
-    settled = replace(own, **{name: getattr(given, name) for name in _FREE})
-    stated = replace(settled, **{name: getattr(given, name) for name in _RECORDED if getattr(given, name) is not None})
-    return require_same_space(settled, stated, "first_stage", "the folder of latents")
+    if given.contradicts(own):
+        stated = replace(own, **{name: getattr(given, name) or getattr(own, name) for name in IDENTITY})
+        raise _other_space("first_stage", stated, "the folder of latents", own)
+    shift, scale = given.shift, given.scale  # raw latents can be normalised in any way, as those of a run to start from
+    if scale is None and given.normalization == "statistics":
+        shift, scale = manifest.mean, tuple(1 / std for std in manifest.std)
+    elif scale is None:
+        shift, scale = own.shift, own.scale
+    recorded = {name: getattr(own, name) for name in IDENTITY}
+    settled = replace(given, **recorded, shift=shift, scale=scale)
+    if (given.model, given.subfolder) != (own.model, own.subfolder):
+        _check_model(settled, own)
+    return settled
 
 
-_RECORDED = ("kind", "channels", "sha256", "shift", "scale")
-_FREE = ("model", "subfolder", "normalization", "precision", "tiling", "slicing")
+def _check_model(settled: AutoencoderConfig, own: AutoencoderConfig) -> None:
+    """ConfigError if the autoencoder that goes by another name than the latents' own turns out to be another one."""
+    if settled.model in BUNDLED or Path(settled.model).is_dir():
+        FIRST_STAGES.build(settled).load()
+    else:
+        note = f"first_stage.model={settled.model} is not there to be compared with {own.model}, which made the latents"
+        warnings.warn(note, stacklevel=2)
 
 
 def require_same_space(wanted: Any, found: Any, where: str, whose: str) -> Any:
@@ -55,9 +70,13 @@ def require_same_space(wanted: Any, found: Any, where: str, whose: str) -> Any:
     """
     same = wanted.same_space(found) if isinstance(wanted, AutoencoderConfig) else type(wanted) is type(found)
     if not same:
-        problem = f" is of the latent space {_describe(found)}, but {whose} is of {_describe(wanted)}"
-        raise ConfigError(where, f"{problem}; use the same autoencoder, scale and shift for both")
+        raise _other_space(where, found, whose, wanted)
     return found
+
+
+def _other_space(where: str, found: Any, whose: str, wanted: Any) -> ConfigError:
+    problem = f" is of the latent space {_describe(found)}, but {whose} is of {_describe(wanted)}"
+    return ConfigError(where, f"{problem}; use the same autoencoder, shift and scale for both")
 
 
 def _describe(config: Any) -> str:

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,36 +17,43 @@ from torch import Tensor
 from dit_moe.data import Dataset
 from dit_moe.data.manifest import DTYPES, SHARDS, Manifest, read_manifest
 from dit_moe.latents.base import FirstStage, Moments
-from dit_moe.latents.encode import channel_statistics
+from dit_moe.latents.encode import channel_statistics, mean_and_std
 
 
 def verify(folder: Path, on_images: Callable[[int], object] = lambda count: None) -> Manifest:
     """Check hash, shape, dtype, labels and finiteness of every shard, and the statistics of all of them.
 
-    `on_images(n)` after every shard. ValueError lists the first few things that are wrong, and how many there are.
+    `on_images(n)` with every shard. ValueError lists the first few things that are wrong, and how many there are.
     """
     manifest = read_manifest(folder)
     problems: list[str] = []
-    sums, squares = np.zeros((2, manifest.latent_shape[0]))
+    parts = []
     for shard in manifest.shards:
         content = (folder / SHARDS / shard.file).read_bytes()
+        on_images(shard.count)
         if hashlib.sha256(content).hexdigest() != shard.sha256:
             problems.append(f"{shard.file} was changed after it was written")
             continue
         tensors = load(content)
         found = _problem(tensors, manifest, shard.count)
         problems += [f"{shard.file} {found}"] if found else []
-        more = channel_statistics(tensors["moments"])
-        sums, squares = sums + more[0], squares + more[1]
-        on_images(shard.count)
-    values = len(manifest) * (2 if manifest.flips else 1) * manifest.latent_shape[1] * manifest.latent_shape[2]
-    if not problems and not np.allclose(sums / values, manifest.mean, rtol=1e-9, atol=1e-12):
-        problems.append(f"the mean per channel is {(sums / values).tolist()}, the manifest says {list(manifest.mean)}")
+        parts += [] if found else [channel_statistics(tensors["moments"])]
     if problems:
         more_of_them = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         remedy = "delete these shards and run `dit-moe encode` again, which makes them anew"
         raise ValueError(f"{folder}: {'; '.join(problems[:3])}{more_of_them}; {remedy}")
+    _require_statistics(folder, manifest, parts)
     return manifest
+
+
+def _require_statistics(folder: Path, manifest: Manifest, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    values = len(manifest) * (2 if manifest.flips else 1) * math.prod(manifest.latent_shape[1:])
+    for name, found in zip(("mean", "std"), mean_and_std(parts, values), strict=True):
+        stated = getattr(manifest, name)
+        if not np.allclose(found, stated, rtol=1e-6, atol=1e-7):  # other machines add in another order
+            problem = f"the {name} per channel is {found.tolist()}, the manifest says {list(stated)}"
+            remedy = "restore the manifest or delete it and run `dit-moe encode` again"
+            raise ValueError(f"{folder}: {problem}; {remedy}")
 
 
 def _problem(tensors: dict[str, Tensor], manifest: Manifest, count: int) -> str | None:

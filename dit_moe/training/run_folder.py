@@ -20,7 +20,7 @@ from dit_moe.training.config import FREE
 _FREE = {"sample", "eval", "encode", *(f"train.{field}" for field in FREE)}
 # And in a section that identifies what it names, under this key: where that is, and how it is worked with.
 _IDENTIFIED = {
-    "data": ("fingerprint", {"path", "heldout", "workers"}),
+    "data": ("fingerprint", {"path", "heldout"}),
     "first_stage": ("sha256", {"model", "subfolder", "tiling", "slicing"}),
 }
 
@@ -40,7 +40,7 @@ def locked(run: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
             except BlockingIOError:
                 remedy = "wait for it, or choose another run folder"
-                raise ValueError(f"{run} is being trained by another process; {remedy}") from None
+                raise ValueError(f"{run} is in use by another process; {remedy}") from None
             except OSError as error:  # some clusters' file systems have no locks
                 warning = f"warning: {run} cannot be locked ({error.strerror}); start no second training in it"
                 print(warning, file=sys.stderr)

@@ -5,14 +5,14 @@ Weights stay in fp32 and are gathered in fp32, so that the run is that of one pr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 
 def shard(model: nn.Module, device: torch.device, processes: int, *, keep: bool = False) -> None:
@@ -25,7 +25,23 @@ def shard(model: nn.Module, device: torch.device, processes: int, *, keep: bool 
     mesh = init_device_mesh(device.type, (processes,))
     units: list[nn.Module] = [*model.sharding_units, model]  # type: ignore[misc]
     for unit in units:
-        fully_shard(unit, mesh=mesh, reshard_after_forward=False if keep else None)
+        fully_shard(
+            unit,
+            mesh=mesh,
+            reshard_after_forward=False if keep else None,
+            shard_placement_fn=lambda parameter: placement(parameter.shape, processes),
+        )
+
+
+def placement(shape: Sequence[int], processes: int) -> Shard | None:
+    """The dimension to cut stacked experts along if there is no equal number of them for each process.
+
+    Cut along the experts, 8 of them would leave 8 of 16 processes empty-handed. None is FSDP2's default, the first one.
+    """
+    if len(shape) < 3:
+        return None
+    even = [dim for dim, size in enumerate(shape) if size % processes == 0]
+    return Shard(even[0]) if even else None
 
 
 @contextmanager

@@ -69,6 +69,14 @@ def test_encoding_says_what_it_made_and_verifying_draws_it(capsys, latents):
     assert Image.open(latents / "verify.png").size[0] > 8 * 32
 
 
+def test_verifying_is_refused_for_other_images_or_another_way(capsys, tmp_path, latents):
+    words = ["encode", CONFIG, f"data.path={latents}", *SMALLER, "--verify"]
+    refused(capsys, 2, "encode.flips=True differs from the encoding in", *words, "encode.flips=true")
+    refused(capsys, 2, "encode.images.size=64 differs from", *words, "encode.images.size=64")
+    model = make(tmp_path / "other", in_channels=1, out_channels=1)
+    refused(capsys, 2, "encode.first_stage.sha256=", *words, f"first_stage.model={model}")
+
+
 def test_a_run_on_latents_is_sampled_as_images(latent_run, tmp_path):
     assert cli("sample", latent_run, "count=12", "first_stage.slicing=true", "--out", tmp_path) == 0
     with np.load(tmp_path / "images.npz") as arrays:
@@ -80,6 +88,27 @@ def test_quickstart_goes_the_whole_way_and_shows_the_reconstruction(tmp_path, la
     assert cli(*words) == 0
     distance = json.loads((tmp_path / "run" / "metrics.json").read_text())["fd_digits_cnn64"]
     assert 0.8 < distance["reconstruction_ratio"] < 1.5 < distance["ratio"]
+
+
+def test_quickstart_compares_its_config_with_the_latents_before_it_trains(capsys, tmp_path, latents):
+    words = ["quickstart", CONFIG, f"data.path={latents}", *SMALLER, "--run", tmp_path / "run"]
+    refused(capsys, 2, "encode.flips=True differs from the encoding in", *words, "encode.flips=true")
+    refused(capsys, 2, "encode is missing; results are compared with the images", *words, "encode=null")
+    assert not (tmp_path / "run").exists()
+
+
+def test_quickstart_needs_no_encoding_of_images_encoded_on_the_fly(tmp_path):
+    on_the_fly = ["data={name: digits, size: 32}", "encode.images.size=8", "eval.seeds=1"]  # not the images trained on
+    assert cli("quickstart", CONFIG, *SMALL, *on_the_fly, "--run", tmp_path / "run") == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["fd_digits_cnn64"]["reconstruction_ratio"] < 1.5
+
+
+def test_quickstart_says_before_training_that_the_images_cannot_be_judged(capsys, tmp_path, images):
+    words = ["quickstart", CONFIG, *of_images(tmp_path, images), *SMALL, "--run", tmp_path / "run"]
+    refused(capsys, 2, "encode.images.heldout=None names no held-out images", *words)
+    refused(capsys, 2, "digits_cnn64 takes square images of 1 channel", *words, f"encode.images.heldout={images}")
+    assert not (tmp_path / "run").exists()
 
 
 def test_image_folders_are_encoded_and_trained_on(tmp_path, images):

@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from dit_moe import config
-from dit_moe.commands.train_autoencoder import AutoencoderTraining, averaged, prepare
+from dit_moe.commands.train_autoencoder import AutoencoderTraining, averaged, describe, prepare
 from dit_moe.config import ConfigError
 from dit_moe.data.digits import Digits
 from dit_moe.latents.autoencoder import BUNDLED, Autoencoder, AutoencoderConfig
+from dit_moe.latents.kl_export import export
 from dit_moe.latents.pixels import from_uint8
 from tests.cli.conftest import cli
 
@@ -60,6 +61,15 @@ def test_the_same_command_goes_on_and_a_finished_run_is_exported_again(tmp_path,
     assert parts["config"]["train"]["steps"] == 4
     assert cli(*words) == 0
     assert json.loads(capsys.readouterr().out) == parts
+
+
+def test_an_export_with_the_name_of_the_bundled_one_is_described_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings, images = prepare(Path(CONFIG), SMALL)
+    network = settings.autoencoder.build(images["train"].image_shape)
+    export(network, images["heldout"], Path("digits"))
+    facts = describe(Path("digits"), {"train": images["heldout"]})
+    assert facts["parameters"] == sum(parameter.numel() for parameter in network.parameters())
 
 
 def test_a_folder_of_images_without_held_out_ones_will_do(tmp_path, capsys):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dit_moe.config import ConfigError
-from dit_moe.data import DATASETS, BrokenImages
+from dit_moe.data import DATASETS, BrokenImages, image_folder
 from dit_moe.data.image_folder import ImageFolderConfig
 from tests.data.examples import class_files, encoded, pixels, write_tree
 
@@ -65,13 +65,33 @@ def test_folders_may_be_links(tree, tmp_path):
         lambda tree: (tree / "ant/000.png").rename(tree / "bee/002.png"),
         lambda tree: (tree / "ant/000.png").unlink(),
         lambda tree: (tree / "ant").rename(tree / "ape"),
+        lambda tree: write_tree(tree, {"ant/001.png": encoded(pixels(1, 8, 8))}),
     ],
-    ids=["renamed", "moved to another class", "removed", "class renamed"],
+    ids=["renamed", "moved to another class", "removed", "class renamed", "resized"],
 )
-def test_the_fingerprint_tells_another_listing(tree, change):
+def test_the_fingerprint_tells_another_listing_and_other_sizes(tree, change):
     before = read(tree).fingerprint
     change(tree)
     assert read(tree).fingerprint != before
+
+
+def test_of_many_files_the_sizes_of_some_spread_over_all_are_in_the_fingerprint(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_folder, "SIZES", 3)
+    names = [f"{folder}/{i}.png" for folder in ("ant", "bee") for i in range(5)]
+    write_tree(tmp_path, dict.fromkeys(names, b""))
+    fingerprints = [read(tmp_path, size=8).fingerprint]
+    for name in names:
+        write_tree(tmp_path, {name: b"more"})
+        fingerprints.append(read(tmp_path, size=8).fingerprint)
+    noticed = [name for name, a, b in zip(names, fingerprints, fingerprints[1:], strict=False) if a != b]
+    assert noticed == ["ant/0.png", "ant/4.png", "bee/4.png"]
+
+
+def test_a_link_to_nothing_is_named_only_when_it_is_read(tree):
+    (tree / "bee/009.png").symlink_to("nowhere")
+    dataset = read(tree, size=8)
+    with pytest.raises(BrokenImages, match=r"bee/009.png cannot be read"):
+        dataset.__getitems__([4])
 
 
 def test_the_heldout_split_is_another_tree_with_the_same_classes(tree, tmp_path):

@@ -62,7 +62,7 @@ def test_all_broken_images_of_a_batch_are_reported_at_once():
         6: "file1 is not an image that can be read (JPEG, PNG, WEBP, BMP, TIFF, PPM)",
     }
     assert str(error.value) == (
-        "file1 is not an image that can be read (JPEG, PNG, WEBP, BMP, TIFF, PPM), and 2 more; mend or remove them, or "
+        "file1 is not an image that can be read (JPEG, PNG, WEBP, BMP, TIFF, PPM), and 2 more; mend them, or "
         "let `dit-moe encode --skip-broken` leave them out"
     )
     rows = source.__getitems__([i for i in [0, 1, 2, 3, 4, 6] if i not in error.value.problems])
@@ -70,7 +70,7 @@ def test_all_broken_images_of_a_batch_are_reported_at_once():
 
 
 def test_one_broken_image_is_one_even_with_its_mirror():
-    with pytest.raises(BrokenImages, match=r"^file1 is empty \(0 bytes\); mend or remove it, or let .* leave it out$"):
+    with pytest.raises(BrokenImages, match=r"^file1 is empty \(0 bytes\); mend it, or let .* leave it out$"):
         Listed([FILES[0], b""], flip=True).__getitems__([1, 3])
 
 
@@ -83,7 +83,9 @@ def test_without_a_size_images_stay_as_they_are_and_another_size_is_refused_with
     source = Listed([encoded(pixels(0, 16, 20)), encoded(pixels(1, 16, 20)), encoded(pixels(2, 20, 16))])
     assert source.image_shape == (3, 16, 20)
     assert np.array_equal(source.__getitems__([1])["images"][0].permute(1, 2, 0), pixels(1, 16, 20))
-    with pytest.raises(ConfigError, match=r"^size=None .* file2 is 16×20, and file0 20×16; set size"):
+    with pytest.raises(
+        ValueError, match=r"^file2 is 16×20, and file0 20×16; set size in their section to make them one$"
+    ):
         source.__getitems__([1, 2])
 
 

@@ -1,17 +1,18 @@
 """Reading encoded latents."""
 
 import json
+import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from dit_moe.data import DATASETS
-from dit_moe.data.latents import LatentsConfig
+from dit_moe.data.latents import MOST_OPEN, LatentsConfig
 from dit_moe.data.manifest import NoLatents, read_manifest
 from dit_moe.data.order import BatchOrder, MicroBatches, load_batches
+from dit_moe.experiment import load_experiment
 from tests.latents.encoded import encode
 
 
@@ -109,17 +110,46 @@ def test_a_truncated_or_missing_shard_is_named(tmp_path):
         read(tmp_path / "latents")
 
 
+@pytest.mark.parametrize(
+    ("header", "changed", "message"),
+    [
+        (b'"BF16"', b'"F16" ', r"moments are F16 \[20, 2, 2, 4, 4, 4\] where manifest.json says BF16 \["),
+        (b"[20,2,2,4,4,4]", b"[20,2,4,2,4,4]", r"moments are BF16 \[20, 2, 4, 2, 4, 4\] where manifest.json says BF16"),
+        (b'"I64","shape":[20]', b'"I64","shape":[10]', r"labels are I64 \[10\] where manifest.json says I64 \[20\]"),
+    ],
+    ids=["dtype", "shape", "labels"],
+)
+def test_a_shard_of_another_dtype_or_shape_is_named(tmp_path, header, changed, message):
+    encode(tmp_path / "latents", dtype="bf16")
+    shard = tmp_path / "latents" / "shards" / "00001.safetensors"
+    assert header in shard.read_bytes()
+    shard.write_bytes(shard.read_bytes().replace(header, changed))
+    dataset = read(tmp_path / "latents")
+    dataset.__getitems__([0])
+    with pytest.raises(ValueError, match=rf"00001.safetensors cannot be read \({message}.*restore it"):
+        dataset.__getitems__([20])
+
+
+@pytest.mark.parametrize("size", [256, 512])
+def test_all_of_imagenet_is_in_fewer_files_than_are_kept_open(size):
+    config = Path(__file__).parents[2] / "configs" / f"imagenet{size}" / "base.yaml"
+    assert math.ceil(1_281_167 / load_experiment(config).encode.shard_size) <= 320 < MOST_OPEN
+
+
 def test_a_manifest_edited_by_one_digit_is_refused(tmp_path):
     encode(tmp_path / "latents")
     path = tmp_path / "latents" / "manifest.json"
     text = path.read_text()
-    digits = [i for i, character in enumerate(text) if character.isdigit()]
-    for place in np.random.default_rng(0).choice(digits, 20, replace=False).tolist():
+    for place in [i for i, character in enumerate(text) if character.isdigit()]:
         path.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
         with pytest.raises(ValueError, match=r"manifest.json (was changed|has format|is truncated)"):
             read_manifest(tmp_path / "latents")
+    path.write_text(text.replace("\n", "\r\n"))
+    with pytest.raises(ValueError, match=r"manifest.json was changed"):
+        read_manifest(tmp_path / "latents")
     path.write_text(text)
-    read_manifest(tmp_path / "latents")
+    manifest = read_manifest(tmp_path / "latents")
+    assert json.loads(text)["downsampling"] == manifest.downsampling == 4
 
 
 def test_a_manifest_cut_short_or_of_another_format_is_refused(tmp_path):

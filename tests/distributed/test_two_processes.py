@@ -167,7 +167,7 @@ def test_processes_that_see_different_run_folders_are_refused(ranks):
 def test_a_run_in_use_is_refused_by_both(ranks):
     for rank in ranks:
         assert rank["in_use"].startswith("ValueError: ")
-        assert "is being trained by another process" in rank["in_use"]
+        assert "is in use by another process" in rank["in_use"]
 
 
 def test_what_one_process_refuses_is_refused_by_both(ranks):

@@ -1,10 +1,12 @@
 """For test_encode.py: ``encode_script.py whole FOLDER AUTOENCODER`` encodes 50 digits; ``killed …`` dies five times.
 
 It prints how many shards there were after each death. Deaths are those of forks, which need no start of their own.
+``broken …`` encodes digits of which some are broken, prints which it was refused for, and goes on without them.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -12,14 +14,25 @@ import sys
 import time
 from pathlib import Path
 
+from dit_moe.data import DATASETS
 from dit_moe.latents.autoencoder import Autoencoder, AutoencoderConfig
+from dit_moe.latents.encode import BROKEN, EncodingError
 from dit_moe.processes import join_processes
-from tests.latents.encoded import encoder
+from tests.latents.encoded import DIGITS, Spoilt, encoder
 
 
 def main(what: str, folder: Path, model: str) -> None:
     join_processes()
     stage = Autoencoder(AutoencoderConfig(model=model))
+    if what == "broken":
+        spoilt = Spoilt(DATASETS.build(DIGITS, "train"), 50)
+        made = encoder(folder, stage=stage, dataset=spoilt, workers=1)
+        try:
+            made.run()
+        except EncodingError:
+            print(*[each["index"] for each in json.loads((folder / BROKEN).read_text())], sep=",", flush=True)
+        made.run(skip_broken=True)
+        return
     made = encoder(folder, stage=stage, shard_size=4, batch_size=3)
     if what == "whole":
         made.run()
@@ -33,8 +46,10 @@ def main(what: str, folder: Path, model: str) -> None:
             made.run()
             os._exit(0)
         while len(made.missing()) == left:  # some progress, then death at any moment of the next shard
+            if os.waitpid(child, os.WNOHANG)[0]:
+                sys.exit("the process to be killed ended by itself")
             time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.03))
+        time.sleep(chance.uniform(0, 0.01))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         print(made.shards - len(made.missing()))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dit_moe.data import DATASETS
+from dit_moe.data import DATASETS, BrokenImages
 from dit_moe.data.manifest import Manifest
 from dit_moe.latents.autoencoder import Autoencoder, AutoencoderConfig
 from dit_moe.latents.encode import EncodeConfig, Encoder
@@ -32,6 +32,18 @@ class First:
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         return self.whole.__getitems__(indices)
+
+
+class Spoilt(First):
+    """Some images cannot be read."""
+
+    broken = (3, 7, 25)
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        problems = {i: f"images/{i}.jpg is no image" for i in indices if i in self.broken}
+        if problems:
+            raise BrokenImages(problems)
+        return super().__getitems__(indices)
 
 
 def autoencoder(folder: Path, **options: object) -> Autoencoder:

@@ -78,6 +78,13 @@ def test_an_autoencoder_with_other_weights_is_refused_with_both_descriptions(tmp
     assert stage_of(other.model).settled().sha256[:12] in str(refused.value)
 
 
+def test_a_stated_hash_alone_is_compared_alone(tmp_path):
+    config = stage_of(make(tmp_path)).settled()
+    assert stage_of(config.model, sha256=config.sha256).settled() == config
+    with pytest.raises(ValueError, match="these latents are of an"):
+        stage_of(config.model, sha256="f" * 64).load()
+
+
 def test_the_latent_shape_needs_no_weights(tmp_path):
     folder = make(tmp_path)
     (tmp_path / WEIGHTS).unlink()

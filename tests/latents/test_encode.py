@@ -13,29 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dit_moe.data import DATASETS, BrokenImages
-from dit_moe.data.manifest import NoLatents, read_manifest
+from dit_moe.data import DATASETS
+from dit_moe.data.manifest import NoLatents, read_manifest, write_manifest
 from dit_moe.latents.autoencoder import Autoencoder, AutoencoderConfig
-from dit_moe.latents.encode import BROKEN, EncodingError
+from dit_moe.latents.encode import BROKEN, EncodeConfig, EncodingError
 from dit_moe.latents.verify import reconstruct, verify
-from tests.latents.encoded import DIGITS, First, autoencoder, encode, encoder
+from tests.latents.encoded import DIGITS, Spoilt, autoencoder, encode, encoder
 
 
 def bits(folder: Path) -> dict[str, str]:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-class Spoilt(First):
-    """Some images cannot be read."""
-
-    broken = (3, 7, 25)
-
-    def __getitems__(self, indices):
-        problems = {i: f"images/{i}.jpg is no image" for i in indices if i in self.broken}
-        if problems:
-            raise BrokenImages(problems)
-        return super().__getitems__(indices)
 
 
 @pytest.fixture
@@ -160,6 +148,24 @@ def test_a_shard_of_nothing_but_broken_images_is_empty_and_harmless(tmp_path, sp
     assert torch.equal(dataset.__getitems__(range(30))["labels"], rows["labels"])
 
 
+def test_images_that_were_mended_come_back(tmp_path, spoilt):
+    folder = tmp_path / "latents"
+    with pytest.raises(EncodingError, match=r"; mend them in place and run the same command again, or leave them out"):
+        encode(folder, dataset=spoilt)
+    encoder(folder, dataset=spoilt).run(skip_broken=True)
+    assert not (folder / BROKEN).exists()
+    before, again = bits(folder), encoder(folder, dataset=spoilt)
+    assert (again.missing(skip_broken=True), again.missing()) == ([], [0, 1])
+    with pytest.raises(EncodingError, match=r"images/3.jpg is no image"):
+        again.run()
+    (folder / BROKEN).unlink()
+    assert bits(folder) == before
+    spoilt.broken = ()
+    assert again.run().skipped == ()
+    encode(tmp_path / "whole", dataset=spoilt)
+    assert bits(folder) == bits(tmp_path / "whole")
+
+
 def test_latents_that_do_not_fit_the_dtype_stop_the_encoding(tmp_path):
     stage = autoencoder(tmp_path / "autoencoder")
     plain = stage.encode_raw
@@ -178,6 +184,17 @@ def test_verifying_finds_a_changed_byte_and_a_nan(tmp_path):
     shard.write_bytes(content)
     with pytest.raises(ValueError, match=r"00001.safetensors was changed after it was written"):
         verify(folder)
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_verifying_finds_statistics_of_other_latents(tmp_path, name):
+    folder = tmp_path / "latents"
+    manifest = encode(folder)
+    write_manifest(folder, replace(manifest, **{name: tuple(1.001 * value for value in getattr(manifest, name))}))
+    with pytest.raises(ValueError, match=f"the {name} per channel is .*; restore the manifest or delete it and run"):
+        verify(folder)
+    (folder / "manifest.json").unlink()
+    assert encode(folder) == manifest
 
 
 def test_pictures_stand_beside_the_originals_they_were_encoded_from(tmp_path, spoilt):
@@ -241,6 +258,16 @@ def test_any_number_of_processes_gives_the_same_latents(tmp_path, whole, process
     assert bits(tmp_path / "latents") == whole.bits
 
 
+def test_processes_with_workers_agree_on_what_is_broken(tmp_path, whole):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    assert whole.start(tmp_path / "latents", "broken", *launcher) == ["3,7,25"] * 2
+    stage = Autoencoder(AutoencoderConfig(model=whole.autoencoder))
+    spoilt = Spoilt(DATASETS.build(DIGITS, "train"), 50)
+    (tmp_path / "alone").mkdir()
+    encoder(tmp_path / "alone", stage=stage, dataset=spoilt).run(skip_broken=True)
+    assert bits(tmp_path / "latents") == bits(tmp_path / "alone")
+
+
 def test_moving_the_images_does_not_begin_another_encoding(tmp_path):
     folder = tmp_path / "latents"
     encode(folder)
@@ -251,10 +278,57 @@ def test_moving_the_images_does_not_begin_another_encoding(tmp_path):
     encoder(folder).run()
 
 
-def test_flips_are_the_encoders_not_the_images(tmp_path):
-    from dit_moe.latents.encode import EncodeConfig
+def test_until_the_first_shard_is_made_everything_may_change(tmp_path):
+    folder = tmp_path / "latents"
+    stage = autoencoder(tmp_path / "autoencoder")
+    stage.encode_raw = out_of_memory
+    with pytest.raises(EncodingError, match=r"encode.batch_size=32; lower it, or set first_stage.slicing=true"):
+        encode(folder, stage=stage, batch_size=32)
+    assert json.loads((folder / "encoding.json").read_text())["batch_size"] == 32
+    encode(folder)
+    assert json.loads((folder / "encoding.json").read_text())["batch_size"] == 8
 
+
+def out_of_memory(images):
+    raise torch.OutOfMemoryError
+
+
+def test_what_cannot_change_the_latents_may_change_later(tmp_path):
+    folder = tmp_path / "latents"
+    stage = autoencoder(tmp_path / "autoencoder")
+    encode(folder, stage=stage)
+    sliced = Autoencoder(replace(stage.config, slicing=True))
+    changed = encoder(folder, stage=sliced)
+    changed.encoding["images"] |= {"path": "here", "id": "there", "min_side": 9, "max_megapixels": 1}
+    changed.run()
+
+
+def test_shards_that_are_on_another_disk_are_missed(tmp_path):
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    first = folder / "shards" / "00000.safetensors"
+    with pytest.raises(EncodingError, match=r"00000.safetensors of the shards in .* do all nodes see the same disk"):
+        encoder(folder).run(on_images=lambda count: first.unlink(missing_ok=True))
+    with pytest.raises(NoLatents):
+        read_manifest(folder)
+
+
+def test_progress_counts_the_images_that_are_missing(tmp_path):
+    encode(tmp_path / "latents")
+    (tmp_path / "latents" / "shards" / "00002.safetensors").unlink()
+    again, seen = encoder(tmp_path / "latents"), []
+    assert again.count(again.missing()) == 10
+    again.run(on_images=seen.append)
+    assert sum(seen) == 10
+
+
+def test_flips_are_the_encoders_not_the_images(tmp_path):
     images = replace(DIGITS)
     object.__setattr__(images, "flip", True)
     with pytest.raises(ValueError, match=r"images.flip=True: flips are encode.flips here"):
         EncodeConfig(images=images)
+
+
+def test_latents_are_no_images_to_encode():
+    with pytest.raises(ValueError, match=r"images.name=latents holds latents; name a data set of images"):
+        EncodeConfig(images=DATASETS.config_class("latents")(path="latents"))

@@ -11,6 +11,7 @@ from dit_moe.latents.autoencoder import Autoencoder, AutoencoderConfig
 from dit_moe.latents.identity import IdentityConfig
 from dit_moe.latents.settle import require_same_space, settle_first_stage
 from tests.latents.encoded import DIGITS, autoencoder, encode
+from tests.latents.small import make
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,8 @@ def test_latents_say_themselves_what_they_were_made_by(made):
 
 def test_training_on_latents_needs_no_autoencoder_to_be_there(made):
     dataset, _, _ = made
-    config, _ = settle_first_stage(AutoencoderConfig(model="was/deleted"), dataset)
+    with pytest.warns(UserWarning, match="was/deleted is not there to be compared"):
+        config, _ = settle_first_stage(AutoencoderConfig(model="was/deleted"), dataset)
     rows = dataset.__getitems__([0, 1])
     assert torch.equal(Autoencoder(config).moments_of(rows).mean, (rows["moments"][:, 0].float() - 0.25) * 0.5)
 
@@ -54,7 +56,22 @@ def test_images_without_a_first_stage_are_pixels():
     assert settle_first_stage(None, DATASETS.build(DIGITS, "train")) == (IdentityConfig(), (1, 16, 16))
 
 
-@pytest.mark.parametrize("options", [{"sha256": "f" * 64}, {"channels": 16}, {"shift": (0.0,), "scale": (0.18215,)}])
+def test_a_stated_shift_and_scale_are_used_as_those_of_a_run_to_start_from_are(made):
+    dataset, _, model = made
+    options = {"normalization": "statistics", "shift": (0.0,), "scale": (0.18215,)}
+    config, _ = settle_first_stage(AutoencoderConfig(model=model, **options), dataset)
+    assert (config.shift, config.scale) == ((0.0,), (0.18215,))
+
+
+def test_another_autoencoder_under_another_name_is_noticed_before_training(made, tmp_path):
+    dataset, manifest, _ = made
+    other = AutoencoderConfig(model=make(tmp_path, in_channels=1, out_channels=1, seed=1))
+    with pytest.raises(ValueError, match="these latents are of an AutoencoderKL") as refused:
+        settle_first_stage(other, dataset)
+    assert manifest.autoencoder["sha256"][:12] in str(refused.value)
+
+
+@pytest.mark.parametrize("options", [{"sha256": "f" * 64}, {"channels": 16}])
 def test_latents_of_another_space_than_the_config_states_are_refused_with_both_descriptions(made, options):
     dataset, manifest, model = made
     given = AutoencoderConfig(model=model, **options)

@@ -113,7 +113,7 @@ def test_another_config_is_refused_with_the_keys_that_differ_and_nothing_is_over
 def test_a_run_that_is_being_trained_is_refused_before_anything_is_touched(tmp_path):
     build(tmp_path, steps=5).train()
     before = contents(tmp_path)
-    with locked(tmp_path), pytest.raises(ValueError, match=f"{tmp_path} is being trained by another process; wait"):
+    with locked(tmp_path), pytest.raises(ValueError, match=f"{tmp_path} is in use by another process; wait"):
         build(tmp_path, steps=7).train()
     assert contents(tmp_path) == before
     build(tmp_path, steps=7).train()
@@ -132,7 +132,7 @@ def test_a_disk_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):
 
 def test_training_holds_its_run_to_the_end_and_lets_it_go_even_when_it_fails(tmp_path):
     def hook(step, model):
-        with pytest.raises(ValueError, match="is being trained"), locked(tmp_path):
+        with pytest.raises(ValueError, match="is in use by"), locked(tmp_path):
             pass
         raise ValueError("enough")
 

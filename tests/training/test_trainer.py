@@ -15,6 +15,7 @@ from dit_moe.config import ConfigError
 from dit_moe.diffusion import OBJECTIVES
 from dit_moe.moe import end_step, routers_of
 from dit_moe.training import Hook, TrainingError
+from dit_moe.training.sharding import placement
 
 
 def test_micro_batches_give_the_same_update_and_as_many_controller_steps(tmp_path):
@@ -286,3 +287,12 @@ def test_processes_that_cannot_form_a_group_are_refused(tmp_path, monkeypatch):
 
 
 ALONE = {"num_processes": 1, "device": torch.device("mps")}
+
+
+@pytest.mark.parametrize(
+    ("shape", "processes", "dimension"),
+    [((8, 64, 32), 4, 0), ((8, 64, 32), 16, 1), ((3, 5, 32), 4, 2), ((3, 5, 7), 4, None), ((3, 64), 4, None)],
+)
+def test_experts_are_cut_where_every_process_gets_as_much(shape, processes, dimension):
+    cut = placement(shape, processes)
+    assert (cut and cut.dim) == dimension

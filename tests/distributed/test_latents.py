@@ -1,0 +1,66 @@
+"""Two processes over gloo that train from encoded latents, started as a user starts them, against one."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dit_moe import checkpoint
+from dit_moe.pictures import read_log
+from tests.cli.conftest import cli
+from tests.cli.test_latents import CONFIG, SMALLER
+from tests.latents.encoded import encode
+
+ROOT = Path(__file__).parents[2]
+STEPS = 10
+OVERRIDES = [
+    *SMALLER,
+    "model.name=DiT-custom/2-4E2A",
+    "train.batch_size=16",  # of 50 images and their mirrored ones: into the second epoch
+    "train.checkpoint_every=5",
+    "train.lr=1e-3",
+    f"train.steps={STEPS}",
+]
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--", "train.py"]
+
+
+def words(folder: Path, run: Path, *more: str) -> list[str]:
+    """What follows `train`, for the latents in `folder`."""
+    places = [f"data.path={folder / 'latents'}", f"first_stage.model={folder / 'autoencoder'}"]
+    return [CONFIG, *OVERRIDES, *places, *more, "--run", str(run)]
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in read_log(run / "log.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Latents, and runs on them: of one process ("one"), and of two for each way of sharing the model."""
+    folder = tmp_path_factory.mktemp("latents")
+    encode(folder / "latents")
+    assert cli("train", *words(folder, folder / "one")) == 0
+    for parallel in ("ddp", "fsdp2"):
+        command = [*LAUNCHER, *words(folder, folder / parallel, f"train.parallel={parallel}")]
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_two_processes_train_on_latents_like_one(folder, parallel):
+    one, two = losses(folder / "one"), losses(folder / parallel)
+    assert len(one) == STEPS and len(set(one)) == STEPS
+    assert two == pytest.approx(one, rel=1e-6)
+
+
+def test_a_run_on_latents_in_two_slices_goes_on_in_one_process(folder, tmp_path):
+    run = shutil.copytree(folder / "fsdp2", tmp_path / "run")
+    shutil.rmtree(checkpoint.latest(run))
+    assert checkpoint.open_checkpoint(run).step == STEPS // 2
+    assert cli("train", *words(folder, run)) == 0
+    assert losses(run) == pytest.approx(losses(folder / "one"), rel=1e-6)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from dit_moe.config import require
@@ -68,6 +68,13 @@ class Digits:
         """{"images": uint8 [B, 1, S, S], "labels": int64 [B]}."""
         rows_B = torch.as_tensor(indices, dtype=torch.int64)
         return {"images": self._images_NCHW[rows_B], "labels": self._labels_N[rows_B]}
+
+
+def load_digits() -> Any:
+    """The one of scikit-learn, imported late: beside pandas it takes 140 MB, which only the digits need."""
+    from sklearn.datasets import load_digits
+
+    return load_digits()
 
 
 def split_indices(labels_N: np.ndarray) -> dict[str, np.ndarray]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -73,11 +72,6 @@ class Manifest:
     def downsampling(self) -> int:
         """Pixels of an image's side to one of its latents'."""
         return self.image_shape[1] // self.latent_shape[1]
-
-    @property
-    def row_bytes(self) -> int:
-        """Size of one image's moments, one way round."""
-        return self.moments * math.prod(self.latent_shape) * DTYPES[self.dtype].itemsize
 
     @property
     def fingerprint(self) -> str:

@@ -62,7 +62,7 @@ def fake_run(images: int, size: int) -> Run:
     }
     experiment = settle_model(config.build(Experiment, tree))
     objective = OBJECTIVES.build(experiment.objective, num_classes=1000)
-    return Run(Path("none"), 0, "none", experiment, Nothing(), objective, Enlarge(size))  # type: ignore[arg-type]
+    return Run(Path("none"), 0, "none", experiment, Nothing(), objective, Enlarge(size), None)  # type: ignore[arg-type]
 
 
 def resident(what: str) -> float:

@@ -16,6 +16,7 @@ COMMANDS = {  # name: module of dit_moe.commands, what it does
     "train": ("train", "train a model, or go on with a run that was interrupted"),
     "sample": ("sample", "sample images from a run"),
     "eval": ("evaluate", "compare images with a reference"),
+    "table": ("table", "put results into one table, beside published ones"),
     "quickstart": ("quickstart", "encode, train, sample and evaluate in one go"),
     "train-autoencoder": ("train_autoencoder", "train a small autoencoder to make latents with"),
 }

@@ -15,7 +15,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -69,6 +69,15 @@ def override(tree: Tree, changes: Sequence[str]) -> Tree:
             raise ConfigError(text, f" cannot be parsed: {str(error).splitlines()[0]}") from None
         tree = merge(tree, typing.cast(Tree, change))
     return tree
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Where two trees of plain values differ: dotted path, (old value, new value)."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old.keys() | new.keys():
+            yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        yield path, (old, new)
 
 
 def _load_file(path: Path, seen: tuple[Path, ...]) -> Tree:
@@ -225,7 +234,7 @@ def dump(config: object) -> Tree:
 
 def _dump_value(hint: Any, value: Any) -> Any:
     if isinstance(value, tuple):
-        return [_dump_value(None, item) for item in value]
+        return [_dump_value(hint, item) for item in value]
     if not dataclasses.is_dataclass(value):
         return value
     registry = _registry_of(hint)

@@ -12,8 +12,8 @@ from dit_moe.config import ConfigError, require
 from dit_moe.data import DATASETS, Dataset
 from dit_moe.data.latents import LatentsConfig
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS, Objective, check_fit
-from dit_moe.evaluate import EvalConfig
-from dit_moe.generate import SampleConfig, choose_labels
+from dit_moe.evaluation.config import EvalConfig
+from dit_moe.generate import SampleConfig, check_labels
 from dit_moe.latents import FIRST_STAGES
 from dit_moe.latents.encode import EncodeConfig
 from dit_moe.latents.settle import settle_first_stage
@@ -136,7 +136,7 @@ def settle_sampling(experiment: Experiment, objective: Objective) -> SampleConfi
         wanted = f"={guidance.scale:g} needs a null class; set objective.label_dropout above 0"
         raise ConfigError("sample.guidance.scale", wanted)
     try:
-        choose_labels(sample, objective.num_classes)
+        check_labels(sample, objective.num_classes)
     except ConfigError as error:
         raise error.below("sample") from None
     if sample.target is not None:

@@ -29,7 +29,7 @@ class SampleConfig:
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     count: int = 100
     seed: int = 0
-    labels: Literal["balanced", "random"] | tuple[int, ...] = "balanced"  # or the classes to take in turn
+    labels: Literal["balanced", "random", "data"] | tuple[int, ...] = "balanced"  # or the classes to take in turn
     batch_size: int = 100
     decode_batch: int | None = None  # latents that the first stage decodes at a time; None: batch_size
     weights: Literal["ema", "model"] = "ema"
@@ -55,19 +55,28 @@ class Generated:
     active_experts: float | None
 
 
-def choose_labels(config: SampleConfig, num_classes: int) -> Tensor:
+def check_labels(config: SampleConfig, num_classes: int) -> None:
+    """ConfigError if the config lists a class that there is not."""
+    if not isinstance(config.labels, str) and not 0 <= min(config.labels) <= max(config.labels) < num_classes:
+        raise ConfigError("labels", f"={list(config.labels)} must lie in 0..{num_classes - 1}, the model's classes")
+
+
+def choose_labels(config: SampleConfig, num_classes: int, class_counts: Sequence[int] | None = None) -> Tensor:
     """The label of every image of a run, int64 [count]; label i is the same whatever the count.
 
-    ConfigError if the config lists a class that there is not.
+    Drawn labels are uniform ("random"), or as frequent as in the training data ("data"), of which `class_counts` says
+    how many images each class has. ConfigError if the config lists a class that there is not, or needs those counts.
     """
-    if config.labels == "random":
-        draws = [
-            torch.randint(num_classes, (), generator=generator(config.seed, "label", i)) for i in range(config.count)
-        ]
-        return torch.stack(draws)
+    check_labels(config, num_classes)
+    if config.labels in ("random", "data"):
+        counts = [1] * num_classes if config.labels == "random" else class_counts
+        if counts is None:
+            problem = "=data needs the class frequencies of the training data, which this run did not record"
+            raise ConfigError("labels", f"{problem}; choose random or balanced, or train it for one more checkpoint")
+        total, ends_K = sum(counts), torch.tensor(counts).cumsum(0)
+        draws = [torch.randint(total, (), generator=generator(config.seed, "label", i)) for i in range(config.count)]
+        return torch.searchsorted(ends_K, torch.stack(draws), right=True)  # of images in the order of their classes
     classes = torch.arange(num_classes) if config.labels == "balanced" else torch.tensor(config.labels)
-    if classes.max() >= num_classes or classes.min() < 0:
-        raise ConfigError("labels", f"={list(config.labels)} must lie in 0..{num_classes - 1}, the model's classes")
     return classes[torch.arange(config.count) % len(classes)]
 
 

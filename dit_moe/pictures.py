@@ -122,12 +122,17 @@ def png_folder(folder: Path, labels_N: Tensor) -> Iterator[Callable[[Tensor], No
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log.jsonl."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The lines of a run's log.jsonl or evaluations.jsonl; none where there is no such file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def save_curves(log: Sequence[dict[str, Any]], target: float | None, path: Path) -> None:
-    """A PNG of loss, and for a model with experts of active experts, threshold and θ per layer, over the steps."""
+def save_curves(
+    log: Sequence[dict[str, Any]], target: float | None, path: Path, evaluations: Sequence[dict[str, Any]] = ()
+) -> None:
+    """A PNG of loss, and for a model with experts of active experts, threshold and θ per layer, over the steps.
+
+    Below them each number of `evaluations` that has a floor, ``name`` and ``name_floor``.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -137,10 +142,14 @@ def save_curves(log: Sequence[dict[str, Any]], target: float | None, path: Path)
     panels = ["loss"] + (
         ["active", *[name for name in ("p", "theta") if name in layered[-1]["layers"]]] if layered else []
     )
+    measured = [name for name in (evaluations[-1] if evaluations else {}) if f"{name}_floor" in evaluations[-1]]
+    panels += measured
     figure, axes = plt.subplots(len(panels), 1, figsize=(8, 2.6 * len(panels)), sharex=True, squeeze=False)
     for name, axis in zip(panels, axes[:, 0], strict=True):
         if name == "loss":
             _draw_loss(axis, log)
+        elif name in measured:
+            _draw_measured(axis, evaluations, name)
         else:
             _draw_layers(axis, layered, name)
         axis.grid(alpha=0.3)
@@ -164,6 +173,18 @@ def _draw_loss(axis: Any, log: Sequence[dict[str, Any]]) -> None:
     axis.plot(steps[window - 1 :], smooth, color="tab:blue", lw=1.5, label=f"mean of {window}")
     axis.set_ylabel("loss")
     axis.set_ylim(top=np.quantile(losses, 0.98) * 1.1, bottom=min(0, losses.min()))
+    _legend(axis)
+
+
+def _draw_measured(axis: Any, evaluations: Sequence[dict[str, Any]], name: str) -> None:
+    """On a logarithmic scale: the first distances are a hundred times the last."""
+    floor = f"{name}_floor"
+    lines = [line for line in evaluations if line.get(name) is not None]
+    axis.plot([line["step"] for line in lines], [line[name] for line in lines], "o-", color="tab:blue", ms=3, lw=1.2)
+    known = [line for line in lines if line.get(floor) is not None]
+    axis.plot([line["step"] for line in known], [line[floor] for line in known], "k--", lw=1, label="floor")
+    axis.set_yscale("log")
+    axis.set_ylabel(name)
     _legend(axis)
 
 

@@ -67,9 +67,13 @@ class Registry:
                 return name
         raise ValueError(f"{type(config).__name__} configures no {self.kind}; known: {', '.join(self.names())}")
 
+    def factory(self, config: object) -> Any:
+        """The class or function that `config` belongs to."""
+        return self._factories[self.name_of(config)]
+
     def build(self, config: object, *args: Any, **kwargs: Any) -> Any:
         """Call the factory that `config` belongs to with the config and what else it needs."""
-        return self._factories[self.name_of(config)](config, *args, **kwargs)
+        return self.factory(config)(config, *args, **kwargs)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

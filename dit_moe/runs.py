@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dit_moe import checkpoint, config
 from dit_moe.diffusion import OBJECTIVES, Objective
 from dit_moe.experiment import Experiment, settle_sampling
-from dit_moe.generate import Generator, SampleConfig
+from dit_moe.generate import Generator, SampleConfig, choose_labels
 from dit_moe.latents import FIRST_STAGES, FirstStage
 from dit_moe.models import MODELS
 
@@ -29,12 +29,24 @@ class Run:
     model: nn.Module
     objective: Objective
     stage: FirstStage
+    class_counts: list[int] | None  # images of each class that it was trained on; None: it did not record them
 
     def generator(self, sample: SampleConfig | None = None) -> Generator:
         """A generator by the experiment's section `sample`, or by another one."""
         network = self.experiment.model
         shape = (network.in_channels, network.input_size, network.input_size)
         return Generator(self.model, self.objective, self.stage, sample or self.experiment.sample, shape)
+
+    def labels(self, sample: SampleConfig | None = None) -> Tensor:
+        """The label of every image, int64, by the experiment's section `sample`, or by another one.
+
+        ConfigError if that wants the class frequencies of the data, and the run did not record them.
+        """
+        classes = self.experiment.model.num_classes
+        try:
+            return choose_labels(sample or self.experiment.sample, classes, self.class_counts)
+        except config.ConfigError as error:
+            raise error.below("sample") from None
 
 
 def open_run(
@@ -76,4 +88,5 @@ def open_run(
         model=model.to(device).eval(),
         objective=objective,
         stage=stage,
+        class_counts=opened.state.get("class_counts"),
     )

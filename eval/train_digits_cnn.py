@@ -1,7 +1,7 @@
 """Fit the digits feature extractor on the split that exists for it, and report the scale of its distances.
 
 The weights in the package are one run of this. A new run gives another feature space (training is not bit-stable across
-machines): put its sha256 into dit_moe/metrics/digits_cnn.py, and compare only numbers made with the same sha256.
+machines): put its sha256 into dit_moe/extractors/digits_cnn.py, and compare only numbers made with the same sha256.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from dit_moe.data import DATASETS
 from dit_moe.data.digits import DigitsConfig
+from dit_moe.extractors.train_digits_cnn import fit
 from dit_moe.metrics import FeatureMoments, frechet_distance
-from dit_moe.metrics.train_digits_cnn import fit
 from dit_moe.randomness import generator
 
 

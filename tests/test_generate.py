@@ -74,13 +74,28 @@ def test_another_seed_or_label_gives_another_image():
 
 
 def test_label_plans_are_stable_under_the_count():
-    for labels in ("balanced", "random", (7, 2)):
-        few, many = (choose_labels(SampleConfig(labels=labels, count=count), 10) for count in (5, 50))
+    for labels in ("balanced", "random", "data", (7, 2)):
+        few, many = (choose_labels(SampleConfig(labels=labels, count=count), 10, [3] * 10) for count in (5, 50))
         assert torch.equal(few, many[:5])
     assert choose_labels(SampleConfig(count=20), 10).bincount().tolist() == [2] * 10
     assert choose_labels(SampleConfig(count=3, labels=(7, 2)), 10).tolist() == [7, 2, 7]
     with pytest.raises(ConfigError, match=r"labels=\[10\] must lie in 0\.\.9"):
         choose_labels(SampleConfig(labels=(10,)), 10)
+
+
+def test_labels_from_the_data_have_its_class_frequencies():
+    plan = SampleConfig(labels="data", count=4000)
+    counts = choose_labels(plan, 4, [10, 0, 1_200_000, 400_000]).bincount(minlength=4)
+    assert counts[:2].tolist() == [0, 0]
+    assert counts[2:] / 4000 == pytest.approx([0.75, 0.25], abs=0.03)  # 4 standard errors
+    assert choose_labels(plan, 3, [0, 0, 7]).unique().tolist() == [2]
+    uniform = choose_labels(SampleConfig(labels="random", count=50), 10)
+    assert torch.equal(choose_labels(SampleConfig(labels="data", count=50), 10, [1] * 10), uniform)
+
+
+def test_labels_from_data_whose_frequencies_are_not_known_are_refused():
+    with pytest.raises(ConfigError, match=r"labels=data needs the class frequencies .*; choose random or balanced"):
+        choose_labels(SampleConfig(labels="data"), 10)
 
 
 def test_active_experts_are_measured_while_sampling_and_follow_a_recalibrated_target():

@@ -1,4 +1,4 @@
-"""Grids and folders of samples."""
+"""Grids and folders of samples, and curves."""
 
 import json
 
@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from dit_moe import pictures
-from dit_moe.pictures import grid_layout, png_folder, require_own_folder, save_grid
+from dit_moe.pictures import grid_layout, png_folder, read_log, require_own_folder, save_curves, save_grid
 
 IMAGES = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(12) % 4
@@ -98,3 +98,15 @@ def test_a_folder_with_files_of_other_origin_is_never_replaced(tmp_path):
     (tmp_path / "png" / "cat.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"png holds cat.png, which is no sample and would be lost"):
         require_own_folder(tmp_path / "png")
+
+
+def test_what_was_measured_in_training_is_a_panel_for_each_distance_with_a_floor(tmp_path):
+    log = [{"step": step, "loss": 1 / step} for step in range(1, 9)]
+    lines = [{"step": step, "fd_n100": 100 / step, "fd_n100_floor": 2.0, "active": 2.0} for step in (4, 8)]
+    (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_log(tmp_path / "gone.jsonl") == []
+    heights = []
+    for evaluations in ([], read_log(tmp_path / "evaluations.jsonl"), [line | {"fd_n100": None} for line in lines]):
+        save_curves(log, None, tmp_path / "curves.png", evaluations)
+        heights.append(Image.open(tmp_path / "curves.png").size[1])
+    assert heights[1] == heights[2] == 2 * heights[0]

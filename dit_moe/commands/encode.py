@@ -11,17 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+from dit_moe.commands.progress import images_bar
 from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS, Dataset
 from dit_moe.data.latents import LatentsConfig
@@ -74,7 +69,7 @@ def encode(experiment: Experiment, split: str = "train", skip_broken: bool = Fal
         encoder = Encoder(experiment.encode, stage, images, folder)
         missing, processes = encoder.missing(skip_broken), join_processes().num_processes
         total, start = encoder.count(missing), time.perf_counter()
-        with _progress("encoding", total) as advance:  # the main process takes the others to be as quick as itself
+        with images_bar("encoding", total) as advance:  # the main process takes the others to be as quick as itself
             manifest = encoder.run(skip_broken, lambda count: advance(count * processes))
     seconds = time.perf_counter() - start
     return _summary(folder, manifest) | {
@@ -93,7 +88,7 @@ def check(experiment: Experiment, split: str) -> dict[str, Any]:
     assert experiment.encode is not None
     found = read_manifest(folder)
     Encoder(experiment.encode, stage, images, folder).require_same(found.encoding)
-    with _progress("verifying", len(found)) as advance:
+    with images_bar("verifying", len(found)) as advance:
         manifest = verify(folder, advance)
     pairs = reconstruct(folder, manifest, stage, images, PICTURES)
     save_png(image_grid(pairs.flatten(0, 1), columns=pairs.shape[1]), folder / "verify.png")
@@ -140,29 +135,3 @@ def _summary(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "mean": manifest.mean,
         "std": manifest.std,
     }
-
-
-@contextmanager
-def _progress(doing: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar of images, on the main process."""
-    console = Console(stderr=True)
-    if not join_processes().is_main_process:
-        yield lambda count: None
-        return
-    rate = TextColumn("{task.fields[rate]:,.0f} images/s")
-    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
-    start, done = time.perf_counter(), 0
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        bar = progress.add_task("", total=total, rate=0)
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            progress.update(bar, completed=min(done, total), rate=done / (time.perf_counter() - start))
-
-        yield advance
-    if not console.is_terminal and done:
-        print(
-            f"{doing}: {min(done, total):,} images, {done / (time.perf_counter() - start):,.0f} a second",
-            file=sys.stderr,
-        )

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dit_moe.evaluation.image_writer import image_writer
 from dit_moe.files import require_writable
-from dit_moe.metrics import image_writer
 from dit_moe.pictures import grid_layout, image_grid, png_folder, require_own_folder, save_png
 
 Take = Callable[[Tensor], object]  # called with uint8 images [B, C, H, W]

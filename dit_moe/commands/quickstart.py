@@ -17,20 +17,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dit_moe.commands import evaluate as evaluation
 from dit_moe.commands.encode import encode
+from dit_moe.commands.judging import compare, how_many, training_images
+from dit_moe.commands.report_table import print_table
 from dit_moe.commands.sample import sample
 from dit_moe.commands.train import prepare, run_folder, train
 from dit_moe.config import ConfigError
 from dit_moe.data.latents import LatentsConfig
-from dit_moe.evaluate import Reference, dataset_reference, evaluate, with_reconstructions
-from dit_moe.experiment import Experiment, load_experiment, open_data
+from dit_moe.evaluation.sources.base import ReadOptions
+from dit_moe.evaluation.sources.words import open_word
+from dit_moe.experiment import Experiment, load_experiment
 from dit_moe.files import write_atomically
-from dit_moe.latents import FIRST_STAGES, FirstStage
-from dit_moe.latents.identity import IdentityConfig
-from dit_moe.metrics import EXTRACTORS, FeatureExtractor, read_images
 from dit_moe.pictures import read_log, save_curves
-from dit_moe.processes import join_processes, on_main
+from dit_moe.processes import join_processes
 from dit_moe.runs import open_run
 
 
@@ -56,27 +55,26 @@ def run(args: argparse.Namespace) -> None:
     if isinstance(raw.data, LatentsConfig):
         encode(raw, skip_broken=args.skip_broken)
     experiment, dataset = prepare(args.config, args.overrides)
-    heldout = open_data(
-        experiment.images, "heldout", "data" if experiment.images is experiment.data else "encode.images"
-    )
-    judged: list[tuple[Reference, FeatureExtractor]] = []
-    on_main(lambda: judged.append(_judge(experiment)))  # before training, as mistakes in it should show first
+    reference = training_images(experiment)
+    count = how_many(experiment, reference)
+    comparison = compare(experiment, reference)
+    comparison.check()  # before training, as mistakes in it should show first
+    comparison.prepare()
     train(experiment, dataset, folder)
-    folders = _sample(experiment, folder, experiment.eval.images or len(heldout))
-    if not judged:
+    samples = [open_word(str(each), ReadOptions()) for each in _sample(experiment, folder, count)]
+    report = comparison.judge(samples)
+    if report is None:
         return
-    reference, extractor = judged[0]
     log = read_log(folder / "log.jsonl")
-    samples = [read_images(each) for each in folders]
-    report = evaluate(samples, reference, extractor)
     metrics = report | {
         "active_experts": active_experts(log, experiment),
         "train_seconds": train_seconds(log),
         "config": args.config.name,
     }
-    save_curves(log, experiment.model.moe and experiment.model.moe.target, folder / "curves.png")
+    target = experiment.model.moe and experiment.model.moe.target
+    save_curves(log, target, folder / "curves.png", read_log(folder / "evaluations.jsonl"))
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
-    evaluation.print_table(report)
+    print_table(report)
     _print_rest(metrics, folder)
 
 
@@ -88,23 +86,6 @@ def _sample(experiment: Experiment, folder: Path, count: int) -> list[Path]:
         folders.append(folder if seed == 0 else folder / "samples" / f"seed_{settings.seed}")
         sample(open_run(folder, sample=settings, device=join_processes().device), folders[-1])
     return folders
-
-
-def _judge(experiment: Experiment) -> tuple[Reference, FeatureExtractor]:
-    """What the samples are compared with, and in which features. ValueError if the two do not fit."""
-    reference, extractor = _reference(experiment), EXTRACTORS.build(experiment.eval.extractor)
-    extractor(reference.images.images_NHWC[:1])
-    return reference, extractor
-
-
-def _reference(experiment: Experiment) -> Reference:
-    """The images that were trained on, in whatever form, and what an autoencoder leaves of the held-out ones."""
-    reference = dataset_reference(experiment.images)
-    if isinstance(experiment.first_stage, IdentityConfig):
-        return reference
-    device = join_processes().device
-    stage: FirstStage = FIRST_STAGES.build(experiment.first_stage).to(device)
-    return with_reconstructions(reference, lambda images: stage.decode(stage.encode(images.to(device)).mean).cpu())
 
 
 def active_experts(log: list[dict[str, Any]], experiment: Experiment) -> dict[str, float] | None:

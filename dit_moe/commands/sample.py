@@ -5,6 +5,7 @@ the same whatever their number. They are written as they come: a set of any size
 
     dit-moe sample runs/digits count=1000 seed=1 guidance.scale=2 sampler=euler sampler.steps=50 --out guided
     dit-moe sample runs/digits count=1000 --save png,grid --out pictures
+    dit-moe sample runs/imagenet256/DiT-XL-2 --recipe dit-cfg1.5 --save npz --out published
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dit_moe import config
+from dit_moe import checkpoint, config
 from dit_moe.commands.outputs import OUTPUTS, Take, open_outputs, parse_names, require_possible
 from dit_moe.commands.sharing import stream_together
+from dit_moe.evaluation.recipes import SAMPLING, sampling_recipe
 from dit_moe.files import write_atomically
-from dit_moe.generate import Generator, choose_labels
+from dit_moe.generate import Generator
 from dit_moe.processes import join_processes, on_main
 from dit_moe.runs import Run, open_run
 
@@ -44,23 +46,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KINDS",
         help="what to write: npz (images.npz), png (a folder of single images), grid (grid.png); default %(default)s",
     )
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help=f"sample as a published baseline was, before any key=value: {', '.join(SAMPLING)}",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Sample and write. ValueError for bad input, before anything is written."""
     save = parse_names(args.save)
-    opened = open_run(args.run_folder, args.overrides, device=join_processes().device)
-    sample(opened, args.out or opened.folder.parent.parent, save)
+    overrides, recipe = args.overrides, None
+    if args.recipe is not None:
+        trained = checkpoint.open_checkpoint(args.run_folder).config()["objective"]["name"]
+        chosen = sampling_recipe(args.recipe, trained)
+        overrides, recipe = [*chosen.overrides, *overrides], chosen.label(overrides)
+    opened = open_run(args.run_folder, overrides, device=join_processes().device)
+    sample(opened, args.out or opened.folder.parent.parent, save, recipe)
 
 
-def sample(opened: Run, out: Path, save: Sequence[str] = DEFAULT) -> dict[str, Any] | None:
+def sample(opened: Run, out: Path, save: Sequence[str] = DEFAULT, recipe: str | None = None) -> dict[str, Any] | None:
     """Sample by the run's section `sample` into the folder `out`, in the ways `save` names (see `outputs`).
 
-    Returns what sample.json holds, which is written last; None on all but the main process. Raises ValueError if `out`
-    cannot be written.
+    `recipe` is what the result calls its settings. Returns what sample.json holds, which is written last; None on all
+    but the main process. Raises ValueError if `out` cannot be written.
     """
-    settings = opened.experiment.sample
-    labels_N = choose_labels(settings, opened.experiment.model.num_classes)
+    labels_N = opened.labels()
     on_main(lambda: require_possible(out, save))
     start = time.perf_counter()
     generator = opened.generator()
@@ -70,11 +81,15 @@ def sample(opened: Run, out: Path, save: Sequence[str] = DEFAULT) -> dict[str, A
         active_experts = stream_together(generator, labels_N, lambda images: takers[0](images), on_step)
     if not join_processes().is_main_process:
         return None
+    footprint = opened.experiment.model.footprint()
     facts = {
         "run": str(opened.folder),
         "step": opened.step,
         "weights_sha256": opened.sha256,
         "experiment": config.dump(opened.experiment),
+        "recipe": recipe,
+        "parameters": footprint.total_params,
+        "active_parameters": footprint.active_params,
         "files": [OUTPUTS[name][0] for name in save],
         "evaluations": generator.evaluations(),
         "active_experts": active_experts,

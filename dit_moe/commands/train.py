@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_moe import checkpoint, config
+from dit_moe.commands.light_evaluation import LightEvaluation
 from dit_moe.commands.sharing import generate_together
 from dit_moe.costs import add_cost_arguments, describe
 from dit_moe.data import Dataset
@@ -87,6 +88,7 @@ def train(experiment: Experiment, dataset: Dataset, folder: Path) -> None:
     if earlier is not None:
         before: Experiment = config.build(Experiment, earlier.config())
         require_same_space(before.first_stage, experiment.first_stage, "first_stage", f"the run in {earlier.folder}")
+    class_counts = dataset.class_counts()
     torch.manual_seed(experiment.seed)  # the weights' initialisation is the only use of the global generator
     model: nn.Module = MODELS.build(experiment.model)
     objective = OBJECTIVES.build(experiment.objective, num_classes=experiment.model.num_classes)
@@ -98,7 +100,7 @@ def train(experiment: Experiment, dataset: Dataset, folder: Path) -> None:
 
     def save_samples(step: int, network: nn.Module) -> None:
         shape = (experiment.model.in_channels, experiment.model.input_size, experiment.model.input_size)
-        labels = choose_labels(experiment.sample, experiment.model.num_classes)
+        labels = choose_labels(experiment.sample, experiment.model.num_classes, class_counts)
         try:
             made = generate_together(Generator(network, objective, stage, experiment.sample, shape), labels)
             if made is not None:
@@ -108,9 +110,13 @@ def train(experiment: Experiment, dataset: Dataset, folder: Path) -> None:
             if join_processes().is_main_process:
                 print(f"warning: no samples at step {step}: {error}", file=sys.stderr)
 
-    every = experiment.train.sample_every
-    if every:
+    hooks = []
+    if every := experiment.train.sample_every:
         stage.load()  # rather than after the first so many steps
+        hooks.append(Hook(every=every, call=save_samples))
+    if every := experiment.eval.light_every:
+        judge = LightEvaluation(experiment, objective, stage, class_counts)
+        hooks.append(Hook(every=every, call=judge, measures=True))
     Trainer(
         experiment.train,
         model=model,
@@ -121,6 +127,6 @@ def train(experiment: Experiment, dataset: Dataset, folder: Path) -> None:
         config_yaml=config.to_yaml(experiment),
         seed=experiment.seed,
         start=start,
-        facts={"class_names": dataset.class_names},
-        hooks=[Hook(every=every, call=save_samples)] if every else [],
+        facts={"class_names": dataset.class_names, "class_counts": class_counts},
+        hooks=hooks,
     ).train()

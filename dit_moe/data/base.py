@@ -38,6 +38,10 @@ class Dataset(Protocol):
         """
         ...
 
+    def class_counts(self) -> list[int]:
+        """Images of each class, mirrored ones not counted. Reads labels only."""
+        ...
+
 
 class BrokenImages(ValueError):
     """Some images of a batch cannot be used. `problems`: dataset index → what is wrong, naming the file."""

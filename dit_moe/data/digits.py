@@ -69,6 +69,9 @@ class Digits:
         rows_B = torch.as_tensor(indices, dtype=torch.int64)
         return {"images": self._images_NCHW[rows_B], "labels": self._labels_N[rows_B]}
 
+    def class_counts(self) -> list[int]:
+        return self._labels_N.bincount(minlength=len(self.class_names)).tolist()
+
 
 def load_digits() -> Any:
     """The one of scikit-learn, imported late: beside pandas it takes 140 MB, which only the digits need."""

@@ -95,6 +95,9 @@ class ImageSource(ABC):
         images_BCHW[mirrored_B] = images_BCHW[mirrored_B].flip(-1)
         return {"images": images_BCHW, "labels": torch.from_numpy(self.labels_N[image_B])}
 
+    def class_counts(self) -> list[int]:
+        return np.bincount(self.labels_N, minlength=len(self.class_names)).tolist()
+
     def _pixels(self, image: int) -> np.ndarray:
         """uint8 [C, H, W]. BadImage names the file; ValueError if it is not as large as the first one."""
         pixels_CHW = self._decoded(image)

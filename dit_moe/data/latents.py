@@ -73,6 +73,13 @@ class LatentShards:
             bits[i], labels_B[i] = shard.moments[row, flip], shard.labels[row]
         return {"moments": moments, "labels": torch.from_numpy(labels_B)}
 
+    def class_counts(self) -> list[int]:
+        """ValueError if a shard cannot be read."""
+        counts = np.zeros(len(self.class_names), dtype=np.int64)
+        for shard in self.manifest.shards:
+            counts += np.bincount(self._mapped(shard).labels, minlength=len(counts))
+        return counts.tolist()
+
     def _mapped(self, shard: Shard) -> _Mapped:
         manifest = self.manifest
         row = 2 if manifest.flips else 1, manifest.moments, *manifest.latent_shape

@@ -1,25 +1,21 @@
-"""Metrics of image sets: images → features → statistics → numbers. A new extractor is a new file here."""
+"""Features → statistics → numbers, as pure functions. A new metric is a new file here."""
 
-from dit_moe.metrics.features import EXTRACTORS, FeatureExtractor, Features
+from dit_moe.metrics.base import METRICS, FeatureSet, Metric
 from dit_moe.metrics.frechet import expected_floor, frechet_distance
-from dit_moe.metrics.image_writer import image_writer, write_images
-from dit_moe.metrics.images import ImageSet, read_images
-from dit_moe.metrics.moments import FeatureMoments
+from dit_moe.metrics.moments import FeatureMoments, GivenMoments, Moments
 from dit_moe.metrics.neighbours import nearest_distances
 from dit_moe.registry import import_submodules
 
 import_submodules(__name__, __path__)
 
 __all__ = [
-    "EXTRACTORS",
-    "FeatureExtractor",
+    "METRICS",
     "FeatureMoments",
-    "Features",
-    "ImageSet",
+    "FeatureSet",
+    "GivenMoments",
+    "Metric",
+    "Moments",
     "expected_floor",
     "frechet_distance",
-    "image_writer",
     "nearest_distances",
-    "read_images",
-    "write_images",
 ]

@@ -4,53 +4,113 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
+from dit_moe.metrics.base import METRICS, FeatureSet, Metric
+from dit_moe.metrics.moments import Moments
+
 CLAMP = 1e-9  # negatives up to this share of the trace are rounding, larger ones a mistake
+ENOUGH = 1e-10  # error, as a share of the trace, that eigenvalues may bring instead of singular values; seen: 1e-14
+BLOCK = 256
 
 
 def frechet_distance(mean_1_D: Tensor, covariance_1_DD: Tensor, mean_2_D: Tensor, covariance_2_DD: Tensor) -> float:
     """|μ₁ − μ₂|² + tr Σ₁ + tr Σ₂ − 2·tr (Σ₁Σ₂)^½, in squared feature units (Dowson & Landau 1982).
 
-    With Σ = FFᵀ the last trace is the nuclear norm of F₁ᵀF₂: no matrix square root, and rank-deficient covariances
-    (fewer samples than features) need no special care. Computed in float64. Raises ValueError for shapes that do not
-    fit and for a matrix that is not a covariance.
+    With Σ = FFᵀ the last trace is the nuclear norm of F₁ᵀF₂: no matrix square root, and any factors F will do, which
+    are Cholesky's, or else eigenvectors where a covariance has not full rank (fewer samples than features). Computed in
+    float64. Raises ValueError for shapes that do not fit and for a matrix that is not a covariance.
     """
     dim = mean_1_D.shape[0]
     for moment, shape in ((mean_2_D, (dim,)), (covariance_1_DD, (dim, dim)), (covariance_2_DD, (dim, dim))):
         if moment.shape != shape:
             raise ValueError(f"moments of shape {tuple(moment.shape)} beside a mean of {dim} features; wanted {shape}")
-    cross = torch.linalg.svdvals(_factor(covariance_1_DD).T @ _factor(covariance_2_DD)).sum()
-    traces = covariance_1_DD.double().trace() + covariance_2_DD.double().trace()
+    for mean_D in (mean_1_D, mean_2_D):
+        _check_finite(mean_D, "mean")
+    covariance_1_DD, covariance_2_DD = covariance_1_DD.double(), covariance_2_DD.double()
+    (factor_1_DD, triangular), (factor_2_DD, _) = _factor(covariance_1_DD), _factor(covariance_2_DD)
+    traces = covariance_1_DD.trace() + covariance_2_DD.trace()
+    cross = _fast_nuclear_norm(factor_1_DD, covariance_2_DD, ENOUGH * traces) if triangular else None
+    if cross is None:
+        cross = torch.linalg.svdvals(factor_1_DD.T @ factor_2_DD).sum()
     squared = (mean_1_D.double() - mean_2_D.double()).square().sum() + traces - 2 * cross
     return _clamp(squared, traces).item()
 
 
-def expected_floor(covariance_DD: Tensor, n_1: int, n_2: int) -> float:
-    """Expected Fréchet distance of two samples of n₁ and n₂ from one Gaussian with this covariance; both n ≥ D.
+def expected_floor(covariance_DD: Tensor, n_1: int | None, n_2: int | None) -> float | None:
+    """Expected Fréchet distance of two samples of n₁ and n₂ from one Gaussian with this covariance.
 
     (1/n₁ + 1/n₂)·(1.25·tr Σ + ½·Σᵢⱼ λᵢλⱼ/(λᵢ + λⱼ)), to second order: tr Σ from the means, the rest from the
     covariances, whose sampling error has E δᵢⱼ² = (1/n₁ + 1/n₂)(λᵢλⱼ + [i=j]·λᵢ²) in the eigenbasis.
+
+    An n of None is a number not known and taken to be so large that its share is 0, so that the floor comes out too
+    low if anything. Returns None where the formula does not hold: an n below D, or neither known. Raises ValueError for
+    a matrix that is not a covariance.
     """
-    lambda_D, _ = _eigh(covariance_DD)
+    known = [n for n in (n_1, n_2) if n is not None]
+    if not known or min(known) < len(covariance_DD):
+        return None
+    covariance_DD = covariance_DD.double()
+    _check_finite(covariance_DD, "covariance")
+    lambda_D = _clamp(torch.linalg.eigvalsh(covariance_DD), covariance_DD.trace())
     products_DD, sums_DD = torch.outer(lambda_D, lambda_D), lambda_D[:, None] + lambda_D
     harmonic = (products_DD / sums_DD.where(sums_DD > 0, 1.0)).sum()
-    return (1 / n_1 + 1 / n_2) * (1.25 * lambda_D.sum() + 0.5 * harmonic).item()
+    return sum(1 / n for n in known) * (1.25 * lambda_D.sum() + 0.5 * harmonic).item()
 
 
-def _factor(covariance_DD: Tensor) -> Tensor:
-    """F with FFᵀ = Σ."""
-    lambda_D, vectors_DD = _eigh(covariance_DD)
-    return vectors_DD * lambda_D.sqrt()
+def _fast_nuclear_norm(lower_DD: Tensor, covariance_DD: Tensor, enough: Tensor) -> Tensor | None:
+    """Σ√λ of LᵀΣL; None unless the error, if each λ is off by about a rounding of the largest, is below `enough`.
+
+    A quarter of the time of singular values, but roots of small λ have few digits.
+    """
+    lambda_D = torch.linalg.eigvalsh(_congruent(lower_DD, covariance_DD)).clamp(min=0)
+    root_D, rounding = lambda_D.sqrt(), torch.finfo(torch.float64).eps * lambda_D.max()
+    error = ((lambda_D + rounding).sqrt() - root_D).sum()
+    return root_D.sum() if error < enough else None
 
 
-def _eigh(covariance_DD: Tensor) -> tuple[Tensor, Tensor]:
-    covariance_DD = covariance_DD.double()
-    if not covariance_DD.isfinite().all():
-        raise ValueError("a covariance holds NaN or infinity; check the features it was made from")
+def _congruent(lower_DD: Tensor, covariance_DD: Tensor) -> Tensor:
+    """The lower triangle of LᵀΣL, by blocks, so that half of the products with zeros and of the upper one are saved."""
+    half_DD, product_DD = torch.empty_like(covariance_DD), torch.zeros_like(covariance_DD)
+    blocks = [slice(i, i + BLOCK) for i in range(0, len(lower_DD), BLOCK)]
+    for block in blocks:
+        half_DD[block] = lower_DD[block.start :, block].T @ covariance_DD[block.start :]
+    for block in blocks:
+        product_DD[block.start :, block] = half_DD[block.start :, block.start :] @ lower_DD[block.start :, block]
+    return product_DD
+
+
+def _factor(covariance_DD: Tensor) -> tuple[Tensor, bool]:
+    """F with FFᵀ = Σ, and whether it is Cholesky's, a lower triangle."""
+    _check_finite(covariance_DD, "covariance")
+    lower_DD = _cholesky(covariance_DD)
+    if lower_DD is not None:  # then LLᵀ is Σ but for rounding, however near to singular it is (Higham 2002, §10.1)
+        return lower_DD, True
     lambda_D, vectors_DD = torch.linalg.eigh(covariance_DD)
-    return _clamp(lambda_D, covariance_DD.trace()), vectors_DD
+    return vectors_DD * _clamp(lambda_D, covariance_DD.trace()).sqrt(), False
+
+
+def _cholesky(covariance_DD: Tensor) -> Tensor | None:
+    """L with LLᵀ = Σ, None if Σ is not positive definite. By blocks: half of the time of one call of the library's."""
+    lower_DD = torch.zeros_like(covariance_DD)
+    for i in range(0, len(lower_DD), BLOCK):
+        block, below = slice(i, i + BLOCK), slice(i + BLOCK, None)
+        rest_AB = covariance_DD[i:, block] - lower_DD[i:, :i] @ lower_DD[block, :i].T
+        corner_BB, failed = torch.linalg.cholesky_ex(rest_AB[:BLOCK])
+        if failed:
+            return None
+        lower_DD[block, block] = corner_BB
+        lower_DD[below, block] = torch.linalg.solve_triangular(corner_BB, rest_AB[BLOCK:].T, upper=False).T
+    return lower_DD
+
+
+def _check_finite(moment: Tensor, what: str) -> None:
+    if moment.numel() and not all(end.isfinite() for end in moment.aminmax()):
+        raise ValueError(f"a {what} holds NaN or infinity; check the features it was made from")
 
 
 def _clamp(values: Tensor, trace: Tensor) -> Tensor:
@@ -61,3 +121,42 @@ def _clamp(values: Tensor, trace: Tensor) -> Tensor:
             "semi-definite; make the statistics again in float64"
         )
     return values.clamp(min=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrechetDistanceConfig:
+    """Fréchet distance of the features: no options."""
+
+
+@METRICS.register("fd", FrechetDistanceConfig)
+class FrechetDistance(Metric):
+    """`fd`. FID where the features are Inception's."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"moments"})
+
+    def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+        assert samples.moments is not None and reference.moments is not None
+        return {"fd": _between(samples, samples.moments, reference, reference.moments)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpatialFrechetDistanceConfig:
+    """Fréchet distance of the spatial features: no options."""
+
+
+@METRICS.register("sfd", SpatialFrechetDistanceConfig)
+class SpatialFrechetDistance(Metric):
+    """`sfd`. sFID where the features are Inception's."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"spatial_moments"})
+
+    def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+        assert samples.spatial_moments is not None and reference.spatial_moments is not None
+        return {"sfd": _between(samples, samples.spatial_moments, reference, reference.spatial_moments)}
+
+
+def _between(samples: FeatureSet, ours: Moments, reference: FeatureSet, theirs: Moments) -> float:
+    try:
+        return frechet_distance(ours.mean_D, ours.covariance(), theirs.mean_D, theirs.covariance())
+    except ValueError as error:
+        raise ValueError(f"{samples.source} against {reference.source}: {error}") from None

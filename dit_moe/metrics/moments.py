@@ -5,9 +5,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+CHUNK = 4096  # rows that are float64 at a time
+
+
+class Moments(Protocol):
+    """A mean and a covariance, of n samples or (None) of a number not known."""
+
+    @property
+    def n(self) -> int | None: ...
+
+    @property
+    def mean_D(self) -> Tensor: ...
+
+    def covariance(self) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class GivenMoments:
+    """Moments as a file states them, in float64."""
+
+    n: int | None
+    mean_D: Tensor
+    covariance_DD: Tensor
+
+    def covariance(self) -> Tensor:
+        """As given."""
+        return self.covariance_DD
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,13 +49,17 @@ class FeatureMoments:
 
     @classmethod
     def of(cls, features_ND: Tensor) -> FeatureMoments:
-        """Moments of one batch [N, D], N = 0 included. ValueError for another shape, NaN or infinity."""
+        """Moments of features [N, D], N = 0 included. ValueError for another shape, NaN or infinity."""
         if features_ND.ndim != 2:
             raise ValueError(f"features have shape {tuple(features_ND.shape)}; wanted [N, D]")
         if not features_ND.isfinite().all():
             row = int((~features_ND.isfinite()).any(1).nonzero()[0])
             raise ValueError(f"features of sample {row} are NaN or infinite; check the images and the extractor")
-        features_ND = features_ND.double()
+        first, *rest = (cls._of(part_ND.double()) for part_ND in features_ND.split(CHUNK))
+        return reduce(FeatureMoments.merge, rest, first)
+
+    @classmethod
+    def _of(cls, features_ND: Tensor) -> FeatureMoments:
         mean_D = features_ND.sum(0) / max(len(features_ND), 1)
         centred_ND = features_ND - mean_D
         return cls(len(features_ND), mean_D, centred_ND.T @ centred_ND)

@@ -1,4 +1,4 @@
-"""log.jsonl: one JSON object per line, and always exactly one per logged step, however often the run was resumed."""
+"""log.jsonl, evaluations.jsonl: a JSON object per line, always one per logged step, however often a run was resumed."""
 
 from __future__ import annotations
 
@@ -6,29 +6,41 @@ import json
 import os
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from dit_moe.files import write_atomically
 
 
 class RunLog:
-    """Appends lines to a file whose lines all belong to steps up to `step`, the one that the run (re)starts from."""
+    """Appends lines to a file whose lines all belong to steps up to `step`, the one that the run (re)starts from.
+
+    The file is made with its first line.
+    """
 
     def __init__(self, path: Path, step: int) -> None:
+        self._path = path
+        self._file: TextIO | None = None
         if path.exists():
             cut(path, step)
-        self._file = path.open("a")
 
     def write(self, line: dict[str, Any]) -> None:
+        self._file = self._file or self._path.open("a")
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
+    def ends_with(self, step: int) -> bool:
+        """Whether the last line is of `step`."""
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        return bool(lines) and json.loads(lines[-1])["step"] == step
+
     def sync(self) -> None:
         """Put every line on the disk: a checkpoint must not be newer than its log."""
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def cut(path: Path, step: int) -> None:

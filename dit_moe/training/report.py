@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: log.jsonl, the progress bar, and trackers."""
+"""What a run tells while it goes on: log.jsonl, evaluations.jsonl, the progress bar, and trackers."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class Report:
         self._accelerator, self._config, self._unit = accelerator, config, unit
         main = accelerator.is_main_process
         self._log = RunLog(run / "log.jsonl", step) if main else None
+        self._evaluations = RunLog(run / "evaluations.jsonl", step) if main else None
         self._progress = Progress(config.steps, step, unit, shown=main)
         self._interval: list[dict[str, float]] = []
         self._since = time.perf_counter()
@@ -44,8 +45,8 @@ class Report:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.__exit__(kind, error, trace)
-        if self._log is not None:
-            self._log.close()
+        for log in self._logs():
+            log.close()
         for tracker in self._accelerator.trackers:  # not end_training(), which would end the processes' group, too
             tracker.finish()
 
@@ -65,6 +66,18 @@ class Report:
             if self._log is not None:
                 self._log.write(line)
 
+    def evaluation(self, step: int, numbers: dict[str, Any]) -> None:
+        """Take in what the hooks measured after step number `step`; trackers get it under "eval/"."""
+        if self._evaluations is not None and numbers:
+            self._evaluations.write(dict(step=step, **numbers))
+            self._accelerator.log(flatten({"eval": numbers}), step=step)
+            shown = [f"{name} {value:.4g}" for name, value in flatten(numbers).items()]
+            self.say(f"step {step}/{self._config.steps}  {'  '.join(shown)}")
+
+    def evaluated(self, step: int) -> bool:
+        """Whether step number `step`, the last one, has its line of evaluations; other processes do not know."""
+        return self._evaluations is not None and self._evaluations.ends_with(step)
+
     def _line(self, step: int, lr: float, telemetry: dict[str, Any]) -> dict[str, Any]:
         steps, seconds = len(self._interval), time.perf_counter() - self._since
         means = {name: sum(values[name] for values in self._interval) / steps for name in self._interval[0]}
@@ -80,9 +93,12 @@ class Report:
         self._since += time.perf_counter() - start
 
     def sync(self) -> None:
-        """Put the log on the disk."""
-        if self._log is not None:
-            self._log.sync()
+        """Put the logs on the disk."""
+        for log in self._logs():
+            log.sync()
+
+    def _logs(self) -> list[RunLog]:
+        return [log for log in (self._log, self._evaluations) if log is not None]
 
     def say(self, message: str) -> None:
         self._progress.say(message)

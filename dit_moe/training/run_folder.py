@@ -7,11 +7,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
-from dit_moe.config import ConfigError, Tree
+from dit_moe.config import ConfigError, Tree, differences
 from dit_moe.files import require_writable
 from dit_moe.processes import on_main
 from dit_moe.training.config import FREE
@@ -57,24 +56,16 @@ def require_same_run(old: Tree, new: Tree, run: Path) -> None:
         if (old.get(section) or {}).get(identity) is not None
         for key in keys
     }
-    differences = {
+    differing = {
         key: pair
-        for key, pair in sorted(_differences(old, new))
+        for key, pair in sorted(differences(old, new))
         if not any(key == each or key.startswith(f"{each}.") for each in free)
     }
-    if differences:
-        (key, (was, now)), *others = differences.items()
+    if differing:
+        (key, (was, now)), *others = differing.items()
         also = f", as do {', '.join(key for key, _ in others)}" if others else ""
         remedy = "resume with the run's config.yaml, or train into another run folder"
         raise ConfigError(key, f"={now} differs from the run in {run}, which has {was}{also}; {remedy}")
-
-
-def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in old.keys() | new.keys():
-            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-    elif old != new:
-        yield path, (old, new)
 
 
 def parse(config_yaml: str) -> Tree:

@@ -44,11 +44,13 @@ from dit_moe.training.sharding import unsharded
 class Hook:
     """Something to do every so many steps: `call(step, ema_model)`, on every process, without gradients.
 
-    Each process has the whole model then, and may call it as often as it likes.
+    Each process has the whole model then, and may call it as often as it likes. What it returns on the main process,
+    JSON-ready numbers by name, becomes a line of evaluations.jsonl; None becomes nothing.
     """
 
     every: int
-    call: Callable[[int, nn.Module], object]
+    call: Callable[[int, nn.Module], Mapping[str, Any] | None]
+    measures: bool = False  # it returns numbers: a run that was stopped before they were logged makes up for them
 
 
 class Trainer:
@@ -140,6 +142,10 @@ class Trainer:
             if self.accelerator.is_main_process and self.step < self.config.steps:
                 write_atomically(self.run / "config.yaml", self.config_yaml)
             with Report(self.accelerator, self.config, self.run, self.step, self.unit) as report, self._watch:
+                missed = self._missed(report)
+                if missed or self.step < self.config.steps:
+                    report.start_trackers(self.run, run_folder.parse(self.config_yaml))
+                self._call(missed, report)
                 if self.step < self.config.steps:
                     self._loop(report)
                 else:
@@ -168,7 +174,6 @@ class Trainer:
         config = self.config
         if self._begun:
             report.say(self._begun)
-        report.start_trackers(self.run, run_folder.parse(self.config_yaml))
         self.feed.start(self.step, config.steps)
         on_all(self.feed.check)
         if self._unsolved:
@@ -186,7 +191,7 @@ class Trainer:
                 if stop and self.step < config.steps:
                     signum = self._watch.signum or signal.SIGTERM  # it may have reached another process only
                     raise Interrupted(signum, f"{self.run} is saved at step {self.step}; run the same command to go on")
-                self._call_hooks()
+                self._call(self._due(), report)
             if failed:
                 on_all(self.feed.check)
 
@@ -216,12 +221,21 @@ class Trainer:
         # The others wait: one that ended now would have its launcher end the writing one.
         on_main(lambda: checkpoint.save(self.run, parts=parts, state=state, config_yaml=config_yaml, keep=keep))
 
-    def _call_hooks(self) -> None:
-        due = [hook for hook in self.hooks if self.step % hook.every == 0]
-        if due:
+    def _due(self) -> list[Hook]:
+        return [hook for hook in self.hooks if self.step % hook.every == 0]
+
+    def _missed(self, report: Report) -> list[Hook]:
+        """Hooks whose numbers are lacking because the run ended between its newest checkpoint and them."""
+        due = [hook for hook in self._due() if hook.measures and self.step > 0]
+        return [] if not due or any(on_all(lambda: report.evaluated(self.step))) else due
+
+    def _call(self, hooks: Sequence[Hook], report: Report) -> None:
+        numbers: dict[str, Any] = {}
+        if hooks:
             with torch.no_grad(), unsharded(self.ema.module):
-                for hook in due:
-                    hook.call(self.step, self.ema.module)
+                for hook in hooks:
+                    numbers |= hook.call(self.step, self.ema.module) or {}
+        report.evaluation(self.step, numbers)
 
     # ------------------------------------------------------------------------------------------------------ one step
 

@@ -107,6 +107,16 @@ def test_sampling_nothing_or_an_unknown_class_is_refused(capsys, a_run):
     assert snapshot(a_run) == before
 
 
+def test_labels_from_data_that_a_run_did_not_record_are_refused(capsys, a_run):
+    path = a_run / "checkpoints" / "step_00000004" / "state.json"
+    facts = json.loads(path.read_text())
+    del facts["class_counts"]
+    path.write_text(json.dumps(facts))
+    before = snapshot(a_run)
+    refused(capsys, 2, "sample.labels=data needs the class frequencies", "sample", a_run, "labels=data")
+    assert snapshot(a_run) == before
+
+
 def test_a_run_that_diverges_stops_with_code_1_and_keeps_its_checkpoint(capsys, a_run):
     before = snapshot(a_run / "checkpoints")
     fresh = a_run.parent / "fresh"

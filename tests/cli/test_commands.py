@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dit_moe.generate import SampleConfig, choose_labels
 from tests.cli.conftest import CONFIG, SMALL, cli
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,15 @@ def test_sample_writes_images_grid_and_every_setting(a_run):
     assert facts["active_experts"] > 0 and len(facts["thresholds"]) == 2
     assert facts["device"] == "cpu" and facts["processes"] == 1 and len(facts["weights_sha256"]) == 64
     assert Image.open(a_run / "more" / "grid.png").size[0] > 32
+
+
+def test_labels_from_the_data_are_as_frequent_as_in_training(a_run):
+    state = json.loads((a_run / "checkpoints" / "step_00000004" / "state.json").read_text())
+    assert len(state["class_counts"]) == 10 and sum(state["class_counts"]) == 898
+    assert cli("sample", a_run, "labels=data", "count=50", "--out", a_run / "out") == 0
+    labels = np.load(a_run / "out" / "images.npz")["labels"]
+    plan = SampleConfig(labels="data", count=50)
+    assert np.array_equal(labels, choose_labels(plan, 10, state["class_counts"]))
 
 
 def test_the_ema_weights_are_sampled_unless_asked_otherwise(a_run):

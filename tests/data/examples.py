@@ -92,7 +92,7 @@ def _tars(folder: Path) -> dict[str, object]:
 
 
 def _huggingface(folder: Path) -> dict[str, object]:
-    return {"id": str(save_huggingface(folder / "saved", [0, 1, 1, 0, 0, 1]))}
+    return {"id": str(save_huggingface(folder / "saved", [0, 1, 1, 0, 1, 1]))}
 
 
 # Of each entry, a function that makes an example in a folder and returns its options.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dit_moe.data import DATASETS
+from dit_moe.data import DATASETS, image_source
 from dit_moe.data.order import BatchOrder, MicroBatches, load_batches
 from tests.data.examples import example
 
@@ -46,6 +46,18 @@ def test_rows_come_in_the_order_asked_repeats_included(dataset):
     everything, batch = dataset.__getitems__(range(len(dataset))), dataset.__getitems__([5, 0, 5])
     for key in batch:
         assert torch.equal(batch[key], everything[key][[5, 0, 5]])
+
+
+def test_class_counts_are_of_the_images_and_no_image_is_read_for_them(dataset, monkeypatch):
+    def refuse(*args):
+        raise AssertionError("an image was read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(image_source, "decode", refuse)
+        counts = dataset.class_counts()
+    labels = dataset.__getitems__(range(len(dataset)))["labels"]
+    ways = len(dataset) // sum(counts)  # mirrored ones are rows too
+    assert len(counts) == len(dataset.class_names) and labels.bincount().tolist() == [ways * each for each in counts]
 
 
 def test_changing_a_batch_does_not_change_the_data(dataset):

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from dit_moe.metrics import FeatureMoments, expected_floor, frechet_distance
+from dit_moe.metrics import FeatureMoments, expected_floor, frechet, frechet_distance
 
 
 def distance(x_ND, y_ND):
@@ -102,3 +102,50 @@ def test_the_floor_estimate_is_the_mean_distance_of_two_samples_of_one_gaussian(
 
 def test_the_floor_estimate_of_a_constant_feature_is_zero():
     assert expected_floor(torch.zeros(2, 2), 10, 10) == 0
+
+
+def test_the_floor_estimate_takes_an_unknown_count_for_a_large_one_and_says_none_where_it_does_not_hold():
+    covariance = torch.eye(4)
+    assert expected_floor(covariance, 10, None) == pytest.approx(expected_floor(covariance, 10, 10**12))
+    assert expected_floor(covariance, 4, 9) == pytest.approx((1 / 4 + 1 / 9) * (1.25 * 4 + 0.5 * 16 / 2))
+    for counts in ((3, 100), (100, 3), (3, None), (None, None)):
+        assert expected_floor(covariance, *counts) is None
+    with pytest.raises(ValueError, match="not positive semi-definite"):
+        expected_floor(-covariance, 10, 10)
+
+
+@pytest.mark.parametrize("decades", [6, 11, 14, 17])
+def test_choleskys_factors_and_eigenvectors_give_the_same_where_both_do(decades):
+    # Variances down to where Cholesky's factors give way to eigenvectors; common axes, so that the answer is known.
+    std_1, std_2 = torch.logspace(0, -decades / 2, 24).double(), torch.logspace(-decades / 2, 0, 24).double()
+    axes, expected = rotation(24), (std_1 - std_2).square().sum().item()
+    cov_1, cov_2 = (axes @ torch.diag(std**2) @ axes.T for std in (std_1, std_2))
+    mean = torch.zeros(24)
+    # variances of 1e-16, lost in rounding, have roots of 1e-8
+    assert frechet_distance(mean, cov_1, mean, cov_2) == pytest.approx(expected, rel=1e-7 if decades > 11 else 1e-10)
+
+
+def test_a_mean_that_is_not_finite_is_refused():
+    with pytest.raises(ValueError, match="a mean holds NaN or infinity"):
+        frechet_distance(torch.tensor([torch.nan]), torch.eye(1), torch.zeros(1), torch.eye(1))
+
+
+@pytest.mark.parametrize("decades, fast", [(0, True), (4, True), (9, False)])
+@pytest.mark.parametrize("dim", [24, 70])  # one block, and blocks of which the last one is smaller
+def test_the_fast_way_is_taken_where_it_is_exact_and_equals_singular_values_there(dim, decades, fast, monkeypatch):
+    std_D = torch.logspace(0, -decades / 2, dim, dtype=torch.float64)
+    cov_1, cov_2 = (
+        FeatureMoments.of(normal(3 * dim, dim, seed=seed) * std_D @ rotation(dim, seed)).covariance() for seed in (1, 2)
+    )
+    monkeypatch.setattr(frechet, "BLOCK", 32)
+    mean, taken, fast_way = torch.zeros(dim), [], frechet._fast_nuclear_norm
+
+    def spy(*args):
+        taken.append(fast_way(*args))
+        return taken[-1]
+
+    monkeypatch.setattr(frechet, "_fast_nuclear_norm", spy)
+    found = frechet_distance(mean, cov_1, mean, cov_2)
+    assert (taken[0] is not None) == fast
+    monkeypatch.setattr(frechet, "_fast_nuclear_norm", lambda *args: None)
+    assert frechet_distance(mean, cov_1, mean, cov_2) == pytest.approx(found, rel=1e-11)

@@ -33,3 +33,38 @@ def test_widths_that_differ_and_too_few_references_are_refused():
         nearest_distances(torch.zeros(2, 3), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="k=3 nearest of 2 references"):
         nearest_distances(torch.zeros(2, 3), torch.zeros(2, 3), k=3)
+
+
+@pytest.mark.parametrize(
+    "name, spread, copies",
+    [("near-ties for float32", 3e-8, 1), ("near-ties for float64", 5e-15, 1), ("ties", 0.0, 1), ("repeats", 1.0, 30)],
+)
+def test_what_rounding_leaves_open_is_searched_again(name, spread, copies):
+    # More references than there are candidates lie at one distance from each query, up to `spread`.
+    random = torch.Generator().manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(60, 8, generator=random, dtype=torch.float64))
+    references = (directions * (1 + spread * torch.rand(60, 1, generator=random))).repeat(copies, 1)
+    queries = torch.cat([torch.zeros(2, 8, dtype=torch.float64), references[:3]])
+    exact = (queries[:, None] - references).square().sum(-1).sqrt().sort(1).values
+    for k in (1, 2):
+        found = nearest_distances(queries, references, k, tile=16)
+        torch.testing.assert_close(found, exact[:, :k], rtol=5e-16, atol=0)  # eight squares in another order
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("apart", [1e3, 3e3, 1e4, 1e7])
+def test_neighbours_much_nearer_than_the_set_is_wide_are_found_all_the_same(apart, k):
+    # Two far clusters: in float32 the products of matrices are off by as much as distances within one differ.
+    random = torch.Generator().manual_seed(0)
+    references, queries = (torch.randn(n, 8, generator=random, dtype=torch.float64) + apart for n in (300, 200))
+    references[::2] -= 2 * apart
+    exact = (queries[:, None] - references).square().sum(-1).sqrt().sort(1).values[:, :k]
+    torch.testing.assert_close(nearest_distances(queries, references, k), exact, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e25, 1e100])
+def test_features_outside_the_range_of_float32_squares_are_compared_all_the_same(scale):
+    random = torch.Generator().manual_seed(0)
+    queries, references = (torch.randn(n, 5, generator=random, dtype=torch.float64) for n in (4, 40))
+    expected = nearest_distances(queries, references, 3) * scale
+    torch.testing.assert_close(nearest_distances(queries * scale, references * scale, 3), expected, rtol=1e-13, atol=0)

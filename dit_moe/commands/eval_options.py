@@ -1,0 +1,168 @@
+"""The options of `dit-moe eval`, and what they say of extractor, metrics and reading."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from dit_moe import config
+from dit_moe.config import ConfigError
+from dit_moe.evaluation.recipes import EVALUATION, SAMPLING, EvaluationRecipe
+from dit_moe.evaluation.sources.base import ReadOptions
+from dit_moe.extractors import EXTRACTORS
+from dit_moe.extractors.function import FunctionConfig
+from dit_moe.extractors.inception import InceptionConfig
+from dit_moe.metrics import METRICS
+from dit_moe.metrics.kid import KIDConfig
+from dit_moe.registry import did_you_mean
+
+SHORT = {  # on the command line
+    "fid": "fd",
+    "sfid": "sfd",
+    "is": "inception_score",
+    "prc": "precision_recall",
+    "pr": "precision_recall",
+    "dc": "density_coverage",
+}
+OF_INCEPTION = ("fid", "sfid")
+
+
+def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
+    """Everything behind the words themselves."""
+    names, short = ", ".join(METRICS.names()), ", ".join(f"{key} = {value}" for key, value in SHORT.items())
+    what = parser.add_argument_group("what is measured")
+    what.add_argument("--metrics", metavar="A,B", help=f"of {names}; {short}; default: those that suit the extractor")
+    what.add_argument(
+        "--extractor",
+        metavar="NAME",
+        help=f"feature space: {', '.join(EXTRACTORS.names())}, {{name: …, option: …}}, or package.module:function of "
+        "your own; default: that of the run's config, digits_cnn64 for the digits, otherwise inception",
+    )
+    what.add_argument("--weights", metavar="FILE", help="the extractor's weights; default: downloaded once")
+    what.add_argument(
+        "--any-weights", action="store_true", help="take weights of another checksum; no number is then called FID"
+    )
+    what.add_argument("--kid-subset-size", type=int, metavar="N", help="images in a subset of KID; default 1000")
+    what.add_argument("--allow-few", action="store_true", help="FID of fewer than 2048 images, mostly sampling error")
+    what.add_argument("--recipe", choices=list(EVALUATION), help="measure as published numbers are, or refuse")
+
+    runs = parser.add_argument_group("runs as SAMPLES")
+    runs.add_argument("--seeds", type=int, metavar="N", help="sampling seeds; default: the run's eval.seeds")
+    runs.add_argument(
+        "--sampling",
+        metavar="NAME",
+        help=f"sample as a published baseline was, before any key=value: {', '.join(SAMPLING)}",
+    )
+
+    reading = parser.add_argument_group("how images are read")
+    reading.add_argument(
+        "--size", type=int, metavar="N", help="crop and resize to N×N as ADM does; default: as they are"
+    )
+    reading.add_argument("--channels", type=int, choices=(1, 3), help="3: repeat grey images; 1: grey of colour ones")
+    reading.add_argument(
+        "--range", dest="value_range", metavar="LOW,HIGH", help="of float images, for instance --range=-1,1"
+    )
+    reading.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode; default 0")
+
+    where = parser.add_argument_group("where things go")
+    where.add_argument("--out", type=Path, metavar="FILE.json", help="write the result here too")
+    where.add_argument(
+        "--features",
+        type=Path,
+        metavar="FOLDER",
+        help="keep features here, so that the same command goes on where it stopped; default: FILE.features with --out",
+    )
+    where.add_argument("--save-stats", type=Path, metavar="FILE.npz", help="mu, sigma, mu_s, sigma_s of SAMPLES")
+    where.add_argument("--save-npz", type=Path, metavar="FILE.npz", help="the images of SAMPLES, as ADM reads them")
+
+
+def read_options(args: argparse.Namespace) -> ReadOptions:
+    """How images are read. ValueError naming the option that makes no sense."""
+    if args.size is not None and args.size < 1:
+        raise ValueError(f"--size {args.size} must be at least 1 pixel")
+    if args.workers < 0:
+        raise ValueError(f"--workers {args.workers} must be at least 0")
+    bounds = None
+    if args.value_range is not None:
+        try:
+            low, high = map(float, args.value_range.split(","))
+        except ValueError:
+            low, high = 0.0, 0.0
+        if not low < high:
+            raise ValueError(
+                f"--range {args.value_range} must be two numbers, LOW,HIGH with LOW below HIGH: --range=-1,1"
+            )
+        bounds = (low, high)
+    return ReadOptions(size=args.size, channels=args.channels, value_range=bounds, workers=args.workers)
+
+
+def extractor_config(args: argparse.Namespace, default: Any) -> Any:
+    """The config of the extractor that the options name; `default` if they name none."""
+    recipe = EVALUATION.get(args.recipe)
+    text: str | None = args.extractor or (None if recipe is None else recipe.extractor)
+    chosen = default if text is None else _named(text)
+    own = {field.name for field in fields(chosen)}
+    for option, value, name in (("--weights", args.weights, "weights"), ("--any-weights", args.any_weights, "verify")):
+        if value and name not in own:
+            raise ValueError(f"{option}: the extractor {EXTRACTORS.name_of(chosen)} takes no such weights; drop it")
+    if args.weights:
+        chosen = replace(chosen, weights=args.weights)
+    return replace(chosen, verify=False) if args.any_weights else chosen
+
+
+def _named(text: str) -> Any:
+    if ":" in text and not text.startswith("{"):
+        return FunctionConfig(path=text)
+    return _entry(f"extractor={text}", "--extractor", _ExtractorOption).extractor
+
+
+@dataclass(frozen=True)
+class _ExtractorOption:
+    extractor: Annotated[Any, EXTRACTORS]
+
+
+def _entry(change: str, option: str, cls: Any) -> Any:
+    try:
+        return config.build(cls, config.override({}, [change]))
+    except ConfigError as error:
+        raise ValueError(f"{option}: {error}") from None
+
+
+def metric_configs(
+    args: argparse.Namespace, extractor: Any, default: Sequence[object] | None
+) -> Sequence[object] | None:
+    """Configs of the metrics that the options name; `default`, which may be None, if they name none."""
+    recipe: EvaluationRecipe | None = EVALUATION.get(args.recipe)
+    words = args.metrics.split(",") if args.metrics else list(recipe.metrics) if recipe else None
+    if words is None:
+        if args.kid_subset_size is None:
+            return default
+        words = [METRICS.name_of(each) for each in default or ()] or list(extractor_metrics(extractor))
+    known = [*METRICS.names(), *SHORT]
+    for word in words:
+        if word not in known:
+            raise ValueError(f"--metrics {','.join(words)}: {word!r} is no metric; {did_you_mean(word, known)}")
+        if word in OF_INCEPTION and not isinstance(extractor, InceptionConfig):
+            name = EXTRACTORS.name_of(extractor)
+            problem = f"--metrics {word} is of the Inception network, and the extractor is {name}"
+            raise ValueError(f"{problem}; say --extractor inception, or --metrics {SHORT[word]} for the distance in it")
+    names = dict.fromkeys(SHORT.get(word, word) for word in words)
+    built = [METRICS.config_class(name)() for name in names]
+    if args.kid_subset_size is not None:
+        if not any(isinstance(each, KIDConfig) for each in built):
+            raise ValueError(
+                f"--kid-subset-size {args.kid_subset_size}: kid is not among the metrics; add it, or drop it"
+            )
+        built = [
+            replace(each, subset_size=args.kid_subset_size) if isinstance(each, KIDConfig) else each for each in built
+        ]
+    return built
+
+
+def extractor_metrics(extractor: Any) -> tuple[str, ...]:
+    """Names of the metrics that suit the extractor of this config."""
+    metrics: tuple[str, ...] = EXTRACTORS.factory(extractor).metrics
+    return metrics

@@ -1,0 +1,184 @@
+"""A folder of image files, flat or in sub-folders: whatever any other program has written."""
+
+# N images, C channels, H height, W width
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from dit_moe.data.image_source import ImageSource, ImageSourceConfig
+from dit_moe.data.images import EXTENSIONS, FORMATS
+from dit_moe.evaluation.sources.base import ReadOptions, Source, made_by, sha256_of_labels
+from dit_moe.evaluation.sources.dataset import images_of
+
+T = TypeVar("T")
+
+LABELS = "labels.json"  # as `dit-moe sample --save png` leaves it: {"000000.png": 3, …}
+TOGETHER = 64  # files that a thread takes
+
+
+class FolderSource(Source):
+    """Images in the order of their paths, folder by folder; hidden ones, and other files, are passed over.
+
+    They stay as they are, all of one size, unless `options.size` says how large they are to be; they have 1 channel if
+    all are grey, and 3 otherwise. Labels come from labels.json, or else from two or more sub-folders, in sorted order,
+    if all images lie in them. Only headers are read here.
+
+    Raises ValueError: no images, a file that is none, several sizes, or labels that do not fit the images.
+    """
+
+    def __init__(self, folder: str | Path, options: ReadOptions | None = None) -> None:
+        self.folder, self.options, self.name = Path(folder), options or ReadOptions(), str(folder)
+        self.files = _images_in(self.name)
+        if not self.files:
+            known = ", ".join(EXTENSIONS)
+            raise ValueError(f"{folder} has no images; known are {known}, in it or in folders in it, or an images.npz")
+        headers = self._read_headers()
+        self.labels_N = _labels(self.folder, self.files)
+        size, channels = self.options.size, 1 if all(header.grey for header in headers) else 3
+        self.image_shape = (channels, size, size) if size else (channels, headers[0].height, headers[0].width)
+        self._images = _Files(self.folder, self.files, size)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def identity(self) -> dict[str, Any]:
+        """Of the names and the content of all files. ValueError if one cannot be read."""
+        return {
+            "kind": "folder",
+            "sha256": self._sha256,
+            "labels_sha256": sha256_of_labels(self.labels_N),
+            "count": len(self),
+            "image_shape": list(self.image_shape),
+            "size": self.options.size,
+        }
+
+    def facts(self) -> dict[str, Any]:
+        return made_by(self.folder)
+
+    def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """Raises ValueError naming all images of a batch that are broken."""
+        for images_BCHW in images_of(self._images, parts, self.options.workers):
+            yield images_BCHW[:, : self.image_shape[0]]  # all three of a grey one are the same
+
+    def _read_headers(self) -> list[_Header]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of odd metadata and many pixels
+            headers = in_threads(_read_header, [os.path.join(self.name, file) for file in self.files])
+        first = headers[0]
+        for header, file in zip(headers, self.files, strict=True):
+            if self.options.size is None and (header.width, header.height) != (first.width, first.height):
+                found = f"{self.files[0]} is {first.width}×{first.height} and {file} {header.width}×{header.height}"
+                raise ValueError(f"{self.folder}: {found}; give --size N to crop and resize all to N×N, as ADM does")
+        return headers
+
+    @cached_property
+    def _sha256(self) -> str:
+        digest = hashlib.sha256()
+        contents = in_threads(_sha256_of, [os.path.join(self.name, file) for file in self.files])
+        for file, content in zip(self.files, contents, strict=True):
+            digest.update(os.fsencode(file) + b"\0" + content)
+        return digest.hexdigest()
+
+
+class _Files(ImageSource):
+    """Reads and decodes as the datasets of images do."""
+
+    def __init__(self, folder: Path, files: Sequence[str], size: int | None) -> None:
+        labels_N = np.zeros(len(files), np.int64)  # of no use here
+        super().__init__(ImageSourceConfig(size=size, min_side=1), "train", labels_N, (), fingerprint="")
+        self.folder, self.files = str(folder), files
+
+    def locate(self, image: int) -> str:
+        return os.path.join(self.folder, self.files[image])
+
+    def read(self, image: int) -> bytes:
+        with open(self.locate(image), "rb", buffering=0) as file:
+            return file.read()
+
+
+class _Header(NamedTuple):
+    width: int
+    height: int
+    grey: bool
+
+
+def _read_header(path: str) -> _Header:
+    """ValueError, naming the file, unless it begins as an image does."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")  # I: 16 bits
+            return _Header(*image.size, grey)
+    except UnidentifiedImageError:
+        problem = f"is not an image that can be read ({', '.join(FORMATS)})"
+    except Exception as error:  # Pillow's parsers raise OSError, SyntaxError, struct.error, zlib.error, …
+        problem = f"cannot be read ({' '.join(str(error).split()) or type(error).__name__})"
+    raise ValueError(f"{path} {problem}; mend it, or take it out")
+
+
+def _sha256_of(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); mend it, or take it out") from None
+
+
+def in_threads(call: Callable[[str], T], paths: Sequence[str]) -> list[T]:
+    """What `call` returns for each path, in order."""
+    pieces = [paths[i : i + TOGETHER] for i in range(0, len(paths), TOGETHER)]
+    with ThreadPoolExecutor() as pool:
+        return [made for piece in pool.map(lambda piece: [*map(call, piece)], pieces) for made in piece]
+
+
+def _images_in(folder: str) -> list[str]:
+    """Paths, below `folder`, of the images in it."""
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = place[len(folder) :].strip("/")
+        images = [name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
+        found += [f"{below}/{name}" if below else name for name in images]
+    return sorted(found, key=lambda path: path.split("/"))
+
+
+def _labels(folder: Path, files: Sequence[str]) -> Tensor | None:
+    path = folder / LABELS
+    if path.is_file():
+        return torch.tensor(_read_labels(path, files), dtype=torch.int64)
+    tops = [file.partition("/")[0] if "/" in file else None for file in files]
+    classes = sorted({top for top in tops if top})
+    if None in tops or len(classes) < 2:
+        return None
+    label_of = {name: label for label, name in enumerate(classes)}
+    return torch.tensor([label_of[top] for top in tops if top], dtype=torch.int64)
+
+
+def _read_labels(path: Path, files: Sequence[str]) -> list[int]:
+    remedy = "mend it, or remove it to go on without labels"
+    try:
+        labels = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); {remedy}") from None
+    if not isinstance(labels, dict):
+        raise ValueError(f"{path} must be a JSON object of file names and labels; {remedy}")
+    for file in files:
+        label = labels.get(file)
+        if type(label) is not int or label < 0:
+            raise ValueError(f"{path} has the label {label!r} for {file}; wanted a whole number ≥ 0; {remedy}")
+    if missing := sorted(labels.keys() - set(files)):
+        raise ValueError(f"{path} has a label for {missing[0]}, which is not there; copy all images, or {remedy}")
+    return [labels[file] for file in files]

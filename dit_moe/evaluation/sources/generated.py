@@ -1,0 +1,65 @@
+"""Images that are sampled when they are asked for, and never written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dit_moe.evaluation.sources.base import Source
+from dit_moe.generate import Generator
+from dit_moe.moe import measure_active
+
+
+class GeneratedSource(Source):
+    """What a generator makes for these labels.
+
+    Args:
+        generator: with its sampler, seed and network.
+        labels_N: the label of every image.
+        name: what messages and results call it.
+        identity: all that decides the images, JSON-ready.
+        facts: what else a result should say.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        labels_N: Tensor,
+        *,
+        name: str,
+        identity: dict[str, Any],
+        facts: dict[str, Any] | None = None,
+    ) -> None:
+        self.generator, self.labels_N, self.name = generator, labels_N, name
+        self._labels_N = labels_N
+        with torch.no_grad():
+            blank = generator.decode(torch.zeros(1, *generator.latent_shape, device=generator.device))
+        channels, height, width = blank.shape[1:]
+        self.image_shape = (channels, height, width)
+        self.batch_size = generator.config.batch_size
+        self._identity, self._facts = identity, facts or {}
+        self._pairs, self._tokens = 0, 0
+
+    def __len__(self) -> int:
+        return len(self._labels_N)
+
+    def identity(self) -> dict[str, Any]:
+        return {"kind": "run", **self._identity}
+
+    def facts(self) -> dict[str, Any]:
+        return self._facts
+
+    def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        for part in parts:
+            with measure_active(self.generator.model) as active:
+                images = torch.cat(list(self.generator.batches(part, self._labels_N)))
+            self._pairs, self._tokens = self._pairs + active.pairs, self._tokens + active.tokens
+            yield images
+
+    def tally(self) -> dict[str, int]:
+        counted = {"pairs": self._pairs, "tokens": self._tokens}
+        self._pairs = self._tokens = 0
+        return counted

@@ -1,0 +1,105 @@
+"""A word of the command line → what it names."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from omegaconf import OmegaConf
+
+from dit_moe import config as configs
+from dit_moe.config import ConfigError
+from dit_moe.data import DATASETS
+from dit_moe.data.manifest import MANIFEST
+from dit_moe.evaluation.sources.base import Opened, ReadOptions
+from dit_moe.evaluation.sources.converted import converted
+from dit_moe.evaluation.sources.dataset import open_dataset
+from dit_moe.evaluation.sources.folder import FolderSource
+from dit_moe.evaluation.sources.latents import open_latents
+from dit_moe.evaluation.sources.npz import open_npz
+from dit_moe.registry import did_you_mean
+
+IMAGES_FILE = "images.npz"
+ENCODING = "encoding.json"  # of latents that may not be finished
+FILES = "an npz file, a run, a folder of images or of encoded latents"
+EXAMPLE = "'{name: image_folder, path: …, size: 256, split: heldout}'"
+
+
+def open_word(word: str, options: ReadOptions | None = None) -> Opened:
+    """Images, statistics or both, brought to the size and the channels that `options` wants.
+
+    * an npz file, or a folder with images.npz in it (a run folder may hold one, too: whoever means the run, and not
+      what was last sampled from it, has to look for that first);
+    * a folder of encoded latents, which are decoded;
+    * a folder of images;
+    * a dataset, ``digits`` or ``digits/heldout``, or with options ``{name: image_folder, path: …, split: heldout}``.
+      What exists as a file goes first.
+
+    Raises ValueError: it names nothing of the kind, or what it names cannot be evaluated.
+    """
+    options = options or ReadOptions()
+    return converted(_open_path(Path(word), options) if os.path.exists(word) else _open_dataset(word, options), options)
+
+
+def _open_path(path: Path, options: ReadOptions) -> Opened:
+    if path.is_dir():
+        if (path / MANIFEST).is_file() or (path / ENCODING).is_file():
+            return Opened(open_latents(path))
+        if (path / IMAGES_FILE).is_file():
+            return open_npz(path / IMAGES_FILE, options)
+        return Opened(FolderSource(path, options))
+    if path.suffix.lower() == ".npz" or zipfile.is_zipfile(path):
+        return open_npz(path, options)
+    raise ValueError(f"{path} is no npz; name {FILES}")
+
+
+def _open_dataset(word: str, options: ReadOptions) -> Opened:
+    config, split = _read_dataset(word, options)
+    try:
+        return open_dataset(config, split, options)
+    except ConfigError as error:
+        raise ValueError(f"{word}: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Word:
+    dataset: Annotated[Any, DATASETS]
+
+
+def _read_dataset(word: str, options: ReadOptions) -> tuple[Any, str]:
+    """Config and split."""
+    if word.lstrip().startswith("{"):
+        section = _parse(word)
+        split = section.pop("split", "train")
+    else:
+        name, _, split = word.partition("/")
+        section, split = {"name": name}, split or "train"
+        if name not in DATASETS.names():
+            meant = did_you_mean(name, DATASETS.names()).replace("known:", "datasets are")
+            raise ValueError(f"{word} does not exist, and is no dataset; name {FILES}, or a dataset: {meant}")
+    if options.size and "size" not in section and _has_size(section["name"]):
+        section["size"] = options.size
+    try:
+        return configs.build(_Word, {"dataset": section}).dataset, str(split)
+    except ConfigError as error:
+        raise ValueError(f"{word}: {error.path.removeprefix('dataset.')}{error.problem}, as in {EXAMPLE}") from None
+
+
+def _parse(word: str) -> dict[str, Any]:
+    try:
+        section: Any = OmegaConf.to_container(OmegaConf.create(word), resolve=True)
+    except Exception as error:  # YAML's and OmegaConf's errors share no base class
+        raise ValueError(f"{word} is not valid YAML ({' '.join(str(error).split())}); wanted {EXAMPLE}") from None
+    name = section.get("name")
+    if not isinstance(name, str):
+        raise ValueError(f"{word} has no name of a dataset; wanted {EXAMPLE}")
+    if name not in DATASETS.names():
+        raise ValueError(f"{word}: there is no dataset {name!r}; {did_you_mean(name, DATASETS.names())}")
+    return section
+
+
+def _has_size(name: str) -> bool:
+    return "size" in {field.name for field in fields(DATASETS.config_class(name))}

@@ -1,0 +1,106 @@
+"""The offline feature space: a small CNN for 8×8 digits, fitted on a split of them that is used for nothing else.
+
+Enlarged digits are averaged back to 8×8 first, so they share the feature space of the originals.
+
+Training is not bit-stable across machines, so the weights are committed and their hash is checked;
+`eval/train_digits_cnn.py` made them.
+"""
+
+# B batch, N images, C channels, H height, W width, D feature width
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dit_moe.extractors.base import EXTRACTORS, FeatureExtractor, Features
+
+WEIGHTS = Path(__file__).parent / "weights" / "digits_cnn64.safetensors"
+SHA256 = "9a0331d3f010acc9d10f445ba5c5e55a772e328cf0db2373da083e599736b907"
+SIDE = 8  # pixels
+
+
+class DigitsCNN(nn.Module):
+    """Grey levels 0..255 [N, 1, 8, 8] → 64 features and 10 logits.
+
+    Smooth activations and dropout keep all 64 features alive and unequal within a class: without them the network
+    collapses a class to nearly a point, and its features hardly notice noise or blur.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 32, 3, padding=1)
+        self.conv2 = nn.Conv2d(32, 32, 3, padding=1)
+        self.conv3 = nn.Conv2d(32, 64, 3, padding=1)
+        self.penultimate = nn.Linear(64 * 2 * 2, 64)
+        self.classify = nn.Linear(64, 10)
+        self.dropout = nn.Dropout(0.3)
+
+    def forward(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.silu(self.conv1(images_NCHW.to(self.conv1.weight.dtype) / 255))
+        x = F.max_pool2d(F.silu(self.conv2(x)), 2)
+        x = F.max_pool2d(F.silu(self.conv3(x)), 2)
+        features = F.silu(self.penultimate(self.dropout(x.flatten(1))))
+        return features, self.classify(self.dropout(features))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitsCNNConfig:
+    """No options: other weights would be another feature space, and need another name."""
+
+
+@EXTRACTORS.register("digits_cnn64", DigitsCNNConfig)
+class DigitsCNNExtractor(FeatureExtractor):
+    """The committed network. Raises ValueError if its weights are not the ones whose hash is recorded here."""
+
+    name = "digits_cnn64"
+    dim = 64
+    sha256 = SHA256
+    classifies = True
+    metrics = ("fd", "kid", "precision_recall", "class_accuracy", "nearest_neighbour")
+
+    def __init__(self, config: DigitsCNNConfig) -> None:
+        # float32 kernels differ with batch size, alignment and machine, and may round to TF32; in float64, which has no
+        # such mode, the differences are far below any digit shown
+        self.network = load(WEIGHTS, SHA256).double()
+
+    def to(self, device: torch.device | str) -> Self:
+        self.network.to(device)
+        return self
+
+    def check(self, image_shape: tuple[int, int, int]) -> None:
+        channels, height, width = image_shape
+        if channels != 1 or height != width or height == 0 or height % SIDE:
+            wanted = f"square images of 1 channel whose side is a multiple of {SIDE}"
+            raise ValueError(f"{self.name} takes {wanted}, not {channels}×{height}×{width}; choose another --extractor")
+
+    def __call__(self, images_BCHW: Tensor) -> Features:
+        self.check(tuple(images_BCHW.shape[1:]))  # type: ignore[arg-type]
+        images = images_BCHW.to(self.network.classify.weight.device).double()
+        with torch.inference_mode():
+            features_BD, _ = self.network(F.avg_pool2d(images, images.shape[-1] // SIDE))
+        return Features(features_BD.cpu())
+
+    def logits(self, features_ND: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return self.network.classify(features_ND.to(self.network.classify.weight)).cpu()
+
+
+def load(path: Path, sha256: str) -> DigitsCNN:
+    """The network with the weights at `path`; ValueError unless the file's hash is `sha256`."""
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise ValueError(
+            f"{path} has sha256 {found}, not {sha256}: features of other weights cannot be compared; restore the file"
+        )
+    network = DigitsCNN()
+    network.load_state_dict(safetensors.torch.load(content))
+    return network.eval()

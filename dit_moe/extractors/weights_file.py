@@ -1,0 +1,77 @@
+"""Files of weights: hashed, read without running code in them, and fetched once by however many processes."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+from collections.abc import Mapping
+from http.client import HTTPException
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file; ValueError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        problem = f"the weights {path} cannot be read ({error.strerror})"
+        raise ValueError(f"{problem}; name their file with --weights FILE") from None
+
+
+def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """The same for the same weights, whatever the kind of their file."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Weights by name from a .safetensors file, or from one that `torch.save` wrote; no code in it is run.
+
+    Raises ValueError if there is anything else in it.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            tensors = safetensors.torch.load_file(path)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds, from the disk to the pickle
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"the weights {path} cannot be read ({reason}); name another file with --weights") from None
+    if not isinstance(tensors, dict) or not all(isinstance(each, Tensor) for each in tensors.values()):
+        problem = f"{path} holds other things than weights by name"
+        raise ValueError(f"{problem}; name a file of a network's state_dict with --weights")
+    return tensors
+
+
+def misfit(path: Path, network: str, error: RuntimeError) -> ValueError:
+    """What to raise where `load_state_dict` refused the weights of `path`."""
+    details = " ".join(str(error).partition("\n")[2].split()) or str(error)
+    return ValueError(f"{path} does not hold the weights of {network} ({details[:200]} …); name --weights that do")
+
+
+def fetch(url: str, sha256: str) -> Path:
+    """The file of `url` in torch hub's cache, put there if need be; ValueError if that cannot be done.
+
+    It appears there whole and with the right hash, or not at all; one process downloads while the others wait.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if path.is_file():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_name(f"{path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process, however that ends
+            if not path.is_file():  # else another process was faster
+                torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
+    except (OSError, HTTPException, RuntimeError) as error:  # the last is about the hash
+        problem = f"{path.name} is neither in {path.parent} nor can it be downloaded ({error})"
+        raise ValueError(f"{problem}; get it elsewhere from {url}, and name it with --weights FILE") from None
+    return path

@@ -1,0 +1,118 @@
+"""Kernel distance between two sets of features (KID where they are Inception's), unbiased at any number of images."""
+
+# N samples, M references, D feature width, S rows of a subset
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_moe.config import require
+from dit_moe.metrics.base import METRICS, FeatureSet, Metric
+from dit_moe.metrics.tiles import check_widths
+
+SUBSET = 1000  # Bińkowski et al. 2018
+SEED = 2020  # torch-fidelity's, whose subsets these are
+
+
+class KernelDistance(NamedTuple):
+    """Squared maximum mean discrepancy: mean over subsets and standard deviation between them. It may be below 0."""
+
+    mean: float
+    std: float
+
+
+def default_subset_size(n: int, m: int) -> int:
+    """1000, or all of the smaller set if it has fewer."""
+    return min(SUBSET, n, m)
+
+
+def check_subset_size(size: int, n: int, m: int) -> None:
+    """ValueError unless 2 <= size <= n, m."""
+    found = f"KID subsets of {size} images, of {n} samples and {m} references"
+    if size > min(n, m):
+        raise ValueError(f"{found}; lower --kid-subset-size to at most {min(n, m)}, or give more images")
+    if size < 2:
+        raise ValueError(f"{found}; it needs at least 2 images, or leave kid out of --metrics")
+
+
+def kernel_distance(
+    samples_ND: Tensor,
+    reference_MD: Tensor,
+    subsets: int = 100,
+    subset_size: int | None = None,
+    device: torch.device | str = "cpu",
+) -> KernelDistance:
+    """Unbiased MMD² with the kernel (x·y/D + 1)³ (Bińkowski et al. 2018), in float64.
+
+    Subsets are drawn without replacement, as torch-fidelity draws them. `subset_size` None: `default_subset_size`.
+    Memory is that of one subset. Raises ValueError for widths that differ, and unless 2 <= subset_size <= N, M.
+    """
+    check_widths(samples_ND, reference_MD)
+    n, m = len(samples_ND), len(reference_MD)
+    size = default_subset_size(n, m) if subset_size is None else subset_size
+    check_subset_size(size, n, m)
+    random = np.random.RandomState(SEED)  # the old generator: torch-fidelity's subsets are its
+    distances = []
+    for _ in range(subsets):
+        x_SD, y_SD = (rows[random.choice(len(rows), size, replace=False)] for rows in (samples_ND, reference_MD))
+        distances.append(_unbiased(x_SD.to(device, torch.float64), y_SD.to(device, torch.float64)))
+    return KernelDistance(float(np.mean(distances)), float(np.std(distances)))
+
+
+def _unbiased(x_SD: Tensor, y_SD: Tensor) -> float:
+    """MMD² of two sets of equal size; pairs of a point with itself are left out (Gretton et al. 2012, Eq. 3)."""
+    size, dim = x_SD.shape
+    within = sum(_kernel(a @ a.T, dim).sum() - _kernel(a.square().sum(1), dim).sum() for a in (x_SD, y_SD))
+    return (within / (size * (size - 1)) - 2 * _kernel(x_SD @ y_SD.T, dim).mean()).item()
+
+
+def _kernel(products: Tensor, dim: int) -> Tensor:
+    return (products / dim + 1) ** 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class KIDConfig:
+    """Kernel distance over subsets."""
+
+    subsets: int = 100
+    subset_size: int | None = None  # None: 1000, or all of the smaller set if it has fewer
+
+    def __post_init__(self) -> None:
+        require(self.subsets >= 1, self, "subsets", "must be at least 1")
+        require(self.subset_size is None or self.subset_size >= 2, self, "subset_size", "must be at least 2")
+
+
+@METRICS.register("kid", KIDConfig)
+class KID(Metric):
+    """`kid` and `kid_subset_std`."""
+
+    config: KIDConfig
+
+    def __init__(self, config: KIDConfig, device: torch.device | str = "cpu") -> None:
+        super().__init__(config, device)
+        self.subset_size = config.subset_size
+
+    def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+        x_ND, y_MD = samples.finite("features_ND"), reference.finite("features_ND")
+        self.subset_size = self.config.subset_size or default_subset_size(len(x_ND), len(y_MD))
+        mean, std = kernel_distance(x_ND, y_MD, self.config.subsets, self.subset_size, self.device)
+        return {"kid": mean, "kid_subset_std": std}
+
+    def check(self, samples: int, reference: int | None) -> None:
+        m = samples if reference is None else reference
+        check_subset_size(self.config.subset_size or default_subset_size(samples, m), samples, m)
+
+    def notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
+        counts = [len(each.features_ND) for each in (samples, reference) if each.features_ND is not None]
+        size = self.config.subset_size or min(SUBSET, *counts)
+        return [f"KID over subsets of {size} images; published ones have {SUBSET}"] if size != SUBSET else []
+
+    def settings(self) -> dict[str, Any]:
+        """`subset_size` as of the last call; null before the first if the counts decide."""
+        kernel = "(x·y/d + 1)^3"
+        return {"kernel": kernel, "subsets": self.config.subsets, "subset_size": self.subset_size, "seed": SEED}

@@ -1,0 +1,208 @@
+"""Fidelity and diversity apart: precision and recall, density and coverage, of manifolds made of neighbours' balls."""
+
+# N samples, M references, D feature width, K neighbours, A rows of a tile, B rows of the other tile
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from dit_moe.config import require
+from dit_moe.metrics.base import METRICS, FeatureSet, Metric
+from dit_moe.metrics.tiles import TILE, centre_of, check_widths, rounding, squared_distances, tiles
+
+F64 = torch.float64
+
+
+class PrecisionRecall(NamedTuple):
+    """Shares in [0, 1]: of samples inside the reference's manifold, and of references inside the samples'."""
+
+    precision: float
+    recall: float
+
+
+class DensityCoverage(NamedTuple):
+    """Balls of the reference that a sample lies in, per k (1 for equal distributions), and the share that hold one."""
+
+    density: float
+    coverage: float
+
+
+def precision_recall(
+    samples_ND: Tensor,
+    reference_MD: Tensor,
+    k: int = 3,
+    tile: int = TILE,
+    device: torch.device | str = "cpu",
+    radii: tuple[Tensor, Tensor] | None = None,
+) -> PrecisionRecall:
+    """Improved precision and recall (Kynkäänniemi et al. 2019).
+
+    A set's manifold is the union of closed balls around its points, each up to its k-th nearest other point; on the
+    border is inside, and so is what rounding cannot tell from it. Both values depend on both counts. `radii`: of
+    samples and reference, `squared_radii`, if they are known. Memory is O(tile² + tile·D). Raises ValueError for widths
+    that differ and unless 1 <= k < N, M.
+    """
+    check_widths(samples_ND, reference_MD)
+    ours_N, theirs_M = radii or (_kth(samples_ND, k, tile, device), _kth(reference_MD, k, tile, device))
+    ours_N, theirs_M = ours_N.to(device), theirs_M.to(device)
+    inside_N = torch.zeros(len(samples_ND), dtype=torch.bool, device=device)
+    inside_M = torch.zeros(len(reference_MD), dtype=torch.bool, device=device)
+    centre_D, slack = centre_of(reference_MD), rounding(samples_ND.shape[1], F64)
+    for a in tiles(samples_ND, centre_D, tile, device, F64):
+        for b in tiles(reference_MD, centre_D, tile, device, F64):
+            distances_AB = squared_distances(a, b, slack)
+            inside_N[a.rows] |= (distances_AB <= theirs_M[b.rows]).any(1)
+            inside_M[b.rows] |= (distances_AB <= ours_N[a.rows, None]).any(0)
+    return PrecisionRecall(inside_N.double().mean().item(), inside_M.double().mean().item())
+
+
+def density_coverage(
+    samples_ND: Tensor,
+    reference_MD: Tensor,
+    k: int = 5,
+    tile: int = TILE,
+    device: torch.device | str = "cpu",
+    radii: Tensor | None = None,
+) -> DensityCoverage:
+    """Density and coverage (Naeem et al. 2020), with open balls as in its authors' code.
+
+    Rounding counts as outside, so a set against itself has the density 1 to the last digit, unless it repeats points.
+    `radii`: the reference's `squared_radii`, if they are known. Memory and errors as of `precision_recall`, but that k
+    may exceed the number of samples.
+    """
+    check_widths(samples_ND, reference_MD)
+    radii_M = (_kth(reference_MD, k, tile, device) if radii is None else radii).to(device)
+    balls, covered_M = 0, torch.zeros(len(reference_MD), dtype=torch.bool, device=device)
+    centre_D, slack = centre_of(reference_MD), rounding(samples_ND.shape[1], F64)
+    for a in tiles(samples_ND, centre_D, tile, device, F64):
+        for b in tiles(reference_MD, centre_D, tile, device, F64):
+            inside_AB = squared_distances(a, b, -slack) < radii_M[b.rows]
+            balls += int(inside_AB.sum())
+            covered_M[b.rows] |= inside_AB.any(0)
+    return DensityCoverage(balls / (k * len(samples_ND)), covered_M.double().mean().item())
+
+
+def check_neighbours(k: int, count: int) -> None:
+    """ValueError unless 1 <= k < count."""
+    if not 1 <= k < count:
+        found = f"k={k} nearest neighbours in a set of {count} images"
+        raise ValueError(f"{found}; k must be below their number: give more, or leave the metric out of --metrics")
+
+
+def squared_radii(rows_ND: Tensor, k: int, tile: int = TILE, device: torch.device | str = "cpu") -> Tensor:
+    """Squared distances of each row to its k nearest other rows, [N, K] in float64, ascending.
+
+    Only the tiles on and above the diagonal are computed. What rounding alone may have made, up to
+    `rounding`·(|a|² + |b|²), is 0: exact duplicates are at distance 0 exactly. ValueError unless 1 <= k < N.
+    """
+    check_neighbours(k, len(rows_ND))
+    centre_D = centre_of(rows_ND)
+    best_NK = torch.full((len(rows_ND), k), torch.inf, dtype=F64, device=device)
+    squares_N = torch.empty(len(rows_ND), dtype=F64, device=device)
+    for a in tiles(rows_ND, centre_D, tile, device, F64):
+        squares_N[a.rows] = a.squares_A
+        for b in tiles(rows_ND, centre_D, tile, device, F64, start=a.rows.start):
+            distances_AB = squared_distances(a, b)
+            if a.rows == b.rows:
+                distances_AB.fill_diagonal_(torch.inf)
+            else:
+                best_NK[b.rows] = _nearer(best_NK[b.rows], distances_AB.T)
+            best_NK[a.rows] = _nearer(best_NK[a.rows], distances_AB)
+    noise_N = rounding(rows_ND.shape[1], F64) * 2 * squares_N  # a duplicate has the same norm
+    return best_NK.where(best_NK > noise_N[:, None], 0.0).cpu()
+
+
+def _nearer(best_AK: Tensor, distances_AB: Tensor) -> Tensor:
+    k = best_AK.shape[1]
+    near_AK = distances_AB.topk(min(k, distances_AB.shape[1]), largest=False).values
+    return torch.cat([best_AK, near_AK], 1).topk(k, largest=False).values
+
+
+def _kth(rows_ND: Tensor, k: int, tile: int, device: torch.device | str) -> Tensor:
+    return squared_radii(rows_ND, k, tile, device)[:, -1]
+
+
+# ------------------------------------------------------------------------------------------------------- the metrics
+
+MOST = 5  # neighbours that are looked up in any case, so that both metrics and every sampling seed share them
+_known: WeakKeyDictionary[FeatureSet, Tensor] = WeakKeyDictionary()
+
+
+def _radii(of: FeatureSet, k: int, device: torch.device | str) -> Tensor:
+    """The k-th column of `squared_radii`, which a set keeps as long as it lives: it takes longest."""
+    known_NK = _known.get(of)
+    if known_NK is None or known_NK.shape[1] < k:
+        features_ND = of.finite("features_ND")
+        try:
+            known_NK = squared_radii(features_ND, max(k, min(MOST, len(features_ND) - 1)), device=device)
+        except ValueError as error:
+            raise ValueError(f"{of.source}: {error}") from None
+        _known[of] = known_NK
+    return known_NK[:, k - 1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionRecallConfig:
+    """Improved precision and recall."""
+
+    k: int = 3  # the radius of a ball is the distance to the k-th nearest other point
+
+    def __post_init__(self) -> None:
+        require(self.k >= 1, self, "k", "must be at least 1")
+
+
+@METRICS.register("precision_recall", PrecisionRecallConfig)
+class PrecisionRecallMetric(Metric):
+    """`precision` and `recall`."""
+
+    config: PrecisionRecallConfig
+    better = "higher"
+
+    def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+        k, device = self.config.k, self.device
+        features = samples.finite("features_ND"), reference.finite("features_ND")
+        radii = _radii(samples, k, device), _radii(reference, k, device)
+        return precision_recall(*features, k, device=device, radii=radii)._asdict()
+
+    def check(self, samples: int, reference: int | None) -> None:
+        for count in (samples, reference):
+            if count is not None:
+                check_neighbours(self.config.k, count)
+
+    def settings(self) -> dict[str, Any]:
+        return {"k": self.config.k}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensityCoverageConfig:
+    """Density and coverage."""
+
+    k: int = 5  # as above
+
+    def __post_init__(self) -> None:
+        require(self.k >= 1, self, "k", "must be at least 1")
+
+
+@METRICS.register("density_coverage", DensityCoverageConfig)
+class DensityCoverageMetric(Metric):
+    """`density` and `coverage`."""
+
+    config: DensityCoverageConfig
+    better = "higher"
+
+    def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+        k, device = self.config.k, self.device
+        features = samples.finite("features_ND"), reference.finite("features_ND")
+        return density_coverage(*features, k, device=device, radii=_radii(reference, k, device))._asdict()
+
+    def check(self, samples: int, reference: int | None) -> None:
+        if reference is not None:
+            check_neighbours(self.config.k, reference)
+
+    def settings(self) -> dict[str, Any]:
+        return {"k": self.config.k}

@@ -1,0 +1,53 @@
+"""A few samples judged while training."""
+
+import json
+
+import pytest
+
+from .conftest import CONFIG, SMALL, cli
+
+LIGHT = [*SMALL, "eval.light_every=2", "eval.light_images=20"]
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+
+
+def test_every_so_many_steps_a_distance_is_logged_whose_name_says_of_how_few_images_it_is(tmp_path, capsys):
+    assert cli("train", CONFIG, "--run", tmp_path / "run", *LIGHT) == 0
+    found = lines(tmp_path / "run")
+    assert [line["step"] for line in found] == [2, 4]
+    name = "fd_digits_cnn64_n20"
+    assert set(found[0]) == {"step", name, f"{name}_floor", "sampled_active_experts"}
+    assert all(line[name] > line[f"{name}_floor"] > 0 for line in found)
+    capsys.readouterr()
+    words = ["count=20", "--seeds", "1", "--metrics", "fd"]
+    assert cli("eval", tmp_path / "run", *words) == 0
+    same = json.loads(capsys.readouterr().out)
+    assert found[-1][name] == pytest.approx(same["fd_digits_cnn64"]["generated"], rel=1e-6)  # the run's last weights
+    assert found[-1][f"{name}_floor"] == pytest.approx(same["fd_digits_cnn64"]["floor"])
+    sampled = same["provenance"]["samples"][0]["active_experts"]
+    assert found[-1]["sampled_active_experts"] == pytest.approx(sampled)
+
+
+def test_evaluating_while_training_changes_nothing_that_is_learned(tmp_path):
+    for name, options in (("with", LIGHT), ("without", SMALL)):
+        assert cli("train", CONFIG, "--run", tmp_path / name, *options) == 0
+    weights = ["checkpoints/step_00000004/model.safetensors", "checkpoints/step_00000004/ema.safetensors"]
+    for each in weights:
+        assert (tmp_path / "with" / each).read_bytes() == (tmp_path / "without" / each).read_bytes()
+
+
+def test_latents_are_judged_by_the_images_that_were_encoded(tmp_path):
+    config = str(CONFIG).replace("digits.yaml", "digits_latent.yaml")
+    options = [*LIGHT, f"data.path={tmp_path / 'latents'}", "train.steps=2"]
+    assert cli("encode", config, f"data.path={tmp_path / 'latents'}") == 0
+    assert cli("train", config, "--run", tmp_path / "run", *options) == 0
+    assert [line["step"] for line in lines(tmp_path / "run")] == [2]
+
+
+def test_an_extractor_that_takes_no_such_images_is_refused_before_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
+    run = tmp_path / "run"
+    assert cli("train", CONFIG, "--run", run, *LIGHT, "eval.extractor={name: inception, weights: gone.pth}") == 2
+    assert "gone.pth" in capsys.readouterr().err and not (run / "checkpoints").exists()

@@ -1,0 +1,63 @@
+"""`dit-moe table`, and eval/table.py."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import cli
+
+SCRIPT = Path(__file__).parents[2] / "eval" / "table.py"
+
+
+@pytest.fixture
+def result(tmp_path):
+    provenance = {"samples": [], "extractor": {"name": "digits_cnn64", "is_fid": False}, "n_gen": 450}
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run" / "metrics.json"
+    path.write_text(json.dumps({"fd_digits_cnn64": {"generated": 2.083}, "provenance": provenance}))
+    return path
+
+
+def rows(text):
+    return [line for line in text.split("\n\n")[0].splitlines() if line.startswith("|")][2:]
+
+
+def test_own_results_come_first_and_then_the_published_ones_asked_for(result, capsys):
+    counts = {}
+    for published in ("all", "256", "512", "none"):
+        assert cli("table", result, result.parent, "--published", published) == 0
+        shown = rows(capsys.readouterr().out)
+        assert "2.08" in shown[0] and "2.08" in shown[1]
+        counts[published] = len(shown) - 2
+    assert counts["none"] == 0 and counts["256"] + counts["512"] == counts["all"] > 20
+
+
+def test_files_hold_what_is_asked_and_stdout_the_markdown(result, tmp_path, capsys):
+    words = ["--out", tmp_path / "new" / "t.md", "--csv", tmp_path / "new" / "t.csv"]
+    assert cli("table", result, *words) == 0
+    assert (tmp_path / "new" / "t.md").read_text() == capsys.readouterr().out
+    assert (tmp_path / "new" / "t.csv").read_text().splitlines()[1].startswith(f"{result},")
+
+
+def test_the_script_is_the_command(result):
+    done = subprocess.run([sys.executable, SCRIPT, result, "--published", "none"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(rows(done.stdout)) == 1 and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["gone"], "gone does not exist; name a result of dit-moe eval --out"),
+        (["--published", "none"], "no rows; name at least one RUN, or leave out --published none"),
+        (["--out", "."], "--out . is a folder; name a file in it"),
+        (["--csv", "."], "--csv . is a folder; name a file in it"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_remedy(words, message, capsys):
+    assert cli("table", *words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and message in err and err.count("\n") == 1

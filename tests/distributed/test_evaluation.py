@@ -1,0 +1,84 @@
+"""However many processes evaluate, and however often they are killed: the same features, the same result."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import CONFIG, SMALL, cli
+
+SCRIPT = Path(__file__).parent / "eval_script.py"
+COUNT = 1003
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    assert cli("train", CONFIG, "--run", folder, *SMALL) == 0
+    return folder
+
+
+def evaluate(run, folder, processes=1, shards=-1):
+    """Exit code, with the result in folder/metrics.json and its features beside it."""
+    folder.mkdir(exist_ok=True)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    words = [run, "digits", f"count={COUNT}", "--seeds", "1", "--out", folder / "metrics.json"]
+    command = [sys.executable, *(launcher if processes > 1 else []), SCRIPT, folder, shards, *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(list(map(str, command)), env=environment, capture_output=True, timeout=300, text=True)
+
+
+def features(folder):
+    return {path.name: path.read_bytes() for path in sorted((folder / "metrics.features").rglob("*.safetensors"))}
+
+
+@pytest.fixture(scope="module")
+def alone(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    done = evaluate(run, folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_make_every_image_once_and_get_the_same_result(run, alone, tmp_path, processes):
+    done = evaluate(run, tmp_path, processes)
+    assert done.returncode == 0, done.stderr
+    made = {rank: (tmp_path / f"rank_{rank}.txt").read_text().split() for rank in range(processes)}
+    counts = Counter(index for each in made.values() for index in each)
+    assert len(counts) == COUNT and set(counts.values()) == {1} and all(made.values())
+    assert features(tmp_path) == features(alone)
+    assert (tmp_path / "metrics.json").read_text() == (alone / "metrics.json").read_text()
+
+
+def test_killed_five_times_after_random_shards_it_ends_with_the_same_result(run, alone, tmp_path):
+    draw = random.Random(0)
+    for _ in range(5):
+        done = evaluate(run, tmp_path, shards=draw.randint(1, 3))
+        assert done.returncode == -signal.SIGKILL and not (tmp_path / "metrics.json").exists()
+    done = evaluate(run, tmp_path)
+    assert done.returncode == 0, done.stderr
+    made = Counter((tmp_path / "rank_0.txt").read_text().split())
+    assert len(made) == COUNT and set(made.values()) == {1}  # a shard that was whole is not made again
+    assert features(tmp_path) == features(alone)
+    assert (tmp_path / "metrics.json").read_text() == (alone / "metrics.json").read_text()
+
+
+def test_another_sampler_seed_or_count_is_refused_naming_it(run, alone, capsys):
+    before = features(alone)
+    for change, message in (
+        ("sampler.steps=3", "source.experiment.sample.sampler.steps=2, not 3"),
+        ("seed=1", "source.experiment.sample.seed=0, not 1"),
+        ("guidance.scale=2", "source.experiment.sample.guidance.scale=1.0, not 2.0"),
+        ("labels=random", "source.experiment.sample.labels=balanced, not random"),
+        ("weights=model", "source.experiment.sample.weights=ema, not model"),
+    ):
+        words = ["digits", f"count={COUNT}", change, "--seeds", "1", "--out", alone / "metrics.json"]
+        assert cli("eval", run, *words) == 2
+        assert message in capsys.readouterr().err
+    assert features(alone) == before

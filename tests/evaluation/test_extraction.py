@@ -1,0 +1,155 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dit_moe.evaluation.extraction import MANIFEST, Extraction, read_features, thumbnails
+from dit_moe.extractors import Features
+
+from .fakes import NoiseSource, PixelExtractor
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_features_are_those_of_every_image_in_order(tmp_path):
+    source, extractor = NoiseSource(count=103), PixelExtractor()
+    found = Extraction(source, extractor, tmp_path, batch_size=10).run()
+    wanted = extractor(source.images)
+    assert torch.equal(found.features.features_ND, wanted.features_BD)
+    assert torch.equal(found.features.spatial_NS, wanted.spatial_BS)
+    assert torch.equal(found.features.labels_N, source.labels_N)
+    assert torch.equal(found.features.thumbnails_NP, source.images.flatten(1))
+    assert found.features.count == 103 and sorted(source.asked) == list(range(103))
+
+
+def test_a_second_run_reads_what_is_there_and_makes_nothing(tmp_path):
+    first = Extraction(NoiseSource(), PixelExtractor(), tmp_path).run()
+    source = NoiseSource()
+    before = files(tmp_path)
+    again = Extraction(source, PixelExtractor(), tmp_path).run()
+    assert source.asked == [] and files(tmp_path) == before
+    assert torch.equal(first.features.features_ND, again.features.features_ND) and first.described == again.described
+
+
+def test_only_lost_and_damaged_shards_are_made_again_and_come_out_the_same(tmp_path):
+    Extraction(NoiseSource(), PixelExtractor(), tmp_path).run()
+    before = files(tmp_path)
+    (tmp_path / "00000.safetensors").unlink()
+    (tmp_path / "00002.safetensors").write_bytes(before["00002.safetensors"][:100])
+    source = NoiseSource()
+    Extraction(source, PixelExtractor(), tmp_path).run()
+    assert source.asked == [*range(32), *range(64, 96)] and files(tmp_path) == before
+
+
+def test_batches_begin_at_the_shard_so_that_resuming_cuts_them_alike(tmp_path):
+    sizes = []
+
+    class Noting(PixelExtractor):
+        def __call__(self, images_BCHW):
+            sizes.append(len(images_BCHW))
+            return super().__call__(images_BCHW)
+
+    Extraction(NoiseSource(count=70), Noting(), tmp_path, batch_size=20).run()
+    assert sizes == [20, 12, 20, 12, 6]
+
+
+@pytest.mark.parametrize(
+    "changed, key",
+    [
+        ((NoiseSource(seed=1), PixelExtractor()), "source.seed=0, not 1"),
+        ((NoiseSource(count=99), PixelExtractor()), "count=100, not 99"),
+        ((NoiseSource(), PixelExtractor(sha256="1" * 64)), "extractor.sha256=0000"),
+        ((NoiseSource(), PixelExtractor(name="other")), "extractor.name=pixels, not other"),
+    ],
+    ids=["seed", "count", "weights", "extractor"],
+)
+def test_features_of_something_else_are_refused_and_left_alone(tmp_path, changed, key):
+    Extraction(NoiseSource(), PixelExtractor(), tmp_path).run()
+    before = files(tmp_path)
+    with pytest.raises(ValueError, match=f"holds features with .*{key}.*--features"):
+        Extraction(*changed, tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_what_is_only_said_of_a_source_may_change(tmp_path):
+    Extraction(NoiseSource(), PixelExtractor(), tmp_path).run()
+    moved = NoiseSource()
+    moved.name, moved.facts = "moved", lambda: {"run": "elsewhere"}
+    assert Extraction(moved, PixelExtractor(), tmp_path).run().described["run"] == "elsewhere"
+
+
+def test_a_result_says_what_was_counted_while_the_images_were_made(tmp_path):
+    assert Extraction(NoiseSource(), PixelExtractor(), tmp_path).run().described == {
+        "name": "noise",
+        "kind": "noise",
+        "seed": 0,
+        "note": "made up",
+        "count": 100,
+        "active_experts": 1.5,
+    }
+
+
+def test_a_folder_of_features_can_be_read_without_its_source(tmp_path):
+    made = Extraction(NoiseSource(), PixelExtractor(), tmp_path).run()
+    read = read_features(tmp_path, PixelExtractor())
+    assert torch.equal(made.features.features_ND, read.features.features_ND) and read.described == made.described
+    assert torch.equal(made.features.labels_N, read.features.labels_N)
+    with pytest.raises(ValueError, match=r"another extractor, name=pixels, not other.*--extractor"):
+        read_features(tmp_path, PixelExtractor(name="other"))
+    (tmp_path / "00001.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"00001.safetensors is not there; run the command that makes it again"):
+        read_features(tmp_path, PixelExtractor())
+
+
+def test_kept_images_come_back_in_order(tmp_path):
+    source = NoiseSource(count=70)
+    extraction = Extraction(source, PixelExtractor(), tmp_path, keep_images=True)
+    extraction.run()
+    assert torch.equal(torch.cat(list(extraction.images())), source.images)
+    with pytest.raises(ValueError, match="images=True, not False"):
+        Extraction(source, PixelExtractor(), tmp_path)
+
+
+def test_images_that_the_extractor_does_not_take_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="try --size"):
+        Extraction(NoiseSource(side=5), PixelExtractor(), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_name_the_image(tmp_path, bad):
+    class Broken(PixelExtractor):
+        def __call__(self, images_BCHW):
+            features_BD, _ = super().__call__(images_BCHW)
+            features_BD[3, 0] = bad
+            return Features(features_BD)
+
+    with pytest.raises(ValueError, match="noise: the features of image 3 are NaN or infinite"):
+        Extraction(NoiseSource(), Broken(), tmp_path).run()
+    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}'])
+def test_a_manifest_that_is_none_is_refused(tmp_path, content):
+    (tmp_path / MANIFEST).write_text(content)
+    with pytest.raises(ValueError, match="no manifest of features; name another folder by --features"):
+        Extraction(NoiseSource(), PixelExtractor(), tmp_path)
+
+
+def test_shards_keep_the_size_that_they_were_begun_with(tmp_path):
+    Extraction(NoiseSource(), PixelExtractor(), tmp_path)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest | {"shard_size": 50}))
+    Extraction(NoiseSource(), PixelExtractor(), tmp_path).run()
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+def test_small_images_are_their_own_thumbnails_and_large_ones_are_averaged():
+    small = torch.randint(256, (2, 3, 8, 8)).to(torch.uint8)
+    assert torch.equal(thumbnails(small), small.flatten(1))
+    large = torch.randint(256, (2, 3, 64, 96)).to(torch.uint8)
+    means = large.numpy().reshape(2, 3, 32, 2, 32, 3).mean((3, 5)).round().astype(np.uint8)
+    assert np.array_equal(thumbnails(large).numpy(), means.reshape(2, -1))

@@ -1,0 +1,164 @@
+"""Folders of image files."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dit_moe.evaluation.sources.base import ReadOptions
+from dit_moe.evaluation.sources.folder import FolderSource
+from dit_moe.pictures import png_folder
+from tests.data.examples import encoded, pixels, write_tree
+
+
+def files(count=5, **sizes):
+    return {f"{i:03d}.png": encoded(pixels(i, **sizes)) for i in range(count)}
+
+
+def read(source, parts=None):
+    """[N, H, W, C]."""
+    return torch.cat(list(source.batches(parts or [range(len(source))]))).permute(0, 2, 3, 1).numpy()
+
+
+def test_images_come_in_the_order_of_their_paths_folder_by_folder(tmp_path):
+    names = ["b.PNG", "a/2.png", "a-1/1.webp", "a/10.bmp", "a/sub/0.png", "c.png"]
+    contents = {name: encoded(pixels(i), "WEBP", lossless=True) for i, name in enumerate(names)}
+    extra = {"notes.txt": b"", ".hidden.png": b"", ".cache/x.png": b"", "a/Thumbs.db": b""}
+    source = FolderSource(write_tree(tmp_path, contents | extra))
+    assert source.files == ["a/10.bmp", "a/2.png", "a/sub/0.png", "a-1/1.webp", "b.PNG", "c.png"]
+    assert np.array_equal(read(source), [pixels(i) for i in (3, 1, 4, 2, 0, 5)])
+    assert source.image_shape == (3, 16, 16) and source.labels_N is None
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_are_the_same_for_any_parts_order_and_workers(tmp_path, workers):
+    source = FolderSource(write_tree(tmp_path, files()), ReadOptions(workers=workers))
+    assert np.array_equal(read(source, [[4], [0, 2, 2], [1]]), [pixels(i) for i in (4, 0, 2, 2, 1)])
+
+
+def test_a_folder_of_grey_images_has_one_channel_and_a_mixed_one_three(tmp_path):
+    grey = {f"{i}.png": encoded(Image.fromarray(pixels(i)[..., 0])) for i in range(2)}
+    alone, mixed = (
+        FolderSource(write_tree(tmp_path / name, grey | more)) for name, more in (("g", {}), ("m", files()))
+    )
+    assert alone.image_shape == (1, 16, 16) and mixed.image_shape == (3, 16, 16)
+    assert np.array_equal(read(alone), [pixels(i)[..., :1] for i in range(2)])
+    assert np.array_equal(read(mixed)[-1], pixels(1)[..., :1].repeat(3, -1))
+
+
+def test_mixed_sizes_are_one_error_naming_two_files_and_the_flag(tmp_path):
+    write_tree(tmp_path, files() | {"odd.png": encoded(pixels(9, height=20, width=24))})
+    with pytest.raises(ValueError, match=r"000.png is 16×16 and odd.png 24×20; give --size N to crop and resize"):
+        FolderSource(tmp_path)
+    source = FolderSource(tmp_path, ReadOptions(size=8))
+    assert source.image_shape == (3, 8, 8) and read(source).shape == (6, 8, 8, 3)
+
+
+def test_size_crops_as_training_data_is_cropped(tmp_path):
+    from dit_moe.data.images import crop
+
+    source = FolderSource(write_tree(tmp_path, files(2, height=30, width=40)), ReadOptions(size=12))
+    assert np.array_equal(read(source), [crop(Image.fromarray(pixels(i, 30, 40)), 12) for i in range(2)])
+
+
+def test_a_tiny_image_is_an_image(tmp_path):
+    assert read(FolderSource(write_tree(tmp_path, files(2, height=2, width=3)))).shape == (2, 2, 3, 3)
+
+
+@pytest.mark.parametrize("content, found", [(b"", "is not an image"), (b"no image", "is not an image")])
+def test_a_file_that_is_no_image_is_named_before_the_work(tmp_path, content, found):
+    write_tree(tmp_path, files() | {"002.png": content})
+    with pytest.raises(ValueError, match=f"{tmp_path}/002.png {found}.*mend it, or take it out"):
+        FolderSource(tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_named_when_it_is_decoded_with_a_remedy_that_is_for_here(tmp_path, workers):
+    write_tree(tmp_path, files() | {"002.png": encoded(pixels(2))[:-300]})
+    with pytest.raises(ValueError, match=f"{tmp_path}/002.png cannot be decoded .*; mend what is broken, or take") as e:
+        read(FolderSource(tmp_path, ReadOptions(workers=workers)))
+    assert "encode" not in str(e.value)
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    write_tree(tmp_path, {"notes.txt": b"", "more/readme.md": b""})
+    with pytest.raises(ValueError, match=f"{tmp_path} has no images; known are .bmp, .*images.npz"):
+        FolderSource(tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------------------- labels
+
+
+def test_what_sampling_saves_as_pictures_is_read_with_its_labels_and_its_record(tmp_path):
+    images, labels = torch.from_numpy(np.stack([pixels(i) for i in range(3)])).permute(0, 3, 1, 2), [7, 0, 2]
+    with png_folder(tmp_path / "png", torch.tensor(labels)) as add:
+        add(images)
+    (tmp_path / "sample.json").write_text(json.dumps({"step": 9, "files": ["png"]}))
+    source = FolderSource(tmp_path / "png")
+    assert source.labels_N.tolist() == labels and source.labels_N.dtype == torch.int64
+    assert torch.equal(next(source.batches([range(3)])), images)
+    assert source.facts()["sample"]["step"] == 9
+
+
+def test_sub_folders_are_classes_if_all_images_lie_in_them(tmp_path):
+    tree = {f"{name}/{i}.png": encoded(pixels(i)) for name in ("bee", "ant", "ant-lion") for i in range(2)}
+    assert FolderSource(write_tree(tmp_path / "all", tree)).labels_N.tolist() == [0, 0, 1, 1, 2, 2]
+    assert FolderSource(write_tree(tmp_path / "some", tree | {"x.png": encoded(pixels(0))})).labels_N is None
+    assert FolderSource(write_tree(tmp_path / "one", {"png/0.png": encoded(pixels(0))})).labels_N is None
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", "is not valid JSON"),
+        ("[1, 2]", "must be a JSON object"),
+        ('{"000.png": 1}', "has the label None for 001.png; wanted a whole number"),
+        ('{"000.png": 1, "001.png": true}', "has the label True for 001.png"),
+        ('{"000.png": 1, "001.png": -1}', "has the label -1 for 001.png"),
+        ('{"000.png": 1, "001.png": 0, "002.png": 1}', "has a label for 002.png, which is not there"),
+    ],
+)
+def test_labels_that_do_not_fit_the_images_are_refused(tmp_path, text, message):
+    write_tree(tmp_path, files(2) | {"labels.json": text.encode()})
+    with pytest.raises(ValueError, match=f"labels.json {message}.*remove it to go on without labels"):
+        FolderSource(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------------- identity
+
+
+def test_identity_is_of_names_and_contents_wherever_they_lie(tmp_path):
+    def identity(name, tree, **options):
+        return FolderSource(write_tree(tmp_path / name, tree), ReadOptions(**options)).identity()
+
+    first = identity("a", files())
+    assert first == identity("elsewhere/b", files()) == identity("c", files(), workers=2) and first["kind"] == "folder"
+    assert first == json.loads(json.dumps(first)) and str(tmp_path) not in json.dumps(first)
+    changes = [
+        identity("renamed", {name.replace("4", "5"): content for name, content in files().items()}),
+        identity("changed", files() | {"004.png": encoded(pixels(77))}),
+        identity("fewer", files(4)),
+        identity("smaller", files(), size=8),
+        identity("labelled", files() | {"labels.json": json.dumps(dict.fromkeys(files(), 1)).encode()}),
+    ]
+    assert all(change != first for change in changes)
+
+
+def test_names_that_are_not_unicode_are_read(tmp_path):
+    with open(bytes(tmp_path) + b"/\xff.png", "wb") as file:
+        file.write(encoded(pixels(0)))
+    source = FolderSource(tmp_path)
+    assert np.array_equal(read(source), [pixels(0)]) and source.identity()["sha256"]
+
+
+def test_headers_of_thousands_of_files_are_read_at_once(tmp_path):
+    (tmp_path / "000000.png").write_bytes(encoded(pixels(0)))
+    for i in range(1, 2000):
+        Path(tmp_path / f"{i:06d}.png").hardlink_to(tmp_path / "000000.png")
+    start = time.perf_counter()
+    assert len(FolderSource(tmp_path)) == 2000
+    assert time.perf_counter() - start < 5  # 0.2 s alone; decoding is not part of it

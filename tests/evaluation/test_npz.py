@@ -1,0 +1,262 @@
+"""Reading npz files: images where they lie, labels, statistics, and every way in which a file can be wrong."""
+
+import json
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dit_moe.evaluation.image_writer import image_writer, write_images
+from dit_moe.evaluation.sources.base import ReadOptions
+from dit_moe.evaluation.sources.npz import open_npz
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 10, 3), dtype=np.uint8)
+LABELS = np.array([3, 1, 4, 1, 5, 9])
+
+
+def read(source, parts=None):
+    """[N, H, W, C] of all images, or of those in `parts`."""
+    return torch.cat(list(source.batches(parts or [range(len(source))]))).permute(0, 2, 3, 1).numpy()
+
+
+def is_mapped(path):
+    """Whether this process has the file in its address space; only Linux tells."""
+    maps = Path("/proc/self/maps")
+    return maps.exists() and str(path) in maps.read_text()
+
+
+def test_a_written_file_is_read_where_it_lies(tmp_path):
+    write_images(tmp_path / "images.npz", IMAGES, LABELS)
+    source = open_npz(tmp_path / "images.npz").source
+    assert not isinstance(source.images, np.ndarray)
+    assert (len(source), source.image_shape, source.labels_N.tolist()) == (6, (3, 8, 10), LABELS.tolist())
+    assert source.labels_N.dtype == torch.int64
+    assert np.array_equal(read(source), IMAGES)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("layout", ["C", "F"])
+def test_images_are_the_same_in_any_parts_and_order(tmp_path, save, layout):
+    save(tmp_path / "images.npz", np.asarray(IMAGES, order=layout), LABELS)
+    source = open_npz(tmp_path / "images.npz").source
+    assert np.array_equal(read(source, [[5], [0, 3], [], [1, 1, 4]]), IMAGES[[5, 0, 3, 1, 1, 4]])
+    batch = next(source.batches([[2, 0]]))
+    assert batch.dtype == torch.uint8 and batch.shape == (2, 3, 8, 10) and batch.is_contiguous()
+    batch.zero_()  # is the caller's
+    assert np.array_equal(read(source), IMAGES)
+
+
+@pytest.mark.parametrize("names", [("arr_0", "labels"), ("arr_0", "arr_1")])
+def test_labels_are_found_under_either_name(tmp_path, names):
+    np.savez(tmp_path / "images.npz", **dict(zip(names, (IMAGES, LABELS.astype(np.uint16)), strict=True)))
+    source = open_npz(tmp_path / "images.npz").source
+    assert source.labels_N.tolist() == LABELS.tolist() and source.labels_N.dtype == torch.int64
+
+
+def test_a_large_file_takes_no_memory(tmp_path):
+    """40 MB, which a process would notice: at its peak it holds a batch of 2, and no map when it is done."""
+    path, images = tmp_path / "images.npz", np.zeros((1000, 128, 104, 3), np.uint8)
+    images[::100] = np.arange(10, dtype=np.uint8)[:, None, None, None]
+    write_images(path, images)
+    tracemalloc.start()
+    source = open_npz(path).source
+    for i, batch in enumerate(source.batches([[100 * i, 100 * i + 1] for i in range(10)])):
+        assert batch.flatten(1).amax(1).tolist() == [i, 0]
+    source.identity()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert path.stat().st_size > 39e6 and peak < 3e6  # a megabyte of the hash, a batch twice
+    assert not is_mapped(path)
+
+
+def test_what_was_opened_stays_when_the_file_is_replaced(tmp_path):
+    write_images(tmp_path / "images.npz", IMAGES)
+    source = open_npz(tmp_path / "images.npz").source
+    write_images(tmp_path / "images.npz", 255 - IMAGES)
+    assert np.array_equal(read(source), IMAGES)
+
+
+def test_identity_is_of_the_images_and_labels_however_they_are_kept(tmp_path):
+    write_images(tmp_path / "a.npz", IMAGES, LABELS)
+    np.savez_compressed(tmp_path / "b.npz", labels=LABELS, arr_0=np.asfortranarray(IMAGES))
+    write_images(tmp_path / "labels.npz", IMAGES, LABELS + 1)
+    write_images(tmp_path / "images.npz", 255 - IMAGES, LABELS)
+    write_images(tmp_path / "shape.npz", IMAGES.reshape(6, 10, 8, 3), LABELS)
+    a, b, *others = (
+        open_npz(tmp_path / f"{name}.npz").source.identity() for name in ("a", "b", "labels", "images", "shape")
+    )
+    assert a == b == json.loads(json.dumps(a)) and a["kind"] == "images" and str(tmp_path) not in json.dumps(a)
+    assert all(other != a for other in others)
+
+
+def test_facts_have_the_record_of_the_sampling_that_made_the_file_and_no_other(tmp_path):
+    write_images(tmp_path / "images.npz", IMAGES)
+    write_images(tmp_path / "other.npz", IMAGES)
+    (tmp_path / "sample.json").write_text(json.dumps({"step": 7, "files": ["images.npz", "grid.png"]}))
+    facts, others = (open_npz(tmp_path / name).source.facts() for name in ("images.npz", "other.npz"))
+    assert facts["path"] == str(tmp_path / "images.npz") and facts["sample"]["step"] == 7
+    assert "sample" not in others
+
+
+# --------------------------------------------------------------------------------------------------------- float images
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("low, high", [(-1, 1), (0, 1), (0, 255)])
+def test_floats_become_the_nearest_level_of_their_range(tmp_path, dtype, low, high):
+    floats = (IMAGES / 255 * (high - low) + low).astype(dtype)
+    np.savez(tmp_path / "images.npz", floats)
+    source = open_npz(tmp_path / "images.npz", ReadOptions(value_range=(low, high))).source
+    assert np.array_equal(read(source, [[], range(6)]), IMAGES) and source.identity()["range"] == [low, high]
+
+
+def test_halves_go_up_and_what_rounds_to_a_level_is_within_the_range(tmp_path):
+    levels = np.array([-0.5, 0.499, 0.5, 1.5, 254.5, 255.499], np.float64).reshape(1, 2, 3, 1)
+    np.savez(tmp_path / "images.npz", levels)
+    source = open_npz(tmp_path / "images.npz", ReadOptions(value_range=(0, 255))).source
+    assert read(source).flatten().tolist() == [0, 0, 1, 2, 255, 255]
+
+
+@pytest.mark.parametrize("value", [-1.004, 1.004])
+def test_floats_out_of_range_are_refused_naming_image_and_flag(tmp_path, value):
+    floats = np.zeros((3, 4, 4, 3), np.float32)
+    floats[2, 1, 1, 1] = value
+    np.savez(tmp_path / "images.npz", floats)
+    with pytest.raises(ValueError, match=r"images.npz: image 2 has values from .*1.004.*outside of --range -1,1"):
+        open_npz(tmp_path / "images.npz", ReadOptions(value_range=(-1, 1)))
+
+
+@pytest.mark.parametrize("options", [ReadOptions(), ReadOptions(value_range=(-1, 1))])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_are_named_before_anything_else(tmp_path, options, value):
+    floats = np.full((3, 4, 4, 5), 99, np.float32)  # of impossible shape and range, too
+    floats[1, 0, 0, 0] = value
+    np.savez(tmp_path / "images.npz", floats)
+    with pytest.raises(ValueError, match=r"images.npz: image 1 holds NaN or infinity"):
+        open_npz(tmp_path / "images.npz", options)
+
+
+# ---------------------------------------------------------------------------------------------------------- wrong files
+
+RAGGED = np.empty(2, dtype=object)
+RAGGED[:] = [IMAGES[0], IMAGES[0, :4]]
+
+
+@pytest.mark.parametrize(
+    "arrays, message",
+    [
+        ({"arr_0": IMAGES / 255}, "dtype float64; save them as uint8 0..255, or .* for instance --range -1,1"),
+        ({"arr_0": IMAGES.astype(np.int32)}, "dtype int32; save them as uint8"),
+        ({"arr_0": IMAGES > 7}, "dtype bool; save them as uint8"),
+        ({"arr_0": IMAGES.transpose(0, 3, 1, 2)}, r"channels seem to stand first: save images.transpose\(0, 2, 3, 1\)"),
+        ({"arr_0": IMAGES[..., 0]}, r"an axis is missing: save grey images as images\[..., None\]"),
+        ({"arr_0": IMAGES[..., :2]}, "with 1 or 3 channels"),
+        ({"arr_0": IMAGES[:0]}, "nothing in images of shape"),
+        ({"arr_0": IMAGES[:0] / 255}, "nothing in images of shape"),
+        ({"arr_0": RAGGED}, "not a readable npz of plain arrays: Object arrays cannot be loaded"),
+        ({"arr_0": IMAGES, "labels": LABELS[:5]}, "wanted one whole number for each of 6 images"),
+        ({"arr_0": IMAGES, "arr_1": LABELS / 2}, "labels are float64"),
+        ({"arr_0": IMAGES, "labels": LABELS - 2}, "label -1 of image 1 is negative"),
+        ({"arr_0": IMAGES, "labels": RAGGED}, "not a readable npz of plain arrays"),
+        (
+            {"images": IMAGES, "y": LABELS},
+            "has no array arr_0 but images, y; save images as arr_0, or statistics as mu",
+        ),
+        ({}, "has no array arr_0 but none"),
+    ],
+)
+def test_an_npz_of_something_else_is_refused_naming_the_file_and_what_helps(tmp_path, arrays, message):
+    np.savez(tmp_path / "wrong.npz", **arrays)
+    with pytest.raises(ValueError, match=rf"wrong.npz.*{message}"):
+        open_npz(tmp_path / "wrong.npz")
+
+
+def test_nothing_is_unpickled(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (tmp_path / "sprung").touch, ()
+
+    for name in ("arr_0", "labels", "mu"):
+        np.savez(tmp_path / "trap.npz", **{"arr_0": IMAGES} | {name: np.array([Trap()], dtype=object)})
+        with pytest.raises(ValueError, match="not a readable npz of plain arrays"):
+            open_npz(tmp_path / "trap.npz")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("keep", [0, 1, 500, -30])
+def test_a_truncated_file_is_refused(tmp_path, save, keep):
+    save(tmp_path / "images.npz", IMAGES)
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "images.npz").read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"cut.npz is not a readable npz.*copy it anew"):
+        open_npz(tmp_path / "cut.npz")
+
+
+def test_images_fewer_than_their_header_says_are_refused_though_the_zip_is_whole(tmp_path):
+    np.savez(tmp_path / "images.npz", IMAGES)
+    with zipfile.ZipFile(tmp_path / "images.npz") as whole:
+        content = whole.read("arr_0.npy")
+    with zipfile.ZipFile(tmp_path / "short.npz", "w") as short:
+        short.writestr("arr_0.npy", content[:-100])
+    with pytest.raises(ValueError, match=r"short.npz is not a readable npz.*1468 bytes where its header says 1568"):
+        open_npz(tmp_path / "short.npz")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_flipped_byte_is_found_at_the_latest_when_the_identity_is_asked_for(tmp_path, save):
+    save(tmp_path / "images.npz", IMAGES)
+    content = bytearray((tmp_path / "images.npz").read_bytes())
+    content[400] ^= 1
+    (tmp_path / "images.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"images.npz is not a readable npz"):
+        open_npz(tmp_path / "images.npz").source.identity()
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"nothing.npz does not exist; name an npz file"):
+        open_npz(tmp_path / "nothing.npz")
+    np.save(tmp_path / "array.npy", IMAGES)
+    with pytest.raises(ValueError, match=r"array.npy is not a readable npz.*with np.savez"):
+        open_npz(tmp_path / "array.npy")
+
+
+def test_entries_beyond_four_gigabytes_are_found_by_their_zip64_headers(tmp_path):
+    """Their local headers have an extra field that the central directory has not: the images begin further back."""
+    with image_writer(tmp_path / "images.npz", 6, LABELS) as add:
+        add(IMAGES)
+    with zipfile.ZipFile(tmp_path / "images.npz") as archive:
+        assert archive.getinfo("arr_0.npy").extra == b""
+    assert (tmp_path / "images.npz").read_bytes()[28] == 20  # bytes of that field
+    assert np.array_equal(read(open_npz(tmp_path / "images.npz").source), IMAGES)
+
+
+def test_adms_reference_batch_gives_its_images_and_its_statistics(tmp_path):
+    mu, sigma = np.arange(4.0), np.diag([1.0, 2, 3, 4])
+    numbers = {"mu": mu, "sigma": sigma, "mu_s": mu[:3], "sigma_s": sigma[:3, :3]}
+    np.savez(tmp_path / "reference.npz", arr_0=IMAGES, **numbers)
+    opened = open_npz(tmp_path / "reference.npz")
+    assert np.array_equal(read(opened.source), IMAGES) and opened.source.labels_N is None
+    assert np.array_equal(opened.statistics.moments.mean_D, mu)
+    assert np.array_equal(opened.statistics.spatial_moments.covariance(), sigma[:3, :3])
+    assert opened.statistics.moments.n is None and opened.statistics.extractor is None
+    np.savez(tmp_path / "statistics.npz", **numbers)
+    alone = open_npz(tmp_path / "statistics.npz")
+    assert alone.source is None and alone.statistics.sha256 == opened.statistics.sha256
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"size": 0}, "--size 0"),
+        ({"channels": 2}, "--channels 2"),
+        ({"value_range": (1.0, -1.0)}, "--range 1,-1"),
+        ({"value_range": (0.0, float("nan"))}, "--range 0,nan"),
+        ({"workers": -1}, "--workers -1"),
+    ],
+)
+def test_impossible_options_are_refused_naming_the_flag(options, message):
+    with pytest.raises(ValueError, match=message):
+        ReadOptions(**options)

@@ -1,0 +1,228 @@
+"""Reports on the digits: real ones against each other, noisy ones, copies."""
+
+import json
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from dit_moe.config import ConfigError
+from dit_moe.data.digits import pixels_to_uint8, split_indices
+from dit_moe.evaluation.config import EvalConfig
+from dit_moe.evaluation.extraction import Extracted
+from dit_moe.evaluation.report import evaluate
+from dit_moe.extractors import EXTRACTORS
+from dit_moe.extractors.digits_cnn import DigitsCNNConfig
+from dit_moe.metrics import METRICS, FeatureSet, GivenMoments
+
+EXTRACTOR = EXTRACTORS.build(DigitsCNNConfig())
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """split → (images uint8 [N, 1, 8, 8], labels [N]), taken from scikit-learn directly."""
+    raw = load_digits()
+    images = pixels_to_uint8(raw.images)[:, None]
+    return {name: (images[part], raw.target[part]) for name, part in split_indices(raw.target).items()}
+
+
+def of(pair, name="samples"):
+    images, labels = pair
+    images_NCHW = torch.from_numpy(np.ascontiguousarray(images))
+    features_ND = EXTRACTOR(images_NCHW).features_BD
+    features = FeatureSet(
+        name,
+        len(images),
+        features_ND=features_ND,
+        logits_NK=EXTRACTOR.logits(features_ND),
+        labels_N=None if labels is None else torch.from_numpy(labels),
+        thumbnails_NP=images_NCHW.flatten(1),
+    )
+    return Extracted(features, {"name": name})
+
+
+def judge(digits, *samples, **others):
+    """`evaluate` for (images, labels) of each sampling seed, against the training images."""
+    sets = [of(each, f"seed {i}") for i, each in enumerate(samples)]
+    others = {"heldout": of(digits["heldout"], "heldout")} | others
+    return evaluate(sets, of(digits["train"], "train"), EXTRACTOR, **others)
+
+
+def noisy(pair, sigma, seed):
+    images, labels = pair
+    noise = np.random.default_rng(seed).normal(0, sigma, images.shape)
+    return (images + noise).round().clip(0, 255).astype(np.uint8), labels
+
+
+def distance(report):
+    return report["fd_digits_cnn64"]
+
+
+def test_real_images_reach_the_floor_and_noise_raises_the_ratio(digits):
+    ratios = [distance(judge(digits, noisy(digits["heldout"], sigma, seed=0)))["ratio"] for sigma in (0, 10, 25, 60)]
+    assert ratios[0] == pytest.approx(1) and ratios == sorted(ratios)
+    assert ratios[2] > 3  # 4.0 when the extractor was made
+
+
+def test_one_class_for_all_is_far_from_the_reference_and_covers_little_of_it(digits):
+    images, labels = digits["train"]
+    report = judge(digits, (images[labels == 3], labels[labels == 3]))
+    assert distance(report)["ratio"] > 30  # 49 when the extractor was made
+    assert report["precision_digits_cnn64"] > 0.9 and report["recall_digits_cnn64"] < 0.3
+
+
+def test_every_metric_of_the_extractor_stands_beside_that_of_held_out_images(digits):
+    report = judge(digits, noisy(digits["heldout"], 40, seed=0))
+    names = ("kid_digits_cnn64", "precision_digits_cnn64", "recall_digits_cnn64", "class_accuracy")
+    neighbours = ("nearest_features_digits_cnn64", "nearest_pixels")
+    for name in (*names, *neighbours):
+        assert report[name] is not None and report[f"{name}_heldout"] is not None, name
+    assert report["kid_digits_cnn64"] > 5 * abs(report["kid_digits_cnn64_heldout"])
+    assert report["precision_digits_cnn64"] < report["precision_digits_cnn64_heldout"]
+    assert report["class_accuracy"] < report["class_accuracy_heldout"]
+    assert report["nearest_pixels"] > report["nearest_pixels_heldout"]
+
+
+def test_copies_of_training_images_are_nearer_to_them_than_held_out_ones(digits):
+    images, labels = digits["train"]
+    report = judge(digits, (images[::2], labels[::2]))
+    for name in ("nearest_features_digits_cnn64", "nearest_pixels"):
+        assert report[name] == pytest.approx(0, abs=1e-11)  # features vary by rounding with the batch
+        assert report[f"{name}_heldout"] > 1
+
+
+def test_accuracy_is_the_share_of_images_taken_for_their_label(digits):
+    images, labels = digits["heldout"]
+    half_wrong = np.where(np.arange(450) % 2, labels, (labels + 1) % 10)
+    report = judge(digits, (images, labels), (images, half_wrong))
+    right = report["class_accuracy_heldout"]
+    assert right == pytest.approx(448 / 450)
+    assert report["class_accuracy"] == pytest.approx((right + right / 2) / 2, abs=0.005)
+
+
+def test_seeds_are_averaged_and_their_spread_is_reported(digits):
+    samples = [noisy(digits["heldout"], sigma=10, seed=seed) for seed in range(3)]
+    together, single = judge(digits, *samples), [judge(digits, each) for each in samples]
+    values = [distance(each)["generated"] for each in single]
+    assert distance(together)["generated"] == pytest.approx(np.mean(values))
+    assert distance(together)["generated_std"] == pytest.approx(np.std(values, ddof=1))
+    assert distance(together)["ratio"] == pytest.approx(np.mean(values) / distance(together)["floor"])
+    assert (distance(together)["n"], distance(together)["seeds"]) == (450, 3)
+    assert distance(single[0])["generated_std"] is None
+    precisions = [each["precision_digits_cnn64"] for each in single]
+    assert together["precision_digits_cnn64"] == pytest.approx(np.mean(precisions))
+    assert together["precision_digits_cnn64_std"] == pytest.approx(np.std(precisions, ddof=1))
+
+
+@pytest.mark.parametrize("generated, expected", [(300, 300), (898, 450)])
+def test_both_sides_are_compared_at_equal_n(digits, generated, expected):
+    images, labels = digits["train"]
+    report = judge(digits, (images[:generated], labels[:generated]))
+    assert distance(report)["n"] == report["provenance"]["n_gen"] == expected
+    assert (distance(report)["n_reference"], report["provenance"]["n_ref"]) == (898, 898)
+    fewer, all_of_them = distance(report)["floor"], distance(judge(digits, digits["heldout"]))["floor"]
+    assert fewer > all_of_them if expected < 450 else fewer == pytest.approx(all_of_them)
+
+
+def test_the_result_says_what_it_was_made_from_and_that_it_is_no_fid(digits):
+    report = judge(digits, digits["heldout"])
+    facts = report["provenance"]
+    extractor = {"name": "digits_cnn64", "dim": 64, "is_fid": False}
+    assert facts["extractor"].items() >= extractor.items() and len(facts["extractor"]["sha256"]) == 64
+    assert facts["samples"] == [{"name": "seed 0"}] and facts["reference"] == {"name": "train"}
+    assert facts["metrics"]["kid"] and facts["versions"]["torch"] == version("torch")
+    assert not [key for key in report if "fid" in key.lower()]
+    json.dumps(report, allow_nan=False)
+
+
+def test_in_the_verified_inceptions_space_the_distance_is_the_fid_and_names_stand_alone(digits):
+    class Verified(type(EXTRACTOR)):
+        name, is_fid = "inception", True
+
+    sets = [of(digits["heldout"])]
+    report = evaluate(sets, of(digits["train"]), Verified(DigitsCNNConfig()))
+    same = judge(digits, digits["heldout"])
+    assert report["fid"]["generated"] == distance(same)["generated"]
+    assert report["kid"] == same["kid_digits_cnn64"] and not [key for key in report if "inception" in key]
+
+
+def test_fewer_images_than_features_is_a_warning(digits):
+    images, labels = digits["heldout"]
+    metrics = [METRICS.config_class("fd")()]
+    assert judge(digits, (images[:64], labels[:64]), metrics=metrics)["warnings"] == []
+    [warning] = judge(digits, (images[:63], labels[:63]), metrics=metrics)["warnings"]
+    assert warning.startswith("63 images for 64 features")
+
+
+def test_images_that_are_left_out_of_the_comparison_are_a_warning(digits):
+    images, labels = digits["train"]
+    most, fewer, metrics = (images[:600], labels[:600]), (images[:300], labels[:300]), [METRICS.config_class("fd")()]
+    assert judge(digits, most, metrics=metrics)["warnings"] == [
+        "600 images of a sampling seed thinned to 450, as many as heldout has"
+    ]
+    assert judge(digits, most, fewer, metrics=metrics)["warnings"] == [
+        "600 images of a sampling seed thinned to 300, as many as seed 1 has"
+    ]
+    assert judge(digits, fewer, fewer, metrics=metrics)["warnings"] == []
+
+
+def test_a_reference_without_held_out_images_gives_the_same_distance_but_no_measured_floor(digits):
+    without, with_them = judge(digits, digits["heldout"], heldout=None), judge(digits, digits["heldout"])
+    for key in ("generated", "floor_estimate"):
+        assert distance(without)[key] == distance(with_them)[key]
+    assert distance(without)["floor"] is distance(without)["ratio"] is without["class_accuracy_heldout"] is None
+
+
+def test_statistics_in_place_of_the_reference_give_the_same_distance_and_leave_out_what_needs_images(digits):
+    images = of(digits["train"], "train")
+    moments = images.features.moments
+    given = GivenMoments(898, moments.mean_D, moments.covariance())
+    statistics = Extracted(FeatureSet("train.npz", 898, given_moments=given), {"name": "train.npz"})
+    report = evaluate([of(digits["heldout"])], statistics, EXTRACTOR)
+    assert distance(report)["generated"] == pytest.approx(distance(judge(digits, digits["heldout"]))["generated"])
+    assert "class_accuracy" in report and "kid_digits_cnn64" not in report
+    assert any(note.startswith("left out: kid needs images, of which it holds") for note in report["warnings"])
+    with pytest.raises(ValueError, match=r"kid needs images.* train.npz .*leave kid out of --metrics"):
+        evaluate([of(digits["heldout"])], statistics, EXTRACTOR, [METRICS.config_class("kid")()])
+    with pytest.raises(ValueError, match=r"sfd needs spatial features \(mu_s.*--save-stats"):
+        evaluate([of(digits["heldout"])], statistics, EXTRACTOR, [METRICS.config_class("sfd")()])
+
+
+def test_bad_samples_are_refused_naming_them(digits):
+    images, labels = digits["heldout"]
+    accuracy = [METRICS.config_class("class_accuracy")()]
+    refused = {
+        "class_accuracy needs labels, and seed 1 has none": (images, None),
+        "seed 1 has 1 image; .* at least 2": (images[:1], labels[:1]),
+        "seed 1: label 10; .* 10 classes": (images, labels + 1),
+    }
+    for message, bad in refused.items():
+        with pytest.raises(ValueError, match=message):
+            judge(digits, (images, labels), bad, metrics=accuracy)
+    with pytest.raises(ValueError, match="no samples"):
+        judge(digits)
+
+
+def test_reconstructions_have_their_own_distance_between_the_floor_and_the_samples(digits):
+    images, labels = digits["heldout"]
+    coarse = (images & 0b11110000, labels)
+    samples = noisy(digits["heldout"], 40, seed=0)
+    report, plain = judge(digits, samples, reconstructed=of(coarse)), judge(digits, samples)
+    found = distance(report)
+    assert found["floor"] < found["reconstruction"] < found["generated"]
+    assert found["reconstruction"] == distance(judge(digits, coarse))["generated"]
+    assert found["reconstruction_ratio"] == pytest.approx(found["reconstruction"] / found["floor"])
+    assert 0.9 < report["class_accuracy_reconstruction"] <= 1
+    new = ("reconstruction", "reconstruction_ratio")
+    assert distance(plain) == {key: None if key in new else value for key, value in found.items()}
+    assert plain["class_accuracy_reconstruction"] is None
+
+
+@pytest.mark.parametrize(
+    "field, value", [("seeds", 0), ("images", 1), ("metrics", ()), ("light_every", 0), ("light_images", 1)]
+)
+def test_a_config_that_gives_nothing_to_compare_is_refused(field, value):
+    with pytest.raises(ConfigError, match=field):
+        EvalConfig(**{field: value})

@@ -1,0 +1,146 @@
+"""Files of statistics: an exact round trip, ADM's names, and what is no covariance."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dit_moe.evaluation.sources.npz import open_npz
+from dit_moe.evaluation.sources.statistics import require_same_space, require_spatial, write_statistics
+from dit_moe.metrics import FeatureSet
+
+FEATURES = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+MU, SIGMA = np.zeros(3), np.eye(3)
+
+
+class Extractor:
+    """What statistics know of one."""
+
+    def __init__(self, name="pixels", dim=6, sha256="a" * 64, is_fid=False):
+        self.name, self.dim, self.sha256, self.is_fid = name, dim, sha256, is_fid
+
+    def identity(self):
+        return {"name": self.name, "dim": self.dim, "sha256": self.sha256}
+
+
+def written(path, spatial=True, **about):
+    features = FeatureSet("here", 50, features_ND=FEATURES, spatial_NS=FEATURES[:, :2] ** 2 if spatial else None)
+    write_statistics(path, features, Extractor(**about))
+    return open_npz(path).statistics
+
+
+@pytest.mark.parametrize("spatial", [True, False])
+def test_what_is_written_is_read_to_the_last_bit(tmp_path, spatial):
+    found = written(tmp_path / "s.npz", spatial)
+    features = FeatureSet("here", 50, features_ND=FEATURES, spatial_NS=FEATURES[:, :2] ** 2)
+    pairs = [(found.moments, features.moments)]
+    pairs += [(found.spatial_moments, features.spatial_moments)] if spatial else []
+    for read, meant in pairs:
+        assert read.n == 50 and torch.equal(read.mean_D, meant.mean_D.double())
+        assert torch.equal(read.covariance(), meant.covariance())
+    assert (found.spatial_moments is None) == (not spatial)
+    assert found.extractor == Extractor().identity() | {"is_fid": False}
+    again = FeatureSet("file", 50, given_moments=found.moments, given_spatial_moments=found.spatial_moments)
+    write_statistics(tmp_path / "again.npz", again, Extractor())
+    assert open_npz(tmp_path / "again.npz").statistics.sha256 == found.sha256
+    assert [path.suffix for path in tmp_path.iterdir()] == [".npz", ".npz"]
+
+
+def test_adms_evaluator_finds_its_names_without_pickle(tmp_path):
+    written(tmp_path / "s.npz")
+    with np.load(tmp_path / "s.npz") as arrays:
+        shapes = {name: arrays[name].shape for name in ("mu", "sigma", "mu_s", "sigma_s")}
+        assert arrays["mu"].dtype == arrays["sigma_s"].dtype == np.float64
+    assert shapes == {"mu": (6,), "sigma": (6, 6), "mu_s": (2,), "sigma_s": (2, 2)}
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    before = written(tmp_path / "s.npz")
+    with pytest.raises(ValueError, match="1 samples have no covariance"):
+        write_statistics(tmp_path / "s.npz", FeatureSet("here", 1, features_ND=FEATURES[:1]), Extractor())
+    assert open_npz(tmp_path / "s.npz").statistics.sha256 == before.sha256
+
+
+def test_statistics_of_the_extractor_are_taken_without_a_word(tmp_path):
+    assert require_same_space(written(tmp_path / "s.npz"), Extractor()) is None
+
+
+@pytest.mark.parametrize(
+    "made_by, message",
+    [
+        (
+            {"name": "inception"},
+            r"s.npz is of the features of inception \(weights aaaaaaaaaaaa\), not of pixels \(weights aaaaaaaaaaaa\): "
+            r"name differ; choose --extractor inception, or make it again from images by --save-stats",
+        ),
+        (
+            {"sha256": "b" * 64},
+            r"pixels \(weights bbbbbbbbbbbb\), not of pixels \(weights aaaaaaaaaaaa\): sha256 differ",
+        ),
+        ({"dim": 7}, "dim differ"),
+    ],
+)
+def test_statistics_of_another_space_are_refused_naming_both(tmp_path, made_by, message):
+    with pytest.raises(ValueError, match=message):
+        require_same_space(written(tmp_path / "s.npz", **made_by), Extractor())
+
+
+def test_a_file_that_does_not_say_its_extractor_is_taken_with_a_warning_if_the_width_fits(tmp_path):
+    np.savez(tmp_path / "s.npz", mu=MU, sigma=SIGMA)
+    statistics = open_npz(tmp_path / "s.npz").statistics
+    warning = require_same_space(statistics, Extractor(dim=3))
+    assert "s.npz does not say which extractor made it" in warning and "taken for pixels" in warning
+    with pytest.raises(ValueError, match=r"s.npz is of 3 features, but pixels .* has 6; choose another --extractor"):
+        require_same_space(statistics, Extractor())
+
+
+def test_sfid_without_spatial_statistics_is_refused_naming_both_ways_out(tmp_path):
+    require_spatial(written(tmp_path / "both.npz"))
+    with pytest.raises(ValueError, match=r"no mu_s and sigma_s, which sFID needs; .*--save-stats, .*--metrics"):
+        require_spatial(written(tmp_path / "s.npz", spatial=False))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_singular_covariances_and_well_conditioned_ones_of_float32_are_covariances(tmp_path, scale):
+    few, many = (np.random.default_rng(0).normal(size=(n, 40)) * scale for n in (5, 400))
+    for sigma in (np.cov(few.T), np.cov(many.T).astype(np.float32), np.zeros((40, 40))):
+        np.savez(tmp_path / "s.npz", mu=few.mean(0), sigma=sigma)
+        assert open_npz(tmp_path / "s.npz").statistics.moments.covariance().dtype == torch.float64
+
+
+def changed(value, *where):
+    sigma = SIGMA.copy()
+    for place in where:
+        sigma[place] = value
+    return sigma
+
+
+@pytest.mark.parametrize(
+    "arrays, message",
+    [
+        ({"mu": MU}, "has mu but no sigma"),
+        ({"sigma": SIGMA}, "has sigma but no mu"),
+        ({"mu": MU, "sigma": SIGMA, "mu_s": MU}, "has mu_s but no sigma_s"),
+        ({"mu": MU, "sigma": SIGMA, "sigma_s": SIGMA}, "has sigma_s but no mu_s"),
+        ({"mu": MU, "sigma": SIGMA[:2]}, r"mu has shape \(3,\) and sigma \(2, 3\); wanted \[D\] and \[D, D\]"),
+        ({"mu": MU[None], "sigma": SIGMA}, r"mu has shape \(1, 3\)"),
+        ({"mu": MU[:0], "sigma": SIGMA[:0, :0]}, r"mu has shape \(0,\)"),
+        ({"mu": MU + np.nan, "sigma": SIGMA}, "mu holds NaN or infinity"),
+        ({"mu": MU, "sigma": changed(np.inf, (1, 1))}, "sigma holds NaN or infinity"),
+        ({"mu": MU.astype(int), "sigma": SIGMA}, "mu has dtype int64; save it as float64"),
+        ({"mu": MU, "sigma": changed(0.1, (0, 1))}, "sigma is no covariance, it is not symmetric"),
+        ({"mu": MU, "sigma": changed(2, (0, 1), (1, 0))}, "sigma is no covariance, it has a negative eigenvalue"),
+        ({"mu": MU, "sigma": changed(-1e-3, (2, 2))}, "it has a negative eigenvalue"),
+        ({"mu": MU, "sigma": -SIGMA}, "it has a negative eigenvalue"),
+        ({"mu": MU, "sigma": SIGMA, "mu_s": MU, "sigma_s": -SIGMA}, "sigma_s is no covariance"),
+        ({"mu": MU, "sigma": SIGMA, "n": np.array([5])}, r"n=\[5\] is no number of images"),
+        ({"mu": MU, "sigma": SIGMA, "n": 1}, "n=1 is no number of images"),
+        ({"mu": MU, "sigma": SIGMA, "extractor": "inception"}, "extractor is no JSON object"),
+        ({"mu": MU, "sigma": SIGMA, "extractor": json.dumps([1])}, "extractor is no JSON object"),
+    ],
+)
+def test_what_is_no_statistics_is_refused_naming_the_file_and_the_flag(tmp_path, arrays, message):
+    np.savez(tmp_path / "wrong.npz", **arrays)
+    with pytest.raises(ValueError, match=rf"wrong.npz.*{message}"):
+        open_npz(tmp_path / "wrong.npz")

@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.extractors.random_networks import random_dinov2, save_random_inception
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory):
+    """A file of random weights for Inception."""
+    return save_random_inception(tmp_path_factory.mktemp("inception") / "random.pth")
+
+
+@pytest.fixture(scope="session")
+def dinov2_weights(tmp_path_factory):
+    """A file of random weights for the smallest DINOv2."""
+    path = tmp_path_factory.mktemp("dinov2") / "dinov2_vits14_pretrain.pth"
+    torch.save(random_dinov2(), path)
+    return path

@@ -1,0 +1,119 @@
+"""Weights are checked, run no code, and are downloaded once."""
+
+import hashlib
+import os
+import threading
+
+import pytest
+import safetensors.torch
+import torch
+
+from dit_moe.extractors import weights_file
+from dit_moe.extractors.inception import InceptionConfig, InceptionExtractor
+from dit_moe.extractors.weights_file import fetch, read_tensors, sha256_of, sha256_of_tensors
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty cache of torch hub, and where its files go."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    return tmp_path / "hub" / "checkpoints"
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A file at a URL, and its hash."""
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"weights" * 1000)
+    return path.as_uri(), hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_hash_of_tensors_does_not_depend_on_their_file(tmp_path):
+    tensors = {"b": torch.randn(2, 3).bfloat16(), "a": torch.tensor(1), "empty": torch.zeros(0)}
+    torch.save(dict(reversed(tensors.items())), tmp_path / "one.pth")
+    safetensors.torch.save_file(tensors, tmp_path / "two.safetensors")
+    one, two = (read_tensors(tmp_path / name) for name in ("one.pth", "two.safetensors"))
+    assert sha256_of_tensors(one) == sha256_of_tensors(two) == sha256_of_tensors(tensors)
+    assert sha256_of_tensors(one) != sha256_of_tensors({**tensors, "a": torch.tensor(2)})
+    assert sha256_of_tensors({"a": torch.zeros(2, 3)}) != sha256_of_tensors({"a": torch.zeros(3, 2)})
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_in_a_file_of_weights_is_not_run(tmp_path):
+    path, trace = tmp_path / "evil.pth", tmp_path / "trace"
+    torch.save({"a": Evil(trace)}, path)
+    for look in (read_tensors, lambda path: InceptionExtractor(InceptionConfig(weights=str(path), verify=False))):
+        with pytest.raises(ValueError, match=f"{path} cannot be read .*--weights"):
+            look(path)
+    assert not trace.exists()
+
+
+def test_what_holds_no_weights_is_refused(tmp_path):
+    (tmp_path / "text.pth").write_text("not weights")
+    (tmp_path / "text.safetensors").write_text("not weights")
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "nested.pth")
+    for name, problem in {
+        "text.pth": "cannot be read",
+        "text.safetensors": "cannot be read",
+        "nested.pth": "holds other things than weights",
+    }.items():
+        with pytest.raises(ValueError, match=f"{name} {problem}.*--weights"):
+            read_tensors(tmp_path / name)
+    for name in ("none.pth", "."):
+        with pytest.raises(ValueError, match=r"cannot be read .*--weights FILE"):
+            sha256_of(tmp_path / name)
+
+
+def test_several_that_ask_at_once_download_once(hub, served, monkeypatch):
+    url, sha256 = served
+    downloads, start, paths = [], threading.Barrier(5), []
+    original = torch.hub.download_url_to_file
+
+    def download(*args, **options):
+        downloads.append(args)
+        original(*args, **options, progress=False)
+
+    def ask():
+        start.wait()
+        paths.append(fetch(url, sha256))
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    threads = [threading.Thread(target=ask) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(downloads) == 1 and set(paths) == {hub / "weights.pth"}
+    assert sha256_of(paths[0]) == sha256
+    assert sorted(path.name for path in hub.iterdir()) == ["weights.pth", "weights.pth.lock"]
+
+
+def test_a_download_with_another_hash_leaves_no_file(hub, served):
+    url, _ = served
+    with pytest.raises(ValueError, match=r"nor can it be downloaded \(invalid hash value .*--weights FILE"):
+        fetch(url, "0" * 64)
+    assert not list(hub.glob("*.pth")) and not list(hub.glob("*.partial"))
+
+
+def test_without_network_the_error_says_where_to_get_inception(hub, monkeypatch):
+    def offline(*args, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(weights_file.torch.hub, "download_url_to_file", offline)
+    with pytest.raises(ValueError, match=r"\(no network\); get it .*https://.*6726825d.pth.* --weights FILE"):
+        InceptionExtractor(InceptionConfig())
+
+
+def test_a_copy_in_the_cache_is_taken_and_checked(hub, monkeypatch):
+    hub.mkdir(parents=True)
+    copy = hub / "weights-inception-2015-12-05-6726825d.pth"
+    copy.write_text("damaged")
+    with pytest.raises(ValueError, match=f"{copy} has sha256 .*--any-weights"):
+        InceptionExtractor(InceptionConfig())

@@ -1,0 +1,66 @@
+import pytest
+import torch
+from torch_fidelity.metric_kid import kid_features_to_metric
+
+from dit_moe.config import ConfigError
+from dit_moe.metrics import METRICS, FeatureSet
+from dit_moe.metrics.kid import KIDConfig, kernel_distance
+
+
+def normal(n, d, seed, shift=0.0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + shift
+
+
+@pytest.mark.parametrize("n, m, size, subsets", [(300, 200, 50, 20), (200, 200, 200, 3), (60, 90, 60, 5)])
+def test_it_equals_torch_fidelitys_over_the_same_subsets(n, m, size, subsets):
+    x, y = normal(n, 64, 1), normal(m, 64, 2, shift=0.3)
+    settings = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": 2020, "verbose": False}
+    oracle = kid_features_to_metric(x, y, kid_kernel="poly", **settings)
+    found = kernel_distance(x, y, subsets, size)
+    # kernels are of order 1; sums in another order
+    assert found.mean == pytest.approx(oracle["kernel_inception_distance_mean"], abs=1e-12)
+    assert found.std == pytest.approx(oracle["kernel_inception_distance_std"], abs=1e-12)
+
+
+def test_float32_features_give_torch_fidelitys_value_to_their_precision():
+    x, y = normal(300, 64, 1).float(), normal(200, 64, 2, shift=0.3).float()
+    settings = {"kid_subsets": 20, "kid_subset_size": 50, "rng_seed": 2020, "verbose": False}
+    oracle = kid_features_to_metric(x, y, kid_kernel="poly", **settings)["kernel_inception_distance_mean"]
+    assert kernel_distance(x, y, 20, 50).mean == pytest.approx(
+        oracle, abs=1e-6
+    )  # it sums kernels of order 1 in float32
+
+
+def test_it_equals_the_sums_over_pairs():
+    x, y = normal(6, 3, 1), normal(6, 3, 2)
+    kernel = lambda a, b: (a.dot(b).item() / 3 + 1) ** 3  # noqa: E731
+    pairs = [(i, j) for i in range(6) for j in range(6)]
+    within = sum(kernel(a[i], a[j]) for a in (x, y) for i, j in pairs if i != j) / 30
+    between = sum(kernel(x[i], y[j]) for i, j in pairs) / 36
+    assert kernel_distance(x, y, subsets=1, subset_size=6).mean == pytest.approx(within - 2 * between, rel=1e-12)
+
+
+def test_the_mean_over_draws_of_one_distribution_is_zero_at_any_count():
+    draws = torch.tensor([kernel_distance(normal(20, 4, i), normal(20, 4, 1000 + i), 1).mean for i in range(400)])
+    assert abs(draws.mean()) < 4 * draws.std() / 400**0.5  # four standard errors; these seeds give a fixed number
+
+
+def test_fewer_images_than_a_subset_are_refused_naming_the_flag_if_a_size_was_asked_for():
+    with pytest.raises(ValueError, match="lower --kid-subset-size to at most 20"):
+        kernel_distance(normal(30, 2, 0), normal(20, 2, 1), subset_size=21)
+
+
+def test_the_size_that_counts_decide_stands_in_the_settings():
+    sets = [FeatureSet("made.npz", n, features_ND=normal(n, 2, n)) for n in (30, 20)]
+    metric = METRICS.build(KIDConfig(subsets=2))
+    assert metric.settings()["subset_size"] is None
+    metric(*sets)
+    assert metric.settings()["subset_size"] == 20
+    assert METRICS.build(KIDConfig(subset_size=7)).settings()["subset_size"] == 7
+
+
+def test_one_image_has_no_unbiased_estimate():
+    with pytest.raises(ValueError, match="at least 2 images"):
+        kernel_distance(normal(1, 2, 0), normal(20, 2, 1))
+    with pytest.raises(ConfigError, match="subset_size=1 must be at least 2"):
+        KIDConfig(subset_size=1)

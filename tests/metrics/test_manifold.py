@@ -1,0 +1,128 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from dit_moe.metrics import METRICS, FeatureSet, manifold
+from dit_moe.metrics.manifold import PrecisionRecallConfig, density_coverage, precision_recall, squared_radii
+
+
+def normal(n, d, seed, scale=1.0):
+    return scale * torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("save_cpu_ram", [False, True])
+@pytest.mark.parametrize("n, m", [(600, 600), (200, 600), (600, 201)])
+def test_precision_and_recall_equal_torch_fidelitys(n, m, save_cpu_ram):
+    samples, reference = normal(n, 16, 1, scale=0.8), normal(m, 16, 2)
+    options = {"prc_neighborhood": 3, "prc_batch_size": 10_000, "save_cpu_ram": save_cpu_ram, "verbose": False}
+    oracle = prc_features_to_metric(samples, reference, **options)
+    found = precision_recall(samples, reference)
+    assert found.precision == pytest.approx(oracle["precision"], abs=1e-6)  # of means that it takes in float32
+    assert found.recall == pytest.approx(oracle["recall"], abs=1e-6)
+    assert found.precision != found.recall  # so that the order of the arguments shows
+
+
+def distances(a, b):
+    return (a[:, None].double() - b.double()).square().sum(-1).sqrt()
+
+
+sizes = {"n": st.integers(6, 40), "m": st.integers(6, 40), "tile": st.integers(1, 50), "seed": st.integers(0, 999)}
+
+
+@settings(max_examples=40, deadline=None)
+@given(**sizes, k=st.integers(1, 5))
+def test_tiles_of_any_size_give_the_definitions(n, m, tile, seed, k):
+    samples, reference = normal(n, 3, seed), normal(m, 3, seed + 1000)
+    own_N, own_M = (distances(each, each).sort(1).values[:, k] for each in (samples, reference))
+    between_NM = distances(samples, reference)
+    precision = (between_NM <= own_M).any(1).double().mean().item()
+    recall = (between_NM <= own_N[:, None]).any(0).double().mean().item()
+    assert precision_recall(samples, reference, k, tile) == pytest.approx((precision, recall), abs=1e-12)
+    density = (between_NM < own_M).sum().item() / (k * n)
+    coverage = (between_NM < own_M).any(0).double().mean().item()
+    assert density_coverage(samples, reference, k, tile) == pytest.approx((density, coverage), abs=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(n=sizes["n"], tile=sizes["tile"], seed=sizes["seed"], k=st.integers(1, 5))
+def test_radii_from_half_of_the_tiles_are_the_distances_to_the_nearest_others(n, tile, seed, k):
+    rows = normal(n, 4, seed)
+    expected = distances(rows, rows).fill_diagonal_(torch.inf).sort(1).values[:, :k]
+    # |a|² + |b|² − 2ab loses digits where points are near, 1e-14 of their norms
+    torch.testing.assert_close(squared_radii(rows, k, tile).sqrt(), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_repeated_points_are_at_distance_zero_exactly_even_far_from_the_origin(offset):
+    rows = (normal(20, 64, 0) + offset).repeat(5, 1)
+    assert (squared_radii(rows, 4, tile=7) == 0).all()
+    assert (squared_radii(rows, 5, tile=7)[:, 4] > 1).all()
+    assert precision_recall(rows, rows, k=3, tile=7) == (1, 1)  # every ball is a point
+    far = precision_recall(rows + 0.01, rows, k=3, tile=7)
+    assert far == (0, 0)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+@pytest.mark.parametrize("k", [1, 5])
+def test_a_set_against_itself_has_ideal_values_whatever_the_rounding(offset, k):
+    rows = normal(300, 48, 3) + offset
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))  # other tiles, so that sums round otherwise
+    assert precision_recall(rows[order], rows, k, tile=32) == (1, 1)
+    assert density_coverage(rows[order], rows, k, tile=32) == (1, 1)
+
+
+def test_shifting_both_sets_changes_nothing():
+    samples, reference = ((normal(200, 16, seed) * 64).round().double() / 64 for seed in (1, 2))  # sums are exact
+    for metric in (precision_recall, density_coverage):
+        assert metric(samples + 2**22, reference + 2**22) == metric(samples, reference)
+
+
+def test_points_on_the_border_are_inside_for_precision_and_outside_for_density():
+    reference, samples = torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([[4.0], [50.0], [60.0]])
+    assert precision_recall(samples, reference, k=1).precision == pytest.approx(1 / 3)
+    assert density_coverage(samples, reference, k=1) == (0, 0)
+
+
+def test_values_depend_on_both_counts():
+    samples, reference = normal(400, 8, 1), normal(400, 8, 2)
+    both = precision_recall(samples, reference)
+    for fewer in (precision_recall(samples[:100], reference), precision_recall(samples, reference[:100])):
+        assert fewer.precision != both.precision and fewer.recall != both.recall
+
+
+def test_samples_of_one_mode_are_precise_and_recall_little():
+    reference = torch.cat([normal(200, 4, 1), normal(200, 4, 2) + 20])
+    found = precision_recall(normal(200, 4, 3, scale=0.5), reference)
+    assert found.precision > 0.95 and found.recall < 0.5
+    covered = density_coverage(normal(200, 4, 3, scale=0.5), reference)
+    assert covered.density > 1 and covered.coverage < 0.5
+
+
+def test_as_many_neighbours_as_points_are_refused_naming_the_source():
+    few = FeatureSet("few.npz", 3, features_ND=normal(3, 2, 0))
+    many = FeatureSet("many.npz", 9, features_ND=normal(9, 2, 0))
+    metric = METRICS.build(PrecisionRecallConfig())
+    for pair in ((few, many), (many, few)):
+        with pytest.raises(ValueError, match=r"few\.npz: k=3 nearest neighbours in a set of 3 images"):
+            metric(*pair)
+    assert metric.settings() == {"k": 3}
+
+
+def test_neighbours_of_a_set_are_looked_up_once_for_both_metrics_and_all_samples(monkeypatch):
+    counted, lookup = [], manifold.squared_radii
+    monkeypatch.setattr(
+        manifold, "squared_radii", lambda rows, *a, **k: (counted.append(len(rows)), lookup(rows, *a, **k))[1]
+    )
+    reference = FeatureSet("reference.npz", 30, features_ND=normal(30, 2, 0))
+    for seed in (1, 2):
+        samples = FeatureSet("made.npz", 20, features_ND=normal(20, 2, seed))
+        for name in ("precision_recall", "density_coverage"):
+            METRICS.build(METRICS.config_class(name)())(samples, reference)
+    assert sorted(counted) == [20, 20, 30]
+
+
+def test_widths_that_differ_are_refused():
+    with pytest.raises(ValueError, match="queries are 3 wide and references 4"):
+        precision_recall(torch.zeros(9, 3), torch.zeros(9, 4))

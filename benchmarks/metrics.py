@@ -27,6 +27,7 @@ from dit_moe.metrics.neighbours import nearest_distances
 
 T = TypeVar("T")
 DECADES = 4  # of the variance, from the first principal axis to the last
+DEAD = 20  # features that are constant, where a covariance is to be singular
 ROWS = 2048  # made at a time
 
 
@@ -44,11 +45,12 @@ def features(count: int, dim: int, seed: int) -> Tensor:
 
 def timed(call: Callable[[], T]) -> tuple[T, float]:
     start = time.perf_counter()
-    return call(), round(time.perf_counter() - start, 2)
+    return call(), time.perf_counter() - start
 
 
 def show(**facts: Any) -> None:
     peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    facts |= {"seconds": round(facts["seconds"], 2)} if "seconds" in facts else {}
     print(json.dumps(facts | {"peak_MiB": peak, "threads": torch.get_num_threads()}, ensure_ascii=False), flush=True)
 
 
@@ -81,8 +83,31 @@ def frechet(dim: int, samples: int, reference: int) -> None:
         ratio, error = round(our_seconds / seconds, 4), abs(theirs / ours - 1)
         facts = {"seconds": seconds, "ours_to_theirs": ratio, "relative_difference": float(f"{error:.2g}")}
         show(measured="Fréchet distance", by=name, n=reference, dim=dim, value=theirs, **facts)
+    for name, less_full in {f"{DEAD} features dead": _dead, "a feature twice": _twice}.items():
+        sides = [less_full(each) for each in covariances]
+        value, seconds = timed(lambda: frechet_distance(x.mean_D, sides[0], y.mean_D, sides[1]))  # noqa: B023 (called at once)
+        show(measured=f"Fréchet distance, {name}", by="ours", n=reference, dim=dim, value=value, seconds=seconds)
+        value, seconds = timed(lambda: frechet_distance(x.mean_D, sides[0], y.mean_D, covariances[1]))  # noqa: B023
+        show(
+            measured=f"Fréchet distance, {name} on one side",
+            by="ours",
+            n=reference,
+            dim=dim,
+            value=value,
+            seconds=seconds,
+        )
     floor, seconds = timed(lambda: expected_floor(covariances[0], reference, reference))
     show(measured="floor estimate", n=reference, dim=dim, value=floor, seconds=seconds)
+
+
+def _dead(covariance_DD: Tensor) -> Tensor:
+    alive_D = torch.arange(len(covariance_DD)) >= DEAD
+    return covariance_DD * alive_D * alive_D[:, None]
+
+
+def _twice(covariance_DD: Tensor) -> Tensor:
+    which_D = torch.arange(len(covariance_DD)).clamp(min=1)  # the first is the second once more
+    return covariance_DD[which_D][:, which_D]
 
 
 def manifold(dim: int, samples: int, reference: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +21,9 @@ COMMANDS = {  # name: module of dit_moe.commands, what it does
     "quickstart": ("quickstart", "encode, train, sample and evaluate in one go"),
     "train-autoencoder": ("train_autoencoder", "train a small autoencoder to make latents with"),
 }
+
+
+NEGATIVE = re.compile(r"-[\d.]")  # how a negative number begins
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,12 +42,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_arguments(command)
             command.set_defaults(run=module.run)
-    args, rest = parser.parse_known_args(argv)
-    if rest and not (hasattr(args, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:  # argparse takes positionals in one go only; overrides may also come after an option
-        args.overrides = [*args.overrides, *rest]
+    args, rest = parser.parse_known_args(_joined(argv))
+    if rest:  # argparse takes positionals in one go only; words and overrides may also come after an option
+        words = not any(word.startswith("-") for word in rest)
+        if words and hasattr(args, "words"):
+            args.words = [*args.words, *rest]
+        elif words and hasattr(args, "overrides") and all("=" in word for word in rest):
+            args.overrides = [*args.overrides, *rest]
+        else:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return _guarded(args)
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """With ``--range=-1,1`` for ``--range -1,1``, whose second word argparse would take for an option."""
+    joined: list[str] = []
+    for word in argv:
+        if joined and joined[-1] == "--range" and NEGATIVE.match(word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _guarded(args: argparse.Namespace) -> int:

@@ -1,10 +1,14 @@
-"""Which processes work together, on which device each does, and how they call things together."""
+"""Which processes work together, on which device each does, how they call things together, and in which folder."""
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -12,6 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 
 from dit_moe.config import ConfigError
+from dit_moe.files import require_writable
 
 T = TypeVar("T")
 
@@ -69,3 +74,27 @@ def on_main(call: Callable[[], object]) -> None:
             call()
 
     on_all(alone)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """While entered, no other command can enter `folder`, which is made if need be; the processes enter it together.
+
+    Raises ValueError, on every process, if another command is in there or the folder cannot be written.
+    """
+    with ExitStack() as held:
+
+        def lock() -> None:
+            require_writable(folder)
+            file = held.enter_context((folder / ".lock").open("a"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+            except BlockingIOError:
+                remedy = "wait for it, or choose another folder"
+                raise ValueError(f"{folder} is in use by another process; {remedy}") from None
+            except OSError as error:  # some clusters' file systems have no locks
+                warning = f"warning: {folder} cannot be locked ({error.strerror}); start nothing else in it"
+                print(warning, file=sys.stderr)
+
+        on_main(lock)
+        yield

@@ -17,6 +17,14 @@ from dit_moe.generate import Generator, SampleConfig, choose_labels
 from dit_moe.latents import FIRST_STAGES, FirstStage
 from dit_moe.models import MODELS
 
+SAID_OTHERWISE = {  # of the section `eval`, on the command line
+    "eval.seeds": "--seeds {value}",
+    "eval.metrics": "--metrics",
+    "eval.extractor": "--extractor",
+    "eval.images": "count={value}",
+    "eval.reference": "a REFERENCE behind the run",
+}
+
 
 @dataclass
 class Run:
@@ -61,7 +69,7 @@ def open_run(
     Args:
         path: the folder.
         overrides: ``key=value`` changes to the section ``sample`` ("guidance.scale=2"), and, written in full, to
-            ``first_stage`` ("first_stage.tiling=true").
+            ``first_stage`` ("first_stage.tiling=true"). The name of the former may stand before them, too.
         sample: what takes the place of that section, before the changes; None is the run's own.
         device: where the network goes.
 
@@ -71,7 +79,7 @@ def open_run(
     tree: config.Tree = opened.config()
     if sample is not None:
         tree["sample"] = config.dump(sample)
-    whole = [change if change.startswith("first_stage.") else f"sample.{change}" for change in overrides]
+    whole = [change if change.startswith("first_stage.") else f"sample.{change}" for change in of_sample(overrides)]
     experiment = config.build(Experiment, config.override(tree, whole))
     model_config: Any = experiment.model
     objective = OBJECTIVES.build(experiment.objective, num_classes=model_config.num_classes)
@@ -90,3 +98,16 @@ def open_run(
         stage=stage,
         class_counts=opened.state.get("class_counts"),
     )
+
+
+def of_sample(overrides: Sequence[str]) -> list[str]:
+    """Changes to the section ``sample``, without its name before them; those to ``first_stage`` as they are.
+
+    Raises ConfigError for what is said by an option of the command.
+    """
+    for change in overrides:
+        key, _, value = change.partition("=")
+        if key in SAID_OTHERWISE:
+            remedy = SAID_OTHERWISE[key].format(value=value)
+            raise config.ConfigError(key, f"={value} is no option of sampling; for dit-moe eval give {remedy}")
+    return [change.removeprefix("sample.") for change in overrides]

@@ -28,8 +28,7 @@ from dit_moe.latents.autoencoder import Autoencoder, AutoencoderConfig
 from dit_moe.latents.encode import Encoder
 from dit_moe.latents.verify import reconstruct, verify
 from dit_moe.pictures import image_grid, save_png
-from dit_moe.processes import join_processes, on_main
-from dit_moe.training.run_folder import locked
+from dit_moe.processes import join_processes, locked, on_main
 
 PICTURES = 8
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from omegaconf import OmegaConf
+
 from dit_moe import config
 from dit_moe.config import ConfigError
 from dit_moe.evaluation.recipes import EVALUATION, SAMPLING, EvaluationRecipe
@@ -38,7 +40,7 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--extractor",
         metavar="NAME",
-        help=f"feature space: {', '.join(EXTRACTORS.names())}, {{name: …, option: …}}, or package.module:function of "
+        help=f"feature space: {', '.join(_extractors())}, {{name: …, option: …}}, or package.module:function of "
         "your own; default: that of the run's config, digits_cnn64 for the digits, otherwise inception",
     )
     what.add_argument("--weights", metavar="FILE", help="the extractor's weights; default: downloaded once")
@@ -80,9 +82,13 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_options(args: argparse.Namespace) -> ReadOptions:
-    """How images are read. ValueError naming the option that makes no sense."""
+    """How images are read. ValueError naming the option that makes no sense, be it of reading or not."""
     if args.size is not None and args.size < 1:
         raise ValueError(f"--size {args.size} must be at least 1 pixel")
+    if args.seeds is not None and args.seeds < 1:
+        raise ValueError(f"--seeds {args.seeds} must be at least 1")
+    if args.kid_subset_size is not None and args.kid_subset_size < 2:
+        raise ValueError(f"--kid-subset-size {args.kid_subset_size} must be at least 2 images")
     if args.workers < 0:
         raise ValueError(f"--workers {args.workers} must be at least 0")
     bounds = None
@@ -113,10 +119,47 @@ def extractor_config(args: argparse.Namespace, default: Any) -> Any:
     return replace(chosen, verify=False) if args.any_weights else chosen
 
 
+def _extractors() -> list[str]:
+    """Those that are chosen by name alone."""
+    return [name for name in EXTRACTORS.names() if EXTRACTORS.config_class(name) is not FunctionConfig]
+
+
 def _named(text: str) -> Any:
-    if ":" in text and not text.startswith("{"):
-        return FunctionConfig(path=text)
-    return _entry(f"extractor={text}", "--extractor", _ExtractorOption).extractor
+    """The config that --extractor means; ValueError naming what is wrong with it."""
+    text = text.strip()
+    own = "--extractor package.module:function"
+    if text.startswith("{"):
+        return _section(text)
+    if ":" in text:
+        try:
+            return FunctionConfig(path=text)
+        except ConfigError:
+            raise ValueError(f"--extractor {text} is no function of a module; write {own}") from None
+    if text in _extractors():
+        return EXTRACTORS.config_class(text)()
+    if text in EXTRACTORS.names():
+        raise ValueError(f"--extractor {text}: of which? write {own}")
+    module, _, function = text.rpartition(".")
+    if module:
+        raise ValueError(f"--extractor {text} is no extractor; if it is a function, write {module}:{function}")
+    raise ValueError(f"--extractor {text} is no extractor; {did_you_mean(text, _extractors())}, or {own}")
+
+
+def _section(text: str) -> Any:
+    wanted = "wanted --extractor '{name: inception, weights: FILE}'"
+    try:
+        section = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+    except Exception as error:  # YAML's and OmegaConf's errors share no base class
+        closed = text.count("{") <= text.count("}")
+        hint = "are its commas, colons and brackets right?" if closed else "a closing } is missing?"
+        first = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise ValueError(f"--extractor {text} is not valid YAML ({first}): {hint} {wanted}") from None
+    if not isinstance(section, dict) or not isinstance(section.get("name"), str):
+        raise ValueError(f"--extractor {text} has no name; {wanted}")
+    try:
+        return config.build(_ExtractorOption, {"extractor": section}).extractor
+    except ConfigError as error:
+        raise ValueError(f"--extractor {text}: {error.path.removeprefix('extractor.')}{error.problem}") from None
 
 
 @dataclass(frozen=True)
@@ -124,19 +167,16 @@ class _ExtractorOption:
     extractor: Annotated[Any, EXTRACTORS]
 
 
-def _entry(change: str, option: str, cls: Any) -> Any:
-    try:
-        return config.build(cls, config.override({}, [change]))
-    except ConfigError as error:
-        raise ValueError(f"{option}: {error}") from None
-
-
 def metric_configs(
     args: argparse.Namespace, extractor: Any, default: Sequence[object] | None
 ) -> Sequence[object] | None:
     """Configs of the metrics that the options name; `default`, which may be None, if they name none."""
     recipe: EvaluationRecipe | None = EVALUATION.get(args.recipe)
-    words = args.metrics.split(",") if args.metrics else list(recipe.metrics) if recipe else None
+    words = list(recipe.metrics) if recipe else None
+    if args.metrics is not None:
+        words = [word for each in args.metrics.split(",") if (word := each.strip().lower())]
+        if not words:
+            raise ValueError(f"--metrics {args.metrics!r} names none; give some of {', '.join(METRICS.names())}")
     if words is None:
         if args.kid_subset_size is None:
             return default

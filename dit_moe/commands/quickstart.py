@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_moe.commands.encode import encode
-from dit_moe.commands.judging import compare, how_many, training_images
+from dit_moe.commands.judging import compare, how_many, named_space, reasons_not_comparable, seeds_of, training_images
 from dit_moe.commands.report_table import print_table
 from dit_moe.commands.sample import sample
 from dit_moe.commands.train import prepare, run_folder, train
@@ -65,6 +64,8 @@ def run(args: argparse.Namespace) -> None:
     report = comparison.judge(samples)
     if report is None:
         return
+    reasons = reasons_not_comparable(samples, reference, [], ReadOptions(), **named_space(report))
+    report["provenance"] |= {"comparable_to_published": not reasons, "not_comparable_because": reasons}
     log = read_log(folder / "log.jsonl")
     metrics = report | {
         "active_experts": active_experts(log, experiment),
@@ -81,8 +82,7 @@ def run(args: argparse.Namespace) -> None:
 def _sample(experiment: Experiment, folder: Path, count: int) -> list[Path]:
     """One folder of samples for each sampling seed; the first is the run folder itself."""
     folders = []
-    for seed in range(experiment.eval.seeds):
-        settings = replace(experiment.sample, count=count, seed=experiment.sample.seed + seed)
+    for seed, settings in enumerate(seeds_of(experiment.sample, count, experiment.eval.seeds)):
         folders.append(folder if seed == 0 else folder / "samples" / f"seed_{settings.seed}")
         sample(open_run(folder, sample=settings, device=join_processes().device), folders[-1])
     return folders

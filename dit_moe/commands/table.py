@@ -1,6 +1,7 @@
 """Results of `dit-moe eval` in one table, beside published ones.
 
-Rows that cannot be compared with the published ones are marked, and footnotes say why. Markdown on stdout.
+Rows that cannot be compared with the published ones are marked, and footnotes say why. Markdown on stdout. Without a
+RUN, the published rows alone.
 
     dit-moe table runs/digits runs/digits_topk --published none
     dit-moe table runs/*/metrics.json --out table.md --csv table.csv
@@ -9,11 +10,12 @@ Rows that cannot be compared with the published ones are marked, and footnotes s
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dit_moe.evaluation.published import BASELINES, Baseline
-from dit_moe.evaluation.table import published_row, read_result, to_csv, to_markdown
+from dit_moe.evaluation.results import published_row, read_result, result_file
+from dit_moe.evaluation.table import to_csv, to_markdown
 from dit_moe.files import require_writable, write_atomically
 
 PUBLISHED: dict[str, Callable[[Baseline], bool]] = {
@@ -31,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="RUN",
-        help="a result of dit-moe eval --out, or a folder that holds it as metrics.json",
+        help="a result of dit-moe eval --out, or a folder that holds it as metrics.json; "
+        "without any, the published rows alone are printed",
     )
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the Markdown here too")
     parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="write the unrounded numbers here")
@@ -42,18 +45,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the table. ValueError for bad input, before anything is written."""
+    for option, path, suffix in (("--out", args.out, ".md"), ("--csv", args.csv, ".csv")):
+        if path is not None:
+            _require_place(path, option, suffix, args.results)
     rows = [read_result(path) for path in args.results]
     rows += [published_row(each) for each in BASELINES if PUBLISHED[args.published](each)]
     if not rows:
         raise ValueError("no rows; name at least one RUN, or leave out --published none")
-    for option, path in (("--out", args.out), ("--csv", args.csv)):
-        if path is not None and path.is_dir():
-            raise ValueError(f"{option} {path} is a folder; name a file in it")
-        if path is not None:
-            require_writable(path.parent)
+    if None not in (args.out, args.csv) and args.out.resolve() == args.csv.resolve():
+        raise ValueError(f"--out {args.out} and --csv {args.csv} are one file; name two")
     markdown = to_markdown(rows)
     if args.out is not None:
         write_atomically(args.out, markdown)
     if args.csv is not None:
         write_atomically(args.csv, to_csv(rows))
     print(markdown, end="")
+
+
+def _require_place(path: Path, option: str, suffix: str, results: Sequence[Path]) -> None:
+    example = path / f"table{suffix}" if path.is_dir() else path.with_suffix(suffix) if path.name else f"table{suffix}"
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder; name a file, for instance {example}")
+    if path.suffix != suffix:
+        raise ValueError(f"{option} {path} does not end in {suffix}; name a file that does, for instance {example}")
+    if not path.parent.is_dir():
+        raise ValueError(f"{option} {path}: the folder {path.parent} does not exist; make it first")
+    for result in results:
+        if path.resolve() == result_file(result).resolve():
+            raise ValueError(f"{option} {path} would overwrite the RUN {result}; name another file")
+    require_writable(path.parent)

@@ -111,8 +111,9 @@ def train(experiment: Experiment, dataset: Dataset, folder: Path) -> None:
                 print(f"warning: no samples at step {step}: {error}", file=sys.stderr)
 
     hooks = []
-    if every := experiment.train.sample_every:
+    if experiment.train.sample_every or experiment.eval.light_every:
         stage.load()  # rather than after the first so many steps
+    if every := experiment.train.sample_every:
         hooks.append(Hook(every=every, call=save_samples))
     if every := experiment.eval.light_every:
         judge = LightEvaluation(experiment, objective, stage, class_counts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +66,15 @@ class ImageFolder(ImageSource):
     def read(self, image: int) -> bytes:
         with open(self.locate(image), "rb", buffering=0) as file:
             return file.read()
+
+    def stamps(self) -> Iterator[tuple[int, int]]:
+        for image in range(len(self.files)):
+            try:
+                found = os.stat(self.locate(image))
+            except OSError:  # is reported when it is read
+                yield -1, -1
+            else:
+                yield found.st_size, found.st_mtime_ns
 
 
 def _class_folders(option: str, folder: str) -> list[str]:

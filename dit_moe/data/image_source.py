@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -63,6 +63,10 @@ class ImageSource(ABC):
     @abstractmethod
     def locate(self, image: int) -> str:
         """Where an image is, for messages."""
+
+    def stamps(self) -> Iterable[tuple[int, int]]:
+        """(bytes, time of change in ns) of every file, as far as files can be told apart."""
+        return ()
 
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:

@@ -78,6 +78,9 @@ class Tars(ImageSource):
         tar = _open(self.index.tars[number], self.index.stamps[number])
         return os.pread(tar.fileno(), size, offset)
 
+    def stamps(self) -> Sequence[tuple[int, int]]:
+        return self.index.stamps
+
 
 def find_tars(option: str, place: str) -> list[str]:
     """The tar files that `place` means, sorted; ConfigError if there are none, or one is missing or compressed."""

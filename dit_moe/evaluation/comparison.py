@@ -1,4 +1,7 @@
-"""Samples against a reference, from sources to the report, by all processes together."""
+"""Samples against a reference, from sources to the report, by all processes together.
+
+All that can be known before the work is checked before it: sizes, counts, labels, what each metric needs.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,16 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
-
-from dit_moe.evaluation.extraction import Extracted, Extraction, read_features, temporary_unless
-from dit_moe.evaluation.image_writer import image_writer
-from dit_moe.evaluation.report import WHAT_LACKS, Report, evaluate, lacking, require_two
+from dit_moe.evaluation.extraction import Extraction, temporary_unless
+from dit_moe.evaluation.planning import Prospect, plan, prospect, require_enough, require_shape, require_two
+from dit_moe.evaluation.report import Report, evaluate
 from dit_moe.evaluation.sources.base import Opened, Source, Statistics
 from dit_moe.evaluation.sources.statistics import require_same_space
-from dit_moe.extractors import FeatureExtractor, Features
+from dit_moe.evaluation.stored import Extracted, Stored
+from dit_moe.extractors import FeatureExtractor
+from dit_moe.extractors.stated import UNVERIFIED
 from dit_moe.metrics import METRICS, FeatureSet, frechet_distance
 from dit_moe.processes import join_processes, on_main
 
@@ -32,9 +36,10 @@ class Comparison:
     Args:
         reference: images, statistics or both, and held-out images if there are any; None to make features only.
         extractor: on its device.
-        metrics: configs of METRICS; None takes those that suit the extractor.
+        metrics: configs of METRICS; None takes those that suit the extractor, without what some side lacks.
         folder: where features are kept, so that what was interrupted goes on; None keeps none.
         reconstructed: the held-out images once an autoencoder has encoded and decoded them.
+        allow_few: let the verified Inception make a FID of fewer than 2048 images.
         progress: called with what is being done and the number of images; gives a context with what to call after every
             batch.
     """
@@ -47,57 +52,40 @@ class Comparison:
         *,
         folder: Path | None = None,
         reconstructed: Source | None = None,
+        allow_few: bool = True,
         progress: Progress = silent,
     ) -> None:
-        self.reference, self.extractor, self.metrics = reference or Opened(), extractor, metrics
-        self.folder, self.reconstructed, self.progress = folder, reconstructed, progress
+        self.reference, self.extractor, self.metrics = reference, extractor, metrics
+        self.folder, self.reconstructed, self.progress, self.allow_few = folder, reconstructed, progress, allow_few
         self._real: dict[str, Extracted | None] = {}  # None: another process has it
         self._prepared = False
 
-    def check(self, samples: Sequence[Opened] = ()) -> None:
-        """ValueError unless these images can be compared with the reference: before the work."""
-        reference = self.reference.source
-        if self.reference.statistics is not None and reference is None:
-            require_same_space(self.reference.statistics, self.extractor)
-        for one in [*(each.source for each in samples), *self._real_sources().values()]:
-            if one is None:
-                continue
-            self.extractor.check(one.image_shape)
-            if reference is not None and one.image_shape != reference.image_shape:
-                found, wanted = ("×".join(map(str, each.image_shape)) for each in (one, reference))
-                problem = f"{one.name} has images of {found} (channels, height, width), the reference {reference.name}"
-                raise ValueError(f"{problem} of {wanted}; make them equal, for instance by --size and --channels")
+    def check(self, samples: Sequence[Opened] = ()) -> list[Prospect]:
+        """What is known of the samples. ValueError unless they can be compared with the reference."""
+        return self._check(samples)[0]
 
-        self._require_needs(samples)
-
-    def _require_needs(self, samples: Sequence[Opened]) -> None:
-        """ValueError if there are too few images, or if a metric that was asked for will lack something."""
-        counts = {_name(one): len(one.source) for one in [*samples, *self._others()] if one.source is not None}
-        require_two(counts)
-        reference_count = None if self.reference.source is None else len(self.reference.source)
-        sides = [(_name(one), _known(one, self.extractor, False)) for one in [*samples, *self._others()]]
-        reference = (_name(self.reference), _known(self.reference, self.extractor, True))
-        known = [(name, each) for name, each in sides if each is not None]
-        for config in self.metrics or ():
-            everything = frozenset(WHAT_LACKS)
-            metric, name = METRICS.build(config), METRICS.name_of(config)
-            problem = lacking(name, metric, known, (reference[0], everything if reference[1] is None else reference[1]))
-            if problem is not None:
-                raise ValueError(problem)
-            if counts:
-                metric.check(min(counts.values()), reference_count)
-
-    def _others(self) -> list[Opened]:
-        return [Opened(source=source) for name, source in self._real_sources().items() if name != "reference"]
+    def _check(self, samples: Sequence[Opened]) -> tuple[list[Prospect], list[object], list[str]]:
+        """What is known of the samples, the metrics to compute, and why others were left out."""
+        prospects = [prospect(one, self.extractor) for one in samples]
+        others = [Opened(source=one) for name, one in self._images().items() if name != "reference"]
+        sides = [*prospects, *(prospect(one, self.extractor) for one in others)]
+        require_two(sides)
+        if self.reference is None:
+            return prospects, [], []
+        reference = prospect(self.reference, self.extractor, as_reference=True)
+        require_shape(sides, reference)
+        if self.extractor.is_fid and not self.allow_few:
+            require_enough([*sides, reference])
+        return prospects, *plan(self.metrics, self.extractor, sides, reference)
 
     def prepare(self) -> None:
         """Make the features of the real images, unless that was done."""
         if self._prepared:
             return
         self.check()
-        for name, source in self._real_sources().items():
+        for name, source in self._images().items():
             self._real[name] = self._extract(source, name)
-        if self.reference.features is not None:
+        if self.reference is not None and self.reference.features is not None:
             self._real["reference"] = self._read(self.reference.features)
         self._prepared = True
 
@@ -115,134 +103,116 @@ class Comparison:
                 made.append(self._stated(one.statistics))
         return [one for one in made if one is not None] if join_processes().is_main_process else []
 
-    def report(self, samples: Sequence[Extracted]) -> Report:
-        """Of samples whose features are there, on the main process after `prepare`."""
+    def report(self, samples: Sequence[Opened], made: Sequence[Extracted]) -> Report:
+        """Of samples and their features, on the main process after `prepare`; it waits for no other."""
+        assert self.reference is not None, "there is nothing to compare with"
         reference, notes = self._reference()
-        heldout, reconstructed = self._real.get("heldout"), self._real.get("reconstruction")
+        _, planned, left_out = self._check(samples)
+        unstated = [one for one in samples if one.source is None and one.statistics and not one.statistics.extractor]
         found = evaluate(
-            samples,
+            made,
             reference,
             self.extractor,
-            self.metrics,
-            heldout=heldout,
-            reconstructed=reconstructed,
+            planned,
+            heldout=self._real.get("heldout"),
+            reconstructed=self._real.get("reconstruction"),
+            called=UNVERIFIED if unstated else None,
             device=join_processes().device,
         )
-        return found | {"warnings": [*notes, *found["warnings"]]}
+        notes = [*notes, *(note for one in unstated if one.statistics and (note := self._note(one.statistics)))]
+        return found | {"warnings": [*left_out, *notes, *_same(made, reference), *found["warnings"]]}
 
     def judge(self, samples: Sequence[Opened]) -> Report | None:
-        """All of it: the report on the main process, None on the others."""
+        """All of it: the report on the main process, None on the others, which do not wait for it."""
         self.check(samples)
         self.prepare()
         made = self.features(samples)
-        reports: list[Report] = []
-        on_main(lambda: reports.append(self.report(made)))
-        return reports[0] if reports else None
+        return self.report(samples, made) if join_processes().is_main_process else None
 
-    def _real_sources(self) -> dict[str, Source]:
+    def _images(self) -> dict[str, Source]:
+        reference = self.reference or Opened()
         named = {
-            "reference": self.reference.source,
-            "heldout": self.reference.heldout,
+            "reference": reference.source,
+            "heldout": reference.heldout,
             "reconstruction": self.reconstructed,
         }
         return {name: source for name, source in named.items() if source is not None}
+
+    def _needs(self) -> frozenset[str]:
+        """The tensors that the metrics will read."""
+        configs = self.metrics
+        if configs is None:
+            configs = [METRICS.config_class(name)() for name in self.extractor.metrics]
+        needs = {"thumbnails_NP", *(need for each in configs for need in METRICS.factory(each).needs)}
+        if not any(METRICS.name_of(each) == "nearest_neighbour" for each in configs):
+            needs -= {"thumbnails_NP"}
+        needs |= {"spatial_NS"} if "spatial_moments" in needs or self.reference is None else set()
+        return frozenset(needs)
 
     def _extract(self, source: Source, name: str, save_npz: Path | None = None) -> Extracted | None:
         with temporary_unless(self.folder and self.folder / name) as folder:
             extraction = Extraction(source, self.extractor, folder, keep_images=save_npz is not None)
             processes, missing = join_processes().num_processes, extraction.count(extraction.missing())
             with self.progress(f"features of {source.name}", missing) as advance:
-                found = extraction.run(lambda count: advance(count * processes))  # others are as quick, more or less
+                # the others are taken to be as quick as this process
+                found = extraction.run(lambda count: advance(count * processes), self._needs())
             if save_npz is not None:
-                on_main(lambda: _write_npz(save_npz, extraction))
+                on_main(lambda: extraction.save_npz(save_npz))
         return found
 
     def _read(self, folder: Path) -> Extracted | None:
         read: list[Extracted] = []
-        on_main(lambda: read.append(read_features(folder, self.extractor)))
+        on_main(lambda: read.append(Stored.open(folder, self.extractor).read(self.extractor)))
         return read[0] if read else None
+
+    def _note(self, given: Statistics) -> str | None:
+        return require_same_space(given, self.extractor)
 
     def _stated(self, given: Statistics) -> Extracted:
         """Statistics in place of images. ValueError if they are of another space."""
-        note = require_same_space(given, self.extractor)
-        moments = {"given_moments": given.moments, "given_spatial_moments": given.spatial_moments}
-        features = FeatureSet(given.source, given.moments.n, **moments)  # type: ignore[arg-type]
-        said = {"name": given.source, "kind": "statistics", "sha256": given.sha256, "extractor": given.extractor}
-        return Extracted(features, said | {"count": given.moments.n} | ({"note": note} if note else {}))
+        self._note(given)
+        moments: dict[str, Any] = {"given_moments": given.moments, "given_spatial_moments": given.spatial_moments}
+        features = FeatureSet(given.source, given.moments.n, **moments)
+        identity = {"kind": "statistics", "sha256": given.sha256, "extractor": given.extractor}
+        return Extracted(features, identity, identity | {"name": given.source, "count": given.moments.n})
 
     def _reference(self) -> tuple[Extracted, list[str]]:
         """With what has to be said about it."""
+        assert self.reference is not None
         images, given = self._real.get("reference"), self.reference.statistics
         if given is None:
             assert images is not None, "a reference is images or statistics"
             return images, []
-        try:
-            stated = self._stated(given)
-        except ValueError as error:
-            if images is None:
-                raise
-            return images, [f"{error}; its images are used in place of its statistics"]
-        notes = [note] if (note := stated.described.pop("note", None)) else []
         if images is None:
-            return stated, notes
+            stated = self._stated(given)
+            return stated, [note] if (note := self._note(given)) else []
+        try:
+            stated, note = self._stated(given), self._note(given)
+        except ValueError as error:
+            return images, [f"{error}; its images are used in place of its statistics"]
         own = images.features.moments
         assert own is not None
         apart = frechet_distance(own.mean_D, own.covariance(), given.moments.mean_D, given.moments.covariance())
-        both = replace(images.features, given_moments=given.moments, given_spatial_moments=given.spatial_moments)
-        said = images.described | {"statistics": stated.described | {"distance_of_its_images": apart}}
-        return Extracted(both, said), notes
-
-
-def _name(side: Opened) -> str:
-    given: Source | Statistics | Path | None = side.source or side.statistics or side.features
-    return given.name if isinstance(given, Source) else given.source if isinstance(given, Statistics) else str(given)
-
-
-def _known(side: Opened, extractor: FeatureExtractor, as_reference: bool) -> frozenset[str] | None:
-    """What a FeatureSet of this side will hold; None where that shows only later."""
-    if side.features is not None:
-        return None
-    known: set[str] = set()
-    if side.source is not None:
-        known |= {"features_ND", "moments", "thumbnails_NP"}
-        known |= {"spatial_NS", "spatial_moments"} if extractor.has_spatial else set()
-        known |= {"logits_NK"} if extractor.classifies else set()
-        known |= {"labels_N"} if side.source.labels_N is not None else set()
-    if side.statistics is not None and (as_reference or side.source is None):
-        known |= {"moments"}
-        if side.statistics.spatial_moments is not None:
-            known |= {"spatial_moments"}
-    return frozenset(known)
-
-
-def _write_npz(path: Path, extraction: Extraction) -> None:
-    labels_N = extraction.source.labels_N
-    with image_writer(path, len(extraction.source), None if labels_N is None else labels_N.numpy()) as add:
-        for images_BCHW in extraction.images():
-            add(images_BCHW.permute(0, 2, 3, 1).numpy())
-
-
-class StatedSpace(FeatureExtractor):
-    """The feature space of files of statistics, when nothing is left to extract.
-
-    It is what they all say it is; if one does not say, no number of it is called by the name of a network.
-    """
-
-    def __init__(self, files: Sequence[Statistics]) -> None:
-        first = files[0].extractor
-        agreed = first if first is not None and all(one.extractor == first for one in files) else None
-        self.name, self.sha256 = ("unverified", "") if agreed is None else (agreed["name"], agreed["sha256"])
-        self.is_fid = agreed is not None and bool(agreed.get("is_fid"))
-        self.dim, self._identity = len(files[0].moments.mean_D), agreed
-        self.metrics = ("fd", "sfd")  # type: ignore[misc]
-
-    def identity(self) -> dict[str, str | int]:
-        return (
-            super().identity() if self._identity is None else {k: v for k, v in self._identity.items() if k != "is_fid"}
+        both = replace(
+            images.features,
+            given_moments=given.moments,
+            given_spatial_moments=given.spatial_moments,
+            spatial_NS=None,  # FID and sFID are to be of one reference
         )
+        said = images.described | {"statistics": stated.described | {"distance_of_its_images": apart}}
+        return replace(images, features=both, described=said), [note] if note else []
 
-    def check(self, image_shape: tuple[int, int, int]) -> None:
-        raise AssertionError("there are no images")
 
-    def __call__(self, images_BCHW: Tensor) -> Features:
-        raise AssertionError("there are no images")
+def _same(samples: Sequence[Extracted], reference: Extracted) -> list[str]:
+    """Warnings about comparisons that are none."""
+    warnings = [
+        f"{one.described['name']} and the reference are the same images"
+        for one in samples
+        if one.identity == reference.identity
+    ]
+    if any(one.identity.get("kind") == "latents" for one in samples):
+        warnings.append("samples are decoded latents: if of the reference's own images, their floor is 0, not `floor`")
+    repeated = [
+        one.described["name"] for i, one in enumerate(samples) if any(one.identity == o.identity for o in samples[:i])
+    ]
+    return warnings + [f"{name} is among the samples twice" for name in repeated]

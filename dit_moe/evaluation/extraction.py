@@ -14,9 +14,8 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,33 +26,27 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dit_moe.config import differences
+from dit_moe.evaluation.image_writer import image_writer
 from dit_moe.evaluation.sources.base import Source
+from dit_moe.evaluation.stored import (
+    FORMAT,
+    MANIFEST,
+    TENSORS,
+    Extracted,
+    read_features,
+    read_manifest,
+    shard_path,
+    short,
+)
 from dit_moe.extractors import FeatureExtractor
 from dit_moe.files import require_writable, write_atomically
-from dit_moe.metrics import FeatureSet
-from dit_moe.processes import join_processes, on_all, on_main
+from dit_moe.processes import join_processes, locked, on_all, on_main
 
-FORMAT = 1
-MANIFEST = "features.json"
 SHARDS = 16  # of a small set, so that several processes have work
 SHARD_SIZES = (32, 500)  # least and most
 BATCH_SIZE = 100
 THUMBNAIL = 32  # pixels
-TENSORS = {
-    "features": "features_ND",
-    "spatial": "spatial_NS",
-    "thumbnails": "thumbnails_NP",
-    "labels": "labels_N",
-}
-SAYING = ("name", "facts")  # of a manifest: what results say, without a part in the features
-
-
-@dataclass(frozen=True)
-class Extracted:
-    """The features of a set, and what a result is to say of where they come from."""
-
-    features: FeatureSet
-    described: dict[str, Any]
+SAYING = ("name", "facts", "images", "device")  # of a manifest: no part in what the features are
 
 
 class Extraction:
@@ -85,6 +78,7 @@ class Extraction:
         # Only the main process reads the disk before the work: hashing may take long, and others' views may be old.
         main = join_processes().is_main_process
         self.manifest: dict[str, Any] = on_all(lambda: self._begin() if main else {})[0]
+        on_all(self._require_seen)
         self.shard_size: int = self.manifest["shard_size"]
         self.shards = math.ceil(len(source) / self.shard_size)
 
@@ -100,24 +94,30 @@ class Extraction:
             "facts": self.source.facts(),
             "count": count,
             "image_shape": list(self.source.image_shape),
-            "images": self.keep_images,
+            "device": join_processes().device.type,
             "shard_size": min(most, max(least, math.ceil(count / SHARDS))),
         }
         manifest = json.loads(json.dumps(manifest))  # as it will be read
         if path.is_file():
-            earlier = _read_manifest(path)
+            earlier = read_manifest(path)
             manifest["shard_size"] = earlier.get("shard_size")
             self._require_same(earlier, manifest)
         write_atomically(path, json.dumps(manifest, indent=1) + "\n")
         return manifest
 
+    def _require_seen(self) -> None:
+        if not (self.folder / MANIFEST).is_file():
+            raise ValueError(f"{self.folder} is not seen by every node; name a folder that is by --features")
+
     def _require_same(self, earlier: dict[str, Any], manifest: dict[str, Any]) -> None:
         found = sorted((key, pair) for key, pair in differences(earlier, manifest) if not key.startswith(SAYING))
         if found:
             (key, (was, now)), *others = found
-            also = f", as do {', '.join(key for key, _ in others)}" if others else ""
-            remedy = "name another folder by --features, or delete that one"
-            raise ValueError(f"{self.folder} holds features with {key}={was}, not {now}{also}; {remedy}")
+            also = f", as do {', '.join(_plain(key) for key, _ in others)}" if others else ""
+            remedy = "name another folder by --features, or another --out, or delete that one"
+            raise ValueError(
+                f"{self.folder} holds features with {_plain(key)}={short(was)}, not {short(now)}{also}; {remedy}"
+            )
 
     def missing(self) -> list[int]:
         """The shards still to make."""
@@ -127,11 +127,21 @@ class Extraction:
         """How many images belong into these shards."""
         return sum(len(self._rows(shard)) for shard in shards)
 
-    def run(self, on_images: Callable[[int], object] = lambda count: None) -> Extracted | None:
+    def run(
+        self, on_images: Callable[[int], object] = lambda count: None, needs: Set[str] = frozenset(TENSORS.values())
+    ) -> Extracted | None:
         """Make what is missing, together; the main process gets the features, the others None.
 
-        `on_images(n)` is called after every batch of this process. Raises on all processes what one of them raises.
+        `on_images(n)` is called after every batch of this process; `needs` are the attributes of a FeatureSet to read.
+        Raises on all processes what one of them raises.
         """
+        with locked(self.folder):
+            self._make_missing(on_images)
+        read: list[Extracted] = []
+        on_main(lambda: read.append(read_features(self.folder, self.manifest, self.extractor, needs)))
+        return read[0] if read else None
+
+    def _make_missing(self, on_images: Callable[[int], object]) -> None:
         state = join_processes()
         missing = on_all(lambda: self.missing() if state.is_main_process else [])[0]
         mine = missing[state.process_index :: state.num_processes]
@@ -139,15 +149,14 @@ class Extraction:
         turns = iter(mine)
         for _ in range(0, len(missing), state.num_processes):  # together, so that no one waits long for another
             on_all(lambda: self._make(next(turns, None), batches, on_images))
-        read: list[Extracted] = []
-        on_main(lambda: read.append(_read(self.folder, self.manifest, self.extractor)))
-        return read[0] if read else None
 
-    def images(self) -> Iterator[Tensor]:
-        """The kept images, uint8 [B, C, H, W], shard by shard."""
-        for shard in range(self.shards):
-            with safe_open(_shard(self.folder, shard), "pt") as file:
-                yield file.get_tensor("images")
+    def save_npz(self, path: Path) -> None:
+        """Write the kept images, shard by shard, as `images.npz`."""
+        labels_N = self.source.labels_N
+        with image_writer(path, len(self.source), None if labels_N is None else labels_N.numpy()) as add:
+            for shard in range(self.shards):
+                with safe_open(shard_path(self.folder, shard), "pt") as file:
+                    add(file.get_tensor("images").permute(0, 2, 3, 1).numpy())
 
     # ------------------------------------------------------------------------------------------------------- one shard
 
@@ -161,9 +170,10 @@ class Extraction:
     def _is_whole(self, shard: int) -> bool:
         """It took its name only once it was complete; but disks fail."""
         try:
-            with safe_open(_shard(self.folder, shard), "pt") as file:
+            with safe_open(shard_path(self.folder, shard), "pt") as file:
                 shape: list[int] = file.get_slice("features").get_shape()
-                return shape[0] == len(self._rows(shard))
+                has_images = not self.keep_images or "images" in file.keys()  # noqa: SIM118 (it is no dict)
+                return has_images and shape[0] == len(self._rows(shard))
         except (OSError, SafetensorError):
             return False
 
@@ -178,62 +188,26 @@ class Extraction:
         if self.source.labels_N is not None:
             made["labels"] = [self.source.labels_N[rows.start : rows.stop]]
         tensors = {name: torch.cat(parts).contiguous() for name, parts in made.items()}
-        write_atomically(_shard(self.folder, shard), save(tensors, {"tally": json.dumps(self.source.tally())}))
+        write_atomically(shard_path(self.folder, shard), save(tensors, {"tally": json.dumps(self.source.tally())}))
 
     def _of(self, images_BCHW: Tensor, part: list[int]) -> dict[str, Tensor]:
         features_BD, spatial_BS = self.extractor(images_BCHW)
         if features_BD.shape != (len(part), self.extractor.dim):
             gave = f"features of shape {tuple(features_BD.shape)} for {len(part)} images"
             raise ValueError(f"{self.extractor.name} gave {gave}; wanted ({len(part)}, {self.extractor.dim})")
-        if not features_BD.isfinite().all():
-            row = part[int((~features_BD.isfinite()).any(1).nonzero()[0])]
-            raise ValueError(f"{self.source.name}: the features of image {row} are NaN or infinite; look at the image")
+        for rows_BD in (features_BD, spatial_BS):
+            if rows_BD is not None and not rows_BD.isfinite().all():
+                row = part[int((~rows_BD.isfinite()).any(1).nonzero()[0])]
+                problem = f"the features of image {row} are NaN or infinite"
+                raise ValueError(f"{self.source.name}: {problem}; look at the image")
         found = {"features": features_BD, "thumbnails": thumbnails(images_BCHW).cpu()}
         found |= {} if spatial_BS is None else {"spatial": spatial_BS}
         return found | ({"images": images_BCHW.cpu()} if self.keep_images else {})
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise ValueError(f"{path} is no manifest of features; name another folder by --features, or delete that one")
-    return found
-
-
-def _shard(folder: Path, shard: int) -> Path:
-    return folder / f"{shard:05d}.safetensors"
-
-
-def read_features(folder: Path, extractor: FeatureExtractor) -> Extracted:
-    """The features that a folder keeps. ValueError if some are missing, or if they are of another extractor."""
-    manifest = _read_manifest(folder / MANIFEST)
-    own = json.loads(json.dumps(extractor.identity()))
-    if manifest["extractor"] != own:
-        found = ", ".join(f"{key}={was}, not {now}" for key, (was, now) in differences(manifest["extractor"], own))
-        raise ValueError(f"{folder} holds features of another extractor, {found}; name it by --extractor")
-    return _read(folder, manifest, extractor)
-
-
-def _read(folder: Path, manifest: dict[str, Any], extractor: FeatureExtractor) -> Extracted:
-    parts: dict[str, list[Tensor]] = {}
-    tally: dict[str, int] = {}
-    for shard in range(math.ceil(manifest["count"] / manifest["shard_size"])):
-        if not _shard(folder, shard).is_file():
-            remedy = "run the command that makes it again; on several nodes, give --features a folder that all see"
-            raise ValueError(f"{_shard(folder, shard)} is not there; {remedy}")
-        with safe_open(_shard(folder, shard), "pt") as file:
-            for name in TENSORS.keys() & set(file.keys()):
-                parts.setdefault(name, []).append(file.get_tensor(name))
-            for name, count in json.loads(file.metadata()["tally"]).items():
-                tally[name] = tally.get(name, 0) + count
-    found: dict[str, Any] = {TENSORS[name]: torch.cat(tensors) for name, tensors in parts.items()}
-    logits_NK = extractor.logits(found["features_ND"])
-    said = {**manifest["source"], **manifest["facts"], "name": manifest["name"], "count": manifest["count"]}
-    active = {"active_experts": tally["pairs"] / tally["tokens"]} if tally.get("tokens") else {}
-    return Extracted(FeatureSet(manifest["name"], manifest["count"], logits_NK=logits_NK, **found), said | active)
+def _plain(key: str) -> str:
+    """A key of a manifest in the user's words."""
+    return key.removeprefix("source.").removeprefix("experiment.")
 
 
 def thumbnails(images_BCHW: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ def require_images(images_NHWC: Rows, source: str) -> None:
     NaN and infinity are found before anything else is said of floats.
     """
     if np.issubdtype(images_NHWC.dtype, np.floating):
-        require_finite(images_NHWC, source)
+        for _ in extremes(images_NHWC, source):
+            pass
     if images_NHWC.dtype != np.uint8:
         raise ValueError(f"{source}: images have dtype {images_NHWC.dtype}; save them as uint8 0..255")
     require_shape(images_NHWC.shape, source)
@@ -52,14 +53,22 @@ def require_shape(shape: tuple[int, ...], source: str) -> None:
     raise ValueError(f"{source}: images have shape {shape}; {wanted}{hint}")
 
 
-def require_finite(images_NHWC: Rows, source: str) -> None:
-    """ValueError naming the first image that holds NaN or infinity."""
+def extremes(images_NHWC: Rows, source: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(place of the first, least and greatest value of some images) until all were there.
+
+    ValueError naming the first image that holds NaN or infinity.
+    """
     for start, block in blocks(images_NHWC):
-        finite = np.isfinite(block)
+        if block.size == 0:
+            continue
+        values = np.atleast_1d(block)
+        values = values.reshape(len(values), -1)
+        lows, highs = values.min(1), values.max(1)  # NaN, where there is one
+        finite = np.isfinite(lows) & np.isfinite(highs)
         if not finite.all():
-            bad = start + int(np.argwhere(~finite)[0][0]) if block.ndim else 0
-            problem = f"image {bad} holds NaN or infinity"
+            problem = f"image {start + int(finite.argmin())} holds NaN or infinity"
             raise ValueError(f"{source}: {problem}; find out why the sampler made it, it cannot be evaluated")
+        yield start, lows, highs
 
 
 def blocks(rows: Rows) -> Iterator[tuple[int, np.ndarray]]:

@@ -32,7 +32,7 @@ class Baseline:
     note: str | None = None
 
 
-XL = 675.1e6  # parameters of DiT-XL/2, and of SiT's
+XL = 675.13e6  # parameters of DiT-XL/2, and of SiT's; as in papers, position embeddings count
 
 _dit = partial(
     Baseline,
@@ -64,10 +64,10 @@ BASELINES = (
     ),
     _dit(model="DiT-XL/2", parameters=XL, fid=18.1, note="lowest of several published values, up to 19.5"),
     _dit(model="DiT-XL/2", parameters=XL, fid=19.5, note="highest of several published values, down to 18.1"),
-    _dit(model="DiT-L/2", parameters=458.1e6, fid=23.3),
+    _dit(model="DiT-L/2", parameters=458.10e6, fid=23.3),
     _dit(model="DiT-B/2", parameters=130.51e6, fid=43.5),
-    _dit(model="DiT-B/4", parameters=130.51e6, fid=68.4),
-    _dit(model="DiT-S/2", parameters=33.0e6, fid=68.4),
+    _dit(model="DiT-B/4", parameters=130.48e6, fid=68.4),
+    _dit(model="DiT-S/2", parameters=32.96e6, fid=68.4),
     _flow(
         model="SiT-XL/2",
         source="SiT, arXiv 2401.08740",
@@ -133,6 +133,6 @@ BASELINES = (
         guidance=None,
         fid=1.25,
         image_size=512,
-        note="512 pixels; autoguidance",
+        note="autoguidance",
     ),
 )

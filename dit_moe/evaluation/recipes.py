@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from dit_moe import config
 from dit_moe.registry import did_you_mean
@@ -118,6 +119,7 @@ class EvaluationRecipe:
     extractor: str
     metrics: tuple[str, ...]
     count: int  # generated images
+    reference_count: int  # images, at least, of the reference's statistics
     reference_images: int  # beside the reference's statistics
     sides: tuple[int, ...]  # of the images, in pixels
 
@@ -128,6 +130,7 @@ ADM_50K = EvaluationRecipe(
     extractor="inception",
     metrics=("fd", "sfd", "inception_score", "precision_recall"),
     count=50_000,
+    reference_count=50_000,
     reference_images=10_000,
     sides=(256, 512),
 )
@@ -141,35 +144,108 @@ class Conditions:
     extractor: str
     is_fid: bool  # the extractor is the Inception whose weights were verified
     metrics: Sequence[str]
-    n_generated: int
+    changed_metrics: Sequence[str] = ()  # whose settings are not the defaults: "precision_recall with k=5"
+    n_generated: int | None  # None: not known
     seeds: int
-    image_shape: tuple[int, int, int]  # (C, H, W) of the generated images
-    resized: bool  # either side's images were resized or cropped for the evaluation
+    image_shape: tuple[int, int, int] | None  # (C, H, W) of the generated images, as compared; None: not known
+    altered: Sequence[str] = ()  # what was done to either side's images: "resized to 256"
     reference_statistics: bool  # the reference came with its own, rather than having them computed of its images
-    reference_images: int  # 0: none
-    balanced_labels: bool | None = None  # as many images of each class; None: not known
+    reference_count: int | None  # images that its statistics say they are of; None: they do not say
+    reference_images: int  # beside the statistics; 0: none
+    reference_side: int | None  # of its images, in pixels; None: it has none
+    labels: Literal["random", "balanced", "data", "listed"] | None = None  # None: not known, as the next three
+    weights: str | None = None
+    precision: str | None = None
+    target: float | None = None  # active experts per token; None: as trained, or not known
+
+
+LABELS = {
+    "balanced": "as many images of each class",
+    "data": "labels as frequent as in the training data",
+    "listed": "labels of listed classes",
+}
 
 
 def not_comparable(found: Conditions, recipe: EvaluationRecipe = ADM_50K) -> list[str]:
     """Every reason why a result may not be compared with published ones; none if it may."""
+    reasons = []
+    if not found.is_fid:
+        reasons.append(f"the features are those of {found.extractor}, not of the verified Inception")
+    if found.n_generated is None:
+        reasons.append("the number of generated images is not known")
+    elif found.n_generated != recipe.count:
+        reasons.append(f"{_count(found.n_generated)} generated images instead of {_count(recipe.count)}")
+    if found.seeds != 1:
+        reasons.append(f"the mean over {found.seeds} sampling seeds, published numbers are of one")
+    reasons += _of_the_images(found, recipe)
+    reasons += [f"the images were altered: {each}" for each in found.altered]
+    reasons += [f"computed otherwise than published numbers: {each}" for each in found.changed_metrics]
+    reasons += _of_the_reference(found, recipe)
+    reasons += _of_the_sampling(found)
+    return reasons
+
+
+def _of_the_images(found: Conditions, recipe: EvaluationRecipe) -> list[str]:
+    if found.image_shape is None:
+        return ["the size of the generated images is not known"]
+    reasons = []
     channels, height, width = found.image_shape
-    neighbours = "precision_recall" in found.metrics
-    sides = " or ".join(f"{side}×{side}" for side in recipe.sides)
-    reasons = {
-        f"the features are those of {found.extractor}, not of the verified Inception": not found.is_fid,
-        f"{_count(found.n_generated)} generated images instead of {_count(recipe.count)}": found.n_generated
-        != recipe.count,
-        f"the mean over {found.seeds} sampling seeds, published numbers are of one": found.seeds != 1,
-        f"images of {height}×{width} pixels instead of {sides}": height != width or height not in recipe.sides,
-        f"images of {channels} channel{'s' * (channels != 1)} instead of 3": channels != 3,
-        "the images were resized for the evaluation": found.resized,
-        "the reference's statistics were computed here, not published with it": not found.reference_statistics,
-        f"precision and recall against {_count(found.reference_images)} reference images instead of "
-        f"{_count(recipe.reference_images)}": neighbours and found.reference_images != recipe.reference_images,
-        "as many images of each class; published baselines draw the labels at random": found.balanced_labels is True,
-    }
-    return [reason for reason, holds in reasons.items() if holds]
+    if height != width or height not in recipe.sides:
+        sides = " or ".join(f"{side}×{side}" for side in recipe.sides)
+        reasons.append(f"images of {height}×{width} pixels instead of {sides}")
+    if channels != 3:
+        reasons.append(f"images of {channels} channel{'s' * (channels != 1)} instead of 3")
+    side = found.reference_side
+    if height == width and side is not None and side != height:
+        reasons.append(f"images of {height}×{width} pixels against a reference of {side}×{side}")
+    return reasons
+
+
+def _of_the_reference(found: Conditions, recipe: EvaluationRecipe) -> list[str]:
+    reasons = []
+    if not found.reference_statistics:
+        reasons.append("the reference's statistics were computed here, not published with it")
+    if found.reference_count is not None and found.reference_count < recipe.reference_count:
+        reasons.append(f"the reference's statistics are of {_count(found.reference_count)} images")
+    if found.reference_side is None:
+        reasons.append("the reference holds no images that would tell its resolution")
+    images, wanted = found.reference_images, recipe.reference_images
+    if "precision_recall" in found.metrics and images not in (0, wanted):
+        reasons.append(f"precision and recall against {_count(images)} reference images instead of {_count(wanted)}")
+    return reasons
+
+
+def _of_the_sampling(found: Conditions) -> list[str]:
+    reasons = []
+    if found.labels in LABELS:
+        reasons.append(f"{LABELS[found.labels]}; published baselines draw the classes at random")
+    if found.weights not in (None, "ema"):
+        reasons.append("sampled with the weights as they are, published baselines with their moving average (EMA)")
+    if found.precision not in (None, "fp32"):
+        reasons.append(f"sampled in {found.precision} instead of fp32")
+    if found.target is not None:
+        reasons.append(f"sampled with {found.target:g} active experts per token instead of as trained")
+    return reasons
 
 
 def _count(number: int) -> str:
     return f"{number:,}".replace(",", " ")
+
+
+COUNT = r"[\d ]*\d"
+GENERAL = {
+    rf"{COUNT} generated images instead of ({COUNT})": r"another number of generated images than \1",
+    rf"the mean over {COUNT} sampling seeds, ": "the mean over several sampling seeds, ",
+    r"images of \d+×\d+ pixels instead of (.+)": r"images of another size than \1",
+    r"images of \d+×\d+ pixels against a reference of \d+×\d+": "images of another size than the reference's",
+    rf"the reference's statistics are of {COUNT} images": "the reference's statistics are of too few images",
+    rf"against {COUNT} reference images instead of ({COUNT})": r"against another number of reference images than \1",
+    r"with [\d.e+]+ active experts per token instead of": "with another number of active experts than",
+}
+
+
+def in_general(reason: str) -> str:
+    """A reason of `not_comparable` without the result's own numbers, so that many results share it."""
+    for pattern, general in GENERAL.items():
+        reason = re.sub(pattern, general, reason)
+    return reason

@@ -8,7 +8,6 @@ distances shrink as images are added, so numbers at different N say nothing abou
 
 from __future__ import annotations
 
-import math
 import platform
 import statistics
 from collections.abc import Mapping, Sequence, Set
@@ -17,22 +16,28 @@ from typing import Any
 
 import torch
 
-from dit_moe.evaluation.extraction import Extracted
+from dit_moe.evaluation.stored import Extracted
 from dit_moe.extractors import FeatureExtractor, key_of
 from dit_moe.metrics import METRICS, FeatureSet, Metric, Moments, expected_floor
 
 Report = dict[str, Any]
 PACKAGES = ("dit_moe", "torch", "torchvision", "torch-fidelity", "timm", "numpy")  # that a number may depend on
 DISTANCES = {"fd": "moments", "sfd": "spatial_moments"}  # value: where its Gaussians are
-WHAT_LACKS = {  # attribute of a FeatureSet: what is missing without it, and a remedy
-    "features_ND": ("images, of which it holds statistics alone", "name the images themselves"),
-    "moments": ("statistics of features", "name images, or a file with mu and sigma"),
+LACKS = {  # attribute of a FeatureSet: what a metric needs, what a set without it is or has, and a remedy
+    "features_ND": ("images", "holds statistics alone", "name the images themselves"),
+    "moments": ("a mean and a covariance", "has none", "name images, or a file with mu and sigma"),
     "spatial_moments": (
-        "spatial features (mu_s and sigma_s in a file of statistics)",
-        "make the file again from the images by --save-stats, with --extractor inception",
+        "spatial features",
+        "has none (in a file of statistics they are mu_s and sigma_s)",
+        "take --extractor inception, with which --save-stats makes such files, too",
     ),
-    "logits_NK": ("an extractor that classifies", "choose another --extractor"),
-    "labels_N": ("labels", "save them as `labels` beside arr_0"),
+    "logits_NK": ("class scores", "was seen by an extractor that gives none", "choose another --extractor"),
+    "predictions_N": (
+        "classes",
+        "was seen by an extractor that knows none of its data's",
+        "choose another --extractor",
+    ),
+    "labels_N": ("labels", "has none", "save them as `labels` beside arr_0"),
 }
 
 
@@ -44,6 +49,7 @@ def evaluate(
     *,
     heldout: Extracted | None = None,
     reconstructed: Extracted | None = None,
+    called: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Report:
     """Compare the images of each sampling seed with the reference.
@@ -52,9 +58,10 @@ def evaluate(
         samples: one set for each sampling seed.
         reference: images, statistics, or both.
         extractor: what their features were made by.
-        metrics: configs of METRICS; None takes those that suit the extractor, without what some side lacks.
+        metrics: configs of METRICS; None takes those that suit the extractor.
         heldout: real images that are not in the reference: they give the floor.
         reconstructed: these once an autoencoder has encoded and decoded them: about the best that its latents allow.
+        called: what the feature space is called, if not by the extractor's name; no number is then a FID.
         device: where the metrics compute.
 
     Returns a JSON-ready dict; entries that cannot be known are null. <space> is the extractor's name; with the verified
@@ -64,94 +71,99 @@ def evaluate(
       (of held-out images), ``floor_estimate`` (formula for independent draws; sets of equal class mix come out lower),
       ``ratio`` generated to floor, ``reconstruction`` and ``reconstruction_ratio``, the same to floor, ``n`` images on
       the left side of each distance, ``n_reference``, ``seeds``;
-    * of any other value v: ``v_<space>``, mean over seeds, and ``…_std``, ``…_heldout`` and ``…_reconstruction``;
+    * of any other value v: ``v_<space>``, mean over seeds, and ``…_std``, ``…_heldout`` and ``…_reconstruction``; of a
+      spread within a set, such as KID's over its subsets, the mean alone;
     * ``provenance`` and ``warnings``.
 
-    Each set is thinned evenly to the smallest one. Raises ValueError for no samples, fewer than 2 images, and where a
-    metric that was asked for lacks what it needs.
+    Sets are thinned evenly to the smallest one, for metrics that compare; statistics cannot be, so beside them the
+    others are thinned to their count, or left out where they have fewer images. Raises ValueError for no samples,
+    fewer than 2 images, and where a metric lacks what it needs.
     """
     if not samples:
         raise ValueError("there are no samples to evaluate; give the images of at least one sampling seed")
     others = {"heldout": heldout, "reconstruction": reconstructed}
-    groups = {"generated": list(samples)} | {name: [] if one is None else [one] for name, one in others.items()}
-    smallest = _smallest([one.features for group in groups.values() for one in group])
-    n = smallest.count
-    sets = {name: [_thinned(one.features, n) for one in group] for name, group in groups.items()}
-    built, left_out = _build(metrics, extractor, sets, reference.features, device)
+    groups = {"generated": [one.features for one in samples]}
+    groups |= {name: [] if one is None else [one.features] for name, one in others.items()}
+    n, equal, warnings = _equalised(groups)
+    configs = [METRICS.config_class(name)() for name in extractor.metrics] if metrics is None else metrics
+    built = {METRICS.name_of(config): METRICS.build(config, device) for config in configs}
     report: Report = {}
-    for metric in built.values():
+    better: dict[str, str | None] = {}
+    for name, metric in built.items():
+        sets = equal if metric.needs else groups  # what looks at one set alone needs no equals
+        sides = [(one.source, one.known) for group in sets.values() for one in group]
+        if problem := lacking(name, metric, sides, (reference.features.source, reference.features.known)):
+            raise ValueError(problem)
         for value, found in _values(metric, sets, reference.features).items():
-            key = key_of(value, extractor.name, extractor.is_fid) if metric.in_feature_space(value) else value
+            spaced = metric.in_feature_space(value)
+            key = key_of(value, called or extractor.name, extractor.is_fid and called is None) if spaced else value
             if value in DISTANCES:
-                report[key] = _distance(found, sets, reference.features, DISTANCES[value], n)
+                report[key] = _distance(found, reference.features, DISTANCES[value], n)
+            elif value.endswith("_std"):  # a spread within a set, over its splits or subsets
+                report[key] = _mean(found["generated"])
             else:
                 report |= _flat(key, found)
+            better[key] = metric.better
+        warnings += [f"{name}: {note}" for note in metric.notes(sets["generated"][0], reference.features)]
+    images, moments = reference.features.features_ND, reference.features.moments
     report["provenance"] = {
         "samples": [one.described for one in samples],
         "reference": reference.described,
         "heldout": None if heldout is None else heldout.described,
         "reconstruction": None if reconstructed is None else reconstructed.described,
-        "extractor": extractor.identity() | {"is_fid": extractor.is_fid},
+        "extractor": extractor.identity() | {"dim": extractor.dim, "is_fid": extractor.is_fid and called is None},
         "n_gen": n,
-        "n_ref": reference.features.count,
+        "n_ref_images": None if images is None else len(images),
+        "n_ref_statistics": None if moments is None else moments.n,
         "metrics": {name: metric.settings() for name, metric in built.items()},
+        "better": better,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }
-    report["warnings"] = [*left_out, *_warnings(samples, smallest, reference, extractor, built)]
+    report["warnings"] = warnings + _few(n, reference, extractor)
     return report
 
 
-def require_two(counts: Mapping[str, int | None]) -> None:
-    """ValueError for a set, by name, of fewer than 2 images."""
-    for name, count in counts.items():
-        if count is not None and count < 2:
-            raise ValueError(f"{name} has {count} image; a Fréchet distance needs at least 2")
-
-
-def _smallest(sets: Sequence[FeatureSet]) -> FeatureSet:
-    require_two({each.source: each.count for each in sets})
-    return min(sets, key=lambda each: math.inf if each.count is None else each.count)
-
-
-def _thinned(one: FeatureSet, n: int | None) -> FeatureSet:
-    """Statistics stay as they are."""
-    return one if n is None or one.features_ND is None else one.thinned(n)
-
-
-def _build(
-    metrics: Sequence[object] | None,
-    extractor: FeatureExtractor,
-    sets: dict[str, list[FeatureSet]],
-    reference: FeatureSet,
-    device: torch.device | str,
-) -> tuple[dict[str, Metric], list[str]]:
-    """Metrics by name, and why others of the extractor's were left out."""
-    configs = [METRICS.config_class(name)() for name in extractor.metrics] if metrics is None else metrics
-    sides = [(one.source, one.known) for group in sets.values() for one in group]
-    built: dict[str, Metric] = {}
-    left_out: list[str] = []
-    for config in configs:
-        name, metric = METRICS.name_of(config), METRICS.build(config, device)
-        problem = lacking(name, metric, sides, (reference.source, reference.known))
-        if problem is None:
-            built[name] = metric
-        elif metrics is not None:
-            raise ValueError(problem)
-        else:
-            left_out.append(f"left out: {problem}")
-    return built, left_out
+def _equalised(groups: dict[str, list[FeatureSet]]) -> tuple[int | None, dict[str, list[FeatureSet]], list[str]]:
+    """The count of all sets, the sets at that count, and what a reader has to know about it."""
+    every = [one for group in groups.values() for one in group]
+    for one in every:
+        if one.count is not None and one.count < 2:
+            raise ValueError(f"{one.source} has {one.count} image; an evaluation needs at least 2")
+    stated = [one for one in groups["generated"] if one.features_ND is None]
+    if not stated:
+        smallest = min(every, key=lambda one: one.count or 0)
+        n, most = smallest.count or 0, max(groups["generated"], key=lambda one: one.count or 0)
+        thinned = f"{most.count} images of {most.source} thinned to {n}, as many as {smallest.source} has"
+        equal = {name: [one.thinned(n) for one in group] for name, group in groups.items()}
+        return n, equal, [] if n == most.count else [thinned]
+    counts = {one.count for one in groups["generated"]}
+    fixed = counts.pop() if len(counts) == 1 else None
+    equal, warnings = {"generated": groups["generated"]}, []
+    for name in ("heldout", "reconstruction"):
+        fit = [one for one in groups[name] if fixed is not None and (one.count or 0) >= fixed]
+        equal[name] = [one.thinned(fixed or 0) for one in fit]
+        if groups[name] and not fit:
+            of = "an unstated number of" if fixed is None else str(fixed)
+            warnings.append(
+                f"no {name} beside it: {stated[0].source} is of {of} images, {groups[name][0].count} are there"
+            )
+    return fixed, equal, warnings
 
 
 Side = tuple[str, Set[str]]  # what it is called, and the attributes of a FeatureSet that are known of it
 
 
-def lacking(name: str, metric: Metric, samples: Sequence[Side], reference: Side) -> str | None:
+def lacking(
+    name: str, metric: Metric, samples: Sequence[Side], reference: Side, label_remedies: Mapping[str, str] = {}
+) -> str | None:
     """What some side lacks that the metric `name` needs, and the remedy; None if nothing."""
     wanted = [(*side, metric.needs | metric.needs_of_samples) for side in samples]
     for source, known, attributes in [*wanted, (*reference, metric.needs)]:
         for attribute in sorted(attributes - known):
-            what, remedy = WHAT_LACKS[attribute]
-            return f"{name} needs {what}, and {source} has none; {remedy}, or leave {name} out of --metrics"
+            what, found, remedy = LACKS[attribute]
+            if attribute == "labels_N":
+                remedy = label_remedies.get(source, remedy)
+            return f"{name} needs {what}, and {source} {found}; {remedy}, or leave {name} out of --metrics"
     return None
 
 
@@ -176,9 +188,7 @@ def _flat(key: str, found: dict[str, list[float]]) -> Report:
     }
 
 
-def _distance(
-    found: dict[str, list[float]], sets: dict[str, list[FeatureSet]], reference: FeatureSet, where: str, n: int | None
-) -> Report:
+def _distance(found: dict[str, list[float]], reference: FeatureSet, where: str, n: int | None) -> Report:
     generated, floor, reconstruction = (_mean(found[group]) for group in ("generated", "heldout", "reconstruction"))
     moments: Moments = getattr(reference, where)
     return {
@@ -207,23 +217,10 @@ def _ratio(value: float | None, floor: float | None) -> float | None:
     return None if value is None or not floor else value / floor
 
 
-def _warnings(
-    samples: Sequence[Extracted],
-    smallest: FeatureSet,
-    reference: Extracted,
-    extractor: FeatureExtractor,
-    metrics: dict[str, Metric],
-) -> list[str]:
-    warnings, n, most = [], smallest.count or 0, max(one.features.count or 0 for one in samples)
-    if n < most:
-        warnings.append(f"{most} images of a sampling seed thinned to {n}, as many as {smallest.source} has")
-    fewest = min(n, reference.features.count or n)
-    if fewest < extractor.dim:
-        enough = 2 * extractor.dim
-        few = (
-            f"{fewest} images for {extractor.dim} features: distances are mostly sampling error; use at least {enough}"
-        )
-        warnings.append(few)
-    for name, metric in metrics.items():
-        warnings += [f"{name}: {note}" for note in metric.notes(smallest, reference.features)]
-    return warnings
+def _few(n: int | None, reference: Extracted, extractor: FeatureExtractor) -> list[str]:
+    moments = reference.features.moments
+    counts = [count for count in (n, None if moments is None else moments.n) if count is not None]
+    if not counts or min(counts) >= extractor.dim:
+        return []
+    few = f"{min(counts)} images for {extractor.dim} features: distances are mostly sampling error"
+    return [f"{few}; use at least {2 * extractor.dim}"]

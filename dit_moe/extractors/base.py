@@ -28,13 +28,15 @@ class FeatureExtractor(ABC):
     name: str
     """The feature space. It stands in the key of every number, ``fd_<name>``."""
     dim: int
-    """D."""
+    """D; 0 while that is not known."""
     sha256: str
     """Of the weights that span the space."""
     is_fid: bool = False
     """Whether a Fréchet distance here is *the* FID: the verified Inception network of 2015, and nothing else."""
     has_spatial: bool = False
-    classifies: bool = False
+    has_logits: bool = False
+    classes: int | None = None
+    """How many classes its logits have, if they are the labels of the data; None if they are in another order."""
     metrics: ClassVar[tuple[str, ...]] = ("fd", "kid", "precision_recall", "nearest_neighbour")
     """What is measured in this space unless the user says otherwise; names of METRICS."""
 

@@ -63,7 +63,8 @@ class DigitsCNNExtractor(FeatureExtractor):
     name = "digits_cnn64"
     dim = 64
     sha256 = SHA256
-    classifies = True
+    has_logits = True
+    classes = 10
     metrics = ("fd", "kid", "precision_recall", "class_accuracy", "nearest_neighbour")
 
     def __init__(self, config: DigitsCNNConfig) -> None:
@@ -77,9 +78,13 @@ class DigitsCNNExtractor(FeatureExtractor):
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         channels, height, width = image_shape
-        if channels != 1 or height != width or height == 0 or height % SIDE:
+        remedies = ["--channels 1"] if channels != 1 else []
+        if height != width or height == 0 or height % SIDE:
+            remedies.append(f"--size {SIDE} (or another multiple of {SIDE})")
+        if remedies:
             wanted = f"square images of 1 channel whose side is a multiple of {SIDE}"
-            raise ValueError(f"{self.name} takes {wanted}, not {channels}×{height}×{width}; choose another --extractor")
+            problem = f"--extractor {self.name} takes {wanted}, not {channels}×{height}×{width}"
+            raise ValueError(f"{problem}; try {', '.join(remedies)}, or another --extractor")
 
     def __call__(self, images_BCHW: Tensor) -> Features:
         self.check(tuple(images_BCHW.shape[1:]))  # type: ignore[arg-type]

@@ -9,9 +9,12 @@ published ones.
 
 from __future__ import annotations
 
+import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.error import HTTPError
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +25,7 @@ from dit_moe.extractors.precision import full_precision
 from dit_moe.extractors.weights_file import misfit, read_tensors, sha256_of_tensors
 
 SIDE, PATCH = 224, 14  # pixels
+PATIENCE = 5  # seconds
 OFFSET = 0.1  # patches by which DINOv2 overstates the side when it resamples its position embedding
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
@@ -40,15 +44,18 @@ class DINOv2Config:
 class DINOv2Extractor(FeatureExtractor):
     """The normed class token [B, D] in fp32, of images resized to 224×224 (bicubic, antialiased).
 
+    The hash of the weights is part of its name: that of the official ones is recorded nowhere, so numbers of any others
+    would otherwise go by the same key.
+
     Raises:
         ValueError: the weights are missing, damaged, or of another network.
     """
 
     def __init__(self, config: DINOv2Config) -> None:
-        network = _downloaded(config) if config.weights is None else _loaded(config, Path(config.weights))
-        self.name = f"dinov2_vit{config.model[4]}14"
+        network = _load(config, _downloaded(config) if config.weights is None else Path(config.weights))
         self.dim = network.num_features
         self.sha256 = sha256_of_tensors(network.state_dict())
+        self.name = f"dinov2_vit{config.model[4]}14_{self.sha256[:8]}"
         embedding_1PD = resample(network.pos_embed.detach())
         network.set_input_size((SIDE, SIDE))  # resamples too, in timm's way
         network.pos_embed = nn.Parameter(embedding_1PD)
@@ -63,7 +70,8 @@ class DINOv2Extractor(FeatureExtractor):
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         if image_shape[0] != 3:
-            raise ValueError(f"{self.name} takes images of 3 channels, not {image_shape[0]}; give --channels 3")
+            found = f"not {image_shape[0]}; give --channels 3"
+            raise ValueError(f"--extractor {self.name} takes images of 3 channels, {found}")
 
     def __call__(self, images_BCHW: Tensor) -> Features:
         device = self.network.pos_embed.device
@@ -86,19 +94,33 @@ def resample(embedding_1PD: Tensor) -> Tensor:
     return torch.cat([embedding_1PD[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
 
-def _downloaded(config: DINOv2Config) -> Any:
+def _downloaded(config: DINOv2Config) -> Path:
+    """timm's file in the cache of the Hub, put there if need be; ValueError if that cannot be done."""
     import timm
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
+    where: Any = {"repo_id": f"timm/{config.model}.lvd142m", "filename": "model.safetensors"}
+    with suppress(LocalEntryNotFoundError):
+        return Path(hf_hub_download(**where, local_files_only=True))
     try:
-        return timm.create_model(f"{config.model}.lvd142m", pretrained=True, num_classes=0)
+        require_reachable(constants.ENDPOINT)
+        return Path(hf_hub_download(**where))
     except Exception as error:  # of many kinds, from the network to the disk
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        wanted = f"dinov2_vit{config.model[4]}14_pretrain.pth"
-        problem = f"the weights of {config.model} are not at hand and cannot be downloaded ({reason})"
-        raise ValueError(f"{problem}; get DINOv2's {wanted}, and name it with --weights FILE") from None
+        settings: Any = timm.get_pretrained_cfg(f"{config.model}.lvd142m")
+        url: str = settings.url
+        problem = f"{url.rpartition('/')[2]}, the weights of {config.model}, cannot be downloaded ({reason})"
+        raise ValueError(f"{problem}; get it elsewhere from {url}, and name it with --weights FILE") from None
 
 
-def _loaded(config: DINOv2Config, path: Path) -> Any:
+def require_reachable(url: str) -> None:
+    """OSError unless something answers within `PATIENCE`: the Hub itself tries again and again for most of a minute."""
+    with suppress(HTTPError):  # an answer, too
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE).close()
+
+
+def _load(config: DINOv2Config, path: Path) -> Any:
     import timm
     from timm.models.vision_transformer import checkpoint_filter_fn
 

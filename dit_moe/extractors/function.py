@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,37 +38,43 @@ class FunctionConfig:
 
 @EXTRACTORS.register("function", FunctionConfig)
 class FunctionExtractor(FeatureExtractor):
-    """Its name is ``function_<name>``, and its hash that of the file it is written in, not of what that imports.
+    """Its name is ``function_<module>_<name>``; its hash, that of the file it is written in, not of what that imports.
 
-    `dim` and `identity` are known once `check` has tried the function.
+    `dim` is 0 until it was called; so it has no part in the identity, which is the same before and after.
 
     Raises:
-        ValueError: there is no such function, or a file of it cannot be read.
+        ValueError: there is no such function, its module fails, or a file of it cannot be read.
     """
 
     def __init__(self, config: FunctionConfig) -> None:
         module_name, _, name = config.path.partition(":")
-        module = _import(module_name)
+        module = _import(module_name, name)
         self.path, self.function = config.path, _function(module, name)
-        self.name, self.dim = f"function_{name}", 0
+        self.name, self.dim = "function_" + re.sub(r"\W", "_", config.path), 0
         self.device = torch.device("cpu")
         self.weights_sha256 = None if config.weights is None else sha256_of(Path(config.weights))
         if not getattr(module, "__file__", None):
             raise ValueError(f"--extractor {config.path}: {module_name} has no source file to tell it by; write one")
-        self.sha256 = sha256_of(Path(str(module.__file__)))
+        self.file = Path(str(module.__file__))
+        self.sha256 = sha256_of(self.file)
 
     def to(self, device: torch.device | str) -> Self:
         self.device = torch.device(device)
         return self
 
     def identity(self) -> dict[str, str | int]:
-        assert self.dim, "check() finds the width of the features"
         weights = {} if self.weights_sha256 is None else {"weights_sha256": self.weights_sha256}
-        return {**super().identity(), "path": self.path, **weights}
+        return {"name": self.name, "sha256": self.sha256, "path": self.path, **weights}
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
-        """Tries the function on blank images."""
-        self.dim = self._features(torch.zeros(PROBE, *image_shape, dtype=torch.uint8)).shape[1]
+        """Tries the function on blank images. ValueError for whatever it raises."""
+        try:
+            self.dim = self._features(torch.zeros(PROBE, *image_shape, dtype=torch.uint8)).shape[1]
+        except _Unusable:
+            raise
+        except Exception as error:
+            images = f"{PROBE} blank images {'×'.join(map(str, image_shape))}"
+            raise _failed(f"{self.path} failed on {images}", error, self.file) from None
 
     def __call__(self, images_BCHW: Tensor) -> Features:
         features_BD = self._features(images_BCHW)
@@ -88,17 +95,34 @@ class FunctionExtractor(FeatureExtractor):
             raise self._wrong("returned NaN or Inf")
         return features_BD
 
-    def _wrong(self, found: str) -> ValueError:
-        return ValueError(f"--extractor {self.path} {found}; it must return a tensor of finite numbers [B, D]")
+    def _wrong(self, found: str) -> _Unusable:
+        return _Unusable(f"--extractor {self.path} {found}; it must return a tensor of finite numbers [B, D]")
 
 
-def _import(name: str) -> ModuleType:
+class _Unusable(ValueError):
+    """What the function returned."""
+
+
+def _import(name: str, function: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and lacks another
-        raise ValueError(f"--extractor: there is no module {name}; put its folder on PYTHONPATH") from None
+    except Exception as error:
+        asked = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}.")
+        if not asked:
+            raise _failed(f"{name}:{function} failed as {name} was imported", error) from None
+        problem = f"--extractor {name}:{function}: there is no module {name}"
+        raise ValueError(f"{problem}; put its folder on PYTHONPATH") from None
+
+
+def _failed(what: str, error: Exception, file: Path | None = None) -> ValueError:
+    """In one line, with the last place in `file`, or else the very last, that the error went through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if file is not None and Path(frame.filename) == file] or frames
+    place = f"{Path(own[-1].filename).name}:{own[-1].lineno}"
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f"{Path(error.filename).name}:{error.lineno}"
+    said = " ".join([type(error).__name__, *str(error).split()])
+    return ValueError(f"--extractor {what}: {said} ({place}); mend it")
 
 
 def _function(module: ModuleType, name: str) -> Callable[..., Any]:

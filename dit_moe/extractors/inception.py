@@ -20,6 +20,8 @@ from dit_moe.extractors.precision import full_precision
 from dit_moe.extractors.weights_file import fetch, misfit, read_tensors, sha256_of
 
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # of torch-fidelity's 95,628,359 bytes
+DIM = 2048
+RESIZE = "TensorFlow 1 bilinear to 299"
 SPATIAL_CHANNELS = 7  # of Mixed_6d's 1×1 branch: 17·17·7 = 2023 numbers, about as many as pool3 has (ADM's evaluator)
 ROWS = 4096  # features whose logits are computed at a time
 
@@ -42,9 +44,9 @@ class InceptionExtractor(FeatureExtractor):
         ValueError: the weights are missing, damaged, of another network, or not the official ones.
     """
 
-    dim = 2048
+    dim = DIM
     has_spatial = True
-    classifies = True
+    has_logits = True  # of 1008 classes in TensorFlow's order, which is that of no data set's labels
     metrics = ("fd", "sfd", "inception_score", "kid", "precision_recall")
 
     def __init__(self, config: InceptionConfig) -> None:
@@ -66,11 +68,12 @@ class InceptionExtractor(FeatureExtractor):
         return self
 
     def identity(self) -> dict[str, str | int]:
-        return {**super().identity(), "resize": "TensorFlow 1 bilinear to 299"}
+        return {**super().identity(), "resize": RESIZE}
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         if image_shape[0] != 3:
-            raise ValueError(f"{self.name} takes images of 3 channels, not {image_shape[0]}; give --channels 3")
+            found = f"not {image_shape[0]}; give --channels 3"
+            raise ValueError(f"--extractor {self.name} takes images of 3 channels, {found}")
 
     def __call__(self, images_BCHW: Tensor) -> Features:
         device, seen = self.network.fc.weight.device, []

@@ -42,9 +42,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             tensors = safetensors.torch.load_file(path)
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds, from the disk to the pickle
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"the weights {path} cannot be read ({reason}); name another file with --weights") from None
+    except OSError as error:
+        problem = f"the weights {path} cannot be read ({error.strerror or error})"
+        raise ValueError(f"{problem}; name another file with --weights") from None
+    except Exception:  # of many kinds, with advice that would let code in the file run
+        problem = f"{path} is no file of weights (a zip or pickle of tensors, or safetensors)"
+        raise ValueError(f"{problem}, or it is damaged; name another file with --weights") from None
     if not isinstance(tensors, dict) or not all(isinstance(each, Tensor) for each in tensors.values()):
         problem = f"{path} holds other things than weights by name"
         raise ValueError(f"{problem}; name a file of a network's state_dict with --weights")

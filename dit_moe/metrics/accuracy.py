@@ -1,6 +1,6 @@
 """Whether a classifier takes the images for the classes that they were made for."""
 
-# N samples, K classes
+# N samples
 
 from __future__ import annotations
 
@@ -12,19 +12,16 @@ from torch import Tensor
 from dit_moe.metrics.base import METRICS, FeatureSet, Metric
 
 
-def class_accuracy(logits_NK: Tensor, labels_N: Tensor) -> float:
-    """Share of images whose highest logit is that of their label.
+def class_accuracy(predictions_N: Tensor, labels_N: Tensor) -> float:
+    """Share of images that are taken for their label; both number the classes alike.
 
-    ValueError for other counts than one label an image, and for a label outside the K classes.
+    ValueError for other counts than one label an image.
     """
-    n, classes = logits_NK.shape
-    if labels_N.shape != (n,) or n == 0:
-        raise ValueError(f"labels of shape {tuple(labels_N.shape)} for {n} images; wanted one label for each")
-    if labels_N.min() < 0 or labels_N.max() >= classes:
-        wrong = int(labels_N.min() if labels_N.min() < 0 else labels_N.max())
-        remedy = "leave class_accuracy out of --metrics, or choose an --extractor of these classes"
-        raise ValueError(f"label {wrong}; the extractor knows {classes} classes, from 0 on; {remedy}")
-    return (logits_NK.argmax(1) == labels_N).double().mean().item()
+    n = len(predictions_N)
+    if predictions_N.shape != (n,) or labels_N.shape != (n,) or n == 0:
+        found = f"labels of shape {tuple(labels_N.shape)} for predictions of shape {tuple(predictions_N.shape)}"
+        raise ValueError(f"{found}; wanted one of each an image, and at least one image")
+    return (predictions_N == labels_N).double().mean().item()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +34,13 @@ class ClassAccuracy(Metric):
     """`class_accuracy`. The reference has no part in it."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    needs_of_samples: ClassVar[frozenset[str]] = frozenset({"logits_NK", "labels_N"})
+    needs_of_samples: ClassVar[frozenset[str]] = frozenset({"predictions_N", "labels_N"})
     better = "higher"
 
     def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
-        assert samples.labels_N is not None
-        logits_NK = samples.finite("logits_NK")
+        assert samples.predictions_N is not None and samples.labels_N is not None
         try:
-            return {"class_accuracy": class_accuracy(logits_NK, samples.labels_N)}
+            return {"class_accuracy": class_accuracy(samples.predictions_N, samples.labels_N)}
         except ValueError as error:
             raise ValueError(f"{samples.source}: {error}") from None
 

@@ -5,18 +5,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from dit_moe.metrics.finite import check_rows
 from dit_moe.metrics.moments import FeatureMoments, Moments
 from dit_moe.registry import Registry
 
 METRICS = Registry("metric")
-TENSORS = ("features_ND", "spatial_NS", "logits_NK", "labels_N", "thumbnails_NP")  # of a FeatureSet, a row an image
+# of a FeatureSet, a row an image
+TENSORS = ("features_ND", "spatial_NS", "logits_NK", "predictions_N", "labels_N", "thumbnails_NP")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +33,12 @@ class FeatureSet:
     features_ND: Tensor | None = None
     spatial_NS: Tensor | None = None
     logits_NK: Tensor | None = None
-    labels_N: Tensor | None = None  # int64
+    predictions_N: Tensor | None = None  # int64: the classes that are seen, if they are those of the labels
+    labels_N: Tensor | None = None  # int64: the classes that were asked for
     thumbnails_NP: Tensor | None = None  # uint8: the pixels, of larger images averaged to 32×32
     given_moments: Moments | None = None
     given_spatial_moments: Moments | None = None
+    kept: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # what metrics share; not replaced
 
     @cached_property
     def moments(self) -> Moments | None:
@@ -51,10 +55,10 @@ class FeatureSet:
     def finite(self, name: str) -> Tensor:
         """The tensor `name`, which must be there. ValueError, naming the source, if it holds NaN or infinity."""
         rows: Tensor = getattr(self, name)
-        if rows.numel() and not all(end.isfinite() for end in rows.aminmax()):  # takes no memory, as isfinite() would
-            row = int((~rows.isfinite()).any(1).nonzero()[0])
-            found = f"{self.source}: sample {row} has NaN or infinity among its {name.partition('_')[0]}"
-            raise ValueError(f"{found}; check the images and the weights of the --extractor")
+        try:
+            check_rows(rows, name.partition("_")[0])
+        except ValueError as error:
+            raise ValueError(f"{self.source}: {error}") from None
         return rows
 
     @property
@@ -81,15 +85,15 @@ class Metric(ABC):
     """Attributes of both `FeatureSet`s that must not be None."""
     needs_of_samples: ClassVar[frozenset[str]] = frozenset()
     """Attributes of the samples alone."""
-    better: ClassVar[str] = "lower"
-    """Or "higher"."""
+    better: ClassVar[str | None] = "lower"
+    """Or "higher", or None where neither is."""
 
     def __init__(self, config: Any, device: torch.device | str = "cpu") -> None:
         self.config, self.device = config, device
 
     @abstractmethod
     def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
-        """JSON-ready numbers under their names, the metric's main one first."""
+        """JSON-ready numbers under their names, the metric's main one first. One that says nothing is left out."""
 
     def check(self, samples: int, reference: int | None) -> None:  # noqa: B027 (most metrics take any number)
         """ValueError, naming the option that helps, unless it can be computed of so many images: before the work."""

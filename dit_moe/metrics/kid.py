@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dit_moe.config import require
 from dit_moe.metrics.base import METRICS, FeatureSet, Metric
-from dit_moe.metrics.tiles import check_widths
+from dit_moe.metrics.tiles import check_sets
 
 SUBSET = 1000  # Bińkowski et al. 2018
 SEED = 2020  # torch-fidelity's, whose subsets these are
@@ -50,9 +50,10 @@ def kernel_distance(
     """Unbiased MMD² with the kernel (x·y/D + 1)³ (Bińkowski et al. 2018), in float64.
 
     Subsets are drawn without replacement, as torch-fidelity draws them. `subset_size` None: `default_subset_size`.
-    Memory is that of one subset. Raises ValueError for widths that differ, and unless 2 <= subset_size <= N, M.
+    Memory is that of one subset. The std says nothing unless subsets are small beside N and M: it is 0 if they are all.
+    Raises ValueError for widths that differ, NaN, infinity, and unless 2 <= subset_size <= N, M.
     """
-    check_widths(samples_ND, reference_MD)
+    check_sets(samples_ND, reference_MD)
     n, m = len(samples_ND), len(reference_MD)
     size = default_subset_size(n, m) if subset_size is None else subset_size
     check_subset_size(size, n, m)
@@ -75,6 +76,11 @@ def _kernel(products: Tensor, dim: int) -> Tensor:
     return (products / dim + 1) ** 3
 
 
+def _overlap(size: int, n: int, m: int) -> bool:
+    """Whether subsets share so many images that the spread between them says nothing."""
+    return size > min(n, m) / 2
+
+
 @dataclass(frozen=True, kw_only=True)
 class KIDConfig:
     """Kernel distance over subsets."""
@@ -89,30 +95,36 @@ class KIDConfig:
 
 @METRICS.register("kid", KIDConfig)
 class KID(Metric):
-    """`kid` and `kid_subset_std`."""
+    """`kid` and, unless a subset is over half of a set, `kid_subset_std`."""
 
     config: KIDConfig
 
-    def __init__(self, config: KIDConfig, device: torch.device | str = "cpu") -> None:
-        super().__init__(config, device)
-        self.subset_size = config.subset_size
-
     def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         x_ND, y_MD = samples.finite("features_ND"), reference.finite("features_ND")
-        self.subset_size = self.config.subset_size or default_subset_size(len(x_ND), len(y_MD))
-        mean, std = kernel_distance(x_ND, y_MD, self.config.subsets, self.subset_size, self.device)
-        return {"kid": mean, "kid_subset_std": std}
+        size = self._size(len(x_ND), len(y_MD))
+        mean, std = kernel_distance(x_ND, y_MD, self.config.subsets, size, self.device)
+        return {"kid": mean} if _overlap(size, len(x_ND), len(y_MD)) else {"kid": mean, "kid_subset_std": std}
+
+    def _size(self, n: int, m: int) -> int:
+        return self.config.subset_size or default_subset_size(n, m)
 
     def check(self, samples: int, reference: int | None) -> None:
         m = samples if reference is None else reference
-        check_subset_size(self.config.subset_size or default_subset_size(samples, m), samples, m)
+        check_subset_size(self._size(samples, m), samples, m)
 
     def notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
         counts = [len(each.features_ND) for each in (samples, reference) if each.features_ND is not None]
-        size = self.config.subset_size or min(SUBSET, *counts)
-        return [f"KID over subsets of {size} images; published ones have {SUBSET}"] if size != SUBSET else []
+        n, m = min(counts), max(counts)
+        size, notes = self._size(n, m), []
+        if size != SUBSET:
+            whole = ", all of the smaller set" if size == n else ""
+            notes.append(f"KID over subsets of {size} images{whole}; published ones have {SUBSET}")
+        if _overlap(size, n, m):
+            remedy = f"for one, set --kid-subset-size to at most {n // 2}" if n >= 4 else "for one, give more images"
+            notes.append(f"no kid_subset_std: subsets of {size} of {n} images are much the same; {remedy}")
+        return notes
 
     def settings(self) -> dict[str, Any]:
-        """`subset_size` as of the last call; null before the first if the counts decide."""
+        """`subset_size` is null where the counts decide; `notes` say what they decide."""
         kernel = "(x·y/d + 1)^3"
-        return {"kernel": kernel, "subsets": self.config.subsets, "subset_size": self.subset_size, "seed": SEED}
+        return {"kernel": kernel, "subsets": self.config.subsets, "subset_size": self.config.subset_size, "seed": SEED}

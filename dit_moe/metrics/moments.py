@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dit_moe.metrics.finite import check_rows
+
 CHUNK = 4096  # rows that are float64 at a time
 
 
@@ -52,9 +54,7 @@ class FeatureMoments:
         """Moments of features [N, D], N = 0 included. ValueError for another shape, NaN or infinity."""
         if features_ND.ndim != 2:
             raise ValueError(f"features have shape {tuple(features_ND.shape)}; wanted [N, D]")
-        if not features_ND.isfinite().all():
-            row = int((~features_ND.isfinite()).any(1).nonzero()[0])
-            raise ValueError(f"features of sample {row} are NaN or infinite; check the images and the extractor")
+        check_rows(features_ND)
         first, *rest = (cls._of(part_ND.double()) for part_ND in features_ND.split(CHUNK))
         return reduce(FeatureMoments.merge, rest, first)
 

@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 
 from dit_moe.metrics.base import METRICS, FeatureSet, Metric
-from dit_moe.metrics.tiles import TILE, Tile, centre_of, check_widths, rounding, squared_distances, tiles
+from dit_moe.metrics.finite import is_finite
+from dit_moe.metrics.tiles import (
+    TILE,
+    TOO_LARGE,
+    Tile,
+    centre_of,
+    check_sets,
+    full_precision,
+    rounding,
+    squared_distances,
+    tiles,
+)
 
 SPARE = 7  # candidates beyond k: the more, the fewer queries whose nearest rounding leaves open
 ROWS = 64  # queries whose candidates are held at a time
@@ -24,12 +35,17 @@ def nearest_distances(
     Candidates are found by products of matrices, in float32; the distances to them are then taken by differences in
     float64, so that a copy is at distance 0 exactly. Queries whose candidates might, for all that rounding allows, lack
     one of the nearest are searched again in float64, and by differences if need be: the result is always exact.
-    Memory is O(tile² + tile·D) whatever N and M are. Raises ValueError for widths that differ or fewer than k
-    references.
+    Memory is O(tile² + tile·D) whatever N and M are. Raises ValueError for widths that differ, NaN, infinity, and fewer
+    than k references.
     """
-    check_widths(queries_ND, references_MD)
+    check_sets(queries_ND, references_MD)
     if not 1 <= k <= len(references_MD):
         raise ValueError(f"k={k} nearest of {len(references_MD)} references; k must be between 1 and that number")
+    with full_precision(device):
+        return _search(queries_ND, references_MD, k, tile, device)
+
+
+def _search(queries_ND: Tensor, references_MD: Tensor, k: int, tile: int, device: torch.device | str) -> Tensor:
     found_NK = torch.empty(len(queries_ND), k, dtype=torch.float64)
     open_N = torch.arange(len(queries_ND))
     centre_D = centre_of(references_MD)
@@ -41,10 +57,13 @@ def nearest_distances(
             candidates_AC, bound_A = _candidates(query, references_MD, centre_D, count, tile)
             exact_AK = _exact(left_ND[query.rows], references_MD, candidates_AC, k)
             found_NK[open_N[query.rows]] = exact_AK
-            sure_N[query.rows] = exact_AK[:, -1].square() <= bound_A
+            farthest_A = exact_AK[:, -1]
+            sure_N[query.rows] = (farthest_A.square() <= bound_A) | (farthest_A == 0)  # nothing is nearer than copies
         open_N = open_N[~sure_N]
     for row in open_N.tolist():
         found_NK[row] = _by_differences(queries_ND[row : row + 1].double(), references_MD, k, tile)
+    if not is_finite(found_NK):
+        raise ValueError(TOO_LARGE)
     return found_NK
 
 
@@ -89,6 +108,8 @@ class NearestNeighbourConfig:
 @METRICS.register("nearest_neighbour", NearestNeighbourConfig)
 class NearestNeighbour(Metric):
     """`nearest_features` and, where both sides have thumbnails, `nearest_pixels` (0..255 a pixel): medians."""
+
+    better = None  # far: unlike any training image; near: maybe a copy of one
 
     def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         pairs = {"nearest_features": (samples.finite("features_ND"), reference.finite("features_ND"))}

@@ -5,12 +5,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dit_moe.metrics.finite import check_rows
+
 TILE = 2048
+TOO_LARGE = "features are so large that their squares overflow; check the --extractor"
 
 
 class Tile(NamedTuple):
@@ -21,11 +25,13 @@ class Tile(NamedTuple):
     squares_A: Tensor
 
 
-def check_widths(queries_ND: Tensor, references_MD: Tensor) -> None:
-    """ValueError unless both are as wide."""
+def check_sets(queries_ND: Tensor, references_MD: Tensor) -> None:
+    """ValueError unless both are as wide, and finite."""
     if queries_ND.shape[1] != references_MD.shape[1]:
         found = f"queries are {queries_ND.shape[1]} wide and references {references_MD.shape[1]}"
         raise ValueError(f"{found}; take the features of both with one --extractor")
+    for rows in (queries_ND, references_MD):
+        check_rows(rows)
 
 
 def centre_of(rows_ND: Tensor, tile: int = TILE) -> Tensor:
@@ -33,19 +39,22 @@ def centre_of(rows_ND: Tensor, tile: int = TILE) -> Tensor:
     total_D = torch.zeros(rows_ND.shape[1], dtype=torch.float64)
     for part_AD in rows_ND.split(tile):  # a sum in another dtype would copy all rows to it
         total_D += part_AD.double().sum(0)
-    return (total_D / max(len(rows_ND), 1)).float()
+    most = torch.finfo(torch.float32).max
+    return (total_D / max(len(rows_ND), 1)).clamp(-most, most).float()
 
 
 def tiles(
-    rows_ND: Tensor, centre_D: Tensor, tile: int, device: torch.device | str, dtype: torch.dtype, start: int = 0
+    rows_ND: Tensor, centre_D: Tensor, tile: int, device: torch.device | str, dtype: torch.dtype
 ) -> Iterator[Tile]:
-    """The rows from `start` on, `tile` at a time, on `device` in `dtype`."""
+    """The rows, `tile` at a time, on `device` in `dtype`. ValueError if their squares are too large for float64."""
     exact = torch.promote_types(torch.promote_types(rows_ND.dtype, torch.float32), dtype)  # holds rows as they are
     centre_D = centre_D.to(device, exact)
-    for first in range(start, len(rows_ND), tile):
+    for first in range(0, len(rows_ND), tile):
         copy_AD = rows_ND[first : first + tile].to(device, exact, copy=True)
         centred_AD = copy_AD.sub_(centre_D).to(dtype)
         squares_A = torch.linalg.vector_norm(centred_AD, dim=1).square()  # unlike square().sum(), without a copy
+        if dtype == torch.float64 and not squares_A.isfinite().all():
+            raise ValueError(TOO_LARGE)
         yield Tile(slice(first, first + len(centred_AD)), centred_AD, squares_A)
 
 
@@ -59,3 +68,28 @@ def rounding(dim: int, dtype: torch.dtype) -> float:
     """The share of |a|² + |b|² by which `squared_distances` can be off: that of three sums of `dim` products (Higham
     2002, §3.1), of adding them, of roots and of rounding the rows to `dtype`."""
     return (dim + 8) * torch.finfo(dtype).eps
+
+
+@contextmanager
+def full_precision(device: torch.device | str) -> Iterator[None]:
+    """float32 means float32: no TF32 or bfloat16 within products of matrices, no autocast. `rounding` relies on it."""
+    backends: Any = torch.backends
+    settings = backends.cuda.matmul, backends.mkldnn.matmul
+    older, before = _older_switch(), [each.fp32_precision for each in settings]
+    try:
+        torch.set_float32_matmul_precision("highest")  # for torch refuses switches that contradict each other
+        for each in settings:
+            each.fp32_precision = "ieee"
+        with torch.no_grad(), torch.autocast(torch.device(device).type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(older)
+        for each, precision in zip(settings, before, strict=True):
+            each.fp32_precision = precision
+
+
+def _older_switch() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # the newer ones were set beside it, and so it was left at its default
+        return "highest"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from dit_moe import checkpoint
 from dit_moe.files import write_atomically
 from dit_moe.moe import calibrate, end_step, starts_unsolved
-from dit_moe.processes import on_all, on_main
+from dit_moe.processes import locked, on_all, on_main
 from dit_moe.training import run_folder
 from dit_moe.training.config import TrainConfig
 from dit_moe.training.devices import adding_up, build_accelerator, place, wrap
@@ -117,7 +117,7 @@ class Trainer:
             TrainingError: the run failed in the middle.
             Interrupted: SIGTERM or Ctrl-C came; the run has saved itself.
         """
-        with run_folder.locked(self.run):
+        with locked(self.run):
             steps = on_all(self._open_run)
             if min(steps) != max(steps):
                 found = f"is at step {max(steps)} for one process and at step {min(steps)} for another"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,11 @@ from PIL import Image
 
 from dit_moe.data import DATASETS
 from dit_moe.data.digits import DigitsConfig
+from dit_moe.evaluation.extraction import Extraction
 from dit_moe.evaluation.image_writer import write_images
+from dit_moe.extractors.digits_cnn import DigitsCNNConfig, DigitsCNNExtractor
+from dit_moe.extractors.inception import SHA256
+from dit_moe.registry import Registry
 
 from .conftest import cli
 
@@ -56,8 +61,8 @@ def test_the_script_prints_json_to_stdout_and_a_table_to_stderr(samples):
     command = [sys.executable, SCRIPT, samples, "digits", "--extractor", "digits_cnn64"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     report = json.loads(done.stdout)
-    assert report["fd_digits_cnn64"]["n"] == 100 and report["provenance"]["n_ref"] == 898
-    assert "fd_digits_cnn64" in done.stderr and "held-out" in done.stderr
+    assert report["fd_digits_cnn64"]["n"] == 100 and report["provenance"]["n_ref_images"] == 898
+    assert "digits_cnn64" in done.stderr and "held-out" in done.stderr
 
 
 def test_the_script_ends_with_2_and_one_line_for_bad_input(tmp_path):
@@ -91,7 +96,7 @@ def test_every_kind_of_input_that_holds_the_same_images_gives_the_same_distance(
     values = [report["fd_digits_cnn64"]["generated"] for report in reports]
     assert values == pytest.approx([values[0]] * 6, rel=1e-12)  # the folder is in another order
     swapped = evaluate(capsys, "digits/heldout", features, "--extractor", "digits_cnn64", "--metrics", "fd")
-    assert swapped["provenance"]["n_ref"] == 100 and swapped["fd_digits_cnn64"]["n"] == 450
+    assert swapped["provenance"]["n_ref_images"] == 100 and swapped["fd_digits_cnn64"]["n"] == 450
 
 
 def test_saved_statistics_stand_in_for_either_side(samples, tmp_path, capsys):
@@ -113,6 +118,38 @@ def test_statistics_that_do_not_say_their_network_never_make_a_fid(tmp_path, cap
     report = evaluate(capsys, tmp_path / "a.npz", tmp_path / "b.npz")
     assert report["fd_unverified"]["generated"] > 0 and report["provenance"]["extractor"]["is_fid"] is False
     assert "fid" not in report
+
+
+OFFICIAL = {"name": "inception", "dim": 2048, "sha256": SHA256, "resize": "TensorFlow 1 bilinear to 299"}
+
+
+@pytest.mark.parametrize(
+    "stated, key",
+    [
+        ({}, None),
+        ({"name": "inception", "dim": 8, "sha256": "0" * 64, "is_fid": True}, "fd_inception"),
+        ({"name": "inception", "dim": 8, "sha256": SHA256, "is_fid": True}, "fd_inception"),
+        (OFFICIAL | {"is_fid": True}, "fd_inception"),  # of 8 features
+    ],
+    ids=["nothing", "wrong hash", "wrong width", "width that lies"],
+)
+def test_a_file_that_claims_to_be_of_the_inception_makes_no_fid(tmp_path, stated, key, capsys):
+    rows = np.random.default_rng(0).normal(size=(500, 8))
+    moments = {"mu": rows.mean(0), "sigma": np.cov(rows, rowvar=False)}
+    np.savez(tmp_path / "a.npz", **moments, extractor=json.dumps(stated))
+    if key is None:
+        assert "extractor" in refuse(capsys, tmp_path / "a.npz", tmp_path / "a.npz")
+        return
+    report = evaluate(capsys, tmp_path / "a.npz", tmp_path / "a.npz")
+    assert key in report and "fid" not in report and report["provenance"]["extractor"]["is_fid"] is False
+
+
+def test_statistics_of_an_unnamed_network_as_samples_make_no_number_of_the_extractors_space(samples, tmp_path, capsys):
+    rows = np.random.default_rng(0).normal(size=(500, 64))
+    np.savez(tmp_path / "unnamed.npz", mu=rows.mean(0), sigma=np.cov(rows, rowvar=False))
+    report = evaluate(capsys, tmp_path / "unnamed.npz", samples, "--extractor", "digits_cnn64", "--metrics", "fd")
+    assert report["fd_unverified"]["n"] is None and "fd_digits_cnn64" not in report
+    assert any("does not say which extractor" in note for note in report["warnings"])
 
 
 def test_a_run_is_sampled_as_it_is_judged_and_leaves_no_images(finished_run, tmp_path, capsys):
@@ -157,12 +194,18 @@ def test_save_npz_writes_the_images_that_were_judged(finished_run, tmp_path, cap
         (["digits", "--size", "0"], "--size 0 must be at least 1"),
         (["digits", "--workers", "-1"], "--workers -1 must be at least 0"),
         (["digits", "--seeds", "2"], "--seeds is for runs"),
+        (["digits", "--seeds", "0"], "--seeds 0"),
+        (["digits", "--metrics", ","], "--metrics"),
+        (["digits", "--kid-subset-size", "0"], "--kid-subset-size"),
         (["digits", "--sampling", "dit"], "--sampling is for runs"),
         (["digits", "count=5"], "count=5: only for runs"),
         (["digits", "--out", "no/where/m.json"], "--out no/where/m.json: the folder no/where does not exist"),
         (["digits", "--out", "."], "--out . is a folder; name a file"),
         (["digits", "--save-stats", "no/where/m.npz"], "--save-stats no/where/m.npz: the folder no/where"),
-        (["digits", "--recipe", "adm-50k"], "--weights"),
+        (["digits", "--recipe", "adm-50k"], "--recipe adm-50k does not hold: 100 generated images instead of 50 000"),
+        (["digits", "--out", "metrics.txt"], "--out metrics.txt should end in .json"),
+        (["digits", "--save-npz", "images.zip"], "--save-npz images.zip should end in .npz"),
+        (["images.npz", "digits", "--save-stats", "all.npz"], "--save-stats takes one set of SAMPLES"),
         (["digits", "--extractor", "inception", "--weights", "gone.pth"], "gone.pth"),
         (["digits", "--extractor", "digits_cnn64", "--weights", "gone.pth"], "--weights: the extractor digits_cnn64"),
         (["digits", "--extractor", "no.such:thing"], "no.such"),
@@ -174,7 +217,83 @@ def test_a_bad_option_is_refused_naming_it(samples, words, message, capsys, monk
         torch.hub, "download_url_to_file", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("off"))
     )
     monkeypatch.setenv("TORCH_HOME", str(samples / "none"))
+    monkeypatch.chdir(samples)
     assert re.search(message, refuse(capsys, samples, *words))
+
+
+def test_nothing_that_is_read_is_ever_overwritten(samples, tmp_path, capsys):
+    file = samples / "images.npz"
+    before = file.read_bytes()
+    for option in ("--save-npz", "--save-stats"):
+        assert "would overwrite what is read" in refuse(capsys, file, "digits", option, file)
+        assert "would overwrite what is read" in refuse(capsys, "digits/heldout", file, option, file)
+    twice = ["--save-npz", tmp_path / "a.npz", "--save-stats", tmp_path / "a.npz"]
+    assert "would overwrite what is read or written" in refuse(capsys, file, "digits", *twice)
+    assert "holds images.npz, which is no features" in refuse(capsys, file, "digits", "--features", samples)
+    assert file.read_bytes() == before and list(samples.iterdir()) == [file]
+
+
+def test_words_may_stand_on_either_side_of_options(samples, capsys):
+    report = evaluate(capsys, samples, "--metrics", "fd", "digits")
+    assert report["fd_digits_cnn64"]["n"] == 100
+
+
+def test_a_fid_of_few_images_has_to_be_asked_for(tmp_path, capsys, monkeypatch):
+    class Official(DigitsCNNExtractor):
+        is_fid = True
+
+    monkeypatch.setattr(
+        Registry,
+        "factory",
+        lambda self, config, old=Registry.factory: (
+            Official if isinstance(config, DigitsCNNConfig) else old(self, config)
+        ),
+    )
+    few = refuse(capsys, "digits/heldout", "digits", "--metrics", "fd")
+    assert "FID of 450 images" in few and "--allow-few" in few
+    report = evaluate(capsys, "digits/heldout", "digits", "--metrics", "fd", "--allow-few")
+    assert report["fid"]["n"] == 450
+
+
+def test_what_metrics_lack_shows_before_the_work(finished_run, samples, heldout, tmp_path, capsys, monkeypatch):
+    images, labels = heldout
+    write_images(tmp_path / "odd.npz", images, labels + 10)
+    write_images(tmp_path / "two.npz", images[:2], labels[:2])
+    np.savez(tmp_path / "wide.npz", mu=np.zeros(7), sigma=np.eye(7))
+    evaluate(capsys, samples, "digits", "--features", tmp_path / "features")
+    (tmp_path / "features" / "samples_0" / "00001.safetensors").unlink()
+    worked = []
+    monkeypatch.setattr(Extraction, "run", lambda self, *args: worked.append(self))
+    run = [finished_run, "count=40", "--seeds", "1"]
+    accuracy, pr = ["--metrics", "class_accuracy"], ["--metrics", "pr"]
+    assert "knows 10 classes; leave class_accuracy out" in refuse(capsys, tmp_path / "odd.npz", "digits", *accuracy)
+    assert "k=3" in refuse(capsys, tmp_path / "two.npz", "digits", *pr)
+    assert "of 7 features" in refuse(capsys, *run, tmp_path / "wide.npz")
+    assert "of 7 features" in refuse(capsys, tmp_path / "wide.npz", "digits", "--extractor", "digits_cnn64")
+    assert "00001.safetensors is not there" in refuse(capsys, *run, tmp_path / "features" / "samples_0")
+    assert not worked
+
+
+def test_what_a_default_metric_lacks_leaves_it_out(heldout, tmp_path, capsys):
+    images, labels = heldout
+    write_images(tmp_path / "odd.npz", images[:4], labels[:4] + 10)
+    report = evaluate(capsys, tmp_path / "odd.npz", "digits")
+    assert report["fd_digits_cnn64"]["n"] == 4 and "class_accuracy" not in report
+    assert any(note.startswith("left out: ") and "knows 10 classes" in note for note in report["warnings"])
+
+
+def test_the_same_images_on_both_sides_are_said_to_be(samples, capsys):
+    report = evaluate(capsys, samples, samples / "images.npz", "--extractor", "digits_cnn64", "--metrics", "fd")
+    assert any("are the same images" in note for note in report["warnings"])
+    assert any("are the same images" in reason for reason in report["provenance"]["not_comparable_because"])
+
+
+def test_different_models_are_no_sampling_seeds(finished_run, tmp_path, capsys):
+    other = shutil.copytree(finished_run, tmp_path / "other")
+    newest = max((other / "checkpoints").iterdir())
+    shutil.rmtree(newest)
+    words = ["count=40", "--seeds", "1"]
+    assert "evaluate them one by one" in refuse(capsys, finished_run, other, "digits", *words)
 
 
 def arrays(**others):
@@ -230,6 +349,4 @@ def test_features_of_other_images_are_refused_and_kept(samples, heldout, tmp_pat
     evaluate(capsys, samples, "digits", "--out", tmp_path / "m.json")
     images, labels = heldout
     write_images(samples / "images.npz", images[::-1].copy(), labels)
-    assert "samples_0 holds features with source.sha256" in refuse(
-        capsys, samples, "digits", "--out", tmp_path / "m.json"
-    )
+    assert "samples_0 holds features with sha256=" in refuse(capsys, samples, "digits", "--out", tmp_path / "m.json")

@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from dit_moe.diffusion import SamplingError
+from dit_moe.evaluation.comparison import Comparison
+
 from .conftest import CONFIG, SMALL, cli
 
 LIGHT = [*SMALL, "eval.light_every=2", "eval.light_images=20"]
@@ -18,7 +21,8 @@ def test_every_so_many_steps_a_distance_is_logged_whose_name_says_of_how_few_ima
     found = lines(tmp_path / "run")
     assert [line["step"] for line in found] == [2, 4]
     name = "fd_digits_cnn64_n20"
-    assert set(found[0]) == {"step", name, f"{name}_floor", "sampled_active_experts"}
+    floors = {f"{name}_floor", f"{name}_floor_estimate"}
+    assert set(found[0]) == {"step", name, *floors, "sampled_active_experts"}
     assert all(line[name] > line[f"{name}_floor"] > 0 for line in found)
     capsys.readouterr()
     words = ["count=20", "--seeds", "1", "--metrics", "fd"]
@@ -51,3 +55,20 @@ def test_an_extractor_that_takes_no_such_images_is_refused_before_training(tmp_p
     run = tmp_path / "run"
     assert cli("train", CONFIG, "--run", run, *LIGHT, "eval.extractor={name: inception, weights: gone.pth}") == 2
     assert "gone.pth" in capsys.readouterr().err and not (run / "checkpoints").exists()
+
+
+def test_an_evaluation_that_fails_is_a_warning_and_training_goes_on(tmp_path, capsys, monkeypatch):
+    def fail(self, samples):
+        raise SamplingError("latents are not finite")
+
+    monkeypatch.setattr(Comparison, "judge", fail)
+    assert cli("train", CONFIG, "--run", tmp_path / "run", *LIGHT) == 0
+    assert capsys.readouterr().err.count("warning: no evaluation at step") == 2
+    assert cli("train", CONFIG, "--run", tmp_path / "run", *LIGHT, "train.steps=6") == 0
+
+
+def test_images_of_another_size_than_the_references_are_refused_before_training(tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ["train", CONFIG, "--run", run, *LIGHT, "eval.reference='{name: digits, size: 16}'"]
+    assert cli(*words) == 2
+    assert "the run's images has images of 1×8×8" in capsys.readouterr().err and not (run / "checkpoints").exists()

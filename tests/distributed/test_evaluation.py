@@ -72,11 +72,11 @@ def test_killed_five_times_after_random_shards_it_ends_with_the_same_result(run,
 def test_another_sampler_seed_or_count_is_refused_naming_it(run, alone, capsys):
     before = features(alone)
     for change, message in (
-        ("sampler.steps=3", "source.experiment.sample.sampler.steps=2, not 3"),
-        ("seed=1", "source.experiment.sample.seed=0, not 1"),
-        ("guidance.scale=2", "source.experiment.sample.guidance.scale=1.0, not 2.0"),
-        ("labels=random", "source.experiment.sample.labels=balanced, not random"),
-        ("weights=model", "source.experiment.sample.weights=ema, not model"),
+        ("sampler.steps=3", "sample.sampler.steps=2, not 3"),
+        ("seed=1", "sample.seed=0, not 1"),
+        ("guidance.scale=2", "sample.guidance.scale=1.0, not 2.0"),
+        ("labels=random", "sample.labels=balanced, not random"),
+        ("weights=model", "sample.weights=ema, not model"),
     ):
         words = ["digits", f"count={COUNT}", change, "--seeds", "1", "--out", alone / "metrics.json"]
         assert cli("eval", run, *words) == 2

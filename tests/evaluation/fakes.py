@@ -43,7 +43,8 @@ class PixelExtractor(FeatureExtractor):
 
     name = "pixels"
     sha256 = "0" * 64
-    classifies = True
+    has_logits = True
+    has_spatial = True
 
     def __init__(self, pixels=16, dim=6, **facts):
         self.map = torch.randn(pixels, dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -1,14 +1,18 @@
 """Registered datasets as images to compare with."""
 
 import json
+import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from dit_moe.data import DATASETS
+from dit_moe.evaluation.sources import dataset
 from dit_moe.evaluation.sources.base import ReadOptions
 from dit_moe.evaluation.sources.dataset import open_dataset
+from dit_moe.evaluation.sources.generated import GeneratedSource
 from tests.data.examples import EXAMPLES, class_files, encoded, example, pixels, write_tree
 
 
@@ -56,6 +60,61 @@ def test_identity_follows_the_data_and_what_is_made_of_it_but_not_the_place_or_m
         for config in (image_folder(a), image_folder(b, flip=True), image_folder(other), image_folder(a, size=8))
     ]
     assert identities[0] == identities[1] and identities[2] != identities[0] != identities[3]
+
+
+def test_identity_follows_pixels_that_were_replaced_under_the_same_names_and_sizes(tmp_path):
+    folder = write_tree(tmp_path / "a", class_files(2))
+    before = open_dataset(image_folder(folder)).source.identity()
+    file = folder / "ant" / "000.png"
+    content, stat = bytearray(file.read_bytes()), file.stat()
+    content[-20] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    source = open_dataset(image_folder(folder)).source
+    assert source.dataset.fingerprint == DATASETS.build(image_folder(folder), "train").fingerprint
+    assert source.identity() != before and "compared_by" not in source.facts()
+
+
+def test_identity_of_a_data_set_without_files_is_of_its_rows(monkeypatch):
+    config = DATASETS.config_class("digits")()
+    sources = [open_dataset(config).source for _ in range(3)]
+    sources[1].dataset._images_NCHW = sources[1].dataset._images_NCHW.clone()
+    sources[1].dataset._images_NCHW[700, 0, 3, 3] ^= 1
+    sources[2].dataset._labels_N = sources[2].dataset._labels_N.roll(1)
+    plain, pixel, labels = (source.identity() for source in sources)
+    assert plain["sha256"] != pixel["sha256"] and plain["sha256"] == labels["sha256"] and plain != labels
+
+
+def test_a_large_data_set_is_compared_by_its_listing_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "READ_AT_MOST", 3)
+    folder = write_tree(tmp_path / "a", class_files(2))
+    monkeypatch.setattr(dataset, "_content", None)  # no image is read
+    before = open_dataset(image_folder(folder)).source
+    assert before.facts()["compared_by"] == "listing"
+    assert open_dataset(image_folder(folder)).source.identity() == before.identity()
+    os.utime(folder / "ant" / "000.png", ns=(0, 0))
+    assert open_dataset(image_folder(folder)).source.identity() != before.identity()
+
+
+def test_an_image_that_cannot_be_read_is_named_when_the_identity_is_asked_for(tmp_path):
+    folder = write_tree(tmp_path / "a", class_files(2))
+    source = open_dataset(image_folder(folder)).source
+    (folder / "ant" / "000.png").unlink()
+    with pytest.raises(ValueError, match=r"ant/000.png cannot be read \(No such file.*; mend it, or take it out"):
+        source.identity()
+
+
+def test_identity_of_generated_images_has_their_labels():
+    class Generator(SimpleNamespace):
+        def decode(self, latents):
+            return latents
+
+    generator = Generator(latent_shape=(1, 2, 2), device="cpu", config=SimpleNamespace(batch_size=2))
+    one, same, other = (
+        GeneratedSource(generator, torch.tensor(labels), name="run", identity={"step": 1}).identity()
+        for labels in ([0, 1], [0, 1], [1, 1])
+    )
+    assert one == same != other
 
 
 def test_mirrored_rows_do_not_count(tmp_path):

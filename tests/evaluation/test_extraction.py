@@ -1,17 +1,18 @@
+import fcntl
 import json
 
 import numpy as np
 import pytest
 import torch
 
-from dit_moe.evaluation.extraction import MANIFEST, Extraction, read_features, thumbnails
-from dit_moe.extractors import Features
+from dit_moe.evaluation.extraction import Extraction, thumbnails
+from dit_moe.evaluation.stored import MANIFEST, Stored
 
 from .fakes import NoiseSource, PixelExtractor
 
 
 def files(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
 def test_features_are_those_of_every_image_in_order(tmp_path):
@@ -59,7 +60,7 @@ def test_batches_begin_at_the_shard_so_that_resuming_cuts_them_alike(tmp_path):
 @pytest.mark.parametrize(
     "changed, key",
     [
-        ((NoiseSource(seed=1), PixelExtractor()), "source.seed=0, not 1"),
+        ((NoiseSource(seed=1), PixelExtractor()), "seed=0, not 1"),
         ((NoiseSource(count=99), PixelExtractor()), "count=100, not 99"),
         ((NoiseSource(), PixelExtractor(sha256="1" * 64)), "extractor.sha256=0000"),
         ((NoiseSource(), PixelExtractor(name="other")), "extractor.name=pixels, not other"),
@@ -88,29 +89,60 @@ def test_a_result_says_what_was_counted_while_the_images_were_made(tmp_path):
         "seed": 0,
         "note": "made up",
         "count": 100,
+        "image_shape": [1, 4, 4],
+        "device": "cpu",
         "active_experts": 1.5,
     }
 
 
 def test_a_folder_of_features_can_be_read_without_its_source(tmp_path):
     made = Extraction(NoiseSource(), PixelExtractor(), tmp_path).run()
-    read = read_features(tmp_path, PixelExtractor())
+    read = Stored.open(tmp_path, PixelExtractor()).read(PixelExtractor())
     assert torch.equal(made.features.features_ND, read.features.features_ND) and read.described == made.described
-    assert torch.equal(made.features.labels_N, read.features.labels_N)
+    assert torch.equal(made.features.labels_N, read.features.labels_N) and read.identity == made.identity
     with pytest.raises(ValueError, match=r"another extractor, name=pixels, not other.*--extractor"):
-        read_features(tmp_path, PixelExtractor(name="other"))
+        Stored.open(tmp_path, PixelExtractor(name="other"))
     (tmp_path / "00001.safetensors").unlink()
     with pytest.raises(ValueError, match=r"00001.safetensors is not there; run the command that makes it again"):
-        read_features(tmp_path, PixelExtractor())
+        Stored.open(tmp_path, PixelExtractor())
 
 
-def test_kept_images_come_back_in_order(tmp_path):
+def test_what_is_known_of_a_folder_of_features_is_known_before_they_are_read(tmp_path):
+    source = NoiseSource()
+    Extraction(source, PixelExtractor(), tmp_path).run()
+    stored = Stored.open(tmp_path, PixelExtractor())
+    assert stored.tensors == {"features_ND", "spatial_NS", "thumbnails_NP", "labels_N"}
+    assert stored.manifest["count"] == 100 and stored.manifest["image_shape"] == [1, 4, 4]
+    assert torch.equal(stored.labels(), source.labels_N)
+
+
+def test_only_what_is_needed_is_read(tmp_path):
+    extraction = Extraction(NoiseSource(), PixelExtractor(), tmp_path)
+    features = extraction.run(needs=frozenset({"features_ND"})).features
+    assert features.spatial_NS is None and features.thumbnails_NP is None and features.labels_N is not None
+
+
+def test_kept_images_come_back_in_order_and_are_added_to_features_that_were_made_without(tmp_path):
     source = NoiseSource(count=70)
-    extraction = Extraction(source, PixelExtractor(), tmp_path, keep_images=True)
+    Extraction(source, PixelExtractor(), tmp_path / "features").run()
+    extraction = Extraction(source, PixelExtractor(), tmp_path / "features", keep_images=True)
     extraction.run()
-    assert torch.equal(torch.cat(list(extraction.images())), source.images)
-    with pytest.raises(ValueError, match="images=True, not False"):
-        Extraction(source, PixelExtractor(), tmp_path)
+    extraction.save_npz(tmp_path / "images.npz")
+    arrays = np.load(tmp_path / "images.npz")
+    assert np.array_equal(arrays["arr_0"], source.images.permute(0, 2, 3, 1).numpy())
+    assert np.array_equal(arrays["labels"], source.labels_N.numpy())
+    again = NoiseSource(count=70)
+    Extraction(again, PixelExtractor(), tmp_path / "features").run()  # who does not want them needs no new features
+    assert again.asked == []
+
+
+def test_two_commands_do_not_make_the_same_features_at_once(tmp_path):
+    extraction = Extraction(NoiseSource(), PixelExtractor(), tmp_path)
+    with (tmp_path / ".lock").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="in use by another process; wait for it"):
+            extraction.run()
+    assert extraction.run() is not None
 
 
 def test_images_that_the_extractor_does_not_take_are_refused_before_anything_is_written(tmp_path):
@@ -120,16 +152,17 @@ def test_images_that_the_extractor_does_not_take_are_refused_before_anything_is_
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_features_that_are_not_finite_name_the_image(tmp_path, bad):
+@pytest.mark.parametrize("which", [0, 1], ids=["features", "spatial"])
+def test_features_that_are_not_finite_name_the_image(tmp_path, bad, which):
     class Broken(PixelExtractor):
         def __call__(self, images_BCHW):
-            features_BD, _ = super().__call__(images_BCHW)
-            features_BD[3, 0] = bad
-            return Features(features_BD)
+            features = super().__call__(images_BCHW)
+            features[which][3, 0] = bad
+            return features
 
     with pytest.raises(ValueError, match="noise: the features of image 3 are NaN or infinite"):
         Extraction(NoiseSource(), Broken(), tmp_path).run()
-    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
+    assert {path.name for path in tmp_path.iterdir()} == {MANIFEST, ".lock"}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}'])

@@ -102,6 +102,7 @@ def test_what_sampling_saves_as_pictures_is_read_with_its_labels_and_its_record(
     assert source.labels_N.tolist() == labels and source.labels_N.dtype == torch.int64
     assert torch.equal(next(source.batches([range(3)])), images)
     assert source.facts()["sample"]["step"] == 9
+    assert "labels.json" in source.label_remedy and "sub-folder" in source.label_remedy
 
 
 def test_sub_folders_are_classes_if_all_images_lie_in_them(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import tracemalloc
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from dit_moe.evaluation.image_writer import image_writer, write_images
+from dit_moe.evaluation.sources import npz
 from dit_moe.evaluation.sources.base import ReadOptions
 from dit_moe.evaluation.sources.npz import open_npz
 
@@ -95,9 +97,10 @@ def test_identity_is_of_the_images_and_labels_however_they_are_kept(tmp_path):
 def test_facts_have_the_record_of_the_sampling_that_made_the_file_and_no_other(tmp_path):
     write_images(tmp_path / "images.npz", IMAGES)
     write_images(tmp_path / "other.npz", IMAGES)
-    (tmp_path / "sample.json").write_text(json.dumps({"step": 7, "files": ["images.npz", "grid.png"]}))
+    measured = {"seconds": 3.2, "device": "cpu", "processes": 2, "versions": {"torch": "2"}}
+    (tmp_path / "sample.json").write_text(json.dumps({"step": 7, "files": ["images.npz", "grid.png"], **measured}))
     facts, others = (open_npz(tmp_path / name).source.facts() for name in ("images.npz", "other.npz"))
-    assert facts["path"] == str(tmp_path / "images.npz") and facts["sample"]["step"] == 7
+    assert facts["path"] == str(tmp_path / "images.npz") and facts["sample"] == {"step": 7}
     assert "sample" not in others
 
 
@@ -125,7 +128,7 @@ def test_floats_out_of_range_are_refused_naming_image_and_flag(tmp_path, value):
     floats = np.zeros((3, 4, 4, 3), np.float32)
     floats[2, 1, 1, 1] = value
     np.savez(tmp_path / "images.npz", floats)
-    with pytest.raises(ValueError, match=r"images.npz: image 2 has values from .*1.004.*outside of --range -1,1"):
+    with pytest.raises(ValueError, match=r"images.npz: image 2 has values from .*1.004.*outside of --range=-1,1"):
         open_npz(tmp_path / "images.npz", ReadOptions(value_range=(-1, 1)))
 
 
@@ -139,6 +142,21 @@ def test_nan_and_infinity_are_named_before_anything_else(tmp_path, options, valu
         open_npz(tmp_path / "images.npz", options)
 
 
+@pytest.mark.parametrize("main, value", [(True, 2.0), (False, 2.0), (True, np.nan)])
+def test_float_images_are_looked_at_once_by_the_main_process_alone(tmp_path, monkeypatch, main, value):
+    floats, scans, calls = np.zeros((3, 4, 4, 3), np.float32), [], []
+    np.savez(tmp_path / "good.npz", floats)
+    floats[2, 1, 1, 1] = value
+    np.savez(tmp_path / "bad.npz", floats)
+    look = npz.extremes
+    monkeypatch.setattr(npz, "extremes", lambda *args: scans.append(args) or look(*args))
+    monkeypatch.setattr(npz, "on_main", lambda call: calls.append(call) or (call() if main else None))
+    open_npz(tmp_path / "good.npz", ReadOptions(value_range=(-1, 1)))
+    assert (len(calls), len(scans)) == (1, int(main))
+    with pytest.raises(ValueError, match="image 2") if main else nullcontext():
+        open_npz(tmp_path / "bad.npz", ReadOptions(value_range=(-1, 1)))
+
+
 # ---------------------------------------------------------------------------------------------------------- wrong files
 
 RAGGED = np.empty(2, dtype=object)
@@ -148,7 +166,7 @@ RAGGED[:] = [IMAGES[0], IMAGES[0, :4]]
 @pytest.mark.parametrize(
     "arrays, message",
     [
-        ({"arr_0": IMAGES / 255}, "dtype float64; save them as uint8 0..255, or .* for instance --range -1,1"),
+        ({"arr_0": IMAGES / 255}, "dtype float64; save them as uint8 0..255, or .* for instance --range=-1,1"),
         ({"arr_0": IMAGES.astype(np.int32)}, "dtype int32; save them as uint8"),
         ({"arr_0": IMAGES > 7}, "dtype bool; save them as uint8"),
         ({"arr_0": IMAGES.transpose(0, 3, 1, 2)}, r"channels seem to stand first: save images.transpose\(0, 2, 3, 1\)"),
@@ -252,7 +270,7 @@ def test_adms_reference_batch_gives_its_images_and_its_statistics(tmp_path):
     [
         ({"size": 0}, "--size 0"),
         ({"channels": 2}, "--channels 2"),
-        ({"value_range": (1.0, -1.0)}, "--range 1,-1"),
+        ({"value_range": (1.0, -1.0)}, "--range 1,-1 .*for instance --range=-1,1"),
         ({"value_range": (0.0, float("nan"))}, "--range 0,nan"),
         ({"workers": -1}, "--workers -1"),
     ],

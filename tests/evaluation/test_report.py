@@ -11,11 +11,11 @@ from sklearn.datasets import load_digits
 from dit_moe.config import ConfigError
 from dit_moe.data.digits import pixels_to_uint8, split_indices
 from dit_moe.evaluation.config import EvalConfig
-from dit_moe.evaluation.extraction import Extracted
 from dit_moe.evaluation.report import evaluate
+from dit_moe.evaluation.stored import Extracted
 from dit_moe.extractors import EXTRACTORS
 from dit_moe.extractors.digits_cnn import DigitsCNNConfig
-from dit_moe.metrics import METRICS, FeatureSet, GivenMoments
+from dit_moe.metrics import METRICS, FeatureSet, GivenMoments, expected_floor
 
 EXTRACTOR = EXTRACTORS.build(DigitsCNNConfig())
 
@@ -37,10 +37,11 @@ def of(pair, name="samples"):
         len(images),
         features_ND=features_ND,
         logits_NK=EXTRACTOR.logits(features_ND),
+        predictions_N=EXTRACTOR.logits(features_ND).argmax(1),
         labels_N=None if labels is None else torch.from_numpy(labels),
         thumbnails_NP=images_NCHW.flatten(1),
     )
-    return Extracted(features, {"name": name})
+    return Extracted(features, {"kind": "digits", "name": name}, {"name": name})
 
 
 def judge(digits, *samples, **others):
@@ -121,7 +122,8 @@ def test_both_sides_are_compared_at_equal_n(digits, generated, expected):
     images, labels = digits["train"]
     report = judge(digits, (images[:generated], labels[:generated]))
     assert distance(report)["n"] == report["provenance"]["n_gen"] == expected
-    assert (distance(report)["n_reference"], report["provenance"]["n_ref"]) == (898, 898)
+    facts = report["provenance"]
+    assert (distance(report)["n_reference"], facts["n_ref_images"], facts["n_ref_statistics"]) == (898, 898, 898)
     fewer, all_of_them = distance(report)["floor"], distance(judge(digits, digits["heldout"]))["floor"]
     assert fewer > all_of_them if expected < 450 else fewer == pytest.approx(all_of_them)
 
@@ -160,10 +162,10 @@ def test_images_that_are_left_out_of_the_comparison_are_a_warning(digits):
     images, labels = digits["train"]
     most, fewer, metrics = (images[:600], labels[:600]), (images[:300], labels[:300]), [METRICS.config_class("fd")()]
     assert judge(digits, most, metrics=metrics)["warnings"] == [
-        "600 images of a sampling seed thinned to 450, as many as heldout has"
+        "600 images of seed 0 thinned to 450, as many as heldout has"
     ]
     assert judge(digits, most, fewer, metrics=metrics)["warnings"] == [
-        "600 images of a sampling seed thinned to 300, as many as seed 1 has"
+        "600 images of seed 0 thinned to 300, as many as seed 1 has"
     ]
     assert judge(digits, fewer, fewer, metrics=metrics)["warnings"] == []
 
@@ -179,15 +181,59 @@ def test_statistics_in_place_of_the_reference_give_the_same_distance_and_leave_o
     images = of(digits["train"], "train")
     moments = images.features.moments
     given = GivenMoments(898, moments.mean_D, moments.covariance())
-    statistics = Extracted(FeatureSet("train.npz", 898, given_moments=given), {"name": "train.npz"})
-    report = evaluate([of(digits["heldout"])], statistics, EXTRACTOR)
+    statistics = Extracted(FeatureSet("train.npz", 898, given_moments=given), {}, {"name": "train.npz"})
+    metrics = [METRICS.config_class(name)() for name in ("fd", "class_accuracy")]
+    report = evaluate([of(digits["heldout"])], statistics, EXTRACTOR, metrics)
     assert distance(report)["generated"] == pytest.approx(distance(judge(digits, digits["heldout"]))["generated"])
-    assert "class_accuracy" in report and "kid_digits_cnn64" not in report
-    assert any(note.startswith("left out: kid needs images, of which it holds") for note in report["warnings"])
-    with pytest.raises(ValueError, match=r"kid needs images.* train.npz .*leave kid out of --metrics"):
+    assert report["class_accuracy"] > 0.9 and report["provenance"]["n_ref_images"] is None
+    with pytest.raises(ValueError, match=r"kid needs images, and train.npz .*leave kid out of --metrics"):
         evaluate([of(digits["heldout"])], statistics, EXTRACTOR, [METRICS.config_class("kid")()])
-    with pytest.raises(ValueError, match=r"sfd needs spatial features \(mu_s.*--save-stats"):
+    with pytest.raises(ValueError, match=r"sfd needs spatial features.*mu_s.*--save-stats"):
         evaluate([of(digits["heldout"])], statistics, EXTRACTOR, [METRICS.config_class("sfd")()])
+
+
+@pytest.mark.parametrize("n_reference", [2000, None], ids=["more", "unknown"])
+def test_the_floors_estimate_is_of_both_counts(digits, n_reference):
+    moments = of(digits["train"]).features.moments
+    given = GivenMoments(n_reference, moments.mean_D, moments.covariance())
+    reference = Extracted(FeatureSet("train.npz", n_reference, given_moments=given), {}, {"name": "train.npz"})
+    metrics = [METRICS.config_class("fd")()]
+    found = distance(evaluate([of(digits["heldout"])], reference, EXTRACTOR, metrics))
+    assert found["n_reference"] == n_reference
+    assert found["floor_estimate"] == expected_floor(moments.covariance(), 450, n_reference)
+    assert found["floor_estimate"] < expected_floor(moments.covariance(), 450, 450)
+
+
+def test_statistics_as_samples_have_no_other_count_than_their_own(digits):
+    moments = of(digits["train"]).features.moments
+    metrics = [METRICS.config_class("fd")()]
+    for n, floor in ((300, True), (898, False), (None, False)):
+        given = GivenMoments(n, moments.mean_D, moments.covariance())
+        samples = Extracted(FeatureSet("samples.npz", n, given_moments=given), {}, {"name": "samples.npz"})
+        report = evaluate([samples], of(digits["train"]), EXTRACTOR, metrics, heldout=of(digits["heldout"], "heldout"))
+        assert distance(report)["n"] == report["provenance"]["n_gen"] == n
+        assert (distance(report)["floor"] is not None) == (distance(report)["ratio"] is not None) == floor
+        assert not [note for note in report["warnings"] if "thinned" in note]
+
+
+def test_what_looks_at_one_set_alone_sees_all_of_it(digits):
+    images, labels = digits["train"]
+    report = judge(
+        digits, (images, labels), metrics=[METRICS.config_class(name)() for name in ("fd", "inception_score")]
+    )
+    alone = METRICS.build(METRICS.config_class("inception_score")())(of((images, labels)).features, None)
+    assert distance(report)["n"] == 450
+    assert report["inception_score_digits_cnn64"] == alone["inception_score"]
+
+
+def test_a_space_that_nobody_vouches_for_is_called_so_and_makes_no_fid(digits):
+    class Verified(type(EXTRACTOR)):
+        name, is_fid = "inception", True
+
+    train, metrics = of(digits["train"]), [METRICS.config_class("fd")()]
+    report = evaluate([of(digits["heldout"])], train, Verified(DigitsCNNConfig()), metrics, called="unverified")
+    assert report["fd_unverified"]["generated"] > 0 and "fid" not in report
+    assert report["provenance"]["extractor"]["is_fid"] is False
 
 
 def test_bad_samples_are_refused_naming_them(digits):
@@ -196,7 +242,6 @@ def test_bad_samples_are_refused_naming_them(digits):
     refused = {
         "class_accuracy needs labels, and seed 1 has none": (images, None),
         "seed 1 has 1 image; .* at least 2": (images[:1], labels[:1]),
-        "seed 1: label 10; .* 10 classes": (images, labels + 1),
     }
     for message, bad in refused.items():
         with pytest.raises(ValueError, match=message):

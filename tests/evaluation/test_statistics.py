@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dit_moe.evaluation.sources.npz import open_npz
-from dit_moe.evaluation.sources.statistics import require_same_space, require_spatial, write_statistics
+from dit_moe.evaluation.sources.statistics import require_same_space, require_spatial, states_fid, write_statistics
+from dit_moe.extractors import inception
 from dit_moe.metrics import FeatureSet
 
 FEATURES = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
@@ -21,7 +22,7 @@ class Extractor:
         self.name, self.dim, self.sha256, self.is_fid = name, dim, sha256, is_fid
 
     def identity(self):
-        return {"name": self.name, "dim": self.dim, "sha256": self.sha256}
+        return {"name": self.name, "sha256": self.sha256} | ({"dim": self.dim} if self.dim else {})
 
 
 def written(path, spatial=True, **about):
@@ -78,12 +79,18 @@ def test_statistics_of_the_extractor_are_taken_without_a_word(tmp_path):
             {"sha256": "b" * 64},
             r"pixels \(weights bbbbbbbbbbbb\), not of pixels \(weights aaaaaaaaaaaa\): sha256 differ",
         ),
-        ({"dim": 7}, "dim differ"),
     ],
 )
 def test_statistics_of_another_space_are_refused_naming_both(tmp_path, made_by, message):
     with pytest.raises(ValueError, match=message):
         require_same_space(written(tmp_path / "s.npz", **made_by), Extractor())
+
+
+def test_statistics_that_state_another_width_are_refused(tmp_path):
+    np.savez(tmp_path / "s.npz", mu=MU, sigma=SIGMA, extractor=stating(name="pixels", dim=7))
+    for dim in (3, 6):
+        with pytest.raises(ValueError, match="dim differ"):
+            require_same_space(open_npz(tmp_path / "s.npz").statistics, Extractor(dim=dim))
 
 
 def test_a_file_that_does_not_say_its_extractor_is_taken_with_a_warning_if_the_width_fits(tmp_path):
@@ -107,6 +114,25 @@ def test_singular_covariances_and_well_conditioned_ones_of_float32_are_covarianc
     for sigma in (np.cov(few.T), np.cov(many.T).astype(np.float32), np.zeros((40, 40))):
         np.savez(tmp_path / "s.npz", mu=few.mean(0), sigma=sigma)
         assert open_npz(tmp_path / "s.npz").statistics.moments.covariance().dtype == torch.float64
+
+
+def stating(**changes):
+    return json.dumps({"name": "own", "dim": 3, "sha256": "a" * 64, **changes})
+
+
+def test_an_extractor_that_knows_its_width_only_once_it_was_called_reads_what_it_wrote(tmp_path):
+    statistics = written(tmp_path / "s.npz", dim=0)
+    assert statistics.extractor["dim"] == 6
+    for dim in (0, 6):
+        assert require_same_space(statistics, Extractor(dim=dim)) is None
+
+
+def test_only_a_file_that_states_the_verified_inception_throughout_is_of_fid():
+    official = {"name": "inception", "dim": 2048, "sha256": inception.SHA256, "resize": inception.RESIZE}
+    assert states_fid(official, 2048) and not states_fid(official, 2047) and not states_fid(None, 2048)
+    for change in ({"name": "own"}, {"dim": 2047}, {"sha256": "a" * 64}, {"resize": "bilinear"}):
+        assert not states_fid({**official, **change, "is_fid": True}, 2048)
+    assert not states_fid({"is_fid": True}, 2048)
 
 
 def changed(value, *where):
@@ -138,6 +164,10 @@ def changed(value, *where):
         ({"mu": MU, "sigma": SIGMA, "n": 1}, "n=1 is no number of images"),
         ({"mu": MU, "sigma": SIGMA, "extractor": "inception"}, "extractor is no JSON object"),
         ({"mu": MU, "sigma": SIGMA, "extractor": json.dumps([1])}, "extractor is no JSON object"),
+        ({"mu": MU, "sigma": SIGMA, "extractor": "{}"}, "extractor has name=None; wanted str; make it again"),
+        ({"mu": MU, "sigma": SIGMA, "extractor": stating(dim="3")}, "extractor has dim='3'; wanted int"),
+        ({"mu": MU, "sigma": SIGMA, "extractor": stating(sha256=None)}, "extractor has sha256=None; wanted str"),
+        ({"mu": MU, "sigma": SIGMA, "extractor": stating(is_fid=1)}, "extractor has is_fid=1; wanted true or false"),
     ],
 )
 def test_what_is_no_statistics_is_refused_naming_the_file_and_the_flag(tmp_path, arrays, message):

@@ -7,9 +7,10 @@ import json
 import pytest
 
 from dit_moe.evaluation.published import BASELINES
-from dit_moe.evaluation.table import Row, published_row, read_result, to_csv, to_markdown
+from dit_moe.evaluation.results import Row, published_row, read_result
+from dit_moe.evaluation.table import to_csv, to_markdown
 
-REASONS = ["5 000 generated images instead of 50 000", "the images were resized for the evaluation"]
+REASONS = ["5 000 generated images instead of 50 000", "the images were altered: resized to 256"]
 
 
 def made(seed=0, **more):
@@ -25,14 +26,25 @@ def made(seed=0, **more):
         "train": {"batch_size": 256, "steps": 500_000},
         "sample": sample,
     }
-    facts = {"parameters": 199_123_456, "active_parameters": 72_000_000.5, "active_experts": 2 + seed / 10}
+    facts = {
+        "image_shape": [3, 256, 256],
+        "parameters": 199_123_456,
+        "active_parameters": 72_000_000.5,
+        "active_experts": 2 + seed / 10,
+    }
     return (
         {"kind": "run", "step": 400_000, "weights": "ema", "experiment": experiment, "evaluations": 425} | facts | more
     )
 
 
-def distance(generated, std=None, floor=None, estimate=1.234, n=5000):
-    return {"generated": generated, "generated_std": std, "floor": floor, "floor_estimate": estimate, "n": n}
+def distance(generated, std=None, floor=None, estimate=1.234, n=5000, n_reference=50_000):
+    values = {"generated": generated, "generated_std": std, "floor": floor, "floor_estimate": estimate, "n": n}
+    return values | {"n_reference": n_reference}
+
+
+def flat(name, value, std=None):
+    """A value that is no distance, as a report holds it."""
+    return {name: value, f"{name}_std": std, f"{name}_heldout": 0.9, f"{name}_reconstruction": None}
 
 
 def result(samples, extractor, reasons=(), **numbers):
@@ -40,7 +52,8 @@ def result(samples, extractor, reasons=(), **numbers):
         "samples": samples,
         "extractor": extractor,
         "n_gen": 5000,
-        "n_ref": 10_000,
+        "n_ref_statistics": 50_000,
+        "n_ref_images": 10_000,
         "comparable_to_published": not reasons,
         "not_comparable_because": list(reasons),
     }
@@ -76,8 +89,21 @@ def cells(markdown):
 def test_a_row_says_how_the_images_came_about(read):
     (row,) = cells(to_markdown([read(FID)]))
     wanted = {"model": "DiT-S/2-8E2A", "router": "dtopp", "params": "199 M", "active params": "72 M"}
-    wanted |= {"active experts": "2.00", "steps × batch": "400 K × 256", "objective": "flow", "sampler": "heun 125"}
-    wanted |= {"NFE": "425", "cfg": "1.5, 3 channels, t 0…0.7", "n": "5 000", "FID": "8.12", "its floor": "≈ 1.23"}
+    wanted |= {
+        "active experts": "2.00",
+        "px": "256",
+        "steps × batch": "400 K × 256",
+        "objective": "flow",
+        "sampler": "heun 125",
+    }
+    wanted |= {
+        "NFE": "425",
+        "cfg": "1.5, 3 channels, t 0…0.7",
+        "n": "5 000",
+        "n reference": "50 000, 10 000 images",
+        "FID": "8.12",
+        "its floor": "≈ 1.23",
+    }
     wanted |= {"sFID": "9.90", "IS": "182.3 ± 1.5", "precision": "0.791", "recall": "0.553", "KID": "0.00213"}
     assert row == wanted | {"comparable": "✓", "source": row["source"]}
 
@@ -130,7 +156,8 @@ def test_the_measured_floor_goes_before_its_estimate(read):
 def test_a_row_that_is_not_comparable_is_marked_and_every_reason_is_a_footnote_once(read):
     markdown = to_markdown([read(DIGIT), read(FID), read(DIGIT | {"active_experts": 3.0}, "b.json")])
     assert [row["comparable"] for row in cells(markdown)] == ["✗¹ ²", "✓", "✗¹ ²"]
-    assert markdown.split("\n\n")[1].splitlines() == [f"¹ {REASONS[0]}  ", f"² {REASONS[1]}  "]
+    general = "another number of generated images than 50 000"
+    assert markdown.split("\n\n")[1].splitlines() == [f"¹ {general}  ", f"² {REASONS[1]}  "]
     assert cells(markdown)[2]["active experts"] == "3.00"
 
 
@@ -140,10 +167,12 @@ def test_a_result_that_says_little_is_a_row_all_the_same_but_not_a_comparable_on
     )
     assert row == Row(
         source=row.source,
+        name=row.name,
         seeds=1,
         space="digits_cnn64",
         values={"fd_digits_cnn64": 2.5},
-        notes=("the result does not say whether it is comparable",),
+        measured=("fd_digits_cnn64",),
+        reasons=("the result does not say whether it is comparable",),
     )
     assert read({"provenance": {}}).values == {}
 
@@ -169,7 +198,8 @@ def test_published_rows_are_all_shown_with_their_source():
     first = rows[0]
     assert (first["model"], first["FID"], first["cfg"], first["NFE"]) == ("DiT-XL/2", "2.27", "1.5, 3 channels", "500")
     assert (first["steps × batch"], first["params"], first["source"]) == ("7 M × 256", "675 M", "DiT, arXiv 2212.09748")
-    assert all(row["comparable"].startswith("✓") for row in rows)
+    assert all(row["comparable"].startswith("published") for row in rows) and rows[-1]["px"] == "512"
+    assert rows[1]["comparable"] == "published¹"
     assert next(row for row in rows if row["model"].startswith("Lightning"))["steps × batch"] == "– × 1024"
 
 
@@ -177,8 +207,97 @@ def test_csv_holds_what_is_known_unrounded(read):
     row, baseline = csv.DictReader(io.StringIO(to_csv([read(DIGIT), published_row(BASELINES[0])])))
     assert float(row["fd_digits_cnn64"]) == 2.083 and float(row["fd_digits_cnn64_std"]) == 0.39
     assert (row["parameters"], row["interval_last"], row["fid"]) == ("199123456", "0.7", "")
-    assert (row["comparable"], row["notes"]) == ("False", "; ".join(REASONS))
+    assert (row["comparable"], row["reasons"], row["notes"]) == ("False", "; ".join(REASONS), "")
+    assert (baseline["comparable"], baseline["reasons"], baseline["image_size"]) == ("published", "", "256")
     assert (baseline["fid"], baseline["fd_digits_cnn64"], baseline["inception_score"]) == ("2.27", "", "278.2")
+
+
+def test_reasons_that_differ_in_their_counts_share_a_footnote(read):
+    few, fewer = (
+        read(result([made()], INCEPTION, [f"{n} generated images instead of 50 000"]), f"{n}.json")
+        for n in ("5 000", 9)
+    )
+    markdown = to_markdown([few, fewer])
+    assert markdown.split("\n\n")[1].count("\n") == 1 and "✗²" not in markdown
+    assert "9 generated images" in to_csv([fewer])  # which merges nothing
+
+
+def test_a_value_of_ones_own_metric_has_a_column_in_its_feature_space(read):
+    own = {**flat("density_digits_cnn64", 0.81234, 0.0123), **flat("mean_gap_digits_cnn64", -12.34)}
+    own |= flat("nearest_pixels", 507.2) | flat("kid_subset_std_digits_cnn64", 3.0) | {"train_seconds": 8.8}
+    own |= flat("class_accuracy", 0.5)
+    theirs = flat("density", 0.5) | flat("nearest_pixels", 12.0) | {"inception_score_split_std": 2.0}
+    rows = [read(result([made()], DIGITS, REASONS, **own)), read(result([made()], INCEPTION, **theirs), "b.json")]
+    first, second = cells(to_markdown(rows))
+    assert (first["density, digits_cnn64"], first["mean gap, digits_cnn64"]) == ("0.812 ± 0.012", "-12.3")
+    assert (first["nearest pixels"], second["nearest pixels"], first["class accuracy"]) == ("507", "12.0", "0.500")
+    assert (first["density"], second["density"], second["density, digits_cnn64"]) == ("–", "0.500", "–")
+    assert not [title for title in first if "std" in title or "seconds" in title or "heldout" in title]
+    alone = cells(to_markdown(rows[:1]))[0]
+    assert alone["nearest pixels"] == "507" and list(alone)[-3] == "nearest pixels"
+
+
+@pytest.mark.parametrize(
+    ("value", "std", "shown"),
+    [
+        (0.00213, 0.000015, "0.00213 ± 0.000015"),
+        (204.4291, 4.0346, "204 ± 4.0"),
+        (-5.3827, None, "-5.38"),
+        (0.0000012345, None, "0.00000123"),
+        (-1.5e-9, None, "-1.50e-09"),
+        (12345.6, None, "12346"),
+        (0.0, None, "0"),
+    ],
+)
+def test_kid_is_shown_with_its_significant_digits_at_any_scale(read, value, std, shown):
+    markdown = to_markdown([read(result([made()], INCEPTION, **flat("kid", value, std)))])
+    assert cells(markdown)[0]["KID"] == shown
+    titles, rule = (line.strip("| ").split(" | ") for line in markdown.splitlines()[:2])
+    assert rule[[title.strip() for title in titles].index("KID")].endswith(":")  # right-aligned, as numbers are
+
+
+def test_the_floor_of_each_feature_space_is_its_own(read):
+    digit = read(DIGIT)
+    first, second = cells(to_markdown([digit, read(FID)]))
+    assert (first["its floor, digits_cnn64"], first["its floor"], second["its floor"]) == ("1.94", "–", "≈ 1.23")
+
+
+def test_the_size_of_the_images_is_theirs_or_left_open(read):
+    assert read(result([made(image_shape=[3, 64, 64])], INCEPTION)).image_size == 64
+    assert read(result([made(image_shape=[3, 64, 32])], INCEPTION)).image_size is None
+    old = made(image_shape=None)
+    assert read(result([old], INCEPTION)).image_size is None
+    old["experiment"] |= {"first_stage": {"name": "identity"}}
+    old["experiment"]["model"]["input_size"] = 8
+    assert read(result([old], INCEPTION)).image_size == 8
+
+
+def test_a_row_without_a_model_is_called_by_its_samples_or_its_file(read):
+    bare = result([{"kind": "npz", "name": "/data/of/mine/images.npz"}], INCEPTION)
+    assert cells(to_markdown([read(bare)]))[0]["model"] == "mine/images.npz"
+    named = read(result([{"kind": "npz"}], INCEPTION), "other.json")
+    assert cells(to_markdown([named]))[0]["model"].endswith("/other.json")
+
+
+@pytest.mark.parametrize(
+    ("facts", "numbers", "wanted"),
+    [
+        ({"n_ref_statistics": 7, "n_ref_images": 5}, {"fid": distance(1.0, n_reference=8)}, (8, 5)),
+        ({"n_ref_statistics": 7, "n_ref_images": None}, {}, (7, None)),
+        ({"n_ref_statistics": None, "n_ref_images": 5}, {}, (None, 5)),
+        ({"n_ref": 5}, {}, (5, 5)),
+        ({"n_ref": 5, "reference": {"kind": "statistics"}}, {}, (5, None)),
+    ],
+)
+def test_the_references_counts_are_those_of_its_statistics_and_of_its_images(read, facts, numbers, wanted):
+    row = read(numbers | {"provenance": {"extractor": INCEPTION} | facts})
+    assert (row.n_reference, row.n_reference_images) == wanted
+
+
+def test_a_result_that_names_a_reason_is_not_comparable_whatever_else_it_says(read):
+    contradicting = result([made()], INCEPTION, REASONS)
+    contradicting["provenance"]["comparable_to_published"] = True
+    assert not read(contradicting).comparable
 
 
 def test_a_bar_in_a_name_does_not_break_the_table(read):

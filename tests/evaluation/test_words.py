@@ -118,6 +118,35 @@ def test_another_file_or_an_empty_folder_is_refused(tmp_path):
         open_word(str(tmp_path / "empty"))
 
 
+def test_runs_and_what_is_in_them_are_told_from_images(tmp_path):
+    run = tmp_path / "run"
+    step = run / "checkpoints" / "step_00000010"
+    step.mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"run is a run, which can only be SAMPLES; put it first$"):
+        open_word(str(run))
+    with pytest.raises(ValueError, match=r"run/checkpoints holds the checkpoints of a run; name the run, .*run, as"):
+        open_word(str(run / "checkpoints"))
+    write_images(run / "images.npz", COLOUR)
+    with pytest.raises(ValueError, match=r"put it first, or name its images, .*run/images.npz"):
+        open_word(str(run))
+    (step / "state.json").write_text("{}")
+    with pytest.raises(ValueError, match="step_00000010 is a run"):
+        open_word(str(step))
+    begun = write_tree(tmp_path / "begun", {"config.yaml": b"model: dit\nobjective: flow\n"})
+    with pytest.raises(ValueError, match="begun is a run without a checkpoint; train it"):
+        open_word(str(begun))
+
+
+def test_a_folder_of_images_may_have_a_config_of_something_else(tmp_path):
+    assert len(open_word(str(write_tree(tmp_path, class_files(1) | {"config.yaml": b"a: b"}))).source) == 2
+
+
+def test_above_folders_of_features_one_of_them_is_named(tmp_path):
+    write_tree(tmp_path, {f"{name}/features.json": b"{}" for name in ("heldout", "reference", "samples_0")})
+    with pytest.raises(ValueError, match=r"holds folders of features; name one of them, for instance .*samples_0"):
+        open_word(str(tmp_path))
+
+
 # ----------------------------------------------------------------------------------------------------------- conversion
 
 
@@ -160,6 +189,7 @@ def test_images_that_are_as_wanted_are_left_alone_and_others_have_another_identi
     identities = [plain.identity(), *(source.identity() for source in changed)]
     assert all(identities.count(identity) == 1 for identity in identities)
     assert all(source.labels_N.tolist() == [0, 1, 2] and len(source) == 3 for source in changed)
+    assert all(source.label_remedy == plain.label_remedy for source in changed)
     assert all(source.facts() == plain.facts() and source.tally() == {} for source in changed)
 
 

@@ -69,7 +69,7 @@ def test_images_of_another_shape_are_refused(extractor, shape):
     found = re.escape("×".join(map(str, shape)))
     wanted = f"square images of 1 channel whose side is a multiple of 8, not {found}"
     for look in (lambda: extractor.check(shape), lambda: extractor(torch.zeros(2, *shape, dtype=torch.uint8))):
-        with pytest.raises(ValueError, match=f"digits_cnn64 takes {wanted}; choose another --extractor"):
+        with pytest.raises(ValueError, match=f"--extractor digits_cnn64 takes {wanted}; try --.*, or another"):
             look()
 
 
@@ -94,3 +94,18 @@ def test_enlarged_digits_are_as_well_read_and_as_far_from_the_training_set_as_th
         a, b = map(FeatureMoments.of, (train, held))
         floors.append(frechet_distance(a.mean_D, a.covariance(), b.mean_D, b.covariance()))
     assert floors[1] == pytest.approx(floors[0], rel=0.01)  # 1.9320 and 1.9401 when the method was chosen
+
+
+def test_only_the_options_that_would_help_are_named(extractor):
+    for shape, hint in {
+        (3, 8, 8): "try --channels 1, or another --extractor",
+        (1, 9, 9): r"try --size 8 \(or another multiple of 8\), or another --extractor",
+        (3, 9, 9): r"try --channels 1, --size 8 \(or another multiple of 8\), or another",
+    }.items():
+        with pytest.raises(ValueError, match=hint):
+            extractor.check(shape)
+
+
+def test_its_logits_are_of_the_digits_own_labels(extractor):
+    assert extractor.has_logits and extractor.classes == 10
+    assert extractor.logits(torch.zeros(2, 64)).shape == (2, 10)

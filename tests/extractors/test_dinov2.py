@@ -1,5 +1,8 @@
 """DINOv2 with random weights: what goes into it, and that it is DINOv2 and not a relative."""
 
+from urllib.error import HTTPError
+
+import huggingface_hub
 import numpy as np
 import pytest
 import safetensors.torch
@@ -24,7 +27,7 @@ def extractor(dinov2_weights):
 
 def test_the_feature_is_the_normed_class_token(extractor):
     images = noise(2, 224)
-    assert extractor.name == "dinov2_vits14" and extractor.dim == 384
+    assert extractor.name == f"dinov2_vits14_{extractor.sha256[:8]}" and extractor.dim == 384
     with torch.no_grad():
         tokens = extractor.network.forward_features(preprocess(images))
     found = extractor(images).features_BD
@@ -92,15 +95,40 @@ def test_weights_of_another_size_are_refused(tmp_path, dinov2_weights):
         build(path)
 
 
-def test_without_network_the_error_says_what_to_get(monkeypatch):
+def test_without_network_the_error_says_what_to_get_at_once(monkeypatch, tmp_path):
     def offline(*args, **options):
+        asked.append(options)
         raise OSError("no network")
 
-    monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(ValueError, match=r"\(no network\); get DINOv2's dinov2_vitl14_pretrain.pth, .*--weights FILE"):
+    asked: list[dict[str, float]] = []
+    monkeypatch.setattr(dinov2.urllib.request, "urlopen", offline)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    message = r"dinov2_vitl14_pretrain.pth, .* \(no network\); get it elsewhere from https://.*pth, .*--weights FILE"
+    with pytest.raises(ValueError, match=message):
         EXTRACTORS.build(DINOv2Config())
+    assert asked == [{"timeout": dinov2.PATIENCE}] and dinov2.PATIENCE <= 5  # once, and not for long
+
+
+def test_an_answer_of_any_kind_is_one(monkeypatch):
+    def refuse(request, timeout):
+        raise HTTPError(request.full_url, 403, "forbidden", None, None)
+
+    monkeypatch.setattr(dinov2.urllib.request, "urlopen", refuse)
+    dinov2.require_reachable("https://example.org")
+
+
+def test_the_copy_in_the_hubs_cache_is_taken_without_asking_anyone(monkeypatch, dinov2_weights):
+    def at_hand(repo_id, filename, local_files_only):
+        assert (repo_id, filename, local_files_only) == (f"timm/{SMALL}.lvd142m", "model.safetensors", True)
+        return str(dinov2_weights)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", at_hand)
+    monkeypatch.setattr(dinov2, "require_reachable", None)
+    assert EXTRACTORS.build(DINOv2Config(model=SMALL)).name == build(dinov2_weights).name
 
 
 def test_grey_images_are_refused(extractor):
-    with pytest.raises(ValueError, match="takes images of 3 channels, not 1; give --channels 3"):
+    with pytest.raises(
+        ValueError, match=r"--extractor dinov2_vits14_.* takes images of 3 channels, not 1; give --channels 3"
+    ):
         extractor.check((1, 32, 32))

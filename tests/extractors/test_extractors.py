@@ -65,7 +65,7 @@ def test_its_name_begins_with_the_registered_one_and_no_number_of_it_is_called_f
 def test_its_identity_is_json_with_the_hash_of_the_weights(extractor, features):
     identity = extractor.identity()
     assert json.loads(json.dumps(identity)) == identity
-    assert identity["name"] == extractor.name and identity["dim"] == extractor.dim
+    assert identity["name"] == extractor.name and identity.get("dim", extractor.dim) == extractor.dim
     assert re.fullmatch("[0-9a-f]{64}", identity["sha256"])
 
 
@@ -73,7 +73,8 @@ def test_features_are_as_stated(extractor, images, features):
     assert features.features_BD.shape == (3, extractor.dim) and extractor.dim > 0
     assert (features.spatial_BS is not None) == extractor.has_spatial
     logits = extractor.logits(features.features_BD)
-    assert (logits is not None) == extractor.classifies
+    assert (logits is not None) == extractor.has_logits
+    assert extractor.classes in (None, None if logits is None else logits.shape[1])
     for each in filter(lambda each: each is not None, (*features, logits)):
         assert each.dtype in (torch.float32, torch.float64) and each.device.type == "cpu" and not each.requires_grad
         assert len(each) == 3 and each.isfinite().all() and (each[0] != each[1]).any()
@@ -98,4 +99,5 @@ def test_autocast_and_reduced_precision_around_it_change_nothing(extractor, imag
 def test_its_default_metrics_are_registered_and_possible(extractor):
     assert set(extractor.metrics) <= set(METRICS.names())
     assert extractor.has_spatial or "sfd" not in extractor.metrics
-    assert extractor.classifies or not {"inception_score", "class_accuracy"} & set(extractor.metrics)
+    assert extractor.has_logits or "inception_score" not in extractor.metrics
+    assert extractor.classes or "class_accuracy" not in extractor.metrics

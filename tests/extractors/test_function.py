@@ -20,6 +20,8 @@ def array(images): return images.float().mean((2, 3)).numpy()
 def flat(images): return images.float().mean((1, 2, 3))
 def short(images): return images[1:].float().mean((2, 3))
 def nan(images): return images.float().mean((2, 3)) / 0
+def boom(images): return {}["oops"]
+def refuses(images): raise ValueError("not so\\ngrey")
 """
 IMAGES = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).reshape(2, 3, 4, 4)
 
@@ -40,7 +42,7 @@ def build(name, module="own_features", **options):
 def test_features_are_what_the_function_returns(module):
     extractor = build("means")
     extractor.check((3, 4, 4))
-    assert (extractor.name, extractor.dim) == ("function_means", 3)
+    assert (extractor.name, extractor.dim) == ("function_own_features_means", 3)
     assert extractor.sha256 == hashlib.sha256(module.read_bytes()).hexdigest()
     assert torch.equal(extractor(IMAGES).features_BD, IMAGES.float().mean((2, 3)))
     assert extractor.logits(extractor(IMAGES).features_BD) is None
@@ -53,7 +55,7 @@ def test_float64_stays_and_whole_numbers_become_float32():
 
 def test_a_function_called_fid_gives_no_fid():
     extractor = build("fid")
-    assert extractor.name == "function_fid" and not extractor.is_fid
+    assert extractor.name == "function_own_features_fid" and not extractor.is_fid
 
 
 def test_the_weights_it_reads_are_part_of_its_identity(tmp_path):
@@ -77,6 +79,29 @@ def test_what_is_no_table_of_finite_features_is_refused_when_tried_and_later(nam
         build(name)(IMAGES)
 
 
+@pytest.mark.parametrize(
+    "name, line, said", [("boom", 12, "KeyError 'oops'"), ("refuses", 13, "ValueError not so grey")]
+)
+def test_what_it_raises_when_tried_is_told_in_one_line_with_its_place(name, line, said):
+    wanted = (
+        f"^--extractor own_features:{name} failed on 2 blank images 1×8×8: {said} .own_features.py:{line}.; mend it$"
+    )
+    with pytest.raises(ValueError, match=wanted):
+        build(name).check((1, 8, 8))
+
+
+def test_its_identity_is_the_same_before_and_after_it_was_called():
+    extractor = build("means")
+    before = extractor.identity()
+    extractor.check((3, 4, 4))
+    assert extractor.identity() == before and before["name"] == "function_own_features_means"
+
+
+def test_functions_of_one_name_in_two_modules_have_two_names(module, tmp_path):
+    (tmp_path / "other_features.py").write_text(CODE)
+    assert build("means").name != build("means", module="other_features").name
+
+
 def test_a_width_that_changes_is_refused():
     extractor = build("grows")
     extractor.check((3, 4, 4))
@@ -84,13 +109,19 @@ def test_a_width_that_changes_is_refused():
         extractor(torch.zeros(2, 3, 4, 8, dtype=torch.uint8))
 
 
-def test_what_is_not_there_is_refused_with_what_to_do():
+def test_what_is_not_there_is_refused_with_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="no module own_fetures; put its folder on PYTHONPATH"):
         build("means", module="own_fetures")
     with pytest.raises(ValueError, match=r"no module own_features.deeper; put its folder on PYTHONPATH"):
         build("means", module="own_features.deeper")
-    with pytest.raises(ModuleNotFoundError, match="there_is_no_such_module"):  # its own mistake, with its traceback
+    missing = (
+        r"needs_more:means failed as needs_more was imported: ModuleNotFoundError .*such_module' \(needs_more.py:1\)"
+    )
+    with pytest.raises(ValueError, match=missing):  # its own mistake
         build("means", module="needs_more")
+    (tmp_path / "unfinished.py").write_text("\ndef f(:")
+    with pytest.raises(ValueError, match=r"failed as unfinished was imported: SyntaxError .* \(unfinished.py:2\)"):
+        build("f", module="unfinished")
     with pytest.raises(ValueError, match=r"own_features.py has no maens; name a function"):
         build("maens")
     with pytest.raises(ValueError, match=r"own_features.py is no function: number; name a function"):

@@ -111,8 +111,21 @@ def test_only_the_official_weights_give_fid(extractor, inception_weights, monkey
         assert official.is_fid and official.name == "inception" and official.sha256 == found
 
 
+def test_the_official_hash_is_that_of_torch_fidelitys_download():
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    assert inception.SHA256 == "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+    assert URL_INCEPTION_V3.endswith(f"-{inception.SHA256[:8]}.pth")
+
+
+def test_its_classes_are_no_data_sets(extractor):
+    assert extractor.has_logits and extractor.classes is None
+
+
 def test_grey_images_are_refused(extractor):
-    with pytest.raises(ValueError, match="takes images of 3 channels, not 1; give --channels 3"):
+    with pytest.raises(
+        ValueError, match=r"--extractor inception_.* takes images of 3 channels, not 1; give --channels 3"
+    ):
         extractor.check((1, 32, 32))
     extractor.check((3, 8, 12))
 

@@ -6,17 +6,21 @@ from dit_moe.metrics.accuracy import class_accuracy
 
 
 def test_it_is_the_share_of_images_taken_for_their_label():
-    assert class_accuracy(torch.eye(4), torch.tensor([0, 1, 3, 3])) == 0.75
+    assert class_accuracy(torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 3, 3])) == 0.75
 
 
-@pytest.mark.parametrize("label", [-1, 4])
-def test_a_label_outside_the_classes_is_refused_naming_the_source(label):
+def test_logits_whose_order_may_be_another_than_the_labels_have_no_part_in_it():
+    predictions = torch.tensor([0, 1, 2, 3])
+    samples = FeatureSet("made.npz", 4, logits_NK=torch.eye(4).flip(1), predictions_N=predictions, labels_N=predictions)
     metric = METRICS.build(METRICS.config_class("class_accuracy")())
-    samples = FeatureSet("made.npz", 2, logits_NK=torch.eye(4)[:2], labels_N=torch.tensor([0, label]))
-    with pytest.raises(ValueError, match=rf"made\.npz: label {label}; the extractor knows 4 classes"):
-        metric(samples, samples)
+    assert metric.needs_of_samples == {"predictions_N", "labels_N"} and "predictions_N" in samples.known
+    assert metric(samples, samples) == {"class_accuracy": 1}
+    assert torch.equal(samples.thinned(2).predictions_N, torch.tensor([0, 3]))
 
 
-def test_one_label_an_image_is_wanted():
-    with pytest.raises(ValueError, match=r"labels of shape \(3,\) for 4 images"):
-        class_accuracy(torch.eye(4), torch.zeros(3, dtype=torch.int64))
+@pytest.mark.parametrize("predictions, labels", [(4, 3), (3, 4), (0, 0)])
+def test_one_prediction_and_one_label_an_image_are_wanted_naming_the_source(predictions, labels):
+    metric = METRICS.build(METRICS.config_class("class_accuracy")())
+    counts = {"predictions_N": torch.zeros(predictions).long(), "labels_N": torch.zeros(labels).long()}
+    with pytest.raises(ValueError, match=rf"made\.npz: labels of shape \({labels},\) for predictions of shape"):
+        metric(FeatureSet("made.npz", predictions, **counts), FeatureSet("train", 1))

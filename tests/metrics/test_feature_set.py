@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -35,3 +37,18 @@ def test_given_moments_go_before_those_of_the_features():
     both = FeatureSet("set", 100, features_ND=images.features_ND, given_moments=given)
     assert both.moments is given and images.moments.n == 100 and images.spatial_moments is None
     assert images.known == {"features_ND", "labels_N", "moments"}
+
+
+def test_what_metrics_keep_of_a_set_is_not_another_sets():
+    whole = make()
+    whole.kept["x"] = torch.zeros(1)
+    assert whole.thinned(7).kept == {} and replace(whole, source="other").kept == {} and make().kept == {}
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_value_that_is_not_finite_is_found_wherever_it_stands(value):
+    for row in (0, 1023, 1024, 2999):
+        rows = torch.zeros(3000, 2)
+        rows[row, 1] = value
+        with pytest.raises(ValueError, match=rf"set: sample {row} has NaN or infinity among its features"):
+            FeatureSet("set", 3000, features_ND=rows).finite("features_ND")

@@ -100,6 +100,27 @@ def test_the_floor_estimate_is_the_mean_distance_of_two_samples_of_one_gaussian(
     assert expected_floor(torch.diag(std_D**2), n_1, n_2) == pytest.approx(mean, rel=0.15)
 
 
+@pytest.mark.parametrize("n_1, n_2", [(50, 50), (80, None)])
+def test_of_one_feature_the_floor_is_mostly_of_the_mean(n_1, n_2):
+    # Of one Gaussian the distance is (m₁ − m₂)² + (s₁ − s₂)²; five in six parts are the mean's.
+    draws, expected = 3 * normal(40_000, 2, 80, seed=1), expected_floor(torch.tensor([[9.0]]), n_1, n_2)
+    one, two = draws[:, 0, :n_1], draws[:, 1, : n_2 or 1]
+    mean_2, std_2 = (two.mean(1), two.std(1)) if n_2 else (torch.tensor(0.0), torch.tensor(3.0))
+    simulated = ((one.mean(1) - mean_2) ** 2 + (one.std(1) - std_2) ** 2).mean().item()
+    # standard error 0.7 %; without the quarter beyond the means' trace it would be 17 % off
+    assert expected == pytest.approx(simulated, rel=0.03)
+
+
+def test_near_as_many_samples_as_features_the_floor_is_as_low_as_documented():
+    pairs = []
+    for seed in range(6):
+        moments = FeatureMoments.of(normal(64, 64, seed=seed))
+        eye = torch.eye(64)
+        pairs.append(frechet_distance(moments.mean_D, moments.covariance(), torch.zeros(64), eye))
+    assert expected_floor(eye, 64, None) == pytest.approx(17.25)
+    assert np.mean(pairs) == pytest.approx(21.0, rel=0.05)  # one draw has a spread of 5 %
+
+
 def test_the_floor_estimate_of_a_constant_feature_is_zero():
     assert expected_floor(torch.zeros(2, 2), 10, 10) == 0
 
@@ -149,3 +170,67 @@ def test_the_fast_way_is_taken_where_it_is_exact_and_equals_singular_values_ther
     assert (taken[0] is not None) == fast
     monkeypatch.setattr(frechet, "_fast_nuclear_norm", lambda *args: None)
     assert frechet_distance(mean, cov_1, mean, cov_2) == pytest.approx(found, rel=1e-11)
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e-100, 1e-20, 1e20, 1e100, 1e150])
+@pytest.mark.parametrize("n", [30, 400])  # fewer samples than features, and more
+def test_features_of_any_scale_have_the_distance_of_that_scale(scale, n):
+    x_ND, y_ND = normal(n, 48, seed=1), 1.3 * normal(n, 48, seed=2) + 0.1
+    assert distance(scale * x_ND, scale * y_ND) / scale**2 == pytest.approx(distance(x_ND, y_ND), rel=1e-7)
+    covariance = FeatureMoments.of(x_ND).covariance()
+    expected = expected_floor(covariance, 400, 400)
+    assert expected_floor(covariance * scale**2, 400, 400) / scale**2 == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_distance_beyond_float64_is_refused():
+    with pytest.raises(ValueError, match="too large for float64"):
+        frechet_distance(torch.tensor([1e200], dtype=torch.float64), torch.eye(1), torch.zeros(1), torch.eye(1))
+
+
+def test_constant_features_add_nothing_and_cost_no_eigenvectors(monkeypatch):
+    x_ND, y_ND = normal(200, 30, seed=1), 2 * normal(200, 30, seed=2)
+    expected = distance(x_ND, y_ND)
+    padded = [torch.cat([torch.full((200, 5), 7.0).double(), each], 1) for each in (x_ND, y_ND)]
+    monkeypatch.setattr(torch.linalg, "eigh", lambda *_: pytest.fail("a singular covariance was factored"))
+    assert distance(*padded) == pytest.approx(expected, rel=1e-12)
+    assert distance(*(torch.full((9, 2), value).double() for value in (1, 3))) == 8  # nothing but means
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("kind", ["constant", "collinear"])
+def test_one_singular_covariance_takes_the_fast_way_on_either_side(kind, swapped, monkeypatch):
+    x_ND, y_ND = normal(200, 30, seed=1), 2 * normal(200, 30, seed=2)
+    x_ND[:, 7] = x_ND[:, 3] if kind == "collinear" else 0.0
+    x, y = (FeatureMoments.of(each).covariance() for each in (x_ND, y_ND))
+    lambda_D, vectors_DD = torch.linalg.eigh(y)
+    root_DD = vectors_DD * lambda_D.sqrt() @ vectors_DD.T
+    # One eigenvalue of the product is 0, and rounded: its root is 1e-8 of the others
+    cross = torch.linalg.eigvalsh(root_DD @ x @ root_DD).clamp(min=0).sqrt().sum()
+    mean = torch.zeros(30)
+    monkeypatch.setattr(torch.linalg, "svdvals", lambda *_: pytest.fail("singular values were needed"))
+    found = frechet_distance(mean, *((y, mean, x) if swapped else (x, mean, y)))
+    assert found == pytest.approx((x.trace() + y.trace() - 2 * cross).item(), rel=1e-7)
+
+
+def test_a_zero_variance_beside_covariances_is_no_covariance():
+    broken = torch.eye(3)
+    broken[0, 0], broken[0, 1], broken[1, 0] = 0.0, 0.5, 0.5
+    for pair in ((broken, torch.eye(3)), (torch.eye(3), broken), (broken, broken)):
+        with pytest.raises(ValueError, match="not positive semi-definite"):
+            frechet_distance(torch.zeros(3), pair[0], torch.zeros(3), pair[1])
+
+
+@pytest.mark.parametrize("name", ["eigvalsh", "eigh"])
+def test_eigenvalues_that_do_not_converge_give_way_or_a_message(name, monkeypatch):
+    def fails(*_):
+        raise torch.linalg.LinAlgError("no convergence")
+
+    n = 200 if name == "eigvalsh" else 20
+    x_ND, y_ND = normal(n, 30, seed=1), 2 * normal(n, 30, seed=2)
+    expected = distance(x_ND, y_ND)
+    monkeypatch.setattr(torch.linalg, name, fails)
+    if name == "eigvalsh":
+        assert distance(x_ND, y_ND) == pytest.approx(expected, rel=1e-11)  # by singular values
+    else:
+        with pytest.raises(ValueError, match="no eigenvalues of a covariance were found"):
+            distance(x_ND, y_ND)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch_fidelity.metric_isc import isc_features_to_metric
 
+from dit_moe.metrics import METRICS, FeatureSet
 from dit_moe.metrics.inception_score import inception_score
 
 
@@ -44,3 +45,12 @@ def test_no_images_and_other_shapes_are_refused():
     for wrong in (torch.empty(0, 3), torch.zeros(3)):
         with pytest.raises(ValueError, match=r"wanted \[N, K\]"):
             inception_score(wrong)
+
+
+def test_splits_are_of_5000_images_unless_told():
+    each, metric = logits(6000, 5), METRICS.build(METRICS.config_class("inception_score")())
+    assert metric.settings() == {"split_size": 5000}
+    expected = inception_score(each, 5000)
+    assert inception_score(each) == expected and inception_score(each, 3000) != expected
+    values = metric(FeatureSet("made.npz", 6000, logits_NK=each), FeatureSet("train", 1))
+    assert values == {"inception_score": expected.mean, "inception_score_split_std": expected.std}

@@ -50,13 +50,33 @@ def test_fewer_images_than_a_subset_are_refused_naming_the_flag_if_a_size_was_as
         kernel_distance(normal(30, 2, 0), normal(20, 2, 1), subset_size=21)
 
 
-def test_the_size_that_counts_decide_stands_in_the_settings():
-    sets = [FeatureSet("made.npz", n, features_ND=normal(n, 2, n)) for n in (30, 20)]
+def sets(*counts):
+    return [FeatureSet("made.npz", n, features_ND=normal(n, 2, n)) for n in counts]
+
+
+def test_settings_are_those_of_the_config_whatever_was_called_and_notes_tell_what_counts_decide():
     metric = METRICS.build(KIDConfig(subsets=2))
-    assert metric.settings()["subset_size"] is None
-    metric(*sets)
-    assert metric.settings()["subset_size"] == 20
+    before = metric.settings()
+    assert metric(*sets(450, 500)) and metric.settings() == before and before["subset_size"] is None
+    first, second = metric.notes(*sets(500, 450))
+    assert first == "KID over subsets of 450 images, all of the smaller set; published ones have 1000"
+    assert "no kid_subset_std" in second and "--kid-subset-size to at most 225" in second
     assert METRICS.build(KIDConfig(subset_size=7)).settings()["subset_size"] == 7
+
+
+@pytest.mark.parametrize("size, told", [(10, True), (11, False), (20, False)])
+def test_no_spread_is_told_between_subsets_that_are_over_half_of_a_set(size, told):
+    metric, pair = METRICS.build(KIDConfig(subsets=4, subset_size=size)), sets(20, 50)
+    assert list(metric(*pair)) == (["kid", "kid_subset_std"] if told else ["kid"])
+    assert any("no kid_subset_std" in note for note in metric.notes(*pair)) != told
+
+
+def test_there_are_100_subsets_of_1000_unless_told():
+    x, y = normal(2010, 2, 1), normal(2020, 2, 2)
+    metric = METRICS.build(KIDConfig())
+    assert metric.settings()["subsets"] == 100 and metric.settings()["seed"] == 2020
+    assert metric.notes(*sets(2010, 2020)) == []
+    assert kernel_distance(x, y) == kernel_distance(x, y, 100, 1000)
 
 
 def test_one_image_has_no_unbiased_estimate():
@@ -64,3 +84,12 @@ def test_one_image_has_no_unbiased_estimate():
         kernel_distance(normal(1, 2, 0), normal(20, 2, 1))
     with pytest.raises(ConfigError, match="subset_size=1 must be at least 2"):
         KIDConfig(subset_size=1)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_features_that_are_not_finite_are_refused(value):
+    good, bad = normal(20, 2, 0), normal(20, 2, 0)
+    bad[3, 1] = value
+    for pair in ((good, bad), (bad, good)):
+        with pytest.raises(ValueError, match="sample 3 has NaN or infinity"):
+            kernel_distance(*pair)

@@ -126,3 +126,53 @@ def test_neighbours_of_a_set_are_looked_up_once_for_both_metrics_and_all_samples
 def test_widths_that_differ_are_refused():
     with pytest.raises(ValueError, match="queries are 3 wide and references 4"):
         precision_recall(torch.zeros(9, 3), torch.zeros(9, 4))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_features_that_are_not_finite_are_refused(value):
+    good, bad = normal(9, 3, 0), normal(9, 3, 1)
+    bad[4, 1] = value
+    for metric in (precision_recall, density_coverage):
+        for pair in ((good, bad), (bad, good)):
+            with pytest.raises(ValueError, match="sample 4 has NaN or infinity"):
+                metric(*pair)
+    with pytest.raises(ValueError, match="sample 4 has NaN or infinity"):
+        squared_radii(bad, 3)
+    with pytest.raises(ValueError, match="squares overflow"):
+        precision_recall(good.double() * 1e200, good.double() * 1e200)
+
+
+@pytest.mark.parametrize("apart", [1e3, 1e5, 1e7, 1e9])
+def test_balls_much_smaller_than_the_set_is_wide_are_compared_exactly(apart):
+    # Two far clusters: products of matrices are off by up to 1e-15 of the squared width, here 30 to 1e3 for the last.
+    sides = []
+    for seed, shift in ((1, 1.5), (2, 0.0)):
+        rows = torch.randn(120, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + shift
+        rows[::2] += apart
+        sides.append(rows)
+    samples, reference = sides
+    own_N, own_M = (distances(each, each).sort(1).values[:, 3] for each in sides)
+    between_NM = distances(samples, reference)
+    precision, recall = (between_NM <= own_M).any(1), (between_NM <= own_N[:, None]).any(0)
+    found = precision_recall(samples, reference, k=3, tile=50)
+    assert found == pytest.approx((precision.double().mean().item(), recall.double().mean().item()), abs=1e-12)
+    inside_NM = between_NM < own_M
+    dense = density_coverage(samples, reference, k=3, tile=50)
+    expected = inside_NM.sum().item() / 360, inside_NM.any(0).double().mean().item()
+    assert dense == pytest.approx(expected, abs=1e-12)
+
+
+def test_repeated_points_are_on_their_border_inside_for_precision_and_outside_for_density():
+    rows = normal(8, 3, 0).repeat(2, 1)  # balls of radius 0: here no slack decides
+    assert precision_recall(rows, rows, k=1) == (1, 1)
+    assert density_coverage(rows, rows, k=1) == (0, 0)
+
+
+def test_precision_and_recall_have_3_neighbours_and_density_and_coverage_5_unless_told():
+    samples, reference = normal(200, 8, 1), normal(200, 8, 2)
+    pair = [FeatureSet("set", 200, features_ND=each) for each in (samples, reference)]
+    for name, metric, k in (("precision_recall", precision_recall, 3), ("density_coverage", density_coverage, 5)):
+        told, built = metric(samples, reference, k), METRICS.build(METRICS.config_class(name)())
+        assert metric(samples, reference) == told and built.settings() == {"k": k}
+        assert tuple(built(*pair).values()) == told
+        assert metric(samples, reference, k - 1) != told != metric(samples, reference, k + 1)

@@ -13,8 +13,8 @@ from tiny_run import bits, build, log
 
 from dit_moe import checkpoint
 from dit_moe.config import ConfigError
+from dit_moe.processes import locked
 from dit_moe.training import Hook, Interrupted, TrainingError
-from dit_moe.training.run_folder import locked
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,11 @@ from torch import Tensor
 
 from dit_moe.metrics import Moments
 
+HOW = (  # of sample.json: how the images were made; when, where and how fast differs between equal ones
+    *("run", "step", "weights_sha256", "experiment", "recipe", "evaluations"),
+    *("parameters", "active_parameters", "active_experts", "thresholds"),
+)
+
 
 class Source(ABC):
     """N images. Image i is the same whatever is asked for beside it, in whatever order, by whichever process."""
@@ -29,6 +34,8 @@ class Source(ABC):
     """int64, in the order of the images."""
     batch_size: int | None = None
     """How many to ask for at a time; None: as one likes."""
+    label_remedy: str = "save them as `labels` beside arr_0"
+    """What gives it labels where it has none."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -91,22 +98,22 @@ class ReadOptions:
             raise ValueError(f"--channels {self.channels}: images have 1 channel or 3; give one of them")
         low, high = self.value_range or (0.0, 1.0)
         if not -math.inf < low < high < math.inf:  # false for NaN, too
-            raise ValueError(f"--range {low:g},{high:g} is empty or endless; give LOW,HIGH, for instance --range -1,1")
+            raise ValueError(f"--range {low:g},{high:g} is empty or endless; give LOW,HIGH, for instance --range=-1,1")
         if self.workers < 0:
             raise ValueError(f"--workers {self.workers} is negative; give 0 to read in this process")
 
 
 def sha256_of_labels(labels_N: Tensor | None) -> str | None:
     """For identities."""
-    return None if labels_N is None else hashlib.sha256(labels_N.numpy().tobytes()).hexdigest()
+    return None if labels_N is None else hashlib.sha256(labels_N.cpu().numpy().tobytes()).hexdigest()
 
 
 def made_by(path: Path) -> dict[str, Any]:
-    """Facts of a file or folder of images: where it is and, if `dit-moe sample` wrote it, what it says of them."""
+    """Facts of a file or folder of images: where it is and, if `dit-moe sample` wrote it, how they were made."""
     facts: dict[str, Any] = {"path": str(path)}
     try:
         sample = json.loads((path.absolute().parent / "sample.json").read_text())
     except (OSError, ValueError):
         return facts
     listed = isinstance(sample, dict) and path.absolute().name in sample.get("files", ())
-    return facts | ({"sample": sample} if listed else {})
+    return facts | ({"sample": {name: sample[name] for name in HOW if name in sample}} if listed else {})

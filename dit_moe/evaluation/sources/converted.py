@@ -56,6 +56,10 @@ class Converted(Source):
     def labels_N(self) -> Tensor | None:  # type: ignore[override]
         return self.source.labels_N
 
+    @property
+    def label_remedy(self) -> str:  # type: ignore[override]
+        return self.source.label_remedy
+
     def __len__(self) -> int:
         return len(self.source)
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields, replace
 from functools import cached_property
@@ -14,14 +15,17 @@ from torch import Tensor
 
 from dit_moe import config as configs
 from dit_moe.data import DATASETS, BrokenImages, Dataset
+from dit_moe.data.image_source import ImageSource
+from dit_moe.data.images import BadImage
 from dit_moe.data.latents import LatentShards
 from dit_moe.data.order import load_batches
-from dit_moe.evaluation.sources.base import Opened, ReadOptions, Source
+from dit_moe.evaluation.sources.base import Opened, ReadOptions, Source, sha256_of_labels
 from dit_moe.evaluation.sources.latents import LatentSource
 
 # Where it lies, what only decides which images are refused, and what is not used here.
 _FREE = ("path", "heldout", "id", "min_side", "max_megapixels", "flip", "fingerprint")
-_LABELS_TOGETHER = 256  # rows that are fetched for their labels
+_TOGETHER = 256  # rows that are fetched for their labels, or to be hashed
+READ_AT_MOST = 100_000  # images whose content is hashed: of ImageNet's it would be hours
 
 
 def open_dataset(config: Any, split: str = "train", options: ReadOptions | None = None) -> Opened:
@@ -85,21 +89,55 @@ class DatasetSource(Source):
         if (known := getattr(self.dataset, "labels_N", None)) is not None:
             return torch.as_tensor(known, dtype=torch.int64)
         rows = range(len(self))
-        parts = [rows[i : i + _LABELS_TOGETHER] for i in range(0, len(rows), _LABELS_TOGETHER)]
+        parts = [rows[i : i + _TOGETHER] for i in range(0, len(rows), _TOGETHER)]
         return torch.cat([self.dataset.__getitems__(part)["labels"] for part in parts])
 
     def identity(self) -> dict[str, Any]:
-        """By the fingerprint that the dataset gives itself."""
+        """Of the content of all images; of more than `READ_AT_MOST`, of their names, sizes and times of change.
+
+        Reads them all, once. ValueError if one cannot be read.
+        """
         config = {name: value for name, value in configs.dump(self.config).items() if name not in _FREE}
         identity = {"kind": "dataset", "name": DATASETS.name_of(self.config), "config": config, "split": self.split}
-        return identity | {"fingerprint": self.dataset.fingerprint, "count": len(self)}
+        labels_sha256 = sha256_of_labels(self.labels_N)
+        return identity | {"sha256": self._sha256, "labels_sha256": labels_sha256, "count": len(self)}
 
     def facts(self) -> dict[str, Any]:
-        return {"config": configs.dump(self.config)}
+        listed = {"compared_by": "listing"} if self._is_large else {}
+        return {"config": configs.dump(self.config), **listed}
+
+    @property
+    def _is_large(self) -> bool:
+        return len(self) > READ_AT_MOST
+
+    @cached_property
+    def _sha256(self) -> str:
+        digest, dataset = hashlib.sha256(), self.dataset
+        if self._is_large:
+            digest.update(str(dataset.fingerprint).encode())
+            if isinstance(dataset, ImageSource):
+                for stamp in dataset.stamps():
+                    digest.update(b"%d %d " % stamp)
+        elif isinstance(dataset, ImageSource):
+            for image in range(len(self)):
+                digest.update(hashlib.sha256(_content(dataset, image)).digest())
+        else:
+            rows = range(len(self))
+            for images_BCHW in self.batches([rows[i : i + _TOGETHER] for i in range(0, len(rows), _TOGETHER)]):
+                digest.update(images_BCHW.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Raises ValueError naming all images of a batch that are broken."""
         return images_of(self.dataset, parts, self.workers)
+
+
+def _content(dataset: ImageSource, image: int) -> bytes:
+    try:
+        return dataset.read(image)
+    except (OSError, BadImage) as error:
+        problem = f"{dataset.locate(image)} cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise ValueError(f"{problem}; mend it, or take it out") from None
 
 
 def images_of(dataset: Any, parts: Sequence[Sequence[int]], workers: int) -> Iterator[Tensor]:

@@ -40,6 +40,8 @@ class FolderSource(Source):
     Raises ValueError: no images, a file that is none, several sizes, or labels that do not fit the images.
     """
 
+    label_remedy = f"sort them into one sub-folder per class, or write {LABELS}, {{file: label}}, into it"
+
     def __init__(self, folder: str | Path, options: ReadOptions | None = None) -> None:
         self.folder, self.options, self.name = Path(folder), options or ReadOptions(), str(folder)
         self.files = _images_in(self.name)

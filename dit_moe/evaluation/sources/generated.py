@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_moe.evaluation.sources.base import Source
+from dit_moe.evaluation.sources.base import Source, sha256_of_labels
 from dit_moe.generate import Generator
 from dit_moe.moe import measure_active
 
@@ -47,7 +47,7 @@ class GeneratedSource(Source):
         return len(self._labels_N)
 
     def identity(self) -> dict[str, Any]:
-        return {"kind": "run", **self._identity}
+        return {"kind": "run", **self._identity, "labels_sha256": sha256_of_labels(self._labels_N)}
 
     def facts(self) -> dict[str, Any]:
         return self._facts

@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_moe.evaluation.images import Rows, blocks, require_finite, require_images, require_labels, require_shape
+from dit_moe.evaluation.images import Rows, extremes, require_images, require_labels, require_shape
 from dit_moe.evaluation.sources.base import Opened, ReadOptions, Source, made_by, sha256_of_labels
 from dit_moe.evaluation.sources.statistics import NAMES as STATISTICS
 from dit_moe.evaluation.sources.statistics import statistics_of
+from dit_moe.processes import on_main
 
 IMAGES, LABELS = "arr_0", ("labels", "arr_1")  # of np.savez(file, images, labels), as ADM has them
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's entry: magic, and the lengths of what follows it (APPNOTE 4.3.7)
@@ -62,7 +63,8 @@ class NpzSource(Source):
         self.images: Rows = file.array(IMAGES)
         self.range: tuple[float, float] | None = None
         if np.issubdtype(self.images.dtype, np.floating):
-            self.range = self._settle_range(options.value_range)
+            self.range = options.value_range
+            on_main(self._require_floats)  # reads all of them
         else:
             require_images(self.images, self.name)
         count, height, width, channels = self.images.shape
@@ -101,26 +103,29 @@ class NpzSource(Source):
     def _sha256(self) -> str:
         return self.file.sha256(IMAGES, self.images)
 
-    def _settle_range(self, given: tuple[float, float] | None) -> tuple[float, float]:
-        """ValueError unless all values are finite and round to one of the levels of the `given` range."""
-        require_finite(self.images, self.name)
+    def _require_floats(self) -> None:
+        """ValueError unless all values are finite and round to one of the levels of the range."""
+        problem: str | None = None
+        for start, lows, highs in extremes(self.images, self.name):
+            if self.range is None or problem is not None:
+                continue
+            outside = (_levels(lows, *self.range) < 0) | (_levels(highs, *self.range) > 255)
+            if outside.any():
+                bad = int(outside.argmax())
+                problem = f"image {start + bad} has values from {lows[bad]:g} to {highs[bad]:g}"
         require_shape(self.images.shape, self.name)
-        if given is None:
-            wanted = "save them as uint8 0..255, or say what is black and white, for instance --range -1,1"
+        if self.range is None:
+            wanted = "save them as uint8 0..255, or say what is black and white, for instance --range=-1,1"
             raise ValueError(f"{self.name}: images have dtype {self.images.dtype}; {wanted}")
-        for start, block in blocks(self.images):
-            for i, image in enumerate(block):
-                levels = _levels(image, *given)
-                if levels.min() < 0 or levels.max() > 255:
-                    found = f"image {start + i} has values from {image.min():g} to {image.max():g}"
-                    problem = f"{found}, outside of --range {given[0]:g},{given[1]:g}"
-                    raise ValueError(f"{self.name}: {problem}; give the range that the sampler means, or clip them")
-        return given
+        if problem is not None:
+            given = f"outside of --range={self.range[0]:g},{self.range[1]:g}"
+            remedy = "give the range that the sampler means, or clip them"
+            raise ValueError(f"{self.name}: {problem}, {given}; {remedy}")
 
 
-def _levels(image: np.ndarray, low: float, high: float) -> np.ndarray:
+def _levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Whole levels of grey, 0 at `low` and 255 at `high`; halves go up, as where first stages make uint8 of floats."""
-    return np.floor((image.astype(np.float64) - low) * (255 / (high - low)) + 0.5)
+    return np.floor((values.astype(np.float64) - low) * (255 / (high - low)) + 0.5)
 
 
 # ---------------------------------------------------------------------------------------------------------- the file

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from dit_moe.evaluation.sources.base import Statistics
-from dit_moe.extractors import FeatureExtractor
+from dit_moe.extractors import FeatureExtractor, inception
 from dit_moe.files import atomic_file
 from dit_moe.metrics import FeatureSet, GivenMoments
 from dit_moe.metrics.frechet import CLAMP
 
 NAMES = ("mu", "sigma", "mu_s", "sigma_s", "n", "extractor")
+SAYS = {"name": str, "dim": int, "sha256": str}  # of its extractor, at least
 SYMMETRY = 1e-6  # of the largest entry: what float32 may lose
 AGAIN = "make it again from images by --save-stats"
 
@@ -52,7 +53,8 @@ def write_statistics(path: str | Path, feature_set: FeatureSet, extractor: Featu
     if (spatial := feature_set.spatial_moments) is not None:
         arrays |= {"mu_s": spatial.mean_D.double(), "sigma_s": spatial.covariance().double()}
     found: dict[str, Any] = {name: tensor.numpy() for name, tensor in arrays.items()}
-    found["extractor"] = json.dumps({**extractor.identity(), "is_fid": extractor.is_fid})
+    width = len(feature_set.moments.mean_D)
+    found["extractor"] = json.dumps({**extractor.identity(), "dim": width, "is_fid": extractor.is_fid})
     if feature_set.moments.n is not None:
         found["n"] = feature_set.moments.n
     with atomic_file(Path(path)) as file:
@@ -65,7 +67,8 @@ def require_same_space(statistics: Statistics, extractor: FeatureExtractor) -> s
     Returns a warning if it does not say by which extractor it was made.
     """
     width, found = len(statistics.moments.mean_D), statistics.extractor
-    wanted = json.loads(json.dumps(extractor.identity()))  # as a file has it
+    wanted = json.loads(json.dumps({"dim": extractor.dim or width, **extractor.identity()}))  # as a file has it
+    wanted.pop("is_fid", None)
     name, sha256 = extractor.name, extractor.sha256[:12]
     if found is not None:
         made = {key: value for key, value in found.items() if key != "is_fid"}
@@ -75,7 +78,7 @@ def require_same_space(statistics: Statistics, extractor: FeatureExtractor) -> s
             problem = f"is of the features of {theirs}, not of {name} (weights {sha256}): {', '.join(differing)} differ"
             remedy = f"choose --extractor {found.get('name')}, or {AGAIN}"
             raise ValueError(f"{statistics.source} {problem}; {remedy}")
-    if width != extractor.dim:
+    if extractor.dim and width != extractor.dim:
         problem = f"is of {width} features, but {name} (weights {sha256}) has {extractor.dim}"
         remedy = f"choose another --extractor, or {AGAIN}"
         raise ValueError(f"{statistics.source} {problem}; {remedy}")
@@ -83,6 +86,17 @@ def require_same_space(statistics: Statistics, extractor: FeatureExtractor) -> s
         taken = f"it is taken for {name} (weights {sha256}), which has as many features, {width}"
         return f"{statistics.source} does not say which extractor made it; {taken}"
     return None
+
+
+def states_fid(extractor: Mapping[str, Any] | None, width: int) -> bool:
+    """Whether a file of statistics of `width` features says that the verified Inception made them.
+
+    What else it says of itself, `is_fid` among it, is not relied on.
+    """
+    official = {"name": "inception", "dim": inception.DIM, "sha256": inception.SHA256, "resize": inception.RESIZE}
+    if extractor is None:
+        return False
+    return width == inception.DIM and all(extractor.get(key) == official[key] for key in official)
 
 
 def require_spatial(statistics: Statistics) -> None:
@@ -147,4 +161,10 @@ def _read_extractor(array: np.ndarray | None, source: str) -> dict[str, Any] | N
         found = None
     if not isinstance(found, dict):
         raise ValueError(f"{source}: extractor is no JSON object; {AGAIN}")
+    for name, kind in SAYS.items():
+        if type(found.get(name)) is not kind:
+            problem = f"extractor has {name}={found.get(name)!r}; wanted {kind.__name__}"
+            raise ValueError(f"{source}: {problem}; {AGAIN}")
+    if not isinstance(found.get("is_fid", False), bool):
+        raise ValueError(f"{source}: extractor has is_fid={found['is_fid']!r}; wanted true or false; {AGAIN}")
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,6 +25,8 @@ from dit_moe.registry import did_you_mean
 
 IMAGES_FILE = "images.npz"
 ENCODING = "encoding.json"  # of latents that may not be finished
+RUN_STATE, CHECKPOINTS, CONFIG = "state.json", "checkpoints/step_*", "config.yaml"  # of a checkpoint, of runs
+FEATURES = "features.json"  # of a folder of features
 FILES = "an npz file, a run, a folder of images or of encoded latents"
 EXAMPLE = "'{name: image_folder, path: …, size: 256, split: heldout}'"
 
@@ -31,8 +34,7 @@ EXAMPLE = "'{name: image_folder, path: …, size: 256, split: heldout}'"
 def open_word(word: str, options: ReadOptions | None = None) -> Opened:
     """Images, statistics or both, brought to the size and the channels that `options` wants.
 
-    * an npz file, or a folder with images.npz in it (a run folder may hold one, too: whoever means the run, and not
-      what was last sampled from it, has to look for that first);
+    * an npz file, or a folder with images.npz in it that is no run;
     * a folder of encoded latents, which are decoded;
     * a folder of images;
     * a dataset, ``digits`` or ``digits/heldout``, or with options ``{name: image_folder, path: …, split: heldout}``.
@@ -48,12 +50,33 @@ def _open_path(path: Path, options: ReadOptions) -> Opened:
     if path.is_dir():
         if (path / MANIFEST).is_file() or (path / ENCODING).is_file():
             return Opened(open_latents(path))
+        _refuse_run(path)
         if (path / IMAGES_FILE).is_file():
             return open_npz(path / IMAGES_FILE, options)
+        _refuse_near(path)
         return Opened(FolderSource(path, options))
     if path.suffix.lower() == ".npz" or zipfile.is_zipfile(path):
         return open_npz(path, options)
     raise ValueError(f"{path} is no npz; name {FILES}")
+
+
+def _refuse_run(path: Path) -> None:
+    if (path / RUN_STATE).is_file() or any(path.glob(CHECKPOINTS)):
+        images = f", or name its images, {path / IMAGES_FILE}" if (path / IMAGES_FILE).is_file() else ""
+        raise ValueError(f"{path} is a run, which can only be SAMPLES; put it first{images}")
+
+
+def _refuse_near(path: Path) -> None:
+    """What is no folder of images, and stands above or below something that can be evaluated."""
+    inside = sorted(each.parent for each in path.glob(f"*/{FEATURES}"))
+    if inside:
+        named = next((each for each in inside if each.name.startswith("samples")), inside[0])
+        raise ValueError(f"{path} holds folders of features; name one of them, for instance {named}")
+    if path.name == "checkpoints" and any(path.glob("step_*")):
+        raise ValueError(f"{path} holds the checkpoints of a run; name the run, {path.parent}, as SAMPLES")
+    if (path / CONFIG).is_file() and re.search(r"^objective:", (path / CONFIG).read_text(errors="replace"), re.M):
+        remedy = "train it until it has written one, or name another"
+        raise ValueError(f"{path} is a run without a checkpoint; {remedy}")
 
 
 def _open_dataset(word: str, options: ReadOptions) -> Opened:

@@ -1,0 +1,137 @@
+"""What is known of images before their features are, and which metrics can be had of them: checked before the work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dit_moe.evaluation.report import lacking
+from dit_moe.evaluation.sources.base import Opened, Statistics
+from dit_moe.evaluation.sources.statistics import require_same_space
+from dit_moe.evaluation.stored import Stored
+from dit_moe.extractors import FeatureExtractor
+from dit_moe.metrics import METRICS, Metric
+
+FEW = 2048  # images: fewer than features of the Inception network
+
+
+@dataclass(frozen=True, eq=False)
+class Prospect:
+    """What is known of a side before its features are."""
+
+    name: str
+    count: int | None
+    known: frozenset[str]  # the attributes of a FeatureSet that it will have
+    labels_N: Tensor | None = None
+    image_shape: tuple[int, int, int] | None = None
+    label_remedy: str | None = None
+
+
+def prospect(side: Opened, extractor: FeatureExtractor, as_reference: bool = False) -> Prospect:
+    """ValueError if the extractor does not take its images, or if what stands for them is of another extractor."""
+    seen: set[str] = {"logits_NK"} if extractor.has_logits else set()
+    seen |= set() if extractor.classes is None else {"predictions_N"}
+    if side.features is not None:
+        stored = Stored.open(side.features, extractor)
+        spatial = {"spatial_moments"} if "spatial_NS" in stored.tensors else set()
+        of_folder = stored.tensors | seen | spatial | {"moments"}
+        channels, height, width = stored.manifest["image_shape"]
+        shape = (channels, height, width)
+        return Prospect(str(side.features), stored.manifest["count"], of_folder, stored.labels(), shape)
+    source, given = side.source, side.statistics
+    if source is None:
+        assert given is not None, "a side is something"
+        require_same_space(given, extractor)
+        spatial = set() if given.spatial_moments is None else {"spatial_moments"}
+        return Prospect(given.source, given.moments.n, frozenset({"moments"} | spatial))
+    try:
+        extractor.check(source.image_shape)
+    except ValueError as error:
+        raise ValueError(f"{source.name}: {error}") from None
+    known: set[str] = seen | {"features_ND", "moments", "thumbnails_NP"}
+    known |= {"spatial_NS", "spatial_moments"} if extractor.has_spatial else set()
+    known |= set() if source.labels_N is None else {"labels_N"}
+    if as_reference and given is not None and given.spatial_moments is None and usable(given, extractor):
+        known -= {"spatial_NS", "spatial_moments"}  # FID and sFID are to be of one reference
+    return Prospect(
+        source.name, len(source), frozenset(known), source.labels_N, source.image_shape, source.label_remedy
+    )
+
+
+def usable(given: Statistics, extractor: FeatureExtractor) -> bool:
+    """Whether statistics are of the extractor's space, as far as they say."""
+    try:
+        require_same_space(given, extractor)
+    except ValueError:
+        return False
+    return True
+
+
+def require_two(sides: Sequence[Prospect]) -> None:
+    """ValueError for one with fewer than 2 images."""
+    for one in sides:
+        if one.count is not None and one.count < 2:
+            raise ValueError(f"{one.name} has {one.count} image; an evaluation needs at least 2")
+
+
+def require_shape(sides: Sequence[Prospect], reference: Prospect) -> None:
+    """ValueError for images of another shape than the reference's."""
+    for one in sides:
+        if one.image_shape and reference.image_shape and one.image_shape != reference.image_shape:
+            found, wanted = ("×".join(map(str, each.image_shape or ())) for each in (one, reference))
+            problem = f"{one.name} has images of {found} (channels, height, width), the reference {reference.name}"
+            raise ValueError(f"{problem} of {wanted}; make them equal, for instance by --size and --channels")
+
+
+def require_enough(sides: Sequence[Prospect]) -> None:
+    """ValueError for fewer images than a FID can be of."""
+    counts = [one.count for one in sides if one.count is not None]
+    if counts and min(counts) < FEW:
+        problem = f"FID of {min(counts)} images is mostly sampling error; published ones are of 50 000"
+        raise ValueError(f"{problem}; take at least {FEW}, held-out images included, or say --allow-few")
+
+
+def plan(
+    metrics: Sequence[object] | None, extractor: FeatureExtractor, sides: Sequence[Prospect], reference: Prospect
+) -> tuple[list[object], list[str]]:
+    """Configs of the metrics that can be computed, and why others of the default were left out.
+
+    Args:
+        metrics: configs that were asked for: ValueError where one cannot be computed; None takes those that suit the
+            extractor.
+        sides: samples, and what is compared with the reference beside them.
+    """
+    configs = [METRICS.config_class(name)() for name in extractor.metrics] if metrics is None else metrics
+    planned: list[object] = []
+    left_out: list[str] = []
+    for config in configs:
+        try:
+            _require(METRICS.name_of(config), METRICS.build(config), extractor, sides, reference)
+            planned.append(config)
+        except ValueError as error:
+            if metrics is not None:
+                raise
+            left_out.append(f"left out: {error}")
+    return planned, left_out
+
+
+def _require(
+    name: str, metric: Metric, extractor: FeatureExtractor, sides: Sequence[Prospect], reference: Prospect
+) -> None:
+    remedies = {one.name: one.label_remedy for one in sides if one.label_remedy}
+    known = [(one.name, one.known) for one in sides]
+    problem = lacking(name, metric, known, (reference.name, reference.known), remedies)
+    if problem is not None:
+        raise ValueError(problem)
+    counts = [one.count for one in sides if one.count is not None]
+    if counts and "features_ND" in metric.needs:
+        metric.check(min(counts), reference.count)
+    classes = extractor.classes
+    if classes is None or "labels_N" not in metric.needs_of_samples:
+        return
+    for one in sides:
+        if one.labels_N is not None and int(one.labels_N.max()) >= classes:
+            found = f"{one.name} has the label {int(one.labels_N.max())}, and {extractor.name} knows {classes} classes"
+            raise ValueError(f"{found}; leave {name} out of --metrics, or choose another --extractor")

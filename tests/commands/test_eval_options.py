@@ -1,0 +1,121 @@
+"""What the options of `dit-moe eval` mean, and how those that mean nothing are refused."""
+
+import argparse
+
+import pytest
+
+from dit_moe import cli
+from dit_moe.commands import evaluate
+from dit_moe.commands.eval_options import add_eval_arguments, extractor_config, metric_configs, read_options
+from dit_moe.extractors.digits_cnn import DigitsCNNConfig
+from dit_moe.extractors.function import FunctionConfig
+from dit_moe.extractors.inception import InceptionConfig
+from dit_moe.metrics import METRICS
+from dit_moe.runs import of_sample
+
+
+def parser():
+    made = argparse.ArgumentParser()
+    add_eval_arguments(made)
+    return made
+
+
+def parse(*words):
+    return parser().parse_args(words)
+
+
+def names(metrics, extractor=None):
+    made = metric_configs(parse("--metrics", metrics), extractor or InceptionConfig(), None)
+    return [METRICS.name_of(each) for each in made]
+
+
+def test_metrics_may_have_spaces_capitals_and_a_comma_too_many():
+    assert names(" FID, kid ,") == ["fd", "kid"]
+
+
+@pytest.mark.parametrize("text", ["", ",", " , "])
+def test_no_metrics_at_all_are_refused(text):
+    with pytest.raises(ValueError, match=r"--metrics '.*' names none; give some of .*kid"):
+        names(text)
+
+
+@pytest.mark.parametrize(
+    "option, value, message",
+    [
+        ("--seeds", "0", "--seeds 0 must be at least 1"),
+        ("--kid-subset-size", "0", "--kid-subset-size 0 must be at least 2"),
+        ("--size", "0", "--size 0 must be at least 1 pixel"),
+        ("--range", "1,0", "--range 1,0 must be two numbers, .*--range=-1,1"),
+    ],
+)
+def test_impossible_numbers_are_refused_naming_the_option(option, value, message):
+    with pytest.raises(ValueError, match=message):
+        read_options(parse(option, value))
+
+
+@pytest.mark.parametrize(
+    "text, config",
+    [
+        ("inception", InceptionConfig()),
+        ("{name: inception, verify: false}", InceptionConfig(verify=False)),
+        ("my.features:f", FunctionConfig(path="my.features:f")),
+        ("{name: function, path: 'my.features:f'}", FunctionConfig(path="my.features:f")),
+    ],
+)
+def test_an_extractor_is_a_name_a_section_or_a_function(text, config):
+    assert extractor_config(parse("--extractor", text), DigitsCNNConfig()) == config
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{name: inception", r"is not valid YAML .*a closing } is missing\? wanted --extractor '\{name: inception"),
+        ("{verify: true}", r"has no name; wanted --extractor '\{name: inception"),
+        ("{name: incepton}", r"--extractor \{name: incepton\}: .*did you mean 'inception'"),
+        ("{name: inception, verfy: true}", r"verfy is not a known key; did you mean 'verify'"),
+        ("incepton", "incepton is no extractor; did you mean 'inception'.*or --extractor package.module:function"),
+        ("myext.f", "myext.f is no extractor; if it is a function, write myext:f"),
+        ("function", "function: of which.* write --extractor package.module:function"),
+        ("my ext:f", "my ext:f is no function of a module; write --extractor package.module:function"),
+    ],
+)
+def test_what_is_no_extractor_is_refused_in_one_line_with_what_is_wanted(text, message):
+    with pytest.raises(ValueError, match=message) as error:
+        extractor_config(parse("--extractor", text), DigitsCNNConfig())
+    assert "\n" not in str(error.value)
+
+
+def test_function_is_not_among_the_names_that_the_help_lists():
+    text = " ".join(parser().format_help().split())
+    assert "feature space: digits_cnn64, dinov2, inception, {name: …" in text
+
+
+def test_words_may_come_after_options_and_a_range_may_begin_with_a_minus(monkeypatch):
+    seen = []
+    monkeypatch.setattr(evaluate, "run", seen.append)
+    words = ["eval", "a.npz", "--metrics", "fd", "digits", "--range", "-1,1", "count=3", "{name: x, path: a=b}"]
+    assert cli.main(words) == 0
+    assert seen[0].words == ["a.npz", "digits", "count=3", "{name: x, path: a=b}"]
+    assert (seen[0].value_range, seen[0].overrides) == ("-1,1", [])
+
+
+def test_options_that_are_none_are_still_refused(monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "run", lambda args: pytest.fail("ran"))
+    with pytest.raises(SystemExit):
+        cli.main(["eval", "a.npz", "digits", "--metric-s", "fd"])
+    assert "unrecognized arguments: --metric-s fd" in capsys.readouterr().err
+
+
+def test_overrides_may_name_their_section_and_those_of_eval_are_options():
+    assert of_sample(["sample.count=20", "seed=1", "first_stage.tiling=true"]) == [
+        "count=20",
+        "seed=1",
+        "first_stage.tiling=true",
+    ]
+    for change, option in (
+        ("eval.seeds=1", "--seeds 1"),
+        ("eval.metrics=[fd]", "--metrics"),
+        ("eval.images=9", "count=9"),
+    ):
+        with pytest.raises(ValueError, match=f"is no option of sampling; for dit-moe eval give {option}"):
+            of_sample([change])

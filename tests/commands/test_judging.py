@@ -1,0 +1,109 @@
+"""When a result may stand beside published numbers."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dit_moe.commands.judging import reasons_not_comparable, require_seeds_of_one
+from dit_moe.evaluation.recipes import ADM_50K
+from dit_moe.evaluation.sources.base import Opened, ReadOptions, Source, Statistics
+from dit_moe.evaluation.sources.generated import GeneratedSource
+from dit_moe.metrics import METRICS, GivenMoments
+from dit_moe.metrics.manifold import PrecisionRecallConfig
+
+
+class Images(Source):
+    """So many images of nothing."""
+
+    def __init__(self, count=50_000, side=256, channels=3, labels_N=None, **sample):
+        self.name, self.count, self.image_shape = "images", count, (channels, side, side)
+        self.labels_N, self.sample = labels_N, sample
+
+    def __len__(self):
+        return self.count
+
+    def identity(self):
+        return {"kind": "nothing"}
+
+    def facts(self):
+        return {"sample": {"experiment": {"sample": self.sample}}} if self.sample else {}
+
+    def batches(self, parts):
+        return iter(())
+
+
+def statistics(n=None, extractor=None):
+    moments = GivenMoments(n, torch.zeros(3), torch.eye(3))
+    return Statistics("adm.npz", "0", moments, moments, extractor)
+
+
+PUBLISHED = {"labels": "random", "weights": "ema", "precision": "fp32", "target": None}
+ADM = Opened(source=Images(10_000), statistics=statistics())
+METRIC_CONFIGS = [METRICS.config_class(name)() for name in ADM_50K.metrics]
+
+
+def reasons(samples=None, reference=ADM, metrics=METRIC_CONFIGS, options=ReadOptions(), **space):  # noqa: B008 (frozen)
+    samples = [Opened(source=Images(**PUBLISHED))] if samples is None else samples
+    return reasons_not_comparable(
+        samples, reference, metrics, options, **{"extractor": "inception", "is_fid": True} | space
+    )
+
+
+def test_what_was_sampled_and_measured_as_published_is_comparable():
+    assert reasons() == []
+
+
+def test_images_of_which_nothing_else_is_known_are_taken_as_published_unless_their_labels_tell_otherwise():
+    drawn = torch.randint(1000, (50_000,), generator=torch.Generator().manual_seed(0))
+    assert reasons([Opened(source=Images(labels_N=drawn))]) == []
+    for labels_N in (torch.arange(50_000) % 1000, torch.zeros(50_000, dtype=torch.int64)):
+        assert len(reasons([Opened(source=Images(labels_N=labels_N))])) == 1
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"samples": [Opened(source=Images(**PUBLISHED | change))]}
+        for change in (
+            {"labels": "balanced"},
+            {"labels": "data"},
+            {"labels": [207]},
+            {"weights": "model"},
+            {"precision": "bf16"},
+            {"target": 1.5},
+            {"count": 10_000},
+            {"side": 64},
+        )
+    ]
+    + [
+        {"samples": [Opened(source=Images(**PUBLISHED))] * 3},
+        {"samples": [Opened(statistics=statistics())]},
+        {"reference": Opened(source=Images(10_000))},
+        {"reference": Opened(statistics=statistics())},
+        {"reference": replace(ADM, statistics=statistics(n=300))},
+        {"reference": replace(ADM, statistics=statistics(extractor={"name": "inception"}))},
+        {"reference": replace(ADM, source=Images(5_000))},
+        {"reference": replace(ADM, source=Images(10_000, side=512))},
+        {"options": ReadOptions(size=256)},
+        {"options": ReadOptions(channels=3)},
+        {"options": ReadOptions(value_range=(-1.0, 1.0))},
+        {"metrics": [PrecisionRecallConfig(k=5)]},
+        {"is_fid": False},
+    ],
+)
+def test_every_deviation_is_a_reason(case):
+    assert reasons(**case)
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_no_sampling_seeds_of_one():
+    def run(**changes):
+        source = GeneratedSource.__new__(GeneratedSource)
+        source.identity = lambda: {"weights_sha256": "a", "experiment": {"sample": {"seed": 0}}} | changes
+        return Opened(source=source)
+
+    other_seed = run(experiment={"sample": {"seed": 1}}, labels_sha256="b")
+    require_seeds_of_one([run(), other_seed])
+    require_seeds_of_one([run(), Opened(source=Images())])
+    with pytest.raises(ValueError, match=r"differ in weights_sha256; evaluate them one by one"):
+        require_seeds_of_one([run(), run(weights_sha256="b")])

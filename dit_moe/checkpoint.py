@@ -56,6 +56,11 @@ def latest(run: str | Path) -> Path | None:
     return next(reversed(checkpoints(run)), None)
 
 
+def is_run(path: str | Path) -> bool:
+    """Whether `path` is a run folder with a checkpoint, or a checkpoint folder."""
+    return Path(path).is_dir() and (Path(path, STATE).is_file() or bool(checkpoints(path)))
+
+
 def resolve(path: str | Path) -> Path:
     """The checkpoint folder that `path` means: itself, or the newest one of the run folder that it is.
 

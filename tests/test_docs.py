@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dit_moe.config import build
+from dit_moe.metrics import METRICS, FeatureSet
 from dit_moe.moe import ROUTERS, MoEConfig, MoELayer
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +31,22 @@ def test_the_router_of_the_guide_is_complete_in_its_one_file(monkeypatch):
     finally:
         ROUTERS._factories.pop("minp", None)
         ROUTERS._configs.pop("minp", None)
+
+
+def test_the_metric_of_the_guide_is_complete_in_its_one_file(monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
+    try:
+        module = types.ModuleType("mean_gap")
+        monkeypatch.setitem(sys.modules, "mean_gap", module)
+        exec(compile(blocks[1], "mean_gap.py", "exec"), vars(module))
+        metric = METRICS.build(METRICS.config_class("mean_gap")(power=1.0))
+        near, far = (FeatureSet("set", 3, features_ND=torch.eye(3) + shift) for shift in (0.0, 2.0))
+        assert metric(near, near) == {"mean_gap": 0}
+        assert metric(near, far) == {"mean_gap": pytest.approx(2 * 3**0.5)}
+        assert metric.settings() == {"power": 1.0}
+    finally:
+        METRICS._factories.pop("mean_gap", None)
+        METRICS._configs.pop("mean_gap", None)
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "pictures": BOTTOM,
     "training": BOTTOM | {"processes", "moe", "models", "diffusion", "latents", "data", "checkpoint"},
     "generate": BOTTOM | {"moe", "models", "diffusion", "latents", "checkpoint"},
-    "evaluation": BOTTOM | {"processes", "moe", "data", "latents", "generate", "extractors", "metrics"},
+    "evaluation": BOTTOM | {"processes", "moe", "data", "latents", "checkpoint", "generate", "extractors", "metrics"},
     "experiment": BOTTOM | {"moe", "models", "diffusion", "latents", "data", "training", "generate", "evaluation"},
     "costs": BOTTOM | {"models", "diffusion", "data", "latents", "experiment"},
     "runs": BOTTOM | {"models", "diffusion", "latents", "checkpoint", "experiment", "generate"},

@@ -25,7 +25,6 @@ SHORT = {  # on the command line
     "fid": "fd",
     "sfid": "sfd",
     "is": "inception_score",
-    "prc": "precision_recall",
     "pr": "precision_recall",
     "dc": "density_coverage",
 }
@@ -75,7 +74,8 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
         "--features",
         type=Path,
         metavar="FOLDER",
-        help="keep features here, so that the same command goes on where it stopped; default: FILE.features with --out",
+        help="keep features here, so that the same command goes on where it stopped; default: FILE.features beside the "
+        "first file that --out, --save-stats or --save-npz writes",
     )
     where.add_argument("--save-stats", type=Path, metavar="FILE.npz", help="mu, sigma, mu_s, sigma_s of SAMPLES")
     where.add_argument("--save-npz", type=Path, metavar="FILE.npz", help="the images of SAMPLES, as ADM reads them")
@@ -168,9 +168,12 @@ class _ExtractorOption:
 
 
 def metric_configs(
-    args: argparse.Namespace, extractor: Any, default: Sequence[object] | None
+    args: argparse.Namespace, extractor: Any, default: Sequence[object] | None, is_fid: bool = False
 ) -> Sequence[object] | None:
-    """Configs of the metrics that the options name; `default`, which may be None, if they name none."""
+    """Configs of the metrics that the options name; `default`, which may be None, if they name none.
+
+    `extractor` is a config, or None for a space that files of statistics state, which `is_fid` or is not.
+    """
     recipe: EvaluationRecipe | None = EVALUATION.get(args.recipe)
     words = list(recipe.metrics) if recipe else None
     if args.metrics is not None:
@@ -185,8 +188,8 @@ def metric_configs(
     for word in words:
         if word not in known:
             raise ValueError(f"--metrics {','.join(words)}: {word!r} is no metric; {did_you_mean(word, known)}")
-        if word in OF_INCEPTION and not isinstance(extractor, InceptionConfig):
-            name = EXTRACTORS.name_of(extractor)
+        if word in OF_INCEPTION and not (is_fid or isinstance(extractor, InceptionConfig)):
+            name = "what the statistics say, or nothing" if extractor is None else EXTRACTORS.name_of(extractor)
             problem = f"--metrics {word} is of the Inception network, and the extractor is {name}"
             raise ValueError(f"{problem}; say --extractor inception, or --metrics {SHORT[word]} for the distance in it")
     names = dict.fromkeys(SHORT.get(word, word) for word in words)

@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from dit_moe import checkpoint
+from dit_moe.commands.comparability import reasons_not_comparable, vouched
 from dit_moe.commands.eval_options import add_eval_arguments, extractor_config, metric_configs, read_options
+from dit_moe.commands.eval_places import features_folder, require_places
 from dit_moe.commands.judging import (
     how_many,
-    named_space,
-    reasons_not_comparable,
     reconstructed,
     require_seeds_of_one,
     run_source,
@@ -43,28 +43,26 @@ from dit_moe.commands.report_table import print_table
 from dit_moe.evaluation.comparison import Comparison
 from dit_moe.evaluation.recipes import EVALUATION, sampling_recipe
 from dit_moe.evaluation.sources.base import Opened
+from dit_moe.evaluation.sources.converted import converted
+from dit_moe.evaluation.sources.generated import GeneratedSource
 from dit_moe.evaluation.sources.statistics import states_fid, write_statistics
 from dit_moe.evaluation.sources.words import open_word
-from dit_moe.evaluation.stored import MANIFEST, Extracted
+from dit_moe.evaluation.stored import MANIFEST, Extracted, Stored
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
 from dit_moe.extractors.digits_cnn import DigitsCNNConfig
 from dit_moe.extractors.inception import InceptionConfig
 from dit_moe.extractors.stated import StatedSpace
-from dit_moe.files import require_writable, write_atomically
-from dit_moe.metrics import METRICS
+from dit_moe.files import write_atomically
 from dit_moe.processes import join_processes, on_main
 from dit_moe.runs import Run, of_sample, open_run
 
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
-OUTPUTS = {"out": ".json", "save_stats": ".npz", "save_npz": ".npz"}  # options and how their files end
-OF_FEATURES = re.compile(r"reference|heldout|reconstruction|samples_\d+")  # folders in that of --features
+OF_DIGITS = re.compile(r"digits(/\w+)?|\{\s*name:\s*digits\b.*")  # words that name the digits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `run` reads."""
-    parser.add_argument(
-        "words", nargs="+", metavar="SAMPLES… REFERENCE", help="see above; the last one is the reference"
-    )
+    parser.add_argument("words", nargs="+", metavar="WORD", help="SAMPLES, and last the REFERENCE: see above")
     parser.set_defaults(overrides=[])  # `key=value` words, for the section `sample` of runs
     add_eval_arguments(parser)
 
@@ -93,15 +91,16 @@ class Evaluation:
         words = [word for word in args.words if not _is_override(word)]
         self.overrides = of_sample([*(word for word in args.words if _is_override(word)), *args.overrides])
         self.recipe = EVALUATION.get(args.recipe)
-        on_main(lambda: self._require_places(words))
         if not words:
             raise ValueError("nothing to evaluate; name SAMPLES and a REFERENCE")
         alone = len(words) == 1
         self.sample_words = words if alone else words[:-1]
         self.reference_word = None if alone else words[-1]
-        self.runs = {word: self._open_run(word) for word in self.sample_words if _is_run(word)}
+        self.runs = {word: self._open_run(word) for word in self.sample_words if checkpoint.is_run(word)}
         if self.overrides and not self.runs:
             raise ValueError(f"{' '.join(self.overrides)}: only for runs, and {', '.join(words)} is none; drop it")
+        reads = [*words, *(run.experiment.eval.reference or "" for run in self.runs.values())]
+        on_main(lambda: require_places(args, [word for word in reads if word]))
         for option in ("seeds", "sampling"):
             if getattr(args, option) is not None and not self.runs:
                 raise ValueError(f"--{option} is for runs, and {', '.join(self.sample_words)} is none; drop it")
@@ -109,31 +108,6 @@ class Evaluation:
             raise ValueError(f"{words[0]} alone has no REFERENCE; name one behind it, or only --save-stats FILE.npz")
 
     # --------------------------------------------------------------------------------------------------------- inputs
-
-    def _require_places(self, words: list[str]) -> None:
-        paths = {option: getattr(self.args, option) for option in OUTPUTS if getattr(self.args, option) is not None}
-        taken = {Path(word).resolve() for word in words}
-        for option, path in paths.items():
-            _require_place(path, f"--{option.replace('_', '-')}", OUTPUTS[option])
-            if path.resolve() in taken:
-                raise ValueError(
-                    f"--{option.replace('_', '-')} {path} would overwrite what is read or written; name another"
-                )
-            taken.add(path.resolve())
-        folder = self._features_folder()
-        if folder is not None and folder.is_dir():
-            strangers = [each.name for each in folder.iterdir() if not OF_FEATURES.fullmatch(each.name)]
-            if strangers:
-                raise ValueError(f"--features {folder} holds {strangers[0]}, which is no features; name another folder")
-
-    def _features_folder(self) -> Path | None:
-        """Where features are kept: as --features says, or beside what is written."""
-        beside = next(
-            (path for path in (self.args.out, self.args.save_stats, self.args.save_npz) if path is not None), None
-        )
-        if self.args.features is not None or beside is None:
-            return Path(self.args.features) if self.args.features is not None else None
-        return beside.with_name(f"{beside.name.removesuffix('.json').removesuffix('.npz')}.features")
 
     def _open_run(self, word: str) -> Run:
         overrides = list(self.overrides)
@@ -160,28 +134,40 @@ class Evaluation:
             count = sample.count if stated else how_many(run.experiment, reference or Opened())
             seeds = (1 if self.recipe else run.experiment.eval.seeds) if self.args.seeds is None else self.args.seeds
             opened += [Opened(source=run_source(run, each)) for each in seeds_of(sample, count, seeds)]
-        return opened
+        require_seeds_of_one(opened)
+        return [converted(one, self.options) if isinstance(one.source, GeneratedSource) else one for one in opened]
 
-    def _extractor(self, samples: list[Opened], reference: Opened | None) -> tuple[FeatureExtractor, Any]:
-        default: Any = InceptionConfig()
-        if self.runs:
-            default = next(iter(self.runs.values())).experiment.eval.extractor
-        elif self.reference_word is not None and self.reference_word.partition("/")[0] == "digits":
-            default = DigitsCNNConfig()
-        chosen = extractor_config(self.args, default)
-        if self.recipe is not None:  # before the weights are looked for
-            metrics = metric_configs(self.args, chosen, None) or ()
-            presumed: dict[str, Any] = {"extractor": "inception", "is_fid": True}
-            self._require_recipe(
-                reasons_not_comparable(samples, reference or Opened(), metrics, self.options, **presumed)
-            )
-        sides = [*samples, *([] if reference is None else [reference])]
+    def _extractor(self, sides: list[Opened]) -> tuple[FeatureExtractor, Any]:
+        """The extractor, and its config; None for the space that statistics state, where there is nothing else."""
+        asked = self.args.extractor or self.args.weights or self.args.any_weights or self.recipe
         files = [one.statistics for one in sides if one.source is None and one.statistics is not None]
-        if len(files) < len(sides):
+        if len(files) < len(sides) or asked:
+            chosen = extractor_config(self.args, self._default_extractor(sides))
             return EXTRACTORS.build(chosen).to(join_processes().device), chosen
-        first, width = files[0].extractor, len(files[0].moments.mean_D)
-        agreed = first if all(one.extractor == first for one in files) else None
-        return StatedSpace(agreed, width, agreed is not None and states_fid(agreed, width)), chosen
+        stated = [one.extractor for one in files if one.extractor is not None]
+        if any(each != stated[0] for each in stated):
+            names = " and ".join(f"{one.source} ({one.extractor['name']})" for one in files if one.extractor)
+            raise ValueError(
+                f"{names} are of different extractors, or weights; make them again with one by --save-stats"
+            )
+        first, width = stated[0] if stated else None, len(files[0].moments.mean_D)
+        spatial = all(one.spatial_moments is not None for one in files)
+        return StatedSpace(first, width, states_fid(first, width), spatial), None
+
+    def _default_extractor(self, sides: list[Opened]) -> Any:
+        """That of the run's config, or of features that were kept; the digits' own, or else the Inception."""
+        if self.runs:
+            return next(iter(self.runs.values())).experiment.eval.extractor
+        kept = [Stored.of(one.features).manifest["extractor"]["name"] for one in sides if one.features is not None]
+        if kept and kept[0] in EXTRACTORS.names():
+            return EXTRACTORS.config_class(kept[0])()
+        words = [*self.sample_words, *([] if self.reference_word is None else [self.reference_word])]
+        return DigitsCNNConfig() if any(map(OF_DIGITS.fullmatch, words)) else InceptionConfig()
+
+    def _require_recipe(self, reasons: list[str]) -> None:
+        if self.recipe is not None and reasons:
+            problem = f"--recipe {self.recipe.name} does not hold: {'; '.join(reasons)}"
+            raise ValueError(f"{problem}; mend it, or drop --recipe")
 
     # ----------------------------------------------------------------------------------------------------------- work
 
@@ -192,25 +178,30 @@ class Evaluation:
         if self.reference_word is not None:
             reference = self._open(self.reference_word)
         elif run is not None:
-            reference = training_images(run.experiment)
+            reference = training_images(run.experiment, self.options)
         samples = self._samples(reference)
         self._require_one_set(samples)
-        require_seeds_of_one(samples)
-        extractor, chosen = self._extractor(samples, reference)
-        own = self.reference_word is None and run is not None and reference is not None
-        metrics = metric_configs(self.args, chosen, None if run is None else run.experiment.eval.metrics)
+        if self.recipe is not None:  # before its weights are looked for
+            metrics = metric_configs(self.args, InceptionConfig(), None) or ()
+            told: dict[str, Any] = {"options": self.options, "extractor": "inception", "is_fid": True}
+            self._require_recipe(reasons_not_comparable(samples, reference or Opened(), metrics, **told))
+        extractor, chosen = self._extractor([*samples, *([] if reference is None else [reference])])
+        if self.recipe is not None and not extractor.is_fid:
+            self._require_recipe([f"the features are those of {extractor.name}, not of the verified Inception"])
+        decoded = None
+        if self.reference_word is None and run is not None and reference is not None and not self.options.changes:
+            decoded = reconstructed(run.experiment, reference.heldout)
         comparison = Comparison(
             reference,
             extractor,
-            metrics,
-            folder=self._features_folder(),
-            reconstructed=reconstructed(run.experiment, reference.heldout) if own and run and reference else None,
+            metric_configs(self.args, chosen, None if run is None else run.experiment.eval.metrics, extractor.is_fid),
+            folder=features_folder(self.args),
+            reconstructed=decoded,
+            statistics=self.args.save_stats is not None,
             allow_few=self.args.allow_few,
             progress=images_bar,
         )
         comparison.check(samples)
-        if self.recipe is not None and not extractor.is_fid:
-            self._require_recipe([f"the features are those of {extractor.name}, not of the verified Inception"])
         comparison.prepare()
         made = comparison.features(samples, self.args.save_npz)
         if join_processes().is_main_process:  # the others need not wait: there is nothing left for them to do
@@ -224,26 +215,16 @@ class Evaluation:
         if self.args.save_npz is not None and samples[0].source is None:
             raise ValueError(f"--save-npz needs images, and {self.sample_words[0]} holds none; drop it")
 
-    def _require_recipe(self, reasons: list[str]) -> None:
-        if self.recipe is not None and reasons:
-            problem = f"--recipe {self.recipe.name} does not hold: {'; '.join(reasons)}"
-            raise ValueError(f"{problem}; mend it, or drop --recipe")
-
     def _finish(self, comparison: Comparison, samples: list[Opened], made: list[Extracted]) -> None:
         if self.args.save_stats is not None:
             write_statistics(self.args.save_stats, made[0].features, comparison.extractor)
         if comparison.reference is None:
             print(json.dumps({"saved": str(self.args.save_stats), "count": made[0].features.count}, indent=1))
             return
-        report = comparison.report(samples, made)
         read = {name: value for name, value in asdict(self.options).items() if name != "workers"}
         how = {"recipe": self.args.recipe, "sampling": self.args.sampling, "read": read}
-        computed = report["provenance"]["metrics"]
-        configs = comparison.metrics or [METRICS.config_class(name)() for name in computed]
-        metrics = [each for each in configs if METRICS.name_of(each) in computed]
-        reasons = reasons_not_comparable(samples, comparison.reference, metrics, self.options, **named_space(report))
-        reasons += [note for note in report["warnings"] if note.endswith("the same images")]
-        report["provenance"] |= how | {"comparable_to_published": not reasons, "not_comparable_because": reasons}
+        reference, metrics = comparison.reference, comparison.metrics
+        report = vouched(comparison.report(made), samples, reference, self.options, metrics, **how)
         text = json.dumps(report, indent=1, allow_nan=False)
         if self.args.out is not None:
             write_atomically(self.args.out, text + "\n")
@@ -253,18 +234,3 @@ class Evaluation:
 
 def _is_override(word: str) -> bool:
     return OVERRIDE.match(word) is not None and not Path(word).exists()
-
-
-def _is_run(word: str) -> bool:
-    folder = Path(word)
-    return folder.is_dir() and ((folder / "state.json").is_file() or bool(checkpoint.checkpoints(folder)))
-
-
-def _require_place(path: Path, option: str, ending: str) -> None:
-    if not path.parent.is_dir():
-        raise ValueError(f"{option} {path}: the folder {path.parent} does not exist; make it first")
-    if path.is_dir():
-        raise ValueError(f"{option} {path} is a folder; name a file, for instance {path / f'metrics{ending}'}")
-    if path.suffix != ending:
-        raise ValueError(f"{option} {path} should end in {ending}")
-    require_writable(path.parent)

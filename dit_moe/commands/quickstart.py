@@ -16,15 +16,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dit_moe.commands.comparability import vouched
 from dit_moe.commands.encode import encode
-from dit_moe.commands.judging import compare, how_many, named_space, reasons_not_comparable, seeds_of, training_images
+from dit_moe.commands.judging import compare, how_many, seeds_of, training_images
 from dit_moe.commands.report_table import print_table
 from dit_moe.commands.sample import sample
 from dit_moe.commands.train import prepare, run_folder, train
 from dit_moe.config import ConfigError
 from dit_moe.data.latents import LatentsConfig
 from dit_moe.evaluation.sources.base import ReadOptions
-from dit_moe.evaluation.sources.words import open_word
+from dit_moe.evaluation.sources.words import IMAGES_FILE, open_word
 from dit_moe.experiment import Experiment, load_experiment
 from dit_moe.files import write_atomically
 from dit_moe.pictures import read_log, save_curves
@@ -60,12 +61,11 @@ def run(args: argparse.Namespace) -> None:
     comparison.check()  # before training, as mistakes in it should show first
     comparison.prepare()
     train(experiment, dataset, folder)
-    samples = [open_word(str(each), ReadOptions()) for each in _sample(experiment, folder, count)]
+    samples = [open_word(str(each / IMAGES_FILE), ReadOptions()) for each in _sample(experiment, folder, count)]
     report = comparison.judge(samples)
     if report is None:
         return
-    reasons = reasons_not_comparable(samples, reference, [], ReadOptions(), **named_space(report))
-    report["provenance"] |= {"comparable_to_published": not reasons, "not_comparable_because": reasons}
+    report = vouched(report, samples, reference, ReadOptions(), comparison.metrics)
     log = read_log(folder / "log.jsonl")
     metrics = report | {
         "active_experts": active_experts(log, experiment),

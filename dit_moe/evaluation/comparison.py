@@ -11,8 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dit_moe.evaluation.extraction import Extraction, temporary_unless
-from dit_moe.evaluation.planning import Prospect, plan, prospect, require_enough, require_shape, require_two
+from dit_moe.evaluation.planning import plan, prospect, require_enough, require_shape, require_two
 from dit_moe.evaluation.report import Report, evaluate
 from dit_moe.evaluation.sources.base import Opened, Source, Statistics
 from dit_moe.evaluation.sources.statistics import require_same_space
@@ -39,6 +41,7 @@ class Comparison:
         metrics: configs of METRICS; None takes those that suit the extractor, without what some side lacks.
         folder: where features are kept, so that what was interrupted goes on; None keeps none.
         reconstructed: the held-out images once an autoencoder has encoded and decoded them.
+        statistics: read all that a file of statistics holds, whatever the metrics need.
         allow_few: let the verified Inception make a FID of fewer than 2048 images.
         progress: called with what is being done and the number of images; gives a context with what to call after every
             batch.
@@ -53,36 +56,39 @@ class Comparison:
         folder: Path | None = None,
         reconstructed: Source | None = None,
         allow_few: bool = True,
+        statistics: bool = False,
         progress: Progress = silent,
     ) -> None:
         self.reference, self.extractor, self.metrics = reference, extractor, metrics
         self.folder, self.reconstructed, self.progress, self.allow_few = folder, reconstructed, progress, allow_few
+        self.statistics = statistics
         self._real: dict[str, Extracted | None] = {}  # None: another process has it
         self._prepared = False
+        self._samples: Sequence[Opened] | None = None  # that were checked last, and what came of it
+        self._planned: list[object] = []
+        self._left_out: list[str] = []
 
-    def check(self, samples: Sequence[Opened] = ()) -> list[Prospect]:
-        """What is known of the samples. ValueError unless they can be compared with the reference."""
-        return self._check(samples)[0]
-
-    def _check(self, samples: Sequence[Opened]) -> tuple[list[Prospect], list[object], list[str]]:
-        """What is known of the samples, the metrics to compute, and why others were left out."""
-        prospects = [prospect(one, self.extractor) for one in samples]
+    def check(self, samples: Sequence[Opened] = ()) -> None:
+        """ValueError unless these can be compared with the reference: before the work."""
+        sides = [prospect(one, self.extractor) for one in samples]
         others = [Opened(source=one) for name, one in self._images().items() if name != "reference"]
-        sides = [*prospects, *(prospect(one, self.extractor) for one in others)]
+        sides += [prospect(one, self.extractor) for one in others]
         require_two(sides)
+        self._samples, self._planned, self._left_out = samples, [], []
         if self.reference is None:
-            return prospects, [], []
+            return
         reference = prospect(self.reference, self.extractor, as_reference=True)
         require_shape(sides, reference)
         if self.extractor.is_fid and not self.allow_few:
             require_enough([*sides, reference])
-        return prospects, *plan(self.metrics, self.extractor, sides, reference)
+        self._planned, self._left_out = plan(self.metrics, self.extractor, sides, reference)
 
     def prepare(self) -> None:
         """Make the features of the real images, unless that was done."""
         if self._prepared:
             return
-        self.check()
+        if self._samples is None:
+            self.check()
         for name, source in self._images().items():
             self._real[name] = self._extract(source, name)
         if self.reference is not None and self.reference.features is not None:
@@ -91,7 +97,8 @@ class Comparison:
 
     def features(self, samples: Sequence[Opened], save_npz: Path | None = None) -> list[Extracted]:
         """Of samples, on the main process; empty on the others. `save_npz` gets the images of the first."""
-        self.check(samples)
+        if self._samples is not samples:
+            self.check(samples)
         made: list[Extracted | None] = []
         for i, one in enumerate(samples):
             if one.source is not None:
@@ -103,31 +110,31 @@ class Comparison:
                 made.append(self._stated(one.statistics))
         return [one for one in made if one is not None] if join_processes().is_main_process else []
 
-    def report(self, samples: Sequence[Opened], made: Sequence[Extracted]) -> Report:
-        """Of samples and their features, on the main process after `prepare`; it waits for no other."""
-        assert self.reference is not None, "there is nothing to compare with"
+    def report(self, made: Sequence[Extracted]) -> Report:
+        """Of the features of samples, on the main process after `prepare`; it waits for no other."""
         reference, notes = self._reference()
-        _, planned, left_out = self._check(samples)
-        unstated = [one for one in samples if one.source is None and one.statistics and not one.statistics.extractor]
+        files = [one.statistics for one in self._samples or () if one.source is None and one.statistics is not None]
+        notes += [note for one in files if (note := require_same_space(one, self.extractor))]
         found = evaluate(
             made,
             reference,
             self.extractor,
-            planned,
+            self._planned,
             heldout=self._real.get("heldout"),
             reconstructed=self._real.get("reconstruction"),
-            called=UNVERIFIED if unstated else None,
+            called=None if all(one.extractor for one in files) else UNVERIFIED,
             device=join_processes().device,
         )
-        notes = [*notes, *(note for one in unstated if one.statistics and (note := self._note(one.statistics)))]
-        return found | {"warnings": [*left_out, *notes, *_same(made, reference), *found["warnings"]]}
+        identical = _identical(made, reference)
+        found["provenance"]["identical"] = identical
+        return found | {"warnings": [*self._left_out, *notes, *identical, *_decoded(made), *found["warnings"]]}
 
     def judge(self, samples: Sequence[Opened]) -> Report | None:
         """All of it: the report on the main process, None on the others, which do not wait for it."""
         self.check(samples)
         self.prepare()
         made = self.features(samples)
-        return self.report(samples, made) if join_processes().is_main_process else None
+        return self.report(made) if join_processes().is_main_process else None
 
     def _images(self) -> dict[str, Source]:
         reference = self.reference or Opened()
@@ -146,7 +153,7 @@ class Comparison:
         needs = {"thumbnails_NP", *(need for each in configs for need in METRICS.factory(each).needs)}
         if not any(METRICS.name_of(each) == "nearest_neighbour" for each in configs):
             needs -= {"thumbnails_NP"}
-        needs |= {"spatial_NS"} if "spatial_moments" in needs or self.reference is None else set()
+        needs |= {"spatial_NS"} if "spatial_moments" in needs or self.statistics else set()
         return frozenset(needs)
 
     def _extract(self, source: Source, name: str, save_npz: Path | None = None) -> Extracted | None:
@@ -165,12 +172,9 @@ class Comparison:
         on_main(lambda: read.append(Stored.open(folder, self.extractor).read(self.extractor)))
         return read[0] if read else None
 
-    def _note(self, given: Statistics) -> str | None:
-        return require_same_space(given, self.extractor)
-
     def _stated(self, given: Statistics) -> Extracted:
         """Statistics in place of images. ValueError if they are of another space."""
-        self._note(given)
+        require_same_space(given, self.extractor)
         moments: dict[str, Any] = {"given_moments": given.moments, "given_spatial_moments": given.spatial_moments}
         features = FeatureSet(given.source, given.moments.n, **moments)
         identity = {"kind": "statistics", "sha256": given.sha256, "extractor": given.extractor}
@@ -185,9 +189,9 @@ class Comparison:
             return images, []
         if images is None:
             stated = self._stated(given)
-            return stated, [note] if (note := self._note(given)) else []
+            return stated, [note] if (note := require_same_space(given, self.extractor)) else []
         try:
-            stated, note = self._stated(given), self._note(given)
+            stated, note = self._stated(given), require_same_space(given, self.extractor)
         except ValueError as error:
             return images, [f"{error}; its images are used in place of its statistics"]
         own = images.features.moments
@@ -203,16 +207,27 @@ class Comparison:
         return replace(images, features=both, described=said), [note] if note else []
 
 
-def _same(samples: Sequence[Extracted], reference: Extracted) -> list[str]:
-    """Warnings about comparisons that are none."""
-    warnings = [
-        f"{one.described['name']} and the reference are the same images"
-        for one in samples
-        if one.identity == reference.identity
+def _identical(samples: Sequence[Extracted], reference: Extracted) -> list[str]:
+    """What is said of sets that are the same images: nothing is learned of comparing them."""
+    found = [
+        f"{one.described['name']} and the reference are the same images" for one in samples if _same(one, reference)
     ]
-    if any(one.identity.get("kind") == "latents" for one in samples):
-        warnings.append("samples are decoded latents: if of the reference's own images, their floor is 0, not `floor`")
-    repeated = [
-        one.described["name"] for i, one in enumerate(samples) if any(one.identity == o.identity for o in samples[:i])
-    ]
-    return warnings + [f"{name} is among the samples twice" for name in repeated]
+    for i, one in enumerate(samples):
+        if any(_same(one, other) for other in samples[:i]):
+            found.append(f"{one.described['name']} is among the samples twice: the same images")
+    return found
+
+
+def _same(a: Extracted, b: Extracted) -> bool:
+    x_ND, y_ND = a.features.features_ND, b.features.features_ND
+    if a.identity == b.identity:
+        return True
+    if x_ND is None or y_ND is None or x_ND.shape != y_ND.shape:
+        return False
+    return torch.allclose(x_ND, y_ND)  # the layout of images in memory decides how a convolution rounds
+
+
+def _decoded(samples: Sequence[Extracted]) -> list[str]:
+    if not any(one.identity.get("kind") == "latents" for one in samples):
+        return []
+    return ["samples are decoded latents: if of the reference's own images, their floor is 0, not `floor`"]

@@ -46,7 +46,7 @@ SHARDS = 16  # of a small set, so that several processes have work
 SHARD_SIZES = (32, 500)  # least and most
 BATCH_SIZE = 100
 THUMBNAIL = 32  # pixels
-SAYING = ("name", "facts", "images", "device")  # of a manifest: no part in what the features are
+SAYING = {"name", "facts", "device"}  # of a manifest: no part in what the features are
 
 
 class Extraction:
@@ -110,11 +110,14 @@ class Extraction:
             raise ValueError(f"{self.folder} is not seen by every node; name a folder that is by --features")
 
     def _require_same(self, earlier: dict[str, Any], manifest: dict[str, Any]) -> None:
-        found = sorted((key, pair) for key, pair in differences(earlier, manifest) if not key.startswith(SAYING))
+        found = sorted(
+            (key, pair) for key, pair in differences(earlier, manifest) if key.partition(".")[0] not in SAYING
+        )
         if found:
-            (key, (was, now)), *others = found
-            also = f", as do {', '.join(_plain(key) for key, _ in others)}" if others else ""
-            remedy = "name another folder by --features, or another --out, or delete that one"
+            (key, (was, now)), *rest = found
+            others = [name for name in dict.fromkeys(_plain(other) for other, _ in rest) if name != _plain(key)]
+            also = f", as do {', '.join(others)}" if others else ""
+            remedy = "name another folder by --features, or delete that one"
             raise ValueError(
                 f"{self.folder} holds features with {_plain(key)}={short(was)}, not {short(now)}{also}; {remedy}"
             )

@@ -111,7 +111,7 @@ def evaluate(
         "reference": reference.described,
         "heldout": None if heldout is None else heldout.described,
         "reconstruction": None if reconstructed is None else reconstructed.described,
-        "extractor": extractor.identity() | {"dim": extractor.dim, "is_fid": extractor.is_fid and called is None},
+        "extractor": _space(extractor, called),
         "n_gen": n,
         "n_ref_images": None if images is None else len(images),
         "n_ref_statistics": None if moments is None else moments.n,
@@ -121,6 +121,11 @@ def evaluate(
     }
     report["warnings"] = warnings + _few(n, reference, extractor)
     return report
+
+
+def _space(extractor: FeatureExtractor, called: str | None) -> dict[str, Any]:
+    space = extractor.identity() | {"dim": extractor.dim, "is_fid": extractor.is_fid and called is None}
+    return space if called is None else space | {"name": called, "taken_for": extractor.name}
 
 
 def _equalised(groups: dict[str, list[FeatureSet]]) -> tuple[int | None, dict[str, list[FeatureSet]], list[str]]:

@@ -65,19 +65,26 @@ class Stored:
     tensors: frozenset[str]  # attributes of a FeatureSet
 
     @classmethod
+    def of(cls, folder: Path) -> Stored:
+        """Of whatever extractor. ValueError if shards are missing."""
+        manifest = read_manifest(folder / MANIFEST)
+        for shard in range(_shards_of(manifest)):
+            _require_shard(folder, shard)
+        with safe_open(shard_path(folder, 0), "pt") as file:
+            tensors = frozenset(TENSORS[name] for name in TENSORS.keys() & set(file.keys()))
+        return cls(folder, manifest, tensors)
+
+    @classmethod
     def open(cls, folder: Path, extractor: FeatureExtractor) -> Stored:
         """ValueError if shards are missing, or if they are of another extractor."""
-        manifest, own = read_manifest(folder / MANIFEST), json.loads(json.dumps(extractor.identity()))
+        stored, own = cls.of(folder), json.loads(json.dumps(extractor.identity()))
+        manifest = stored.manifest
         if manifest["extractor"] != own:
             found = ", ".join(
                 f"{key}={short(a)}, not {short(b)}" for key, (a, b) in differences(manifest["extractor"], own)
             )
             raise ValueError(f"{folder} holds features of another extractor, {found}; name it by --extractor")
-        for shard in range(_shards_of(manifest)):
-            _requireshard_path(folder, shard)
-        with safe_open(shard_path(folder, 0), "pt") as file:
-            tensors = frozenset(TENSORS[name] for name in TENSORS.keys() & set(file.keys()))
-        return cls(folder, manifest, tensors)
+        return stored
 
     def read(self, extractor: FeatureExtractor) -> Extracted:
         """The features."""
@@ -98,7 +105,7 @@ def _shards_of(manifest: dict[str, Any]) -> int:
     return math.ceil(manifest["count"] / manifest["shard_size"])
 
 
-def _requireshard_path(folder: Path, shard: int) -> None:
+def _require_shard(folder: Path, shard: int) -> None:
     if not shard_path(folder, shard).is_file():
         remedy = "run the command that makes it again; on several nodes, give --features a folder that all see"
         raise ValueError(f"{shard_path(folder, shard)} is not there; {remedy}")
@@ -109,7 +116,7 @@ def read_features(folder: Path, manifest: dict[str, Any], extractor: FeatureExtr
     tally: dict[str, int] = {}
     needs = needs | {"features_ND", "labels_N"}
     for shard in range(_shards_of(manifest)):
-        _requireshard_path(folder, shard)
+        _require_shard(folder, shard)
         with safe_open(shard_path(folder, shard), "pt") as file:
             for name in (name for name in TENSORS if TENSORS[name] in needs and name in set(file.keys())):
                 rows = file.get_tensor(name)

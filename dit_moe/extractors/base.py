@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class FeatureExtractor(ABC):
     has_logits: bool = False
     classes: int | None = None
     """How many classes its logits have, if they are the labels of the data; None if they are in another order."""
-    metrics: ClassVar[tuple[str, ...]] = ("fd", "kid", "precision_recall", "nearest_neighbour")
+    metrics: tuple[str, ...] = ("fd", "kid", "precision_recall", "nearest_neighbour")
     """What is measured in this space unless the user says otherwise; names of METRICS."""
 
     @abstractmethod

@@ -152,6 +152,78 @@ def test_statistics_of_an_unnamed_network_as_samples_make_no_number_of_the_extra
     assert any("does not say which extractor" in note for note in report["warnings"])
 
 
+def test_statistics_that_say_their_network_can_be_held_against_published_ones_that_do_not(samples, tmp_path, capsys):
+    own, published = tmp_path / "own.npz", tmp_path / "published.npz"
+    evaluate(capsys, samples, "--extractor", "digits_cnn64", "--save-stats", own)
+    with np.load(own) as arrays:
+        np.savez(published, mu=arrays["mu"] + 1, sigma=arrays["sigma"])
+    report = evaluate(capsys, own, published)
+    assert report["fd_digits_cnn64"]["generated"] == pytest.approx(64)
+    assert any("published.npz does not say which extractor made it" in note for note in report["warnings"])
+    assert evaluate(capsys, published, own)["fd_unverified"]["generated"] == pytest.approx(64)
+    assert "--metrics fid is of the Inception" in refuse(capsys, own, published, "--metrics", "fid")
+    with np.load(own) as arrays:
+        other = json.loads(str(arrays["extractor"])) | {"sha256": "0" * 64}
+        np.savez(published, mu=arrays["mu"], sigma=arrays["sigma"], extractor=json.dumps(other))
+    assert "different extractors, or weights" in refuse(capsys, own, published)
+    named = refuse(capsys, own, own, "--extractor", "inception", "--weights", "gone.pth")
+    assert "gone.pth" in named  # an extractor that is asked for is not passed over
+
+
+@pytest.mark.parametrize(
+    "words", [["digits/heldout", "{name: digits}"], ["{name: digits, size: 8}", "digits"]], ids=["words", "options"]
+)
+def test_the_digits_are_seen_by_their_own_network_unasked(words, capsys):
+    assert "fd_digits_cnn64" in evaluate(capsys, *words, "--metrics", "fd")
+
+
+def test_size_and_channels_hold_for_a_runs_images_too(finished_run, capsys, monkeypatch, tmp_path):
+    (tmp_path / "own_features.py").write_text("def means(images):\n    return images.float().mean((2, 3))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    words = [finished_run, "count=40", "--seeds", "2", "--extractor", "own_features:means", "--metrics", "fd"]
+    report = evaluate(capsys, *words, "--channels", "3", "--size", "4")
+    facts = report["provenance"]
+    assert [each["image_shape"] for each in facts["samples"]] == [[3, 4, 4]] * 2
+    assert facts["reference"]["image_shape"] == [3, 4, 4] and facts["extractor"]["dim"] == 3
+    altered = [reason for reason in facts["not_comparable_because"] if "altered" in reason]
+    assert len(altered) == 2
+
+
+def test_kept_features_tell_how_their_images_were_made(finished_run, tmp_path, capsys):
+    words = [finished_run, "count=40", "--seeds", "1", "--metrics", "fd"]
+    live = evaluate(capsys, *words, "digits", "--features", tmp_path / "kept")["provenance"]
+    sides = [tmp_path / "kept" / "samples_0", tmp_path / "kept" / "reference"]
+    kept = evaluate(capsys, *sides, "--metrics", "fd")["provenance"]
+    assert kept["not_comparable_because"] == live["not_comparable_because"]
+    assert any("as many images of each class" in reason for reason in kept["not_comparable_because"])
+    evaluate(capsys, *words, "{name: digits, size: 16}", "--size", "16", "--features", tmp_path / "resized")
+    sides = [tmp_path / "resized" / "samples_0", tmp_path / "resized" / "reference"]
+    reasons = evaluate(capsys, *sides, "--metrics", "fd")["provenance"]["not_comparable_because"]
+    assert any("resized or converted before" in reason for reason in reasons)
+
+
+def test_one_set_under_two_names_is_not_two_seeds(finished_run, tmp_path, capsys):
+    words = ["count=40", "--seeds", "1"]
+    evaluate(capsys, finished_run, *words, "--save-npz", tmp_path / "saved.npz")
+    report = evaluate(capsys, finished_run, tmp_path / "saved.npz", "digits", *words, "--metrics", "fd")
+    assert any("saved.npz is among the samples twice" in note for note in report["warnings"])
+
+
+def test_images_are_not_put_beside_what_says_how_others_were_made(finished_run, tmp_path, capsys):
+    assert cli("sample", finished_run, "count=20", "--out", tmp_path / "made") == 0
+    before = (tmp_path / "made" / "images.npz").read_bytes()
+    words = ["count=30", "--seeds", "1", "--save-npz", tmp_path / "made" / "images.npz"]
+    assert "sample.json says how the images.npz beside it was made" in refuse(capsys, finished_run, "digits", *words)
+    folder = [tmp_path / "made", "digits", "--save-npz", tmp_path / "made" / "images.npz"]
+    assert "would overwrite what is read" in refuse(capsys, *folder)
+    assert (tmp_path / "made" / "images.npz").read_bytes() == before
+
+
+def test_without_words_the_usage_is_shown(capsys):
+    assert cli("eval") == 2
+    assert "usage: dit-moe eval" in capsys.readouterr().err
+
+
 def test_a_run_is_sampled_as_it_is_judged_and_leaves_no_images(finished_run, tmp_path, capsys):
     before = sorted(finished_run.rglob("*"))
     report = evaluate(capsys, finished_run, "digits", "count=40", "--seeds", "2", "--out", tmp_path / "m.json")

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dit_moe.commands.judging import reasons_not_comparable, require_seeds_of_one
+from dit_moe.commands.comparability import reasons_not_comparable
+from dit_moe.commands.judging import require_seeds_of_one
 from dit_moe.evaluation.recipes import ADM_50K
 from dit_moe.evaluation.sources.base import Opened, ReadOptions, Source, Statistics
 from dit_moe.evaluation.sources.generated import GeneratedSource
@@ -45,9 +46,8 @@ METRIC_CONFIGS = [METRICS.config_class(name)() for name in ADM_50K.metrics]
 
 def reasons(samples=None, reference=ADM, metrics=METRIC_CONFIGS, options=ReadOptions(), **space):  # noqa: B008 (frozen)
     samples = [Opened(source=Images(**PUBLISHED))] if samples is None else samples
-    return reasons_not_comparable(
-        samples, reference, metrics, options, **{"extractor": "inception", "is_fid": True} | space
-    )
+    space = {"extractor": "inception", "is_fid": True} | space
+    return reasons_not_comparable(samples, reference, metrics, options=options, **space)
 
 
 def test_what_was_sampled_and_measured_as_published_is_comparable():

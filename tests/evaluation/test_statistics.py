@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dit_moe.evaluation.sources.npz import open_npz
-from dit_moe.evaluation.sources.statistics import require_same_space, require_spatial, states_fid, write_statistics
+from dit_moe.evaluation.sources.statistics import require_same_space, states_fid, write_statistics
 from dit_moe.extractors import inception
 from dit_moe.metrics import FeatureSet
 
@@ -100,12 +100,6 @@ def test_a_file_that_does_not_say_its_extractor_is_taken_with_a_warning_if_the_w
     assert "s.npz does not say which extractor made it" in warning and "taken for pixels" in warning
     with pytest.raises(ValueError, match=r"s.npz is of 3 features, but pixels .* has 6; choose another --extractor"):
         require_same_space(statistics, Extractor())
-
-
-def test_sfid_without_spatial_statistics_is_refused_naming_both_ways_out(tmp_path):
-    require_spatial(written(tmp_path / "both.npz"))
-    with pytest.raises(ValueError, match=r"no mu_s and sigma_s, which sFID needs; .*--save-stats, .*--metrics"):
-        require_spatial(written(tmp_path / "s.npz", spatial=False))
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])

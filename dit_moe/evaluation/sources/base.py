@@ -91,6 +91,11 @@ class ReadOptions:
     value_range: tuple[float, float] | None = None  # (lowest, highest) of float images; None: they are refused
     workers: int = 0  # processes that read and decode
 
+    @property
+    def changes(self) -> bool:
+        """Whether images of any kind are made into others."""
+        return self.size is not None or self.channels is not None
+
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 1:
             raise ValueError(f"--size {self.size} is no size in pixels; give at least 1, or leave it out")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dit_moe.evaluation.sources.base import Statistics
 from dit_moe.extractors import FeatureExtractor, inception
+from dit_moe.extractors.stated import UNVERIFIED
 from dit_moe.files import atomic_file
 from dit_moe.metrics import FeatureSet, GivenMoments
 from dit_moe.metrics.frechet import CLAMP
@@ -83,8 +84,9 @@ def require_same_space(statistics: Statistics, extractor: FeatureExtractor) -> s
         remedy = f"choose another --extractor, or {AGAIN}"
         raise ValueError(f"{statistics.source} {problem}; {remedy}")
     if found is None:
-        taken = f"it is taken for {name} (weights {sha256}), which has as many features, {width}"
-        return f"{statistics.source} does not say which extractor made it; {taken}"
+        silent = f"{statistics.source} does not say which extractor made it"
+        taken = f"; it is taken for {name} (weights {sha256}), which has as many features, {width}"
+        return silent if name == UNVERIFIED else silent + taken
     return None
 
 
@@ -97,13 +99,6 @@ def states_fid(extractor: Mapping[str, Any] | None, width: int) -> bool:
     if extractor is None:
         return False
     return width == inception.DIM and all(extractor.get(key) == official[key] for key in official)
-
-
-def require_spatial(statistics: Statistics) -> None:
-    """ValueError if the file cannot give sFID."""
-    if statistics.spatial_moments is None:
-        remedy = f"{AGAIN}, or leave sfd out of --metrics"
-        raise ValueError(f"{statistics.source} has no mu_s and sigma_s, which sFID needs; {remedy}")
 
 
 # ---------------------------------------------------------------------------------------------------- what a file says

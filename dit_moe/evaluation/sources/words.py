@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from omegaconf import OmegaConf
 
+from dit_moe import checkpoint
 from dit_moe import config as configs
 from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS
@@ -21,12 +22,11 @@ from dit_moe.evaluation.sources.dataset import open_dataset
 from dit_moe.evaluation.sources.folder import FolderSource
 from dit_moe.evaluation.sources.latents import open_latents
 from dit_moe.evaluation.sources.npz import open_npz
+from dit_moe.evaluation.stored import MANIFEST as FEATURES
 from dit_moe.registry import did_you_mean
 
 IMAGES_FILE = "images.npz"
 ENCODING = "encoding.json"  # of latents that may not be finished
-RUN_STATE, CHECKPOINTS, CONFIG = "state.json", "checkpoints/step_*", "config.yaml"  # of a checkpoint, of runs
-FEATURES = "features.json"  # of a folder of features
 FILES = "an npz file, a run, a folder of images or of encoded latents"
 EXAMPLE = "'{name: image_folder, path: …, size: 256, split: heldout}'"
 
@@ -61,7 +61,7 @@ def _open_path(path: Path, options: ReadOptions) -> Opened:
 
 
 def _refuse_run(path: Path) -> None:
-    if (path / RUN_STATE).is_file() or any(path.glob(CHECKPOINTS)):
+    if checkpoint.is_run(path):
         images = f", or name its images, {path / IMAGES_FILE}" if (path / IMAGES_FILE).is_file() else ""
         raise ValueError(f"{path} is a run, which can only be SAMPLES; put it first{images}")
 
@@ -72,9 +72,10 @@ def _refuse_near(path: Path) -> None:
     if inside:
         named = next((each for each in inside if each.name.startswith("samples")), inside[0])
         raise ValueError(f"{path} holds folders of features; name one of them, for instance {named}")
-    if path.name == "checkpoints" and any(path.glob("step_*")):
+    if checkpoint.is_run(path.parent):
         raise ValueError(f"{path} holds the checkpoints of a run; name the run, {path.parent}, as SAMPLES")
-    if (path / CONFIG).is_file() and re.search(r"^objective:", (path / CONFIG).read_text(errors="replace"), re.M):
+    settings = path / checkpoint.CONFIG
+    if settings.is_file() and re.search(r"^objective:", settings.read_text(errors="replace"), re.M):
         remedy = "train it until it has written one, or name another"
         raise ValueError(f"{path} is a run without a checkpoint; {remedy}")
 

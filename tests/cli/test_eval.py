@@ -178,9 +178,10 @@ def test_the_digits_are_seen_by_their_own_network_unasked(words, capsys):
 
 
 def test_size_and_channels_hold_for_a_runs_images_too(finished_run, capsys, monkeypatch, tmp_path):
-    (tmp_path / "own_features.py").write_text("def means(images):\n    return images.float().mean((2, 3))\n")
+    (tmp_path / "channel_means.py").write_text("def means(images):\n    return images.float().mean((2, 3))\n")
     monkeypatch.syspath_prepend(tmp_path)
-    words = [finished_run, "count=40", "--seeds", "2", "--extractor", "own_features:means", "--metrics", "fd"]
+    monkeypatch.delitem(sys.modules, "channel_means", raising=False)
+    words = [finished_run, "count=40", "--seeds", "2", "--extractor", "channel_means:means", "--metrics", "fd"]
     report = evaluate(capsys, *words, "--channels", "3", "--size", "4")
     facts = report["provenance"]
     assert [each["image_shape"] for each in facts["samples"]] == [[3, 4, 4]] * 2

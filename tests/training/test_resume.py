@@ -127,7 +127,7 @@ def test_a_disk_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with locked(tmp_path):
         pass
-    assert "cannot be locked (Function not implemented); start no second training" in capsys.readouterr().err
+    assert "cannot be locked (Function not implemented); start nothing else" in capsys.readouterr().err
 
 
 def test_training_holds_its_run_to_the_end_and_lets_it_go_even_when_it_fails(tmp_path):

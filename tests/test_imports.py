@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dit_moe"
-BOTTOM = {"registry", "config", "randomness", "files"}
+BOTTOM = {"registry", "config", "randomness", "files", "precision"}
 MAY_IMPORT = {
     "registry": set(),
     "config": {"registry"},
     "randomness": set(),
     "files": set(),
+    "precision": set(),
     "moe": BOTTOM,
     "models": BOTTOM | {"moe"},
     "diffusion": BOTTOM,

@@ -22,6 +22,7 @@ from dit_moe.evaluation.stored import Extracted, Stored
 from dit_moe.extractors import FeatureExtractor
 from dit_moe.extractors.stated import UNVERIFIED
 from dit_moe.metrics import METRICS, FeatureSet, frechet_distance
+from dit_moe.metrics.neighbours import NearestNeighbourConfig
 from dit_moe.processes import join_processes, on_main
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
@@ -150,10 +151,10 @@ class Comparison:
         configs = self.metrics
         if configs is None:
             configs = [METRICS.config_class(name)() for name in self.extractor.metrics]
-        needs = {"thumbnails_NP", *(need for each in configs for need in METRICS.factory(each).needs)}
-        if not any(METRICS.name_of(each) == "nearest_neighbour" for each in configs):
-            needs -= {"thumbnails_NP"}
+        needs = {need for each in configs for need in METRICS.factory(each).needs}
         needs |= {"spatial_NS"} if "spatial_moments" in needs or self.statistics else set()
+        if any(isinstance(each, NearestNeighbourConfig) for each in configs):
+            needs |= {"thumbnails_NP"}  # which it does not insist on
         return frozenset(needs)
 
     def _extract(self, source: Source, name: str, save_npz: Path | None = None) -> Extracted | None:

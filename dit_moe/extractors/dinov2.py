@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_moe.extractors.base import EXTRACTORS, FeatureExtractor, Features
-from dit_moe.extractors.precision import full_precision
 from dit_moe.extractors.weights_file import misfit, read_tensors, sha256_of_tensors
+from dit_moe.precision import full_precision
 
 SIDE, PATCH = 224, 14  # pixels
 PATIENCE = 5  # seconds

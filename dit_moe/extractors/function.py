@@ -18,8 +18,8 @@ from torch import Tensor
 
 from dit_moe.config import require
 from dit_moe.extractors.base import EXTRACTORS, FeatureExtractor, Features
-from dit_moe.extractors.precision import full_precision
 from dit_moe.extractors.weights_file import sha256_of
+from dit_moe.precision import full_precision
 
 PROBE = 2  # blank images that tell the width of the features
 

@@ -17,11 +17,11 @@ from dit_moe.metrics.tiles import (
     Tile,
     centre_of,
     check_sets,
-    full_precision,
     rounding,
     squared_distances,
     tiles,
 )
+from dit_moe.precision import full_precision
 
 SPARE = 7  # candidates beyond k: the more, the fewer queries whose nearest rounding leaves open
 ROWS = 64  # queries whose candidates are held at a time

@@ -5,8 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,28 +67,3 @@ def rounding(dim: int, dtype: torch.dtype) -> float:
     """The share of |a|² + |b|² by which `squared_distances` can be off: that of three sums of `dim` products (Higham
     2002, §3.1), of adding them, of roots and of rounding the rows to `dtype`."""
     return (dim + 8) * torch.finfo(dtype).eps
-
-
-@contextmanager
-def full_precision(device: torch.device | str) -> Iterator[None]:
-    """float32 means float32: no TF32 or bfloat16 within products of matrices, no autocast. `rounding` relies on it."""
-    backends: Any = torch.backends
-    settings = backends.cuda.matmul, backends.mkldnn.matmul
-    older, before = _older_switch(), [each.fp32_precision for each in settings]
-    try:
-        torch.set_float32_matmul_precision("highest")  # for torch refuses switches that contradict each other
-        for each in settings:
-            each.fp32_precision = "ieee"
-        with torch.no_grad(), torch.autocast(torch.device(device).type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(older)
-        for each, precision in zip(settings, before, strict=True):
-            each.fp32_precision = precision
-
-
-def _older_switch() -> str:
-    try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:  # the newer ones were set beside it, and so it was left at its default
-        return "highest"

@@ -1,4 +1,4 @@
-"""Features in full precision, whatever the rest of the program computes in."""
+"""Numbers in full precision, whatever the rest of the program computes in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 @contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device | str) -> Iterator[None]:
     """fp32 means fp32: no TF32 or bf16 within matrix products and convolutions, no autocast. And no gradients."""
     backends: Any = torch.backends
     settings = backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn.conv, backends.mkldnn.conv
@@ -19,7 +19,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision("highest")  # for torch refuses switches that contradict each other
         for each in settings:
             each.fp32_precision = "ieee"
-        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(torch.device(device).type, enabled=False):
             yield
     finally:
         torch.set_float32_matmul_precision(older)

@@ -30,7 +30,8 @@ def main(what: str, folder: Path, model: str) -> None:
         try:
             made.run()
         except EncodingError:
-            print(*[each["index"] for each in json.loads((folder / BROKEN).read_text())], sep=",", flush=True)
+            found = [str(each["index"]) for each in json.loads((folder / BROKEN).read_text())]
+            print(f"{','.join(found)}\n", end="", flush=True)  # at one go: another process prints its own
         made.run(skip_broken=True)
         return
     made = encoder(folder, stage=stage, shard_size=4, batch_size=3)

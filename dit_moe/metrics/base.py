@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -107,5 +107,5 @@ class Metric(ABC):
         return []
 
     def settings(self) -> dict[str, Any]:
-        """JSON-ready: all that decides its numbers beside the features."""
-        return {}
+        """JSON-ready: all that decides its numbers beside the features; its config, unless there is more to say."""
+        return asdict(self.config)

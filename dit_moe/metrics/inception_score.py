@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -70,6 +70,3 @@ class InceptionScoreMetric(Metric):
     def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         mean, std = inception_score(samples.finite("logits_NK"), self.config.split_size, self.device)
         return {"inception_score": mean, "inception_score_split_std": std}
-
-    def settings(self) -> dict[str, Any]:
-        return {"split_size": self.config.split_size}

@@ -126,5 +126,4 @@ class KID(Metric):
 
     def settings(self) -> dict[str, Any]:
         """`subset_size` is null where the counts decide; `notes` say what they decide."""
-        kernel = "(x·y/d + 1)^3"
-        return {"kernel": kernel, "subsets": self.config.subsets, "subset_size": self.config.subset_size, "seed": SEED}
+        return {"kernel": "(x·y/d + 1)^3", **super().settings(), "seed": SEED}

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -187,9 +187,6 @@ class PrecisionRecallMetric(Metric):
             if count is not None:
                 check_neighbours(self.config.k, count)
 
-    def settings(self) -> dict[str, Any]:
-        return {"k": self.config.k}
-
 
 @dataclass(frozen=True, kw_only=True)
 class DensityCoverageConfig:
@@ -216,6 +213,3 @@ class DensityCoverageMetric(Metric):
     def check(self, samples: int, reference: int | None) -> None:
         if reference is not None:
             check_neighbours(self.config.k, reference)
-
-    def settings(self) -> dict[str, Any]:
-        return {"k": self.config.k}

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from dit_moe.cli import main
+from dit_moe.data import DATASETS
+from dit_moe.data.digits import DigitsConfig
+from dit_moe.evaluation.image_writer import write_images
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "digits.yaml")
 SMALL = [
@@ -43,3 +46,19 @@ def finished_run(tmp_path_factory) -> Path:
 def a_run(finished_run, tmp_path) -> Path:
     """A copy that a test may damage."""
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def heldout():
+    """100 held-out digits, (images [N, 8, 8, 1], labels)."""
+    batch = DATASETS.build(DigitsConfig(), "heldout").__getitems__(range(100))
+    return batch["images"].permute(0, 2, 3, 1).contiguous().numpy(), batch["labels"].numpy()
+
+
+@pytest.fixture
+def samples(heldout, tmp_path):
+    """A folder with an images.npz of them."""
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    write_images(folder / "images.npz", *heldout)
+    return folder

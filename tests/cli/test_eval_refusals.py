@@ -1,0 +1,142 @@
+"""What `dit-moe eval` refuses: in one line, before the work, with earlier results left alone."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dit_moe.evaluation.extraction import Extraction
+from dit_moe.evaluation.image_writer import write_images
+
+from .evaluating import evaluate, refuse
+
+SCRIPT = Path(__file__).parents[2] / "eval" / "fid.py"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["digit"], "did you mean 'digits'"),
+        (["gone.npz"], "gone.npz"),
+        (["digits", "--extractor", "digits_cnn"], "did you mean 'digits_cnn64'"),
+        (["digits", "--metrics", "fd,kit"], "'kit' is no metric; did you mean 'kid'"),
+        (["digits", "--metrics", "fid"], "--metrics fid is of the Inception network.*--extractor inception"),
+        (["digits", "--metrics", "sfd"], "sfd needs spatial features"),
+        (["digits", "--kid-subset-size", "101"], "--kid-subset-size"),
+        (["digits", "--metrics", "fd", "--kid-subset-size", "10"], "kid is not among the metrics"),
+        (["digits", "--range", "1"], "--range 1 must be two numbers"),
+        (["digits", "--size", "0"], "--size 0 must be at least 1"),
+        (["digits", "--workers", "-1"], "--workers -1 must be at least 0"),
+        (["digits", "--seeds", "2"], "--seeds is for runs"),
+        (["digits", "--seeds", "0"], "--seeds 0"),
+        (["digits", "--metrics", ","], "--metrics"),
+        (["digits", "--kid-subset-size", "0"], "--kid-subset-size"),
+        (["digits", "--sampling", "dit"], "--sampling is for runs"),
+        (["digits", "count=5"], "count=5: only for runs"),
+        (["digits", "--out", "no/where/m.json"], "--out no/where/m.json: the folder no/where does not exist"),
+        (["digits", "--out", "."], "--out . is a folder; name a file"),
+        (["digits", "--save-stats", "no/where/m.npz"], "--save-stats no/where/m.npz: the folder no/where"),
+        (["digits", "--recipe", "adm-50k"], "--recipe adm-50k does not hold: 100 generated images instead of 50 000"),
+        (["digits", "--out", "metrics.txt"], "--out metrics.txt should end in .json"),
+        (["digits", "--save-npz", "images.zip"], "--save-npz images.zip should end in .npz"),
+        (["images.npz", "digits", "--save-stats", "all.npz"], "--save-stats takes one set of SAMPLES"),
+        (["digits", "--extractor", "inception", "--weights", "gone.pth"], "gone.pth"),
+        (["digits", "--extractor", "digits_cnn64", "--weights", "gone.pth"], "--weights: the extractor digits_cnn64"),
+        (["digits", "--extractor", "no.such:thing"], "no.such"),
+        ([], "REFERENCE"),
+    ],
+)
+def test_a_bad_option_is_refused_naming_it(samples, words, message, capsys, monkeypatch):
+    monkeypatch.setattr(
+        torch.hub, "download_url_to_file", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("off"))
+    )
+    monkeypatch.setenv("TORCH_HOME", str(samples / "none"))
+    monkeypatch.chdir(samples)
+    assert re.search(message, refuse(capsys, samples, *words))
+
+
+def test_nothing_that_is_read_is_ever_overwritten(samples, tmp_path, capsys):
+    file = samples / "images.npz"
+    before = file.read_bytes()
+    for option in ("--save-npz", "--save-stats"):
+        assert "would overwrite what is read" in refuse(capsys, file, "digits", option, file)
+        assert "would overwrite what is read" in refuse(capsys, "digits/heldout", file, option, file)
+    twice = ["--save-npz", tmp_path / "a.npz", "--save-stats", tmp_path / "a.npz"]
+    assert "would overwrite what is read or written" in refuse(capsys, file, "digits", *twice)
+    assert "holds images.npz, which is no features" in refuse(capsys, file, "digits", "--features", samples)
+    assert file.read_bytes() == before and list(samples.iterdir()) == [file]
+
+
+def test_what_metrics_lack_shows_before_the_work(finished_run, samples, heldout, tmp_path, capsys, monkeypatch):
+    images, labels = heldout
+    write_images(tmp_path / "odd.npz", images, labels + 10)
+    write_images(tmp_path / "two.npz", images[:2], labels[:2])
+    np.savez(tmp_path / "wide.npz", mu=np.zeros(7), sigma=np.eye(7))
+    evaluate(capsys, samples, "digits", "--features", tmp_path / "features")
+    (tmp_path / "features" / "samples_0" / "00001.safetensors").unlink()
+    worked = []
+    monkeypatch.setattr(Extraction, "run", lambda self, *args: worked.append(self))
+    run = [finished_run, "count=40", "--seeds", "1"]
+    accuracy, pr = ["--metrics", "class_accuracy"], ["--metrics", "pr"]
+    assert "knows 10 classes; leave class_accuracy out" in refuse(capsys, tmp_path / "odd.npz", "digits", *accuracy)
+    assert "k=3" in refuse(capsys, tmp_path / "two.npz", "digits", *pr)
+    assert "of 7 features" in refuse(capsys, *run, tmp_path / "wide.npz")
+    assert "of 7 features" in refuse(capsys, tmp_path / "wide.npz", "digits", "--extractor", "digits_cnn64")
+    assert "00001.safetensors is not there" in refuse(capsys, *run, tmp_path / "features" / "samples_0")
+    assert not worked
+
+
+def test_what_a_default_metric_lacks_leaves_it_out(heldout, tmp_path, capsys):
+    images, labels = heldout
+    write_images(tmp_path / "odd.npz", images[:4], labels[:4] + 10)
+    report = evaluate(capsys, tmp_path / "odd.npz", "digits")
+    assert report["fd_digits_cnn64"]["n"] == 4 and "class_accuracy" not in report
+    assert any(note.startswith("left out: ") and "knows 10 classes" in note for note in report["warnings"])
+
+
+def arrays(**others):
+    return {"arr_0": np.zeros((60, 8, 8, 1), np.uint8), "labels": np.zeros(60, np.int64)} | others
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (arrays(arr_0=np.full((60, 8, 8, 1), np.nan)), "image 0.*NaN"),
+        (arrays(arr_0=np.full((60, 8, 8, 1), np.inf, np.float32)), "image 0.*[Ii]nfinit"),
+        (arrays(arr_0=np.full((60, 8, 8, 1), 0.5, np.float32)), "--range"),
+        (arrays(arr_0=np.zeros((60, 8, 8, 2), np.uint8)), "channels"),
+        (arrays(arr_0=np.zeros((60, 8, 8, 3), np.uint8)), "--channels|1 channel"),
+        (arrays(arr_0=np.zeros((60, 9, 9, 1), np.uint8)), "multiple of 8"),
+        (arrays(arr_0=np.zeros((60, 16, 16, 1), np.uint8)), "make them equal, for instance by --size"),
+        (arrays(arr_0=np.zeros((0, 8, 8, 1), np.uint8), labels=np.zeros(0, np.int64)), "0|nothing|empty"),
+        (arrays(arr_0=np.zeros((1, 8, 8, 1), np.uint8), labels=np.zeros(1, np.int64)), "1 image"),
+        (arrays(labels=np.zeros(59, np.int64)), "labels"),
+    ],
+    ids=["nan", "inf", "float", "two channels", "colour", "side", "size", "none", "one", "labels"],
+)
+def test_bad_images_are_refused_in_one_line_and_leave_an_earlier_result_alone(tmp_path, content, message, capsys):
+    np.savez(tmp_path / "bad.npz", **content)
+    out = tmp_path / "metrics.json"
+    out.write_text("earlier")
+    assert re.search(message, refuse(capsys, tmp_path / "bad.npz", "digits", "--out", out))
+    assert out.read_text() == "earlier"
+
+
+def test_folders_that_cannot_be_judged_are_refused(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert "empty" in refuse(capsys, tmp_path / "empty", "digits")
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for side in (8, 16):
+        Image.new("L", (side, side)).save(mixed / f"{side}.png")
+    assert "--size" in refuse(capsys, mixed, "digits")
+
+
+def test_features_of_other_images_are_refused_and_kept(samples, heldout, tmp_path, capsys):
+    evaluate(capsys, samples, "digits", "--out", tmp_path / "m.json")
+    images, labels = heldout
+    write_images(samples / "images.npz", images[::-1].copy(), labels)
+    assert "samples_0 holds features with sha256=" in refuse(capsys, samples, "digits", "--out", tmp_path / "m.json")

@@ -1,0 +1,103 @@
+"""`dit-moe eval` on files of statistics, and which numbers may be called FID."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dit_moe.extractors.digits_cnn import DigitsCNNConfig, DigitsCNNExtractor
+from dit_moe.extractors.inception import SHA256
+from dit_moe.registry import Registry
+
+from .evaluating import evaluate, refuse
+
+SCRIPT = Path(__file__).parents[2] / "eval" / "fid.py"
+
+
+def test_saved_statistics_stand_in_for_either_side(samples, tmp_path, capsys):
+    one, other = tmp_path / "one.npz", tmp_path / "other.npz"
+    told = evaluate(capsys, samples, "--extractor", "digits_cnn64", "--save-stats", one)
+    assert told == {"saved": str(one), "count": 100}
+    whole = evaluate(capsys, "digits", samples, "--metrics", "fd", "--extractor", "digits_cnn64", "--save-stats", other)
+    wanted = whole["fd_digits_cnn64"]["generated"]
+    for words in (["digits", one], [other, samples], [other, one]):
+        report = evaluate(capsys, *words, "--extractor", "digits_cnn64", "--metrics", "fd")
+        assert report["fd_digits_cnn64"]["generated"] == pytest.approx(wanted, rel=1e-9), words
+        assert report["fd_digits_cnn64"]["n"] == 898 and report["fd_digits_cnn64"]["n_reference"] == 100
+
+
+def test_statistics_that_do_not_say_their_network_never_make_a_fid(tmp_path, capsys):
+    draw = np.random.default_rng(0).normal(size=(2, 500, 8))
+    for name, rows in zip("ab", draw, strict=True):
+        np.savez(tmp_path / f"{name}.npz", mu=rows.mean(0), sigma=np.cov(rows, rowvar=False))
+    report = evaluate(capsys, tmp_path / "a.npz", tmp_path / "b.npz")
+    assert report["fd_unverified"]["generated"] > 0 and report["provenance"]["extractor"]["is_fid"] is False
+    assert "fid" not in report
+
+
+OFFICIAL = {"name": "inception", "dim": 2048, "sha256": SHA256, "resize": "TensorFlow 1 bilinear to 299"}
+
+
+@pytest.mark.parametrize(
+    "stated, key",
+    [
+        ({}, None),
+        ({"name": "inception", "dim": 8, "sha256": "0" * 64, "is_fid": True}, "fd_inception"),
+        ({"name": "inception", "dim": 8, "sha256": SHA256, "is_fid": True}, "fd_inception"),
+        (OFFICIAL | {"is_fid": True}, "fd_inception"),  # of 8 features
+    ],
+    ids=["nothing", "wrong hash", "wrong width", "width that lies"],
+)
+def test_a_file_that_claims_to_be_of_the_inception_makes_no_fid(tmp_path, stated, key, capsys):
+    rows = np.random.default_rng(0).normal(size=(500, 8))
+    moments = {"mu": rows.mean(0), "sigma": np.cov(rows, rowvar=False)}
+    np.savez(tmp_path / "a.npz", **moments, extractor=json.dumps(stated))
+    if key is None:
+        assert "extractor" in refuse(capsys, tmp_path / "a.npz", tmp_path / "a.npz")
+        return
+    report = evaluate(capsys, tmp_path / "a.npz", tmp_path / "a.npz")
+    assert key in report and "fid" not in report and report["provenance"]["extractor"]["is_fid"] is False
+
+
+def test_statistics_of_an_unnamed_network_as_samples_make_no_number_of_the_extractors_space(samples, tmp_path, capsys):
+    rows = np.random.default_rng(0).normal(size=(500, 64))
+    np.savez(tmp_path / "unnamed.npz", mu=rows.mean(0), sigma=np.cov(rows, rowvar=False))
+    report = evaluate(capsys, tmp_path / "unnamed.npz", samples, "--extractor", "digits_cnn64", "--metrics", "fd")
+    assert report["fd_unverified"]["n"] is None and "fd_digits_cnn64" not in report
+    assert any("does not say which extractor" in note for note in report["warnings"])
+
+
+def test_statistics_that_say_their_network_can_be_held_against_published_ones_that_do_not(samples, tmp_path, capsys):
+    own, published = tmp_path / "own.npz", tmp_path / "published.npz"
+    evaluate(capsys, samples, "--extractor", "digits_cnn64", "--save-stats", own)
+    with np.load(own) as arrays:
+        np.savez(published, mu=arrays["mu"] + 1, sigma=arrays["sigma"])
+    report = evaluate(capsys, own, published)
+    assert report["fd_digits_cnn64"]["generated"] == pytest.approx(64)
+    assert any("published.npz does not say which extractor made it" in note for note in report["warnings"])
+    assert evaluate(capsys, published, own)["fd_unverified"]["generated"] == pytest.approx(64)
+    assert "--metrics fid is of the Inception" in refuse(capsys, own, published, "--metrics", "fid")
+    with np.load(own) as arrays:
+        other = json.loads(str(arrays["extractor"])) | {"sha256": "0" * 64}
+        np.savez(published, mu=arrays["mu"], sigma=arrays["sigma"], extractor=json.dumps(other))
+    assert "different extractors, or weights" in refuse(capsys, own, published)
+    named = refuse(capsys, own, own, "--extractor", "inception", "--weights", "gone.pth")
+    assert "gone.pth" in named  # an extractor that is asked for is not passed over
+
+
+def test_a_fid_of_few_images_has_to_be_asked_for(tmp_path, capsys, monkeypatch):
+    class Official(DigitsCNNExtractor):
+        is_fid = True
+
+    monkeypatch.setattr(
+        Registry,
+        "factory",
+        lambda self, config, old=Registry.factory: (
+            Official if isinstance(config, DigitsCNNConfig) else old(self, config)
+        ),
+    )
+    few = refuse(capsys, "digits/heldout", "digits", "--metrics", "fd")
+    assert "FID of 450 images" in few and "--allow-few" in few
+    report = evaluate(capsys, "digits/heldout", "digits", "--metrics", "fd", "--allow-few")
+    assert report["fid"]["n"] == 450

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from dit_moe import config
 from dit_moe.evaluation.recipes import Conditions, not_comparable
-from dit_moe.evaluation.sources.base import Opened, ReadOptions
+from dit_moe.evaluation.sources.base import Opened, ReadOptions, Statistics
 from dit_moe.evaluation.stored import Stored
-from dit_moe.metrics import METRICS
+from dit_moe.metrics import METRICS, configs_of
 
 
 def vouched(
@@ -25,14 +25,21 @@ def vouched(
     """A report that also says whether published numbers may stand beside it, why not, and `how` it was asked for."""
     facts = report["provenance"]
     computed, space = facts["metrics"], facts["extractor"]
-    configs = [METRICS.config_class(name)() for name in computed] if metrics is None else metrics
+    configs = configs_of(computed) if metrics is None else metrics
     configs = [each for each in configs if METRICS.name_of(each) in computed]
     reasons = reasons_not_comparable(
         samples, reference, configs, options=options, extractor=space["name"], is_fid=space["is_fid"]
     )
+    if reference.statistics is not None and not _used(reference.statistics, facts["reference"]):
+        reasons.append("the reference's statistics are of another network; its images were used in their place")
     reasons += facts["identical"]
     comparable = {"comparable_to_published": not reasons, "not_comparable_because": reasons}
     return report | {"provenance": facts | how | comparable}
+
+
+def _used(given: Statistics, described: dict[str, Any]) -> bool:
+    """Whether a reference, as the report describes it, was these statistics, be it beside images or alone."""
+    return given.sha256 in (described.get("sha256"), described.get("statistics", {}).get("sha256"))
 
 
 def reasons_not_comparable(
@@ -119,7 +126,7 @@ def _altered(options: ReadOptions, *sides: dict[str, Any]) -> list[str]:
         f"converted to {options.channels} channels": options.channels is not None,
         f"mapped from {options.value_range}": options.value_range is not None,
         "resized or converted before their features were kept": any(
-            isinstance(facts.get("converted"), dict) for facts in sides
+            facts.get(change) for facts in sides for change in ("converted", "size", "range")
         ),
     }
     return [change for change, done in changes.items() if done]

@@ -28,6 +28,7 @@ SHORT = {  # on the command line
     "pr": "precision_recall",
     "dc": "density_coverage",
 }
+RECIPES = "; ".join(f"{recipe.name}, {recipe.summary}" for recipe in EVALUATION.values())
 OF_INCEPTION = ("fid", "sfid")
 
 
@@ -48,10 +49,14 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--kid-subset-size", type=int, metavar="N", help="images in a subset of KID; default 1000")
     what.add_argument("--allow-few", action="store_true", help="FID of fewer than 2048 images, mostly sampling error")
-    what.add_argument("--recipe", choices=list(EVALUATION), help="measure as published numbers are, or refuse")
+    what.add_argument(
+        "--recipe", choices=list(EVALUATION), help=f"measure as published numbers are, or refuse: {RECIPES}"
+    )
 
     runs = parser.add_argument_group("runs as SAMPLES")
-    runs.add_argument("--seeds", type=int, metavar="N", help="sampling seeds; default: the run's eval.seeds")
+    runs.add_argument(
+        "--seeds", type=int, metavar="N", help="sampling seeds; default: the run's eval.seeds, 1 with --recipe"
+    )
     runs.add_argument(
         "--sampling",
         metavar="NAME",
@@ -83,24 +88,16 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_options(args: argparse.Namespace) -> ReadOptions:
     """How images are read. ValueError naming the option that makes no sense, be it of reading or not."""
-    if args.size is not None and args.size < 1:
-        raise ValueError(f"--size {args.size} must be at least 1 pixel")
     if args.seeds is not None and args.seeds < 1:
         raise ValueError(f"--seeds {args.seeds} must be at least 1")
     if args.kid_subset_size is not None and args.kid_subset_size < 2:
         raise ValueError(f"--kid-subset-size {args.kid_subset_size} must be at least 2 images")
-    if args.workers < 0:
-        raise ValueError(f"--workers {args.workers} must be at least 0")
     bounds = None
     if args.value_range is not None:
         try:
             low, high = map(float, args.value_range.split(","))
         except ValueError:
-            low, high = 0.0, 0.0
-        if not low < high:
-            raise ValueError(
-                f"--range {args.value_range} must be two numbers, LOW,HIGH with LOW below HIGH: --range=-1,1"
-            )
+            raise ValueError(f"--range {args.value_range} must be two numbers: --range=-1,1") from None
         bounds = (low, high)
     return ReadOptions(size=args.size, channels=args.channels, value_range=bounds, workers=args.workers)
 

@@ -45,7 +45,7 @@ from dit_moe.evaluation.recipes import EVALUATION, sampling_recipe
 from dit_moe.evaluation.sources.base import Opened
 from dit_moe.evaluation.sources.converted import converted
 from dit_moe.evaluation.sources.generated import GeneratedSource
-from dit_moe.evaluation.sources.statistics import states_fid, write_statistics
+from dit_moe.evaluation.sources.statistics import require_same_space, states_fid, write_statistics
 from dit_moe.evaluation.sources.words import open_word
 from dit_moe.evaluation.stored import MANIFEST, Extracted, Stored
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
@@ -188,9 +188,11 @@ class Evaluation:
         extractor, chosen = self._extractor([*samples, *([] if reference is None else [reference])])
         if self.recipe is not None and not extractor.is_fid:
             self._require_recipe([f"the features are those of {extractor.name}, not of the verified Inception"])
+        if self.recipe is not None and reference is not None and reference.statistics is not None:
+            require_same_space(reference.statistics, extractor)
         decoded = None
         if self.reference_word is None and run is not None and reference is not None and not self.options.changes:
-            decoded = reconstructed(run.experiment, reference.heldout)
+            decoded = reconstructed(run.experiment, reference)
         comparison = Comparison(
             reference,
             extractor,

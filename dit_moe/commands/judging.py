@@ -69,14 +69,16 @@ def training_images(experiment: Experiment, options: ReadOptions = ReadOptions()
     if isinstance(experiment.images, LatentsConfig):
         problem = f"the run was trained on latents in {experiment.images.path} and does not say of which images"
         raise ValueError(f"{problem}; name a REFERENCE, or set eval.reference")
-    return converted(open_dataset(experiment.images), options)
+    return converted(open_dataset(experiment.images, options=options), options)
 
 
-def reconstructed(experiment: Experiment, heldout: Source | None) -> Source | None:
-    """The held-out images as the run's autoencoder gives them back; None if it has none, or there are none."""
-    if heldout is None or isinstance(experiment.first_stage, IdentityConfig):
+def reconstructed(experiment: Experiment, reference: Opened) -> Source | None:
+    """The held-out images of the run's own data as its autoencoder gives them back; None if there is no such thing."""
+    if experiment.eval.reference is not None or reference.heldout is None:
         return None
-    return Reconstructed(heldout, FIRST_STAGES.build(experiment.first_stage).to(join_processes().device))
+    if isinstance(experiment.first_stage, IdentityConfig):
+        return None
+    return Reconstructed(reference.heldout, FIRST_STAGES.build(experiment.first_stage).to(join_processes().device))
 
 
 class Reconstructed(Source):
@@ -104,8 +106,7 @@ class Reconstructed(Source):
 def compare(experiment: Experiment, reference: Opened) -> Comparison:
     """The comparison that a config's section `eval` describes."""
     extractor: FeatureExtractor = EXTRACTORS.build(experiment.eval.extractor).to(join_processes().device)
-    own = experiment.eval.reference is None
-    decoded = reconstructed(experiment, reference.heldout) if own else None
+    decoded = reconstructed(experiment, reference)
     return Comparison(reference, extractor, experiment.eval.metrics, reconstructed=decoded, progress=images_bar)
 
 

@@ -43,7 +43,7 @@ def _title(facts: Mapping[str, Any]) -> str:
     """What was compared with what, with the counts that are known."""
     seeds, n = len(facts["samples"]), facts["n_gen"]
     images = "an unstated number of" if not n else f"{seeds} × {n}" if seeds > 1 else str(n)
-    of, among = facts.get("n_ref_statistics"), facts.get("n_ref_images", facts.get("n_ref"))
+    of, among = facts.get("n_ref_statistics"), facts.get("n_ref_images")
     counts = [f"statistics of {of}"] if of is not None and of != among else []
     counts += [f"{among} images"] if among else []
     known = f" ({', '.join(counts)})" if counts else ""

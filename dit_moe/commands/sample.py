@@ -32,6 +32,7 @@ from dit_moe.generate import Generator
 from dit_moe.processes import join_processes, on_main
 from dit_moe.runs import Run, open_run
 
+RECIPES = "; ".join(f"{recipe.name}, {recipe.summary}" for recipe in SAMPLING.values())
 DEFAULT = ("npz", "grid")  # of OUTPUTS
 
 
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         metavar="NAME",
-        help=f"sample as a published baseline was, before any key=value: {', '.join(SAMPLING)}",
+        help=f"sample as a published baseline was, before any key=value: {RECIPES}",
     )
 
 

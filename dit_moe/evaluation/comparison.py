@@ -21,7 +21,7 @@ from dit_moe.evaluation.sources.statistics import require_same_space
 from dit_moe.evaluation.stored import Extracted, Stored
 from dit_moe.extractors import FeatureExtractor
 from dit_moe.extractors.stated import UNVERIFIED
-from dit_moe.metrics import METRICS, FeatureSet, frechet_distance
+from dit_moe.metrics import METRICS, FeatureSet, configs_of, frechet_distance
 from dit_moe.metrics.neighbours import NearestNeighbourConfig
 from dit_moe.processes import join_processes, on_main
 
@@ -148,9 +148,7 @@ class Comparison:
 
     def _needs(self) -> frozenset[str]:
         """The tensors that the metrics will read."""
-        configs = self.metrics
-        if configs is None:
-            configs = [METRICS.config_class(name)() for name in self.extractor.metrics]
+        configs = configs_of(self.extractor.metrics) if self.metrics is None else self.metrics
         needs = {need for each in configs for need in METRICS.factory(each).needs}
         needs |= {"spatial_NS"} if "spatial_moments" in needs or self.statistics else set()
         if any(isinstance(each, NearestNeighbourConfig) for each in configs):

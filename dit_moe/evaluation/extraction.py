@@ -57,7 +57,6 @@ class Extraction:
         extractor: on its device.
         folder: made if need be; what is there already is kept.
         keep_images: put the images into the shards, too, for `images` to give them back.
-        batch_size: images that are made and looked at together; decides rounding only.
 
     Raises ValueError, on all processes, if the extractor does not take such images, or if the folder holds features of
     other images or of another extractor.
@@ -70,11 +69,10 @@ class Extraction:
         folder: Path,
         *,
         keep_images: bool = False,
-        batch_size: int | None = None,
     ) -> None:
         extractor.check(source.image_shape)
         self.source, self.extractor, self.folder, self.keep_images = source, extractor, folder, keep_images
-        self.batch_size = batch_size or source.batch_size or BATCH_SIZE
+        self.batch_size = source.batch_size or BATCH_SIZE
         # Only the main process reads the disk before the work: hashing may take long, and others' views may be old.
         main = join_processes().is_main_process
         self.manifest: dict[str, Any] = on_all(lambda: self._begin() if main else {})[0]

@@ -12,7 +12,7 @@ from dit_moe.evaluation.sources.base import Opened, Statistics
 from dit_moe.evaluation.sources.statistics import require_same_space
 from dit_moe.evaluation.stored import Stored
 from dit_moe.extractors import FeatureExtractor
-from dit_moe.metrics import METRICS, Metric
+from dit_moe.metrics import METRICS, Metric, configs_of
 
 FEW = 2048  # images: fewer than features of the Inception network
 
@@ -103,7 +103,7 @@ def plan(
             extractor.
         sides: samples, and what is compared with the reference beside them.
     """
-    configs = [METRICS.config_class(name)() for name in extractor.metrics] if metrics is None else metrics
+    configs = configs_of(extractor.metrics) if metrics is None else metrics
     planned: list[object] = []
     left_out: list[str] = []
     for config in configs:
@@ -126,7 +126,7 @@ def _require(
     if problem is not None:
         raise ValueError(problem)
     counts = [one.count for one in sides if one.count is not None]
-    if counts and "features_ND" in metric.needs:
+    if counts:
         metric.check(min(counts), reference.count)
     classes = extractor.classes
     if classes is None or "labels_N" not in metric.needs_of_samples:

@@ -31,6 +31,8 @@ LACKS = {  # attribute of a FeatureSet: what a metric needs, what a set without 
         "has none (in a file of statistics they are mu_s and sigma_s)",
         "take --extractor inception, with which --save-stats makes such files, too",
     ),
+    "spatial_NS": ("spatial features", "has none", "take --extractor inception"),
+    "thumbnails_NP": ("pixels", "has none", "name the images themselves"),
     "logits_NK": ("class scores", "was seen by an extractor that gives none", "choose another --extractor"),
     "predictions_N": (
         "classes",
@@ -45,7 +47,7 @@ def evaluate(
     samples: Sequence[Extracted],
     reference: Extracted,
     extractor: FeatureExtractor,
-    metrics: Sequence[object] | None = None,
+    metrics: Sequence[object],
     *,
     heldout: Extracted | None = None,
     reconstructed: Extracted | None = None,
@@ -58,7 +60,7 @@ def evaluate(
         samples: one set for each sampling seed.
         reference: images, statistics, or both.
         extractor: what their features were made by.
-        metrics: configs of METRICS; None takes those that suit the extractor.
+        metrics: configs of METRICS.
         heldout: real images that are not in the reference: they give the floor.
         reconstructed: these once an autoencoder has encoded and decoded them: about the best that its latents allow.
         called: what the feature space is called, if not by the extractor's name; no number is then a FID.
@@ -76,8 +78,8 @@ def evaluate(
     * ``provenance`` and ``warnings``.
 
     Sets are thinned evenly to the smallest one, for metrics that compare; statistics cannot be, so beside them the
-    others are thinned to their count, or left out where they have fewer images. Raises ValueError for no samples,
-    fewer than 2 images, and where a metric lacks what it needs.
+    others are thinned to their count, or left out where they have fewer images. Raises ValueError for no samples, and
+    where a metric lacks what it needs.
     """
     if not samples:
         raise ValueError("there are no samples to evaluate; give the images of at least one sampling seed")
@@ -85,8 +87,7 @@ def evaluate(
     groups = {"generated": [one.features for one in samples]}
     groups |= {name: [] if one is None else [one.features] for name, one in others.items()}
     n, equal, warnings = _equalised(groups)
-    configs = [METRICS.config_class(name)() for name in extractor.metrics] if metrics is None else metrics
-    built = {METRICS.name_of(config): METRICS.build(config, device) for config in configs}
+    built = {METRICS.name_of(config): METRICS.build(config, device) for config in metrics}
     report: Report = {}
     better: dict[str, str | None] = {}
     for name, metric in built.items():
@@ -131,9 +132,6 @@ def _space(extractor: FeatureExtractor, called: str | None) -> dict[str, Any]:
 def _equalised(groups: dict[str, list[FeatureSet]]) -> tuple[int | None, dict[str, list[FeatureSet]], list[str]]:
     """The count of all sets, the sets at that count, and what a reader has to know about it."""
     every = [one for group in groups.values() for one in group]
-    for one in every:
-        if one.count is not None and one.count < 2:
-            raise ValueError(f"{one.source} has {one.count} image; an evaluation needs at least 2")
     stated = [one for one in groups["generated"] if one.features_ND is None]
     if not stated:
         smallest = min(every, key=lambda one: one.count or 0)

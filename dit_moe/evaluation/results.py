@@ -170,10 +170,7 @@ def _side(shared: _Shared) -> int | None:
 
 def _reference_counts(facts: Report) -> tuple[int | None, int | None]:
     """Images of the reference's statistics, and images that it holds."""
-    if "n_ref_statistics" in facts or "n_ref_images" in facts:
-        return facts.get("n_ref_statistics"), facts.get("n_ref_images")
-    count = facts.get("n_ref")  # of either
-    return count, None if _dict(facts.get("reference")).get("kind") == "statistics" else count
+    return facts.get("n_ref_statistics"), facts.get("n_ref_images")
 
 
 def _is_measured(name: str, report: Report, space: str) -> bool:

@@ -1,6 +1,6 @@
 """Features → statistics → numbers, as pure functions. A new metric is a new file here."""
 
-from dit_moe.metrics.base import METRICS, FeatureSet, Metric
+from dit_moe.metrics.base import METRICS, FeatureSet, Metric, configs_of
 from dit_moe.metrics.frechet import expected_floor, frechet_distance
 from dit_moe.metrics.moments import FeatureMoments, GivenMoments, Moments
 from dit_moe.metrics.neighbours import nearest_distances
@@ -15,6 +15,7 @@ __all__ = [
     "GivenMoments",
     "Metric",
     "Moments",
+    "configs_of",
     "expected_floor",
     "frechet_distance",
     "nearest_distances",

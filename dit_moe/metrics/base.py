@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -76,6 +77,11 @@ class FeatureSet:
             name: None if (tensor := getattr(self, name)) is None else tensor[rows] for name in TENSORS
         }
         return replace(self, count=n, **kept)
+
+
+def configs_of(names: Iterable[str]) -> list[object]:
+    """Of the metrics of these names, with no option changed."""
+    return [METRICS.config_class(name)() for name in names]
 
 
 class Metric(ABC):

@@ -91,6 +91,25 @@ def test_kept_features_tell_how_their_images_were_made(finished_run, tmp_path, c
     assert any("resized or converted before" in reason for reason in reasons)
 
 
+@pytest.mark.parametrize("option", ["--size", "--range"])
+def test_kept_features_of_altered_images_stay_marked(heldout, tmp_path, capsys, option):
+    images, labels = heldout
+    folder = tmp_path / "images"
+    folder.mkdir()
+    if option == "--size":
+        for i, image in enumerate(images[:20]):
+            Image.fromarray(image[..., 0]).resize((9, 9)).save(folder / f"{i:02d}.png")
+    else:
+        np.savez(folder / "images.npz", arr_0=images.astype(np.float32) / 255, labels=labels)
+    value = {"--size": "8", "--range": "0,1"}[option]
+    words = ["digits", "--extractor", "digits_cnn64", "--metrics", "fd"]
+    live = evaluate(capsys, folder, *words, option, value, "--features", tmp_path / "kept")
+    again = evaluate(capsys, tmp_path / "kept" / "samples_0", *words)
+    for report in (live, again):
+        reasons = report["provenance"]["not_comparable_because"]
+        assert any("the images were altered" in reason for reason in reasons)
+
+
 def test_one_set_under_two_names_is_not_two_seeds(finished_run, tmp_path, capsys):
     words = ["count=40", "--seeds", "1"]
     evaluate(capsys, finished_run, *words, "--save-npz", tmp_path / "saved.npz")

@@ -101,3 +101,11 @@ def test_a_fid_of_few_images_has_to_be_asked_for(tmp_path, capsys, monkeypatch):
     assert "FID of 450 images" in few and "--allow-few" in few
     report = evaluate(capsys, "digits/heldout", "digits", "--metrics", "fd", "--allow-few")
     assert report["fid"]["n"] == 450
+
+
+def test_images_in_place_of_statistics_of_another_network_are_a_reason(samples, heldout, tmp_path, capsys):
+    images, labels = heldout
+    np.savez(tmp_path / "batch.npz", images, labels, mu=np.zeros(7), sigma=np.eye(7))
+    report = evaluate(capsys, "digits/heldout", tmp_path / "batch.npz", "--metrics", "fd")
+    assert report["fd_digits_cnn64"]["n_reference"] == 100
+    assert any("in their place" in reason for reason in report["provenance"]["not_comparable_because"])

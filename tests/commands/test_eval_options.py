@@ -44,8 +44,8 @@ def test_no_metrics_at_all_are_refused(text):
     [
         ("--seeds", "0", "--seeds 0 must be at least 1"),
         ("--kid-subset-size", "0", "--kid-subset-size 0 must be at least 2"),
-        ("--size", "0", "--size 0 must be at least 1 pixel"),
-        ("--range", "1,0", "--range 1,0 must be two numbers, .*--range=-1,1"),
+        ("--size", "0", "--size 0 is no size in pixels"),
+        ("--range", "1,0", "--range 1,0 is empty or endless; .*--range=-1,1"),
     ],
 )
 def test_impossible_numbers_are_refused_naming_the_option(option, value, message):

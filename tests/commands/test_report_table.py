@@ -54,8 +54,6 @@ def test_nothing_is_cut_off_at_80_columns():
 @pytest.mark.parametrize(
     ("counts", "shown"),
     [
-        ({"n_ref": 898}, "digits/train (898 images), "),
-        ({"n_ref": None}, "digits/train, "),
         ({"n_ref_statistics": 898, "n_ref_images": 898}, "digits/train (898 images), "),
         ({"n_ref_statistics": 50_000, "n_ref_images": 100}, "digits/train (statistics of 50000, 100 images), "),
         ({"n_ref_statistics": 50_000, "n_ref_images": None}, "digits/train (statistics of 50000), "),

@@ -1,9 +1,11 @@
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 from dit_moe.evaluation.comparison import Comparison
 from dit_moe.evaluation.sources.base import Opened, Statistics
-from dit_moe.metrics import METRICS, FeatureMoments, GivenMoments
+from dit_moe.metrics import METRICS, FeatureMoments, GivenMoments, Metric
 
 from .fakes import NoiseSource, PixelExtractor
 
@@ -104,3 +106,30 @@ def test_the_same_images_are_recognised_by_their_features():
     report = judge(Opened(source=NoiseSource()), NoiseSource(), metrics=configs("fd"))
     assert report["provenance"]["identical"] == ["noise and the reference are the same images"]
     assert torch.tensor(report["fd_pixels"]["generated"]).abs() < 1e-6
+
+
+class Picky(Metric):
+    """Refuses every count."""
+
+    def __call__(self, samples, reference):
+        return {}
+
+    def check(self, samples, reference):
+        raise ValueError(f"picky refuses {samples} against {reference}")
+
+
+@dataclass(frozen=True)
+class PickyConfig:
+    """No options."""
+
+
+@pytest.mark.parametrize("needs, message", [("moments", "refuses 100 against 60"), ("thumbnails_NP", "needs pixels")])
+def test_a_metric_of_ones_own_is_asked_before_the_work_whatever_it_needs(needs, message, monkeypatch):
+    monkeypatch.setattr(METRICS, "_factories", {**METRICS._factories, "picky": Picky})
+    monkeypatch.setattr(METRICS, "_configs", {**METRICS._configs, "picky": PickyConfig})
+    monkeypatch.setattr(Picky, "needs", frozenset({needs}))
+    images, source = NoiseSource(count=60, seed=2), NoiseSource()
+    alone = Opened(statistics=given(images, PixelExtractor()))
+    with pytest.raises(ValueError, match=message):
+        judge(Opened(source=images) if needs == "moments" else alone, source, metrics=[PickyConfig()])
+    assert source.asked == []

@@ -17,7 +17,8 @@ def files(folder):
 
 def test_features_are_those_of_every_image_in_order(tmp_path):
     source, extractor = NoiseSource(count=103), PixelExtractor()
-    found = Extraction(source, extractor, tmp_path, batch_size=10).run()
+    source.batch_size = 10
+    found = Extraction(source, extractor, tmp_path).run()
     wanted = extractor(source.images)
     assert torch.equal(found.features.features_ND, wanted.features_BD)
     assert torch.equal(found.features.spatial_NS, wanted.spatial_BS)
@@ -53,7 +54,9 @@ def test_batches_begin_at_the_shard_so_that_resuming_cuts_them_alike(tmp_path):
             sizes.append(len(images_BCHW))
             return super().__call__(images_BCHW)
 
-    Extraction(NoiseSource(count=70), Noting(), tmp_path, batch_size=20).run()
+    source = NoiseSource(count=70)
+    source.batch_size = 20
+    Extraction(source, Noting(), tmp_path).run()
     assert sizes == [20, 12, 20, 12, 6]
 
 

@@ -41,7 +41,7 @@ def test_what_is_written_is_read_to_the_last_bit(tmp_path, spatial):
         assert read.n == 50 and torch.equal(read.mean_D, meant.mean_D.double())
         assert torch.equal(read.covariance(), meant.covariance())
     assert (found.spatial_moments is None) == (not spatial)
-    assert found.extractor == Extractor().identity() | {"is_fid": False}
+    assert found.extractor == Extractor().identity()
     again = FeatureSet("file", 50, given_moments=found.moments, given_spatial_moments=found.spatial_moments)
     write_statistics(tmp_path / "again.npz", again, Extractor())
     assert open_npz(tmp_path / "again.npz").statistics.sha256 == found.sha256
@@ -161,7 +161,6 @@ def changed(value, *where):
         ({"mu": MU, "sigma": SIGMA, "extractor": "{}"}, "extractor has name=None; wanted str; make it again"),
         ({"mu": MU, "sigma": SIGMA, "extractor": stating(dim="3")}, "extractor has dim='3'; wanted int"),
         ({"mu": MU, "sigma": SIGMA, "extractor": stating(sha256=None)}, "extractor has sha256=None; wanted str"),
-        ({"mu": MU, "sigma": SIGMA, "extractor": stating(is_fid=1)}, "extractor has is_fid=1; wanted true or false"),
     ],
 )
 def test_what_is_no_statistics_is_refused_naming_the_file_and_the_flag(tmp_path, arrays, message):

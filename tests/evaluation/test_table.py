@@ -285,8 +285,6 @@ def test_a_row_without_a_model_is_called_by_its_samples_or_its_file(read):
         ({"n_ref_statistics": 7, "n_ref_images": 5}, {"fid": distance(1.0, n_reference=8)}, (8, 5)),
         ({"n_ref_statistics": 7, "n_ref_images": None}, {}, (7, None)),
         ({"n_ref_statistics": None, "n_ref_images": 5}, {}, (None, 5)),
-        ({"n_ref": 5}, {}, (5, 5)),
-        ({"n_ref": 5, "reference": {"kind": "statistics"}}, {}, (5, None)),
     ],
 )
 def test_the_references_counts_are_those_of_its_statistics_and_of_its_images(read, facts, numbers, wanted):

@@ -9,11 +9,12 @@ from PIL import Image
 
 from dit_moe.data.images import crop
 from dit_moe.evaluation.image_writer import write_images
-from dit_moe.evaluation.sources import ReadOptions, open_word
+from dit_moe.evaluation.sources.base import ReadOptions
 from dit_moe.evaluation.sources.dataset import DatasetSource
 from dit_moe.evaluation.sources.folder import FolderSource
 from dit_moe.evaluation.sources.latents import LatentSource
 from dit_moe.evaluation.sources.npz import NpzSource
+from dit_moe.evaluation.sources.words import open_word
 from tests.data.examples import class_files, write_tree
 from tests.latents.encoded import encode
 

@@ -33,7 +33,7 @@ class Source(ABC):
     labels_N: Tensor | None = None
     """int64, in the order of the images."""
     batch_size: int | None = None
-    """How many to ask for at a time; None: as one likes."""
+    """How many to ask for at a time, which decides rounding only; None: as one likes."""
     label_remedy: str = "save them as `labels` beside arr_0"
     """What gives it labels where it has none."""
 
@@ -68,7 +68,7 @@ class Statistics:
     sha256: str  # of the numbers, not of the file: a zip holds times
     moments: Moments
     spatial_moments: Moments | None  # None: the file has none
-    extractor: dict[str, Any] | None  # FeatureExtractor.identity(), with `is_fid`; None: the file does not say
+    extractor: dict[str, Any] | None  # FeatureExtractor.identity(); None: the file does not say
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,7 +55,7 @@ def write_statistics(path: str | Path, feature_set: FeatureSet, extractor: Featu
         arrays |= {"mu_s": spatial.mean_D.double(), "sigma_s": spatial.covariance().double()}
     found: dict[str, Any] = {name: tensor.numpy() for name, tensor in arrays.items()}
     width = len(feature_set.moments.mean_D)
-    found["extractor"] = json.dumps({**extractor.identity(), "dim": width, "is_fid": extractor.is_fid})
+    found["extractor"] = json.dumps({**extractor.identity(), "dim": width})
     if feature_set.moments.n is not None:
         found["n"] = feature_set.moments.n
     with atomic_file(Path(path)) as file:
@@ -69,16 +69,13 @@ def require_same_space(statistics: Statistics, extractor: FeatureExtractor) -> s
     """
     width, found = len(statistics.moments.mean_D), statistics.extractor
     wanted = json.loads(json.dumps({"dim": extractor.dim or width, **extractor.identity()}))  # as a file has it
-    wanted.pop("is_fid", None)
     name, sha256 = extractor.name, extractor.sha256[:12]
-    if found is not None:
-        made = {key: value for key, value in found.items() if key != "is_fid"}
-        if made != wanted:
-            theirs = f"{found.get('name')} (weights {str(found.get('sha256'))[:12]})"
-            differing = sorted(key for key in {**made, **wanted} if made.get(key) != wanted.get(key))
-            problem = f"is of the features of {theirs}, not of {name} (weights {sha256}): {', '.join(differing)} differ"
-            remedy = f"choose --extractor {found.get('name')}, or {AGAIN}"
-            raise ValueError(f"{statistics.source} {problem}; {remedy}")
+    if found is not None and found != wanted:
+        theirs = f"{found.get('name')} (weights {str(found.get('sha256'))[:12]})"
+        differing = sorted(key for key in {**found, **wanted} if found.get(key) != wanted.get(key))
+        problem = f"is of the features of {theirs}, not of {name} (weights {sha256}): {', '.join(differing)} differ"
+        remedy = f"choose --extractor {found.get('name')}, or {AGAIN}"
+        raise ValueError(f"{statistics.source} {problem}; {remedy}")
     if extractor.dim and width != extractor.dim:
         problem = f"is of {width} features, but {name} (weights {sha256}) has {extractor.dim}"
         remedy = f"choose another --extractor, or {AGAIN}"
@@ -160,6 +157,4 @@ def _read_extractor(array: np.ndarray | None, source: str) -> dict[str, Any] | N
         if type(found.get(name)) is not kind:
             problem = f"extractor has {name}={found.get(name)!r}; wanted {kind.__name__}"
             raise ValueError(f"{source}: {problem}; {AGAIN}")
-    if not isinstance(found.get("is_fid", False), bool):
-        raise ValueError(f"{source}: extractor has is_fid={found['is_fid']!r}; wanted true or false; {AGAIN}")
     return found

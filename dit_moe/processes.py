@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 import sys
@@ -42,7 +43,16 @@ def join_processes() -> PartialState:
     if launched != state.num_processes:
         problem = f"={launched} processes were launched, but they cannot form a group on {state.device.type}"
         raise ConfigError("WORLD_SIZE", f"{problem}; launch one, or set ACCELERATE_USE_CPU=true")
+    if state.device.type == "cpu":
+        atexit.unregister(_leave_group)  # once, however often this is called
+        atexit.register(_leave_group)
     return state
+
+
+def _leave_group() -> None:
+    """End gloo's threads before the interpreter ends: one that lets go of a tensor after that aborts the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def on_all(call: Callable[[], T]) -> list[T]:

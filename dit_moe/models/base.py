@@ -1,12 +1,24 @@
-"""What every family of models has in common: the registry, and the prediction of its size and cost."""
+"""What every family of models has in common: the registry, its config's rules, its blocks, its predicted size."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dit_moe.config import ConfigError, require
+from dit_moe.moe import MATRICES, Activation, MoEConfig, routers_of
 from dit_moe.registry import Registry
 
 MODELS = Registry("model")
+Aux = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,3 +28,188 @@ class Footprint:
     total_params: int
     active_params: float  # parameters that a token meets on average when the routers are at their target
     forward_flops: float  # of one sample at the target; a multiply-add counts 2
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a named size stands for."""
+
+    depth: int
+    width: int
+    heads: int
+    mlp_hidden: int
+
+
+@dataclass(frozen=True)
+class ExpertWeights:
+    """Elements of the feed-forwards of all MoE blocks together."""
+
+    routed: float = 0  # matrices of all routed experts …
+    active: float = 0  # … and of those that are active on average
+    always: float = 0  # matrices that every token meets: routers, shared experts
+    scalars: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """What the config of every transformer has. `name` decides the fields marked (name).
+
+    A config may repeat those but not contradict them; with the size ``custom`` it must give them. Fields marked (data)
+    follow from the data when they are left out.
+    """
+
+    NAME: ClassVar[re.Pattern[str]]  # with groups size, experts, target
+    FORM: ClassVar[str]  # the pattern in words
+    SIZES: ClassVar[Mapping[str, Shape]]
+    ACTIVATION: ClassVar[Activation]  # of a dense feed-forward
+
+    name: str
+    depth: int | None = None  # (name) transformer blocks
+    width: int | None = None  # (name) D
+    heads: int | None = None  # (name)
+    mlp_hidden: int | None = None  # (name) hidden width of a dense feed-forward; custom: 4·width
+    moe: MoEConfig | None = None  # experts; a name with a suffix and no section gets the defaults
+    recompute: bool = False  # recompute each block's activations in the backward pass: slower, far less memory
+
+    def _settle_name(self) -> re.Match[str]:
+        """Fill in what the name decides; ConfigError if it cannot be read, or for a contradiction."""
+        match = self.NAME.fullmatch(self.name)
+        sizes = ", ".join([*self.SIZES, "custom"])
+        require(match is not None, self, "name", f"is not {self.FORM}; sizes: {sizes}")
+        assert match is not None
+        size = match["size"]
+        require(size in self.SIZES or size == "custom", self, "name", f"has the unknown size {size}; sizes: {sizes}")
+        if size in self.SIZES:
+            for field, value in vars(self.SIZES[size]).items():
+                self._settle(field, value)
+        for field in ("depth", "width", "heads"):
+            require(getattr(self, field) is not None, self, field, f"must be given, since {self.name} names no size")
+        if self.mlp_hidden is None:
+            self._settle("mlp_hidden", 4 * self.need("width"))
+        self._settle_experts(match)
+        return match
+
+    def _settle(self, field: str, value: object) -> None:
+        given = getattr(self, field)
+        require(given in (None, value), self, field, f"contradicts name={self.name}, which has {value}; drop one")
+        object.__setattr__(self, field, value)
+
+    def _settle_experts(self, match: re.Match[str]) -> None:
+        """Give the experts of the name's suffix to the section `moe`, or see that the section has its own."""
+        moe = self.moe
+        if match["experts"]:
+            moe = moe or MoEConfig()
+            named = {"experts": int(match["experts"]), "target": float(match["target"])}
+            for field, value in named.items():
+                given = getattr(moe, field)
+                if given not in (0, value):
+                    raise ConfigError(f"moe.{field}", f"={given:g} contradicts name={self.name}; drop one")
+            try:
+                moe = replace(moe, **named)  # type: ignore[arg-type]
+            except ConfigError as error:
+                raise error.below("moe") from None
+        if moe is not None and not (moe.experts and moe.target):
+            field = "target" if moe.experts else "experts"
+            raise ConfigError(f"moe.{field}", f" is missing; give it, or a name such as {self.name}-8E2A")
+        if moe is not None:
+            moe = replace(moe, activation=moe.activation or self.ACTIVATION)
+        object.__setattr__(self, "moe", moe)
+
+    def _check_blocks(self) -> None:
+        """ConfigError for sizes that no block can have."""
+        for field in ("depth", "width", "heads", "mlp_hidden"):
+            require(self.need(field) >= 1, self, field, "must be at least 1")
+        require(self.need("width") % self.need("heads") == 0, self, "width", f"is not a multiple of heads={self.heads}")
+        moe = self.moe
+        if moe is None:
+            return
+        if not any(map(self.has_experts, range(self.need("depth")))):
+            wanted = f"leaves no block of depth={self.depth} with experts; lower it"
+            raise ConfigError("moe.offset", f"={moe.offset} {wanted}")
+        if moe.implementation == "grouped":  # rows of 16 bytes, in bf16 too
+            for field, value in (("width", self.need("width")), ("moe.expert_hidden", self.expert_hidden)):
+                if value % 8:
+                    raise ConfigError(field, f"={value} must be a multiple of 8 for grouped matrix products")
+
+    def need(self, field: str) -> int:
+        """The value of a field that may still be unsettled; ConfigError if it is."""
+        value = getattr(self, field)
+        if value is None:
+            raise ConfigError(field, " is missing; it comes from the data, or give it in the config")
+        return int(value)
+
+    # ------------------------------------------------------------------------------------------- what follows from it
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one sample."""
+        raise NotImplementedError
+
+    def footprint(self) -> Footprint:
+        """Parameters and FLOPs, predicted; tests hold them against built modules."""
+        raise NotImplementedError
+
+    def has_experts(self, block: int) -> bool:
+        return self.moe is not None and self.moe.is_moe(block)
+
+    @property
+    def expert_hidden(self) -> int:
+        """Hidden width of one expert; only with experts."""
+        assert self.moe is not None
+        return self.moe.hidden(self.need("mlp_hidden"), self.ACTIVATION)
+
+    @property
+    def dense_blocks(self) -> int:
+        """Blocks without experts."""
+        return self.need("depth") - sum(map(self.has_experts, range(self.need("depth"))))
+
+    def expert_weights(self) -> ExpertWeights:
+        """Sizes of all MoE blocks together."""
+        moe, blocks, width = self.moe, self.need("depth") - self.dense_blocks, self.need("width")
+        if moe is None:
+            return ExpertWeights()
+        expert = MATRICES[moe.activation or self.ACTIVATION] * width * self.expert_hidden
+        return ExpertWeights(
+            routed=blocks * moe.experts * expert,
+            active=blocks * moe.target * expert,
+            always=blocks * (moe.experts * width + moe.shared_experts * expert),
+            scalars=blocks if moe.router.drn else 0,
+        )
+
+
+class Transformer(nn.Module):
+    """What the trainer needs of a model, beside its forward pass."""
+
+    blocks: nn.ModuleList
+
+    @property
+    def aux_weights(self) -> dict[str, float]:
+        """The coefficient of each auxiliary loss term that `forward` can return."""
+        routers = routers_of(self)
+        return routers[0].loss_weights() if routers else {}
+
+    @property
+    def sharding_units(self) -> Iterable[nn.Module]:
+        """The modules whose weights sharded data parallelism gathers as one, when their turn comes."""
+        return self.blocks
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMS norm in fp32, under autocast as LayerNorm is and of weights in any dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.float() if self.weight is not None else None
+        return F.rms_norm(x.float(), self.normalized_shape, weight, self.eps).to(x.dtype)
+
+
+def run_blocks(blocks: Iterable[nn.Module], x_BSD: Tensor, *args: Any, recompute: bool) -> tuple[Tensor, Aux]:
+    """`x_BSD` through blocks that return (states, loss terms); the terms are means over the blocks that have them."""
+    terms: dict[str, list[Tensor]] = defaultdict(list)
+    for block in blocks:
+        if recompute:
+            x_BSD, aux = checkpoint(block, x_BSD, *args, use_reentrant=False)
+        else:
+            x_BSD, aux = block(x_BSD, *args)
+        for name, term in aux.items():
+            terms[name].append(term)
+    return x_BSD, {name: torch.stack(values).mean() for name, values in terms.items()}

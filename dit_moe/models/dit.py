@@ -8,8 +8,6 @@ The dense model keeps the original's state-dict keys and numerics, so its public
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable
 from functools import partial
 from typing import Literal, overload
 
@@ -17,13 +15,10 @@ import torch
 from timm.layers import Mlp, PatchEmbed
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from dit_moe.models.base import MODELS
+from dit_moe.models.base import MODELS, Aux, RMSNorm, Transformer, run_blocks
 from dit_moe.models.dit_config import FREQUENCIES, DiTConfig
-from dit_moe.moe import MoELayer, routers_of
-
-Aux = dict[str, Tensor]
+from dit_moe.moe import MoELayer
 
 
 class TimestepEmbedder(nn.Module):
@@ -59,13 +54,6 @@ def modulate(x_BSD: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
     return x_BSD * (1 + scale_BD[:, None]) + shift_BD[:, None]
 
 
-class QKNorm(nn.RMSNorm):
-    """RMS norm of queries or keys, in fp32 under autocast as LayerNorm is."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float()).to(x.dtype)
-
-
 class Block(nn.Module):
     """Attention and feed-forward, each under adaptive layer norm with a zero-initialised gate (adaLN-Zero)."""
 
@@ -73,7 +61,7 @@ class Block(nn.Module):
         super().__init__()
         width, hidden = config.need("width"), config.need("mlp_hidden")
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attn = Attention(width, config.need("heads"), qkv_bias=True, qk_norm=config.qk_norm, norm_layer=QKNorm)
+        self.attn = Attention(width, config.need("heads"), qkv_bias=True, qk_norm=config.qk_norm, norm_layer=RMSNorm)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         moe = config.moe if config.has_experts(index) else None
         self.moe = MoELayer(moe, width, hidden) if moe else None
@@ -107,7 +95,7 @@ class FinalLayer(nn.Module):
 
 
 @MODELS.register("DiT", DiTConfig)
-class DiT(nn.Module):
+class DiT(Transformer):
     """Noisy latents, times and labels → the objective's prediction.
 
     Args:
@@ -145,17 +133,6 @@ class DiT(nn.Module):
             nn.init.zeros_(module.adaLN_modulation[-1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)
 
-    @property
-    def aux_weights(self) -> dict[str, float]:
-        """The coefficient of each auxiliary loss term that `forward` can return."""
-        routers = routers_of(self)
-        return routers[0].loss_weights() if routers else {}
-
-    @property
-    def sharding_units(self) -> Iterable[nn.Module]:
-        """The modules whose weights sharded data parallelism gathers as one, when their turn comes."""
-        return self.blocks
-
     @overload
     def forward(self, x: Tensor, t: Tensor, y: Tensor, return_aux: Literal[False] = False) -> Tensor: ...
     @overload
@@ -168,16 +145,9 @@ class DiT(nn.Module):
         """
         x_BSD = self.x_embedder(x) + self.pos_embed
         c_BD = self.t_embedder(t) + self.y_embedder(y)
-        terms: dict[str, list[Tensor]] = defaultdict(list)
-        for block in self.blocks:
-            if self.config.recompute and self.training:
-                x_BSD, aux = checkpoint(block, x_BSD, c_BD, use_reentrant=False)
-            else:
-                x_BSD, aux = block(x_BSD, c_BD)
-            for name, term in aux.items():
-                terms[name].append(term)
+        x_BSD, aux = run_blocks(self.blocks, x_BSD, c_BD, recompute=self.config.recompute and self.training)
         out = self.unpatchify(self.final_layer(x_BSD, c_BD))
-        return (out, {name: torch.stack(values).mean() for name, values in terms.items()}) if return_aux else out
+        return (out, aux) if return_aux else out
 
     def unpatchify(self, x_BSF: Tensor) -> Tensor:
         """Pixels of patches [B, S, P·P·C] → image [B, C, H, H]."""

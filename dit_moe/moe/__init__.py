@@ -1,13 +1,18 @@
 """Mixture-of-Experts layers: routers, the threshold's controller, the experts' engine, losses and telemetry."""
 
 from dit_moe.moe.calibrate import calibrate, starts_unsolved, steered_routers
-from dit_moe.moe.layer import MoEConfig, MoELayer
+from dit_moe.moe.experts import MATRICES, Activation, Experts
+from dit_moe.moe.layer import FeedForward, MoEConfig, MoELayer
 from dit_moe.moe.routers import ROUTERS, Router, RouterConfig
 from dit_moe.moe.routing import Routing
 from dit_moe.moe.steering import end_step, measure_active, routers_of
 
 __all__ = [
+    "MATRICES",
     "ROUTERS",
+    "Activation",
+    "Experts",
+    "FeedForward",
     "MoEConfig",
     "MoELayer",
     "Router",

@@ -34,6 +34,7 @@ def gelu(hidden_RH: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "swiglu": swiglu}
+MATRICES: dict[str, int] = {"gelu": 2, "swiglu": 3}  # of a feed-forward with that activation
 
 
 class Experts(nn.Module):

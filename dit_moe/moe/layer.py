@@ -10,7 +10,7 @@ from typing import Annotated
 from torch import Tensor, nn
 
 from dit_moe.config import ConfigError, require
-from dit_moe.moe.experts import ACTIVATIONS, Activation, Experts, Implementation
+from dit_moe.moe.experts import ACTIVATIONS, MATRICES, Activation, Experts, Implementation
 from dit_moe.moe.routers import ROUTERS, Router, RouterConfig
 from dit_moe.moe.routers.dtopp import DTopPConfig
 
@@ -29,7 +29,7 @@ class MoEConfig:
     expert_hidden: int | None = None  # hidden width of one expert; wins over granularity
     granularity: float | None = None  # dense hidden width / expert hidden width; None: target + shared_experts
     shared_experts: int = 0  # experts that every token uses, beside the routed ones
-    activation: Activation = "gelu"
+    activation: Activation | None = None  # None: that of the dense feed-forward
     implementation: Implementation = "grouped"
     every: int = 1  # MoE in every so-manieth block …
     offset: int = 0  # … from this block on
@@ -58,21 +58,20 @@ class MoEConfig:
         """Whether block number `block`, counted from 0, has experts."""
         return block >= self.offset and (block - self.offset) % self.every == 0
 
-    def hidden(self, dense_hidden: int) -> int:
+    def hidden(self, dense_hidden: int, dense_activation: Activation = "gelu") -> int:
         """Hidden width of one expert beside a dense feed-forward of `dense_hidden`.
 
-        SwiGLU has three matrices for two, so it takes two thirds; widths round to multiples of 8 for the GEMMs.
+        SwiGLU has three matrices where GELU has two; widths round to multiples of 8 for the GEMMs.
         """
         if self.expert_hidden is not None:
             return self.expert_hidden
         width = dense_hidden / (self.granularity or self.target + self.shared_experts)
-        if self.activation == "swiglu":
-            width *= 2 / 3
+        width *= MATRICES[dense_activation] / MATRICES[self.activation or dense_activation]
         return max(8, 8 * round(width / 8))
 
 
-class SharedExpert(nn.Module):
-    """The experts that every token uses, as one feed-forward without biases."""
+class FeedForward(nn.Module):
+    """A feed-forward that every token meets, without biases: all shared experts as one, or a dense one."""
 
     def __init__(self, width: int, hidden: int, activation: Activation) -> None:
         super().__init__()
@@ -90,19 +89,19 @@ class MoELayer(nn.Module):
     Args:
         config: the layer's options.
         width: D of the tokens.
-        dense_hidden: hidden width of the dense feed-forward that it stands for.
+        dense_hidden: hidden width of the dense feed-forward that it stands for, …
+        dense_activation: … and that one's activation.
     """
 
     router: Router
 
-    def __init__(self, config: MoEConfig, width: int, dense_hidden: int) -> None:
+    def __init__(self, config: MoEConfig, width: int, dense_hidden: int, dense_activation: Activation = "gelu") -> None:
         super().__init__()
-        hidden = config.hidden(dense_hidden)
+        hidden, activation = config.hidden(dense_hidden, dense_activation), config.activation or dense_activation
         self.router = ROUTERS.build(config.router, width, config.experts, config.target)
-        self.experts = Experts(config.experts, width, hidden, config.activation, config.implementation)
-        self.shared = (
-            SharedExpert(width, config.shared_experts * hidden, config.activation) if config.shared_experts else None
-        )
+        self.experts = Experts(config.experts, width, hidden, activation, config.implementation)
+        shared = config.shared_experts
+        self.shared = FeedForward(width, shared * hidden, activation) if shared else None
 
     def forward(self, x_BSD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the output in x's shape and the router's loss terms (empty in evaluation)."""

@@ -15,7 +15,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -78,6 +78,24 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, tuple
             yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
     elif old != new:
         yield path, (old, new)
+
+
+def require_same(
+    now: Tree, earlier: Tree, section: str, where: str, remedy: str, free: Collection[str] = frozenset()
+) -> None:
+    """ConfigError for a value of `section` that is not as when the work in `where` was begun, unless it is `free`."""
+    was = _flat(earlier)
+    for key, value in _flat(now).items():
+        if was.get(key) != value and key not in free:
+            problem = f"={value} differs from {where}, which has {was.get(key)}"
+            raise ConfigError(f"{section}.{key}", f"{problem}; {remedy}")
+
+
+def _flat(tree: Tree, path: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return flat
 
 
 def _load_file(path: Path, seen: tuple[Path, ...]) -> Tree:

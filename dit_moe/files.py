@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+_SEAL, _END = ',\n "sha256": "', "\n}"  # as json.dumps(…, indent=1) has them
 
 
 def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
@@ -56,3 +60,45 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_sealed(path: Path, body: Mapping[str, Any]) -> None:
+    """Put a JSON object in place; its last entry is the hash of its text without that entry."""
+    write_atomically(path, _sealed(json.dumps(body, indent=1)))
+
+
+def read_sealed(path: Path, version: int, remedy: str) -> dict[str, Any]:
+    """The object that `write_sealed` wrote, with an entry `format` that is `version`.
+
+    Raises ValueError if it is damaged or was changed, for which there is a copy or a `remedy`, or of another format.
+    """
+    try:
+        text = path.read_bytes().decode()
+        body = json.loads(text)
+        found = body["format"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is truncated or damaged; restore it from a copy, or {remedy}") from None
+    if found != version:
+        raise ValueError(f"{path} has format {found}, this version reads {version}; use a dit_moe to match")
+    if text != _sealed(text.rpartition(_SEAL)[0] + _END):
+        raise ValueError(f"{path} was changed after it was written; restore it from a copy, or {remedy}")
+    return body
+
+
+def require_size(path: Path, size: int, source: str, remedy: str) -> None:
+    """ValueError unless the file has as many bytes as `source` says."""
+    found = path.stat().st_size if path.is_file() else None
+    if found != size:
+        problem = "is missing" if found is None else f"has {found} bytes where {source} says {size}"
+        raise ValueError(f"{path} {problem}; restore it from a copy, or {remedy}")
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file, which is read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sealed(text: str) -> str:
+    """The text of a JSON object with a last entry, the hash of that text."""
+    return f'{text.removesuffix(_END)}{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}"{_END}\n'

@@ -1,11 +1,13 @@
-"""A bar of images, for commands that work through a set of them."""
+"""A bar of what is done, for commands that work through many images or much text."""
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,24 +16,27 @@ from dit_moe.processes import join_processes
 
 
 @contextmanager
-def images_bar(doing: str, total: int) -> Iterator[Callable[[int], None]]:
-    """On the main process; yields what to call with the number of images done since; ends in a line off a terminal."""
+def work_bar(doing: str, total: float | None, unit: str) -> Iterator[Callable[[float], None]]:
+    """On the main process; yields what to call with the number of `unit` done since; ends in a line off a terminal."""
     console = Console(stderr=True)
     if not join_processes().is_main_process:
         yield lambda count: None
         return
-    rate = TextColumn("{task.fields[rate]:,.0f} images/s")
+    rate = TextColumn("{task.fields[rate]:,.0f} " + unit + "/s")
     columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
-    start, done = time.perf_counter(), 0
+    start, done = time.perf_counter(), 0.0
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         bar = progress.add_task("", total=total, rate=0)
 
-        def advance(count: int) -> None:
+        def advance(count: float) -> None:
             nonlocal done
-            done += count
-            progress.update(bar, completed=min(done, total), rate=done / (time.perf_counter() - start))
+            done = min(done + count, math.inf if total is None else total)
+            progress.update(bar, completed=done, rate=done / (time.perf_counter() - start))
 
         yield advance
     if not console.is_terminal and done:
         seconds = time.perf_counter() - start
-        print(f"{doing}: {min(done, total):,} images, {done / seconds:,.0f} a second", file=sys.stderr)
+        print(f"{doing}: {done:,.0f} {unit}, {done / seconds:,.0f} a second", file=sys.stderr)
+
+
+images_bar = partial(work_bar, unit="images")

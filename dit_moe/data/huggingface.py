@@ -44,8 +44,8 @@ class HuggingFace(ImageSource):
 
     def __init__(self, config: HuggingFaceConfig, split: str) -> None:
         option, name = place_of(config, split, train="train")
-        datasets = _datasets()
-        rows = _load(datasets, config, option, name)
+        datasets = import_datasets()
+        rows = load_split(config.id, config.config_name, option, name)
         image = _column(config, "image", rows.features, datasets.Image)
         label = _column(config, "label", rows.features, datasets.ClassLabel)
         self._files, self._image, self._place = _files(datasets, image, rows), image, f"{config.id}, {name}"
@@ -78,7 +78,8 @@ class HuggingFace(ImageSource):
         return self._files[image][self._image] or {}
 
 
-def _datasets() -> Any:
+def import_datasets() -> Any:
+    """The package; ConfigError if it is not installed."""
     try:
         import datasets
     except ImportError:
@@ -87,19 +88,23 @@ def _datasets() -> Any:
     return datasets
 
 
-def _load(datasets: Any, config: HuggingFaceConfig, option: str, split: str) -> Any:
-    """One split as a `datasets.Dataset`."""
-    saved = any(os.path.isfile(os.path.join(config.id, name)) for name in ("dataset_dict.json", "state.json"))
+def load_split(id: str, subset: str | None, option: str, split: str, streaming: bool = False) -> Any:
+    """The split that `option` names, as a `datasets.Dataset`, or an `IterableDataset` if it is to be streamed.
+
+    Raises ConfigError if it cannot be had.
+    """
+    datasets = import_datasets()
+    saved = any(os.path.isfile(os.path.join(id, name)) for name in ("dataset_dict.json", "state.json"))
     try:
         if not saved:
-            return datasets.load_dataset(config.id, config.config_name, split=split)
-        splits = datasets.load_from_disk(config.id)
+            return datasets.load_dataset(id, subset, split=split, streaming=streaming)
+        splits = datasets.load_from_disk(id)
     except Exception as error:  # of many kinds, from the network to Arrow
-        problem = f"={config.id} cannot be loaded, split {split}: {' '.join(str(error).split())}"
+        problem = f"={id} cannot be loaded, split {split}: {' '.join(str(error).split())}"
         raise ConfigError("id", f"{problem}; name a dataset of the Hub, or a folder of Parquet files") from None
     splits = splits if isinstance(splits, dict) else {str(splits.split or "train"): splits}
     if split not in splits:
-        raise ConfigError(option, f"={split} is no split of {config.id}; {did_you_mean(split, splits)}")
+        raise ConfigError(option, f"={split} is no split of {id}; {did_you_mean(split, splits)}")
     return splits[split]
 
 

@@ -25,11 +25,10 @@ from typing import Any
 import torch
 
 from dit_moe.config import Tree
-from dit_moe.files import write_atomically
+from dit_moe.files import read_sealed, require_size, write_sealed
 
 FORMAT = 1
 MANIFEST, SHARDS = "manifest.json", "shards"
-_SEAL, _END = ',\n "sha256": "', "\n}"  # as json.dumps(…, indent=1) has them
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -89,7 +88,7 @@ class Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Put the manifest in place, sealed by a hash of its text."""
     body = {"format": FORMAT, **asdict(manifest), "downsampling": manifest.downsampling}
-    write_atomically(folder / MANIFEST, _sealed(json.dumps(body, indent=1)))
+    write_sealed(folder / MANIFEST, body)
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -104,19 +103,11 @@ def read_manifest(folder: str | Path) -> Manifest:
     if not path.is_file():
         found = "holds an unfinished encoding" if (folder / SHARDS).is_dir() else "holds no encoded latents"
         raise NoLatents(f"{folder} {found}; run `dit-moe encode CONFIG`, or name another folder in data.path")
-    try:
-        text = path.read_bytes().decode()
-        body = json.loads(text)
-        version = body["format"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is truncated or damaged; restore it from a copy, or encode anew") from None
-    if version != FORMAT:
-        raise ValueError(f"{path} has format {version}, this version reads {FORMAT}; use a dit_moe to match")
-    if text != _sealed(text.rpartition(_SEAL)[0] + _END):
-        raise ValueError(f"{path} was changed after it was written; restore it from a copy, or encode anew")
+    body = read_sealed(path, FORMAT, "encode anew")
     manifest = Manifest(**{field.name: _frozen(body[field.name]) for field in fields(Manifest)} | _nested(body))
     for shard in manifest.shards:
-        _require_whole(folder / SHARDS / shard.file, shard)
+        again = "run `dit-moe encode` again, which makes it anew"
+        require_size(folder / SHARDS / shard.file, shard.bytes, MANIFEST, again)
     return manifest
 
 
@@ -130,15 +121,3 @@ def _nested(body: Tree) -> dict[str, Any]:
 
 def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
-
-
-def _sealed(text: str) -> str:
-    """The text of a JSON object with a last entry, the hash of that text."""
-    return f'{text.removesuffix(_END)}{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}"{_END}\n'
-
-
-def _require_whole(path: Path, shard: Shard) -> None:
-    size = path.stat().st_size if path.is_file() else None
-    if size != shard.bytes:
-        found = "is missing" if size is None else f"has {size} bytes where {MANIFEST} says {shard.bytes}"
-        raise ValueError(f"{path} {found}; restore it from a copy, or run `dit-moe encode` again, which makes it anew")

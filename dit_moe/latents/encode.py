@@ -93,12 +93,9 @@ class Encoder:
 
     def require_same(self, earlier: Tree) -> None:
         """ConfigError unless an `earlier` encoding in the folder was of the same images in the same way."""
-        was = _flat(earlier)
-        for key, value in _flat(self.encoding).items():
-            if was.get(key) != value and key not in FREE:
-                problem = f"={value} differs from the encoding in {self.folder}, which has {was.get(key)}"
-                remedy = "take that value, encode into another data.path, or delete that folder"
-                raise ConfigError(f"encode.{key}", f"{problem}; {remedy}")
+        remedy = "take that value, encode into another data.path, or delete that folder"
+        where = f"the encoding in {self.folder}"
+        configs.require_same(self.encoding, earlier, "encode", where, remedy, FREE)
 
     def missing(self, skip_broken: bool = False) -> list[int]:
         """The shards still to make: those without a record, or whose file is not as long as that says.
@@ -321,10 +318,3 @@ def mean_and_std(parts: Sequence[tuple[Any, Any]], values: int) -> tuple[np.ndar
     """Per channel, of `values` numbers whose sums and second moments are the sums of these `parts`."""
     mean_C, square_C = np.sum(np.asarray(parts, dtype=np.float64), axis=0) / values
     return mean_C, np.sqrt(np.maximum(square_C - mean_C**2, 0))
-
-
-def _flat(tree: Tree, path: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
-    return flat

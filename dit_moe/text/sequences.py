@@ -1,0 +1,102 @@
+"""Rows of tokens for the trainer: documents laid end to end, and cut into rows of one length."""
+
+# B batch, L tokens that the model sees
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_moe.config import ConfigError, require
+from dit_moe.registry import did_you_mean
+from dit_moe.text.token_shards import TokenManifest, TokenShards
+from dit_moe.text.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensConfig:
+    """Folders of token shards, and how training reads them."""
+
+    path: str
+    heldout: str | None = None  # another such folder, for the split `heldout`
+    length: int = 2048  # tokens the model sees at once
+    document_mask: bool = False  # tokens attend to their own document only
+    fingerprint: str | None = None  # (recorded) of what is in the folder
+
+    def __post_init__(self) -> None:
+        require(self.length >= 1, self, "length", "must be at least 1")
+
+
+class TokenSequences:
+    """Row i holds tokens i·L … i·L + L, so that each of the last L is predicted once; neighbours share one token.
+
+    Raises:
+        NoTokens: nothing was tokenised into the folder, or not to the end.
+        ConfigError: no such split, or the folder holds less than one row.
+        ValueError: files are damaged.
+    """
+
+    def __init__(self, config: TokensConfig, split: str) -> None:
+        self.config = config
+        self.shards = TokenShards(folder_of(config, split))
+        if len(self) < 1:
+            problem = f"={config.length} is longer than the data: {self.shards.folder} has {self.tokens:,} tokens"
+            remedy = f"set data.length to at most {self.tokens - 1}, or tokenise more text"
+            raise ConfigError("length", f"{problem}, and a row needs one more than its length; {remedy}")
+
+    def __len__(self) -> int:
+        return (self.tokens - 1) // self.config.length
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """{"tokens": int64 [B, L + 1]}, and with `document_mask` "documents": int64 [B, L + 1].
+
+        That is which of the documents in its row a token is of; the end of text is of the document behind it.
+        """
+        length = self.config.length
+        tokens = np.empty((len(indices), length + 1), dtype=np.int64)
+        for row, i in zip(tokens, indices, strict=True):
+            self.shards.read(i * length, row)
+        if tokens.size and (largest := int(tokens.max())) > self.manifest.largest:
+            problem = f"{self.shards.folder} has the token {largest} where its manifest knows of none above"
+            raise ValueError(f"{problem} {self.manifest.largest}; a shard was changed, see `dit-moe tokenize --verify`")
+        rows = {"tokens": torch.from_numpy(tokens)}
+        if self.config.document_mask:
+            rows["documents"] = (rows["tokens"] == self.shards.eos).cumsum(1)
+        return rows
+
+    @property
+    def manifest(self) -> TokenManifest:
+        return self.shards.manifest
+
+    @property
+    def tokens(self) -> int:
+        return len(self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the tokenizer: ids are below it."""
+        return self.manifest.tokenizer["vocab_size"]
+
+    def tokenizer(self) -> TextTokenizer:
+        """The one that made the tokens, from their folder."""
+        return self.shards.tokenizer()
+
+
+def folder_of(config: TokensConfig, split: str) -> Path:
+    """The folder of a split; ConfigError if there is none."""
+    folders = {"train": config.path, "heldout": config.heldout}
+    if split not in folders:
+        raise ValueError(f"tokens have no split {split!r}; {did_you_mean(split, folders)}")
+    folder = folders[split]
+    if folder is None:
+        raise ConfigError("heldout", " is missing; name a folder for the tokens of held-out text")
+    return Path(folder)

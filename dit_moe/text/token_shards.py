@@ -1,0 +1,232 @@
+"""Folders of token shards: the format, and reading them by memory map.
+
+    data/openwebtext/
+        manifest.json              written last: a folder without it holds no finished tokens; its last entry is the
+                                   hash of its text without that entry
+        encoding.json              of what, and how; an interrupted tokenisation goes on only with the same
+        tokenizer/                 what `transformers.AutoTokenizer` loads
+        shards/00000.tokens …      ids, little-endian, of 2 bytes if the vocabulary allows, else of 4
+        shards/00000.documents …   int64 [n, 2]: where in the shard a document starts, and how many bytes its text has
+        shards/00000.json …        written after its shard: sizes and hashes of it
+
+A document is stored as the end of text, then its tokens: that id ends the document before, and is the first context of
+its own. It stands nowhere else.
+"""
+
+# n documents of a shard
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dit_moe.config import Tree
+from dit_moe.files import read_sealed, require_size, sha256_of, write_sealed
+from dit_moe.text.tokenizer import TextTokenizer, TokenizerConfig, open_tokenizer
+
+FORMAT = 1
+MANIFEST, SHARDS, TOKENIZER = "manifest.json", "shards", "tokenizer"
+DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+INDEX = np.dtype("<i8")  # of documents
+AGAIN = "run `dit-moe tokenize` again, which makes it anew"
+MOST_OPEN = 512  # mapped files: each holds a descriptor, of which a process often may have 1024
+
+
+class NoTokens(ValueError):
+    """There are no finished tokens in the folder."""
+
+
+@dataclass(frozen=True)
+class TokenShard:
+    """Two files: its tokens, and where its documents begin."""
+
+    file: str  # without suffix
+    documents: int
+    tokens: int
+    bytes: int  # of the documents' text in UTF-8
+    largest: int  # id
+    sha256: str  # of the tokens
+    documents_sha256: str
+
+
+@dataclass(frozen=True)
+class TokenManifest:
+    """Everything that is known of tokenised text. `read_token_manifest` gets one that is whole."""
+
+    tokenizer: Tree  # name, sha256, vocab_size, eos
+    dtype: str
+    encoding: Tree  # corpus, tokenizer, …: what an interrupted tokenisation must find again
+    shards: tuple[TokenShard, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(shard.tokens for shard in self.shards)
+
+    @property
+    def documents(self) -> int:
+        return sum(shard.documents for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        """Of text."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def largest(self) -> int:
+        """The largest id."""
+        return max(shard.largest for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same documents by the same tokenizer, wherever they lie."""
+        hashes = [(shard.sha256, shard.documents_sha256) for shard in self.shards]
+        return hashlib.sha256(json.dumps([self.tokenizer["sha256"], hashes]).encode()).hexdigest()
+
+    def describe(self) -> str:
+        """The tokens in a few words."""
+        ratio = f"{self.bytes / self.tokens:.2f} bytes a token"
+        return f"{self.tokens:,} tokens of {self.documents:,} documents by {self.tokenizer['name']}, {ratio}"
+
+    def require_vocabulary(self, vocab_size: int) -> None:
+        """ValueError unless every id is below `vocab_size`, which is that of a model."""
+        if self.largest >= vocab_size:
+            problem = f"the tokens have the id {self.largest}, and the model's vocabulary ends at {vocab_size - 1}"
+            raise ValueError(f"{problem}; set model.vocab_size={self.tokenizer['vocab_size']}, or drop the line")
+
+    def require_tokenizer(self, tokenizer: TextTokenizer) -> None:
+        """ValueError unless the tokens were made by this tokenizer."""
+        if self.tokenizer["sha256"] != tokenizer.config.sha256:
+            problem = f"the tokens were made by {_named(self.tokenizer['name'], self.tokenizer['sha256'])}"
+            other = _named(tokenizer.name, tokenizer.config.sha256)
+            raise ValueError(f"{problem}, not by {other}; use that tokenizer, or tokenise the text anew")
+
+
+def _named(name: str, sha256: str | None) -> str:
+    return f"the tokenizer {name} ({(sha256 or '')[:12]})"
+
+
+def write_token_manifest(folder: Path, manifest: TokenManifest) -> None:
+    """Put the manifest in place, sealed by a hash of its text."""
+    totals = {name: getattr(manifest, name) for name in ("tokens", "documents", "bytes", "largest", "fingerprint")}
+    write_sealed(folder / MANIFEST, {"format": FORMAT, **asdict(manifest), **totals})
+
+
+def read_token_manifest(folder: str | Path) -> TokenManifest:
+    """The manifest of a folder whose shards are all there at their right sizes.
+
+    Raises:
+        NoTokens: there is none, or the tokenisation was not finished.
+        ValueError: it was changed, is of another format, or a shard is missing or truncated.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        found = "holds an unfinished tokenisation" if (folder / SHARDS).is_dir() else "holds no tokens"
+        raise NoTokens(f"{folder} {found}; run `dit-moe tokenize CONFIG`, or name another folder in data.path")
+    body = read_sealed(folder / MANIFEST, FORMAT, "delete it and run `dit-moe tokenize` again")
+    try:
+        shards = tuple(TokenShard(**shard) for shard in body["shards"])
+        manifest = TokenManifest(body["tokenizer"], body["dtype"], body["encoding"], shards)
+    except (KeyError, TypeError):
+        raise ValueError(f"{folder / MANIFEST} is not of tokens; name a folder that `dit-moe tokenize` wrote") from None
+    for shard in shards:
+        require_whole(folder, shard, manifest.dtype)
+    return manifest
+
+
+def require_whole(folder: Path, shard: TokenShard, dtype: str) -> None:
+    """ValueError unless a shard's files are there at their right sizes."""
+    require_size(tokens_file(folder, shard), shard.tokens * DTYPES[dtype].itemsize, MANIFEST, AGAIN)
+    require_size(documents_file(folder, shard), shard.documents * 2 * INDEX.itemsize, MANIFEST, AGAIN)
+
+
+def tokens_file(folder: Path, shard: TokenShard) -> Path:
+    return folder / SHARDS / f"{shard.file}.tokens"
+
+
+def documents_file(folder: Path, shard: TokenShard) -> Path:
+    return folder / SHARDS / f"{shard.file}.documents"
+
+
+class TokenShards:
+    """All tokens of a folder, one behind the other, and the documents they make up.
+
+    Raises what `read_token_manifest` raises.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = read_token_manifest(folder)
+        self._starts = np.cumsum([0, *(shard.tokens for shard in self.manifest.shards)])
+        self._first = np.cumsum([0, *(shard.documents for shard in self.manifest.shards)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def eos(self) -> int:
+        """The id that stands before every document."""
+        return self.manifest.tokenizer["eos"]
+
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer that was kept with the tokens; ConfigError if it is not there as it was."""
+        recorded = TokenizerConfig(name=self.manifest.tokenizer["name"], sha256=self.manifest.tokenizer["sha256"])
+        return open_tokenizer(recorded, self.folder / TOKENIZER)
+
+    def read(self, start: int, into: np.ndarray) -> None:
+        """Fill an array with the tokens from `start` on, across shards if need be."""
+        number = int(np.searchsorted(self._starts, start, side="right")) - 1
+        done = 0
+        while done < len(into):
+            tokens = self._tokens(number)
+            offset = start + done - int(self._starts[number])
+            part = tokens[offset : offset + len(into) - done]
+            into[done : done + len(part)] = part
+            done, number = done + len(part), number + 1
+
+    def documents(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[tuple[list[int], int]]:
+        """Every so many-th document: its ids without the end of text before it, and the bytes of its text."""
+        for document in range(self.manifest.documents)[start:stop:step]:
+            number = int(np.searchsorted(self._first, document, side="right")) - 1
+            index, place = self._index(number), document - int(self._first[number])
+            end = int(index[place + 1, 0]) if place + 1 < len(index) else None
+            yield self._tokens(number)[int(index[place, 0]) + 1 : end].tolist(), int(index[place, 1])
+
+    def verify(self, on_bytes: Callable[[int], object] = lambda count: None) -> None:
+        """Read everything. ValueError if a file was changed, or the tokenizer is not as it was."""
+        self.tokenizer()
+        for number, shard in enumerate(self.manifest.shards):
+            for path, known in self._files(shard):
+                if sha256_of(path) != known:
+                    raise ValueError(f"{path} was changed after it was written; restore it, or delete it and {AGAIN}")
+            starts, tokens = self._index(number)[:, 0], self._tokens(number)
+            if int(tokens.max()) != shard.largest or not np.array_equal(np.flatnonzero(tokens == self.eos), starts):
+                raise ValueError(f"{self.folder}: the manifest is not of shard {shard.file}; delete it and {AGAIN}")
+            on_bytes(shard.bytes)
+
+    def _files(self, shard: TokenShard) -> tuple[tuple[Path, str], tuple[Path, str]]:
+        tokens, documents = tokens_file(self.folder, shard), documents_file(self.folder, shard)
+        return (tokens, shard.sha256), (documents, shard.documents_sha256)
+
+    def _tokens(self, number: int) -> np.ndarray:
+        shard = self.manifest.shards[number]
+        return _map(tokens_file(self.folder, shard), DTYPES[self.manifest.dtype], (shard.tokens,))
+
+    def _index(self, number: int) -> np.ndarray:
+        shard = self.manifest.shards[number]
+        return _map(documents_file(self.folder, shard), INDEX, (shard.documents, 2))
+
+
+@lru_cache(maxsize=MOST_OPEN)
+def _map(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
+    """A file in memory as far as the system cares to keep it; all processes share its pages."""
+    try:
+        return np.asarray(np.memmap(path, dtype, mode="r", shape=shape))  # plain arrays are cut faster
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); restore it, or {AGAIN}") from None

@@ -1,0 +1,151 @@
+"""Tokenizers: bytes, which need no file, or any that `transformers.AutoTokenizer` loads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dit_moe.config import ConfigError
+
+BYTES = "bytes"
+END_OF_TEXT = "<|endoftext|>"  # of the bytes; the name that GPT-2 gave it
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Which tokenizer to use."""
+
+    name: str = BYTES  # or what AutoTokenizer loads: an id of the Hugging Face Hub, or a folder
+    sha256: str | None = None  # (recorded) of its vocabulary and rules, wherever they lie
+
+
+class TextTokenizer:
+    """Text to token ids and back. `open_tokenizer` makes one.
+
+    Nothing is added to a text, and one that spells a special token is encoded as the plain text that it is.
+    """
+
+    def __init__(self, config: TokenizerConfig, hf: Any) -> None:
+        self.hf = hf  # a transformers.PreTrainedTokenizerFast, or a slow one where there is no other
+        self.name = config.name
+        self.eos: int = hf.eos_token_id
+        self.vocab_size: int = max(hf.get_vocab().values()) + 1  # ids are below it
+        self._backend = _plain_backend(hf) if hf.is_fast else None
+        self.config = replace(config, sha256=self._identity())
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of one text, [n]."""
+        return self.encode_batch([text])[0].tolist()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text, whole numbers [n]. All cores work on them."""
+        if self.name == BYTES:  # a hundred times faster than by way of merges that there are none of
+            return [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
+        if self._backend is None:
+            each = [self.hf.encode(text, add_special_tokens=False, split_special_tokens=True) for text in texts]
+        else:
+            each = [found.ids for found in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        return [np.array(ids, dtype=np.uint32) for ids in each]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; special tokens as they are spelt, bytes that are no UTF-8 as U+FFFD."""
+        plain = np.asarray(ids, dtype=np.int64).tolist()
+        return self.hf.decode(plain, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def save(self, folder: Path) -> None:
+        """Write what AutoTokenizer needs to load it, without any code of ours."""
+        self.hf.save_pretrained(folder)
+        path = folder / "tokenizer_config.json"
+        settings = json.loads(path.read_text())
+        if settings.get("tokenizer_class") == "TokenizersBackend":  # transformers 5's name for what 4 has too
+            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+            path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+    def _identity(self) -> str:
+        """The same for the same ids of any text, whatever the path, or what is put around texts for other purposes."""
+        content: dict[str, Any] = {"eos": self.eos, "class": type(self.hf).__name__, "vocab": self.hf.get_vocab()}
+        if self._backend is not None:
+            whole = json.loads(self._backend.to_str())
+            content = {key: whole[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "decoder")}
+            # Options that are off are left out: later versions of `tokenizers` know of more of them.
+            content["model"] = {key: value for key, value in whole["model"].items() if value not in (None, False, "")}
+            content["eos"] = self.eos
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def open_tokenizer(config: TokenizerConfig, folder: Path | None = None) -> TextTokenizer:
+    """The tokenizer that `config` names; with a `folder`, the copy that was saved there under that name.
+
+    Raises ConfigError if it cannot be loaded, has no end-of-text token, or is another than the recorded one.
+    """
+    transformers = _transformers(config)
+    place = config.name if folder is None else str(folder)
+    if place == BYTES:
+        hf = _bytes_tokenizer(transformers)
+    elif folder is not None and not folder.is_dir():
+        problem = f"={config.name} should have a copy in {folder}, which is missing"
+        raise ConfigError("name", f"{problem}; restore it, or run `dit-moe tokenize` again, which makes it anew")
+    else:
+        try:
+            hf = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        except Exception as error:  # of many kinds, from the network to JSON
+            problem = f"={place} cannot be loaded: {' '.join(str(error).split())[:300]}"
+            remedy = f"name a folder that holds a tokenizer, {BYTES!r}, or an id of the Hugging Face Hub (offline: one"
+            raise ConfigError("name", f"{problem}; {remedy} that was loaded before)") from None
+    if hf.eos_token_id is None:
+        problem = f"={place} has no end-of-text token, which separates documents"
+        raise ConfigError("name", f"{problem}; set eos_token in its tokenizer_config.json, or name another tokenizer")
+    tokenizer = TextTokenizer(config, hf)
+    if config.sha256 not in (None, tokenizer.config.sha256):
+        problem = f"={config.sha256} is not that of {place}, {tokenizer.config.sha256}"
+        raise ConfigError("sha256", f"{problem}; use the tokenizer that it was recorded of")
+    return tokenizer
+
+
+def _transformers(config: TokenizerConfig) -> Any:
+    try:
+        import transformers
+    except ImportError:
+        problem = f"={config.name} needs the package transformers, which is not installed"
+        raise ConfigError("name", f"{problem}; pip install 'dit_moe[lm]'") from None
+    return transformers
+
+
+def _bytes_tokenizer(transformers: Any) -> Any:
+    """Byte-level BPE without merges: ids are the bytes of UTF-8, and 256 is the end of text."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    backend = Tokenizer(models.BPE(vocab={letter: byte for byte, letter in enumerate(_byte_letters())}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _byte_letters() -> list[str]:
+    """The letter by which byte-level BPE writes each byte: itself if it shows, else one from U+0100 on (GPT-2)."""
+    shown = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return [chr(byte if byte in shown else 256 + hidden.index(byte)) for byte in range(256)]
+
+
+def _plain_backend(hf: Any) -> Any:
+    """A copy of the fast tokenizer's engine that cuts nothing, pads nothing and knows no special token in a text."""
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(hf.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    return backend

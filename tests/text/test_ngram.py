@@ -1,0 +1,95 @@
+"""The trigram model is a proper distribution, and that of a slow one with dictionaries."""
+
+import math
+import time
+from collections import Counter, defaultdict
+from pydoc_data.topics import topics
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dit_moe.text.ngram import START, TrigramModel
+
+WORDS = [b"the cat sat on the mat", b"the dog", b"", b"t", b"\x00\xff\x00\xff", "naïve café".encode()]
+small_texts = st.lists(st.binary(max_size=12) | st.text("ab", max_size=30).map(str.encode), max_size=5)
+
+
+class Slow:
+    """Witten–Bell as it is written in the books."""
+
+    def __init__(self, documents):
+        self.counts = defaultdict(Counter)
+        for document in documents:
+            symbols = (START, START, *document)
+            for i in range(2, len(symbols)):
+                for order in (0, 1, 2):
+                    self.counts[symbols[i - order : i]][symbols[i]] += 1
+
+    def probability(self, context, byte):
+        followers = self.counts[context]
+        lower = self.probability(context[1:], byte) if context else 1 / 256
+        if not followers:
+            return lower
+        return (followers[byte] + len(followers) * lower) / (followers.total() + len(followers))
+
+    def bits(self, document):
+        symbols = (START, START, *document)
+        return -sum(math.log2(self.probability(symbols[i - 2 : i], symbols[i])) for i in range(2, len(symbols)))
+
+
+@settings(deadline=None)
+@given(small_texts.filter(any), small_texts.filter(any))
+def test_it_is_the_slow_reference(training, heldout):
+    slow, fast = Slow(training), TrigramModel(training)
+    scores = fast.score(heldout)
+    assert scores.nats_N / math.log(2) == pytest.approx([slow.bits(document) for document in heldout], rel=1e-12)
+    wanted = sum(map(slow.bits, heldout)) / sum(map(len, heldout))
+    assert fast.bits_per_byte(heldout) == scores.bits_per_byte == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("before", [b"", b"t", b"th", b"xyz", b"\xff\x00", b"the", b"zt"])
+def test_probabilities_are_positive_and_sum_to_one_behind_any_context(before):
+    p, slow = TrigramModel(WORDS).distribution(before), Slow(WORDS)
+    assert p.shape == (256,) and p.min() > 0
+    assert p.sum() == pytest.approx(1, abs=1e-12)
+    assert p == pytest.approx([slow.probability((START, START, *before)[-2:], byte) for byte in range(256)], rel=1e-12)
+
+
+def test_every_document_begins_in_the_same_context_whatever_stands_before_it():
+    model = TrigramModel(WORDS)
+    one, two = b"the mat", b"that"
+    together = model.score([one, two]).nats_N
+    assert together.tolist() == [model.score([one]).nats, model.score([two]).nats]
+    assert model.distribution(b"")[ord("t")] > model.distribution(b"\xff\x00")[ord("t")]  # learnt from the beginnings
+
+
+def test_no_counts_cross_from_a_document_to_the_next():
+    apart, joined = TrigramModel([b"ab", b"cd"]), TrigramModel([b"abcd"])
+    assert apart.distribution(b"ab")[ord("c")] < joined.distribution(b"ab")[ord("c")]
+
+
+def test_bytes_that_were_never_seen_cost_finitely_many_bits():
+    assert 8 < TrigramModel([b"a" * 1000]).bits_per_byte([b"\x00\x01"]) < 32
+
+
+def test_nothing_to_count_or_to_score_is_an_error():
+    for training in ([], [b""]):
+        with pytest.raises(ValueError, match="no text to count n-grams in"):
+            TrigramModel(training)
+    for heldout in ([], [b"", b""]):
+        with pytest.raises(ValueError, match=f"{len(heldout)} documents without any bytes"):
+            TrigramModel([b"a"]).score(heldout)
+
+
+def test_two_megabytes_are_counted_in_seconds_and_english_is_learnt():
+    documents = [text.encode() for _, text in sorted(topics.items())]
+    training, heldout = documents[1:] * 5, documents[:1]
+    start = time.process_time()
+    model = TrigramModel(training)
+    bits = model.bits_per_byte(heldout)
+    assert time.process_time() - start < 5  # takes 0.3
+    assert sum(map(len, training)) > 2e6
+    order_0 = np.bincount(np.frombuffer(heldout[0], np.uint8)) / len(heldout[0])
+    assert 1.5 < bits < 0.8 * -sum(p * math.log2(p) for p in order_0 if p)

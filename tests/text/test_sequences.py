@@ -1,0 +1,180 @@
+"""Packed rows: every token is predicted once, and what is damaged or does not fit is refused."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from dit_moe.config import ConfigError
+from dit_moe.data.order import BatchOrder, MicroBatches, load_batches
+from dit_moe.text.sequences import TokensConfig, TokenSequences
+from dit_moe.text.token_shards import NoTokens, TokenShards
+from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
+from tests.text.tokens import save_bpe, texts, tokenized
+
+pytest.importorskip("transformers")
+
+STREAM = [i for text in texts() for i in (256, *text.encode())]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tokenized(tmp_path / "tokens")
+    return tmp_path / "tokens"
+
+
+def sequences(folder, split="train", **options):
+    return TokenSequences(TokensConfig(path=str(folder), **options), split)
+
+
+@pytest.mark.parametrize("length", [1, 7, 100, 2500, len(STREAM) - 1])
+def test_rows_laid_end_to_end_are_the_documents(folder, length):
+    rows = sequences(folder, length=length)
+    assert len(rows) == (len(STREAM) - 1) // length
+    tokens = rows.__getitems__(range(len(rows)))["tokens"]
+    assert tokens.shape == (len(rows), length + 1) and tokens.dtype == torch.int64
+    assert tokens[:, :-1].flatten().tolist() == STREAM[: len(rows) * length]
+    assert tokens[:, 1:].flatten().tolist() == STREAM[1 : len(rows) * length + 1]
+
+
+def test_rows_do_not_depend_on_the_order_they_are_asked_for(folder):
+    rows = sequences(folder, length=50, document_mask=True)
+    all_rows, some = rows.__getitems__(range(len(rows))), [5, 0, len(rows) - 1, 5]
+    for name, tensor in rows.__getitems__(some).items():
+        assert torch.equal(tensor, all_rows[name][some])
+    assert rows.__getitems__([])["tokens"].shape == (0, 51)
+
+
+def test_document_numbers_change_at_every_end_of_text(folder):
+    rows = sequences(folder, length=300, document_mask=True).__getitems__([0, 3])
+    assert rows["documents"].shape == rows["tokens"].shape and rows["documents"].dtype == torch.int64
+    for tokens, documents in zip(rows["tokens"], rows["documents"], strict=True):
+        assert torch.equal(documents.diff(), (tokens[1:] == 256).long())
+        assert documents[0] == (tokens[0] == 256)
+    assert "documents" not in sequences(folder, length=300).__getitems__([0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_the_trainer_are_the_same_with_workers(folder, workers):
+    rows = pickle.loads(pickle.dumps(sequences(folder, length=40)))
+    order = BatchOrder(len(rows), 6, seed=0)
+    batches = load_batches(rows, MicroBatches(order, [range(6)], 0, 4), workers)
+    for step, batch in enumerate(batches):
+        assert torch.equal(batch["tokens"], rows.__getitems__(order.batch(step))["tokens"])
+
+
+def test_the_folder_brings_its_tokenizer(tmp_path):
+    name = str(save_bpe(tmp_path / "bpe"))
+    tokenized(tmp_path / "tokens", tokenizer=name)
+    rows = sequences(tmp_path / "tokens", length=10)
+    assert rows.tokenizer().config == open_tokenizer(TokenizerConfig(name=name)).config
+    assert rows.vocab_size == rows.tokenizer().vocab_size == 300
+    rows.manifest.require_tokenizer(rows.tokenizer())
+    with pytest.raises(ValueError, match=r"the tokens were made by the tokenizer .*bpe \(.*\), not by .* bytes \("):
+        rows.manifest.require_tokenizer(open_tokenizer(TokenizerConfig()))
+
+
+def test_a_vocabulary_that_is_too_small_for_the_tokens_is_refused(folder):
+    manifest = sequences(folder, length=10).manifest
+    manifest.require_vocabulary(257)
+    with pytest.raises(ValueError, match=r"the tokens have the id 256, and the model's vocabulary ends at 255; set"):
+        manifest.require_vocabulary(256)
+
+
+def test_the_fingerprint_is_of_the_tokens_wherever_they_lie(tmp_path, folder):
+    first = sequences(folder, length=10).fingerprint
+    tokenized(tmp_path / "again" / "tokens")
+    tokenized(tmp_path / "other" / "tokens", texts(99))
+    assert sequences(tmp_path / "again" / "tokens", length=10).fingerprint == first
+    assert sequences(tmp_path / "other" / "tokens", length=10).fingerprint != first
+
+
+def test_a_length_beyond_the_data_is_refused(folder):
+    with pytest.raises(
+        ConfigError, match=rf"^length={len(STREAM)} is longer than the data: .* at most {len(STREAM) - 1}"
+    ):
+        sequences(folder, length=len(STREAM))
+    with pytest.raises(ConfigError, match=r"^length=0 must be at least 1"):
+        sequences(folder, length=0)
+
+
+def test_splits_are_folders(tmp_path, folder):
+    with pytest.raises(ConfigError, match=r"^heldout is missing; name a folder"):
+        sequences(folder, "heldout")
+    with pytest.raises(ValueError, match=r"tokens have no split 'test'; .*known: train, heldout"):
+        sequences(folder, "test")
+    assert sequences("nowhere", "heldout", heldout=str(folder), length=10).shards.folder == folder
+    with pytest.raises(NoTokens, match=r"nowhere holds no tokens; run `dit-moe tokenize CONFIG`"):
+        sequences(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("file", ["00001.tokens", "00002.documents"])
+def test_shards_that_are_missing_or_truncated_are_named(folder, file):
+    path = folder / "shards" / file
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(
+        ValueError, match=rf"{file} has \d+ bytes where manifest.json says \d+; restore .* makes it anew"
+    ):
+        sequences(folder)
+    path.unlink()
+    with pytest.raises(ValueError, match=f"{file} is missing; restore it"):
+        sequences(folder)
+
+
+@pytest.mark.parametrize("file", ["00001.tokens", "00002.documents"])
+def test_a_changed_byte_is_found_by_verifying(folder, file):
+    TokenShards(folder).verify()
+    path = folder / "shards" / file
+    content = bytearray(path.read_bytes())
+    content[20] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{file} was changed after it was written; restore it, or delete it and run"):
+        TokenShards(folder).verify()
+
+
+def test_an_id_that_the_manifest_knows_nothing_of_is_refused_when_it_is_read(folder):
+    path = folder / "shards" / "00000.tokens"
+    tokens = np.fromfile(path, "<u2")
+    tokens[30] = 60_000
+    tokens.tofile(path)
+    rows = sequences(folder, length=20)
+    rows.__getitems__([0])
+    with pytest.raises(
+        ValueError, match=r"has the token 60000 where its manifest knows of none above 256; a shard was"
+    ):
+        rows.__getitems__([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            lambda text: text.replace('"eos": 256', '"eos": 255'),
+            "was changed after it was written; .* or delete it and",
+        ),
+        (lambda text: text[:-200], "is truncated or damaged"),
+        (lambda text: text.replace('"format": 1', '"format": 9'), "has format 9, this version reads 1"),
+    ],
+)
+def test_a_manifest_that_was_changed_is_refused(folder, change, problem):
+    path = folder / "manifest.json"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(ValueError, match=f"manifest.json {problem}"):
+        sequences(folder)
+
+
+def test_a_changed_tokenizer_in_the_folder_is_refused(folder):
+    path = folder / "tokenizer" / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    whole["pre_tokenizer"]["add_prefix_space"] = True
+    path.write_text(json.dumps(whole))
+    with pytest.raises(ConfigError, match=r"^sha256=.* is not that of .*tokenizer"):
+        sequences(folder, length=10).tokenizer()
+    path.unlink()
+    (folder / "tokenizer").rename(folder / "gone")
+    with pytest.raises(
+        ConfigError, match=r"^name=bytes should have a copy in .*, which is missing; restore it, or run"
+    ):
+        sequences(folder, length=10).tokenizer()

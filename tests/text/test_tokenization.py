@@ -1,0 +1,284 @@
+"""Tokenising: always the same bytes, however often stopped, and nothing half-written or of something else is read."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dit_moe.config import ConfigError
+from dit_moe.text import tokenization as tokenizing
+from dit_moe.text.token_shards import NoTokens, TokenShards, read_token_manifest
+from dit_moe.text.tokenization import Tokenization, TokenizeConfig, tokenize
+from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
+from tests.text.tokens import config, corpus, save_bpe, texts, tokenization, tokenized, write_lines
+
+pytest.importorskip("transformers")
+
+
+def bits(folder):
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_shards_hold_every_document_behind_an_end_of_text(tmp_path):
+    manifest = tokenized(tmp_path / "tokens")
+    assert len(manifest.shards) > 5 and manifest.dtype == "uint16"
+    stored = [np.fromfile(path, "<u2") for path in sorted((tmp_path / "tokens").glob("shards/*.tokens"))]
+    assert np.concatenate(stored).tolist() == [i for text in texts() for i in (256, *text.encode())]
+    for shard, tokens in zip(manifest.shards, stored, strict=True):  # cut behind the document that fills it
+        assert len(tokens) == shard.tokens and (shard.tokens >= 1000 or shard is manifest.shards[-1])
+        last = np.flatnonzero(tokens == 256)[-1]
+        assert last < 1000
+
+
+def test_the_manifest_says_what_the_tokens_are(tmp_path):
+    manifest = tokenized(tmp_path / "tokens")
+    assert (manifest.documents, manifest.bytes) == (100, sum(len(text.encode()) for text in texts()))
+    assert (manifest.tokens, manifest.largest) == (manifest.bytes + 100, 256)
+    sha256 = open_tokenizer(TokenizerConfig()).config.sha256
+    assert manifest.tokenizer == {"name": "bytes", "sha256": sha256, "vocab_size": 257, "eos": 256}
+    assert read_token_manifest(tmp_path / "tokens") == manifest
+    assert manifest.describe() == f"{manifest.tokens:,} tokens of 100 documents by bytes, 0.99 bytes a token"
+
+
+@pytest.mark.parametrize("shard_tokens", [1, 700, 10**6])
+def test_documents_come_back_as_they_were(tmp_path, shard_tokens):
+    folder = tmp_path / "tokens"
+    name = str(save_bpe(tmp_path / "bpe"))
+    tokenized(folder, tokenizer=name, shard_tokens=shard_tokens)
+    shards = TokenShards(folder)
+    tokenizer, documents = shards.tokenizer(), list(shards.documents())
+    assert [tokenizer.decode(ids) for ids, _ in documents] == texts()
+    assert [count for _, count in documents] == [len(text.encode()) for text in texts()]
+    assert [list(shards.documents(rank, step=3)) for rank in range(3)] == [documents[rank::3] for rank in range(3)]
+    assert list(shards.documents(95)) == documents[95:] and list(shards.documents(3, 5)) == documents[3:5]
+    shards.verify()
+
+
+def test_ids_beyond_two_bytes_are_kept_in_four(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"</s>": 0, "low": 1, "?": 2, "high": 70_000}, unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(tmp_path / "words")
+    manifest = tokenized(tmp_path / "tokens", ["low high", "low"], tokenizer=str(tmp_path / "words"))
+    assert (manifest.dtype, manifest.largest, manifest.tokenizer["vocab_size"]) == ("uint32", 70_000, 70_001)
+    assert [ids for ids, _ in TokenShards(tmp_path / "tokens").documents()] == [[1, 70_000], [1]]
+
+
+def test_text_that_spells_the_end_of_text_is_ordinary_text(tmp_path):
+    spelt = "one<|endoftext|>two"
+    for name in ("bytes", str(save_bpe(tmp_path / "bpe"))):
+        folder = tmp_path / Path(name).name / "tokens"
+        manifest = tokenized(folder, [spelt, "three"], tokenizer=name)
+        shards = TokenShards(folder)
+        assert [shards.tokenizer().decode(ids) for ids, _ in shards.documents()] == [spelt, "three"]
+        tokens = np.empty(manifest.tokens, dtype=np.int64)
+        shards.read(0, tokens)
+        assert (tokens == shards.eos).sum() == 2
+
+
+def test_a_tokenizer_that_cannot_help_spelling_the_end_of_text_is_refused(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"end": 0, "low": 1}, unk_token="low"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="end").save_pretrained(tmp_path / "words")
+    with pytest.raises(ValueError, match=r"document 1 of the split train spells the end of text, which .* cannot"):
+        tokenized(tmp_path / "tokens", ["low", "low end"], tokenizer=str(tmp_path / "words"))
+
+
+# ----------------------------------------------------------------------------------------------------------- resuming
+
+
+def test_finished_tokens_are_not_made_again(tmp_path):
+    tokenized(tmp_path / "tokens")
+    before, again = bits(tmp_path / "tokens"), tokenization(tmp_path / "tokens")
+    again.corpus.documents = None  # would be called
+    again.run()
+    assert again.made == 0 and bits(tmp_path / "tokens") == before
+
+
+def test_shards_that_are_lost_or_damaged_are_made_anew_with_the_same_bytes(tmp_path):
+    tokenized(tmp_path / "tokens")
+    before, shards = bits(tmp_path / "tokens"), tmp_path / "tokens" / "shards"
+    (shards / "00000.tokens").write_bytes(b"short")
+    (shards / "00002.documents").unlink()
+    (shards / "00003.json").unlink()
+    (shards / "00005.json").write_text('{"shard"')
+    (tmp_path / "tokens" / "tokenizer" / "tokenizer.json").unlink()
+    again = tokenization(tmp_path / "tokens")
+    again.run()
+    assert again.made == 4 and bits(tmp_path / "tokens") == before
+
+
+@pytest.mark.parametrize("failing", [2, 5])
+def test_a_run_that_fails_in_the_middle_leaves_whole_shards_and_goes_on(tmp_path, failing, monkeypatch):
+    tokenized(tmp_path / "whole" / "tokens")
+    folder = tmp_path / "stopped" / "tokens"
+    stopped, make = tokenization(folder), Tokenization._make
+
+    def fail(self, number, first, stream):
+        if number == failing:
+            raise OSError("no space left on device")
+        return make(self, number, first, stream)
+
+    monkeypatch.setattr(Tokenization, "_make", fail)
+    with pytest.raises(OSError, match="no space left"):
+        stopped.run()
+    monkeypatch.undo()
+    with pytest.raises(NoTokens, match=r"holds an unfinished tokenisation; run `dit-moe tokenize CONFIG`"):
+        read_token_manifest(folder)
+    again = tokenization(folder)
+    manifest = again.run()
+    assert again.made == len(manifest.shards) - failing
+    assert same_but_for_place(bits(folder), bits(tmp_path / "whole" / "tokens"))
+
+
+def same_but_for_place(bits, others):
+    """Whether the files are the same, apart from those that say where the text was."""
+    told = {"encoding.json", "manifest.json"}
+    return bits.keys() == others.keys() and all(bits[name] == others[name] for name in bits.keys() - told)
+
+
+def run_script(folder, what, *launcher):
+    script = Path(__file__).with_name("tokenize_script.py")
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), what, str(folder)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        timeout=100,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return done.stdout.split()
+
+
+def test_killed_five_times_and_resumed_it_is_the_same_to_the_byte(tmp_path):
+    write_lines(tmp_path / "text.jsonl", texts(400))
+    folder = tmp_path / "tokens"
+    counts = run_script(folder, "killed")
+    assert len(counts) == 5 and not (folder / "manifest.json").exists()
+    manifest = tokenization(folder, shard_tokens=200).run()
+    assert len(manifest.shards) > int(counts[-1]) > 4
+    resumed = bits(folder)
+    folder.rename(tmp_path / "resumed")
+    tokenization(folder, shard_tokens=200).run()
+    assert bits(folder) == resumed
+
+
+def test_two_processes_give_the_same_tokens(tmp_path):
+    write_lines(tmp_path / "text.jsonl", texts(60))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run_script(tmp_path / "tokens", "whole", *launcher)
+    together = bits(tmp_path / "tokens")
+    (tmp_path / "tokens").rename(tmp_path / "together")
+    tokenized(tmp_path / "tokens", shard_tokens=200)
+    assert bits(tmp_path / "tokens") == together
+
+
+@pytest.mark.parametrize("documents", [1, 7, 1024])
+def test_how_many_documents_are_encoded_at_a_time_does_not_matter(tmp_path, documents, monkeypatch):
+    tokenized(tmp_path / "tokens")
+    before = bits(tmp_path / "tokens")
+    (tmp_path / "tokens").rename(tmp_path / "before")
+    monkeypatch.setattr(tokenizing, "BATCH_DOCUMENTS", documents)
+    tokenized(tmp_path / "tokens")
+    assert bits(tmp_path / "tokens") == before
+
+
+def test_text_is_read_only_a_little_ahead_of_what_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizing, "BATCH_DOCUMENTS", 10)
+    task = tokenization(tmp_path / "tokens", texts(400), shard_tokens=500)
+    read, seen = 0, []
+    documents = task.corpus.documents
+
+    def counted(start=0):
+        nonlocal read
+        for text in documents(start):
+            read += 1
+            seen.append((read, sum(json.loads(each.read_text())["shard"]["documents"] for each in records())))
+            yield text
+
+    def records():
+        return (tmp_path / "tokens" / "shards").glob("*.json")
+
+    task.corpus.documents = counted
+    task.run()
+    assert read == 400 and max(ahead - written for ahead, written in seen) < 60  # batches waiting, and an open shard
+
+
+def test_progress_counts_the_bytes_of_text(tmp_path):
+    seen = []
+    manifest = tokenization(tmp_path / "tokens").run(seen.append)
+    assert sum(seen) == manifest.bytes
+
+
+# ---------------------------------------------------------------------------------------------- other text or tokenizer
+
+
+def test_a_folder_goes_on_only_with_the_text_and_tokenizer_it_was_begun_with(tmp_path):
+    folder = tmp_path / "tokens"
+    tokenized(folder)
+    before = bits(folder)
+    remedy = "take that value, tokenise into another folder, or delete that one"
+    cases = {
+        "corpus.fingerprint": lambda: tokenized(folder, texts(99)),
+        "corpus.heldout_every": lambda: tokenized(folder, texts(), heldout_every=5),
+        "tokenizer.sha256": lambda: tokenized(folder, texts(), tokenizer=str(save_bpe(tmp_path / "bpe"))),
+        "shard_tokens": lambda: tokenized(folder, texts(), shard_tokens=999),
+        "split": lambda: tokenize(
+            config(tmp_path / "text.jsonl", heldout=str(tmp_path / "text.jsonl")), folder, "heldout"
+        ),
+    }
+    for key, call in cases.items():
+        with pytest.raises(ConfigError, match=rf"^tokenize.{key}=.* differs from the tokens in .*; {remedy}"):
+            call()
+    assert bits(folder) == before
+
+
+def test_moving_the_text_does_not_begin_another_tokenisation(tmp_path):
+    folder = tmp_path / "tokens"
+    tokenized(folder)
+    moved = tmp_path / "elsewhere" / "text.jsonl"
+    moved.parent.mkdir()
+    (tmp_path / "text.jsonl").rename(moved)
+    again = Tokenization(config(moved), folder, "train")
+    again.run()
+    assert again.made == 0
+
+
+def test_until_the_first_shard_is_made_everything_may_change(tmp_path):
+    folder = tmp_path / "tokens"
+    path = tmp_path / "text.jsonl"
+    path.write_text("no json\n")
+    with pytest.raises(ValueError, match="line 1, is not JSON"):
+        tokenize(config(path), folder, "train")
+    assert (folder / "encoding.json").exists()
+    tokenized(folder, texts(), shard_tokens=500)
+
+
+@pytest.mark.parametrize("documents", [[], [""] * 5])
+@pytest.mark.parametrize("shard_tokens", [1, 1000])
+def test_an_empty_corpus_is_refused(tmp_path, documents, shard_tokens):
+    with pytest.raises(ValueError, match=r"^tokenize.corpus is empty: the split train has no text; name some"):
+        tokenized(tmp_path / "tokens", documents, shard_tokens=shard_tokens)
+    assert not (tmp_path / "tokens" / "manifest.json").exists()
+
+
+def test_mistakes_in_the_sections_are_named_with_their_whole_path(tmp_path):
+    nowhere = corpus("files", path=str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"^tokenize.corpus.path=.*nowhere names no files"):
+        Tokenization(TokenizeConfig(corpus=nowhere), tmp_path, "train")
+    missing = TokenizerConfig(name=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"^tokenize.tokenizer.name=.* cannot be loaded"):
+        Tokenization(TokenizeConfig(corpus=nowhere, tokenizer=missing), tmp_path, "train")
+    with pytest.raises(ConfigError, match=r"^shard_tokens=0 must be at least 1"):
+        TokenizeConfig(corpus=nowhere, shard_tokens=0)

@@ -1,0 +1,93 @@
+"""`dit-moe tokenize`: makes both splits, says what it made, and refuses what it cannot use before it begins."""
+
+import json
+
+import pytest
+
+from dit_moe.commands.tokenize_text import tokenize_all
+from dit_moe.text.token_shards import read_token_manifest
+from dit_moe.text_experiment import load_text_experiment
+from tests.cli.conftest import cli
+from tests.text.tokens import save_bpe, texts, write_lines
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture
+def config(tmp_path):
+    write_lines(tmp_path / "text.jsonl", texts())
+    (tmp_path / "lm.yaml").write_text(f"""
+model: LM-tiny
+data: {{path: {tmp_path}/train, heldout: {tmp_path}/heldout, length: 64}}
+tokenize:
+  corpus: {{name: jsonl, path: {tmp_path}/text.jsonl, heldout_every: 10}}
+  shard_tokens: 1000
+""")
+    return tmp_path / "lm.yaml"
+
+
+def test_both_splits_are_made_once_and_described(tmp_path, config, capsys):
+    assert cli("tokenize", config) == 0
+    said = capsys.readouterr()
+    facts = json.loads(said.out)
+    assert [facts[split]["documents"] for split in ("train", "heldout")] == [90, 10]
+    for split in ("train", "heldout"):
+        manifest = read_token_manifest(tmp_path / split)
+        assert (facts[split]["tokens"], facts[split]["fingerprint"]) == (manifest.tokens, manifest.fingerprint)
+        assert facts[split]["shards_made"] == len(manifest.shards) == facts[split]["shards"]
+        assert f"tokenising {split}: " in said.err
+    assert cli("tokenize", config) == 0
+    assert json.loads(capsys.readouterr().out)["train"]["shards_made"] == 0
+
+
+def test_one_split_is_made_alone(tmp_path, config):
+    assert cli("tokenize", config, "--split", "heldout") == 0
+    assert (tmp_path / "heldout").exists() and not (tmp_path / "train").exists()
+
+
+def test_verifying_reads_what_is_there(tmp_path, config, capsys):
+    assert cli("tokenize", config, "--verify") == 2
+    assert "train holds no tokens; run `dit-moe tokenize CONFIG`" in capsys.readouterr().err
+    assert cli("tokenize", config) == 0
+    capsys.readouterr()
+    assert cli("tokenize", config, "--verify") == 0
+    assert json.loads(capsys.readouterr().out)["heldout"]["verified"] is True
+    path = tmp_path / "heldout" / "shards" / "00000.tokens"
+    path.write_bytes(path.read_bytes()[:-2] + b"xx")
+    assert cli("tokenize", config, "--verify") == 2
+    assert "00000.tokens was changed after it was written" in capsys.readouterr().err
+
+
+def test_an_experiment_makes_what_is_missing(tmp_path, config):
+    facts = tokenize_all(load_text_experiment(config))
+    assert set(facts) == {"train", "heldout"}
+    only_train = load_text_experiment(config, ["data.heldout=null"])
+    assert set(tokenize_all(only_train)) == {"train"}
+
+
+def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, config, capsys):
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "latin.txt").write_bytes(b"na\xefve")
+    cases = {
+        "tokenize=null": "tokenize is missing; say which text",
+        "tokenize.corpus.path=nowhere": "tokenize.corpus.path=nowhere names no files of text",
+        f"tokenize.corpus.path={tmp_path}/empty.jsonl": "tokenize.corpus is empty",
+        f"tokenize.corpus={{name: files, path: {tmp_path}/latin.txt}}": "latin.txt is not UTF-8: byte 0xef",
+        "tokenize.corpus.field=body": "text.jsonl, line 1, has no field 'body'",
+        f"tokenize.tokenizer={{name: {tmp_path}}}": "cannot be loaded",
+        "tokenize.corpus.name=jsonlines": "tokenize.corpus.name=jsonlines: unknown corpus",
+    }
+    for override, problem in cases.items():
+        assert cli("tokenize", config, override, "--split", "train") == 2, override
+        said = capsys.readouterr().err
+        assert problem in said and said.count("error: ") == 1, said
+    assert cli("tokenize", config, "data.heldout=null", "--split", "heldout") == 2
+    assert "data.heldout is missing; name a folder" in capsys.readouterr().err
+
+
+def test_another_tokenizer_than_the_folder_was_begun_with_is_refused(tmp_path, config, capsys):
+    assert cli("tokenize", config) == 0
+    assert cli("tokenize", config, f"tokenize.tokenizer.name={save_bpe(tmp_path / 'bpe')}") == 2
+    assert "tokenize.tokenizer.sha256=" in capsys.readouterr().err
+    assert cli("tokenize", config, f"data.heldout={tmp_path}/train") == 2
+    assert "tokenize.split=heldout differs from the tokens in" in capsys.readouterr().err

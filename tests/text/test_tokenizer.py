@@ -1,0 +1,151 @@
+"""Tokenizers: nothing is lost or added, and the same one is known again wherever it lies."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dit_moe.config import ConfigError
+from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
+from tests.text.tokens import save_bpe, texts
+
+transformers = pytest.importorskip("transformers")
+
+BYTES = open_tokenizer(TokenizerConfig())
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@pytest.fixture(scope="module")
+def bpe(tmp_path_factory):
+    return save_bpe(tmp_path_factory.mktemp("bpe"))
+
+
+@pytest.fixture(scope="module")
+def saved_bytes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bytes")
+    BYTES.save(folder)
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@given(text=ANY_TEXT)
+@settings(max_examples=200)
+def test_ids_of_the_bytes_tokenizer_are_the_bytes_of_utf8(text):
+    assert bytes(BYTES.encode(text)) == text.encode()
+    assert BYTES.decode(BYTES.encode(text)) == text
+
+
+@given(text=ANY_TEXT.filter(lambda text: "<|endoftext|>" not in text))
+@settings(max_examples=200)
+def test_the_saved_bytes_tokenizer_needs_no_code_of_ours(saved_bytes, text):
+    assert bytes(saved_bytes(text)["input_ids"]) == text.encode()
+    assert saved_bytes.decode(saved_bytes(text)["input_ids"]) == text
+
+
+def test_every_byte_has_its_token_saved_or_not(saved_bytes):
+    for byte in range(256):
+        [letter] = saved_bytes.convert_ids_to_tokens([byte])
+        assert saved_bytes.convert_tokens_to_ids(letter) == byte
+        if byte < 128:
+            assert saved_bytes.decode([byte]) == BYTES.decode([byte]) == chr(byte)
+    every = "".join(map(chr, range(0x800)))  # all one- and two-byte sequences of UTF-8
+    assert saved_bytes(every)["input_ids"] == BYTES.encode(every) == list(every.encode())
+    assert (saved_bytes.eos_token_id, saved_bytes.pad_token_id, len(saved_bytes)) == (256, 256, 257)
+    assert (BYTES.eos, BYTES.vocab_size) == (256, 257)
+
+
+def test_the_saved_tokenizer_loads_in_transformers_4_too(tmp_path):
+    BYTES.save(tmp_path)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+@pytest.mark.parametrize("name", ["bytes", "bpe"])
+def test_text_that_spells_a_special_token_is_plain_text(name, bpe):
+    tokenizer = BYTES if name == "bytes" else open_tokenizer(TokenizerConfig(name=str(bpe)))
+    text = "before<|endoftext|><|padding|> after"
+    ids = tokenizer.encode(text)
+    assert tokenizer.eos not in ids and tokenizer.decode(ids) == text
+    assert tokenizer.decode([tokenizer.eos]) == "<|endoftext|>"
+    assert tokenizer.hf(text)["input_ids"] != ids  # transformers' own way is as it always was
+
+
+def test_a_tokenizer_of_a_folder_encodes_as_transformers_does(bpe):
+    tokenizer, theirs = open_tokenizer(TokenizerConfig(name=str(bpe))), transformers.AutoTokenizer.from_pretrained(bpe)
+    for text, ids in zip(texts(), tokenizer.encode_batch(texts()), strict=True):
+        assert ids.tolist() == tokenizer.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids) == text
+    assert tokenizer.vocab_size == len(theirs) == 300
+
+
+def test_special_tokens_cutting_and_padding_of_the_folder_add_nothing(tmp_path):
+    from tokenizers import Tokenizer, processors
+
+    plain = open_tokenizer(TokenizerConfig(name=str(save_bpe(tmp_path / "plain"))))
+    folder = save_bpe(tmp_path / "changed", model_max_length=5)
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.enable_truncation(5)
+    backend.enable_padding(length=50, pad_id=1, pad_token="<|padding|>")
+    backend.post_processor = processors.TemplateProcessing("<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
+    backend.save(str(folder / "tokenizer.json"))
+    changed = open_tokenizer(TokenizerConfig(name=str(folder)))
+    assert changed.hf("text")["input_ids"][0] == changed.eos
+    assert [changed.encode(text) for text in texts()] == [plain.encode(text) for text in texts()]
+    assert changed.config.sha256 == plain.config.sha256
+
+
+def test_a_slow_tokenizer_works_as_well(tmp_path):
+    transformers.ByT5Tokenizer().save_pretrained(tmp_path)
+    tokenizer = open_tokenizer(TokenizerConfig(name=str(tmp_path)))
+    text = "naïve </s> and <extra_id_3> 漢字"
+    ids = tokenizer.encode(text)
+    assert bytes(i - 3 for i in ids) == text.encode()
+    assert tokenizer.decode(ids) == text and max(ids) < tokenizer.vocab_size
+    again = open_tokenizer(tokenizer.config)
+    assert again.config.sha256 == tokenizer.config.sha256 != BYTES.config.sha256
+
+
+def test_the_identity_outlives_saving_and_another_process_and_tells_tokenizers_apart(tmp_path, bpe):
+    tokenizer = open_tokenizer(TokenizerConfig(name=str(bpe)))
+    tokenizer.save(tmp_path / "copy")
+    copy = open_tokenizer(TokenizerConfig(name="elsewhere"), tmp_path / "copy")
+    assert copy.config == replace(tokenizer.config, name="elsewhere")
+    others = {
+        open_tokenizer(TokenizerConfig(name=str(folder))).config.sha256
+        for folder in (save_bpe(tmp_path / "a", 301), save_bpe(tmp_path / "b", eos="<|padding|>"))
+    }
+    assert len({BYTES.config.sha256, tokenizer.config.sha256, *others}) == 4
+    code = "from dit_moe.text.tokenizer import *; print(open_tokenizer(TokenizerConfig()).config.sha256)"
+    environment = os.environ | {"PYTHONHASHSEED": "3"}
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert said.stdout.strip() == BYTES.config.sha256
+
+
+def test_another_tokenizer_than_the_recorded_one_is_refused(bpe):
+    with pytest.raises(ConfigError, match=rf"^sha256={BYTES.config.sha256} is not that of .*; use the tokenizer"):
+        open_tokenizer(TokenizerConfig(name=str(bpe), sha256=BYTES.config.sha256))
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_refused_in_one_line(tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for name in ("some/tokenizer-that-is-not-here", str(tmp_path)):
+        with pytest.raises(ConfigError, match=rf"^name={name} cannot be loaded: .*; name a folder .*offline") as error:
+            open_tokenizer(TokenizerConfig(name=name))
+        assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_without_end_of_text_is_refused(tmp_path):
+    folder = save_bpe(tmp_path, eos=None)
+    with pytest.raises(ConfigError, match=r"^name=.* has no end-of-text token, .*; set eos_token in"):
+        open_tokenizer(TokenizerConfig(name=str(folder)))
+
+
+def test_a_missing_package_is_named_with_the_extra_that_has_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ConfigError, match=r"^name=bytes needs the package .*; pip install 'dit_moe\[lm\]'"):
+        open_tokenizer(TokenizerConfig())

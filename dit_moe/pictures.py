@@ -147,7 +147,7 @@ def save_curves(
     figure, axes = plt.subplots(len(panels), 1, figsize=(8, 2.6 * len(panels)), sharex=True, squeeze=False)
     for name, axis in zip(panels, axes[:, 0], strict=True):
         if name == "loss":
-            _draw_loss(axis, log)
+            _draw_loss(axis, log, [line for line in evaluations if "heldout_loss" in line])
         elif name in measured:
             _draw_measured(axis, evaluations, name)
         else:
@@ -165,12 +165,15 @@ def save_curves(
     plt.close(figure)
 
 
-def _draw_loss(axis: Any, log: Sequence[dict[str, Any]]) -> None:
+def _draw_loss(axis: Any, log: Sequence[dict[str, Any]], heldout: Sequence[dict[str, Any]]) -> None:
     steps, losses = [line["step"] for line in log], np.array([line["loss"] for line in log])
     window = max(1, len(losses) // 40)
     smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
     axis.plot(steps, losses, color="tab:blue", alpha=0.25, lw=0.8, label="logged")
     axis.plot(steps[window - 1 :], smooth, color="tab:blue", lw=1.5, label=f"mean of {window}")
+    if heldout:
+        measured = [line["step"] for line in heldout], [line["heldout_loss"] for line in heldout]
+        axis.plot(*measured, "o-", color="tab:orange", ms=3, lw=1.2, label="held out")
     axis.set_ylabel("loss")
     axis.set_ylim(top=np.quantile(losses, 0.98) * 1.1, bottom=min(0, losses.min()))
     _legend(axis)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What the log counts: a name in the plural, and how many of it make a row of data."""
+
+    name: str
+    per_row: int = 1
+
 
 PAUSE = 5.0  # seconds between two lines where there is no terminal
 

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from dit_moe.config import Tree
 from dit_moe.training.config import TrainConfig
 from dit_moe.training.log import RunLog, flatten
-from dit_moe.training.progress import Progress
+from dit_moe.training.progress import Progress, Unit
 
 
 class Report:
@@ -24,12 +24,12 @@ class Report:
     that of the step itself. Only the main process writes.
     """
 
-    def __init__(self, accelerator: Accelerator, config: TrainConfig, run: Path, step: int, unit: str) -> None:
+    def __init__(self, accelerator: Accelerator, config: TrainConfig, run: Path, step: int, unit: Unit) -> None:
         self._accelerator, self._config, self._unit = accelerator, config, unit
         main = accelerator.is_main_process
         self._log = RunLog(run / "log.jsonl", step) if main else None
         self._evaluations = RunLog(run / "evaluations.jsonl", step) if main else None
-        self._progress = Progress(config.steps, step, unit, shown=main)
+        self._progress = Progress(config.steps, step, unit.name, shown=main)
         self._interval: list[dict[str, float]] = []
         self._since = time.perf_counter()
 
@@ -81,9 +81,9 @@ class Report:
     def _line(self, step: int, lr: float, telemetry: dict[str, Any]) -> dict[str, Any]:
         steps, seconds = len(self._interval), time.perf_counter() - self._since
         means = {name: sum(values[name] for values in self._interval) / steps for name in self._interval[0]}
-        rate = steps * self._config.batch_size / seconds
-        done = {"step": step, self._unit: step * self._config.batch_size}
-        return done | means | {"lr": lr, f"{self._unit}_per_s": rate} | telemetry
+        name, a_step = self._unit.name, self._config.batch_size * self._unit.per_row
+        done = {"step": step, name: step * a_step}
+        return done | means | {"lr": lr, f"{name}_per_s": steps * a_step / seconds} | telemetry
 
     @contextmanager
     def untimed(self) -> Iterator[None]:

@@ -36,6 +36,7 @@ from dit_moe.training.fine_tune import keep_thresholds, load_start
 from dit_moe.training.interrupt import InterruptWatch
 from dit_moe.training.loss import Objective, training_loss
 from dit_moe.training.optimizer import build_optimizer, learning_rate, load_optimizer_state, optimizer_state
+from dit_moe.training.progress import Unit
 from dit_moe.training.report import Report
 from dit_moe.training.sharding import unsharded
 
@@ -70,7 +71,7 @@ class Trainer:
         start: where a run from nothing takes its weights from (`fine_tune.open_start`); one that goes on ignores it.
         facts: JSON-ready, kept in every checkpoint's state.json; ``class_names`` in the order of the label table.
         hooks: run in between.
-        unit: what a row is called in the log.
+        unit: what the log counts.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Trainer:
         start: checkpoint.Checkpoint | None = None,
         facts: Mapping[str, Any] = MappingProxyType({}),
         hooks: Sequence[Hook] = (),
-        unit: str = "images",
+        unit: Unit = Unit("images"),  # noqa: B008 (it is frozen)
     ) -> None:
         self.config, self.run, self.config_yaml, self.seed = config, Path(run), config_yaml, seed
         self.objective, self.start, self.facts, self.hooks, self.unit = objective, start, facts, hooks, unit
@@ -214,8 +215,9 @@ class Trainer:
         }
         main = self.accelerator.is_main_process
         parts = {part: checkpoint.gathered(tensors, keep=main) for part, tensors in own.items()}
-        # The rows seen are the position in the endless data order, too.
-        position = {"step": self.step, self.unit: self.step * self.config.batch_size, "seed": self.seed}
+        # What was seen is the position in the endless data order, too.
+        seen = self.step * self.config.batch_size * self.unit.per_row
+        position = {"step": self.step, self.unit.name: seen, "seed": self.seed}
         state = {**self.facts, **position, "precision": self.precision}
         config_yaml, keep = self.config_yaml, self.config.keep_checkpoints
         # The others wait: one that ended now would have its launcher end the writing one.

@@ -23,17 +23,17 @@ NUMBERS = ("loss", "grad_norm", "p", "active", "aux_balance", "aux_dynamic")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(build, family, tmp_path_factory):
     """Runs of one process ("one", "one_tuned") and of two (see the script)."""
     folder = tmp_path_factory.mktemp("runs")
-    tiny_run.build(folder / "one", **tiny_run.LONG).train()
+    build(folder / "one", **tiny_run.LONG).train()
     start = {"init_from": str(folder / "one"), "classes": tiny_run.OTHER_CLASSES}
-    tiny_run.build(folder / "one_tuned", **tiny_run.LONG | start | {"steps": 3}).train()
+    build(folder / "one_tuned", **tiny_run.LONG | start | {"steps": 3}).train()
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     path = os.pathsep.join([str(Path(tiny_run.__file__).parent), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     done = subprocess.run(
-        [*launcher, SCRIPT, folder], env=env, capture_output=True, text=True, check=False, timeout=600
+        [*launcher, SCRIPT, family, folder], env=env, capture_output=True, text=True, check=False, timeout=600
     )  # seen: 77 s on two cores with ten programs on them; a process left alone would wait for half an hour
     assert done.returncode == 0, done.stderr
     return folder
@@ -66,7 +66,8 @@ def test_gradients_are_clipped_as_in_one_process(folder, parallel):
     one, two = (checkpoint.open_checkpoint(folder / run).weights("optimizer") for run in ("one", parallel))
     for name, tensor in one.items():
         if name.endswith("exp_avg"):
-            assert (two[name] - tensor).norm() <= 1e-5 * tensor.norm(), name  # seen: 1.4e-6
+            # Seen: 1.4e-6 of a DiT; 1.4e-5 of an LM's matrices, 5.5e-5 of a θ whose gradients cancel.
+            assert (two[name] - tensor).norm() <= 2e-4 * tensor.norm(), name
 
 
 @BOTH
@@ -94,10 +95,10 @@ def test_a_checkpoint_goes_on_whatever_the_processes_share(folder, run):
 
 
 @BOTH
-def test_a_checkpoint_saved_by_two_processes_goes_on_in_one(folder, tmp_path, parallel):
+def test_a_checkpoint_saved_by_two_processes_goes_on_in_one(build, folder, tmp_path, parallel):
     run = shutil.copytree(folder / parallel, tmp_path / "run")
     shutil.rmtree(checkpoint.latest(run))
-    trainer = tiny_run.build(run, parallel=parallel, **tiny_run.LONG)
+    trainer = build(run, parallel=parallel, **tiny_run.LONG)
     trainer.train()
     assert len(trainer.feed.dataset.asked) == 10
     assert_same_curve(folder / "one", run)
@@ -133,9 +134,17 @@ def test_a_batch_that_does_not_divide_is_refused_by_both(folder, ranks):
 def test_a_nan_on_one_process_stops_both_before_the_update(folder, ranks, parallel):
     for rank in ranks:
         seen = rank[parallel]
-        assert seen["nan"].startswith("TrainingError: step 1: loss=nan")
-        assert f"rows {', '.join(map(str, seen['second_half']))} of the data set are not finite" in seen["nan"]
+        assert seen["nan"].startswith("TrainingError: step 1: loss=nan") and "the data is finite" in seen["nan"]
     assert checkpoint.latest(folder / f"{parallel}_nan") is None
+
+
+@BOTH
+@pytest.mark.parametrize("family", ["DiT"], indirect=True)  # tokens are whole numbers
+def test_rows_of_one_process_that_are_not_finite_are_named_by_both(ranks, parallel):
+    for rank in ranks:
+        seen = rank[parallel]
+        assert seen["spoilt"].startswith("TrainingError: step 1: loss=nan")
+        assert f"rows {', '.join(map(str, seen['second_half']))} of the data set are not finite" in seen["spoilt"]
 
 
 @BOTH

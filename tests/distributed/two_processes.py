@@ -1,6 +1,6 @@
 """What each of two processes does for test_two_processes.py, leaving what it saw in FOLDER/rank_<i>.json.
 
-FOLDER/one is a run of one process.
+Its arguments are the family of models and FOLDER, in which "one" is a run of one process.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import tiny_run
 import torch
-from tiny_run import LONG, OTHER_CLASSES, build, to_latents
+from tiny_run import FAMILIES, LONG, OTHER_CLASSES
 from torch.distributed.tensor import DTensor
 
 from dit_moe import checkpoint
@@ -28,6 +29,8 @@ from dit_moe.processes import on_all, on_main
 from dit_moe.training import Hook
 
 RANK = int(os.environ["RANK"])
+FAMILY = FAMILIES[sys.argv[1]]
+build = partial(tiny_run.build, family=sys.argv[1])
 UNEVEN = LONG | {"micro_batch": 9}  # 9 and 7 of a process's 16 rows
 
 
@@ -42,9 +45,14 @@ def ending(run, **kwargs):
 
 def spoilt(raw, random):
     """Rows of the second process alone hold a NaN."""
-    batch = to_latents(raw, random)
-    batch["latents"] += math.nan if RANK == 1 else 0
-    return batch
+    batch = FAMILY.prepare(raw, random)
+    return {name: rows + math.nan if rows.is_floating_point() and RANK == 1 else rows for name, rows in batch.items()}
+
+
+def overflowing(model, batch, random):
+    """The loss of the second process alone is a NaN."""
+    terms = FAMILY.objective(10)(model, batch, random)
+    return terms | {"loss": terms["loss"] * (math.nan if RANK == 1 else 1)}
 
 
 def in_seventh(happen):
@@ -55,7 +63,7 @@ def in_seventh(happen):
         calls.append(1)
         if RANK == 1 and len(calls) == 7:
             happen()
-        return to_latents(raw, random)
+        return FAMILY.prepare(raw, random)
 
     return prepare
 
@@ -71,8 +79,7 @@ def refuse(error):
 
 def unequal_calls(calls, step, model):
     """The first process calls the averaged model once more than the second, as a sampler with adaptive steps may."""
-    x, t, y = torch.randn(2, 1, 8, 8), torch.rand(2), torch.tensor([0, 1])
-    outputs = [model(x, t, y) for _ in range(2 - RANK)]
+    outputs = [model(*FAMILY.inputs()) for _ in range(2 - RANK)]
     calls.append([step, bool(torch.isfinite(outputs[0]).all()), sum(p.numel() for p in model.parameters())])
 
 
@@ -91,7 +98,9 @@ def train_both_ways(folder: Path, parallel: str) -> dict[str, Any]:
     """The same runs for ddp and fsdp2, in folders whose names begin with that."""
     run, quick = partial(folder.joinpath), {"parallel": parallel, "p0": 0.7}
     seen: dict[str, Any] = {"calls": []}
-    seen["nan"] = ending(run(f"{parallel}_nan"), prepare_batch=spoilt, **quick)
+    seen["nan"] = ending(run(f"{parallel}_nan"), objective=overflowing, **quick)
+    if FAMILY.prepare is tiny_run.to_latents:  # tokens are whole numbers
+        seen["spoilt"] = ending(run(f"{parallel}_nan"), prepare_batch=spoilt, **quick)
     seen["signal"] = ending(run(f"{parallel}_signal"), prepare_batch=in_seventh(terminate), **quick)
     failing = in_seventh(partial(refuse, ValueError("only here")))
     seen["failed"] = ending(run(f"{parallel}_failed"), prepare_batch=failing, **quick)
@@ -142,4 +151,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[2]))

@@ -2,3 +2,5 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # for tiny_run, which is a script too
+
+from every_family import build, family  # noqa: F401

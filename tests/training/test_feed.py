@@ -1,26 +1,26 @@
 import errno
 
 import pytest
-from tiny_run import bits, build
+from tiny_run import bits
 
 from dit_moe import checkpoint
 from dit_moe.training import TrainingError
 
 
-def test_workers_do_not_change_the_run(tmp_path):
+def test_workers_do_not_change_the_run(build, tmp_path):
     build(tmp_path / "a", steps=5).train()
     build(tmp_path / "b", steps=5, workers=2).train()
     assert bits(tmp_path / "a", 5) == bits(tmp_path / "b", 5)
 
 
-def test_every_batch_is_read_once_and_none_past_the_end(tmp_path):
+def test_every_batch_is_read_once_and_none_past_the_end(build, tmp_path):
     trainer = build(tmp_path, steps=5, micro_batch=16)
     trainer.train()
     batches = [trainer.feed.order.batch(step) for step in range(5)]
     assert trainer.feed.dataset.asked == [part for batch in batches for part in (batch[:16], batch[16:])]
 
 
-def test_what_the_preparation_refuses_is_reported_with_step_and_rows(tmp_path):
+def test_what_the_preparation_refuses_is_reported_with_step_and_rows(build, tmp_path):
     def prepare(raw, random):
         raise ValueError("the latents are not finite")
 
@@ -29,7 +29,7 @@ def test_what_the_preparation_refuses_is_reported_with_step_and_rows(tmp_path):
         trainer.train()
 
 
-def test_rows_that_cannot_be_read_end_the_run_after_the_step_before(tmp_path):
+def test_rows_that_cannot_be_read_end_the_run_after_the_step_before(build, tmp_path):
     trainer = build(tmp_path, checkpoint_every=1)
     read = trainer.feed.dataset.dataset.__getitems__
 

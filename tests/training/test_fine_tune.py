@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from tiny_run import DIGITS, OTHER_CLASSES, build, log
+from tiny_run import DIGITS, OTHER_CLASSES, log
 
 from dit_moe import checkpoint
 from dit_moe.config import ConfigError
@@ -12,17 +12,19 @@ from dit_moe.training import open_start
 from dit_moe.training.fine_tune import load_start
 
 TABLE = "y_embedder.embedding_table.weight"
+WITH_LABELS = pytest.mark.parametrize("family", ["DiT"], indirect=True)
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
+def source(build, tmp_path_factory):
     """10 steps on the digits."""
     run = tmp_path_factory.mktemp("source")
     build(run, steps=10).train()
     return run
 
 
-def test_rows_go_by_name_new_classes_stay_fresh_and_the_null_class_is_kept(source, tmp_path):
+@WITH_LABELS
+def test_rows_go_by_name_new_classes_stay_fresh_and_the_null_class_is_kept(build, source, tmp_path):
     trainer = build(tmp_path, classes=OTHER_CLASSES, init_from=str(source))
     fresh = checkpoint.state_of(trainer.model)[TABLE].clone()
     old = checkpoint.open_checkpoint(source).weights("ema")[TABLE]
@@ -35,7 +37,7 @@ def test_rows_go_by_name_new_classes_stay_fresh_and_the_null_class_is_kept(sourc
         assert torch.equal(table[-1], old[-1])
 
 
-def test_everything_else_is_the_average_of_the_run_it_comes_from(source, tmp_path):
+def test_everything_else_is_the_average_of_the_run_it_comes_from(build, source, tmp_path):
     weights = checkpoint.open_checkpoint(source).weights("ema")
     for classes in (DIGITS, OTHER_CLASSES):
         trainer = build(tmp_path, classes=classes, init_from=str(source))
@@ -43,11 +45,12 @@ def test_everything_else_is_the_average_of_the_run_it_comes_from(source, tmp_pat
         for module in (trainer.model, trainer.ema.module):
             state = checkpoint.state_of(module)
             differ = {name for name in state if not torch.equal(state[name], weights.get(name))}
-            assert differ == (set() if classes == DIGITS else {TABLE})
-        assert ("rebuilt" in said) == (classes != DIGITS)
+            assert differ == ({TABLE} & state.keys() if classes != DIGITS else set())
+        assert ("rebuilt" in said) == (classes != DIGITS and TABLE in state)
 
 
-def test_the_same_classes_in_another_order_are_another_table(source, tmp_path):
+@WITH_LABELS
+def test_the_same_classes_in_another_order_are_another_table(build, source, tmp_path):
     trainer = build(tmp_path, classes=DIGITS[::-1], init_from=str(source))
     said = load_start(trainer.model, trainer.ema.module, trainer.start, DIGITS[::-1])
     assert said.endswith("label table rebuilt: 10 of 10 classes kept by name, 0 new")
@@ -55,16 +58,18 @@ def test_the_same_classes_in_another_order_are_another_table(source, tmp_path):
     assert torch.equal(checkpoint.state_of(trainer.model)[TABLE][:-1], old[:-1].flip(0))
 
 
-def test_a_run_starts_from_it_says_so_and_keeps_its_own_length(source, tmp_path, capsys):
+def test_a_run_starts_from_it_says_so_and_keeps_its_own_length(build, source, tmp_path, capsys):
     build(tmp_path, steps=5, classes=OTHER_CLASSES, init_from=str(source)).train()
     said = capsys.readouterr().err
-    assert said.count("starts from ") == said.count("label table rebuilt: 3 of 11 classes kept by name, 8 new") == 1
+    tables = TABLE in checkpoint.open_checkpoint(tmp_path).weights("model")
+    assert said.count("starts from ") == 1
+    assert said.count("label table rebuilt: 3 of 11 classes kept by name, 8 new") == tables
     state = checkpoint.open_checkpoint(tmp_path).state
     assert (state["step"], state["class_names"]) == (5, list(OTHER_CLASSES))
     assert log(tmp_path)[0]["loss"] < log(source)[0]["loss"]
 
 
-def test_a_resumed_run_ignores_it_and_says_nothing(source, tmp_path, capsys):
+def test_a_resumed_run_ignores_it_and_says_nothing(build, source, tmp_path, capsys):
     gone = shutil.copytree(source, tmp_path / "gone")
     build(tmp_path / "run", steps=5, init_from=str(gone)).train()
     shutil.rmtree(gone)
@@ -76,7 +81,7 @@ def test_a_resumed_run_ignores_it_and_says_nothing(source, tmp_path, capsys):
         build(tmp_path / "run", steps=15).train()
 
 
-def test_a_missing_start_is_refused(tmp_path):
+def test_a_missing_start_is_refused(build, tmp_path):
     trainer = build(tmp_path / "run")
     with pytest.raises(ValueError, match=r"nowhere does not exist; name a run folder"):
         build(tmp_path / "run", init_from=str(tmp_path / "nowhere"))
@@ -84,14 +89,15 @@ def test_a_missing_start_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("classes", [DIGITS, OTHER_CLASSES])
-def test_another_architecture_is_refused_with_the_keys_that_do_not_fit(source, tmp_path, classes):
+def test_another_architecture_is_refused_with_the_keys_that_do_not_fit(build, source, tmp_path, classes):
     trainer = build(tmp_path, classes=classes, width=48, init_from=str(source))
-    wanted = r"step_00000010 holds another architecture \(of another shape: pos_embed \[1, 16, 32\] .* and 26 more\)"
+    wanted = r"step_00000010 holds another architecture \(of another shape: .* \[\d+, .*\] .* and \d\d more\)"
     with pytest.raises(ValueError, match=wanted):
         trainer.train()
 
 
-def test_a_start_that_names_no_classes_is_refused(source, tmp_path):
+@WITH_LABELS
+def test_a_start_that_names_no_classes_is_refused(build, source, tmp_path):
     old = shutil.copytree(source, tmp_path / "old")
     path = checkpoint.latest(old) / "state.json"
     state = json.loads(path.read_text())
@@ -105,7 +111,7 @@ def test_a_start_that_names_no_classes_is_refused(source, tmp_path):
     [(None, None, False, False), (0.6, 0.6, False, False), (0.6, None, False, True), (None, 0.6, True, False)],
     ids=["same routers", "same routers with p0", "others that leave it open", "others with p0"],
 )
-def test_thresholds_come_along_where_the_routers_are_the_same(tmp_path, monkeypatch, before, now, given, solves):
+def test_thresholds_come_along_where_the_routers_are_the_same(build, tmp_path, monkeypatch, before, now, given, solves):
     build(tmp_path / "old", steps=3, p0=before).train()
     trainer = build(tmp_path / "new", steps=1, p0=now, init_from=str(tmp_path / "old"))
     solved, begun = [], []

@@ -11,7 +11,7 @@ import pytest
 import tiny_run
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from accelerate.utils import LoggerType
-from tiny_run import bits, build, log
+from tiny_run import bits, log
 
 from dit_moe import checkpoint
 from dit_moe.training import Hook, Interrupted
@@ -33,7 +33,7 @@ def hook(calls=None, every=5, **numbers):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
+def unbroken(build, tmp_path_factory):
     """20 steps, measured every 5."""
     run = tmp_path_factory.mktemp("unbroken")
     build(run, hooks=[hook()]).train()
@@ -45,19 +45,19 @@ def test_numbers_are_a_line_of_the_step_they_belong_to(unbroken):
     assert len({line["fd"] for line in measured(unbroken)}) == 4
 
 
-def test_measuring_changes_nothing_of_the_training(tmp_path, unbroken):
+def test_measuring_changes_nothing_of_the_training(build, tmp_path, unbroken):
     build(tmp_path).train()
     assert bits(tmp_path, 20) == bits(unbroken, 20)
     assert log(tmp_path) == log(unbroken)
 
 
-def test_none_is_no_line_and_leaves_no_file(tmp_path):
+def test_none_is_no_line_and_leaves_no_file(build, tmp_path):
     calls = []
     build(tmp_path, steps=4, hooks=[Hook(every=2, call=lambda step, model: calls.append(step))]).train()
     assert calls == [2, 4] and not (tmp_path / "evaluations.jsonl").exists()
 
 
-def test_hooks_of_one_step_share_its_line(tmp_path):
+def test_hooks_of_one_step_share_its_line(build, tmp_path):
     build(tmp_path, steps=6, hooks=[Hook(every=2, call=lambda *_: {"a": 1}), hook(every=3, b=[2, 3])]).train()
     names = [set(line) - {"step"} for line in measured(tmp_path)]
     assert names == [{"a"}, {"fd", "b"}, {"a"}, {"a", "fd", "b"}]
@@ -67,14 +67,14 @@ KILLED = """
 import sys
 from tiny_run import build, die
 from dit_moe.training import Hook
-build(sys.argv[1], hooks=[Hook(every=20, call=die, measures=True)]).train()
+build(sys.argv[2], family=sys.argv[1], hooks=[Hook(every=20, call=die, measures=True)]).train()
 """
 
 
-def test_a_run_killed_in_its_last_evaluation_makes_up_for_it(tmp_path):
+def test_a_run_killed_in_its_last_evaluation_makes_up_for_it(build, family, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.path.dirname(tiny_run.__file__)}
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path)], env=environment, capture_output=True, check=False
+        [sys.executable, "-c", KILLED, family, str(tmp_path)], env=environment, capture_output=True, check=False
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert checkpoint.open_checkpoint(tmp_path).step == 20
@@ -91,7 +91,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("step", [9, 10, 11, 15, 19, 20])
 @pytest.mark.parametrize("place", [0, 1], ids=["before the numbers", "after them"])
-def test_a_run_that_dies_anywhere_and_goes_on_has_every_line_once(tmp_path, unbroken, step, place):
+def test_a_run_that_dies_anywhere_and_goes_on_has_every_line_once(build, tmp_path, unbroken, step, place):
     def die(now, model):
         if now == step:
             raise Killed
@@ -106,7 +106,7 @@ def test_a_run_that_dies_anywhere_and_goes_on_has_every_line_once(tmp_path, unbr
 
 
 @pytest.mark.parametrize("part", ["model.safetensors", "state.json"])
-def test_a_run_that_dies_while_it_saves_has_every_line_once(tmp_path, unbroken, part, monkeypatch):
+def test_a_run_that_dies_while_it_saves_has_every_line_once(build, tmp_path, unbroken, part, monkeypatch):
     saved = []
 
     def die(path, original=checkpoint.sync):
@@ -124,7 +124,7 @@ def test_a_run_that_dies_while_it_saves_has_every_line_once(tmp_path, unbroken, 
     assert measured(tmp_path) == measured(unbroken)
 
 
-def test_a_run_that_was_asked_to_stop_measures_that_step_when_it_goes_on(tmp_path, unbroken):
+def test_a_run_that_was_asked_to_stop_measures_that_step_when_it_goes_on(build, tmp_path, unbroken):
     def stop(step, model):
         os.kill(os.getpid(), signal.SIGTERM) if step == 9 else None
 
@@ -137,14 +137,14 @@ def test_a_run_that_was_asked_to_stop_measures_that_step_when_it_goes_on(tmp_pat
     assert measured(tmp_path) == measured(unbroken)
 
 
-def test_hooks_that_measure_nothing_are_not_called_again(tmp_path):
+def test_hooks_that_measure_nothing_are_not_called_again(build, tmp_path):
     build(tmp_path, steps=10).train()
     calls = []
     build(tmp_path, steps=15, hooks=[Hook(every=5, call=lambda step, model: calls.append(step))]).train()
     assert calls == [15]
 
 
-def test_a_checkpoint_older_than_the_log_cuts_it(tmp_path, unbroken):
+def test_a_checkpoint_older_than_the_log_cuts_it(build, tmp_path, unbroken):
     build(tmp_path, steps=10, hooks=[hook()]).train()
     before = (tmp_path / "evaluations.jsonl").read_text()
     with (tmp_path / "evaluations.jsonl").open("a") as file:
@@ -174,9 +174,10 @@ class FakeTracker(GeneralTracker):
         self.calls.append((step, values))
 
 
-def test_trackers_and_the_screen_get_the_numbers_apart_from_those_of_training(tmp_path, monkeypatch, capsys):
+def test_trackers_and_the_screen_get_the_numbers_apart_from_those_of_training(build, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.TENSORBOARD])
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "tensorboard", FakeTracker)
+    monkeypatch.setattr(FakeTracker, "calls", [])
     call = Hook(every=2, call=lambda *_: {"fd_digits_cnn64": 12.34567, "loss": {"heldout": 0.5}}, measures=True)
     build(tmp_path, steps=2, log_every=2, trackers=("tensorboard",), hooks=[call]).train()
     (_, training), (step, numbers) = FakeTracker.calls

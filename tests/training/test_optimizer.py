@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_run import build
 from torch import nn
 
 from dit_moe.training import TrainConfig
@@ -23,13 +22,13 @@ def config(**kwargs):
     return TrainConfig(**({"steps": 100, "lr": 1.0} | kwargs))
 
 
-def test_only_weight_matrices_of_a_moe_dit_decay(tmp_path):
+def test_only_weight_matrices_of_a_model_decay(build, tmp_path):
     model = build(tmp_path).model
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = {decays: {names[p] for p in parameters} for decays, parameters in decay_groups(model).items()}
     assert groups[True] | groups[False] == {name for name, p in model.named_parameters() if p.requires_grad}
     assert not groups[True] & groups[False]
-    kept = ("bias", "norm", "theta", "embedding_table", "pos_embed")
+    kept = ("bias", "norm", "theta", "embedding_table", "pos_embed", "embed.weight")
     assert all(any(word in name for word in kept) for name in groups[False])
     assert not any(word in name for name in groups[True] for word in kept)
     assert any("experts" in name for name in groups[True])

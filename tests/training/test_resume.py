@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny_run
-from tiny_run import bits, build, log
+from tiny_run import bits, log
 
 from dit_moe import checkpoint
 from dit_moe.config import ConfigError
@@ -18,7 +18,7 @@ from dit_moe.training import Hook, Interrupted, TrainingError
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
+def unbroken(build, tmp_path_factory):
     """20 steps without a break, and the index lists they fetched."""
     run = tmp_path_factory.mktemp("unbroken")
     trainer = build(run)
@@ -35,8 +35,8 @@ def names(run):
     ["step:15", "ema.safetensors:2", "state.json:2"],
     ids=["between checkpoints", "in the middle of a checkpoint", "before a checkpoint is renamed"],
 )
-def test_killed_and_resumed_equals_unbroken_bit_for_bit(tmp_path, unbroken, death):
-    script = [sys.executable, tiny_run.__file__, str(tmp_path), death]
+def test_killed_and_resumed_equals_unbroken_bit_for_bit(build, family, tmp_path, unbroken, death):
+    script = [sys.executable, tiny_run.__file__, family, str(tmp_path), death]
     killed = subprocess.run(script, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert log(tmp_path)[-1]["step"] >= 15, "the log has gone further than the checkpoint"
@@ -51,7 +51,7 @@ def test_killed_and_resumed_equals_unbroken_bit_for_bit(tmp_path, unbroken, deat
     assert names(tmp_path) == ["step_00000010", "step_00000020"]
 
 
-def test_the_log_of_a_resumed_run_has_every_line_once(tmp_path, unbroken):
+def test_the_log_of_a_resumed_run_has_every_line_once(build, tmp_path, unbroken):
     build(tmp_path, steps=10).train()
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write(json.dumps({"step": 15, "loss": 7.0}) + "\n" + '{"step": 20, "los')
@@ -59,7 +59,7 @@ def test_the_log_of_a_resumed_run_has_every_line_once(tmp_path, unbroken):
     assert log(tmp_path) == log(unbroken[0])
 
 
-def test_a_run_that_died_before_its_first_checkpoint_starts_anew(tmp_path, unbroken):
+def test_a_run_that_died_before_its_first_checkpoint_starts_anew(build, tmp_path, unbroken):
     tmp_path.joinpath("log.jsonl").write_text('{"step": 5}\n')
     build(tmp_path).train()
     assert bits(tmp_path, 20) == bits(unbroken[0], 20)
@@ -67,7 +67,7 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_anew(tmp_path, unbro
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_the_step_under_way_and_the_run_goes_on_from_there(tmp_path, unbroken, signum):
+def test_a_signal_saves_the_step_under_way_and_the_run_goes_on_from_there(build, tmp_path, unbroken, signum):
     before = signal.getsignal(signum)
     with pytest.raises(Interrupted, match="saved at step 8; run the same command to go on") as caught:
         build(tmp_path, hooks=[Hook(every=7, call=lambda *_: os.kill(os.getpid(), signum))]).train()
@@ -82,7 +82,7 @@ def contents(run):
     return {path: path.read_bytes() for path in Path(run).rglob("*") if path.is_file()}
 
 
-def test_a_finished_run_returns_at_once_and_touches_nothing(unbroken, capsys):
+def test_a_finished_run_returns_at_once_and_touches_nothing(build, unbroken, capsys):
     run, _ = unbroken
     before = contents(run)
     trainer = build(run)
@@ -92,7 +92,7 @@ def test_a_finished_run_returns_at_once_and_touches_nothing(unbroken, capsys):
     assert "is finished: 20 steps; raise train.steps to go on" in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_steps_and_intervals_may_change_on_resume(tmp_path):
+def test_steps_and_intervals_may_change_on_resume(build, tmp_path):
     build(tmp_path, steps=5).train()
     build(tmp_path, steps=7, log_every=1, checkpoint_every=100, micro_batch=16, sample_every=3).train()
     assert [line["step"] for line in log(tmp_path)] == [5, 6, 7]
@@ -100,7 +100,7 @@ def test_steps_and_intervals_may_change_on_resume(tmp_path):
     assert "steps: 7" in (tmp_path / "config.yaml").read_text()
 
 
-def test_another_config_is_refused_with_the_keys_that_differ_and_nothing_is_overwritten(tmp_path):
+def test_another_config_is_refused_with_the_keys_that_differ_and_nothing_is_overwritten(build, tmp_path):
     build(tmp_path, steps=5).train()
     before = contents(tmp_path)
     with pytest.raises(ConfigError) as caught:
@@ -110,7 +110,7 @@ def test_another_config_is_refused_with_the_keys_that_differ_and_nothing_is_over
     assert contents(tmp_path) == before
 
 
-def test_a_run_that_is_being_trained_is_refused_before_anything_is_touched(tmp_path):
+def test_a_run_that_is_being_trained_is_refused_before_anything_is_touched(build, tmp_path):
     build(tmp_path, steps=5).train()
     before = contents(tmp_path)
     with locked(tmp_path), pytest.raises(ValueError, match=f"{tmp_path} is in use by another process; wait"):
@@ -130,7 +130,7 @@ def test_a_disk_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):
     assert "cannot be locked (Function not implemented); start nothing else" in capsys.readouterr().err
 
 
-def test_training_holds_its_run_to_the_end_and_lets_it_go_even_when_it_fails(tmp_path):
+def test_training_holds_its_run_to_the_end_and_lets_it_go_even_when_it_fails(build, tmp_path):
     def hook(step, model):
         with pytest.raises(ValueError, match="is in use by"), locked(tmp_path):
             pass
@@ -142,7 +142,7 @@ def test_training_holds_its_run_to_the_end_and_lets_it_go_even_when_it_fails(tmp
         pass
 
 
-def test_another_precision_than_before_is_announced(tmp_path, capsys):
+def test_another_precision_than_before_is_announced(build, tmp_path, capsys):
     build(tmp_path, steps=5).train()
     assert checkpoint.open_checkpoint(tmp_path).state["precision"] == "fp32"
     build(tmp_path, steps=6).train()
@@ -154,7 +154,7 @@ def test_another_precision_than_before_is_announced(tmp_path, capsys):
     assert capsys.readouterr().err.count(note) == 1
 
 
-def test_a_damaged_checkpoint_stops_the_run_instead_of_starting_it_elsewhere(tmp_path):
+def test_a_damaged_checkpoint_stops_the_run_instead_of_starting_it_elsewhere(build, tmp_path):
     build(tmp_path).train()
     path = tmp_path / "checkpoints" / "step_00000020" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])

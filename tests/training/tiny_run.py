@@ -1,7 +1,7 @@
-"""A run small enough for tests: a DTop-p DiT of 2 blocks on the digits.
+"""A run small enough for tests: a DTop-p model of 2 blocks on the digits, as images or as tokens.
 
-As a script, ``tiny_run.py RUN DEATH``, it dies of kill -9: after step N for the DEATH ``step:N``, and for ``FILE:N``
-when FILE of the Nth checkpoint is being put on the disk.
+As a script, ``tiny_run.py FAMILY RUN DEATH``, it dies of kill -9: after step N for the DEATH ``step:N``, and for
+``FILE:N`` when FILE of the Nth checkpoint is being put on the disk.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -22,13 +25,15 @@ from dit_moe.models import MODELS
 from dit_moe.moe import MoEConfig
 from dit_moe.moe.control import ControllerConfig
 from dit_moe.moe.routers.dtopp import DTopPConfig
-from dit_moe.training import Hook, TrainConfig, Trainer, open_start
+from dit_moe.text.objective import NextToken, NextTokenConfig
+from dit_moe.training import Hook, TrainConfig, Trainer, Unit, open_start
 
 SEED = 5
 DIGITS = tuple("0123456789")
 DEFAULTS = {"steps": 20, "batch_size": 32, "lr": 1e-3, "log_every": 5, "checkpoint_every": 10}
 LONG = {"steps": 50, "log_every": 1, "grad_clip": 0.3}
 OTHER_CLASSES = ("9", *"abcdefgh", "0", "1")
+LENGTH = 16  # tokens of a row, as many as a DiT has of an image
 
 
 class Recorded:
@@ -51,10 +56,56 @@ def to_latents(raw, random):
     return {"latents": images + 0.01 * random.normal(*images.shape[1:]), "labels": raw["labels"]}
 
 
+def to_tokens(raw, random):
+    """Grey levels 0 … 16 of the pixels in the middle, with a little noise as above."""
+    grey = raw["images"][:, 0].flatten(1)[:, 23 : 23 + LENGTH + 1] / 255 * 16
+    return {"tokens": (grey + 0.3 * random.normal(LENGTH + 1)).round().clamp(0, 16).long()}
+
+
+def flow(classes):
+    return OBJECTIVES.build(OBJECTIVES.config_class("flow")(), num_classes=classes)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a tiny run of a family of models is made of."""
+
+    name: str  # of the model, in the registry
+    shape: Callable[[int], dict[str, Any]]  # of the model, by the number of classes
+    objective: Callable[[int], Any]
+    prepare: Callable[..., Any]
+    inputs: Callable[[], tuple[Any, ...]]  # of the model, two rows
+    term: str  # of the loss
+    unit: Unit
+
+
+FAMILIES = {
+    "DiT": Family(
+        "DiT-custom/2-4E2A",
+        lambda classes: {"in_channels": 1, "input_size": 8, "num_classes": classes},
+        flow,
+        to_latents,
+        lambda: (torch.randn(2, 1, 8, 8), torch.rand(2), torch.tensor([0, 1])),
+        "mse",
+        Unit("images"),
+    ),
+    "LM": Family(
+        "LM-custom-4E2A",
+        lambda classes: {"vocab_size": 17, "max_length": LENGTH},
+        lambda classes: NextToken(NextTokenConfig(z_loss=1e-4)),
+        to_tokens,
+        lambda: (torch.randint(17, (2, LENGTH)),),
+        "next_token",
+        Unit("tokens", LENGTH),
+    ),
+}
+
+
 def build(
     run,
     *,
-    prepare_batch=to_latents,
+    family="DiT",
+    prepare_batch=None,
     objective=None,
     hooks=(),
     classes=DIGITS,
@@ -64,24 +115,25 @@ def build(
     **train,
 ) -> Trainer:
     """A trainer with `train` over DEFAULTS; the same weights every time. With `p0` nothing is solved at the start."""
-    train_config = TrainConfig(**(DEFAULTS | train))
+    kind, train_config = FAMILIES[family], TrainConfig(**(DEFAULTS | train))
     moe = MoEConfig(router=DTopPConfig(controller=ControllerConfig(p0=p0)))
-    shape = {"width": width, "depth": 2, "heads": 2, "in_channels": 1, "input_size": 8, "num_classes": len(classes)}
-    model_config = MODELS.config_class("DiT")(name="DiT-custom/2-4E2A", moe=moe, recompute=recompute, **shape)
+    shape = {"width": width, "depth": 2, "heads": 2, **kind.shape(len(classes))}
+    model_config = MODELS.config_class(family)(name=kind.name, moe=moe, recompute=recompute, **shape)
     sections = {"train": config.dump(train_config), "model": config.dump(model_config), "seed": SEED}
     torch.manual_seed(0)
     return Trainer(
         train_config,
         model=MODELS.build(model_config),
-        objective=objective or OBJECTIVES.build(OBJECTIVES.config_class("flow")(), num_classes=len(classes)),
+        objective=objective or kind.objective(len(classes)),
         dataset=Recorded(DATASETS.build(DATASETS.config_class("digits")(), "train")),
-        prepare_batch=prepare_batch,
+        prepare_batch=prepare_batch or kind.prepare,
         run=run,
         config_yaml=OmegaConf.to_yaml(OmegaConf.create(sections)),
         seed=SEED,
         start=open_start(train_config, run),
         facts={"class_names": list(classes)},
         hooks=hooks,
+        unit=kind.unit,
     )
 
 
@@ -94,14 +146,14 @@ def bits(run, step):
 def log(run):
     """The lines of log.jsonl without what depends on the clock."""
     lines = [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_s"} for line in lines]
+    return [{key: value for key, value in line.items() if not key.endswith("_per_s")} for line in lines]
 
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(run, death):
+def main(family, run, death):
     event, _, number = death.partition(":")
     hooks = [Hook(every=int(number), call=die)] if event == "step" else []
     if event.endswith((".safetensors", ".json")):
@@ -114,7 +166,7 @@ def main(run, death):
             original(path)
 
         checkpoint.sync = sync
-    build(run, hooks=hooks).train()
+    build(run, family=family, hooks=hooks).train()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,64 @@
+"""A run as a folder in the format of the Hugging Face hub: config.json, model.safetensors, tokenizer, provenance."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dit_moe import config
+from dit_moe.files import require_writable, write_atomically
+from dit_moe.interop.olmoe import to_olmoe
+from dit_moe.interop.transformers_lm import DitMoeForCausalLM, DitMoeLMConfig, wrap
+from dit_moe.text_runs import TextRun
+
+PROVENANCE = "dit_moe.json"
+CODE = "modeling_dit_moe_lm"  # for programs that know the folder only: they load it with trust_remote_code=True
+AUTO_MAP = {"AutoConfig": DitMoeLMConfig.__name__, "AutoModelForCausalLM": DitMoeForCausalLM.__name__}
+
+
+def export_run(run: TextRun, folder: str | Path, *, olmoe: bool = False) -> dict[str, Any]:
+    """Write the run's weights, EMA or raw as its section `sample` says, and its tokenizer into a new folder.
+
+    Args:
+        olmoe: as an OlmoeForCausalLM, which needs none of our code; for top-k routers only.
+
+    Returns what the folder's dit_moe.json holds. ValueError if the folder is not empty or cannot be written, or if the
+    model is none of OLMoE's shape.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already; name a folder to make")
+    require_writable(folder.parent)
+    tokenizer = run.tokenizer
+    model: Any
+    if olmoe:
+        pad = tokenizer.hf.pad_token_id
+        model = to_olmoe(run.model, eos_token_id=tokenizer.eos, pad_token_id=tokenizer.eos if pad is None else pad)
+    else:
+        model = wrap(run.model, tokenizer)
+        model.config.auto_map = {auto: f"{CODE}.{name}" for auto, name in AUTO_MAP.items()}
+    facts = {
+        "run": str(run.folder),
+        "step": run.step,
+        "weights": run.experiment.sample.weights,
+        "weights_sha256": run.sha256,
+        "experiment": config.dump(run.experiment),
+        "versions": {name: version(name) for name in ("dit_moe", "torch", "transformers")},
+    }
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save(partial)
+        if not olmoe:
+            names = ", ".join(sorted(AUTO_MAP.values()))
+            line = f"from dit_moe.interop.transformers_lm import {names}  # noqa: F401\n"
+            write_atomically(partial / f"{CODE}.py", line)
+        write_atomically(partial / PROVENANCE, json.dumps(facts, indent=1) + "\n")
+        partial.replace(folder)  # whole or not at all
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return facts

@@ -1,0 +1,103 @@
+"""Text from prompts, by the generation loop of transformers: KV cache, left-padded batches, limits of its sampling."""
+
+# B batch, S tokens of a prompt, V vocabulary
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from dit_moe.interop.transformers_lm import wrap
+from dit_moe.randomness import generator
+from dit_moe.text.tokenizer import TextTokenizer
+from dit_moe.text_runs import TextRun
+
+
+def generate_text(
+    run: TextRun,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> list[str]:
+    """What the run writes after each prompt, taken as the beginning of a document, up to the document's end.
+
+    A prompt's draws come from (seed, its index), so that they depend on no other prompt, and no global random state is
+    touched. Computes in the precision of the run's section `sample`.
+
+    Args:
+        prompts: "" begins a document from nothing.
+        max_new_tokens: of each text, if its document does not end before.
+        temperature: 0 takes the most probable token every time.
+        top_k: draw from so many most probable tokens only; None: from all.
+        top_p: draw from the fewest tokens that have this probability together; None: from all.
+        batch_size: prompts at a time; it changes no text but by rounding.
+    """
+    model = wrap(run.model, run.tokenizer)
+    texts: list[str] = []
+    for start in range(0, len(prompts), batch_size):
+        tokens_BS, mask_BS = _left_padded(run.tokenizer, prompts[start : start + batch_size], model.device)
+        processors = LogitsProcessorList()
+        if temperature > 0:
+            draws = [generator(seed, "text", start + row) for row in range(len(tokens_BS))]
+            processors.append(TemperatureLogitsWarper(float(temperature)))
+            processors.extend([TopKLogitsWarper(top_k)] if top_k is not None else [])
+            processors.extend([TopPLogitsWarper(top_p)] if top_p is not None else [])
+            processors.append(Draw(draws))
+        with _precision(run, model.device):
+            out_BS = model.generate(
+                tokens_BS,
+                attention_mask=mask_BS,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,  # `Draw` has made the draw
+                logits_processor=processors,
+            )
+        texts += [_document(run.tokenizer, row) for row in out_BS[:, tokens_BS.shape[1] :].tolist()]
+    return texts
+
+
+class Draw(LogitsProcessor):
+    """Adds Gumbel noise to the logits: the greatest one then is a draw from their distribution.
+
+    Each row has its own generator, which transformers' sampling from the global one cannot give it.
+    """
+
+    def __init__(self, generators: Sequence[torch.Generator]) -> None:
+        self.generators = generators
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        waits_BV = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=each) for each in self.generators])
+        return scores - waits_BV.log().to(scores.device)
+
+
+def _left_padded(tokenizer: TextTokenizer, prompts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, [B, S] both; every document begins behind an end of one, as in training."""
+    rows = [[tokenizer.eos, *tokenizer.encode(prompt)] for prompt in prompts]
+    length = max(map(len, rows))
+    padded = [[tokenizer.eos] * (length - len(row)) + row for row in rows]
+    mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(padded, device=device), torch.tensor(mask, device=device)
+
+
+def _document(tokenizer: TextTokenizer, ids: list[int]) -> str:
+    return tokenizer.decode(ids[: ids.index(tokenizer.eos)] if tokenizer.eos in ids else ids)
+
+
+def _precision(run: TextRun, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    if run.experiment.sample.precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()

@@ -1,0 +1,190 @@
+"""OLMoE's checkpoints (arXiv 2409.02060) into the top-k variant of our language model, and back.
+
+The two compute the same function; only names and the layout of the experts' matrices differ: ours are [E, in, out],
+those of transformers [E, out, in].
+"""
+
+# E experts, D width, H hidden width of one expert
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import OlmoeConfig, OlmoeForCausalLM
+from transformers.initialization import no_init_weights
+
+from dit_moe.checkpoint import load_into
+from dit_moe.config import ConfigError
+from dit_moe.models import LM, MODELS, LMConfig
+from dit_moe.moe import MoEConfig
+from dit_moe.moe.experts import Implementation
+from dit_moe.moe.routers.topk import TopKConfig
+
+NAMES = {  # ours: theirs
+    "embed.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "head.weight": "lm_head.weight",
+    "blocks.#.norm1.weight": "model.layers.#.input_layernorm.weight",
+    "blocks.#.norm2.weight": "model.layers.#.post_attention_layernorm.weight",
+    "blocks.#.attn.q.weight": "model.layers.#.self_attn.q_proj.weight",
+    "blocks.#.attn.k.weight": "model.layers.#.self_attn.k_proj.weight",
+    "blocks.#.attn.v.weight": "model.layers.#.self_attn.v_proj.weight",
+    "blocks.#.attn.out.weight": "model.layers.#.self_attn.o_proj.weight",
+    "blocks.#.attn.q_norm.weight": "model.layers.#.self_attn.q_norm.weight",
+    "blocks.#.attn.k_norm.weight": "model.layers.#.self_attn.k_norm.weight",
+    "blocks.#.moe.router.weight": "model.layers.#.mlp.gate.weight",
+    "blocks.#.moe.experts.w_in": "model.layers.#.mlp.experts.gate_up_proj",
+    "blocks.#.moe.experts.w_out": "model.layers.#.mlp.experts.down_proj",
+}
+THEIRS = {theirs: ours for ours, theirs in NAMES.items()}
+TRANSPOSED = ("experts.w_in", "experts.w_out", "experts.gate_up_proj", "experts.down_proj")
+
+
+def from_olmoe(source: OlmoeForCausalLM | str | PathLike[str], implementation: Implementation = "grouped") -> LM:
+    """Our model with the weights of an OLMoE: one in memory, a folder, or a name on the Hugging Face hub.
+
+    Weights become fp32, whatever they were. What OLMoE's config calls `router_aux_loss_coef` becomes the coefficient
+    of our balance loss, which counts each layer by itself and the share of pairs, as OLMoE was trained; transformers
+    pools the layers and counts pairs per token, k times as much.
+
+    ValueError names the field of a config that asks for what our model does not have.
+    """
+    if not isinstance(source, OlmoeForCausalLM):
+        source = OlmoeForCausalLM.from_pretrained(source, dtype=torch.float32)
+    lm: LM = MODELS.build(config_from_olmoe(source.config, implementation))
+    state = weights_from_olmoe(source.state_dict())
+    if lm.config.tied:
+        state.pop("head.weight", None)
+    load_into(lm, lm.state_dict() | state, "the OLMoE model")
+    return lm.train(source.training)
+
+
+def to_olmoe(lm: LM, *, eos_token_id: int | None = None, pad_token_id: int | None = None) -> OlmoeForCausalLM:
+    """`lm` as an OlmoeForCausalLM with copies of its weights; the token ids go into its config.
+
+    Raises ConfigError that says why, unless `lm` has top-k routers without normalization of their logits, experts in
+    every block, and none that are shared.
+    """
+    with no_init_weights():  # they are all loaded
+        model = OlmoeForCausalLM(config_to_olmoe(lm.config, eos_token_id, pad_token_id))
+    weights = lm.state_dict()
+    if lm.config.tied:
+        weights["head.weight"] = weights["embed.weight"]
+    model.load_state_dict(weights_to_olmoe(weights))
+    module: nn.Module = model
+    module.to(lm.embed.weight.device).train(lm.training)
+    return model
+
+
+def weights_from_olmoe(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by OLMoE's names → by ours. Gradients map alike."""
+    return {_renamed(name, THEIRS): _laid_out(name, tensor) for name, tensor in state.items()}
+
+
+def weights_to_olmoe(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by our names → by OLMoE's; what it has no place for, such as the routers' last loads, is left out."""
+    return {
+        _renamed(name, NAMES): _laid_out(name, tensor)
+        for name, tensor in state.items()
+        if re.sub(r"\.\d+\.", ".#.", name) in NAMES
+    }
+
+
+def _renamed(name: str, names: Mapping[str, str]) -> str:
+    block = re.search(r"\.(\d+)\.", name)
+    pattern = re.sub(r"\.\d+\.", ".#.", name, count=1)
+    if pattern not in names:
+        raise ValueError(f"the weight {name} is none of OLMoE's")
+    return names[pattern].replace("#", block[1]) if block else names[pattern]
+
+
+def _laid_out(name: str, tensor: Tensor) -> Tensor:
+    return tensor.transpose(1, 2).contiguous() if name.endswith(TRANSPOSED) else tensor
+
+
+# ------------------------------------------------------------------------------------------------------------- configs
+
+
+def config_from_olmoe(theirs: OlmoeConfig, implementation: Implementation = "grouped") -> LMConfig:
+    """The shape of an OLMoE. ValueError names a field that asks for what our model does not have."""
+    rope: dict[str, Any] = dict(theirs.rope_parameters or {})
+    _require(theirs.attention_bias is False, theirs, "attention_bias", "our attention has no biases")
+    _require(theirs.attention_dropout == 0, theirs, "attention_dropout", "our model has no dropout; set it to 0")
+    _require(theirs.hidden_act in ("silu", "swish"), theirs, "hidden_act", "our experts have silu (SwiGLU)")
+    kind = rope.get("rope_type", "default")
+    if kind != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError(f"rope_parameters={rope}: our rotary embedding is unscaled and whole, rope_type=default")
+    head_dim = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
+    if head_dim * theirs.num_attention_heads != theirs.hidden_size:
+        raise ValueError(f"head_dim={head_dim}: times num_attention_heads it must be hidden_size={theirs.hidden_size}")
+    kv_heads = theirs.num_key_value_heads
+    return LMConfig(
+        name=f"LM-custom-{theirs.num_experts}E{theirs.num_experts_per_tok}A",
+        depth=theirs.num_hidden_layers,
+        width=theirs.hidden_size,
+        heads=theirs.num_attention_heads,
+        mlp_hidden=theirs.num_experts_per_tok * theirs.intermediate_size,
+        kv_heads=None if kv_heads == theirs.num_attention_heads else kv_heads,
+        vocab_size=theirs.vocab_size,
+        max_length=theirs.max_position_embeddings,
+        tied=theirs.tie_word_embeddings,
+        rope_theta=float(rope.get("rope_theta", 10_000.0)),
+        norm_eps=theirs.rms_norm_eps,
+        clip_qkv=theirs.clip_qkv,
+        init_std=theirs.initializer_range,
+        moe=MoEConfig(
+            experts=theirs.num_experts,
+            target=theirs.num_experts_per_tok,
+            router=TopKConfig(renormalize=theirs.norm_topk_prob, balance_loss=theirs.router_aux_loss_coef),
+            expert_hidden=theirs.intermediate_size,
+            implementation=implementation,
+        ),
+    )
+
+
+def config_to_olmoe(ours: LMConfig, eos_token_id: int | None = None, pad_token_id: int | None = None) -> OlmoeConfig:
+    """The inverse. ConfigError names what OLMoE does not have."""
+    moe = ours.moe
+    if moe is None:
+        raise ConfigError("moe", " is missing: OLMoE has experts in every block; export the model as it is")
+    router = moe.router
+    if not isinstance(router, TopKConfig):
+        name = type(router).__name__.removesuffix("Config").lower()
+        raise ConfigError("moe.router.name", f"={name}: OLMoE's routers are top-k; export the model as it is")
+    for field, wanted in {"shared_experts": 0, "every": 1, "offset": 0, "activation": "swiglu"}.items():
+        if getattr(moe, field) != wanted:
+            raise ConfigError(f"moe.{field}", f"={getattr(moe, field)}: OLMoE has {wanted}; export the model as it is")
+    if router.drn:
+        raise ConfigError("moe.router.drn", "=True: OLMoE's routers normalise no logits; export the model as it is")
+    if not ours.qk_norm:
+        raise ConfigError("qk_norm", "=False: OLMoE normalises queries and keys; export the model as it is")
+    return OlmoeConfig(
+        vocab_size=ours.need("vocab_size"),
+        hidden_size=ours.need("width"),
+        intermediate_size=ours.expert_hidden,
+        num_hidden_layers=ours.need("depth"),
+        num_attention_heads=ours.need("heads"),
+        num_key_value_heads=ours.kv_heads or ours.need("heads"),
+        max_position_embeddings=ours.need("max_length"),
+        initializer_range=ours.init_std,
+        rms_norm_eps=ours.norm_eps,
+        tie_word_embeddings=ours.tied,
+        rope_parameters={"rope_type": "default", "rope_theta": ours.rope_theta},
+        clip_qkv=ours.clip_qkv,
+        num_experts=moe.experts,
+        num_experts_per_tok=int(moe.target),
+        norm_topk_prob=router.renormalize,
+        router_aux_loss_coef=router.balance_loss,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+    )
+
+
+def _require(ok: bool, theirs: OlmoeConfig, field: str, wanted: str) -> None:
+    if not ok:
+        raise ValueError(f"{field}={getattr(theirs, field)!r}: {wanted}")

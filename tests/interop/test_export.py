@@ -1,0 +1,90 @@
+"""A run becomes a folder that other programs open."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="needs the extra lm")
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, OlmoeForCausalLM
+
+from dit_moe import config
+from dit_moe.commands import export as command
+from dit_moe.interop.export import export_run
+from tests.interop.models import tiny_lm, tiny_run, tokens
+
+
+def test_an_exported_run_opens_with_its_weights_tokenizer_and_origin(tmp_path):
+    run = tiny_run(tmp_path)
+    facts = export_run(run, tmp_path / "out")
+    model, tokenizer = (auto.from_pretrained(tmp_path / "out") for auto in (AutoModelForCausalLM, AutoTokenizer))
+    assert torch.equal(model(tokens()).logits, run.model(tokens()))
+    text = "Naïve <|endoftext|> naïve"
+    assert tokenizer(text, split_special_tokens=True).input_ids == run.tokenizer.encode(text)
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id == run.tokenizer.eos
+    written = json.loads((tmp_path / "out" / "dit_moe.json").read_text())
+    assert written == json.loads(json.dumps(facts))
+    assert (written["step"], written["weights"], written["weights_sha256"]) == (7, "ema", run.sha256)
+    assert written["experiment"] == json.loads(json.dumps(config.dump(run.experiment)))
+
+
+def test_a_program_that_knows_only_the_folder_opens_it_with_trust(tmp_path):
+    run = tiny_run(tmp_path)
+    export_run(run, tmp_path / "out")
+    code = (
+        "import sys, torch; from transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "print(model(torch.tensor([[1, 2, 3]])).logits.double().sum().item())"
+    )
+    env = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    made = subprocess.run([sys.executable, "-c", code, tmp_path / "out"], capture_output=True, text=True, env=env)
+    assert made.returncode == 0, made.stderr
+    assert float(made.stdout) == pytest.approx(run.model(torch.tensor([[1, 2, 3]])).double().sum().item())
+
+
+def test_a_topk_run_is_exported_as_an_olmoe_that_needs_none_of_our_code(tmp_path):
+    run = tiny_run(tmp_path, tiny_lm("topk"))
+    export_run(run, tmp_path / "out", olmoe=True)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert isinstance(model, OlmoeForCausalLM) and model.config.eos_token_id == run.tokenizer.eos
+    torch.testing.assert_close(model(tokens()).logits, run.model(tokens()), rtol=1e-5, atol=1e-5)
+    assert not list((tmp_path / "out").glob("*.py"))
+
+
+def test_a_dtopp_run_is_refused_as_an_olmoe_and_nothing_is_written(tmp_path):
+    with pytest.raises(ValueError, match=r"moe.router.name=dtopp: OLMoE's routers are top-k"):
+        export_run(tiny_run(tmp_path), tmp_path / "out", olmoe=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_something_is_not_written_over(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(ValueError, match="out is there already"):
+        export_run(tiny_run(tmp_path), tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
+
+
+def test_an_export_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path)
+    monkeypatch.setattr(run.tokenizer, "save", lambda folder: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OSError, match="No space left"):
+        export_run(run, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_exports_what_it_opened_and_says_what(tmp_path, monkeypatch, capsys):
+    run, asked = tiny_run(tmp_path), []
+    monkeypatch.setattr(command, "open_text_run", lambda *args: asked.append(args) or run)
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    command.run(parser.parse_args(["runs/x", str(tmp_path / "out"), "weights=model"]))
+    assert [(str(path), overrides) for path, overrides in asked] == [("runs/x", ["weights=model"])]
+    said = json.loads(capsys.readouterr().out)
+    assert (said["folder"], said["step"]) == (str(tmp_path / "out"), 7)
+    assert (tmp_path / "out" / "model.safetensors").is_file()

@@ -1,0 +1,80 @@
+"""Text from prompts: its randomness is that of the seed and the prompt's number, and nothing else's."""
+
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="needs the extra lm")
+
+from dit_moe.interop.generation import Draw, generate_text
+from dit_moe.interop.transformers_lm import wrap
+from tests.interop.models import tiny_lm, tiny_run
+
+PROMPTS = ["", "It was", "Naïve ", "a much longer prompt", "It was"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    return tiny_run(tmp_path)
+
+
+def test_the_same_seed_writes_the_same_and_another_one_something_else(run):
+    how = {"max_new_tokens": 20, "temperature": 0.9, "top_p": 0.95, "top_k": 100}
+    once = generate_text(run, PROMPTS, seed=3, **how)
+    assert generate_text(run, PROMPTS, seed=3, **how) == once
+    assert all(a != b for a, b in zip(generate_text(run, PROMPTS, seed=4, **how), once, strict=True))
+    assert once[1] != once[4]  # the same prompt twice is written on in two ways
+
+
+def test_a_text_depends_on_no_other_prompt_nor_on_the_batch(run):
+    whole = generate_text(run, PROMPTS, max_new_tokens=20, seed=3)
+    assert generate_text(run, PROMPTS, max_new_tokens=20, seed=3, batch_size=1) == whole
+    assert generate_text(run, PROMPTS[:2], max_new_tokens=20, seed=3) == whole[:2]
+
+
+def test_the_global_random_state_is_neither_read_nor_touched(run):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    once = generate_text(run, PROMPTS, max_new_tokens=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert generate_text(run, PROMPTS, max_new_tokens=5) == once
+
+
+def test_without_temperature_it_is_the_most_probable_text_whatever_the_seed(run):
+    model, tokenizer = wrap(run.model, run.tokenizer), run.tokenizer
+    texts = generate_text(run, PROMPTS, max_new_tokens=30, temperature=0)
+    for prompt, text in zip(PROMPTS, texts, strict=True):
+        ids = torch.tensor([[tokenizer.eos, *tokenizer.encode(prompt)]])
+        written = model.generate(ids, max_new_tokens=30, do_sample=False)[0, ids.shape[1] :].tolist()
+        assert text == tokenizer.decode([each for each in written if each != tokenizer.eos])
+    assert generate_text(run, PROMPTS, max_new_tokens=30, temperature=0, seed=9) == texts
+    assert generate_text(run, PROMPTS, max_new_tokens=30, top_k=1) == texts
+    assert generate_text(run, PROMPTS, max_new_tokens=30, top_p=1e-6) == texts
+
+
+def test_a_text_ends_with_its_document(tmp_path):
+    lm = tiny_lm()
+    with torch.no_grad():  # the end of text is likely, but not certain
+        lm.head.weight[256] = lm.head.weight[:256].mean(0) * 8
+    texts = generate_text(tiny_run(tmp_path, lm), PROMPTS * 4, max_new_tokens=60)
+    assert not any("<|endoftext|>" in text for text in texts)
+    assert len({len(text.encode()) for text in texts}) > 5
+
+
+def test_draws_follow_the_distribution_and_leave_out_what_is_forbidden():
+    prob = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0])
+    draw = Draw([torch.Generator().manual_seed(0)])
+    drawn = torch.cat([draw(torch.zeros(1, 1), prob.log()[None]).argmax(-1) for _ in range(4000)])
+    share = drawn.bincount(minlength=5) / 4000
+    assert share[4] == 0
+    for found, wanted in zip(share[:4].tolist(), prob[:4].tolist(), strict=True):
+        assert abs(found - wanted) < 4 * math.sqrt(wanted * (1 - wanted) / 4000)
+
+
+def test_the_model_is_left_as_it_was(run):
+    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    generate_text(run, PROMPTS, max_new_tokens=5)
+    assert not run.model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in run.model.state_dict().items())

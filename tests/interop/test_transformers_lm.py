@@ -1,0 +1,260 @@
+"""Our model behind transformers' interface: saved and loaded, generating with a cache, padded, trained, cast."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("transformers", reason="needs the extra lm")
+
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from dit_moe.config import ConfigError
+from dit_moe.interop.transformers_lm import DitMoeForCausalLM, DitMoeLMConfig, wrap
+from dit_moe.models import MODELS
+from dit_moe.moe import routers_of
+from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
+from tests.interop.models import tiny_lm, tokens
+
+GREEDY = {"do_sample": False, "min_new_tokens": 100, "max_new_tokens": 100}
+SHAPES = [("dtopp", {}), ("layerwise", {"kv_heads": 2}), ("topk", {"tied": True}), (None, {"tied": True})]
+
+
+def load(folder, **how):
+    return AutoModelForCausalLM.from_pretrained(folder, **how)
+
+
+def router_state(model):
+    return {name: tensor for name, tensor in model.state_dict().items() if ".router." in name}
+
+
+# ---------------------------------------------------------------------------------------------------- saved and loaded
+
+
+@pytest.mark.parametrize("router, changes", SHAPES)
+def test_a_saved_model_comes_back_with_every_weight_and_buffer(tmp_path, router, changes):
+    lm = tiny_lm(router, **changes)
+    wrap(lm).save_pretrained(tmp_path)
+    back = load(tmp_path)
+    assert isinstance(back, DitMoeForCausalLM) and back.lm.config == lm.config and not back.training
+    state = {f"lm.{name}": tensor for name, tensor in lm.state_dict().items()}
+    assert back.state_dict().keys() == state.keys()
+    for name, tensor in back.state_dict().items():
+        assert tensor.dtype == state[name].dtype and torch.equal(tensor, state[name]), name
+    assert torch.equal(back(tokens()).logits, lm(tokens()))
+
+
+def test_routers_stay_in_full_precision_in_a_model_loaded_or_cast_in_bf16(tmp_path):
+    lm = tiny_lm()
+    wrap(lm).save_pretrained(tmp_path / "fp32")
+    loaded, cast = load(tmp_path / "fp32", dtype=torch.bfloat16), load(tmp_path / "fp32").to(torch.bfloat16)
+    assert loaded.dtype == cast.dtype == torch.bfloat16
+    loaded.save_pretrained(tmp_path / "bf16")
+    exact = router_state(wrap(lm))
+    assert {name.rpartition(".")[2] for name in exact} == {"weight", "theta", "load_E", "p", "p0", "error_sum"}
+    for model in (loaded, cast, load(tmp_path / "bf16")):
+        assert model.lm.blocks[0].moe.experts.w_in.dtype == torch.bfloat16
+        found = router_state(model)
+        for name, tensor in exact.items():
+            assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+        with torch.no_grad():
+            difference = (model(tokens()).logits.float() - lm(tokens())).square().mean().sqrt()
+        assert difference < 0.1 * lm(tokens()).std()  # seen: 0.05
+
+
+def test_a_cast_takes_the_gradients_of_routers_along_unchanged():
+    model = wrap(tiny_lm())
+    model(tokens(), labels=tokens()).loss.backward()
+    before = model.lm.blocks[0].moe.router.weight.grad.clone()
+    router = model.to(torch.bfloat16).lm.blocks[0].moe.router
+    assert torch.equal(router.weight.grad, before) and model.lm.embed.weight.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected"])
+def test_a_file_that_does_not_fit_its_config_is_an_error_and_no_random_weights(tmp_path, change):
+    wrap(tiny_lm()).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = "lm.blocks.0.moe.router.controller.p"
+    weights.pop(name) if change == "missing" else weights.update({"lm.strange": torch.zeros(1)})
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"{change} keys {name if change == 'missing' else 'lm.strange'}"):
+        load(tmp_path)
+
+
+def test_the_config_is_the_one_of_the_model_as_json(tmp_path):
+    lm = tiny_lm("layerwise", kv_heads=2, clip_qkv=4.0)
+    config = wrap(lm).config
+    again = DitMoeLMConfig(**json.loads(json.dumps(config.to_dict())))
+    assert again.architecture == config.architecture == lm.config
+    config.save_pretrained(tmp_path)
+    found = AutoConfig.from_pretrained(tmp_path)
+    assert found.architecture == lm.config
+    assert (found.vocab_size, found.hidden_size, found.num_hidden_layers) == (320, 32, 2)
+    assert (found.num_attention_heads, found.num_key_value_heads, found.max_position_embeddings) == (4, 2, 128)
+
+
+def test_a_mistake_in_the_config_is_named_by_its_path():
+    with pytest.raises(ConfigError, match=r"^lm.moe.experts=-1 "):
+        DitMoeLMConfig(lm={"name": "LM-tiny-8E2A", "moe": {"experts": -1}})
+    with pytest.raises(ConfigError, match=r"vocab_size is missing"):
+        DitMoeForCausalLM(DitMoeLMConfig(lm={"name": "LM-tiny-8E2A", "max_length": 8}))
+
+
+def test_a_model_from_a_config_starts_as_ours_do():
+    config = wrap(tiny_lm()).config
+    torch.manual_seed(3)
+    made = AutoModelForCausalLM.from_config(config).lm
+    torch.manual_seed(3)
+    expected = MODELS.build(config.architecture).state_dict()
+    assert made.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in made.state_dict().items())
+
+
+def test_wrapping_copies_nothing():
+    lm = tiny_lm()
+    model = wrap(lm)
+    assert model.lm is lm and not model.training and model.get_input_embeddings() is lm.embed
+    assert model.get_output_embeddings() is lm.head
+    assert wrap(tiny_lm(tied=True)).get_output_embeddings().weight.shape == (320, 32)
+
+
+# ----------------------------------------------------------------------------------------------------------- generation
+
+
+@pytest.mark.parametrize("router, changes", SHAPES)
+def test_a_cache_changes_no_token_of_100_greedy_ones(router, changes):
+    lm = tiny_lm(router, **changes)
+    model, prompt = wrap(lm), tokens(2, 7)
+    cached = model.generate(prompt, **GREEDY)
+    assert torch.equal(cached, model.generate(prompt, use_cache=False, **GREEDY))
+    text = prompt
+    for _ in range(100):
+        text = torch.cat([text, lm(text)[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(cached, text)
+    least = 2 if changes.get("tied") else 20  # it is no loop of one token, to which tied weights incline
+    assert min(len(set(row)) for row in cached[:, 7:].tolist()) > least
+
+
+def test_the_dtopp_router_of_these_tests_gives_tokens_different_numbers_of_experts():
+    lm, counts = tiny_lm(), []
+    for router in routers_of(lm):
+        router.register_forward_hook(lambda module, args, routing: counts.append(routing.token_R.bincount()))
+    lm(tokens())
+    assert all(len(set(each.tolist())) > 2 for each in counts)
+
+
+@pytest.mark.parametrize("how", [{"cache_implementation": "static"}, {"num_beams": 3}])
+def test_other_ways_of_generating_agree_with_and_without_their_cache(how):
+    model, prompt = wrap(tiny_lm()), tokens(2, 7)
+    short = GREEDY | {"min_new_tokens": 20, "max_new_tokens": 20}
+    without = model.generate(prompt, use_cache=False, **short, **{k: v for k, v in how.items() if k == "num_beams"})
+    assert torch.equal(model.generate(prompt, **short, **how), without)
+
+
+def padded(rows, side, pad=256):
+    """Rows of ids, and their mask, as one batch."""
+    length = max(map(len, rows))
+    fill = [[pad] * (length - len(row)) for row in rows]
+    ids = [f + r if side == "left" else r + f for f, r in zip(fill, rows, strict=True)]
+    ones = [[1] * len(row) for row in rows]
+    zeros = [[0] * len(f) for f in fill]
+    mask = [z + o if side == "left" else o + z for z, o in zip(zeros, ones, strict=True)]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+ROWS = [tokens(1, length)[0].tolist() for length in (3, 20, 11)]
+
+
+@pytest.mark.parametrize("router, changes", SHAPES)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_logits_of_a_padded_batch_equal_those_of_each_row_alone(router, changes, side):
+    lm = tiny_lm(router, **changes)
+    ids, mask = padded(ROWS, side)
+    logits = wrap(lm)(ids, attention_mask=mask).logits
+    assert logits.isfinite().all()  # at the padding, too: it would spread through the keys
+    for row, kept, alone in zip(logits, mask.bool(), ROWS, strict=True):
+        torch.testing.assert_close(row[kept], lm(torch.tensor([alone]))[0], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("router, changes", SHAPES)
+def test_a_left_padded_batch_writes_what_each_prompt_writes_alone(router, changes):
+    model = wrap(tiny_lm(router, **changes))
+    ids, mask = padded(ROWS, "left")
+    together = model.generate(ids, attention_mask=mask, pad_token_id=256, **GREEDY)[:, ids.shape[1] :]
+    for row, alone in zip(together, ROWS, strict=True):
+        assert torch.equal(row, model.generate(torch.tensor([alone]), **GREEDY)[0, len(alone) :])
+
+
+def test_generation_from_a_model_in_training_counts_nothing_and_moves_no_threshold():
+    lm = tiny_lm().train()
+    before = {name: tensor.clone() for name, tensor in lm.state_dict().items()}
+    model = wrap(lm)
+    model.generate(tokens(2, 5), max_new_tokens=5)
+    assert model.training and lm.training
+    assert all(router.counters.sums is None for router in routers_of(lm))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in lm.state_dict().items())
+
+
+def test_ids_that_the_tokenizer_does_not_have_are_never_written():
+    lm, tokenizer = tiny_lm(), open_tokenizer(TokenizerConfig())
+    with torch.no_grad():
+        lm.head.weight[tokenizer.vocab_size :] *= 30
+    bare, known = wrap(lm), wrap(lm, tokenizer)
+    assert (bare.generate(tokens(2, 5), **GREEDY) >= tokenizer.vocab_size).any()
+    assert (known.generate(tokens(2, 5), **GREEDY) < tokenizer.vocab_size).all()
+    assert known.config.eos_token_id == known.generation_config.eos_token_id == tokenizer.eos
+
+
+# ------------------------------------------------------------------------------------------------- losses and arguments
+
+
+def test_the_loss_is_the_mean_over_labelled_next_tokens():
+    lm, x = tiny_lm(), tokens()
+    labels = x.masked_fill(torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.3, -100)
+    expected = F.cross_entropy(lm(x)[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+    out = wrap(lm)(x, labels=labels)
+    torch.testing.assert_close(out.loss, expected)
+    assert out.aux_loss is None
+
+
+def test_in_training_the_loss_includes_the_routers_weighted_terms():
+    lm, x = tiny_lm().train(), tokens()
+    _, terms = lm(x, return_aux=True)
+    expected = sum(lm.aux_weights[name] * term for name, term in terms.items())
+    out = wrap(lm)(x, labels=x)
+    torch.testing.assert_close(out.aux_loss, expected)
+    torch.testing.assert_close(out.loss - out.aux_loss, wrap(lm.eval())(x, labels=x).loss)
+    assert out.past_key_values is None
+
+
+def test_only_the_wanted_logits_are_returned():
+    model, x = wrap(tiny_lm()), tokens()
+    whole = model(x).logits
+    torch.testing.assert_close(model(x, logits_to_keep=3).logits, whole[:, -3:])
+    torch.testing.assert_close(model(x, logits_to_keep=torch.tensor([0, 5])).logits, whole[:, [0, 5]])
+    assert torch.equal(model(x, return_dict=False)[0], whole)
+
+
+@pytest.mark.parametrize("wanted", ["output_attentions", "output_hidden_states"])
+def test_what_the_model_does_not_return_is_refused(wanted):
+    with pytest.raises(ValueError, match=f"{wanted}=True"):
+        wrap(tiny_lm())(tokens(), **{wanted: True})
+
+
+def test_a_padded_batch_goes_on_from_a_cache_at_its_own_positions():
+    model = wrap(tiny_lm())
+    ids, mask = padded(ROWS, "left")
+    whole = model(ids, attention_mask=mask).logits
+    first = model(ids[:, :-4], attention_mask=mask[:, :-4])
+    rest = model(ids[:, -4:], attention_mask=mask, past_key_values=first.past_key_values).logits
+    torch.testing.assert_close(rest[mask[:, -4:].bool()], whole[:, -4:][mask[:, -4:].bool()], rtol=1e-4, atol=2e-5)
+
+
+def test_positions_that_start_again_part_packed_documents():
+    lm, x = tiny_lm(), tokens(1, 20)
+    positions = torch.cat([torch.arange(8), torch.arange(12)])[None]
+    packed = wrap(lm)(x, position_ids=positions, use_cache=False).logits
+    alone = torch.cat([lm(x[:, :8]), lm(x[:, 8:])], dim=1)
+    torch.testing.assert_close(packed, alone, rtol=1e-4, atol=2e-5)

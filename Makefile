@@ -1,16 +1,20 @@
 # make quickstart [CONFIG=configs/other.yaml]   train, sample and evaluate; results in runs/<name of the config>/
+# make lm                                       the same for a small language model; results in runs/lm_tiny/
 # make test                                     lint, types and tests
-# Both set up .venv on first use. Another Python: make PYTHON=python3.12 …
+# All set up .venv on first use. Another Python: make PYTHON=python3.12 …
 
 PYTHON ?= python3
 CONFIG ?= configs/digits.yaml
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart test
+.PHONY: quickstart lm test
 
 quickstart: $(READY)
 	$(BIN)/dit-moe quickstart $(CONFIG)
+
+lm: $(READY)
+	$(BIN)/dit-moe quickstart configs/lm_tiny.yaml
 
 # One thread per worker: two OpenMP programs on the same cores slow each other down tenfold.
 test: $(READY)

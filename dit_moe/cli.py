@@ -14,10 +14,14 @@ from collections.abc import Sequence
 
 COMMANDS = {  # name: module of dit_moe.commands, what it does
     "encode": ("encode", "turn images into latents to train on"),
+    "tokenize": ("tokenize_text", "turn text into tokens to train a language model on"),
     "train": ("train", "train a model, or go on with a run that was interrupted"),
-    "sample": ("sample", "sample images from a run"),
+    "sample": ("sample", "sample images, or text, from a run"),
     "eval": ("evaluate", "compare images with a reference"),
     "table": ("table", "put results into one table, beside published ones"),
+    "perplexity": ("perplexity", "score text with a language model"),
+    "export": ("export", "write a language model for transformers"),
+    "lm-eval": ("lm_eval", "run lm-evaluation-harness on a language model"),
     "quickstart": ("quickstart", "encode, train, sample and evaluate in one go"),
     "train-autoencoder": ("train_autoencoder", "train a small autoencoder to make latents with"),
 }
@@ -68,6 +72,7 @@ def _joined(argv: Sequence[str]) -> list[str]:
 def _guarded(args: argparse.Namespace) -> int:
     from dit_moe.diffusion import SamplingError
     from dit_moe.latents.encode import EncodingError
+    from dit_moe.text.perplexity import ScoringError
     from dit_moe.training import Interrupted, TrainingError
 
     try:
@@ -75,7 +80,7 @@ def _guarded(args: argparse.Namespace) -> int:
     except Interrupted as stop:
         print(f"stopped: {stop}", file=sys.stderr)
         return 128 + stop.signum
-    except (TrainingError, SamplingError, EncodingError, OSError) as error:  # a full disk, a folder that vanished
+    except (TrainingError, SamplingError, EncodingError, ScoringError, OSError) as error:  # a full disk, too
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except ValueError as error:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, TypeVar
 
 from dit_moe import config
-from dit_moe.config import ConfigError, require
+from dit_moe.config import ConfigError, Tree, require
 from dit_moe.data import DATASETS, Dataset
 from dit_moe.data.latents import LatentsConfig
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS, Objective, check_fit
@@ -17,10 +17,19 @@ from dit_moe.generate import SampleConfig, check_labels
 from dit_moe.latents import FIRST_STAGES
 from dit_moe.latents.encode import EncodeConfig
 from dit_moe.latents.settle import settle_first_stage
-from dit_moe.models import MODELS
+from dit_moe.models import MODELS, LMConfig
 from dit_moe.moe import MoEConfig
 from dit_moe.moe.routers.dtopp import DTopPConfig
 from dit_moe.training import TrainConfig
+
+T = TypeVar("T")
+
+
+class Fingerprinted(Protocol):
+    """Data that can tell whether they are the same as before."""
+
+    @property
+    def fingerprint(self) -> str | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +61,38 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 
     Fields that follow from the data are still open; see `settle`.
     """
-    return config.build(Experiment, config.load(path, overrides))
+    return image_experiment(config.load(path, overrides))
+
+
+def image_experiment(tree: Tree) -> Experiment:
+    """A config as read from a file or a checkpoint. ConfigError for any mistake in it, a language model among them."""
+    if is_text(tree):
+        remedy = "dit-moe tokenize, train, sample, perplexity, export and lm-eval are for those"
+        raise ConfigError("model", f" is a language model, and this needs a model of images; {remedy}")
+    return config.build(Experiment, tree)
+
+
+def is_text(tree: Tree) -> bool:
+    """Whether a config, not yet typed, is a language model's. ConfigError if it names no model that there is."""
+    section: Any = tree.get("model")
+    name = section.get("name") if isinstance(section, dict) else section
+    if not isinstance(name, str):
+        raise ConfigError("model.name", f" is missing; name a model: {', '.join(MODELS.names())}")
+    try:
+        return MODELS.config_class(name) is LMConfig
+    except ValueError as error:
+        raise ConfigError("model.name", f"={name}: {error}") from None
 
 
 def open_data(section: Any, split: str, name: str = "data") -> Dataset:
     """A split of the dataset that the section `name` of a config describes; ConfigError with the field's whole path."""
+    return open_section(name, lambda: DATASETS.build(section, split))
+
+
+def open_section(name: str, build: Callable[[], T]) -> T:
+    """What is built of the section `name` of a config; ConfigError with the field's whole path."""
     try:
-        return DATASETS.build(section, split)
+        return build()
     except ConfigError as error:
         raise error.below(name) from None
 
@@ -108,7 +142,7 @@ def _with(model: Any, **fields: object) -> Any:
         raise error.below("model") from None
 
 
-def identified(data: Any, dataset: Dataset) -> Any:
+def identified(data: Any, dataset: Fingerprinted) -> Any:
     """The section `data` with the fingerprint of what it names; ConfigError if it states another one."""
     if dataset.fingerprint is None:
         return data

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dit_moe import checkpoint, config
 from dit_moe.diffusion import OBJECTIVES, Objective
-from dit_moe.experiment import Experiment, settle_sampling
+from dit_moe.experiment import Experiment, image_experiment, settle_sampling
 from dit_moe.generate import Generator, SampleConfig, choose_labels
 from dit_moe.latents import FIRST_STAGES, FirstStage
 from dit_moe.models import MODELS
@@ -80,7 +80,7 @@ def open_run(
     if sample is not None:
         tree["sample"] = config.dump(sample)
     whole = [change if change.startswith("first_stage.") else f"sample.{change}" for change in of_sample(overrides)]
-    experiment = config.build(Experiment, config.override(tree, whole))
+    experiment = image_experiment(config.override(tree, whole))
     model_config: Any = experiment.model
     objective = OBJECTIVES.build(experiment.objective, num_classes=model_config.num_classes)
     settled = settle_sampling(experiment, objective)

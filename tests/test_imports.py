@@ -23,13 +23,18 @@ MAY_IMPORT = {
     "processes": BOTTOM,
     "checkpoint": BOTTOM,
     "pictures": BOTTOM,
+    "text": BOTTOM | {"processes", "data", "moe"},
+    "interop": BOTTOM | {"moe", "models", "text", "checkpoint", "text_runs"},
+    "text_experiment": BOTTOM | {"models", "text", "training", "experiment"},
+    "text_runs": BOTTOM | {"models", "text", "checkpoint", "text_experiment"},
     "training": BOTTOM | {"processes", "moe", "models", "diffusion", "latents", "data", "checkpoint"},
     "generate": BOTTOM | {"moe", "models", "diffusion", "latents", "checkpoint"},
     "evaluation": BOTTOM | {"processes", "moe", "data", "latents", "checkpoint", "generate", "extractors", "metrics"},
     "experiment": BOTTOM | {"moe", "models", "diffusion", "latents", "data", "training", "generate", "evaluation"},
-    "costs": BOTTOM | {"models", "diffusion", "data", "latents", "experiment"},
+    "costs": BOTTOM
+    | {"moe", "models", "diffusion", "data", "latents", "text", "training", "experiment", "text_experiment"},
     "runs": BOTTOM | {"models", "diffusion", "latents", "checkpoint", "experiment", "generate"},
-    "cli": BOTTOM | {"commands", "training", "diffusion", "latents"},
+    "cli": BOTTOM | {"commands", "training", "diffusion", "latents", "text"},
 }
 
 

@@ -1,4 +1,4 @@
-"""Sample images from a run: images.npz, grid.png and sample.json in the output folder.
+"""Sample from a run. Of images: images.npz, grid.png and sample.json in the output folder.
 
 Overrides change the run's section `sample`. Several processes (torchrun, accelerate) share the work, and the images are
 the same whatever their number. They are written as they come: a set of any size takes the memory of one batch.
@@ -6,6 +6,10 @@ the same whatever their number. They are written as they come: a set of any size
     dit-moe sample runs/digits count=1000 seed=1 guidance.scale=2 sampler=euler sampler.steps=50 --out guided
     dit-moe sample runs/digits count=1000 --save png,grid --out pictures
     dit-moe sample runs/imagenet256/DiT-XL-2 --recipe dit-cfg1.5 --save npz --out published
+
+A language model's run writes text: it is printed, and kept with all settings in sample.json.
+
+    dit-moe sample runs/lm_tiny --prompt "The with statement" temperature=0.5 max_new_tokens=300
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,11 +31,13 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from dit_moe import checkpoint, config
 from dit_moe.commands.outputs import OUTPUTS, Take, open_outputs, parse_names, require_possible
 from dit_moe.commands.sharing import stream_together
+from dit_moe.config import ConfigError
 from dit_moe.evaluation.recipes import SAMPLING, sampling_recipe
 from dit_moe.files import write_atomically
 from dit_moe.generate import Generator
 from dit_moe.processes import join_processes, on_main
 from dit_moe.runs import Run, open_run
+from dit_moe.text_runs import is_text_run, open_text_run
 
 RECIPES = "; ".join(f"{recipe.name}, {recipe.summary}" for recipe in SAMPLING.values())
 DEFAULT = ("npz", "grid")  # of OUTPUTS
@@ -43,20 +50,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the results go; default the run folder")
     parser.add_argument(
         "--save",
-        default=",".join(DEFAULT),
         metavar="KINDS",
-        help="what to write: npz (images.npz), png (a folder of single images), grid (grid.png); default %(default)s",
+        help="what to write: npz (images.npz), png (a folder of single images), grid (grid.png); "
+        f"default {','.join(DEFAULT)}",
     )
     parser.add_argument(
         "--recipe",
         metavar="NAME",
         help=f"sample as a published baseline was, before any key=value: {RECIPES}",
     )
+    parser.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="what a language model goes on from; may be given repeatedly"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Sample and write. ValueError for bad input, before anything is written."""
-    save = parse_names(args.save)
+    if is_text_run(args.run_folder):
+        _run_text(args)
+        return
+    if args.prompt is not None:
+        raise ConfigError("--prompt", f": {args.run_folder} makes images; leave it out")
+    save = DEFAULT if args.save is None else parse_names(args.save)
     overrides, recipe = args.overrides, None
     if args.recipe is not None:
         trained = checkpoint.open_checkpoint(args.run_folder).config()["objective"]["name"]
@@ -64,6 +79,19 @@ def run(args: argparse.Namespace) -> None:
         overrides, recipe = [*chosen.overrides, *overrides], chosen.label(overrides)
     opened = open_run(args.run_folder, overrides, device=join_processes().device)
     sample(opened, args.out or opened.folder.parent.parent, save, recipe)
+
+
+def _run_text(args: argparse.Namespace) -> None:
+    from dit_moe.commands.sample_text import sample_text  # and with it transformers
+
+    for option in ("save", "recipe"):
+        if getattr(args, option) is not None:
+            raise ConfigError(f"--{option}", f": {args.run_folder} is a language model's run; leave it out")
+    run = open_text_run(args.run_folder, args.overrides, device=join_processes().device)
+    if args.prompt is not None:
+        sample = replace(run.experiment.sample, prompts=tuple(args.prompt))
+        run = replace(run, experiment=replace(run.experiment, sample=sample))
+    sample_text(run, args.out or run.folder.parent.parent)
 
 
 def sample(opened: Run, out: Path, save: Sequence[str] = DEFAULT, recipe: str | None = None) -> dict[str, Any] | None:

@@ -1,0 +1,68 @@
+"""What `dit-moe quickstart` does with a language model's config: tokenise, train, score, write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dit_moe.commands.perplexity import heldout_text, perplexity
+from dit_moe.commands.run_summary import active_experts, train_seconds, training_rows
+from dit_moe.commands.sample_text import sample_text
+from dit_moe.commands.tokenize_text import tokenize_all
+from dit_moe.commands.train import prepare, train
+from dit_moe.config import ConfigError
+from dit_moe.files import write_atomically
+from dit_moe.pictures import read_log, save_curves
+from dit_moe.processes import join_processes
+from dit_moe.text.corpora import CORPORA
+from dit_moe.text.ngram import TrigramModel
+from dit_moe.text_experiment import TextExperiment
+from dit_moe.text_runs import open_text_run
+
+
+def quickstart_text(raw: TextExperiment, folder: Path, config_name: str) -> None:
+    """Do all of it and write metrics.json, sample.json and curves.png into the run folder."""
+    if raw.tokenize is None:
+        raise ConfigError("tokenize", " is missing; say there which text the tokens of `data` are made of")
+    if raw.data.heldout is None:
+        raise ConfigError("data.heldout", " is missing; name a folder for the tokens of held-out text")
+    tokenize_all(raw)
+    experiment, tokens = prepare(raw)
+    train(experiment, tokens, folder)
+    run = open_text_run(folder, device=join_processes().device)
+    report = perplexity(run, heldout_text(run))
+    passage = sample_text(run, folder)
+    if passage is None:  # not the main process
+        return
+    corpora = (CORPORA.build(raw.tokenize.corpus, split).documents() for split in ("train", "heldout"))
+    seen, unseen = ([document.encode() for document in documents] for documents in corpora)
+    log = read_log(folder / "log.jsonl")
+    metrics = report | {
+        "bits_per_byte": {
+            "model": report["bits_per_byte"],
+            "model_std_error": report["bits_per_byte_std_error"],
+            "trigram": TrigramModel(seen).bits_per_byte(unseen),
+        },
+        "active_experts": active_experts(log, experiment.model.moe),
+        "heldout_active_experts": report["active_experts"],
+        "train_seconds": train_seconds(log, "tokens"),
+        "config": config_name,
+    }
+    target = experiment.model.moe and experiment.model.moe.target
+    save_curves(log, target, folder / "curves.png", read_log(folder / "evaluations.jsonl"))
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    _print(metrics, folder)
+
+
+def _print(metrics: dict[str, dict[str, float]], folder: Path) -> None:
+    table, bits = Table(show_header=False), metrics["bits_per_byte"]
+    table.add_row("held-out bits per byte", f"{bits['model']:.3f} ± {bits['model_std_error']:.3f}")
+    table.add_row("… of a trigram model of the same text", f"{bits['trigram']:.3f}")
+    for row in training_rows(metrics):
+        table.add_row(*row)
+    for name in ("sample.json", "curves.png", "metrics.json"):
+        table.add_row(name.partition(".")[0], str(folder / name))
+    Console(stderr=True).print(table)

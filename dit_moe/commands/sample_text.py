@@ -1,0 +1,67 @@
+"""Text from a language model's run: what `dit-moe sample` does with one."""
+
+from __future__ import annotations
+
+import json
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dit_moe import config
+from dit_moe.files import require_writable, write_atomically
+from dit_moe.interop.generation import generate_text
+from dit_moe.moe import measure_active, steered_routers
+from dit_moe.processes import join_processes
+from dit_moe.text_runs import TextRun
+
+RULE = "–" * 72
+
+
+def write_texts(run: TextRun) -> list[str]:
+    """What the run writes behind each prompt of its section ``sample``, by the settings there."""
+    sample = run.experiment.sample
+    return generate_text(
+        run,
+        sample.prompts,
+        max_new_tokens=sample.max_new_tokens,
+        temperature=sample.temperature,
+        top_k=sample.top_k,
+        top_p=sample.top_p,
+        seed=sample.seed,
+    )
+
+
+def page(run: TextRun, texts: list[str]) -> str:
+    """Prompts and what follows them, to be read."""
+    passages = [prompt + text for prompt, text in zip(run.experiment.sample.prompts, texts, strict=True)]
+    return f"\n{RULE}\n".join(passages) + "\n"
+
+
+def sample_text(run: TextRun, out: Path) -> dict[str, Any] | None:
+    """Write texts, print them, and put them with all settings into sample.json in the folder `out`.
+
+    Returns what that holds; None on all processes but the main one, which works alone. Raises ValueError if `out`
+    cannot be written.
+    """
+    if not join_processes().is_main_process:
+        return None
+    require_writable(out)
+    start = time.perf_counter()
+    with measure_active(run.model) as active:
+        texts = write_texts(run)
+    print(page(run, texts), end="")
+    facts = {
+        "run": str(run.folder),
+        "step": run.step,
+        "weights_sha256": run.sha256,
+        "experiment": config.dump(run.experiment),
+        "texts": texts,
+        "active_experts": active.mean,
+        "thresholds": [router.controller.p.item() for router in steered_routers(run.model)],
+        "device": str(next(run.model.parameters()).device),
+        "seconds": time.perf_counter() - start,
+        "versions": {name: version(name) for name in ("dit_moe", "torch", "transformers")},
+    }
+    write_atomically(out / "sample.json", json.dumps(facts, indent=1) + "\n")
+    return facts

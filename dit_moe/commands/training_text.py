@@ -1,0 +1,90 @@
+"""Training a language model."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from itertools import islice
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from dit_moe import checkpoint
+from dit_moe.commands.perplexity import scoring_options
+from dit_moe.commands.sample_text import page, write_texts
+from dit_moe.commands.training_parts import TrainingParts
+from dit_moe.config import ConfigError
+from dit_moe.experiment import open_section
+from dit_moe.files import require_writable
+from dit_moe.models import LM
+from dit_moe.processes import join_processes, on_main
+from dit_moe.randomness import BatchRandom
+from dit_moe.text.heldout import HeldoutLoss
+from dit_moe.text.objective import NextToken
+from dit_moe.text.sequences import TokenSequences, folder_of
+from dit_moe.text.token_shards import TokenShards
+from dit_moe.text.tokenizer import TextTokenizer
+from dit_moe.text_experiment import TextExperiment
+from dit_moe.text_runs import TOKENIZER, TextRun
+from dit_moe.training import Hook, Unit
+
+
+def text_parts(
+    experiment: TextExperiment, dataset: TokenSequences, folder: Path, earlier: checkpoint.Checkpoint | None
+) -> TrainingParts:
+    """For a run in `folder` that goes on, or starts, from `earlier`. ValueError if that had another tokenizer."""
+    tokenizer = dataset.tokenizer()
+    if earlier is not None:
+        before = earlier.state.get("tokenizer", {})
+        if before.get("sha256") != tokenizer.config.sha256:
+            problem = f"={experiment.data.path} was made with the tokenizer {tokenizer.config.name}"
+            remedy = f"the run in {earlier.folder} had {before.get('name', 'none')}; tokenise with that one"
+            raise ConfigError("data.path", f"{problem}, {remedy}")
+    on_main(lambda: _keep(tokenizer, folder))
+
+    def prepare_batch(rows: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
+        return rows
+
+    def save_samples(step: int, network: nn.Module) -> None:
+        if not join_processes().is_main_process:
+            return
+        assert isinstance(network, LM)
+        run = TextRun(folder=folder, step=step, sha256="", experiment=experiment, model=network, tokenizer=tokenizer)
+        try:
+            (folder / "samples").mkdir(exist_ok=True)
+            (folder / "samples" / f"step_{step:08d}.txt").write_text(page(run, write_texts(run)))
+        except ValueError as error:  # a preview is not worth a run
+            print(f"warning: no samples at step {step}: {error}", file=sys.stderr)
+
+    hooks = []
+    if every := experiment.train.sample_every:
+        hooks.append(Hook(every=every, call=save_samples))
+    if every := experiment.eval.light_every:
+        hooks.append(Hook(every=every, call=_heldout_loss(experiment, tokenizer), measures=True))
+    return TrainingParts(
+        objective=NextToken(experiment.objective),
+        prepare_batch=prepare_batch,
+        facts={"tokenizer": {"name": tokenizer.config.name, "sha256": tokenizer.config.sha256}},
+        hooks=hooks,
+        unit=Unit("tokens", experiment.data.length),
+    )
+
+
+def _heldout_loss(experiment: TextExperiment, tokenizer: TextTokenizer) -> HeldoutLoss:
+    """On documents from all over the held-out split."""
+    heldout = open_section("data", lambda: TokenShards(folder_of(experiment.data, "heldout")))
+    heldout.manifest.require_tokenizer(tokenizer)
+    documents, count = heldout.manifest.documents, experiment.eval.light_documents
+    chosen = islice(heldout.documents(step=max(1, documents // count)), count)
+    return HeldoutLoss(chosen, eos=tokenizer.eos, **scoring_options(experiment))
+
+
+def _keep(tokenizer: TextTokenizer, folder: Path) -> None:
+    """Put the tokenizer into the run folder: all of it or none."""
+    if (folder / TOKENIZER).is_dir():
+        return
+    require_writable(folder)
+    partial = folder / f"{TOKENIZER}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    tokenizer.save(partial)
+    partial.rename(folder / TOKENIZER)

@@ -1,0 +1,68 @@
+"""A language model's run folder, opened to be used: its experiment, network and tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dit_moe import checkpoint, config
+from dit_moe.models import LM, MODELS
+from dit_moe.text.tokenizer import TextTokenizer, TokenizerConfig, open_tokenizer
+from dit_moe.text_experiment import TextExperiment, text_experiment
+
+TOKENIZER = "tokenizer"  # folder of a run that holds it
+
+
+@dataclass
+class TextRun:
+    """What a checkpoint holds, built and loaded."""
+
+    folder: Path
+    step: int
+    sha256: str  # of the weights' file
+    experiment: TextExperiment
+    model: LM
+    tokenizer: TextTokenizer
+
+
+def open_text_run(path: str | Path, overrides: Sequence[str] = (), *, device: str | torch.device = "cpu") -> TextRun:
+    """Open the newest checkpoint of a run folder, or a checkpoint folder.
+
+    Args:
+        path: the folder.
+        overrides: ``key=value`` changes to the section ``sample``, whose name may stand before them, and, written in
+            full, to ``eval``.
+        device: where the network goes.
+
+    Raises ValueError if there is no such run, if a file of it is damaged, or for a mistake in the overrides.
+    """
+    opened = checkpoint.open_checkpoint(path)
+    changes = [each if each.startswith(("sample.", "eval.")) else f"sample.{each}" for each in overrides]
+    experiment = text_experiment(config.override(opened.config(), changes))
+    weights = experiment.sample.weights
+    model = MODELS.build(experiment.model)
+    checkpoint.load_into(model, opened.weights(weights), opened.folder)
+    return TextRun(
+        folder=opened.folder,
+        step=opened.step,
+        sha256=opened.state["files"][f"{weights}.safetensors"]["sha256"],
+        experiment=experiment,
+        model=model.to(device).eval(),
+        tokenizer=run_tokenizer(opened),
+    )
+
+
+def run_tokenizer(opened: checkpoint.Checkpoint) -> TextTokenizer:
+    """The tokenizer that lies in the run folder. ValueError if it is gone, or another one."""
+    folder = opened.folder.absolute().parent.parent / TOKENIZER
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is missing; restore it from a copy, or from the folder of tokens trained on")
+    return open_tokenizer(TokenizerConfig(**opened.state["tokenizer"]), folder)
+
+
+def is_text_run(path: str | Path) -> bool:
+    """Whether a run folder or checkpoint folder is a language model's."""
+    return "tokenizer" in checkpoint.open_checkpoint(path).state

@@ -1,0 +1,183 @@
+"""A language model from text to text, by the commands."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dit_moe import checkpoint
+from dit_moe.text.ngram import TrigramModel
+from tests.cli.conftest import CONFIG, cli
+
+LM_CONFIG = Path(__file__).parents[2] / "configs" / "lm_tiny.yaml"
+WORDS = (
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "while",
+    "some",
+    "dogs",
+    "ran",
+    "after",
+    "every",
+    "bird",
+    "that",
+    "sang",
+)
+
+
+def story(number: int) -> str:
+    """Some hundred words, each story its own."""
+    return " ".join(WORDS[(number + i * i + number * i) % len(WORDS)] for i in range(120)) + ".\n"
+
+
+def small(folder: Path) -> list[str]:
+    """Changes to the config that make it a matter of seconds."""
+    text = folder / "text"
+    text.mkdir(exist_ok=True)
+    for number in range(20):
+        (text / f"{number:02d}.txt").write_text(story(number))
+    return [
+        f"tokenize.corpus={{name: files, path: {text}, heldout_every: 5}}",
+        f"data.path={folder}/tokens/train",
+        f"data.heldout={folder}/tokens/heldout",
+        "data.length=32",
+        "model={name: LM-custom-4E2A, width: 32, depth: 2, heads: 2}",
+        "train.steps=6",
+        "train.batch_size=8",
+        "train.warmup_steps=0",
+        "train.checkpoint_every=3",
+        "train.sample_every=3",
+        "sample.max_new_tokens=12",
+        "eval.stride=16",
+        "eval.light_every=3",
+        "eval.light_documents=2",
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("language")
+    assert cli("quickstart", LM_CONFIG, "--run", folder / "run", *small(folder)) == 0
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return Path(shutil.copytree(finished / "run", tmp_path / "run"))
+
+
+def test_one_command_goes_from_text_to_scores_and_a_passage(finished, capsys):
+    run = finished / "run"
+    metrics = json.loads((run / "metrics.json").read_text())
+    texts = [story(number).encode() for number in range(20)]
+    heldout = [texts[number] for number in range(20) if number % 5 == 4]
+    assert metrics["bytes"] == sum(map(len, heldout)) and metrics["documents"] == 4
+    trigram = TrigramModel([text for text in texts if text not in heldout]).bits_per_byte(heldout)
+    assert metrics["bits_per_byte"]["trigram"] == pytest.approx(trigram)
+    assert 4 < metrics["bits_per_byte"]["model"] < 9  # 6 steps from log2(320)
+    assert set(metrics["active_experts"]) == {"target", "mean", "std"} and metrics["active_experts"]["target"] == 2
+    assert metrics["train_seconds"] > 0 and (run / "curves.png").stat().st_size > 0
+    assert len(json.loads((run / "sample.json").read_text())["texts"]) == 1
+    assert sorted(path.name for path in (run / "samples").iterdir()) == ["step_00000003.txt", "step_00000006.txt"]
+
+
+def test_the_log_counts_tokens(finished):
+    log = [json.loads(line) for line in (finished / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["tokens"] for line in log] == [256 * step for step in range(1, 7)]
+    assert {"loss", "next_token", "tokens_per_s", "active", "p", "aux_balance"} <= set(log[-1])
+    state = checkpoint.open_checkpoint(finished / "run").state
+    assert state["tokens"] == 1536 and state["tokenizer"]["name"] == "bytes"
+
+
+def test_held_out_text_is_scored_during_training(finished):
+    lines = [json.loads(line) for line in (finished / "run" / "evaluations.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 6]
+    assert lines[1]["heldout_loss"] < lines[0]["heldout_loss"]
+
+
+def test_sampling_prints_text_behind_each_prompt_the_same_again_for_a_seed(run, capsys):
+    words = ("sample", run, "--prompt", "the cat", "--prompt", "a bird", "max_new_tokens=9", "--out", run / "out")
+    assert cli(*words) == 0
+    first = capsys.readouterr().out
+    assert first.startswith("the cat") and "\na bird" in first
+    assert cli(*words) == 0
+    assert capsys.readouterr().out == first
+    facts = json.loads((run / "out" / "sample.json").read_text())
+    assert facts["experiment"]["sample"]["prompts"] == ["the cat", "a bird"] and facts["active_experts"] > 0
+    assert cli(*words, "seed=1") == 0
+    assert capsys.readouterr().out != first
+
+
+def test_greedy_text_does_not_depend_on_the_seed(run, capsys):
+    told = []
+    for seed in (0, 1):
+        assert cli("sample", run, "temperature=0", f"seed={seed}") == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
+
+
+def test_a_run_goes_on_where_it_stopped(finished, tmp_path):
+    options = [*small(finished), "train.keep_checkpoints=9"]
+    assert cli("train", LM_CONFIG, "--run", tmp_path / "run", *options, "train.steps=3", "train.schedule=constant") == 0
+    assert cli("train", LM_CONFIG, "--run", tmp_path / "run", *options, "train.schedule=constant") == 0
+    assert cli("train", LM_CONFIG, "--run", tmp_path / "whole", *options, "train.schedule=constant") == 0
+    parts, whole = (checkpoint.open_checkpoint(tmp_path / name).state["files"] for name in ("run", "whole"))
+    assert parts["model.safetensors"] == whole["model.safetensors"]
+    assert parts["optimizer.safetensors"] == whole["optimizer.safetensors"]
+
+
+def test_dry_run_of_tokens_that_are_not_there_yet_needs_the_vocabulary(tmp_path, capsys):
+    options = [*small(tmp_path), "--dry-run"]
+    assert cli("train", LM_CONFIG, *options) == 2
+    assert "model.vocab_size is missing" in capsys.readouterr().err
+    assert cli("train", LM_CONFIG, *options, "model.vocab_size=320") == 0
+    out = capsys.readouterr().out
+    assert "vocab_size: 320" in out and "active per token" in out
+
+
+BAD = {  # words of a command, {run} and {data} filled in: what it says
+    "an image config for text": (["tokenize", CONFIG], "model is none of language"),
+    "a text config for images": (["encode", LM_CONFIG], "model is a language model"),
+    "judging text as images": (["eval", "{run}"], "model is a language model"),
+    "saving text as pictures": (["sample", "{run}", "--save", "png"], "--save: .* leave it out"),
+    "an unknown option of sampling": (["sample", "{run}", "temprature=1"], "sample.temprature is not a known key"),
+    "a negative temperature": (["sample", "{run}", "temperature=-1"], "sample.temperature=-1.0 must be at least 0"),
+    "no tokenizer": (["sample", "{lost}"], "tokenizer is missing; restore it"),
+    "another tokenizer": (["sample", "{other}"], "tokenizer"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(case, run, tmp_path, capsys):
+    words, message = BAD[case]
+    lost, other = (Path(shutil.copytree(run, tmp_path / name)) for name in ("lost", "other"))
+    shutil.rmtree(lost / "tokenizer")
+    changed = other / "tokenizer" / "tokenizer.json"
+    changed.write_text(changed.read_text().replace('"a":', '"@@":', 1))
+    filled = [str(word).format(run=run, lost=lost, other=other) for word in words]
+    capsys.readouterr()
+    assert cli(*filled) == 2
+    error = capsys.readouterr().err.strip()
+    assert re.search(message, error) and "\n" not in error
+
+
+def test_a_vocabulary_below_the_tokenizers_is_refused(finished, tmp_path, capsys):
+    assert cli("train", LM_CONFIG, "--run", tmp_path / "run", *small(finished), "model.vocab_size=256") == 2
+    assert "model.vocab_size=256 is below the 257 ids of the tokenizer bytes" in capsys.readouterr().err
+
+
+def test_a_stride_beyond_the_length_is_refused_before_anything_is_made(tmp_path, capsys):
+    assert cli("quickstart", LM_CONFIG, "--run", tmp_path / "run", *small(tmp_path), "eval.stride=33") == 2
+    assert "eval.stride=33 exceeds data.length=32" in capsys.readouterr().err
+    assert not (tmp_path / "tokens").exists()
+
+
+def test_a_prompt_for_a_model_of_images_is_refused(a_run, capsys):
+    assert cli("sample", a_run, "--prompt", "a cat") == 2
+    assert "makes images; leave it out" in capsys.readouterr().err

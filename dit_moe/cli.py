@@ -27,6 +27,7 @@ COMMANDS = {  # name: module of dit_moe.commands, what it does
 }
 
 
+EXTRAS = {"transformers": "lm", "tokenizers": "lm", "lm_eval": "lm", "datasets": "datasets"}  # package: what brings it
 NEGATIVE = re.compile(r"-[\d.]")  # how a negative number begins
 
 
@@ -36,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Each is a module of `dit_moe.commands` with `add_arguments` and `run`, imported only when it is called.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="dit-moe", description="Diffusion Transformers with DTop-p experts")
+    parser = argparse.ArgumentParser(
+        prog="dit-moe", description="Diffusion Transformers, and language models, with DTop-p experts"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module_name, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
@@ -85,6 +88,12 @@ def _guarded(args: argparse.Namespace) -> int:
         return 1
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        remedy = f"pip install 'dit_moe[{EXTRAS[error.name]}]'"
+        print(f"error: this needs the package {error.name}, which is not installed; {remedy}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

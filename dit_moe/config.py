@@ -16,6 +16,7 @@ import math
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -37,6 +38,15 @@ class ConfigError(ValueError):
     def below(self, parent: str) -> ConfigError:
         """The same mistake, seen from the section `parent` that contains this one."""
         return ConfigError(f"{parent}.{self.path}" if parent else self.path, self.problem)
+
+
+@contextmanager
+def section(path: str) -> Iterator[None]:
+    """Within it a mistake is seen from the section `path` of the config: its path is below that."""
+    try:
+        yield
+    except ConfigError as error:
+        raise error.below(path) from None
 
 
 def require(ok: bool, config: object, field: str, wanted: str) -> None:
@@ -155,10 +165,8 @@ def build(cls: type[C], tree: Mapping[str, Any], path: str = "") -> C:
             values[name] = _convert(hints[name], _with_default_entry(field, hints[name], tree[name]), _join(path, name))
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(_join(path, name), " is missing; add it to the config")
-    try:
+    with section(path):
         return cls(**values)
-    except ConfigError as error:
-        raise error.below(path) from None
 
 
 def _with_default_entry(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol
 
 from dit_moe import config
-from dit_moe.config import ConfigError, Tree, require
+from dit_moe.config import ConfigError, Tree, require, section
 from dit_moe.data import DATASETS, Dataset
 from dit_moe.data.latents import LatentsConfig
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS, Objective, check_fit
@@ -17,12 +17,10 @@ from dit_moe.generate import SampleConfig, check_labels
 from dit_moe.latents import FIRST_STAGES
 from dit_moe.latents.encode import EncodeConfig
 from dit_moe.latents.settle import settle_first_stage
-from dit_moe.models import MODELS, LMConfig
+from dit_moe.models import MODELS
 from dit_moe.moe import MoEConfig
 from dit_moe.moe.routers.dtopp import DTopPConfig
 from dit_moe.training import TrainConfig
-
-T = TypeVar("T")
 
 
 class Fingerprinted(Protocol):
@@ -74,27 +72,21 @@ def image_experiment(tree: Tree) -> Experiment:
 
 def is_text(tree: Tree) -> bool:
     """Whether a config, not yet typed, is a language model's. ConfigError if it names no model that there is."""
-    section: Any = tree.get("model")
-    name = section.get("name") if isinstance(section, dict) else section
+    model: Any = tree.get("model")
+    name = model.get("name") if isinstance(model, dict) else model
     if not isinstance(name, str):
         raise ConfigError("model.name", f" is missing; name a model: {', '.join(MODELS.names())}")
     try:
-        return MODELS.config_class(name) is LMConfig
+        config_class: Any = MODELS.config_class(name)
     except ValueError as error:
         raise ConfigError("model.name", f"={name}: {error}") from None
+    return config_class.KIND == "text"
 
 
-def open_data(section: Any, split: str, name: str = "data") -> Dataset:
+def open_data(description: Any, split: str, name: str = "data") -> Dataset:
     """A split of the dataset that the section `name` of a config describes; ConfigError with the field's whole path."""
-    return open_section(name, lambda: DATASETS.build(section, split))
-
-
-def open_section(name: str, build: Callable[[], T]) -> T:
-    """What is built of the section `name` of a config; ConfigError with the field's whole path."""
-    try:
-        return build()
-    except ConfigError as error:
-        raise error.below(name) from None
+    with section(name):
+        return DATASETS.build(description, split)
 
 
 def settle(experiment: Experiment, dataset: Dataset) -> Experiment:
@@ -117,29 +109,23 @@ def settle(experiment: Experiment, dataset: Dataset) -> Experiment:
 
 def settle_model(experiment: Experiment) -> Experiment:
     """`settle` for a model section that states its latents' shape and classes itself: needs no data."""
-    try:
+    with section("model"):
         classes, channels, size = map(experiment.model.need, ("num_classes", "in_channels", "input_size"))
-    except ConfigError as error:
-        raise error.below("model") from None
     objective: Objective = OBJECTIVES.build(experiment.objective, num_classes=classes)
     learns_sigma = experiment.model.learn_sigma
     if objective.learns_sigma and learns_sigma is False:
         raise ConfigError("model.learn_sigma", "=False, but the objective learns the variance; drop the line")
     learn_sigma = objective.learns_sigma if learns_sigma is None else learns_sigma
     model = _with(experiment.model, learn_sigma=learn_sigma)
-    try:
+    with section("objective"):
         objective.check((channels, size, size))
-    except ConfigError as error:
-        raise error.below("objective") from None
     experiment = replace(experiment, model=model)
     return replace(experiment, sample=settle_sampling(experiment, objective))
 
 
 def _with(model: Any, **fields: object) -> Any:
-    try:
+    with section("model"):
         return replace(model, **fields)
-    except ConfigError as error:
-        raise error.below("model") from None
 
 
 def identified(data: Any, dataset: Fingerprinted) -> Any:
@@ -157,11 +143,9 @@ def settle_sampling(experiment: Experiment, objective: Objective) -> SampleConfi
     sample, channels = experiment.sample, experiment.model.in_channels
     sampler: Any = sample.sampler or SAMPLERS.config_class(objective.default_sampler)()
     sample = replace(sample, sampler=sampler)
-    try:
+    with section("sample.sampler"):
         check_fit(sampler, objective.name)
         SAMPLERS.build(sampler, objective)
-    except ConfigError as error:
-        raise error.below("sample.sampler") from None
     guidance = sample.guidance
     if guidance.channels is not None and guidance.channels > channels:
         wanted = f"={guidance.channels} exceeds the {channels} channels of the latents; lower it"
@@ -169,10 +153,8 @@ def settle_sampling(experiment: Experiment, objective: Objective) -> SampleConfi
     if guidance.scale != 1 and experiment.objective.label_dropout == 0:
         wanted = f"={guidance.scale:g} needs a null class; set objective.label_dropout above 0"
         raise ConfigError("sample.guidance.scale", wanted)
-    try:
+    with section("sample"):
         check_labels(sample, objective.num_classes)
-    except ConfigError as error:
-        raise error.below("sample") from None
     if sample.target is not None:
         _check_target(sample.target, experiment.model.moe)
     return sample
@@ -183,7 +165,5 @@ def _check_target(target: float, moe: MoEConfig | None) -> None:
     if moe is None or not isinstance(moe.router, DTopPConfig):
         wanted = "needs a model with dtopp routers, which have a threshold to solve; drop the line"
         raise ConfigError("sample.target", f"={target:g} {wanted}")
-    try:
+    with section("sample"):
         moe.router.check(moe.experts, target)
-    except ConfigError as error:
-        raise error.below("sample") from None

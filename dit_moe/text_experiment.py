@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dit_moe import config
-from dit_moe.config import ConfigError, Tree, require
-from dit_moe.experiment import identified, is_text, open_section
+from dit_moe.config import ConfigError, Tree, require, section
+from dit_moe.experiment import identified, is_text
 from dit_moe.models import MODELS
 from dit_moe.text.objective import NextTokenConfig
 from dit_moe.text.sequences import TokensConfig, TokenSequences
@@ -34,6 +34,9 @@ class TextSampleConfig:
 
     def __post_init__(self) -> None:
         require(len(self.prompts) >= 1, self, "prompts", "must hold at least one; an empty one begins a document")
+        for prompt in self.prompts:  # what a terminal gives for bytes that are no UTF-8
+            if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+                raise ConfigError("prompts", f" holds {prompt!r}, which is not Unicode; write it in UTF-8")
         require(self.max_new_tokens >= 1, self, "max_new_tokens", "must be at least 1")
         require(self.temperature >= 0, self, "temperature", "must be at least 0")
         require(self.top_k is None or self.top_k >= 1, self, "top_k", "must be at least 1, or null for all")
@@ -95,7 +98,8 @@ def text_experiment(tree: Tree) -> TextExperiment:
 
 def open_tokens(experiment: TextExperiment, split: str = "train") -> TokenSequences:
     """A split of the experiment's tokens. ValueError if it is not there, or damaged."""
-    return open_section("data", lambda: TokenSequences(experiment.data, split))
+    with section("data"):
+        return TokenSequences(experiment.data, split)
 
 
 def settle_text(experiment: TextExperiment, dataset: TokenSequences) -> TextExperiment:
@@ -114,8 +118,6 @@ def settle_text_model(experiment: TextExperiment, vocab_size: int | None = None)
     if model.max_length not in (None, length):
         problem = f"={model.max_length} contradicts data.length={length}; drop the line"
         raise ConfigError("model.max_length", problem)
-    try:
+    with section("model"):
         model = replace(model, vocab_size=vocab_size or model.need("vocab_size"), max_length=length)
-    except ConfigError as error:
-        raise error.below("model") from None
     return replace(experiment, model=model)

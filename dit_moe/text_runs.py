@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 
 from dit_moe import checkpoint, config
+from dit_moe.config import section
 from dit_moe.models import LM, MODELS
 from dit_moe.text.tokenizer import TextTokenizer, TokenizerConfig, open_tokenizer
 from dit_moe.text_experiment import TextExperiment, text_experiment
 
 TOKENIZER = "tokenizer"  # folder of a run that holds it
+WRITTEN_IN_FULL = ("sample.", "eval.", "data.heldout=")
 
 
 @dataclass
@@ -34,13 +36,13 @@ def open_text_run(path: str | Path, overrides: Sequence[str] = (), *, device: st
     Args:
         path: the folder.
         overrides: ``key=value`` changes to the section ``sample``, whose name may stand before them, and, written in
-            full, to ``eval``.
+            full, to ``eval`` and to ``data.heldout``.
         device: where the network goes.
 
     Raises ValueError if there is no such run, if a file of it is damaged, or for a mistake in the overrides.
     """
     opened = checkpoint.open_checkpoint(path)
-    changes = [each if each.startswith(("sample.", "eval.")) else f"sample.{each}" for each in overrides]
+    changes = [each if each.startswith(WRITTEN_IN_FULL) else f"sample.{each}" for each in overrides]
     experiment = text_experiment(config.override(opened.config(), changes))
     weights = experiment.sample.weights
     model = MODELS.build(experiment.model)
@@ -60,7 +62,8 @@ def run_tokenizer(opened: checkpoint.Checkpoint) -> TextTokenizer:
     folder = opened.folder.absolute().parent.parent / TOKENIZER
     if not folder.is_dir():
         raise ValueError(f"{folder} is missing; restore it from a copy, or from the folder of tokens trained on")
-    return open_tokenizer(TokenizerConfig(**opened.state["tokenizer"]), folder)
+    with section("tokenizer"):
+        return open_tokenizer(TokenizerConfig(**opened.state["tokenizer"]), folder)
 
 
 def is_text_run(path: str | Path) -> bool:

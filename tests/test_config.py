@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from dit_moe.config import ConfigError, build, dump, load, merge, require, to_yaml
+from dit_moe.config import ConfigError, build, dump, load, merge, require, section, to_yaml
 from dit_moe.registry import Registry
 
 SHAPES = Registry("shape")
@@ -123,6 +123,14 @@ def test_a_config_survives_the_trip_through_yaml(tmp_path):
 def test_every_mistake_is_one_error_that_names_the_dotted_path(tree, message):
     with pytest.raises(ConfigError, match=message):
         build(Outer, tree)
+
+
+def test_a_mistake_within_a_section_is_told_with_its_whole_path():
+    with pytest.raises(ConfigError, match=r"^train\.optimizer\.lr=0 is too low") as caught, section("train.optimizer"):
+        raise ConfigError("lr", "=0 is too low")
+    assert caught.value.path == "train.optimizer.lr" and caught.value.__suppress_context__
+    with pytest.raises(OSError, match="disk"), section("train"):
+        raise OSError("disk")
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,25 @@
 import re
 import sys
 import types
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
 from dit_moe.config import build
+from dit_moe.evaluation.config import EvalConfig
+from dit_moe.generate import SampleConfig
+from dit_moe.latents.encode import EncodeConfig
 from dit_moe.metrics import METRICS, FeatureSet
+from dit_moe.models import DiTConfig, LMConfig
 from dit_moe.moe import ROUTERS, MoEConfig, MoELayer
+from dit_moe.text.corpora import CORPORA
+from dit_moe.text.objective import NextTokenConfig
+from dit_moe.text.sequences import TokensConfig
+from dit_moe.text.tokenization import TokenizeConfig
+from dit_moe.text_experiment import TextEvalConfig, TextSampleConfig
+from dit_moe.training import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -55,4 +66,29 @@ def test_links_and_pictures_of_a_guide_exist_and_nothing_is_left_to_fill_in(guid
     targets = re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r'src="([^"]+)"', text)
     missing = [target for target in targets if "://" not in target and not (guide.parent / target).exists()]
     assert missing == []
-    assert "@@" not in text
+    assert "@@" not in text and "XX" not in text
+
+
+SECTIONS = (TrainConfig, SampleConfig, EvalConfig, EncodeConfig, LMConfig, DiTConfig, MoEConfig, TokensConfig)
+SECTIONS += (
+    TokenizeConfig,
+    TextSampleConfig,
+    TextEvalConfig,
+    NextTokenConfig,
+    *map(CORPORA.config_class, CORPORA.names()),
+)
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
+def test_every_option_is_in_a_guide(section):
+    guides = "".join(re.sub(r"```.*?```", "", guide.read_text(), flags=re.DOTALL) for guide in GUIDES)
+    named = set(re.findall(r"[a-z_]+", " ".join(re.findall(r"`([^`\n]+)`", guides))))
+    recorded = {"fingerprint", "sha256"}
+    assert {field.name for field in fields(section)} - recorded - named == set()
+
+
+@pytest.mark.parametrize("path", [*GUIDES, *(ROOT / "dit_moe" / "commands").glob("*.py")], ids=lambda path: path.name)
+def test_configs_that_a_guide_or_a_command_names_exist(path):
+    commands = [line for line in path.read_text().splitlines() if "dit-moe " in line]
+    named = set(re.findall(r"configs/[\w./-]+\.yaml", " ".join(commands)))
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []

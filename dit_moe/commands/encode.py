@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dit_moe.commands.config_arguments import add_config_arguments
 from dit_moe.commands.progress import images_bar
 from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS, Dataset
@@ -35,8 +36,7 @@ PICTURES = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `run` reads."""
-    parser.add_argument("config", type=Path, help="a YAML file, for instance configs/digits_latent.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    add_config_arguments(parser, "configs/digits_latent.yaml")
     parser.add_argument(
         "--split", choices=("train", "heldout"), default="train", help="heldout goes into the folder data.heldout"
     )

@@ -3,7 +3,7 @@
 The model goes through the harness's `hf` interface, in this process. Its data sets come from the Hugging Face hub. The
 table goes to stdout, everything to a JSON file: by default lm_eval.json in the run folder, or in the exported one.
 
-    dit-moe lm-eval runs/lm/64E8A --config configs/lm/tasks.yaml
+    dit-moe lm-eval runs/lm/LM-1.3B-64E8A-dtopp --config configs/lm/tasks.yaml
     dit-moe lm-eval exported/lm_tiny --tasks arc_easy,piqa --limit 100 --out arc.json
 """
 
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
 def choose_tasks(path: Path | None = None, names: Sequence[str] | None = None) -> tuple[list[TaskConfig], Any]:
     """The tasks of a config file, or those named, by the file's options where it has them; and the harness's index.
 
-    ValueError for a task that the harness does not know.
+    ValueError for a task that the harness does not know, or that is listed twice, be it within a group.
     """
     from lm_eval.tasks import TaskManager
 
@@ -121,14 +121,35 @@ def choose_tasks(path: Path | None = None, names: Sequence[str] | None = None) -
     if folder is not None and not folder.is_dir():
         raise ConfigError("include", f"={listed.include}: there is no folder {folder}; name one relative to {path}")
     by_name = {task.name: task for task in listed.tasks}
-    tasks = [by_name.get(name) or TaskConfig(name=name) for name in names or by_name]
+    tasks = [by_name.get(name) or TaskConfig(name=name) for name in names or [task.name for task in listed.tasks]]
     manager = TaskManager(include_path=None if folder is None else str(folder))
     for task in tasks:
         if task.name not in manager.task_index:
             near = get_close_matches(task.name, manager.task_index, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "`lm_eval ls tasks` lists them"
             raise ValueError(f"lm-evaluation-harness {version('lm_eval')} has no task {task.name!r}; {hint}")
+    found_in: dict[str, str] = {}  # the harness has one result for each, whichever was the last
+    for task in tasks:
+        for member in sorted(_members(task.name, manager.task_index)):
+            if member in found_in:
+                both = f"{found_in[member]!r} and {task.name!r}"
+                raise ValueError(f"the task {member!r} is judged twice, in {both}; drop one of them")
+            found_in[member] = task.name
     return tasks, manager
+
+
+def _members(part: Any, index: dict[str, Any]) -> set[str]:
+    """The single tasks of the harness behind a name, or behind an entry in the list of a group."""
+    inline = part if isinstance(part, dict) else {}
+    name: Any = inline.get("group", inline.get("task")) if inline else part
+    entry = index.get(name)
+    if entry is None:  # a group defines it on the spot
+        parts = inline["task"] if "group" in inline else ()
+    elif entry.kind.name in ("TASK", "PY_TASK"):
+        return {name}
+    else:
+        parts = entry.tags if entry.kind.name == "TAG" else entry.cfg["task"]
+    return {member for each in parts for member in _members(each, index)}
 
 
 def open_subject(path: Path, overrides: Sequence[str], device: torch.device) -> Subject:
@@ -140,10 +161,14 @@ def open_subject(path: Path, overrides: Sequence[str], device: torch.device) -> 
     if (path / "config.json").is_file():
         if overrides:
             raise ValueError(f"{overrides[0]}: {path} is no run, whose section `sample` could be changed; drop it")
-        model: Any = AutoModelForCausalLM.from_pretrained(path)
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(path)
+            tokenizer = AutoTokenizer.from_pretrained(path)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be opened: {' '.join(str(error).split())[:300]}") from None
         digests = {file.name: _digest(file) for file in sorted(path.glob("*.safetensors"))}
         facts: dict[str, Any] = {"model": str(path), "weights_sha256": digests}
-        return Subject(model.to(device), AutoTokenizer.from_pretrained(path), None, path, facts)
+        return Subject(model.to(device), tokenizer, None, path, facts)
     run = open_text_run(path, overrides, device=device)
     sample = run.experiment.sample
     facts = {
@@ -156,19 +181,26 @@ def open_subject(path: Path, overrides: Sequence[str], device: torch.device) -> 
     return Subject(wrap(run.model, run.tokenizer), run.tokenizer.hf, mixed, run.folder.parent.parent, facts)
 
 
+def harness_of(subject: Subject, batch_size: int = 16) -> Any:
+    """The model behind the harness's interface; likelihoods in fp32, whatever its weights or products are in."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(
+        pretrained=subject.model,
+        tokenizer=subject.tokenizer,
+        batch_size=batch_size,
+        softmax_dtype=torch.float32,
+        mixed_precision_dtype=subject.mixed_precision,
+    )
+
+
 def judge(
     subject: Subject, tasks: Sequence[TaskConfig], manager: Any, *, limit: int | None = None, batch_size: int = 16
 ) -> dict[str, Any]:
     """Run the tasks; returns what the JSON file holds. The mean is that of one number per task, if each has one."""
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
 
-    harness = HFLM(
-        pretrained=subject.model,
-        tokenizer=subject.tokenizer,
-        batch_size=batch_size,
-        mixed_precision_dtype=subject.mixed_precision,
-    )
+    harness = harness_of(subject, batch_size)
     raw: dict[str, dict[str, Any]] = {key: {} for key in ("results", "n-shot", "n-samples", "versions")}
     in_order = sorted(tasks, key=lambda task: (task.shots is not None, task.shots or 0))
     for shots, group in groupby(in_order, key=lambda task: task.shots):  # the harness takes one number for all

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_moe.commands.comparability import vouched
+from dit_moe.commands.config_arguments import add_config_arguments
 from dit_moe.commands.encode import encode
 from dit_moe.commands.judging import compare, how_many, seeds_of, training_images
 from dit_moe.commands.report_table import print_table
@@ -36,8 +37,7 @@ from dit_moe.text_experiment import TextExperiment
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `run` reads."""
-    parser.add_argument("config", type=Path, help="a YAML file, for instance configs/digits.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    add_config_arguments(parser, "configs/digits.yaml")
     parser.add_argument(
         "--run", dest="folder", type=Path, metavar="FOLDER", help="run folder; default runs/<name of the config>"
     )

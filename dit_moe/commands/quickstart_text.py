@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from dit_moe.commands.perplexity import heldout_text, perplexity
+from dit_moe.commands.perplexity import heldout_text, open_heldout, perplexity
 from dit_moe.commands.run_summary import active_experts, train_seconds, training_rows
 from dit_moe.commands.sample_text import sample_text
 from dit_moe.commands.tokenize_text import tokenize_all
@@ -17,10 +20,13 @@ from dit_moe.config import ConfigError
 from dit_moe.files import write_atomically
 from dit_moe.pictures import read_log, save_curves
 from dit_moe.processes import join_processes
-from dit_moe.text.corpora import CORPORA
 from dit_moe.text.ngram import TrigramModel
+from dit_moe.text.sequences import open_shards
+from dit_moe.text.tokenizer import TextTokenizer
 from dit_moe.text_experiment import TextExperiment
 from dit_moe.text_runs import open_text_run
+
+TRIGRAM_BYTES = 2**25  # of training text that the trigram model counts: 32 MiB take it some 2 GiB of memory
 
 
 def quickstart_text(raw: TextExperiment, folder: Path, config_name: str) -> None:
@@ -31,20 +37,21 @@ def quickstart_text(raw: TextExperiment, folder: Path, config_name: str) -> None
         raise ConfigError("data.heldout", " is missing; name a folder for the tokens of held-out text")
     tokenize_all(raw)
     experiment, tokens = prepare(raw)
+    open_heldout(experiment, tokens.tokenizer())  # before training, as mistakes in it should show first
     train(experiment, tokens, folder)
     run = open_text_run(folder, device=join_processes().device)
     report = perplexity(run, heldout_text(run))
     passage = sample_text(run, folder)
     if passage is None:  # not the main process
         return
-    corpora = (CORPORA.build(raw.tokenize.corpus, split).documents() for split in ("train", "heldout"))
-    seen, unseen = ([document.encode() for document in documents] for documents in corpora)
+    trigram = TrigramModel(_texts(experiment, run.tokenizer, "train", most=TRIGRAM_BYTES))
+    heldout = islice(_texts(experiment, run.tokenizer, "heldout"), experiment.eval.max_documents)
     log = read_log(folder / "log.jsonl")
     metrics = report | {
         "bits_per_byte": {
             "model": report["bits_per_byte"],
             "model_std_error": report["bits_per_byte_std_error"],
-            "trigram": TrigramModel(seen).bits_per_byte(unseen),
+            "trigram": trigram.bits_per_byte(heldout),
         },
         "active_experts": active_experts(log, experiment.model.moe),
         "heldout_active_experts": report["active_experts"],
@@ -55,6 +62,15 @@ def quickstart_text(raw: TextExperiment, folder: Path, config_name: str) -> None
     save_curves(log, target, folder / "curves.png", read_log(folder / "evaluations.jsonl"))
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
     _print(metrics, folder)
+
+
+def _texts(experiment: TextExperiment, tokenizer: TextTokenizer, split: str, most: float = math.inf) -> Iterator[bytes]:
+    """The documents of a split, from its tokens: what the model saw. They end when there are `most` bytes."""
+    for ids, size in open_shards(experiment.data, split).documents():
+        yield tokenizer.decode(ids).encode()
+        most -= size
+        if most <= 0:
+            return
 
 
 def _print(metrics: dict[str, dict[str, float]], folder: Path) -> None:

@@ -14,13 +14,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dit_moe.commands.config_arguments import add_config_arguments
 from dit_moe.commands.progress import work_bar
-from dit_moe.config import ConfigError
+from dit_moe.config import ConfigError, section
 from dit_moe.files import require_writable
 from dit_moe.processes import locked, on_main
-from dit_moe.text.sequences import folder_of
-from dit_moe.text.token_shards import TokenManifest, TokenShards
-from dit_moe.text.tokenization import Tokenization
+from dit_moe.text.sequences import folder_of, open_shards
+from dit_moe.text.token_shards import TokenManifest
+from dit_moe.text.tokenization import Tokenization, finished
 from dit_moe.text_experiment import TextExperiment, load_text_experiment
 
 MB = 1e6
@@ -28,8 +29,7 @@ MB = 1e6
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `run` reads."""
-    parser.add_argument("config", type=Path, help="a YAML file, for instance configs/lm_tiny.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    add_config_arguments(parser, "configs/lm_tiny.yaml")
     parser.add_argument("--split", choices=("train", "heldout"), help="only this one")
     parser.add_argument("--verify", action="store_true", help="read the tokens that are there, and check all of them")
 
@@ -59,10 +59,14 @@ def tokenize_all(experiment: TextExperiment) -> dict[str, dict[str, Any]]:
 
 
 def tokenize_split(experiment: TextExperiment, split: str) -> dict[str, Any]:
-    """Make the tokens of a split, or what is missing of them; returns a summary."""
+    """Make the tokens of a split, or what is missing of them; returns a summary. Finished ones are left alone."""
     if experiment.tokenize is None:
         raise ConfigError("tokenize", " is missing; say which text, for instance tokenize.corpus.name=python_docs")
-    folder = _folder(experiment, split)
+    with section("data"):
+        folder = folder_of(experiment.data, split)
+    there = finished(experiment.tokenize, folder, split)
+    if there is not None:
+        return _summary(folder, there) | {"shards_made": 0, "already_there": True}
     require_writable(folder)
     with locked(folder):
         task, start = Tokenization(experiment.tokenize, folder, split), time.perf_counter()
@@ -86,18 +90,11 @@ def tokenize_split(experiment: TextExperiment, split: str) -> dict[str, Any]:
 
 def check(experiment: TextExperiment, split: str) -> dict[str, Any]:
     """Verify the tokens of a split; returns a summary. ValueError if anything is not as it was written."""
-    folder = _folder(experiment, split)
-    tokens = TokenShards(folder)
+    with section("data"):
+        tokens = open_shards(experiment.data, split)
     with work_bar(f"verifying {split}", tokens.manifest.bytes / MB, "MB") as advance:
         tokens.verify(lambda count: advance(count / MB))
-    return _summary(folder, tokens.manifest) | {"verified": True}
-
-
-def _folder(experiment: TextExperiment, split: str) -> Path:
-    try:
-        return folder_of(experiment.data, split)
-    except ConfigError as error:
-        raise error.below("data") from None
+    return _summary(tokens.folder, tokens.manifest) | {"verified": True}
 
 
 def _summary(folder: Path, manifest: TokenManifest) -> dict[str, Any]:

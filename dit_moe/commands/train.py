@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from dit_moe import checkpoint, config
+from dit_moe.commands.config_arguments import add_config_arguments
 from dit_moe.commands.training_images import image_parts
 from dit_moe.commands.training_parts import TrainingParts
 from dit_moe.costs import add_cost_arguments, describe
@@ -32,10 +33,7 @@ AnyExperiment = Experiment | TextExperiment
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `run` reads."""
-    parser.add_argument("config", type=Path, help="a YAML file, for instance configs/digits.yaml")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="changes to the config, for instance train.lr=1e-3"
-    )
+    add_config_arguments(parser, "configs/digits.yaml")
     parser.add_argument(
         "--run", dest="folder", type=Path, metavar="FOLDER", help="run folder; default runs/<name of the config>"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from itertools import islice
 from pathlib import Path
@@ -10,19 +9,17 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from dit_moe import checkpoint
-from dit_moe.commands.perplexity import scoring_options
+from dit_moe.commands.perplexity import open_heldout, scoring_options
 from dit_moe.commands.sample_text import page, write_texts
 from dit_moe.commands.training_parts import TrainingParts
 from dit_moe.config import ConfigError
-from dit_moe.experiment import open_section
 from dit_moe.files import require_writable
 from dit_moe.models import LM
 from dit_moe.processes import join_processes, on_main
 from dit_moe.randomness import BatchRandom
 from dit_moe.text.heldout import HeldoutLoss
 from dit_moe.text.objective import NextToken
-from dit_moe.text.sequences import TokenSequences, folder_of
-from dit_moe.text.token_shards import TokenShards
+from dit_moe.text.sequences import TokenSequences
 from dit_moe.text.tokenizer import TextTokenizer
 from dit_moe.text_experiment import TextExperiment
 from dit_moe.text_runs import TOKENIZER, TextRun
@@ -40,7 +37,7 @@ def text_parts(
             problem = f"={experiment.data.path} was made with the tokenizer {tokenizer.config.name}"
             remedy = f"the run in {earlier.folder} had {before.get('name', 'none')}; tokenise with that one"
             raise ConfigError("data.path", f"{problem}, {remedy}")
-    on_main(lambda: _keep(tokenizer, folder))
+    on_main(lambda: _keep(tokenizer, folder / TOKENIZER))
 
     def prepare_batch(rows: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
         return rows
@@ -72,19 +69,12 @@ def text_parts(
 
 def _heldout_loss(experiment: TextExperiment, tokenizer: TextTokenizer) -> HeldoutLoss:
     """On documents from all over the held-out split."""
-    heldout = open_section("data", lambda: TokenShards(folder_of(experiment.data, "heldout")))
-    heldout.manifest.require_tokenizer(tokenizer)
+    heldout = open_heldout(experiment, tokenizer)
     documents, count = heldout.manifest.documents, experiment.eval.light_documents
     chosen = islice(heldout.documents(step=max(1, documents // count)), count)
     return HeldoutLoss(chosen, eos=tokenizer.eos, **scoring_options(experiment))
 
 
 def _keep(tokenizer: TextTokenizer, folder: Path) -> None:
-    """Put the tokenizer into the run folder: all of it or none."""
-    if (folder / TOKENIZER).is_dir():
-        return
-    require_writable(folder)
-    partial = folder / f"{TOKENIZER}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    tokenizer.save(partial)
-    partial.rename(folder / TOKENIZER)
+    require_writable(folder.parent)
+    tokenizer.keep(folder)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from dit_moe.config import ConfigError, Tree
 from dit_moe.data.base import DATASETS
+from dit_moe.data.folders import folder_of_split
 from dit_moe.data.manifest import DTYPES, MANIFEST, SHARDS, Shard, read_manifest
-from dit_moe.registry import did_you_mean
 
 MOST_OPEN = 512  # mapped files: each holds a descriptor, of which a process often may have 1024
 _HEADER_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}  # as safetensors calls them
@@ -46,7 +46,8 @@ class LatentShards:
     """
 
     def __init__(self, config: LatentsConfig, split: str) -> None:
-        self.folder = Path(_folder(config, split))
+        folders = {"train": config.path, "heldout": config.heldout}
+        self.folder = folder_of_split(folders, split, "latents", "of encoded held-out images")
         self.manifest = read_manifest(self.folder)
         self.class_names, self.image_shape = self.manifest.class_names, self.manifest.image_shape
         self.fingerprint = self.manifest.fingerprint
@@ -127,16 +128,6 @@ def _require_same(name: str, header: Tree, dtype: str, shape: tuple[int, ...]) -
     if (header["dtype"], header["shape"]) != (dtype, list(shape)):
         found = f"{header['dtype']} {header['shape']}"
         raise ValueError(f"{name} are {found} where {MANIFEST} says {dtype} {list(shape)}")
-
-
-def _folder(config: LatentsConfig, split: str) -> str:
-    folders = {"train": config.path, "heldout": config.heldout}
-    if split not in folders:
-        raise ValueError(f"latents have no split {split!r}; {did_you_mean(split, folders)}")
-    folder = folders[split]
-    if folder is None:
-        raise ConfigError("heldout", " is missing; name a folder of encoded held-out images")
-    return folder
 
 
 def _bits(moments: Tensor) -> np.ndarray:

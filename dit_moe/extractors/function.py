@@ -18,7 +18,8 @@ from torch import Tensor
 
 from dit_moe.config import require
 from dit_moe.extractors.base import EXTRACTORS, FeatureExtractor, Features
-from dit_moe.extractors.weights_file import sha256_of
+from dit_moe.extractors.weights_file import sha256_of_weights
+from dit_moe.files import sha256_of
 from dit_moe.precision import full_precision
 
 PROBE = 2  # blank images that tell the width of the features
@@ -52,7 +53,7 @@ class FunctionExtractor(FeatureExtractor):
         self.path, self.function = config.path, _function(module, name)
         self.name, self.dim = "function_" + re.sub(r"\W", "_", config.path), 0
         self.device = torch.device("cpu")
-        self.weights_sha256 = None if config.weights is None else sha256_of(Path(config.weights))
+        self.weights_sha256 = None if config.weights is None else sha256_of_weights(Path(config.weights))
         if not getattr(module, "__file__", None):
             raise ValueError(f"--extractor {config.path}: {module_name} has no source file to tell it by; write one")
         self.file = Path(str(module.__file__))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dit_moe.extractors.base import EXTRACTORS, FeatureExtractor, Features
-from dit_moe.extractors.weights_file import fetch, misfit, read_tensors, sha256_of
+from dit_moe.extractors.weights_file import fetch, misfit, read_tensors, sha256_of_weights
 from dit_moe.precision import full_precision
 
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # of torch-fidelity's 95,628,359 bytes
@@ -53,7 +53,7 @@ class InceptionExtractor(FeatureExtractor):
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
         path = fetch(URL_INCEPTION_V3, SHA256) if config.weights is None else Path(config.weights)
-        self.sha256 = sha256_of(path)
+        self.sha256 = sha256_of_weights(path)
         self.is_fid = self.sha256 == SHA256
         if config.verify and not self.is_fid:
             problem = f"{path} has sha256 {self.sha256}, the Inception that defines FID has {SHA256}"

@@ -12,12 +12,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from dit_moe.files import sha256_of
 
-def sha256_of(path: Path) -> str:
-    """Of a file; ValueError if it cannot be read."""
+
+def sha256_of_weights(path: Path) -> str:
+    """Of their file; ValueError if it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         problem = f"the weights {path} cannot be read ({error.strerror})"
         raise ValueError(f"{problem}; name their file with --weights FILE") from None

@@ -11,7 +11,7 @@ from typing import Any
 from dit_moe import config
 from dit_moe.files import require_writable, write_atomically
 from dit_moe.interop.olmoe import to_olmoe
-from dit_moe.interop.transformers_lm import DitMoeForCausalLM, DitMoeLMConfig, wrap
+from dit_moe.interop.transformers_lm import DitMoeForCausalLM, DitMoeLMConfig, set_tokens, wrap
 from dit_moe.text_runs import TextRun
 
 PROVENANCE = "dit_moe.json"
@@ -35,11 +35,12 @@ def export_run(run: TextRun, folder: str | Path, *, olmoe: bool = False) -> dict
     tokenizer = run.tokenizer
     model: Any
     if olmoe:
-        pad = tokenizer.hf.pad_token_id
-        model = to_olmoe(run.model, eos_token_id=tokenizer.eos, pad_token_id=tokenizer.eos if pad is None else pad)
+        model = to_olmoe(run.model)
+        set_tokens(model, tokenizer)
     else:
         model = wrap(run.model, tokenizer)
         model.config.auto_map = {auto: f"{CODE}.{name}" for auto, name in AUTO_MAP.items()}
+    tokenizer.hf.model_max_length = run.model.config.max_length
     facts = {
         "run": str(run.folder),
         "step": run.step,
@@ -58,6 +59,9 @@ def export_run(run: TextRun, folder: str | Path, *, olmoe: bool = False) -> dict
             line = f"from dit_moe.interop.transformers_lm import {names}  # noqa: F401\n"
             write_atomically(partial / f"{CODE}.py", line)
         write_atomically(partial / PROVENANCE, json.dumps(facts, indent=1) + "\n")
+        mode = (partial / PROVENANCE).stat().st_mode
+        for file in partial.iterdir():
+            file.chmod(mode)  # as the umask says: safetensors lets only their owner read them
         partial.replace(folder)  # whole or not at all
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -7,7 +7,9 @@ Importing this module registers the model type ``dit_moe_lm`` with AutoConfig an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +26,28 @@ from dit_moe.moe import routers_of
 
 if TYPE_CHECKING:
     from dit_moe.text.tokenizer import TextTokenizer
+
+
+class Follows:
+    """An attribute that the architecture decides: it can be set to what it is, and ValueError to anything else.
+
+    Args:
+        rule: its value.
+    """
+
+    def __init__(self, rule: Callable[[LMConfig], Any]) -> None:
+        self.rule = rule
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: DitMoeLMConfig | None, owner: type) -> Any:
+        return self if instance is None else self.rule(instance.architecture)
+
+    def __set__(self, instance: DitMoeLMConfig, value: Any) -> None:
+        has = self.rule(instance.architecture)
+        if value != has:
+            raise ValueError(f"{self.name}={value} contradicts the model, which has {has}; leave it out")
 
 
 class DitMoeLMConfig(PreTrainedConfig):
@@ -47,46 +71,34 @@ class DitMoeLMConfig(PreTrainedConfig):
             self.lm = config.dump(config.build(LMConfig, self.lm, "lm"))
         super().__post_init__(**kwargs)
 
-    @property
+    def __setattr__(self, key: str, value: Any) -> None:
+        if key == "lm":
+            self.__dict__.pop("architecture", None)
+        super().__setattr__(key, value)
+
+    def _remove_keys_not_serialized(self, d: dict[str, Any]) -> None:
+        super()._remove_keys_not_serialized(d)
+        d.pop("architecture", None)
+
+    @cached_property
     def architecture(self) -> LMConfig:
         """What the model is built from. ConfigError for a field that is wrong or missing."""
         return config.build(LMConfig, self.lm or {}, "lm")
 
     # The names by which transformers' caches and lm-evaluation-harness ask.
-
-    @property
-    def vocab_size(self) -> int:
-        return self.architecture.need("vocab_size")
-
-    @property
-    def hidden_size(self) -> int:
-        return self.architecture.need("width")
-
-    @property
-    def num_hidden_layers(self) -> int:
-        return self.architecture.need("depth")
-
-    @property
-    def num_attention_heads(self) -> int:
-        return self.architecture.need("heads")
-
-    @property
-    def num_key_value_heads(self) -> int:
-        return self.architecture.kv_heads or self.num_attention_heads
-
-    @property
-    def max_position_embeddings(self) -> int:
-        return self.architecture.need("max_length")
-
-    @property
-    def tie_word_embeddings(self) -> bool:
-        return self.architecture.tied
+    vocab_size = Follows(lambda lm: lm.need("vocab_size"))
+    hidden_size = Follows(lambda lm: lm.need("width"))
+    num_hidden_layers = Follows(lambda lm: lm.need("depth"))
+    num_attention_heads = Follows(lambda lm: lm.need("heads"))
+    num_key_value_heads = Follows(lambda lm: lm.kv_heads or lm.need("heads"))
+    max_position_embeddings = Follows(lambda lm: lm.need("max_length"))
+    tie_word_embeddings = Follows(lambda lm: lm.tied)
 
 
 class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
     """`LM` behind the interface of transformers.
 
-    Thresholds of the routers are buffers and travel with the weights; nothing here moves them. Routers stay in the
+    Thresholds of the routers are buffers and travel with the weights; `RouterCallback` moves them. Routers stay in the
     precision they have, fp32, whatever dtype the rest is loaded in or cast to: a threshold in bf16 is up to 0.4 % off.
 
     Args:
@@ -100,6 +112,7 @@ class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
     _no_split_modules = ["DecoderBlock"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
     # Controllers' buffers have a dtype of their own, which from_pretrained keeps.
     _keep_in_fp32_modules_strict = [r"router\.weight", r"router\.theta", r"router\.load_E"]  # noqa: RUF012
 
@@ -144,12 +157,8 @@ class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, but always in evaluation mode, in which routers count no tokens."""
-        training = self.training
-        self.eval()
-        try:
+        with _evaluating(self):
             return super().generate(*args, **kwargs)  # type: ignore[misc]
-        finally:
-            self.train(training)
 
     @can_return_tuple
     def forward(
@@ -173,11 +182,12 @@ class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
             logits_to_keep: logits of so many last tokens only, or of these positions; 0: of all.
 
         In training mode, `aux_loss` is the weighted sum of the routers' loss terms, and `loss` includes it, as the
-        trainer's does.
+        trainer's does. With `num_items_in_batch`, the labels of all micro-batches of a step, `loss` is this one's share
+        of both.
         """
-        for wanted in ("output_attentions", "output_hidden_states"):
-            if kwargs.get(wanted):
-                raise ValueError(f"{wanted}=True: this model does not return them; leave it out")
+        for wanted in ("output_attentions", "output_hidden_states", "output_router_logits"):
+            if kwargs.get(wanted) or getattr(self.config, wanted, False):
+                raise ValueError(f"{wanted}=True: this model does not return them; leave it out of call and config")
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -201,8 +211,8 @@ class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None if labels is None else self.loss_function(logits_BSV, labels, self.vocab_size, **kwargs)
         weights = self.lm.aux_weights
         aux_loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum() if terms else None
-        if loss is not None and aux_loss is not None:
-            loss = loss + aux_loss
+        if labels is not None and aux_loss is not None:
+            loss = loss + aux_loss * self._share(labels, **kwargs)
         return MoeCausalLMOutputWithPast(
             loss=loss,
             aux_loss=aux_loss,
@@ -215,6 +225,16 @@ class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
         return self.lm.config.need("vocab_size")
 
     @staticmethod
+    def _share(
+        labels_BS: Tensor, num_items_in_batch: Any = None, shift_labels: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """The part of a step's labels that these are, counted as transformers counts."""
+        if num_items_in_batch is None:
+            return 1.0
+        counted = labels_BS[..., 1:] if shift_labels is None else shift_labels
+        return counted.ne(-100).sum() / num_items_in_batch
+
+    @staticmethod
     def _positions(tokens_BS: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         length = tokens_BS.shape[1]
         if mask is not None and mask.ndim == 2:
@@ -225,19 +245,36 @@ class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
 
 def wrap(lm: LM, tokenizer: TextTokenizer | None = None) -> DitMoeForCausalLM:
     """`lm` as a transformers model, not copied; with a tokenizer, generation stops at its end of a document."""
-    eos = None if tokenizer is None else tokenizer.eos
-    pad = None if tokenizer is None else tokenizer.hf.pad_token_id
-    settings = DitMoeLMConfig(
-        lm=config.dump(lm.config), bos_token_id=eos, eos_token_id=eos, pad_token_id=eos if pad is None else pad
-    )
-    training = lm.training
-    model = DitMoeForCausalLM(settings, lm)
-    model.train(training)
-    if tokenizer is not None and model.generation_config is not None:
-        # Rows of the embedding beyond the tokenizer's ids only round its size up; nothing could be written for them.
-        unused = list(range(tokenizer.vocab_size, model.vocab_size))
-        model.generation_config.suppress_tokens = unused or None
+    model = DitMoeForCausalLM(DitMoeLMConfig(lm=config.dump(lm.config)), lm)
+    model.training = lm.training  # its own flag; the modules of `lm` keep theirs
+    if tokenizer is not None:
+        set_tokens(model, tokenizer)
     return model
+
+
+def set_tokens(model: PreTrainedModel, tokenizer: TextTokenizer) -> None:
+    """Let generation begin and stop with the tokenizer's end of a document, and write none but its ids."""
+    pad = tokenizer.hf.pad_token_id
+    ids = {"bos_token_id": tokenizer.eos, "eos_token_id": tokenizer.eos}
+    ids["pad_token_id"] = tokenizer.eos if pad is None else pad
+    generation: Any = model.generation_config
+    for name, value in ids.items():
+        setattr(model.config, name, value)
+        setattr(generation, name, value)
+    # Rows of the embedding beyond the tokenizer's ids only round its size up; nothing could be written for them.
+    generation.suppress_tokens = list(range(tokenizer.vocab_size, model.config.vocab_size)) or None
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """While entered, every module is in evaluation mode; then each in its own again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 AutoConfig.register(DitMoeLMConfig.model_type, DitMoeLMConfig, exist_ok=True)

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,7 @@ class TransformerConfig:
     FORM: ClassVar[str]  # the pattern in words
     SIZES: ClassVar[Mapping[str, Shape]]
     ACTIVATION: ClassVar[Activation]  # of a dense feed-forward
+    KIND: ClassVar[Literal["images", "text"]]  # what it is trained on, which decides the other sections of a config
 
     name: str
     depth: int | None = None  # (name) transformer blocks

@@ -35,6 +35,7 @@ class DiTConfig(TransformerConfig):
     FORM = "DiT-<size>/<patch>[-<experts>E<active>A]"
     SIZES = SIZES
     ACTIVATION: ClassVar[Activation] = "gelu"
+    KIND = "images"
 
     patch_size: int | None = None  # (name)
     in_channels: int | None = None  # (data) channels of a latent

@@ -106,6 +106,16 @@ class DecoderBlock(nn.Module):
         return x_BSD + h_BSD, aux
 
 
+class TiedEmbedding(nn.Embedding):
+    """Token ids → states and, by the same matrix, states → logits.
+
+    Both go through the module's call, and so meet its hooks, such as the one that brings offloaded weights.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight) if input.is_floating_point() else super().forward(input)
+
+
 @MODELS.register("LM", LMConfig)
 class LM(Transformer):
     """Tokens → logits of the next one.
@@ -118,10 +128,11 @@ class LM(Transformer):
         super().__init__()
         self.config = config
         width, vocab = config.need("width"), config.need("vocab_size")
-        self.embed = nn.Embedding(vocab, width)
+        self.embed = (TiedEmbedding if config.tied else nn.Embedding)(vocab, width)
         self.blocks = nn.ModuleList(DecoderBlock(config, index) for index in range(config.need("depth")))
         self.norm = RMSNorm(width, eps=config.norm_eps)
         self.head = None if config.tied else nn.Linear(width, vocab, bias=False)
+        self.gradient_checkpointing = config.recompute  # the name by which transformers switches it
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -180,11 +191,11 @@ class LM(Transformer):
             same = documents[:, None, :, None] == documents[:, None, None, :]
             mask = same & causal_mask(length, length, tokens.device)
         by = rotation(positions, config.need("width") // config.need("heads"), config.rope_theta)
-        recompute = config.recompute and self.training
+        recompute = self.gradient_checkpointing and self.training and cache is None  # which would grow twice
         x_BSD, aux = run_blocks(self.blocks, self.embed(tokens), by, mask, cache, recompute=recompute)
         x_BSD = self.norm(x_BSD)
         return (x_BSD, aux) if return_aux else x_BSD
 
     def project(self, x_BSD: Tensor) -> Tensor:
         """Logits of states."""
-        return F.linear(x_BSD, self.embed.weight if self.head is None else self.head.weight)
+        return self.embed(x_BSD) if self.head is None else self.head(x_BSD)

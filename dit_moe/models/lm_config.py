@@ -35,6 +35,7 @@ class LMConfig(TransformerConfig):
     FORM = "LM-<size>[-<total>B][-<experts>E<active>A]"
     SIZES = SIZES
     ACTIVATION: ClassVar[Activation] = "swiglu"
+    KIND = "text"
 
     kv_heads: int | None = None  # heads of keys and values; None: heads
     vocab_size: int | None = None  # (data) rows of the embedding; the tokenizer's size, rounded up to a multiple of 64

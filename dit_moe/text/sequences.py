@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dit_moe.config import ConfigError, require
-from dit_moe.registry import did_you_mean
+from dit_moe.data.folders import folder_of_split
 from dit_moe.text.token_shards import TokenManifest, TokenShards
 from dit_moe.text.tokenizer import TextTokenizer
 
@@ -43,7 +43,7 @@ class TokenSequences:
 
     def __init__(self, config: TokensConfig, split: str) -> None:
         self.config = config
-        self.shards = TokenShards(folder_of(config, split))
+        self.shards = open_shards(config, split)
         if len(self) < 1:
             problem = f"={config.length} is longer than the data: {self.shards.folder} has {self.tokens:,} tokens"
             remedy = f"set data.length to at most {self.tokens - 1}, or tokenise more text"
@@ -91,12 +91,12 @@ class TokenSequences:
         return self.shards.tokenizer()
 
 
+def open_shards(config: TokensConfig, split: str) -> TokenShards:
+    """The tokens of a split. Raises what `folder_of` and `TokenShards` raise."""
+    return TokenShards(folder_of(config, split), "data.path" if split == "train" else "data.heldout")
+
+
 def folder_of(config: TokensConfig, split: str) -> Path:
     """The folder of a split; ConfigError if there is none."""
     folders = {"train": config.path, "heldout": config.heldout}
-    if split not in folders:
-        raise ValueError(f"tokens have no split {split!r}; {did_you_mean(split, folders)}")
-    folder = folders[split]
-    if folder is None:
-        raise ConfigError("heldout", " is missing; name a folder for the tokens of held-out text")
-    return Path(folder)
+    return folder_of_split(folders, split, "tokens", "for the tokens of held-out text")

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from dit_moe.config import Tree
+from dit_moe.config import ConfigError, Tree
 from dit_moe.files import read_sealed, require_size, sha256_of, write_sealed
 from dit_moe.text.tokenizer import TextTokenizer, TokenizerConfig, open_tokenizer
 
@@ -118,8 +118,38 @@ def write_token_manifest(folder: Path, manifest: TokenManifest) -> None:
     write_sealed(folder / MANIFEST, {"format": FORMAT, **asdict(manifest), **totals})
 
 
-def read_token_manifest(folder: str | Path) -> TokenManifest:
-    """The manifest of a folder whose shards are all there at their right sizes.
+def require_held_out(train: TokenManifest, heldout: TokenManifest, option: str = "data.heldout") -> None:
+    """ConfigError for `option`, which named the folder of `heldout`, if text of it is known to be trained on."""
+    split = heldout.encoding["split"]
+    if split != "heldout":
+        problem, remedy = f" has tokens of the split {split}", "name a folder for the held-out ones"
+        raise ConfigError(option, f"{problem}; {remedy}, and run `dit-moe tokenize CONFIG`")
+    trained, scored = (each.encoding["corpus"].get("heldout_every") for each in (train, heldout))
+    # Every 10th document is one of every 5th, and `first` changes neither.
+    apart = train.encoding["split"] == "train" and trained and scored and scored % trained == 0
+    if train.fingerprint == heldout.fingerprint or (_same_source(train.encoding, heldout.encoding) and not apart):
+        problem = " has documents that are trained on: its text is that of the training tokens, which were made with"
+        found = f"tokenize.corpus.heldout_every={trained}, and these with {scored}"
+        raise ConfigError(option, f"{problem} {found}; tokenise both anew with one config")
+
+
+def _same_source(one: Tree, other: Tree) -> bool:
+    """Whether two encodings are, as far as they tell, of the same documents, before any are held out."""
+    content, other_content = one["corpus"]["fingerprint"], other["corpus"]["fingerprint"]
+    place, other_place = _place(one), _place(other)
+    return (content is not None and content == other_content) or (place[-1] is not None and place == other_place)
+
+
+def _place(encoding: Tree) -> tuple[str | None, ...]:
+    """Where the documents of an encoding were read from."""
+    corpus = encoding["corpus"]
+    own = encoding["split"] == "heldout" and not corpus.get("heldout_every")
+    place = corpus.get("heldout") if own else corpus.get("path", corpus.get("train"))
+    return corpus["name"], corpus.get("id"), corpus.get("subset"), place
+
+
+def read_token_manifest(folder: str | Path, option: str = "data.path") -> TokenManifest:
+    """The manifest of a folder, which `option` names, whose shards are all there at their right sizes.
 
     Raises:
         NoTokens: there is none, or the tokenisation was not finished.
@@ -128,7 +158,7 @@ def read_token_manifest(folder: str | Path) -> TokenManifest:
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         found = "holds an unfinished tokenisation" if (folder / SHARDS).is_dir() else "holds no tokens"
-        raise NoTokens(f"{folder} {found}; run `dit-moe tokenize CONFIG`, or name another folder in data.path")
+        raise NoTokens(f"{folder} {found}; run `dit-moe tokenize CONFIG`, or name another folder in {option}")
     body = read_sealed(folder / MANIFEST, FORMAT, "delete it and run `dit-moe tokenize` again")
     try:
         shards = tuple(TokenShard(**shard) for shard in body["shards"])
@@ -160,9 +190,9 @@ class TokenShards:
     Raises what `read_token_manifest` raises.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, option: str = "data.path") -> None:
         self.folder = Path(folder)
-        self.manifest = read_token_manifest(folder)
+        self.manifest = read_token_manifest(folder, option)
         self._starts = np.cumsum([0, *(shard.tokens for shard in self.manifest.shards)])
         self._first = np.cumsum([0, *(shard.documents for shard in self.manifest.shards)])
 
@@ -175,9 +205,9 @@ class TokenShards:
         return self.manifest.tokenizer["eos"]
 
     def tokenizer(self) -> TextTokenizer:
-        """The tokenizer that was kept with the tokens; ConfigError if it is not there as it was."""
+        """The tokenizer that was kept with the tokens; ValueError if it is not there as it was."""
         recorded = TokenizerConfig(name=self.manifest.tokenizer["name"], sha256=self.manifest.tokenizer["sha256"])
-        return open_tokenizer(recorded, self.folder / TOKENIZER)
+        return open_tokenizer(recorded, self.folder / TOKENIZER, f"restore it from a copy, or {AGAIN}")
 
     def read(self, start: int, into: np.ndarray) -> None:
         """Fill an array with the tokens from `start` on, across shards if need be."""
@@ -216,16 +246,19 @@ class TokenShards:
 
     def _tokens(self, number: int) -> np.ndarray:
         shard = self.manifest.shards[number]
-        return _map(tokens_file(self.folder, shard), DTYPES[self.manifest.dtype], (shard.tokens,))
+        return _map(tokens_file(self.folder, shard), DTYPES[self.manifest.dtype], (shard.tokens,), shard.sha256)
 
     def _index(self, number: int) -> np.ndarray:
         shard = self.manifest.shards[number]
-        return _map(documents_file(self.folder, shard), INDEX, (shard.documents, 2))
+        return _map(documents_file(self.folder, shard), INDEX, (shard.documents, 2), shard.documents_sha256)
 
 
 @lru_cache(maxsize=MOST_OPEN)
-def _map(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
-    """A file in memory as far as the system cares to keep it; all processes share its pages."""
+def _map(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], sha256: str) -> np.ndarray:
+    """A file in memory as far as the system cares to keep it; all processes share its pages.
+
+    `sha256` is what it holds: a file that was made anew is mapped anew.
+    """
     try:
         return np.asarray(np.memmap(path, dtype, mode="r", shape=shape))  # plain arrays are cut faster
     except (OSError, ValueError) as error:

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from dit_moe import config as configs
-from dit_moe.config import ConfigError, Tree, require
+from dit_moe.config import Tree, require, section
 from dit_moe.files import atomic_file, write_atomically
 from dit_moe.processes import join_processes, on_all, on_main
 from dit_moe.text.corpora import CORPORA, Corpus
@@ -30,16 +29,16 @@ from dit_moe.text.token_shards import (
     TOKENIZER,
     TokenManifest,
     TokenShard,
+    TokenShards,
     documents_file,
     require_whole,
     tokens_file,
     write_token_manifest,
 )
-from dit_moe.text.tokenizer import TextTokenizer, TokenizerConfig, open_tokenizer
+from dit_moe.text.tokenizer import TextTokenizer, TokenizerConfig, is_remote, open_tokenizer
 
 ENCODING = "encoding.json"
-# May change: fingerprints stand for places, and are of the split's own source.
-FREE = ("corpus.path", "corpus.train", "corpus.heldout", "corpus.streaming", "tokenizer.name")
+RECORDED = ("corpus.fingerprint", "tokenizer.sha256")  # of what is in the encoding: not for users to set
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 2**20  # that the tokenizer gets at a time
 
 
@@ -71,25 +70,23 @@ class Tokenization:
 
     def __init__(self, config: TokenizeConfig, folder: Path, split: str) -> None:
         self.config, self.folder = config, folder
-        self.tokenizer = _below("tokenize.tokenizer", lambda: open_tokenizer(config.tokenizer))
-        self.corpus: Corpus = _below("tokenize.corpus", lambda: CORPORA.build(config.corpus, split))
+        with section("tokenize.tokenizer"):
+            self.tokenizer = open_tokenizer(config.tokenizer)
+        with section("tokenize.corpus"):
+            self.corpus: Corpus = CORPORA.build(config.corpus, split)
         self.dtype = "uint16" if self.tokenizer.vocab_size <= 2**16 else "uint32"
         self.made = 0  # shards, by this call of `run`
-        self.encoding = self._describe(split)
+        self.encoding = _describe(config, split, self.corpus.fingerprint, self.tokenizer.config)
         if self._has_records():  # before the first shard all may change
-            remedy = "take that value, tokenise into another folder, or delete that one"
-            earlier = json.loads((folder / ENCODING).read_text())
-            configs.require_same(self.encoding, earlier, "tokenize", f"the tokens in {folder}", remedy, FREE)
+            self._require_same(json.loads((folder / ENCODING).read_text()))
 
-    def _describe(self, split: str) -> Tree:
-        """What decides the bytes of the tokens."""
-        corpus = {"name": CORPORA.name_of(self.config.corpus), **configs.dump(self.config.corpus)}
-        return {
-            "split": split,
-            "corpus": corpus | {"fingerprint": self.corpus.fingerprint},
-            "tokenizer": configs.dump(self.tokenizer.config),
-            "shard_tokens": self.config.shard_tokens,
-        }
+    def _require_same(self, earlier: Tree) -> None:
+        free = {"tokenizer.name", *(f"corpus.{option}" for option in self.corpus.free)}  # hashes stand for them
+        if None in (self.corpus.fingerprint, earlier["corpus"]["fingerprint"]):  # of a stream, then or now
+            free.add("corpus.fingerprint")
+        where, otherwise = f"the tokens in {self.folder}", "tokenise into another folder, or delete that one"
+        for remedy, also in (("take that value", RECORDED), ("restore the text and the tokenizer that it is of", ())):
+            configs.require_same(self.encoding, earlier, "tokenize", where, f"{remedy}, {otherwise}", free.union(also))
 
     def _has_records(self) -> bool:
         return (self.folder / ENCODING).is_file() and any((self.folder / SHARDS).glob("*.json"))
@@ -111,14 +108,7 @@ class Tokenization:
     def _begin(self) -> None:
         (self.folder / SHARDS).mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / ENCODING, json.dumps(self.encoding, indent=1) + "\n")
-        partial, place = self.folder / f"{TOKENIZER}.partial", self.folder / TOKENIZER
-        shutil.rmtree(partial, ignore_errors=True)
-        self.tokenizer.save(partial)
-        if _content(partial) == _content(place):
-            shutil.rmtree(partial)
-        else:
-            shutil.rmtree(place, ignore_errors=True)
-            partial.replace(place)
+        self.tokenizer.keep(self.folder / TOKENIZER)
 
     def _finish(self, records: list[Tree]) -> TokenManifest:
         tokenizer = {
@@ -218,7 +208,48 @@ def tokenize(
     config: TokenizeConfig, folder: Path, split: str, on_bytes: Callable[[int], object] = lambda count: None
 ) -> TokenManifest:
     """Make what is missing of the tokens of a split in `folder`. Raises what `Tokenization` and its `run` raise."""
-    return Tokenization(config, folder, split).run(on_bytes)
+    return finished(config, folder, split) or Tokenization(config, folder, split).run(on_bytes)
+
+
+def finished(config: TokenizeConfig, folder: Path, split: str) -> TokenManifest | None:
+    """The manifest of `folder` if it is whole, and was made of what `config` says; all processes ask together.
+
+    It is only looked at. Text and tokenizer are compared too if they lie on this machine; the network is not asked.
+    Raises ConfigError if such text or tokenizer cannot be had.
+    """
+    main = join_processes().is_main_process
+    return on_all(lambda: _finished(config, folder, split) if main else None)[0]
+
+
+def _finished(config: TokenizeConfig, folder: Path, split: str) -> TokenManifest | None:
+    try:
+        tokens = TokenShards(folder)
+        tokens.tokenizer()
+    except ValueError:  # to be made, or made anew
+        return None
+    encoding = tokens.manifest.encoding
+    fingerprint, tokenizer = encoding["corpus"]["fingerprint"], config.tokenizer
+    tokenizer = replace(tokenizer, sha256=tokenizer.sha256 or encoding["tokenizer"]["sha256"])
+    if _describe(config, split, fingerprint, tokenizer) != encoding:
+        return None
+    if not is_remote(config.tokenizer):
+        with section("tokenize.tokenizer"):
+            tokenizer = open_tokenizer(config.tokenizer).config
+    if not CORPORA.factory(config.corpus).is_remote(config.corpus):
+        with section("tokenize.corpus"):
+            fingerprint = CORPORA.build(config.corpus, split).fingerprint
+    return tokens.manifest if _describe(config, split, fingerprint, tokenizer) == encoding else None
+
+
+def _describe(config: TokenizeConfig, split: str, fingerprint: str | None, tokenizer: TokenizerConfig) -> Tree:
+    """What decides the bytes of the tokens."""
+    corpus = {"name": CORPORA.name_of(config.corpus), **configs.dump(config.corpus)}
+    return {
+        "split": split,
+        "corpus": corpus | {"fingerprint": fingerprint},
+        "tokenizer": configs.dump(tokenizer),
+        "shard_tokens": config.shard_tokens,
+    }
 
 
 class _Stream:
@@ -274,14 +305,3 @@ def _ahead(tokenizer: TextTokenizer, batches: Iterator[list[str]]) -> Iterator[t
             waiting = coming
         if waiting is not None:
             yield waiting[0], waiting[1].result()
-
-
-def _content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())} if folder.is_dir() else {}
-
-
-def _below(section: str, make: Callable[[], Any]) -> Any:
-    try:
-        return make()
-    except ConfigError as error:
-        raise error.below(section) from None

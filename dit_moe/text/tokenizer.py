@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,6 +68,17 @@ class TextTokenizer:
             settings["tokenizer_class"] = "PreTrainedTokenizerFast"
             path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
+    def keep(self, folder: Path) -> None:
+        """Put into `folder` what `save` writes, in place of anything else, and whole or not at all."""
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        self.save(partial)
+        if _content(partial) == _content(folder):
+            shutil.rmtree(partial)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.replace(folder)
+
     def _identity(self) -> str:
         """The same for the same ids of any text, whatever the path, or what is put around texts for other purposes."""
         content: dict[str, Any] = {"eos": self.eos, "class": type(self.hf).__name__, "vocab": self.hf.get_vocab()}
@@ -79,32 +91,45 @@ class TextTokenizer:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def open_tokenizer(config: TokenizerConfig, folder: Path | None = None) -> TextTokenizer:
+def is_remote(config: TokenizerConfig) -> bool:
+    """Whether it takes the network, or what was kept of it, to open the tokenizer."""
+    return config.name != BYTES and not Path(config.name).exists()
+
+
+def open_tokenizer(
+    config: TokenizerConfig, folder: Path | None = None, remedy: str = "restore it from a copy"
+) -> TextTokenizer:
     """The tokenizer that `config` names; with a `folder`, the copy that was saved there under that name.
 
-    Raises ConfigError if it cannot be loaded, has no end-of-text token, or is another than the recorded one.
+    Raises ConfigError if it cannot be loaded, has no end-of-text token, or is another than the recorded one; if a copy
+    is missing or has such a fault, a ValueError that names the folder and the `remedy`.
     """
+
+    def fault(problem: str, advice: str = "") -> ValueError:
+        if folder is None:
+            return ConfigError("name", f"={config.name} {problem}; {advice}")
+        return ValueError(f"{folder}, the copy of the tokenizer {config.name}, {problem}; {remedy}")
+
     transformers = _transformers(config)
     place = config.name if folder is None else str(folder)
     if place == BYTES:
         hf = _bytes_tokenizer(transformers)
     elif folder is not None and not folder.is_dir():
-        problem = f"={config.name} should have a copy in {folder}, which is missing"
-        raise ConfigError("name", f"{problem}; restore it, or run `dit-moe tokenize` again, which makes it anew")
+        raise fault("is missing")
     else:
         try:
             hf = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         except Exception as error:  # of many kinds, from the network to JSON
-            problem = f"={place} cannot be loaded: {' '.join(str(error).split())[:300]}"
-            remedy = f"name a folder that holds a tokenizer, {BYTES!r}, or an id of the Hugging Face Hub (offline: one"
-            raise ConfigError("name", f"{problem}; {remedy} that was loaded before)") from None
+            problem = f"cannot be loaded: {' '.join(str(error).split())[:300]}"
+            advice = f"name a folder that holds a tokenizer, {BYTES!r}, or an id of the Hugging Face Hub (offline: one"
+            raise fault(problem, f"{advice} that was loaded before)") from None
     if hf.eos_token_id is None:
-        problem = f"={place} has no end-of-text token, which separates documents"
-        raise ConfigError("name", f"{problem}; set eos_token in its tokenizer_config.json, or name another tokenizer")
+        problem, advice = "has no end-of-text token, which separates documents", "set eos_token in its"
+        raise fault(problem, f"{advice} tokenizer_config.json, or name another tokenizer")
     tokenizer = TextTokenizer(config, hf)
     if config.sha256 not in (None, tokenizer.config.sha256):
-        problem = f"={config.sha256} is not that of {place}, {tokenizer.config.sha256}"
-        raise ConfigError("sha256", f"{problem}; use the tokenizer that it was recorded of")
+        problem = f"has the sha256 {tokenizer.config.sha256} where {config.sha256} was recorded"
+        raise fault(problem, "use the tokenizer that it was recorded of")
     return tokenizer
 
 
@@ -149,3 +174,7 @@ def _plain_backend(hf: Any) -> Any:
     backend.no_padding()
     backend.encode_special_tokens = True
     return backend
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())} if folder.is_dir() else {}

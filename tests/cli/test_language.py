@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def small(folder: Path) -> list[str]:
         f"data.path={folder}/tokens/train",
         f"data.heldout={folder}/tokens/heldout",
         "data.length=32",
-        "model={name: LM-custom-4E2A, width: 32, depth: 2, heads: 2}",
+        "model={name: LM-custom-4E2A, width: 32, depth: 2, heads: 2, vocab_size: 320}",
         "train.steps=6",
         "train.batch_size=8",
         "train.warmup_steps=0",
@@ -134,11 +135,40 @@ def test_a_run_goes_on_where_it_stopped(finished, tmp_path):
 
 def test_dry_run_of_tokens_that_are_not_there_yet_needs_the_vocabulary(tmp_path, capsys):
     options = [*small(tmp_path), "--dry-run"]
-    assert cli("train", LM_CONFIG, *options) == 2
+    assert cli("train", LM_CONFIG, *options, "model.vocab_size=null") == 2
     assert "model.vocab_size is missing" in capsys.readouterr().err
-    assert cli("train", LM_CONFIG, *options, "model.vocab_size=320") == 0
+    assert cli("train", LM_CONFIG, *options) == 0
     out = capsys.readouterr().out
     assert "vocab_size: 320" in out and "active per token" in out
+
+
+def test_before_its_first_checkpoint_a_run_may_begin_again_with_another_tokenizer(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    other = Path(shutil.copytree(finished / "run" / "tokenizer", run / "tokenizer"))
+    changed = other / "tokenizer.json"
+    changed.write_text(changed.read_text().replace('"a":', '"@@":', 1))
+    assert cli("train", LM_CONFIG, "--run", run, *small(finished)) == 0
+    assert cli("sample", run) == 0
+
+
+def test_what_a_language_model_needs_and_is_not_installed_is_named(run, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith("dit_moe.commands.sample_text")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [name for name in sys.modules if name.startswith("dit_moe.interop.generation")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not there
+    assert cli("sample", run) == 2
+    error = capsys.readouterr().err.strip()
+    assert error == "error: this needs the package transformers, which is not installed; pip install 'dit_moe[lm]'"
+
+
+def test_scores_of_held_out_tokens_that_have_moved(run, finished, tmp_path, capsys):
+    moved = shutil.copytree(finished / "tokens" / "heldout", tmp_path / "moved")
+    assert cli("perplexity", run, f"data.heldout={moved}") == 0
+    found = json.loads((run / "perplexity.json").read_text())
+    assert found["bits_per_byte"] == json.loads((run / "metrics.json").read_text())["bits_per_byte"]["model"]
+    assert cli("perplexity", run, f"data.heldout={tmp_path / 'nowhere'}") == 2
+    assert "data.heldout" in capsys.readouterr().err
 
 
 BAD = {  # words of a command, {run} and {data} filled in: what it says
@@ -148,6 +178,7 @@ BAD = {  # words of a command, {run} and {data} filled in: what it says
     "saving text as pictures": (["sample", "{run}", "--save", "png"], "--save: .* leave it out"),
     "an unknown option of sampling": (["sample", "{run}", "temprature=1"], "sample.temprature is not a known key"),
     "a negative temperature": (["sample", "{run}", "temperature=-1"], "sample.temperature=-1.0 must be at least 0"),
+    "a prompt that is no text": (["sample", "{run}", "--prompt", "\udcff"], "prompts holds .*, which is not Unicode"),
     "no tokenizer": (["sample", "{lost}"], "tokenizer is missing; restore it"),
     "another tokenizer": (["sample", "{other}"], "tokenizer"),
 }
@@ -170,6 +201,14 @@ def test_bad_input_is_one_line_and_exit_code_2(case, run, tmp_path, capsys):
 def test_a_vocabulary_below_the_tokenizers_is_refused(finished, tmp_path, capsys):
     assert cli("train", LM_CONFIG, "--run", tmp_path / "run", *small(finished), "model.vocab_size=256") == 2
     assert "model.vocab_size=256 is below the 257 ids of the tokenizer bytes" in capsys.readouterr().err
+
+
+def test_held_out_text_that_is_trained_on_is_refused(finished, run, tmp_path, capsys):
+    tokens = f"data.heldout={finished / 'tokens' / 'train'}"
+    assert cli("perplexity", run, tokens) == 2
+    assert "data.heldout" in capsys.readouterr().err
+    assert cli("train", LM_CONFIG, "--run", tmp_path / "run", *small(finished), tokens) == 2
+    assert "data.heldout" in capsys.readouterr().err
 
 
 def test_a_stride_beyond_the_length_is_refused_before_anything_is_made(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """`dit-moe eval` for test_evaluation.py: notes which images each process makes, and can kill itself.
 
-eval_script.py FOLDER SHARDS words…: indices go to FOLDER/rank_<i>.txt; after SHARDS shards (-1: never) comes kill -9.
+eval_script.py FOLDER DEATHS words…: indices go to FOLDER/rank_<i>.txt. DEATHS is "none", or like "2,1": it first dies
+of kill -9 twice, in forks, after making 2 shards and then 1.
 """
 
 import os
@@ -11,8 +12,10 @@ from pathlib import Path
 from dit_moe.cli import main
 from dit_moe.evaluation.extraction import Extraction
 from dit_moe.evaluation.sources.generated import GeneratedSource
+from tests.scripts import die
 
-folder, shards, words = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+folder, deaths, words = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+shards = -1  # left to make before it dies; -1: it lives
 make, batches = Extraction._make, GeneratedSource.batches
 
 
@@ -27,10 +30,24 @@ def mortal(self, *args):
     global shards
     if isinstance(self.source, GeneratedSource):
         if shards == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         shards -= 1
     make(self, *args)
 
 
+def die_after(count):
+    """Evaluate in a fork, which must not come to its end."""
+    global shards
+    child = os.fork()
+    if child == 0:
+        shards = count
+        main(["eval", *words])
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != -signal.SIGKILL or (folder / "metrics.json").exists():
+        sys.exit("the process to be killed ended by itself")
+
+
 GeneratedSource.batches, Extraction._make = noting, mortal
+for count in deaths.split(",") if deaths != "none" else []:
+    die_after(int(count))
 sys.exit(main(["eval", *words]))

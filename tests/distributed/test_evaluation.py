@@ -1,16 +1,13 @@
 """However many processes evaluate, and however often they are killed: the same features, the same result."""
 
-import os
 import random
-import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import CONFIG, SMALL, cli
+from tests.scripts import said
 
 SCRIPT = Path(__file__).parent / "eval_script.py"
 COUNT = 1003
@@ -23,14 +20,10 @@ def run(tmp_path_factory):
     return folder
 
 
-def evaluate(run, folder, processes=1, shards=-1):
-    """Exit code, with the result in folder/metrics.json and its features beside it."""
-    folder.mkdir(exist_ok=True)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+def evaluate(run, folder, processes=1, deaths="none"):
+    """Leaves the result in folder/metrics.json and its features beside it."""
     words = [run, "digits", f"count={COUNT}", "--seeds", "1", "--out", folder / "metrics.json"]
-    command = [sys.executable, *(launcher if processes > 1 else []), SCRIPT, folder, shards, *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(list(map(str, command)), env=environment, capture_output=True, timeout=300, text=True)
+    said(SCRIPT, folder, deaths, *words, processes=processes)
 
 
 def features(folder):
@@ -40,15 +33,13 @@ def features(folder):
 @pytest.fixture(scope="module")
 def alone(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
-    done = evaluate(run, folder)
-    assert done.returncode == 0, done.stderr
+    evaluate(run, folder)
     return folder
 
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_make_every_image_once_and_get_the_same_result(run, alone, tmp_path, processes):
-    done = evaluate(run, tmp_path, processes)
-    assert done.returncode == 0, done.stderr
+    evaluate(run, tmp_path, processes)
     made = {rank: (tmp_path / f"rank_{rank}.txt").read_text().split() for rank in range(processes)}
     counts = Counter(index for each in made.values() for index in each)
     assert len(counts) == COUNT and set(counts.values()) == {1} and all(made.values())
@@ -58,11 +49,7 @@ def test_several_processes_make_every_image_once_and_get_the_same_result(run, al
 
 def test_killed_five_times_after_random_shards_it_ends_with_the_same_result(run, alone, tmp_path):
     draw = random.Random(0)
-    for _ in range(5):
-        done = evaluate(run, tmp_path, shards=draw.randint(1, 3))
-        assert done.returncode == -signal.SIGKILL and not (tmp_path / "metrics.json").exists()
-    done = evaluate(run, tmp_path)
-    assert done.returncode == 0, done.stderr
+    evaluate(run, tmp_path, deaths=",".join(str(draw.randint(1, 3)) for _ in range(5)))
     made = Counter((tmp_path / "rank_0.txt").read_text().split())
     assert len(made) == COUNT and set(made.values()) == {1}  # a shard that was whole is not made again
     assert features(tmp_path) == features(alone)

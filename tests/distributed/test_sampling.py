@@ -1,15 +1,13 @@
 """Two processes sample the same images as one."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.cli.conftest import CONFIG, SMALL, cli
+from tests.scripts import said
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,12 +17,7 @@ def test_images_do_not_depend_on_the_number_of_processes(tmp_path):
     assert cli("train", CONFIG, "--run", run, *SMALL) == 0
     words = [str(run), "count=7", "batch_size=3", "sampler={name: euler_maruyama, steps: 3}"]
     assert cli("sample", *words, "--out", tmp_path / "one") == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, str(ROOT / "sample.py"), *words, "--out", str(tmp_path / "two")]
-    done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    said(ROOT / "sample.py", *words, "--out", tmp_path / "two", processes=2)
     one, two = (np.load(tmp_path / name / "images.npz") for name in ("one", "two"))
     assert np.array_equal(one["arr_0"], two["arr_0"]) and np.array_equal(one["labels"], two["labels"])
     assert {path.name for path in (tmp_path / "two").iterdir()} == {"images.npz", "grid.png", "sample.json"}

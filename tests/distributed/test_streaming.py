@@ -1,12 +1,11 @@
 """Images reach the main process in order, a round at a time, from any number of processes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.scripts import said
 
 SCRIPT = Path(__file__).with_name("streaming_script.py")
 
@@ -14,10 +13,7 @@ SCRIPT = Path(__file__).with_name("streaming_script.py")
 @pytest.fixture(scope="module", params=[1, 3])
 def ranks(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(request.param)]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launcher, SCRIPT, folder], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    said(SCRIPT, folder, processes=request.param)
     return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(request.param)]
 
 

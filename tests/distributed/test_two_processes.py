@@ -5,10 +5,7 @@ difference of a logged number in 50 steps was 3.1e-7.
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,26 +13,23 @@ import tiny_run
 import torch
 
 from dit_moe import checkpoint
+from tests.scripts import said
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 BOTH = pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+ONCE = pytest.mark.parametrize("family", ["DiT"], indirect=True)  # what no family could change
 NUMBERS = ("loss", "grad_norm", "p", "active", "aux_balance", "aux_dynamic")
 
 
 @pytest.fixture(scope="module")
-def folder(build, family, tmp_path_factory):
+def folder(build, family, data, tmp_path_factory):
     """Runs of one process ("one", "one_tuned") and of two (see the script)."""
     folder = tmp_path_factory.mktemp("runs")
     build(folder / "one", **tiny_run.LONG).train()
-    start = {"init_from": str(folder / "one"), "classes": tiny_run.OTHER_CLASSES}
-    build(folder / "one_tuned", **tiny_run.LONG | start | {"steps": 3}).train()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    path = os.pathsep.join([str(Path(tiny_run.__file__).parent), os.environ.get("PYTHONPATH", "")])
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(
-        [*launcher, SCRIPT, family, folder], env=env, capture_output=True, text=True, check=False, timeout=600
-    )  # seen: 77 s on two cores with ten programs on them; a process left alone would wait for half an hour
-    assert done.returncode == 0, done.stderr
+    if family == "DiT":
+        start = {"init_from": str(folder / "one"), "classes": tiny_run.OTHER_CLASSES}
+        build(folder / "one_tuned", **tiny_run.LONG | start | {"steps": 3}).train()
+    said(SCRIPT, family, data, folder, processes=2)
     return folder
 
 
@@ -84,11 +78,13 @@ def test_sharded_weights_average_and_moments_are_held_once_by_all_processes_toge
         assert max(slices) < 0.52 * whole
 
 
+@ONCE
 def test_a_resumed_sharded_run_is_the_unbroken_one_bit_for_bit(folder):
     assert tiny_run.bits(folder / "fsdp2_again", 50) == tiny_run.bits(folder / "fsdp2", 50)
     assert tiny_run.log(folder / "fsdp2_again") == tiny_run.log(folder / "fsdp2")
 
 
+@ONCE
 @pytest.mark.parametrize("run", ["one_then_fsdp2", "fsdp2_then_ddp"])
 def test_a_checkpoint_goes_on_whatever_the_processes_share(folder, run):
     assert_same_curve(folder / "one", folder / run)
@@ -111,6 +107,7 @@ def test_recomputed_activations_change_nothing(folder, parallel):
     assert [line["loss"] for line in recomputed] == pytest.approx([line["loss"] for line in plain], rel=1e-5)
 
 
+@ONCE
 def test_bf16_computes_the_same_with_slices_as_with_whole_models(folder):
     ddp, fsdp2 = (tiny_run.log(folder / f"{parallel}_bf16") for parallel in ("ddp", "fsdp2"))
     assert ddp[-1]["loss"] != tiny_run.log(folder / "one")[2]["loss"]
@@ -119,11 +116,13 @@ def test_bf16_computes_the_same_with_slices_as_with_whole_models(folder):
     assert not any(tensor.dtype == torch.bfloat16 for tensor in weights.values())
 
 
+@ONCE
 @BOTH
 def test_fine_tuning_on_other_classes_starts_alike(folder, parallel):
     assert_same_curve(folder / "one_tuned", folder / f"{parallel}_tuned")
 
 
+@ONCE
 def test_a_batch_that_does_not_divide_is_refused_by_both(folder, ranks):
     for rank in ranks:
         assert rank["uneven"].startswith("ConfigError: train.batch_size=31 cannot be shared equally by 2 processes")
@@ -138,8 +137,8 @@ def test_a_nan_on_one_process_stops_both_before_the_update(folder, ranks, parall
     assert checkpoint.latest(folder / f"{parallel}_nan") is None
 
 
+@ONCE
 @BOTH
-@pytest.mark.parametrize("family", ["DiT"], indirect=True)  # tokens are whole numbers
 def test_rows_of_one_process_that_are_not_finite_are_named_by_both(ranks, parallel):
     for rank in ranks:
         seen = rank[parallel]
@@ -147,6 +146,7 @@ def test_rows_of_one_process_that_are_not_finite_are_named_by_both(ranks, parall
         assert f"rows {', '.join(map(str, seen['second_half']))} of the data set are not finite" in seen["spoilt"]
 
 
+@ONCE
 @BOTH
 def test_a_signal_to_one_process_stops_both_after_the_same_step(folder, ranks, parallel):
     for rank in ranks:
@@ -155,6 +155,7 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(folder, ranks, p
     assert checkpoint.open_checkpoint(folder / f"{parallel}_signal").step == 6
 
 
+@ONCE
 @BOTH
 def test_rows_that_one_process_cannot_prepare_stop_both_before_their_step(ranks, parallel):
     for rank in ranks:
@@ -167,18 +168,21 @@ def test_hooks_may_call_the_averaged_model_a_different_number_of_times(ranks, pa
     assert [rank[parallel]["calls"] for rank in ranks] == [[[25, True, parameters], [50, True, parameters]]] * 2
 
 
+@ONCE
 def test_processes_that_see_different_run_folders_are_refused(ranks):
     for rank in ranks:
         assert rank["split"].startswith("ValueError: ")
         assert "is at step 6 for one process and at step 0 for another; put it on a disk" in rank["split"]
 
 
+@ONCE
 def test_a_run_in_use_is_refused_by_both(ranks):
     for rank in ranks:
         assert rank["in_use"].startswith("ValueError: ")
         assert "is in use by another process" in rank["in_use"]
 
 
+@ONCE
 def test_what_one_process_refuses_is_refused_by_both(ranks):
     for rank, name in zip(ranks, ("ValueError", "ConfigError"), strict=True):
         assert rank["refused"] == [f"{name}: train.lr=0 only here", "SamplingError: only here"]

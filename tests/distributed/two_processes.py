@@ -1,6 +1,7 @@
 """What each of two processes does for test_two_processes.py, leaving what it saw in FOLDER/rank_<i>.json.
 
-Its arguments are the family of models and FOLDER, in which "one" is a run of one process.
+Its arguments are the family of models, the folder of its data, and FOLDER, in which "one" is a run of one process. What
+no family could change happens with the DiT alone.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from dit_moe.training import Hook
 
 RANK = int(os.environ["RANK"])
 FAMILY = FAMILIES[sys.argv[1]]
-build = partial(tiny_run.build, family=sys.argv[1])
+build = partial(tiny_run.build, family=sys.argv[1], data=sys.argv[2])
 UNEVEN = LONG | {"micro_batch": 9}  # 9 and 7 of a process's 16 rows
+SHORT = LONG | {"steps": 3}
 
 
 def ending(run, **kwargs):
@@ -96,14 +98,9 @@ def held(tensors):
 
 def train_both_ways(folder: Path, parallel: str) -> dict[str, Any]:
     """The same runs for ddp and fsdp2, in folders whose names begin with that."""
-    run, quick = partial(folder.joinpath), {"parallel": parallel, "p0": 0.7}
+    run = folder.joinpath
     seen: dict[str, Any] = {"calls": []}
-    seen["nan"] = ending(run(f"{parallel}_nan"), objective=overflowing, **quick)
-    if FAMILY.prepare is tiny_run.to_latents:  # tokens are whole numbers
-        seen["spoilt"] = ending(run(f"{parallel}_nan"), prepare_batch=spoilt, **quick)
-    seen["signal"] = ending(run(f"{parallel}_signal"), prepare_batch=in_seventh(terminate), **quick)
-    failing = in_seventh(partial(refuse, ValueError("only here")))
-    seen["failed"] = ending(run(f"{parallel}_failed"), prepare_batch=failing, **quick)
+    seen["nan"] = ending(run(f"{parallel}_nan"), objective=overflowing, parallel=parallel, p0=0.7)
     hook = Hook(every=25, call=partial(unequal_calls, seen["calls"]))
     trainer = build(run(parallel), hooks=[hook], **UNEVEN | {"parallel": parallel})
     seen["second_half"] = trainer.feed.order.batch(0)[16:]
@@ -112,10 +109,40 @@ def train_both_ways(folder: Path, parallel: str) -> dict[str, Any]:
     moments = [slot for state in trainer.optimizer.state.values() for slot in state.values() if slot.ndim]
     everything = [trainer.model.parameters(), trainer.ema.module.parameters(), moments]
     seen["held"] = [held(tensors) for tensors in everything]
-    short = LONG | {"steps": 3, "parallel": parallel}
-    build(run(f"{parallel}_recompute"), recompute=True, **short).train()
+    build(run(f"{parallel}_recompute"), recompute=True, **SHORT | {"parallel": parallel}).train()
+    return seen
+
+
+def once_both_ways(folder: Path, parallel: str) -> dict[str, Any]:
+    """The same again, as far as families play no part."""
+    run, quick = folder.joinpath, {"parallel": parallel, "p0": 0.7}
+    seen = {"spoilt": ending(run(f"{parallel}_nan"), prepare_batch=spoilt, **quick)}
+    seen["signal"] = ending(run(f"{parallel}_signal"), prepare_batch=in_seventh(terminate), **quick)
+    failing = in_seventh(partial(refuse, ValueError("only here")))
+    seen["failed"] = ending(run(f"{parallel}_failed"), prepare_batch=failing, **quick)
+    short = SHORT | {"parallel": parallel}
     build(run(f"{parallel}_bf16"), mixed_precision="bf16", **short).train()
     build(run(f"{parallel}_tuned"), init_from=str(run("one")), classes=OTHER_CLASSES, **short).train()
+    return seen
+
+
+def once(folder: Path) -> dict[str, Any]:
+    """What is about both ways, or none."""
+    seen: dict[str, Any] = {"uneven": ending(folder / "uneven", batch_size=31)}
+    go_on(folder, "fsdp2", "fsdp2_again", **UNEVEN | {"parallel": "fsdp2"})
+    go_on(folder, "one", "one_then_fsdp2", **LONG | {"parallel": "fsdp2"})
+    go_on(folder, "fsdp2", "fsdp2_then_ddp", **LONG)
+    seen["split"] = ending(folder / ("ddp_signal" if RANK == 0 else "elsewhere"), p0=0.7)
+    with (folder / "ddp_signal" / ".lock").open() as other:
+        if RANK == 0:
+            fcntl.flock(other, fcntl.LOCK_EX)
+        seen["in_use"] = ending(folder / "ddp_signal", p0=0.7)
+    seen["refused"] = []
+    for error in (ConfigError("train.lr", "=0 only here"), SamplingError("only here")):
+        try:
+            on_all(partial(refuse, error))
+        except Exception as raised:
+            seen["refused"].append(f"{type(raised).__name__}: {raised}")
     return seen
 
 
@@ -131,24 +158,13 @@ def go_on(folder: Path, old: str, new: str, **options: Any) -> None:
 
 
 def main(folder: Path) -> None:
-    seen: dict[str, Any] = {"uneven": ending(folder / "uneven", batch_size=31)}
-    seen |= {parallel: train_both_ways(folder, parallel) for parallel in ("ddp", "fsdp2")}
-    go_on(folder, "fsdp2", "fsdp2_again", **UNEVEN | {"parallel": "fsdp2"})
-    go_on(folder, "one", "one_then_fsdp2", **LONG | {"parallel": "fsdp2"})
-    go_on(folder, "fsdp2", "fsdp2_then_ddp", **LONG)
-    seen["split"] = ending(folder / ("ddp_signal" if RANK == 0 else "elsewhere"), p0=0.7)
-    with (folder / "ddp_signal" / ".lock").open() as other:
-        if RANK == 0:
-            fcntl.flock(other, fcntl.LOCK_EX)
-        seen["in_use"] = ending(folder / "ddp_signal", p0=0.7)
-    seen["refused"] = []
-    for error in (ConfigError("train.lr", "=0 only here"), SamplingError("only here")):
-        try:
-            on_all(partial(refuse, error))
-        except Exception as raised:
-            seen["refused"].append(f"{type(raised).__name__}: {raised}")
+    seen: dict[str, Any] = {parallel: train_both_ways(folder, parallel) for parallel in ("ddp", "fsdp2")}
+    if FAMILY.name.startswith("DiT"):
+        for parallel in ("ddp", "fsdp2"):
+            seen[parallel] |= once_both_ways(folder, parallel)
+        seen |= once(folder)
     (folder / f"rank_{RANK}.json").write_text(json.dumps(seen))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[2]))
+    main(Path(sys.argv[3]))

@@ -10,7 +10,7 @@ import torch
 
 from dit_moe.extractors import weights_file
 from dit_moe.extractors.inception import InceptionConfig, InceptionExtractor
-from dit_moe.extractors.weights_file import fetch, read_tensors, sha256_of, sha256_of_tensors
+from dit_moe.extractors.weights_file import fetch, read_tensors, sha256_of_tensors, sha256_of_weights
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_what_holds_no_weights_is_refused(tmp_path):
             read_tensors(tmp_path / name)
     for name in ("none.pth", "."):
         with pytest.raises(ValueError, match=r"cannot be read .*--weights FILE"):
-            sha256_of(tmp_path / name)
+            sha256_of_weights(tmp_path / name)
 
 
 def test_several_that_ask_at_once_download_once(hub, served, monkeypatch):
@@ -94,7 +94,7 @@ def test_several_that_ask_at_once_download_once(hub, served, monkeypatch):
     for thread in threads:
         thread.join()
     assert len(downloads) == 1 and set(paths) == {hub / "weights.pth"}
-    assert sha256_of(paths[0]) == sha256
+    assert sha256_of_weights(paths[0]) == sha256
     assert sorted(path.name for path in hub.iterdir()) == ["weights.pth", "weights.pth.lock"]
 
 

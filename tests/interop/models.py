@@ -12,6 +12,7 @@ from dit_moe.text_experiment import TextExperiment, TextSampleConfig
 from dit_moe.text_runs import TextRun
 
 ROUTERS = {"dtopp": DTopPConfig(), "layerwise": DTopPConfig(layerwise=True), "topk": TopKConfig(renormalize=False)}
+ROUTERS["heavy"] = DTopPConfig(balance_loss=1.0, dynamic_loss=0.3, z_loss=0.1)  # whose loss terms tell
 
 
 def tiny_config(router="dtopp", **changes) -> LMConfig:

@@ -27,6 +27,7 @@ def test_an_exported_run_opens_with_its_weights_tokenizer_and_origin(tmp_path):
     text = "Naïve <|endoftext|> naïve"
     assert tokenizer(text, split_special_tokens=True).input_ids == run.tokenizer.encode(text)
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id == run.tokenizer.eos
+    assert tokenizer.model_max_length == run.model.config.max_length
     written = json.loads((tmp_path / "out" / "dit_moe.json").read_text())
     assert written == json.loads(json.dumps(facts))
     assert (written["step"], written["weights"], written["weights_sha256"]) == (7, "ema", run.sha256)
@@ -54,6 +55,24 @@ def test_a_topk_run_is_exported_as_an_olmoe_that_needs_none_of_our_code(tmp_path
     assert isinstance(model, OlmoeForCausalLM) and model.config.eos_token_id == run.tokenizer.eos
     torch.testing.assert_close(model(tokens()).logits, run.model(tokens()), rtol=1e-5, atol=1e-5)
     assert not list((tmp_path / "out").glob("*.py"))
+    export_run(run, tmp_path / "native")
+    native = AutoModelForCausalLM.from_pretrained(tmp_path / "native")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens"):
+        expected = getattr(native.generation_config, name)
+        assert getattr(model.generation_config, name) == expected is not None
+    assert model.config.bos_token_id == native.config.bos_token_id == run.tokenizer.eos
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o027, 0o640)])
+def test_those_may_read_the_files_whom_the_umask_lets(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        export_run(tiny_run(tmp_path), tmp_path / "out")
+    finally:
+        os.umask(before)
+    assert {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir()} == {
+        file.name: mode for file in (tmp_path / "out").iterdir()
+    }
 
 
 def test_a_dtopp_run_is_refused_as_an_olmoe_and_nothing_is_written(tmp_path):

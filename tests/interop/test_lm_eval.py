@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from lm_eval.tasks import TaskManager
 
 from dit_moe import config
 from dit_moe.commands import lm_eval as command
-from dit_moe.commands.lm_eval import Subject, TaskConfig, choose_tasks, judge
+from dit_moe.commands.lm_eval import Subject, TaskConfig, choose_tasks, harness_of, judge, open_subject
 from dit_moe.interop.export import export_run
 from dit_moe.interop.transformers_lm import wrap
 from tests.interop.models import tiny_lm, tiny_run
@@ -116,6 +117,30 @@ def test_likelihoods_of_the_harness_are_those_of_our_model(tmp_path):
     assert harness.max_length == run.model.config.max_length
 
 
+@pytest.mark.parametrize("how", ["a run computed in bf16", "a folder saved in bf16"])
+def test_likelihoods_are_fp32_whatever_the_model_computes_in(tmp_path, monkeypatch, how):
+    run = tiny_run(tmp_path)
+    if how == "a run computed in bf16":
+        sample = replace(run.experiment.sample, precision="bf16")
+        run = replace(run, experiment=replace(run.experiment, sample=sample))
+        monkeypatch.setattr(command, "open_text_run", lambda *args, **kwargs: run)
+        subject = open_subject(tmp_path / "run", [], torch.device("cpu"))
+    else:
+        wrap(run.model, run.tokenizer).to(torch.bfloat16).save_pretrained(tmp_path / "out")
+        run.tokenizer.save(tmp_path / "out")
+        subject = open_subject(tmp_path / "out", [], torch.device("cpu"))
+        assert subject.model.dtype == torch.bfloat16
+    ids = run.tokenizer.encode("Once upon a time there was")
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "a run computed in bf16"):
+        logits = subject.model(torch.tensor([ids[:-1]])).logits
+    assert logits.dtype == torch.bfloat16
+    logp = logits.float().log_softmax(-1)[0, 10:].gather(-1, torch.tensor(ids[11:])[:, None])
+    [(value, _)] = harness_of(subject).loglikelihood(
+        [Instance("loglikelihood", {}, ("Once upon a", " time there was"), 0)]
+    )
+    assert value == pytest.approx(logp.sum().item(), rel=1e-6)
+
+
 def test_the_papers_thirteen_tasks_are_known_to_the_harness(index):
     tasks, manager = choose_tasks(CONFIGS / "tasks.yaml")
     assert len(tasks) == len({task.name for task in tasks}) == 13
@@ -124,6 +149,26 @@ def test_the_papers_thirteen_tasks_are_known_to_the_harness(index):
     assert kinds.pop("mmlu") == "Kind.GROUP" and set(kinds.values()) == {"Kind.TASK"}
     with pytest.raises(ValueError, match=r"has no task 'arc_eazy'; did you mean 'arc_easy'\?"):
         choose_tasks(CONFIGS / "tasks.yaml", ["piqa", "arc_eazy"])
+
+
+@pytest.mark.parametrize(
+    "names, both",
+    [
+        (["mmlu", "piqa", "mmlu_anatomy"], "'mmlu_anatomy' is judged twice, in 'mmlu' and 'mmlu_anatomy'"),
+        (["mmlu_stem", "mmlu"], "is judged twice, in 'mmlu_stem' and 'mmlu'"),
+        (["arc_easy", "ai2_arc"], "'arc_easy' is judged twice, in 'arc_easy' and 'ai2_arc'"),  # a tag
+        (["piqa", "piqa"], "'piqa' is judged twice, in 'piqa' and 'piqa'"),
+    ],
+)
+def test_a_task_listed_twice_is_told_before_anything_is_loaded(index, names, both):
+    with pytest.raises(ValueError, match=both):
+        choose_tasks(CONFIGS / "tasks.yaml", names)
+
+
+def test_a_folder_without_weights_is_told_in_a_line(tmp_path):
+    wrap(tiny_lm()).config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"^{tmp_path} cannot be opened: [^\\n]*model.safetensors[^\\n]*$"):
+        open_subject(tmp_path, [], torch.device("cpu"))
 
 
 def test_every_metric_of_the_list_is_one_of_its_tasks():

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("transformers", reason="needs the extra lm")
 
+from accelerate import cpu_offload
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -102,6 +103,21 @@ def test_a_mistake_in_the_config_is_named_by_its_path():
         DitMoeForCausalLM(DitMoeLMConfig(lm={"name": "LM-tiny-8E2A", "max_length": 8}))
 
 
+def test_what_the_architecture_decides_can_be_repeated_but_not_contradicted(tmp_path):
+    wrap(tiny_lm()).save_pretrained(tmp_path)
+    assert load(tmp_path, tie_word_embeddings=False, hidden_size=32).lm.head is not None
+    for name, value, has in (("tie_word_embeddings", True, False), ("hidden_size", 64, 32)):
+        with pytest.raises(ValueError, match=f"^{name}={value} contradicts the model, which has {has}; leave it out"):
+            load(tmp_path, **{name: value})
+
+
+def test_a_config_builds_its_architecture_once_for_each_value_of_lm():
+    config = wrap(tiny_lm()).config
+    assert config.architecture is config.architecture and "architecture" not in config.to_dict()
+    config.lm = config.lm | {"vocab_size": 64}
+    assert config.vocab_size == 64
+
+
 def test_a_model_from_a_config_starts_as_ours_do():
     config = wrap(tiny_lm()).config
     torch.manual_seed(3)
@@ -118,6 +134,17 @@ def test_wrapping_copies_nothing():
     assert model.lm is lm and not model.training and model.get_input_embeddings() is lm.embed
     assert model.get_output_embeddings() is lm.head
     assert wrap(tiny_lm(tied=True)).get_output_embeddings().weight.shape == (320, 32)
+
+
+@pytest.mark.parametrize("router", ["dtopp", None])
+@pytest.mark.parametrize("tied", [False, True])
+def test_offloaded_weights_compute_the_same(router, tied):
+    lm, x = tiny_lm(router, tied=tied), tokens()
+    expected = lm(x)
+    model = cpu_offload(wrap(lm), torch.device("cpu"))
+    assert {each.device.type for each in lm.parameters()} == {"meta"}
+    assert torch.equal(model(x).logits, expected)
+    assert torch.equal(cpu_offload(tiny_lm(router, tied=tied), torch.device("cpu"))(x), expected)  # without wrapping
 
 
 # ----------------------------------------------------------------------------------------------------------- generation
@@ -197,6 +224,17 @@ def test_generation_from_a_model_in_training_counts_nothing_and_moves_no_thresho
     assert all(torch.equal(tensor, before[name]) for name, tensor in lm.state_dict().items())
 
 
+def test_wrapping_and_generating_leave_each_module_in_its_own_mode():
+    lm = tiny_lm().train()
+    lm.blocks[0].eval()
+    routers_of(lm)[1].eval()
+    before = [module.training for module in lm.modules()]
+    model = wrap(lm)
+    assert model.training and [module.training for module in lm.modules()] == before
+    model.generate(tokens(2, 5), max_new_tokens=2)
+    assert model.training and [module.training for module in lm.modules()] == before
+
+
 def test_ids_that_the_tokenizer_does_not_have_are_never_written():
     lm, tokenizer = tiny_lm(), open_tokenizer(TokenizerConfig())
     with torch.no_grad():
@@ -229,6 +267,38 @@ def test_in_training_the_loss_includes_the_routers_weighted_terms():
     assert out.past_key_values is None
 
 
+def test_the_losses_of_micro_batches_add_up_to_that_of_the_whole_batch():
+    model, x = wrap(tiny_lm("heavy").train()), tokens(4)
+    items = torch.tensor(x[:, 1:].numel())
+    whole = model(x, labels=x)
+    assert whole.aux_loss > 0.5  # it tells
+    parts = [model(part, labels=part, num_items_in_batch=items).loss for part in x.split([1, 3])]
+    torch.testing.assert_close(sum(parts), whole.loss)
+    shifted = F.pad(x, (0, 1), value=-100)[:, 1:].contiguous()
+    torch.testing.assert_close(model(x, labels=x, shift_labels=shifted, num_items_in_batch=items).loss, whole.loss)
+
+
+@pytest.mark.parametrize("how", ["of the config", "by transformers"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_recomputing_changes_no_gradient_with_or_without_a_cache(how):
+    grads, calls = [], []
+    for recompute in (False, True):
+        model = wrap(tiny_lm(recompute=recompute and how == "of the config").train())
+        if recompute and how == "by transformers":
+            model.gradient_checkpointing_enable()
+        for use_cache in (False, True):
+            ran = []
+            handle = model.lm.blocks[0].attn.q.register_forward_hook(lambda *args, ran=ran: ran.append(1))
+            model(tokens(), labels=tokens(), use_cache=use_cache).loss.backward()
+            handle.remove()
+            calls.append(len(ran))
+            grads.append([parameter.grad.clone() for parameter in model.parameters()])
+            model.zero_grad()
+    assert calls == [1, 1, 2, 1]
+    for each in grads[1:]:
+        torch.testing.assert_close(each, grads[0], rtol=1e-4, atol=1e-6)
+
+
 def test_only_the_wanted_logits_are_returned():
     model, x = wrap(tiny_lm()), tokens()
     whole = model(x).logits
@@ -237,10 +307,16 @@ def test_only_the_wanted_logits_are_returned():
     assert torch.equal(model(x, return_dict=False)[0], whole)
 
 
-@pytest.mark.parametrize("wanted", ["output_attentions", "output_hidden_states"])
-def test_what_the_model_does_not_return_is_refused(wanted):
+@pytest.mark.parametrize("wanted", ["output_attentions", "output_hidden_states", "output_router_logits"])
+def test_what_the_model_does_not_return_is_refused(tmp_path, wanted):
+    model = wrap(tiny_lm())
     with pytest.raises(ValueError, match=f"{wanted}=True"):
-        wrap(tiny_lm())(tokens(), **{wanted: True})
+        model(tokens(), **{wanted: True})
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {wanted: True}))
+    with pytest.raises(ValueError, match=f"{wanted}=True"):
+        load(tmp_path)(tokens())
 
 
 def test_a_padded_batch_goes_on_from_a_cache_at_its_own_positions():

@@ -1,12 +1,7 @@
-"""Encoding: always the same bytes, however often stopped and by how many, and nothing half-written is read."""
+"""Encoding: always the same bytes, however often stopped, and nothing half-written is read."""
 
-import hashlib
 import json
-import os
-import subprocess
-import sys
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,12 +13,7 @@ from dit_moe.data.manifest import NoLatents, read_manifest, write_manifest
 from dit_moe.latents.autoencoder import Autoencoder, AutoencoderConfig
 from dit_moe.latents.encode import BROKEN, EncodeConfig, EncodingError
 from dit_moe.latents.verify import reconstruct, verify
-from tests.latents.encoded import DIGITS, Spoilt, autoencoder, encode, encoder
-
-
-def bits(folder: Path) -> dict[str, str]:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+from tests.latents.encoded import DIGITS, Spoilt, autoencoder, bits, encode, encoder
 
 
 @pytest.fixture
@@ -211,61 +201,6 @@ def test_pictures_stand_beside_the_originals_they_were_encoded_from(tmp_path, sp
 
 
 # ------------------------------------------------------------------------------------- processes that die or are many
-
-
-@dataclass
-class Whole:
-    """An encoding that nothing disturbed."""
-
-    autoencoder: str
-    bits: dict[str, str]
-
-    def start(self, folder: Path, what: str, *launcher: str) -> list[str]:
-        """Run encode_script.py, and return the lines it printed."""
-        folder.mkdir()
-        script = Path(__file__).with_name("encode_script.py")
-        done = subprocess.run(
-            [sys.executable, *launcher, str(script), what, str(folder), self.autoencoder],
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
-            timeout=200,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        return done.stdout.split()
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole") / "latents"
-    encode(folder, shard_size=4, batch_size=3)
-    return Whole(str(folder.parent / "autoencoder"), bits(folder))
-
-
-def test_killed_five_times_and_resumed_it_is_the_same_to_the_byte(tmp_path, whole):
-    folder = tmp_path / "latents"
-    shards = whole.start(folder, "killed")  # at each death
-    assert len(shards) == 5 and 0 < int(shards[-1]) < 13
-    stage = Autoencoder(AutoencoderConfig(model=whole.autoencoder))
-    encoder(folder, stage=stage, shard_size=4, batch_size=3).run()
-    assert bits(folder) == whole.bits
-
-
-@pytest.mark.parametrize("processes", [2, 3])
-def test_any_number_of_processes_gives_the_same_latents(tmp_path, whole, processes):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    whole.start(tmp_path / "latents", "whole", *launcher)
-    assert bits(tmp_path / "latents") == whole.bits
-
-
-def test_processes_with_workers_agree_on_what_is_broken(tmp_path, whole):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    assert whole.start(tmp_path / "latents", "broken", *launcher) == ["3,7,25"] * 2
-    stage = Autoencoder(AutoencoderConfig(model=whole.autoencoder))
-    spoilt = Spoilt(DATASETS.build(DIGITS, "train"), 50)
-    (tmp_path / "alone").mkdir()
-    encoder(tmp_path / "alone", stage=stage, dataset=spoilt).run(skip_broken=True)
-    assert bits(tmp_path / "latents") == bits(tmp_path / "alone")
 
 
 def test_moving_the_images_does_not_begin_another_encoding(tmp_path):

@@ -102,6 +102,17 @@ def test_recomputed_activations_give_the_same_gradients():
         torch.testing.assert_close(grad, grads[1][name], msg=name)
 
 
+def test_a_cache_in_training_is_filled_once_though_the_model_recomputes():
+    model, ids, memory, made = build(recompute=True).train(), tokens(), Memory(), []
+    for at, part in enumerate(ids.split([5, 7], dim=1)):
+        positions = torch.arange(part.shape[1])[None] + 5 * at
+        made.append(model(part, positions=positions, cache=memory))
+    logits = torch.cat(made, dim=1)
+    torch.testing.assert_close(logits, model(ids), atol=2e-6, rtol=1e-5)
+    logits.square().mean().backward()
+    assert memory.layers[0][0].shape[2] == 12
+
+
 def test_every_parameter_learns(model):
     logits, aux = model.train()(tokens(), return_aux=True)
     (logits.square().mean() + sum(aux.values())).backward()
@@ -112,6 +123,14 @@ def test_a_tied_model_has_no_matrix_of_its_own_for_the_output():
     model = build(tied=True)
     assert model.head is None
     torch.testing.assert_close(model.project(model.embed.weight[:1]), model.embed.weight[:1] @ model.embed.weight.T)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_states_become_logits_by_the_call_of_a_module_that_hooks_can_see(tied):
+    model, seen = build(tied=tied), []
+    (model.embed if tied else model.head).register_forward_hook(lambda module, args, out: seen.append(out))
+    logits = model.project(torch.randn(2, 3, 32))
+    assert logits is seen[-1] and logits.shape == (2, 3, 64)
 
 
 def test_at_the_start_all_tokens_are_about_equally_likely():

@@ -3,12 +3,14 @@
 import random
 
 import torch
+from torch import nn
 
 from dit_moe.models import MODELS, LMConfig
 from dit_moe.moe import MoEConfig, routers_of
 from dit_moe.moe.routers.dtopp import DTopPConfig
 
 EOS, VOCAB, LENGTH = 256, 320, 16
+HOW = {"eos": EOS, "length": LENGTH, "vocab_size": VOCAB}
 
 
 def network(dense: bool = False):
@@ -28,3 +30,14 @@ def documents(count: int = 40) -> list[tuple[list[int], int]]:
     draw = random.Random(0)
     lengths = [70, 1, 0, LENGTH, LENGTH + 1, *(draw.randint(1, 70) for _ in range(count - 5))]
     return [([draw.randrange(256) for _ in range(length)], length + 1) for length in lengths]
+
+
+class Uniform(nn.Module):
+    """Knows nothing: every token costs ln V."""
+
+    def __init__(self):
+        super().__init__()
+        self.here = nn.Parameter(torch.zeros(()))
+
+    def forward(self, tokens):
+        return torch.zeros(*tokens.shape, VOCAB) + self.here

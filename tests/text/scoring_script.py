@@ -8,10 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from dit_moe.text.perplexity import score
-from tests.text.scoring import EOS, LENGTH, VOCAB, documents, network
+from tests.text.scoring import HOW, documents, network
 
 
 def main(folder: Path) -> None:
@@ -19,7 +17,7 @@ def main(folder: Path) -> None:
     lm, calls = network(), []
     hidden = lm.hidden
     lm.hidden = lambda tokens: calls.append(1) or hidden(tokens)
-    scores = score(lm, documents(), eos=EOS, length=LENGTH, vocab_size=VOCAB, stride=9, batch_size=3)
+    scores = score(lm, documents(), stride=9, batch_size=3, **HOW)
     report = scores.report() | {"nats": scores.nats_N.tolist()}
     folder.mkdir(exist_ok=True)
     (folder / f"rank_{rank}.json").write_text(json.dumps(report))
@@ -27,4 +25,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    os.environ["ACCELERATE_USE_CPU"] = "true"
     main(Path(sys.argv[1]))

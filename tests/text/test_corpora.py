@@ -99,6 +99,22 @@ def test_what_is_held_out_is_said_once(tmp_path):
         corpus("jsonl", path=path, heldout_every=1)
 
 
+@pytest.mark.parametrize("split", ["train", "heldout"])
+@pytest.mark.parametrize("name", ["files", "jsonl"])
+def test_a_file_of_both_splits_is_refused_by_whatever_name(tmp_path, name, split):
+    path = write_lines(tmp_path / "all" / f"a.{'txt' if name == 'files' else 'jsonl'}", ["text"])
+    (tmp_path / "link").symlink_to(path)
+    for heldout in (path, path.parent, tmp_path / "link"):
+        section = corpus(name, path=str(path.parent), heldout=str(heldout))
+        with pytest.raises(ConfigError, match=r"^heldout=.* names .*/all/a\..*, which path=.*all names too; name text"):
+            CORPORA.build(section, split)
+
+
+def test_a_split_of_a_dataset_is_not_held_out_of_itself():
+    with pytest.raises(ConfigError, match=r"^heldout=validation is trained on; name another split, or set"):
+        corpus("huggingface", id="some/set", train="validation", heldout="validation")
+
+
 # --------------------------------------------------------------------------------------------------------------- files
 
 
@@ -109,7 +125,8 @@ def test_a_folder_a_pattern_and_a_file_name_files_in_order(tmp_path):
     assert read(corpus("files", path=str(tmp_path))) == ["one", "three\r\n", "two"]
     assert read(corpus("files", path=str(tmp_path / "**" / "*.txt"))) == ["one", "two"]
     assert read(corpus("files", path=str(tmp_path / "no.json"))) == ["{}"]
-    assert read(corpus("files", path=str(tmp_path), heldout=str(tmp_path / "a")), "heldout") == ["three\r\n"]
+    below = corpus("files", path=str(tmp_path / "b"), heldout=str(tmp_path / "a"))
+    assert read(below) == ["two"] and read(below, "heldout") == ["three\r\n"]
 
 
 @pytest.mark.parametrize("name", ["files", "jsonl"])

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,13 +10,10 @@ from torch import nn
 
 from dit_moe.moe import measure_active, routers_of
 from dit_moe.text import perplexity
-from dit_moe.text.heldout import HeldoutLoss
 from dit_moe.text.perplexity import ScoringError, rolling_windows, score
-from dit_moe.text.scores import Scores
+from tests.scripts import said
 from tests.text import scoring_script
-from tests.text.scoring import EOS, LENGTH, VOCAB, documents, network
-
-HOW = {"eos": EOS, "length": LENGTH, "vocab_size": VOCAB}
+from tests.text.scoring import EOS, HOW, LENGTH, VOCAB, Uniform, documents, network
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +28,7 @@ def alone(lm, ids):
     return [-log_p_SV[i, token].item() for i, token in enumerate(ids)]
 
 
-# ------------------------------------------------------------------------------------------------------------- windows
+# -------------------------------------------------------------------------------------------------------------- windows
 
 
 @pytest.mark.parametrize("stride", [1, 3, 7, 8])
@@ -87,7 +81,7 @@ def test_a_smaller_stride_gives_every_later_token_more_context(lm):
     assert made.nats != pytest.approx(score(lm, [(ids, 5)], **HOW).nats, rel=1e-6)
 
 
-# --------------------------------------------------------------------------------------- what must make no difference
+# ----------------------------------------------------------------------------------------- what must make no difference
 
 
 @pytest.mark.parametrize("stride", [None, 5])
@@ -144,24 +138,20 @@ def test_a_network_that_only_returns_logits_gets_the_same_scores(lm):
         assert made.active == wanted.active
 
 
-def test_three_processes_share_the_work_and_get_the_same_bytes_as_one(tmp_path):
+def test_two_processes_share_the_work_and_get_the_same_bytes_as_one(tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as each of several has: with more, a matrix product may round otherwise
     scoring_script.main(tmp_path / "alone")
     torch.set_num_threads(threads)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
-    command = [*launcher, scoring_script.__file__, str(tmp_path / "shared")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, capture_output=True, timeout=300, text=True)
-    assert done.returncode == 0, done.stderr
+    said(scoring_script.__file__, tmp_path / "shared", processes=2)
     alone = (tmp_path / "alone" / "rank_0.json").read_bytes()
     assert json.loads(alone)["documents"] == len(documents())
-    assert all((tmp_path / "shared" / f"rank_{rank}.json").read_bytes() == alone for rank in range(3))
-    calls = [int((tmp_path / "shared" / f"rank_{rank}.calls").read_text()) for rank in range(3)]
+    assert all((tmp_path / "shared" / f"rank_{rank}.json").read_bytes() == alone for rank in range(2))
+    calls = [int((tmp_path / "shared" / f"rank_{rank}.calls").read_text()) for rank in range(2)]
     assert sum(calls) == int((tmp_path / "alone" / "rank_0.calls").read_text()) and max(calls) - min(calls) <= 1
 
 
-# ----------------------------------------------------------------------------------------------------- active experts
+# ------------------------------------------------------------------------------------------------------- active experts
 
 
 def test_active_experts_are_counted_once_for_every_predicted_token(lm):
@@ -185,71 +175,7 @@ def test_scoring_leaves_counters_and_thresholds_and_takes_a_dense_network(lm):
     assert score(network(dense=True), documents(), **HOW).active.mean is None
 
 
-# --------------------------------------------------------------------------------------------------------- the numbers
-
-
-class Uniform(nn.Module):
-    """Knows nothing: every token costs ln V."""
-
-    def __init__(self):
-        super().__init__()
-        self.here = nn.Parameter(torch.zeros(()))
-
-    def forward(self, tokens):
-        return torch.zeros(*tokens.shape, VOCAB) + self.here
-
-
-def test_a_network_that_knows_nothing_costs_ln_v_per_token():
-    made = score(Uniform(), [([1, 2, 3], 3), ([4] * 30, 60)], **HOW)
-    assert made.loss == pytest.approx(math.log(VOCAB), rel=1e-6)
-    assert made.perplexity == pytest.approx(VOCAB, rel=1e-5)
-    assert made.bits_per_byte == pytest.approx(33 / 63 * math.log2(VOCAB), rel=1e-6)
-    assert (made.tokens, made.bytes, made.documents) == (33, 63, 2)
-
-
-def test_the_costs_of_tokens_are_summed_in_float64():
-    one, many = (score(Uniform(), [([1] * count, 1)], **HOW | {"length": 5000}) for count in (1, 4999))
-    assert many.nats == pytest.approx(4999 * one.nats, rel=1e-14)  # in fp32 it would be 1e-7
-
-
-def test_a_document_without_tokens_counts_with_its_bytes():
-    made = score(Uniform(), [([], 2), ([1], 1), ([], 0)], **HOW)
-    assert (made.tokens, made.bytes, made.documents) == (1, 3, 3) and made.nats_N.tolist()[::2] == [0, 0]
-
-
-def test_standard_errors_tell_how_estimates_from_other_documents_scatter():
-    random = np.random.default_rng(0)
-
-    def draw():
-        bytes_N = random.geometric(1 / 50, 200)
-        nats_N = bytes_N * random.gamma(40, 1 / 40, 200) + random.normal(0, 2, 200)
-        return Scores(nats_N=nats_N, tokens_N=bytes_N // 4 + 1, bytes_N=bytes_N)
-
-    drawn = [draw() for _ in range(2000)]
-    for name in ("bits_per_byte", "loss", "perplexity"):
-        scatter = np.std([getattr(each, name) for each in drawn])
-        stated = np.mean([getattr(each, f"{name}_std_error") for each in drawn])
-        assert stated == pytest.approx(scatter, rel=0.05)  # 2000 draws give the scatter to 1.6 %
-
-
-def test_the_standard_error_of_a_mean_is_the_usual_one_where_all_documents_are_as_long():
-    made = Scores(nats_N=np.array([1.0, 2.0, 6.0]), tokens_N=np.array([1, 1, 1]), bytes_N=np.array([2, 2, 2]))
-    assert made.loss == 3 and made.loss_std_error == pytest.approx(math.sqrt(7 / 3), rel=1e-12)
-    assert made.perplexity_std_error == pytest.approx(math.exp(3) * math.sqrt(7 / 3), rel=1e-12)
-    assert made.bits_per_byte_std_error == pytest.approx(math.sqrt(7 / 3) / 2 / math.log(2), rel=1e-12)
-
-
-def test_documents_that_are_all_alike_have_no_error_and_a_single_one_states_none():
-    made = score(Uniform(), [([1, 2], 3)] * 5, **HOW)
-    assert made.bits_per_byte_std_error == pytest.approx(0, abs=1e-12)
-    report = score(Uniform(), [([1, 2], 3)], **HOW).report()
-    assert report["loss_std_error"] is report["bits_per_byte_std_error"] is report["perplexity_std_error"] is None
-
-
-def test_a_loss_too_large_for_a_perplexity_can_still_be_written():
-    report = Scores(nats_N=np.array([1e6, 3e6]), tokens_N=np.array([1000, 1000]), bytes_N=np.array([9, 9])).report()
-    assert report["loss"] == 2000 and report["perplexity"] is report["perplexity_std_error"] is None
-    json.dumps(report, allow_nan=False)
+# -------------------------------------------------------------------------------------------------------------- reading
 
 
 def test_only_the_first_documents_are_scored_if_so_many_are_wanted_and_no_more_are_read(lm):
@@ -271,7 +197,7 @@ def test_progress_adds_up_to_all_tokens(lm):
     assert sum(done) == made.tokens and len(done) > 5
 
 
-# ------------------------------------------------------------------------------------------------------------ mistakes
+# ------------------------------------------------------------------------------------------------------------- mistakes
 
 
 @pytest.mark.parametrize(
@@ -308,33 +234,3 @@ def test_too_little_memory_is_said_with_the_remedy():
 
     with pytest.raises(ScoringError, match="out of memory; lower batch_size"):
         score(Huge(), [([1], 1)], **HOW)
-
-
-# ---------------------------------------------------------------------------------------------- evaluation in training
-
-
-def test_the_hook_gives_the_numbers_of_scoring_the_same_each_time(lm):
-    hook = HeldoutLoss(iter(documents()[:5]), **HOW)
-    wanted = score(lm, documents()[:5], **HOW)
-    for step in (10, 20):
-        assert hook(step, lm) == {
-            "heldout_loss": wanted.loss,
-            "heldout_bits_per_byte": wanted.bits_per_byte,
-            "heldout_active_experts": wanted.active.mean,
-        }
-
-
-def test_a_network_that_cannot_be_scored_is_a_warning_and_no_end_of_a_run(capsys):
-    class Broken(Uniform):
-        def forward(self, tokens):
-            return super().forward(tokens) * math.nan
-
-    assert HeldoutLoss([([1], 1)], **HOW)(30, Broken()) is None
-    assert "warning: no held-out loss at step 30: document 1" in capsys.readouterr().err
-
-
-def test_the_hook_refuses_at_once_what_could_never_be_scored():
-    with pytest.raises(ValueError, match="stride=99"):
-        HeldoutLoss([([1], 1)], stride=99, **HOW)
-    with pytest.raises(ValueError, match="no held-out text"):
-        HeldoutLoss([], **HOW)

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ import torch
 from dit_moe.config import ConfigError
 from dit_moe.data.order import BatchOrder, MicroBatches, load_batches
 from dit_moe.text.sequences import TokensConfig, TokenSequences
-from dit_moe.text.token_shards import NoTokens, TokenShards
+from dit_moe.text.token_shards import NoTokens, TokenManifest, TokenShard, TokenShards, require_held_out
+from dit_moe.text.tokenization import TokenizeConfig, tokenize
 from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
-from tests.text.tokens import save_bpe, texts, tokenized
+from tests.text.tokens import config, corpus, save_bpe, texts, tokenized, write_lines
 
 pytest.importorskip("transformers")
 
@@ -106,8 +109,10 @@ def test_splits_are_folders(tmp_path, folder):
     with pytest.raises(ValueError, match=r"tokens have no split 'test'; .*known: train, heldout"):
         sequences(folder, "test")
     assert sequences("nowhere", "heldout", heldout=str(folder), length=10).shards.folder == folder
-    with pytest.raises(NoTokens, match=r"nowhere holds no tokens; run `dit-moe tokenize CONFIG`"):
+    with pytest.raises(NoTokens, match=r"nowhere holds no tokens; run `dit-moe tokenize CONFIG`, .* in data.path$"):
         sequences(tmp_path / "nowhere")
+    with pytest.raises(NoTokens, match=r"nowhere holds no tokens; .*, or name another folder in data.heldout$"):
+        sequences(folder, "heldout", heldout=str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("file", ["00001.tokens", "00002.documents"])
@@ -170,11 +175,81 @@ def test_a_changed_tokenizer_in_the_folder_is_refused(folder):
     whole = json.loads(path.read_text())
     whole["pre_tokenizer"]["add_prefix_space"] = True
     path.write_text(json.dumps(whole))
-    with pytest.raises(ConfigError, match=r"^sha256=.* is not that of .*tokenizer"):
+    where, remedy = f"^{folder}/tokenizer, the copy of the tokenizer bytes,", "restore it from a copy, or run `dit-moe"
+    with pytest.raises(ValueError, match=rf"{where} has the sha256 .* where .* was recorded; {remedy}"):
         sequences(folder, length=10).tokenizer()
-    path.unlink()
+    path.write_text("{")
+    with pytest.raises(ValueError, match=rf"{where} cannot be loaded: .*; {remedy}"):
+        sequences(folder, length=10).tokenizer()
     (folder / "tokenizer").rename(folder / "gone")
-    with pytest.raises(
-        ConfigError, match=r"^name=bytes should have a copy in .*, which is missing; restore it, or run"
-    ):
+    with pytest.raises(ValueError, match=rf"{where} is missing; {remedy}"):
         sequences(folder, length=10).tokenizer()
+
+
+def test_a_folder_that_was_made_anew_is_read_anew(tmp_path):
+    def rows():
+        return sequences(tmp_path / "tokens", length=5).__getitems__([0])["tokens"][0].tolist()
+
+    for text in ("one two", "two one"):
+        tokenized(tmp_path / "tokens", [text])
+        assert rows() == [256, *text.encode()[:5]]
+        shutil.rmtree(tmp_path / "tokens")
+
+
+# ------------------------------------------------------------------------------------------------- held out, or trained
+
+
+def of_corpus(folder, split, **options):
+    """The manifest of a split of a corpus of JSON lines."""
+    return tokenize(config(folder.parent / "text.jsonl", **options), folder, split)
+
+
+def test_what_was_held_out_together_is_held_out(tmp_path):
+    write_lines(tmp_path / "text.jsonl", texts())
+    train = of_corpus(tmp_path / "train", "train", heldout_every=5, first=50)
+    for every, first in ((5, 50), (5, None), (10, None)):
+        heldout = of_corpus(tmp_path / f"heldout {every} {first}", "heldout", heldout_every=every, first=first)
+        require_held_out(train, heldout)
+    other = str(write_lines(tmp_path / "other.jsonl", texts(20, seed=1)))
+    train = of_corpus(tmp_path / "all", "train")
+    require_held_out(train, of_corpus(tmp_path / "other", "heldout", heldout=other))
+
+
+def test_python_holds_out_by_name(tmp_path):
+    made = TokenizeConfig(corpus=corpus("python_docs"))
+    require_held_out(*(tokenize(made, tmp_path / split, split) for split in ("train", "heldout")))
+
+
+@pytest.mark.parametrize("trained", [None, 3, 10])
+def test_text_that_was_held_out_of_other_training_is_refused(tmp_path, trained):
+    write_lines(tmp_path / "text.jsonl", texts())
+    train = of_corpus(tmp_path / "train", "train", heldout_every=trained)
+    heldout = of_corpus(tmp_path / "heldout", "heldout", heldout_every=5)
+    with pytest.raises(ConfigError, match=rf"^data.heldout has .* trained on: .*_every={trained}, and these with 5;"):
+        require_held_out(train, heldout)
+
+
+def test_the_text_itself_is_not_held_out_of_training_on_it(tmp_path):
+    write_lines(tmp_path / "text.jsonl", texts())
+    other = str(write_lines(tmp_path / "other.jsonl", texts(30)))
+    train = of_corpus(tmp_path / "train", "train")
+    with pytest.raises(ConfigError, match=r"^data.heldout has tokens of the split train; name a folder for the held-"):
+        require_held_out(train, train)
+    theirs = tokenize(config(tmp_path / "other.jsonl"), tmp_path / "theirs", "train")
+    same = of_corpus(tmp_path / "same", "heldout", heldout=other)
+    assert theirs.fingerprint == same.fingerprint
+    with pytest.raises(ConfigError, match=r"^eval.text has documents that are trained on"):
+        require_held_out(theirs, same, "eval.text")
+
+
+@pytest.mark.parametrize(("heldout", "known"), [("validation", True), ("train", False)])
+def test_a_stream_is_told_by_the_name_of_its_split(tmp_path, heldout, known):
+    """Its fingerprint is None."""
+
+    def manifest(split, **options):
+        whole = {"name": "huggingface", "id": "some/set", "subset": None, "train": "train", "fingerprint": None}
+        encoding = {"split": split, "corpus": whole | {"heldout": None, "heldout_every": None} | options}
+        return TokenManifest({"sha256": ""}, "uint16", encoding, (TokenShard("0", 1, 1, 1, 1, split, ""),))
+
+    with nullcontext() if known else pytest.raises(ConfigError, match=r"^data.heldout has documents that are trained"):
+        require_held_out(manifest("train"), manifest("heldout", train="other", heldout=heldout))

@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +12,14 @@ import pytest
 from dit_moe.config import ConfigError
 from dit_moe.text import tokenization as tokenizing
 from dit_moe.text.token_shards import NoTokens, TokenShards, read_token_manifest
-from dit_moe.text.tokenization import Tokenization, TokenizeConfig, tokenize
+from dit_moe.text.tokenization import Tokenization, TokenizeConfig, finished, tokenize
 from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
+from tests.scripts import said
 from tests.text.tokens import config, corpus, save_bpe, texts, tokenization, tokenized, write_lines
 
 pytest.importorskip("transformers")
+
+SCRIPT = Path(__file__).with_name("tokenize_script.py")
 
 
 def bits(folder):
@@ -106,6 +108,70 @@ def test_finished_tokens_are_not_made_again(tmp_path):
     assert again.made == 0 and bits(tmp_path / "tokens") == before
 
 
+class Rows:
+    """A split of a dataset on the Hub that says nothing of its size unless told."""
+
+    column_names = ("text",)
+
+    def __init__(self, size=None):
+        known = {split: SimpleNamespace(num_examples=size, num_bytes=None) for split in ("train", "other")}
+        self.info = SimpleNamespace(splits=known)
+
+    def skip(self, start):
+        return ({"text": text} for text in texts(30)[start:])
+
+
+def test_finished_tokens_are_found_without_the_network(tmp_path, monkeypatch):
+    """Neither the dataset nor the tokenizer is asked for again."""
+    import transformers
+
+    copy, bpe = tmp_path / "tokens" / "tokenizer", save_bpe(tmp_path / "bpe")
+    load, asked = transformers.AutoTokenizer.from_pretrained, []
+
+    def from_hub(place, **how):
+        asked.append(str(place))
+        return load(bpe if place == "some/tokenizer" else place, **how)
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_hub)
+    monkeypatch.setattr("dit_moe.text.corpora.huggingface.load_split", lambda *where: asked.append("set") or Rows())
+    section = corpus("huggingface", id="some/set")
+    config = TokenizeConfig(corpus=section, tokenizer=TokenizerConfig(name="some/tokenizer"))
+    made = tokenize(config, tmp_path / "tokens", "train")
+    assert {"some/tokenizer", "set"} <= set(asked)
+    asked.clear()
+    assert finished(config, tmp_path / "tokens", "train") == tokenize(config, tmp_path / "tokens", "train") == made
+    assert set(asked) == {str(copy)}
+    others = [
+        replace(config, shard_tokens=5),
+        replace(config, corpus=replace(section, train="other")),
+        replace(config, tokenizer=TokenizerConfig(name="another/tokenizer")),
+    ]
+    assert not any(finished(other, tmp_path / "tokens", "train") for other in others)
+
+
+def test_tokens_are_finished_only_while_they_are_whole_and_of_the_text_and_tokenizer_that_are_there(tmp_path):
+    def is_finished():
+        return finished(made, folder, "train") is not None
+
+    folder, bpe = tmp_path / "tokens", save_bpe(tmp_path / "bpe")
+    made = config(write_lines(tmp_path / "text.jsonl", texts()), tokenizer=str(bpe))
+    assert not is_finished() and not folder.exists()
+    tokenize(made, folder, "train")
+    assert is_finished()
+    write_lines(tmp_path / "text.jsonl", texts(99))
+    assert not is_finished()
+    write_lines(tmp_path / "text.jsonl", texts())
+    save_bpe(bpe, 301)
+    assert not is_finished()
+    save_bpe(bpe)
+    assert is_finished()
+    for file in ("shards/00001.tokens", "tokenizer/tokenizer.json", "manifest.json"):
+        (folder / file).unlink()
+        assert not is_finished()
+        tokenize(made, folder, "train")
+        assert is_finished()
+
+
 def test_shards_that_are_lost_or_damaged_are_made_anew_with_the_same_bytes(tmp_path):
     tokenized(tmp_path / "tokens")
     before, shards = bits(tmp_path / "tokens"), tmp_path / "tokens" / "shards"
@@ -148,23 +214,10 @@ def same_but_for_place(bits, others):
     return bits.keys() == others.keys() and all(bits[name] == others[name] for name in bits.keys() - told)
 
 
-def run_script(folder, what, *launcher):
-    script = Path(__file__).with_name("tokenize_script.py")
-    done = subprocess.run(
-        [sys.executable, *launcher, str(script), what, str(folder)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
-        timeout=100,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return done.stdout.split()
-
-
 def test_killed_five_times_and_resumed_it_is_the_same_to_the_byte(tmp_path):
     write_lines(tmp_path / "text.jsonl", texts(400))
     folder = tmp_path / "tokens"
-    counts = run_script(folder, "killed")
+    counts = said(SCRIPT, "killed", folder)
     assert len(counts) == 5 and not (folder / "manifest.json").exists()
     manifest = tokenization(folder, shard_tokens=200).run()
     assert len(manifest.shards) > int(counts[-1]) > 4
@@ -176,8 +229,7 @@ def test_killed_five_times_and_resumed_it_is_the_same_to_the_byte(tmp_path):
 
 def test_two_processes_give_the_same_tokens(tmp_path):
     write_lines(tmp_path / "text.jsonl", texts(60))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run_script(tmp_path / "tokens", "whole", *launcher)
+    said(SCRIPT, "whole", tmp_path / "tokens", processes=2)
     together = bits(tmp_path / "tokens")
     (tmp_path / "tokens").rename(tmp_path / "together")
     tokenized(tmp_path / "tokens", shard_tokens=200)
@@ -228,18 +280,23 @@ def test_a_folder_goes_on_only_with_the_text_and_tokenizer_it_was_begun_with(tmp
     folder = tmp_path / "tokens"
     tokenized(folder)
     before = bits(folder)
-    remedy = "take that value, tokenise into another folder, or delete that one"
+    otherwise = "tokenise into another folder, or delete that one"
     cases = {
         "corpus.fingerprint": lambda: tokenized(folder, texts(99)),
         "corpus.heldout_every": lambda: tokenized(folder, texts(), heldout_every=5),
         "tokenizer.sha256": lambda: tokenized(folder, texts(), tokenizer=str(save_bpe(tmp_path / "bpe"))),
         "shard_tokens": lambda: tokenized(folder, texts(), shard_tokens=999),
         "split": lambda: tokenize(
-            config(tmp_path / "text.jsonl", heldout=str(tmp_path / "text.jsonl")), folder, "heldout"
+            config(tmp_path / "text.jsonl", heldout=str(write_lines(tmp_path / "other.jsonl", texts()))),
+            folder,
+            "heldout",
         ),
     }
     for key, call in cases.items():
-        with pytest.raises(ConfigError, match=rf"^tokenize.{key}=.* differs from the tokens in .*; {remedy}"):
+        recorded = key in ("corpus.fingerprint", "tokenizer.sha256")
+        remedy = "restore the text and the tokenizer that it is of" if recorded else "take that value"
+        problem = rf"^tokenize.{key}=.* differs from the tokens in .*; {remedy}, {otherwise}"
+        with pytest.raises(ConfigError, match=problem):
             call()
     assert bits(folder) == before
 
@@ -253,6 +310,24 @@ def test_moving_the_text_does_not_begin_another_tokenisation(tmp_path):
     again = Tokenization(config(moved), folder, "train")
     again.run()
     assert again.made == 0
+
+
+def test_a_folder_does_not_mix_two_splits_of_a_dataset_of_which_nothing_is_known(tmp_path, monkeypatch):
+    monkeypatch.setattr("dit_moe.text.corpora.huggingface.load_split", lambda *where: Rows())
+    monkeypatch.setattr(tokenizing, "finished", lambda *what: None)
+
+    def make(split="train", **options):
+        section = corpus("huggingface", id="some/set", **options)
+        return tokenize(TokenizeConfig(corpus=section, shard_tokens=1000), tmp_path / split, split)
+
+    make(), make("heldout", heldout="test")
+    with pytest.raises(ConfigError, match=r"^tokenize.corpus.train=other differs from .*, which has train; take that"):
+        make(train="other")
+    with pytest.raises(ConfigError, match=r"^tokenize.corpus.heldout=other differs from .*, which has test; take that"):
+        make("heldout", heldout="other")
+    make(heldout="test"), make("heldout", train="other", heldout="test")  # not of this split's text
+    monkeypatch.setattr("dit_moe.text.corpora.huggingface.load_split", lambda *where: Rows(30))
+    make(streaming=False)  # more is known of the same rows now
 
 
 def test_until_the_first_shard_is_made_everything_may_change(tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from dit_moe.commands import tokenize_text
 from dit_moe.commands.tokenize_text import tokenize_all
 from dit_moe.text.token_shards import read_token_manifest
 from dit_moe.text_experiment import load_text_experiment
@@ -37,7 +38,17 @@ def test_both_splits_are_made_once_and_described(tmp_path, config, capsys):
         assert facts[split]["shards_made"] == len(manifest.shards) == facts[split]["shards"]
         assert f"tokenising {split}: " in said.err
     assert cli("tokenize", config) == 0
-    assert json.loads(capsys.readouterr().out)["train"]["shards_made"] == 0
+    again = json.loads(capsys.readouterr().out)
+    for split in ("train", "heldout"):
+        assert (again[split]["shards_made"], again[split]["already_there"]) == (0, True)
+        assert again[split].items() > {key: facts[split][key] for key in ("folder", "tokens", "fingerprint")}.items()
+
+
+def test_finished_tokens_need_no_folder_that_can_be_written(config, monkeypatch):
+    assert cli("tokenize", config) == 0
+    for name in ("require_writable", "locked", "Tokenization"):
+        monkeypatch.setattr(tokenize_text, name, None)  # would be called
+    assert cli("tokenize", config) == 0
 
 
 def test_one_split_is_made_alone(tmp_path, config):

@@ -37,6 +37,7 @@ def texts(count: int = 100, longest: int = 60, seed: int = 0) -> list[str]:
 
 
 def write_lines(path: Path, documents: list[str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     return path
 
@@ -55,7 +56,6 @@ def tokenization(folder: Path, documents: list[str] | None = None, **options: An
     """Of `documents`, which are left in a file beside the folder, into shards of 1000 tokens unless told otherwise."""
     path = folder.parent / "text.jsonl"
     if documents is not None or not path.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
         write_lines(path, texts() if documents is None else documents)
     return Tokenization(config(path, **options), folder, "train")
 

@@ -12,7 +12,13 @@ def family(request):
     return request.param
 
 
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """The folder of what all of them train on."""
+    return tmp_path_factory.mktemp("data") / "tokens"
+
+
 @pytest.fixture(scope="module")
-def build(family):
+def build(family, data):
     """`tiny_run.build` of it."""
-    return partial(tiny_run.build, family=family)
+    return partial(tiny_run.build, family=family, data=data)

@@ -3,18 +3,14 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-from typing import ClassVar
 
 import pytest
 import tiny_run
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
-from accelerate.utils import LoggerType
 from tiny_run import bits, log
 
 from dit_moe import checkpoint
 from dit_moe.training import Hook, Interrupted
+from tests.scripts import start
 
 
 def measured(run):
@@ -63,20 +59,10 @@ def test_hooks_of_one_step_share_its_line(build, tmp_path):
     assert names == [{"a"}, {"fd", "b"}, {"a"}, {"a", "fd", "b"}]
 
 
-KILLED = """
-import sys
-from tiny_run import build, die
-from dit_moe.training import Hook
-build(sys.argv[2], family=sys.argv[1], hooks=[Hook(every=20, call=die, measures=True)]).train()
-"""
-
-
-def test_a_run_killed_in_its_last_evaluation_makes_up_for_it(build, family, tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.path.dirname(tiny_run.__file__)}
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, family, str(tmp_path)], env=environment, capture_output=True, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+@pytest.mark.parametrize("family", ["DiT"], indirect=True)  # a death is a death
+def test_a_run_killed_in_its_last_evaluation_makes_up_for_it(build, family, data, tmp_path):
+    killed = start(tiny_run.__file__, family, data, tmp_path, "evaluation:20")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert checkpoint.open_checkpoint(tmp_path).step == 20
     for _ in range(2):  # the second time there is nothing left to do
         calls = []
@@ -156,31 +142,10 @@ def test_a_checkpoint_older_than_the_log_cuts_it(build, tmp_path, unbroken):
     assert measured(tmp_path) == measured(unbroken)
 
 
-class FakeTracker(GeneralTracker):
-    name, requires_logging_directory, main_process_only = "tensorboard", True, True
-    calls: ClassVar[list] = []
-
-    def __init__(self, *args):
-        super().__init__()
-
-    @property
-    def tracker(self):
-        return self
-
-    def store_init_configuration(self, values):
-        pass
-
-    def log(self, values, step):
-        self.calls.append((step, values))
-
-
-def test_trackers_and_the_screen_get_the_numbers_apart_from_those_of_training(build, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.TENSORBOARD])
-    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "tensorboard", FakeTracker)
-    monkeypatch.setattr(FakeTracker, "calls", [])
+def test_trackers_and_the_screen_get_the_numbers_apart_from_those_of_training(build, tmp_path, tracked, capsys):
     call = Hook(every=2, call=lambda *_: {"fd_digits_cnn64": 12.34567, "loss": {"heldout": 0.5}}, measures=True)
     build(tmp_path, steps=2, log_every=2, trackers=("tensorboard",), hooks=[call]).train()
-    (_, training), (step, numbers) = FakeTracker.calls
+    _, (_, training), (step, numbers), _ = tracked
     assert (step, numbers) == (2, {"eval/fd_digits_cnn64": 12.34567, "eval/loss/heldout": 0.5})
     assert training["loss"] == log(tmp_path)[0]["loss"]
     assert "step 2/2  fd_digits_cnn64 12.35  loss/heldout 0.5\n" in capsys.readouterr().err

@@ -3,8 +3,6 @@ import fcntl
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from dit_moe import checkpoint
 from dit_moe.config import ConfigError
 from dit_moe.processes import locked
 from dit_moe.training import Hook, Interrupted, TrainingError
+from tests.scripts import start
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +29,32 @@ def names(run):
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
+@pytest.fixture
+def killed(family, data, tmp_path):
+    """Begins the run in `tmp_path` in a process of its own that dies at some event."""
+
+    def killed_at(event):
+        done = start(tiny_run.__file__, family, data, tmp_path, event)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+
+    return killed_at
+
+
+def test_killed_and_resumed_equals_unbroken_bit_for_bit(build, killed, tmp_path, unbroken):
+    killed("step:15")
+    assert_goes_on_from_step_10(build, tmp_path, unbroken)
+
+
+@pytest.mark.parametrize("family", ["DiT"], indirect=True)  # files are files
 @pytest.mark.parametrize(
-    "death",
-    ["step:15", "ema.safetensors:2", "state.json:2"],
-    ids=["between checkpoints", "in the middle of a checkpoint", "before a checkpoint is renamed"],
+    "file", ["ema.safetensors", "state.json"], ids=["in the middle of a checkpoint", "before a checkpoint is renamed"]
 )
-def test_killed_and_resumed_equals_unbroken_bit_for_bit(build, family, tmp_path, unbroken, death):
-    script = [sys.executable, tiny_run.__file__, family, str(tmp_path), death]
-    killed = subprocess.run(script, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+def test_killed_while_it_saves_it_goes_on_from_the_checkpoint_before(build, killed, tmp_path, unbroken, file):
+    killed(f"{file}:2")
+    assert_goes_on_from_step_10(build, tmp_path, unbroken)
+
+
+def assert_goes_on_from_step_10(build, tmp_path, unbroken):
     assert log(tmp_path)[-1]["step"] >= 15, "the log has gone further than the checkpoint"
     assert checkpoint.open_checkpoint(tmp_path).step == 10
 

@@ -1,14 +1,12 @@
-"""A run small enough for tests: a DTop-p model of 2 blocks on the digits, as images or as tokens.
+"""A run small enough for tests: a DTop-p model of 2 blocks, of the digits or of a little text.
 
-As a script, ``tiny_run.py FAMILY RUN DEATH``, it dies of kill -9: after step N for the DEATH ``step:N``, and for
-``FILE:N`` when FILE of the Nth checkpoint is being put on the disk.
+As a script, ``tiny_run.py FAMILY DATA RUN DEATH``, it dies of kill -9: after step N for the DEATH ``step:N``, in its
+evaluation for ``evaluation:N``, and for ``FILE:N`` when FILE of the Nth checkpoint is being put on the disk.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +24,11 @@ from dit_moe.moe import MoEConfig
 from dit_moe.moe.control import ControllerConfig
 from dit_moe.moe.routers.dtopp import DTopPConfig
 from dit_moe.text.objective import NextToken, NextTokenConfig
+from dit_moe.text.sequences import TokensConfig, TokenSequences
+from dit_moe.text.token_shards import MANIFEST
 from dit_moe.training import Hook, TrainConfig, Trainer, Unit, open_start
+from tests.scripts import die
+from tests.text.tokens import tokenized
 
 SEED = 5
 DIGITS = tuple("0123456789")
@@ -34,6 +36,7 @@ DEFAULTS = {"steps": 20, "batch_size": 32, "lr": 1e-3, "log_every": 5, "checkpoi
 LONG = {"steps": 50, "log_every": 1, "grad_clip": 0.3}
 OTHER_CLASSES = ("9", *"abcdefgh", "0", "1")
 LENGTH = 16  # tokens of a row, as many as a DiT has of an image
+VOCAB = 257  # bytes, and the end of text
 
 
 class Recorded:
@@ -56,10 +59,15 @@ def to_latents(raw, random):
     return {"latents": images + 0.01 * random.normal(*images.shape[1:]), "labels": raw["labels"]}
 
 
-def to_tokens(raw, random):
-    """Grey levels 0 … 16 of the pixels in the middle, with a little noise as above."""
-    grey = raw["images"][:, 0].flatten(1)[:, 23 : 23 + LENGTH + 1] / 255 * 16
-    return {"tokens": (grey + 0.3 * random.normal(LENGTH + 1)).round().clamp(0, 16).long()}
+def digits(folder):
+    return DATASETS.build(DATASETS.config_class("digits")(), "train")
+
+
+def tokens(folder):
+    """Some text in shards of 1000 bytes, hardly two rows of which are alike; made in `folder` when first asked for."""
+    if not (folder / MANIFEST).exists():
+        tokenized(folder)
+    return TokenSequences(TokensConfig(path=str(folder), length=LENGTH), "train")
 
 
 def flow(classes):
@@ -71,6 +79,7 @@ class Family:
     """What a tiny run of a family of models is made of."""
 
     name: str  # of the model, in the registry
+    dataset: Callable[[Path], Any]  # in a folder of its own
     shape: Callable[[int], dict[str, Any]]  # of the model, by the number of classes
     objective: Callable[[int], Any]
     prepare: Callable[..., Any]
@@ -82,6 +91,7 @@ class Family:
 FAMILIES = {
     "DiT": Family(
         "DiT-custom/2-4E2A",
+        digits,
         lambda classes: {"in_channels": 1, "input_size": 8, "num_classes": classes},
         flow,
         to_latents,
@@ -91,10 +101,11 @@ FAMILIES = {
     ),
     "LM": Family(
         "LM-custom-4E2A",
-        lambda classes: {"vocab_size": 17, "max_length": LENGTH},
+        tokens,
+        lambda classes: {"vocab_size": VOCAB, "max_length": LENGTH},
         lambda classes: NextToken(NextTokenConfig(z_loss=1e-4)),
-        to_tokens,
-        lambda: (torch.randint(17, (2, LENGTH)),),
+        lambda raw, random: raw,
+        lambda: (torch.randint(VOCAB, (2, LENGTH)),),
         "next_token",
         Unit("tokens", LENGTH),
     ),
@@ -105,6 +116,7 @@ def build(
     run,
     *,
     family="DiT",
+    data=Path(),
     prepare_batch=None,
     objective=None,
     hooks=(),
@@ -125,7 +137,7 @@ def build(
         train_config,
         model=MODELS.build(model_config),
         objective=objective or kind.objective(len(classes)),
-        dataset=Recorded(DATASETS.build(DATASETS.config_class("digits")(), "train")),
+        dataset=Recorded(kind.dataset(Path(data))),
         prepare_batch=prepare_batch or kind.prepare,
         run=run,
         config_yaml=OmegaConf.to_yaml(OmegaConf.create(sections)),
@@ -149,14 +161,12 @@ def log(run):
     return [{key: value for key, value in line.items() if not key.endswith("_per_s")} for line in lines]
 
 
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def main(family, run, death):
+def main(family, data, run, death):
     event, _, number = death.partition(":")
-    hooks = [Hook(every=int(number), call=die)] if event == "step" else []
-    if event.endswith((".safetensors", ".json")):
+    hooks = []
+    if event in ("step", "evaluation"):
+        hooks.append(Hook(every=int(number), call=lambda *_: die(), measures=event == "evaluation"))
+    else:
         paths = []
 
         def sync(path, original=checkpoint.sync):
@@ -166,7 +176,7 @@ def main(family, run, death):
             original(path)
 
         checkpoint.sync = sync
-    build(run, family=family, hooks=hooks).train()
+    build(run, family=family, data=data, hooks=hooks).train()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import glob
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,11 +29,19 @@ class Corpus(ABC):
     # Of what the source holds, as far as names and sizes tell, wherever it lies; None: it cannot be known beforehand.
     fingerprint: str | None
     size: int | None = None  # bytes to read, as far as it is known
+    # Options that leave the split's text as it is: they are of the other split, or of places, which the fingerprint
+    # stands for.
+    free: Collection[str] = ()
 
     def __init__(self, split: str, heldout_every: int | None = None, first: int | None = None) -> None:
         if split not in SPLITS:
             raise ValueError(f"a corpus has no split {split!r}; {did_you_mean(split, SPLITS)}")
         self.split, self.heldout_every, self.first = split, heldout_every, first
+
+    @staticmethod
+    def is_remote(config: Any) -> bool:
+        """Whether it takes the network to make one of `config`."""
+        return False
 
     @abstractmethod
     def read(self, start: int) -> Iterator[tuple[str, str]]:
@@ -92,18 +100,31 @@ def source_of(config: Any, split: str, train: str) -> tuple[str, str]:
 
 
 def find_files(config: Any, split: str, suffixes: Sequence[str]) -> list[Path]:
-    """The files of a split, in order: one, or those that match a pattern, or those in a folder with such suffixes."""
+    """The files of a split, in order: one, or those that match a pattern, or those in a folder with such suffixes.
+
+    Raises ConfigError if there are none, or one is of both splits.
+    """
     option, place = source_of(config, split, train="path")
+    files = _matching(place, suffixes)
+    if not files:
+        problem = f"={place} names no files of text"
+        raise ConfigError(option, f"{problem}; name a file, a pattern, or a folder of {' or '.join(suffixes)} files")
+    if config.heldout is not None:
+        held_out = {each.resolve() for each in _matching(config.heldout, suffixes)}
+        for each in _matching(config.path, suffixes):
+            if each.resolve() in held_out:
+                problem = f"={config.heldout} names {each}, which path={config.path} names too"
+                raise ConfigError("heldout", f"{problem}; name text that is not trained on, or set heldout_every")
+    return files
+
+
+def _matching(place: str, suffixes: Sequence[str]) -> list[Path]:
     path = Path(place)
     if path.is_dir():
         found = [each for each in path.rglob("*") if each.name.endswith(tuple(suffixes))]
     else:
         found = [path] if path.is_file() else [Path(each) for each in glob.glob(place, recursive=True)]
-    files = sorted(each for each in found if each.is_file())
-    if not files:
-        problem = f"={place} names no files of text"
-        raise ConfigError(option, f"{problem}; name a file, a pattern, or a folder of {' or '.join(suffixes)} files")
-    return files
+    return sorted(each for each in found if each.is_file())
 
 
 def fingerprint_of(files: Sequence[Path]) -> str:

@@ -20,6 +20,8 @@ class FilesConfig(SourceConfig):
 class Files(Corpus):
     """Documents in the order of the files' paths."""
 
+    free = ("path", "heldout")
+
     def __init__(self, config: FilesConfig, split: str) -> None:
         super().__init__(split, config.heldout_every, config.first)
         self.files = find_files(config, split, (".txt", ".md"))

@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from dit_moe.config import ConfigError
+from dit_moe.config import ConfigError, require
 from dit_moe.data.huggingface import load_split
 from dit_moe.registry import did_you_mean
 from dit_moe.text.corpora.base import CORPORA, Corpus, SourceConfig, source_of
@@ -25,6 +26,10 @@ class HuggingFaceTextConfig(SourceConfig):
     field: str = "text"  # column
     streaming: bool = True  # read over the network while it is tokenised, and keep nothing of it on disk
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.heldout != self.train, self, "heldout", "is trained on; name another split, or set heldout_every")
+
 
 @CORPORA.register("huggingface", HuggingFaceTextConfig)
 class HuggingFaceText(Corpus):
@@ -40,12 +45,17 @@ class HuggingFaceText(Corpus):
         super().__init__(split, config.heldout_every, config.first)
         option, self.name = source_of(config, split, train="train")
         self.config = config
+        self.free = ("streaming", "heldout" if option == "train" else "train")
         self.rows = load_split(config.id, config.subset, option, self.name, config.streaming)
         known = self.rows.column_names
         if known is not None and config.field not in known:
             problem = f"={config.field} is no column of {config.id}"
             raise ConfigError("field", f"{problem}; {did_you_mean(config.field, known)}")
         self.fingerprint = _fingerprint(self.rows, self.name)
+
+    @staticmethod
+    def is_remote(config: HuggingFaceTextConfig) -> bool:
+        return not Path(config.id).exists()
 
     def read(self, start: int) -> Iterator[tuple[str, str]]:
         field = self.config.field

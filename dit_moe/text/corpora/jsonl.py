@@ -27,6 +27,8 @@ class JsonLinesConfig(SourceConfig):
 class JsonLines(Corpus):
     """Documents in the order of the files' paths and of the lines in them. Blank lines are none."""
 
+    free = ("path", "heldout")
+
     def __init__(self, config: JsonLinesConfig, split: str) -> None:
         super().__init__(split, config.heldout_every, config.first)
         self.field = config.field

@@ -1,0 +1,56 @@
+"""Scripts that tests start as programs of their own: on one process or several, with deaths of kill -9 on demand."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+
+
+def start(script: str | Path, *words: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """How a script ended; it can import what the test can."""
+    launcher = [*LAUNCHER, str(processes), "--"] if processes > 1 else []
+    command = [sys.executable, *launcher, *map(str, (script, *words))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    # A process left alone by the others would wait for half an hour; the longest took 77 s on two busy cores.
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+
+
+def said(script: str | Path, *words: object, processes: int = 1) -> list[str]:
+    """The words that a script printed, which must end well."""
+    done = start(script, *words, processes=processes)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_five_times(work: Callable[[], object], made: Callable[[], int]) -> None:
+    """Five times, begin `work` and die soon after something was `made`; print how much there is at each death.
+
+    Deaths are those of forks, which need no start of their own.
+    """
+    chance = random.Random(0)
+    for _ in range(5):
+        before = made()
+        child = os.fork()
+        if child == 0:
+            work()
+            os._exit(0)
+        while made() == before:  # some progress, then death at any moment of what comes next
+            if os.waitpid(child, os.WNOHANG)[0]:
+                sys.exit("the process to be killed ended by itself")
+            time.sleep(0.0005)
+        time.sleep(chance.uniform(0, 0.01))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        print(made())

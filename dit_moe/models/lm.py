@@ -156,6 +156,7 @@ class LM(Transformer):
         mask: Tensor | None = None,
         cache: Cache | None = None,
         last: int | None = None,
+        states: bool = False,
         return_aux: bool = False,
     ) -> Any:
         """Logits [B, S, V] of the token after each of `tokens`, int64 [B, S].
@@ -165,25 +166,11 @@ class LM(Transformer):
             positions: whole numbers [B, S] for the rotary embedding; None: 0 … S − 1.
             mask: bool [B, 1, S, K], True where a token may attend; it takes the place of both.
             cache: keys and values of earlier tokens.
-            last: logits of so many last tokens only; None: of all.
+            last: of so many last tokens only; None: of all.
+            states: return the states [B, S, D] that `project` makes logits of, instead of these.
             return_aux: also return the routers' loss terms by name: scalars, unweighted, means over the MoE layers;
                 none in evaluation.
         """
-        x_BSD, aux = self.hidden(tokens, documents, positions=positions, mask=mask, cache=cache, return_aux=True)
-        logits_BSV = self.project(x_BSD if last is None else x_BSD[:, -last:])
-        return (logits_BSV, aux) if return_aux else logits_BSV
-
-    def hidden(
-        self,
-        tokens: Tensor,
-        documents: Tensor | None = None,
-        *,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Cache | None = None,
-        return_aux: bool = False,
-    ) -> Any:
-        """The states [B, S, D] that `project` makes logits of; arguments as of `forward`."""
         length, config = tokens.shape[1], self.config
         if positions is None:
             positions = torch.arange(length, device=tokens.device)[None]
@@ -193,8 +180,9 @@ class LM(Transformer):
         by = rotation(positions, config.need("width") // config.need("heads"), config.rope_theta)
         recompute = self.gradient_checkpointing and self.training and cache is None  # which would grow twice
         x_BSD, aux = run_blocks(self.blocks, self.embed(tokens), by, mask, cache, recompute=recompute)
-        x_BSD = self.norm(x_BSD)
-        return (x_BSD, aux) if return_aux else x_BSD
+        out = self.norm(x_BSD if last is None else x_BSD[:, -last:])
+        out = out if states else self.project(out)
+        return (out, aux) if return_aux else out
 
     def project(self, x_BSD: Tensor) -> Tensor:
         """Logits of states."""

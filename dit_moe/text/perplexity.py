@@ -51,7 +51,7 @@ def score(
 
     Args:
         network: ``tokens [B, S] → logits [B, S, V]``, or what has them as ``.logits``; causal. It is put in evaluation
-            mode. If it has ``hidden`` and ``project``, logits are made only where needed, and chunk by chunk.
+            mode. If it has ``project`` as `LM` does, logits are made only where needed, and chunk by chunk.
         documents: one without tokens still counts with its bytes.
         eos: stands before each document as its first context; it is not predicted behind it.
         length: tokens that the network sees at a time, at most.
@@ -200,8 +200,8 @@ class _Scoring:
     def _cost(self, tokens_BS: Tensor, rows_R: Tensor, targets_R: Tensor) -> Tensor:
         """−ln p of the targets behind the positions `rows_R` of the flattened batch, fp32 [R]."""
         network: Any = self.network
-        if hasattr(network, "hidden"):
-            states, project = network.hidden(tokens_BS), network.project
+        if hasattr(network, "project"):
+            states, project = network(tokens_BS, states=True), network.project
         else:
             states, project = network(tokens_BS), lambda logits: logits
             states = getattr(states, "logits", states)

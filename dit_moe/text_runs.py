@@ -9,13 +9,12 @@ from pathlib import Path
 import torch
 
 from dit_moe import checkpoint, config
-from dit_moe.config import section
+from dit_moe.config import Tree, section
 from dit_moe.models import LM, MODELS
 from dit_moe.text.tokenizer import TextTokenizer, TokenizerConfig, open_tokenizer
 from dit_moe.text_experiment import TextExperiment, text_experiment
 
 TOKENIZER = "tokenizer"  # folder of a run that holds it
-WRITTEN_IN_FULL = ("sample.", "eval.", "data.heldout=")
 
 
 @dataclass
@@ -28,21 +27,29 @@ class TextRun:
     experiment: TextExperiment
     model: LM
     tokenizer: TextTokenizer
+    trained: Tree  # `TokenManifest.origin` of the tokens it was trained on
 
 
-def open_text_run(path: str | Path, overrides: Sequence[str] = (), *, device: str | torch.device = "cpu") -> TextRun:
+def open_text_run(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    scoring: bool = False,
+    device: str | torch.device = "cpu",
+) -> TextRun:
     """Open the newest checkpoint of a run folder, or a checkpoint folder.
 
     Args:
         path: the folder.
-        overrides: ``key=value`` changes to the section ``sample``, whose name may stand before them, and, written in
-            full, to ``eval`` and to ``data.heldout``.
+        overrides: ``key=value`` changes to the section ``sample``, whose name may stand before them.
+        scoring: take changes to ``eval`` and ``data.heldout``, too, written in full.
         device: where the network goes.
 
     Raises ValueError if there is no such run, if a file of it is damaged, or for a mistake in the overrides.
     """
     opened = checkpoint.open_checkpoint(path)
-    changes = [each if each.startswith(WRITTEN_IN_FULL) else f"sample.{each}" for each in overrides]
+    whole = ("sample.", "eval.", "data.heldout=") if scoring else ("sample.",)
+    changes = [each if each.startswith(whole) else f"sample.{each}" for each in overrides]
     experiment = text_experiment(config.override(opened.config(), changes))
     weights = experiment.sample.weights
     model = MODELS.build(experiment.model)
@@ -54,6 +61,7 @@ def open_text_run(path: str | Path, overrides: Sequence[str] = (), *, device: st
         experiment=experiment,
         model=model.to(device).eval(),
         tokenizer=run_tokenizer(opened),
+        trained=opened.state["trained_on"],
     )
 
 

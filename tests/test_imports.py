@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "processes": BOTTOM,
     "checkpoint": BOTTOM,
     "pictures": BOTTOM,
-    "text": BOTTOM | {"processes", "data", "moe"},
+    "text": BOTTOM | {"processes", "data", "moe", "models"},
     "interop": BOTTOM | {"moe", "models", "text", "checkpoint", "text_runs"},
     "text_experiment": BOTTOM | {"models", "text", "training", "experiment"},
     "text_runs": BOTTOM | {"models", "text", "checkpoint", "text_experiment"},

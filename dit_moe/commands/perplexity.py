@@ -17,7 +17,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_moe.commands.progress import work_bar
-from dit_moe.config import ConfigError, section
+from dit_moe.config import Tree, section
 from dit_moe.files import require_writable, write_atomically
 from dit_moe.moe import steered_routers
 from dit_moe.processes import join_processes, on_main
@@ -35,7 +34,7 @@ from dit_moe.text.corpora.base import decoded
 from dit_moe.text.perplexity import Document, score
 from dit_moe.text.scores import Scores
 from dit_moe.text.sequences import open_shards
-from dit_moe.text.token_shards import NoTokens, TokenShards, require_held_out
+from dit_moe.text.token_shards import TokenShards, require_held_out
 from dit_moe.text.tokenizer import TextTokenizer
 from dit_moe.text_experiment import TextEvalConfig, TextExperiment
 from dit_moe.text_runs import TextRun, open_text_run
@@ -62,9 +61,8 @@ def run(args: argparse.Namespace) -> None:
     files = [Path(word) for word in args.words if word not in words]
     texts = [_read(path) for path in files]
     stated = [f"{name}={value}" for name in OPTIONS if (value := getattr(args, name)) is not None]
-    opened = open_text_run(
-        args.run_folder, [_whole(each) for each in [*words, *stated]], device=join_processes().device
-    )
+    changes = [_whole(each) for each in [*words, *stated]]
+    opened = open_text_run(args.run_folder, changes, scoring=True, device=join_processes().device)
     out = args.out or opened.folder.absolute().parent.parent / FILE
     on_main(lambda: _require_place(out, files))
     text = of_files(files, texts, opened.tokenizer) if files else heldout_text(opened)
@@ -123,25 +121,25 @@ def of_files(files: Sequence[Path], texts: Sequence[str], tokenizer: TextTokeniz
 
 def heldout_text(opened: TextRun) -> Text:
     """The held-out split of the run's data. ValueError if there is none, it is of another tokenizer, or no held-out."""
-    shards = open_heldout(opened.experiment, opened.tokenizer)
+    shards = open_heldout(opened.experiment, opened.tokenizer, opened.trained)
     counted = shards.manifest.tokens - shards.manifest.documents  # one by one they stand behind an end of text
     whole = opened.experiment.eval.max_documents is None
     identity = {"folder": str(shards.folder), "fingerprint": shards.manifest.fingerprint}
     return Text(shards.documents(), counted if whole else None, identity)
 
 
-def open_heldout(experiment: TextExperiment, tokenizer: TextTokenizer) -> TokenShards:
-    """The tokens of held-out text. ValueError unless they are of this tokenizer, and not of what is trained on."""
+def open_heldout(experiment: TextExperiment, tokenizer: TextTokenizer, trained: Tree) -> TokenShards:
+    """The tokens of held-out text. ValueError unless they are of this tokenizer, and not of what is trained on.
+
+    `trained` is the `TokenManifest.origin` of that.
+    """
     with section("data"):
         shards = open_shards(experiment.data, "heldout")
     try:
         shards.manifest.require_tokenizer(tokenizer)
     except ValueError as error:
         raise ValueError(f"data.heldout={shards.folder}: {error}") from None
-    with suppress(NoTokens):  # a run is scored without what it was trained on
-        require_held_out(open_shards(experiment.data, "train").manifest, shards.manifest)
-    if shards.manifest.fingerprint == experiment.data.fingerprint:
-        raise ConfigError("data.heldout", f"={shards.folder} is what the model is trained on; name held-out text")
+    require_held_out(trained, shards.manifest)
     return shards
 
 

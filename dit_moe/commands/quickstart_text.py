@@ -37,7 +37,9 @@ def quickstart_text(raw: TextExperiment, folder: Path, config_name: str) -> None
         raise ConfigError("data.heldout", " is missing; name a folder for the tokens of held-out text")
     tokenize_all(raw)
     experiment, tokens = prepare(raw)
-    open_heldout(experiment, tokens.tokenizer())  # before training, as mistakes in it should show first
+    open_heldout(
+        experiment, tokens.tokenizer(), tokens.manifest.origin
+    )  # before training, as mistakes in it should show first
     train(experiment, tokens, folder)
     run = open_text_run(folder, device=join_processes().device)
     report = perplexity(run, heldout_text(run))

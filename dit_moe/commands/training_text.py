@@ -46,7 +46,7 @@ def text_parts(
         if not join_processes().is_main_process:
             return
         assert isinstance(network, LM)
-        run = TextRun(folder=folder, step=step, sha256="", experiment=experiment, model=network, tokenizer=tokenizer)
+        run = TextRun(folder, step, "", experiment, network, tokenizer, trained=dataset.manifest.origin)
         try:
             (folder / "samples").mkdir(exist_ok=True)
             (folder / "samples" / f"step_{step:08d}.txt").write_text(page(run, write_texts(run)))
@@ -57,19 +57,22 @@ def text_parts(
     if every := experiment.train.sample_every:
         hooks.append(Hook(every=every, call=save_samples))
     if every := experiment.eval.light_every:
-        hooks.append(Hook(every=every, call=_heldout_loss(experiment, tokenizer), measures=True))
+        hooks.append(Hook(every=every, call=_heldout_loss(experiment, dataset, tokenizer), measures=True))
     return TrainingParts(
         objective=NextToken(experiment.objective),
         prepare_batch=prepare_batch,
-        facts={"tokenizer": {"name": tokenizer.config.name, "sha256": tokenizer.config.sha256}},
+        facts={
+            "tokenizer": {"name": tokenizer.config.name, "sha256": tokenizer.config.sha256},
+            "trained_on": dataset.manifest.origin,
+        },
         hooks=hooks,
         unit=Unit("tokens", experiment.data.length),
     )
 
 
-def _heldout_loss(experiment: TextExperiment, tokenizer: TextTokenizer) -> HeldoutLoss:
+def _heldout_loss(experiment: TextExperiment, dataset: TokenSequences, tokenizer: TextTokenizer) -> HeldoutLoss:
     """On documents from all over the held-out split."""
-    heldout = open_heldout(experiment, tokenizer)
+    heldout = open_heldout(experiment, tokenizer, dataset.manifest.origin)
     documents, count = heldout.manifest.documents, experiment.eval.light_documents
     chosen = islice(heldout.documents(step=max(1, documents // count)), count)
     return HeldoutLoss(chosen, eos=tokenizer.eos, **scoring_options(experiment))

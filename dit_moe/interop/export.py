@@ -60,7 +60,7 @@ def export_run(run: TextRun, folder: str | Path, *, olmoe: bool = False) -> dict
             write_atomically(partial / f"{CODE}.py", line)
         write_atomically(partial / PROVENANCE, json.dumps(facts, indent=1) + "\n")
         mode = (partial / PROVENANCE).stat().st_mode
-        for file in partial.iterdir():
+        for file in filter(Path.is_file, partial.rglob("*")):
             file.chmod(mode)  # as the umask says: safetensors lets only their owner read them
         partial.replace(folder)  # whole or not at all
     finally:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_moe.config import ConfigError
+from dit_moe.models import LM
 from dit_moe.moe.steering import Activity
 from dit_moe.processes import join_processes, on_all
 from dit_moe.text.activity import scored_activity
@@ -51,7 +52,7 @@ def score(
 
     Args:
         network: ``tokens [B, S] → logits [B, S, V]``, or what has them as ``.logits``; causal. It is put in evaluation
-            mode. If it has ``project`` as `LM` does, logits are made only where needed, and chunk by chunk.
+            mode. Of an `LM`, logits are made only where needed, and chunk by chunk.
         documents: one without tokens still counts with its bytes.
         eos: stands before each document as its first context; it is not predicted behind it.
         length: tokens that the network sees at a time, at most.
@@ -199,11 +200,11 @@ class _Scoring:
 
     def _cost(self, tokens_BS: Tensor, rows_R: Tensor, targets_R: Tensor) -> Tensor:
         """−ln p of the targets behind the positions `rows_R` of the flattened batch, fp32 [R]."""
-        network: Any = self.network
-        if hasattr(network, "project"):
-            states, project = network(tokens_BS, states=True), network.project
+        project: Callable[[Tensor], Tensor] = nn.Identity()
+        if isinstance(self.network, LM):
+            states, project = self.network(tokens_BS, states=True), self.network.project
         else:
-            states, project = network(tokens_BS), lambda logits: logits
+            states = self.network(tokens_BS)
             states = getattr(states, "logits", states)
         flat, size = states.flatten(0, 1), max(1, CHUNK // self.vocab_size)
         parts = zip(rows_R.split(size), targets_R.split(size), strict=True)

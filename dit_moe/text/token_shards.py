@@ -89,16 +89,15 @@ class TokenManifest:
         hashes = [(shard.sha256, shard.documents_sha256) for shard in self.shards]
         return hashlib.sha256(json.dumps([self.tokenizer["sha256"], hashes]).encode()).hexdigest()
 
+    @property
+    def origin(self) -> Tree:
+        """JSON-ready: what a model that was trained on the tokens has to keep for `require_held_out`."""
+        return {"encoding": self.encoding, "fingerprint": self.fingerprint}
+
     def describe(self) -> str:
         """The tokens in a few words."""
         ratio = f"{self.bytes / self.tokens:.2f} bytes a token"
         return f"{self.tokens:,} tokens of {self.documents:,} documents by {self.tokenizer['name']}, {ratio}"
-
-    def require_vocabulary(self, vocab_size: int) -> None:
-        """ValueError unless every id is below `vocab_size`, which is that of a model."""
-        if self.largest >= vocab_size:
-            problem = f"the tokens have the id {self.largest}, and the model's vocabulary ends at {vocab_size - 1}"
-            raise ValueError(f"{problem}; set model.vocab_size={self.tokenizer['vocab_size']}, or drop the line")
 
     def require_tokenizer(self, tokenizer: TextTokenizer) -> None:
         """ValueError unless the tokens were made by this tokenizer."""
@@ -118,26 +117,30 @@ def write_token_manifest(folder: Path, manifest: TokenManifest) -> None:
     write_sealed(folder / MANIFEST, {"format": FORMAT, **asdict(manifest), **totals})
 
 
-def require_held_out(train: TokenManifest, heldout: TokenManifest, option: str = "data.heldout") -> None:
-    """ConfigError for `option`, which named the folder of `heldout`, if text of it is known to be trained on."""
-    split = heldout.encoding["split"]
-    if split != "heldout":
-        problem, remedy = f" has tokens of the split {split}", "name a folder for the held-out ones"
-        raise ConfigError(option, f"{problem}; {remedy}, and run `dit-moe tokenize CONFIG`")
-    trained, scored = (each.encoding["corpus"].get("heldout_every") for each in (train, heldout))
-    # Every 10th document is one of every 5th, and `first` changes neither.
-    apart = train.encoding["split"] == "train" and trained and scored and scored % trained == 0
-    if train.fingerprint == heldout.fingerprint or (_same_source(train.encoding, heldout.encoding) and not apart):
-        problem = " has documents that are trained on: its text is that of the training tokens, which were made with"
-        found = f"tokenize.corpus.heldout_every={trained}, and these with {scored}"
-        raise ConfigError(option, f"{problem} {found}; tokenise both anew with one config")
+def require_held_out(trained: Tree, heldout: TokenManifest) -> None:
+    """ConfigError if text of `heldout`, the folder that data.heldout names, is known to be trained on.
 
-
-def _same_source(one: Tree, other: Tree) -> bool:
-    """Whether two encodings are, as far as they tell, of the same documents, before any are held out."""
-    content, other_content = one["corpus"]["fingerprint"], other["corpus"]["fingerprint"]
+    `trained` is the `origin` of the tokens that were.
+    """
+    if trained["fingerprint"] == heldout.fingerprint:
+        raise ConfigError("data.heldout", " is the same text as data.path; name held-out text")
+    one, other = trained["encoding"], heldout.encoding
+    every, of_other = (encoding["corpus"].get("heldout_every") for encoding in (one, other))
+    contents = one["corpus"]["fingerprint"], other["corpus"]["fingerprint"]
     place, other_place = _place(one), _place(other)
-    return (content is not None and content == other_content) or (place[-1] is not None and place == other_place)
+    same_place = place[-1] is not None and place == other_place
+    # Names and sizes tell a source from another only where both splits are said to be of one.
+    numbered = every is not None and of_other is not None
+    if not (same_place or (numbered and contents[0] is not None and contents[0] == contents[1])):
+        return
+    # Every 10th document is one of every 5th, and `first` changes neither; one more document changes all numbers.
+    unchanged = None in contents or contents[0] == contents[1]
+    apart = (one["split"], other["split"]) == ("train", "heldout") and numbered and of_other % every == 0
+    if not (apart and unchanged):
+        problem = " has documents that are trained on: those were the train split of the same source with"
+        found = f"heldout_every={every}, these are its split {other['split']} with heldout_every={of_other}"
+        also = "" if unchanged else ", and the source has changed in between"
+        raise ConfigError("data.heldout", f"{problem} {found}{also}; tokenise both anew with one config")
 
 
 def _place(encoding: Tree) -> tuple[str | None, ...]:

@@ -177,6 +177,7 @@ BAD = {  # words of a command, {run} and {data} filled in: what it says
     "judging text as images": (["eval", "{run}"], "model is a language model"),
     "saving text as pictures": (["sample", "{run}", "--save", "png"], "--save: .* leave it out"),
     "an unknown option of sampling": (["sample", "{run}", "temprature=1"], "sample.temprature is not a known key"),
+    "an option of scoring for sampling": (["sample", "{run}", "data.heldout=x"], "sample.data is not a known key"),
     "a negative temperature": (["sample", "{run}", "temperature=-1"], "sample.temperature=-1.0 must be at least 0"),
     "a prompt that is no text": (["sample", "{run}", "--prompt", "\udcff"], "prompts holds .*, which is not Unicode"),
     "no tokenizer": (["sample", "{lost}"], "tokenizer is missing; restore it"),

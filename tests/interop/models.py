@@ -50,4 +50,5 @@ def tiny_run(folder, lm=None) -> TextRun:
         experiment=TextExperiment(model=lm.config, data=data, sample=TextSampleConfig()),
         model=lm,
         tokenizer=open_tokenizer(TokenizerConfig()),
+        trained={},
     )

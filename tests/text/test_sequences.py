@@ -79,13 +79,6 @@ def test_the_folder_brings_its_tokenizer(tmp_path):
         rows.manifest.require_tokenizer(open_tokenizer(TokenizerConfig()))
 
 
-def test_a_vocabulary_that_is_too_small_for_the_tokens_is_refused(folder):
-    manifest = sequences(folder, length=10).manifest
-    manifest.require_vocabulary(257)
-    with pytest.raises(ValueError, match=r"the tokens have the id 256, and the model's vocabulary ends at 255; set"):
-        manifest.require_vocabulary(256)
-
-
 def test_the_fingerprint_is_of_the_tokens_wherever_they_lie(tmp_path, folder):
     first = sequences(folder, length=10).fingerprint
     tokenized(tmp_path / "again" / "tokens")
@@ -209,15 +202,16 @@ def test_what_was_held_out_together_is_held_out(tmp_path):
     train = of_corpus(tmp_path / "train", "train", heldout_every=5, first=50)
     for every, first in ((5, 50), (5, None), (10, None)):
         heldout = of_corpus(tmp_path / f"heldout {every} {first}", "heldout", heldout_every=every, first=first)
-        require_held_out(train, heldout)
+        require_held_out(train.origin, heldout)
     other = str(write_lines(tmp_path / "other.jsonl", texts(20, seed=1)))
     train = of_corpus(tmp_path / "all", "train")
-    require_held_out(train, of_corpus(tmp_path / "other", "heldout", heldout=other))
+    require_held_out(train.origin, of_corpus(tmp_path / "other", "heldout", heldout=other))
 
 
 def test_python_holds_out_by_name(tmp_path):
     made = TokenizeConfig(corpus=corpus("python_docs"))
-    require_held_out(*(tokenize(made, tmp_path / split, split) for split in ("train", "heldout")))
+    train, heldout = (tokenize(made, tmp_path / split, split) for split in ("train", "heldout"))
+    require_held_out(train.origin, heldout)
 
 
 @pytest.mark.parametrize("trained", [None, 3, 10])
@@ -225,21 +219,38 @@ def test_text_that_was_held_out_of_other_training_is_refused(tmp_path, trained):
     write_lines(tmp_path / "text.jsonl", texts())
     train = of_corpus(tmp_path / "train", "train", heldout_every=trained)
     heldout = of_corpus(tmp_path / "heldout", "heldout", heldout_every=5)
-    with pytest.raises(ConfigError, match=rf"^data.heldout has .* trained on: .*_every={trained}, and these with 5;"):
-        require_held_out(train, heldout)
+    with pytest.raises(ConfigError, match=rf"^data.heldout has .* trained on: .*_every={trained}, .*heldout_every=5;"):
+        require_held_out(train.origin, heldout)
 
 
 def test_the_text_itself_is_not_held_out_of_training_on_it(tmp_path):
     write_lines(tmp_path / "text.jsonl", texts())
-    other = str(write_lines(tmp_path / "other.jsonl", texts(30)))
     train = of_corpus(tmp_path / "train", "train")
-    with pytest.raises(ConfigError, match=r"^data.heldout has tokens of the split train; name a folder for the held-"):
-        require_held_out(train, train)
-    theirs = tokenize(config(tmp_path / "other.jsonl"), tmp_path / "theirs", "train")
-    same = of_corpus(tmp_path / "same", "heldout", heldout=other)
-    assert theirs.fingerprint == same.fingerprint
-    with pytest.raises(ConfigError, match=r"^eval.text has documents that are trained on"):
-        require_held_out(theirs, same, "eval.text")
+    with pytest.raises(ConfigError, match=r"^data.heldout is the same text as data.path; name held-out text"):
+        require_held_out(train.origin, train)
+    theirs = tokenize(config(write_lines(tmp_path / "other.jsonl", texts(30))), tmp_path / "theirs", "train")
+    same = of_corpus(tmp_path / "same", "heldout", heldout=str(tmp_path / "other.jsonl"))
+    with pytest.raises(ConfigError, match=r"^data.heldout is the same text"):
+        require_held_out(theirs.origin, same)
+    require_held_out(train.origin, theirs)  # another corpus, whatever its split is called
+
+
+def test_numbers_that_have_shifted_are_known(tmp_path):
+    write_lines(tmp_path / "text.jsonl", texts())
+    train = of_corpus(tmp_path / "train", "train", heldout_every=5)
+    write_lines(tmp_path / "text.jsonl", ["one more, before all the others", *texts()])
+    heldout = of_corpus(tmp_path / "heldout", "heldout", heldout_every=5)
+    with pytest.raises(ConfigError, match=r"the source has changed in between; tokenise both anew"):
+        require_held_out(train.origin, heldout)
+
+
+def test_files_of_equal_names_and_sizes_may_be_different_text(tmp_path):
+    for name, text in (("a", "one text"), ("b", "another!")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.txt").write_text(text)
+    made = TokenizeConfig(corpus=corpus("files", path=str(tmp_path / "a"), heldout=str(tmp_path / "b")))
+    train, heldout = (tokenize(made, tmp_path / split, split) for split in ("train", "heldout"))
+    require_held_out(train.origin, heldout)
 
 
 @pytest.mark.parametrize(("heldout", "known"), [("validation", True), ("train", False)])
@@ -252,4 +263,4 @@ def test_a_stream_is_told_by_the_name_of_its_split(tmp_path, heldout, known):
         return TokenManifest({"sha256": ""}, "uint16", encoding, (TokenShard("0", 1, 1, 1, 1, split, ""),))
 
     with nullcontext() if known else pytest.raises(ConfigError, match=r"^data.heldout has documents that are trained"):
-        require_held_out(manifest("train"), manifest("heldout", train="other", heldout=heldout))
+        require_held_out(manifest("train").origin, manifest("heldout", train="other", heldout=heldout))

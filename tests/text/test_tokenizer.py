@@ -149,3 +149,18 @@ def test_a_missing_package_is_named_with_the_extra_that_has_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match=r"^name=bytes needs the package .*; pip install 'dit_moe\[lm\]'"):
         open_tokenizer(TokenizerConfig())
+
+
+def test_what_is_kept_takes_the_place_of_anything_else_and_may_have_folders_of_its_own(tmp_path):
+    tokenizer = open_tokenizer(TokenizerConfig())
+    tokenizer.hf.chat_template = {"default": "a", "other": "b"}  # written as a folder
+    for _ in range(2):
+        tokenizer.keep(tmp_path / "kept")
+        tokenizer.save(tmp_path / "saved")
+        kept, saved = (
+            {str(path.relative_to(tmp_path / name)) for path in (tmp_path / name).rglob("*")}
+            for name in ("kept", "saved")
+        )
+        assert kept == saved and any("other" in name for name in kept)
+        (tmp_path / "kept" / "stray.json").touch()
+    assert not (tmp_path / "kept.partial").exists()

@@ -1,30 +1,21 @@
 """Tokenising: always the same bytes, however often stopped, and nothing half-written or of something else is read."""
 
-import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from dit_moe.config import ConfigError
 from dit_moe.text import tokenization as tokenizing
 from dit_moe.text.token_shards import NoTokens, TokenShards, read_token_manifest
-from dit_moe.text.tokenization import Tokenization, TokenizeConfig, finished, tokenize
+from dit_moe.text.tokenization import Tokenization
 from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
 from tests.scripts import said
-from tests.text.tokens import config, corpus, save_bpe, texts, tokenization, tokenized, write_lines
+from tests.text.tokens import bits, save_bpe, texts, tokenization, tokenized, write_lines
 
 pytest.importorskip("transformers")
 
 SCRIPT = Path(__file__).with_name("tokenize_script.py")
-
-
-def bits(folder):
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def test_shards_hold_every_document_behind_an_end_of_text(tmp_path):
@@ -98,78 +89,6 @@ def test_a_tokenizer_that_cannot_help_spelling_the_end_of_text_is_refused(tmp_pa
 
 
 # ----------------------------------------------------------------------------------------------------------- resuming
-
-
-def test_finished_tokens_are_not_made_again(tmp_path):
-    tokenized(tmp_path / "tokens")
-    before, again = bits(tmp_path / "tokens"), tokenization(tmp_path / "tokens")
-    again.corpus.documents = None  # would be called
-    again.run()
-    assert again.made == 0 and bits(tmp_path / "tokens") == before
-
-
-class Rows:
-    """A split of a dataset on the Hub that says nothing of its size unless told."""
-
-    column_names = ("text",)
-
-    def __init__(self, size=None):
-        known = {split: SimpleNamespace(num_examples=size, num_bytes=None) for split in ("train", "other")}
-        self.info = SimpleNamespace(splits=known)
-
-    def skip(self, start):
-        return ({"text": text} for text in texts(30)[start:])
-
-
-def test_finished_tokens_are_found_without_the_network(tmp_path, monkeypatch):
-    """Neither the dataset nor the tokenizer is asked for again."""
-    import transformers
-
-    copy, bpe = tmp_path / "tokens" / "tokenizer", save_bpe(tmp_path / "bpe")
-    load, asked = transformers.AutoTokenizer.from_pretrained, []
-
-    def from_hub(place, **how):
-        asked.append(str(place))
-        return load(bpe if place == "some/tokenizer" else place, **how)
-
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_hub)
-    monkeypatch.setattr("dit_moe.text.corpora.huggingface.load_split", lambda *where: asked.append("set") or Rows())
-    section = corpus("huggingface", id="some/set")
-    config = TokenizeConfig(corpus=section, tokenizer=TokenizerConfig(name="some/tokenizer"))
-    made = tokenize(config, tmp_path / "tokens", "train")
-    assert {"some/tokenizer", "set"} <= set(asked)
-    asked.clear()
-    assert finished(config, tmp_path / "tokens", "train") == tokenize(config, tmp_path / "tokens", "train") == made
-    assert set(asked) == {str(copy)}
-    others = [
-        replace(config, shard_tokens=5),
-        replace(config, corpus=replace(section, train="other")),
-        replace(config, tokenizer=TokenizerConfig(name="another/tokenizer")),
-    ]
-    assert not any(finished(other, tmp_path / "tokens", "train") for other in others)
-
-
-def test_tokens_are_finished_only_while_they_are_whole_and_of_the_text_and_tokenizer_that_are_there(tmp_path):
-    def is_finished():
-        return finished(made, folder, "train") is not None
-
-    folder, bpe = tmp_path / "tokens", save_bpe(tmp_path / "bpe")
-    made = config(write_lines(tmp_path / "text.jsonl", texts()), tokenizer=str(bpe))
-    assert not is_finished() and not folder.exists()
-    tokenize(made, folder, "train")
-    assert is_finished()
-    write_lines(tmp_path / "text.jsonl", texts(99))
-    assert not is_finished()
-    write_lines(tmp_path / "text.jsonl", texts())
-    save_bpe(bpe, 301)
-    assert not is_finished()
-    save_bpe(bpe)
-    assert is_finished()
-    for file in ("shards/00001.tokens", "tokenizer/tokenizer.json", "manifest.json"):
-        (folder / file).unlink()
-        assert not is_finished()
-        tokenize(made, folder, "train")
-        assert is_finished()
 
 
 def test_shards_that_are_lost_or_damaged_are_made_anew_with_the_same_bytes(tmp_path):
@@ -271,89 +190,3 @@ def test_progress_counts_the_bytes_of_text(tmp_path):
     seen = []
     manifest = tokenization(tmp_path / "tokens").run(seen.append)
     assert sum(seen) == manifest.bytes
-
-
-# ---------------------------------------------------------------------------------------------- other text or tokenizer
-
-
-def test_a_folder_goes_on_only_with_the_text_and_tokenizer_it_was_begun_with(tmp_path):
-    folder = tmp_path / "tokens"
-    tokenized(folder)
-    before = bits(folder)
-    otherwise = "tokenise into another folder, or delete that one"
-    cases = {
-        "corpus.fingerprint": lambda: tokenized(folder, texts(99)),
-        "corpus.heldout_every": lambda: tokenized(folder, texts(), heldout_every=5),
-        "tokenizer.sha256": lambda: tokenized(folder, texts(), tokenizer=str(save_bpe(tmp_path / "bpe"))),
-        "shard_tokens": lambda: tokenized(folder, texts(), shard_tokens=999),
-        "split": lambda: tokenize(
-            config(tmp_path / "text.jsonl", heldout=str(write_lines(tmp_path / "other.jsonl", texts()))),
-            folder,
-            "heldout",
-        ),
-    }
-    for key, call in cases.items():
-        recorded = key in ("corpus.fingerprint", "tokenizer.sha256")
-        remedy = "restore the text and the tokenizer that it is of" if recorded else "take that value"
-        problem = rf"^tokenize.{key}=.* differs from the tokens in .*; {remedy}, {otherwise}"
-        with pytest.raises(ConfigError, match=problem):
-            call()
-    assert bits(folder) == before
-
-
-def test_moving_the_text_does_not_begin_another_tokenisation(tmp_path):
-    folder = tmp_path / "tokens"
-    tokenized(folder)
-    moved = tmp_path / "elsewhere" / "text.jsonl"
-    moved.parent.mkdir()
-    (tmp_path / "text.jsonl").rename(moved)
-    again = Tokenization(config(moved), folder, "train")
-    again.run()
-    assert again.made == 0
-
-
-def test_a_folder_does_not_mix_two_splits_of_a_dataset_of_which_nothing_is_known(tmp_path, monkeypatch):
-    monkeypatch.setattr("dit_moe.text.corpora.huggingface.load_split", lambda *where: Rows())
-    monkeypatch.setattr(tokenizing, "finished", lambda *what: None)
-
-    def make(split="train", **options):
-        section = corpus("huggingface", id="some/set", **options)
-        return tokenize(TokenizeConfig(corpus=section, shard_tokens=1000), tmp_path / split, split)
-
-    make(), make("heldout", heldout="test")
-    with pytest.raises(ConfigError, match=r"^tokenize.corpus.train=other differs from .*, which has train; take that"):
-        make(train="other")
-    with pytest.raises(ConfigError, match=r"^tokenize.corpus.heldout=other differs from .*, which has test; take that"):
-        make("heldout", heldout="other")
-    make(heldout="test"), make("heldout", train="other", heldout="test")  # not of this split's text
-    monkeypatch.setattr("dit_moe.text.corpora.huggingface.load_split", lambda *where: Rows(30))
-    make(streaming=False)  # more is known of the same rows now
-
-
-def test_until_the_first_shard_is_made_everything_may_change(tmp_path):
-    folder = tmp_path / "tokens"
-    path = tmp_path / "text.jsonl"
-    path.write_text("no json\n")
-    with pytest.raises(ValueError, match="line 1, is not JSON"):
-        tokenize(config(path), folder, "train")
-    assert (folder / "encoding.json").exists()
-    tokenized(folder, texts(), shard_tokens=500)
-
-
-@pytest.mark.parametrize("documents", [[], [""] * 5])
-@pytest.mark.parametrize("shard_tokens", [1, 1000])
-def test_an_empty_corpus_is_refused(tmp_path, documents, shard_tokens):
-    with pytest.raises(ValueError, match=r"^tokenize.corpus is empty: the split train has no text; name some"):
-        tokenized(tmp_path / "tokens", documents, shard_tokens=shard_tokens)
-    assert not (tmp_path / "tokens" / "manifest.json").exists()
-
-
-def test_mistakes_in_the_sections_are_named_with_their_whole_path(tmp_path):
-    nowhere = corpus("files", path=str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigError, match=r"^tokenize.corpus.path=.*nowhere names no files"):
-        Tokenization(TokenizeConfig(corpus=nowhere), tmp_path, "train")
-    missing = TokenizerConfig(name=str(tmp_path))
-    with pytest.raises(ConfigError, match=r"^tokenize.tokenizer.name=.* cannot be loaded"):
-        Tokenization(TokenizeConfig(corpus=nowhere, tokenizer=missing), tmp_path, "train")
-    with pytest.raises(ConfigError, match=r"^shard_tokens=0 must be at least 1"):
-        TokenizeConfig(corpus=nowhere, shard_tokens=0)

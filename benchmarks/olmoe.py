@@ -1,10 +1,11 @@
-"""A training step of our language model beside transformers' OLMoE with the same weights, in one process.
+"""Forward and backward of our language model beside transformers' OLMoE with the same weights, in one process.
 
     python benchmarks/olmoe.py [--width 512] [--depth 4] [--experts 64] [--active 8] [--expert-hidden 256]
-                               [--batch 4] [--length 512] [--repeats 7]
+                               [--batch 4] [--length 512] [--vocabulary 8192] [--repeats 7]
+                               [--ways eager,grouped_mm]
 
-Prints one JSON line for each of transformers' ways to compute experts: seconds of forward and backward, the median of
-turns that alternate, theirs and ours, and their ratio.
+Prints one JSON line for each of `--ways`, in which transformers computes experts: seconds of forward and backward, the
+median of turns that alternate, theirs and ours, and their ratio.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ COMMANDS = {  # name: module of dit_moe.commands, what it does
     "perplexity": ("perplexity", "score text with a language model"),
     "export": ("export", "write a language model for transformers"),
     "lm-eval": ("lm_eval", "run lm-evaluation-harness on a language model"),
-    "quickstart": ("quickstart", "encode, train, sample and evaluate in one go"),
+    "quickstart": ("quickstart", "encode or tokenise, train, sample and evaluate in one go"),
     "train-autoencoder": ("train_autoencoder", "train a small autoencoder to make latents with"),
 }
 

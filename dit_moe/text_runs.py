@@ -10,6 +10,7 @@ import torch
 
 from dit_moe import checkpoint, config
 from dit_moe.config import Tree, section
+from dit_moe.experiment import is_text
 from dit_moe.models import LM, MODELS
 from dit_moe.text.tokenizer import TextTokenizer, TokenizerConfig, open_tokenizer
 from dit_moe.text_experiment import TextExperiment, text_experiment
@@ -35,6 +36,7 @@ def open_text_run(
     overrides: Sequence[str] = (),
     *,
     scoring: bool = False,
+    experiment: TextExperiment | None = None,
     device: str | torch.device = "cpu",
 ) -> TextRun:
     """Open the newest checkpoint of a run folder, or a checkpoint folder.
@@ -43,6 +45,7 @@ def open_text_run(
         path: the folder.
         overrides: ``key=value`` changes to the section ``sample``, whose name may stand before them.
         scoring: take changes to ``eval`` and ``data.heldout``, too, written in full.
+        experiment: what the run was started with last, in place of the checkpoint's own and of changes to that.
         device: where the network goes.
 
     Raises ValueError if there is no such run, if a file of it is damaged, or for a mistake in the overrides.
@@ -50,7 +53,7 @@ def open_text_run(
     opened = checkpoint.open_checkpoint(path)
     whole = ("sample.", "eval.", "data.heldout=") if scoring else ("sample.",)
     changes = [each if each.startswith(whole) else f"sample.{each}" for each in overrides]
-    experiment = text_experiment(config.override(opened.config(), changes))
+    experiment = experiment or text_experiment(config.override(opened.config(), changes))
     weights = experiment.sample.weights
     model = MODELS.build(experiment.model)
     checkpoint.load_into(model, opened.weights(weights), opened.folder)
@@ -76,4 +79,4 @@ def run_tokenizer(opened: checkpoint.Checkpoint) -> TextTokenizer:
 
 def is_text_run(path: str | Path) -> bool:
     """Whether a run folder or checkpoint folder is a language model's."""
-    return "tokenizer" in checkpoint.open_checkpoint(path).state
+    return is_text(checkpoint.open_checkpoint(path).config())

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "text": BOTTOM | {"processes", "data", "moe", "models"},
     "interop": BOTTOM | {"moe", "models", "text", "checkpoint", "text_runs"},
     "text_experiment": BOTTOM | {"models", "text", "training", "experiment"},
-    "text_runs": BOTTOM | {"models", "text", "checkpoint", "text_experiment"},
+    "text_runs": BOTTOM | {"models", "text", "checkpoint", "experiment", "text_experiment"},
     "training": BOTTOM | {"processes", "moe", "models", "diffusion", "latents", "data", "checkpoint"},
     "generate": BOTTOM | {"moe", "models", "diffusion", "latents", "checkpoint"},
     "evaluation": BOTTOM | {"processes", "moe", "data", "latents", "checkpoint", "generate", "extractors", "metrics"},

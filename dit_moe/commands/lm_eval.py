@@ -10,7 +10,6 @@ table goes to stdout, everything to a JSON file: by default lm_eval.json in the 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from rich.table import Table
 
 from dit_moe import config
 from dit_moe.config import ConfigError, require
-from dit_moe.files import require_writable, write_atomically
+from dit_moe.files import require_writable, sha256_of, write_atomically
 from dit_moe.processes import join_processes
 from dit_moe.text_runs import open_text_run
 
@@ -166,7 +165,7 @@ def open_subject(path: Path, overrides: Sequence[str], device: torch.device) -> 
             tokenizer = AutoTokenizer.from_pretrained(path)
         except OSError as error:
             raise ValueError(f"{path} cannot be opened: {' '.join(str(error).split())[:300]}") from None
-        digests = {file.name: _digest(file) for file in sorted(path.glob("*.safetensors"))}
+        digests = {file.name: sha256_of(file) for file in sorted(path.glob("*.safetensors"))}
         facts: dict[str, Any] = {"model": str(path), "weights_sha256": digests}
         return Subject(model.to(device), tokenizer, None, path, facts)
     run = open_text_run(path, overrides, device=device)
@@ -257,8 +256,3 @@ def print_table(report: dict[str, Any]) -> None:
         table.add_section()
         table.add_row("mean", "", "", f"{report['mean']:.4f}", "")
     Console().print(table)
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,7 +1,8 @@
 """Score text by a language model: bits per byte, perplexity, and the experts that it takes.
 
 By default that is the held-out split of the run's data; or else files of UTF-8 text, each a document. Every document is
-scored by itself, in windows as lm-evaluation-harness cuts them. `key=value` changes the sections `eval` and `sample`.
+scored by itself, in windows as lm-evaluation-harness cuts them. `key=value` changes the sections `eval` and `sample`;
+`data.heldout=FOLDER` names other held-out tokens, or where they have moved to.
 
 The result is JSON on stdout and in a file, and a table on stderr. Started by torchrun or accelerate the command uses
 every process; the result is the same.

@@ -1,6 +1,9 @@
 """Encode if the config has latents, train, sample with several seeds, evaluate, and show what came out.
 
+A language model's text is tokenised; it is trained, scored on held-out documents beside a trigram model, and writes.
+
     dit-moe quickstart configs/digits.yaml
+    dit-moe quickstart configs/lm_tiny.yaml
 
 Everything goes into runs/<name of the config>/; a second call goes on where the first one stopped.
 """
@@ -47,10 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do all of it and write metrics.json, grid.png and curves.png into the run folder."""
+    """Do all of it and write metrics.json, curves.png and grid.png, or sample.json of text, into the run folder."""
     folder = run_folder(args.config, args.folder)
     raw = load(args.config, args.overrides)
     if isinstance(raw, TextExperiment):
+        if args.skip_broken:
+            raise ConfigError("--skip-broken", " is of images, and the config of a language model; leave it out")
         from dit_moe.commands.quickstart_text import quickstart_text  # and with it transformers
 
         quickstart_text(raw, folder, args.config.name)

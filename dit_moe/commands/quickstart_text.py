@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -37,11 +38,10 @@ def quickstart_text(raw: TextExperiment, folder: Path, config_name: str) -> None
         raise ConfigError("data.heldout", " is missing; name a folder for the tokens of held-out text")
     tokenize_all(raw)
     experiment, tokens = prepare(raw)
-    open_heldout(
-        experiment, tokens.tokenizer(), tokens.manifest.origin
-    )  # before training, as mistakes in it should show first
+    # Before training, as mistakes in it should show first.
+    open_heldout(experiment, tokens.tokenizer(), tokens.manifest.origin)
     train(experiment, tokens, folder)
-    run = open_text_run(folder, device=join_processes().device)
+    run = open_text_run(folder, experiment=experiment, device=join_processes().device)
     report = perplexity(run, heldout_text(run))
     passage = sample_text(run, folder)
     if passage is None:  # not the main process
@@ -75,9 +75,10 @@ def _texts(experiment: TextExperiment, tokenizer: TextTokenizer, split: str, mos
             return
 
 
-def _print(metrics: dict[str, dict[str, float]], folder: Path) -> None:
+def _print(metrics: dict[str, Any], folder: Path) -> None:
     table, bits = Table(show_header=False), metrics["bits_per_byte"]
-    table.add_row("held-out bits per byte", f"{bits['model']:.3f} ± {bits['model_std_error']:.3f}")
+    error = bits["model_std_error"]  # None of a single document
+    table.add_row("held-out bits per byte", f"{bits['model']:.3f}" + ("" if error is None else f" ± {error:.3f}"))
     table.add_row("… of a trigram model of the same text", f"{bits['trigram']:.3f}")
     for row in training_rows(metrics):
         table.add_row(*row)

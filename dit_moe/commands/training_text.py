@@ -79,5 +79,6 @@ def _heldout_loss(experiment: TextExperiment, dataset: TokenSequences, tokenizer
 
 
 def _keep(tokenizer: TextTokenizer, folder: Path) -> None:
+    """ValueError if `folder` cannot be made."""
     require_writable(folder.parent)
     tokenizer.keep(folder)

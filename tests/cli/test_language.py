@@ -88,6 +88,18 @@ def test_one_command_goes_from_text_to_scores_and_a_passage(finished, capsys):
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["step_00000003.txt", "step_00000006.txt"]
 
 
+def test_a_second_call_goes_by_what_it_says_of_sampling_and_scoring_even_of_one_document(finished, run, capsys):
+    options = [*small(finished), "sample.prompts=[some dogs]", "eval.max_documents=1"]
+    capsys.readouterr()
+    assert cli("quickstart", LM_CONFIG, "--run", run, *options) == 0
+    assert capsys.readouterr().out.startswith("some dogs")
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["documents"] == 1 and metrics["bits_per_byte"]["model_std_error"] is None
+    heldout = [story(4).encode()]
+    trigram = TrigramModel([story(number).encode() for number in range(20) if number % 5 != 4])
+    assert metrics["bits_per_byte"]["trigram"] == pytest.approx(trigram.bits_per_byte(heldout))
+
+
 def test_the_log_counts_tokens(finished):
     log = [json.loads(line) for line in (finished / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["tokens"] for line in log] == [256 * step for step in range(1, 7)]

@@ -18,8 +18,7 @@ from dit_moe.latents import FIRST_STAGES
 from dit_moe.latents.encode import EncodeConfig
 from dit_moe.latents.settle import settle_first_stage
 from dit_moe.models import MODELS
-from dit_moe.moe import MoEConfig
-from dit_moe.moe.routers.dtopp import DTopPConfig
+from dit_moe.moe.dial import DialConfig
 from dit_moe.training import TrainConfig
 
 
@@ -155,15 +154,11 @@ def settle_sampling(experiment: Experiment, objective: Objective) -> SampleConfi
         raise ConfigError("sample.guidance.scale", wanted)
     with section("sample"):
         check_labels(sample, objective.num_classes)
-    if sample.target is not None:
-        _check_target(sample.target, experiment.model.moe)
+    check_dial(sample, experiment.model)
     return sample
 
 
-def _check_target(target: float, moe: MoEConfig | None) -> None:
-    """ConfigError unless sampling can be given another mean number of active experts."""
-    if moe is None or not isinstance(moe.router, DTopPConfig):
-        wanted = "needs a model with dtopp routers, which have a threshold to solve; drop the line"
-        raise ConfigError("sample.target", f"={target:g} {wanted}")
+def check_dial(sample: DialConfig, model: Any) -> None:
+    """ConfigError unless the section `sample` asks for experts that a model of the section `model` can use."""
     with section("sample"):
-        moe.router.check(moe.experts, target)
+        sample.check(model.moe, model.need("depth") - model.dense_blocks)

@@ -12,17 +12,20 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dit_moe.config import ConfigError, require
+from dit_moe.config import ConfigError, require, section
 from dit_moe.diffusion import SAMPLERS, GuidanceConfig, Objective, Sampler, SamplingError
+from dit_moe.diffusion.base import Network
 from dit_moe.latents import FirstStage
-from dit_moe.moe import calibrate, measure_active, steered_routers
+from dit_moe.moe import measure_active
+from dit_moe.moe.dial import Dial, DialConfig, thresholds, turn
 from dit_moe.randomness import generator, normal_like_images
 
-CALIBRATION_IMAGES = 64
+CALIBRATION_IMAGES, CALIBRATION_BATCH = 64, 16  # whatever the batch size, so that rounding is the same
+LESS_MEMORY = "lower sample.batch_size or sample.decode_batch, or set first_stage.slicing=true"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig:
+class SampleConfig(DialConfig):
     """How to sample."""
 
     sampler: Annotated[Any, SAMPLERS] | None = None  # None: Heun for flow, ancestral DDPM for ddpm
@@ -34,16 +37,15 @@ class SampleConfig:
     decode_batch: int | None = None  # latents that the first stage decodes at a time; None: batch_size
     weights: Literal["ema", "model"] = "ema"
     precision: Literal["fp32", "bf16"] = "fp32"
-    target: float | None = None  # solve the thresholds anew for so many mean active experts; None: as trained
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.count >= 1, self, "count", "must be at least 1")
         require(0 <= self.seed < 2**63, self, "seed", "must be a whole number from 0 to 2^63 − 1")
         require(self.batch_size >= 1, self, "batch_size", "must be at least 1")
         fits = self.decode_batch is None or self.decode_batch >= 1
         require(fits, self, "decode_batch", "must be at least 1, or null for batch_size")
         require(self.labels != (), self, "labels", "is empty; list at least one class")
-        require(self.target is None or self.target > 0, self, "target", "must be above 0")
 
 
 @dataclass
@@ -81,7 +83,7 @@ def choose_labels(config: SampleConfig, num_classes: int, class_counts: Sequence
 
 
 class Generator:
-    """Samples images with one network.
+    """Samples images with one network, whose thresholds, or k, are those of `config` only while it does.
 
     Args:
         model: the network, on its device; it is put in evaluation mode.
@@ -103,18 +105,36 @@ class Generator:
         self.latent_shape = tuple(latent_shape)
         self.device = next(model.parameters()).device
         self.sampler: Sampler = SAMPLERS.build(config.sampler, objective)
-        if config.target is not None:
-            self._recalibrate(config.target)
-        self.thresholds = [router.controller.p.item() for router in steered_routers(model)]
+        with section("sample"), _enough_memory("set sample.p in place of sample.target"):
+            times = self.sampler.times(self.latent_shape)
+            self.dial = turn(config, model, self._sample_some, times)  # None: as trained
 
     def latents(self, indices: Sequence[int], labels_B: Tensor, on_step: Callable[..., Any] | None = None) -> Tensor:
         """Latents of the images number `indices`, [B, C, H, W], with one label each."""
-        generators = [generator(self.config.seed, "image", i) for i in indices]
+        return self._latents([generator(self.config.seed, "image", i) for i in indices], labels_B, self.dial, on_step)
+
+    def _latents(
+        self,
+        generators: Sequence[torch.Generator],
+        labels_B: Tensor,
+        dial: Dial | None,
+        on_step: Callable[..., Any] | None = None,
+    ) -> Tensor:
+        network = self.model if dial is None else self._dialled(dial)
         noise = normal_like_images(generators, self.latent_shape, self.device)
+        labels_B, guidance = labels_B.to(self.device), self.config.guidance
         with self._precision():
-            return self.sampler(
-                self.model, noise, labels_B.to(self.device), generators, self.config.guidance, on_step=on_step
-            )
+            return self.sampler(network, noise, labels_B, generators, guidance, on_step=on_step)
+
+    def _dialled(self, dial: Dial) -> Network:
+        """The network with the routers set for the time that it is told, which samplers have equal for all images."""
+
+        def network(x_BCHW: Tensor, t_B: Tensor, labels_B: Tensor) -> Tensor:
+            changes = len(dial.settings_PL) > 1
+            with dial.at(self.objective.place(t_B[0].item()) if changes else 1.0):
+                return self.model(x_BCHW, t_B, labels_B)
+
+        return network
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """uint8 images on the CPU, by `decode_batch` latents at a time."""
@@ -128,7 +148,7 @@ class Generator:
         size = self.config.batch_size
         for start in range(0, len(indices), size):
             part = list(indices[start : start + size])
-            with torch.no_grad(), _enough_memory():
+            with torch.no_grad(), _enough_memory(LESS_MEMORY):
                 images = self.decode(self.latents(part, labels_N[part], on_step))
             yield images
 
@@ -142,26 +162,32 @@ class Generator:
         """Network evaluations per image."""
         return self.sampler.evaluations(self.config.guidance, self.latent_shape)
 
+    @property
+    def thresholds(self) -> list[Any]:
+        """In effect while sampling, by layer; where they change on the way, lists of these by part, noise first."""
+        if self.dial is None:
+            return thresholds(self.model)
+        parts = [list(settings_L) for settings_L in self.dial.thresholds_PL]
+        return parts[0] if len(parts) == 1 else parts
+
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         enabled = self.config.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def _recalibrate(self, target: float) -> None:
-        """Solve the thresholds on the whole way of some images from noise to data: the compute that is paid.
+    def _sample_some(self, dial: Dial) -> None:
+        """The whole way of some images from noise to data: the compute that is paid.
 
-        Always the same images, so that what is sampled later depends neither on the batch size nor on the count.
+        Always the same images, so that what is sampled later depends on no batch size, count or seed.
         """
-        settings = replace(self.config, count=CALIBRATION_IMAGES, seed=0, labels="balanced")
+        settings = replace(self.config, count=CALIBRATION_IMAGES, labels="balanced")
         labels_N = choose_labels(settings, self.objective.num_classes)
-        size = min(self.config.batch_size, CALIBRATION_IMAGES)
-        parts = [range(start, min(start + size, len(labels_N))) for start in range(0, len(labels_N), size)]
-        calibrate(self.model, lambda: [self.latents(part, labels_N[list(part)]) for part in parts], target)
+        for part in torch.arange(CALIBRATION_IMAGES).split(CALIBRATION_BATCH):
+            self._latents([generator("calibration", i) for i in part.tolist()], labels_N[part], dial)
 
 
 @contextlib.contextmanager
-def _enough_memory() -> Iterator[None]:
+def _enough_memory(remedy: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        remedy = "lower sample.batch_size or sample.decode_batch, or set first_stage.slicing=true"
         raise SamplingError(f"out of memory; {remedy}") from error

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from dit_moe import config
 from dit_moe.config import ConfigError, Tree, require, section
-from dit_moe.experiment import identified, is_text
+from dit_moe.experiment import check_dial, identified, is_text
 from dit_moe.models import MODELS
+from dit_moe.moe.dial import DialConfig
 from dit_moe.text.objective import NextTokenConfig
 from dit_moe.text.sequences import TokensConfig, TokenSequences
 from dit_moe.text.tokenization import TokenizeConfig
@@ -20,7 +21,7 @@ ROUNDING = 64  # of the embedding's rows: GEMMs are faster, and GPT-NeoX's 50,27
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextSampleConfig:
+class TextSampleConfig(DialConfig):
     """How to write text."""
 
     prompts: tuple[str, ...] = ("",)  # "" begins a document
@@ -33,6 +34,8 @@ class TextSampleConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.vary == "layer", self, "vary", "is for images; text has no way from noise to data")
         require(len(self.prompts) >= 1, self, "prompts", "must hold at least one; an empty one begins a document")
         for prompt in self.prompts:  # what a terminal gives for bytes that are no UTF-8
             if any("\ud800" <= letter <= "\udfff" for letter in prompt):
@@ -79,6 +82,7 @@ class TextExperiment:
         require(0 <= self.seed < 2**63, self, "seed", "must be a whole number from 0 to 2^63 − 1")
         if self.eval.stride is not None and self.eval.stride > self.data.length:
             raise ConfigError("eval.stride", f"={self.eval.stride} exceeds data.length={self.data.length}; lower it")
+        check_dial(self.sample, self.model)
 
 
 def load_text_experiment(path: str | Path, overrides: Sequence[str] = ()) -> TextExperiment:

@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 
 from dit_moe import checkpoint, config
-from dit_moe.config import Tree, section
-from dit_moe.experiment import is_text
+from dit_moe.config import ConfigError, Tree, section
+from dit_moe.experiment import identified, is_text
 from dit_moe.models import LM, MODELS
+from dit_moe.moe.dial import turn
+from dit_moe.text.dial import read_some
 from dit_moe.text.tokenizer import TextTokenizer, TokenizerConfig, open_tokenizer
-from dit_moe.text_experiment import TextExperiment, text_experiment
+from dit_moe.text_experiment import TextExperiment, open_tokens, text_experiment
 
 TOKENIZER = "tokenizer"  # folder of a run that holds it
 
@@ -57,15 +59,34 @@ def open_text_run(
     weights = experiment.sample.weights
     model = MODELS.build(experiment.model)
     checkpoint.load_into(model, opened.weights(weights), opened.folder)
+    _turn(model.to(device).eval(), experiment)
     return TextRun(
         folder=opened.folder,
         step=opened.step,
         sha256=opened.state["files"][f"{weights}.safetensors"]["sha256"],
         experiment=experiment,
-        model=model.to(device).eval(),
+        model=model,
         tokenizer=run_tokenizer(opened),
         trained=opened.state["trained_on"],
     )
+
+
+def _turn(model: LM, experiment: TextExperiment) -> None:
+    """Let the model use as many experts as the section `sample` says, solved on tokens that it was trained on.
+
+    ConfigError if they are needed and not there.
+    """
+    sample = experiment.sample
+    if sample.target is not None:
+        try:
+            dataset = open_tokens(experiment)
+            identified(experiment.data, dataset)
+        except ValueError as error:
+            problem = f" is solved on the tokens that were trained on: {error}; bring them back, or set sample.p"
+            raise ConfigError("sample.target", problem) from None
+    dial = turn(sample, model, lambda dial: read_some(model, dataset, dial, sample.precision))
+    if dial is not None:
+        dial.keep()
 
 
 def run_tokenizer(opened: checkpoint.Checkpoint) -> TextTokenizer:

@@ -15,8 +15,8 @@ from dit_moe.text_experiment import TextExperiment, settle_text_model
 CONFIGS = [
     path
     for path in sorted((Path(__file__).parent.parent / "configs").glob("**/*.yaml"))
-    # Those are of `dit-moe train-autoencoder` and `dit-moe lm-eval`.
-    if not path.stem.startswith(("base", "autoencoder", "tasks")) and path.parent.name != "tasks"
+    # Those are of `dit-moe train-autoencoder`, `dit-moe lm-eval` and `dit-moe compare`.
+    if not path.stem.startswith(("base", "autoencoder", "tasks")) and path.parent.name not in ("tasks", "studies")
 ]
 DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
 
@@ -88,9 +88,24 @@ def test_impossible_combinations_are_refused_before_anything_is_built(override, 
         settled(override)
 
 
-def test_a_target_for_sampling_needs_a_threshold():
-    with pytest.raises(ConfigError, match=r"sample\.target=3 needs a model with dtopp routers"):
-        settled("sample.target=3", "model.moe.router=topk")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["sample.target=2.5", "model.moe.router=topk"], r"sample\.target=2\.5 must be a whole number for top-k"),
+        (["sample.p=0.5", "model.moe.router=topk"], r"sample\.p=0\.5 needs routers with a threshold"),
+        (["sample.target=3", "model.name=DiT-custom/2", "model.moe=null"], r"sample\.target=3 needs a model whose"),
+        (["sample.target=[1,2,3]"], r"sample\.target=\[1, 2, 3\] has 3 values for 4 MoE layers; give 4"),
+        (["sample.target=[1,2]", "model.moe.every=2", "sample.p=0.5"], r"sample\.p=0\.5 and target exclude each other"),
+    ],
+)
+def test_compute_that_the_routers_cannot_be_set_to_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        settled(*changes)
+
+
+def test_values_by_layer_are_as_many_as_there_are_layers_with_experts():
+    assert settled("sample.target=[1,2]", "model.moe.every=2").sample.target == (1.0, 2.0)
+    assert settled("sample.target=[1,2,3]", "sample.vary=time").sample.vary == "time"
 
 
 def test_an_option_of_the_default_entry_needs_no_name():

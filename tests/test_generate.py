@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from dit_moe.config import ConfigError
-from dit_moe.diffusion import OBJECTIVES, FlowConfig, GuidanceConfig, SamplingError
+from dit_moe.diffusion import OBJECTIVES, DDPMConfig, Flow, FlowConfig, GuidanceConfig, SamplingError
 from dit_moe.diffusion.samplers.flow import EulerConfig, EulerMaruyamaConfig
 from dit_moe.generate import Generator, SampleConfig, choose_labels
 from dit_moe.latents import FIRST_STAGES
 from dit_moe.latents.identity import IdentityConfig
 from dit_moe.models import MODELS, DiTConfig
-from dit_moe.moe import routers_of
+from dit_moe.moe import measure_active, measure_layers
 
 SHAPE = (1, 8, 8)
 
@@ -106,18 +106,107 @@ def test_active_experts_are_measured_while_sampling_and_follow_a_recalibrated_ta
     assert generator("DiT-custom/2").generate(labels).active_experts is None
 
 
-def test_recalibration_touches_thresholds_only():
-    before = generator().model.state_dict()
-    after = generator(target=3.0).model.state_dict()
-    changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
-    assert changed and all("controller" in key for key in changed)
-    assert len({router.controller.p.item() for router in routers_of(generator(target=3.0).model)}) == 1
+def test_another_target_changes_nothing_of_the_network_and_two_generators_share_one():
+    labels = torch.arange(7)
+    trained = generator()
+    before = {key: value.clone() for key, value in trained.model.state_dict().items()}
+    images = trained.generate(labels).images
+    dialled = Generator(
+        trained.model, trained.objective, trained.stage, SampleConfig(**vars(trained.config) | {"target": 3.0}), SHAPE
+    )
+    assert dialled.generate(labels).active_experts == pytest.approx(3.0, rel=0.01)
+    assert len(set(dialled.thresholds)) == 1 and dialled.thresholds[0] > trained.thresholds[0]
+    assert torch.equal(trained.generate(labels).images, images)
+    assert all(torch.equal(value, before[key]) for key, value in trained.model.state_dict().items())
 
 
-def test_recalibrated_images_depend_neither_on_batch_size_nor_on_count():
-    few = generator(target=3.0, batch_size=2).generate(torch.arange(4)).images
-    many = generator(target=3.0, batch_size=50).generate(torch.arange(7)).images
+def test_targets_by_layer_and_by_time_are_met_while_sampling():
+    labels = torch.arange(7)
+    by_layer = generator(target=(1.5, 3.0))
+    with measure_layers(by_layer.model) as layers:
+        by_layer.generate(labels)
+    assert [layer.mean for layer in layers] == pytest.approx([1.5, 3.0], rel=0.02)
+    by_time = generator(target=(1.0, 3.0), vary="time")  # four steps: two in either part
+    assert by_time.thresholds[0] == [0, 0] and len(by_time.thresholds) == 2
+    used = []
+
+    def note(step, steps):
+        used.append(seen.mean)
+        seen.pairs = seen.tokens = 0
+
+    with measure_active(by_time.model) as seen:
+        by_time.latents(range(7), labels, on_step=note)
+    assert used == pytest.approx([1.0, 1.0, 3.0, 3.0], rel=0.05)  # the mean of two steps is 3
+    assert sum(used) == pytest.approx(8.0, rel=0.01)
+
+
+def test_times_of_ddpm_levels_are_their_places_on_the_way():
+    ddpm, flow = OBJECTIVES.build(DDPMConfig(timesteps=1000), 10), OBJECTIVES.build(FlowConfig(), 10)
+    assert [ddpm.place(n) for n in (0, 250, 999)] == [0, 0.25, 0.999]
+    assert [flow.place(t) for t in (0.0, 250.0, 1000.0)] == [0, 0.25, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"p": 0.8}, [0.8, 0.8]),
+        ({"p": (0.3, 0.8)}, [0.3, 0.8]),
+        ({"p": (0.3, 0.8), "vary": "time"}, [[0.3, 0.3], [0.8, 0.8]]),
+    ],
+)
+def test_a_given_p_is_what_the_generator_samples_with(options, wanted):
+    made = generator(**options)
+    assert made.thresholds == wanted
+
+
+@pytest.mark.parametrize("options", [{"target": 3.0}, {"target": (1.0, 3.0), "vary": "time"}], ids=repr)
+def test_images_of_another_target_depend_neither_on_batch_size_nor_on_count(options):
+    few = generator(**options, batch_size=2).generate(torch.arange(4)).images
+    many = generator(**options, batch_size=50).generate(torch.arange(7)).images
     assert torch.equal(few, many[:4])
+
+
+def test_solved_thresholds_depend_neither_on_the_seed_nor_on_the_batch_size():
+    solved = generator(target=3.0).thresholds
+    assert solved == generator(target=3.0, seed=5).thresholds == generator(target=3.0, batch_size=7).thresholds
+
+
+def test_a_target_for_each_step_is_that_step_s():
+    targets = tuple(1 + number / 5 for number in range(10))
+    made = generator(target=targets, vary="time", sampler=EulerConfig(steps=10))
+    used = []
+
+    def note(step, steps):
+        used.append(seen.mean)
+        seen.pairs = seen.tokens = 0
+
+    with measure_active(made.model) as seen:
+        made.latents(range(64), torch.arange(64) % 10, on_step=note)
+    assert used == pytest.approx(targets, rel=0.1)
+
+
+@pytest.mark.parametrize("options", [{"target": (1.0, 2.0, 3.0)}, {"p": (0.2, 0.5, 0.9)}], ids=repr)
+def test_a_part_of_the_way_without_a_step_is_refused_by_the_option_s_whole_name(options):
+    with pytest.raises(ConfigError, match=rf"^sample\.{next(iter(options))}=.* no step of the sampler is in part 3"):
+        generator(**options, vary="time", sampler=EulerConfig(steps=2))
+
+
+def test_an_objective_that_knows_no_places_can_be_dialled_but_not_along_the_way(monkeypatch):
+    monkeypatch.delattr(Flow, "place")
+    generator(target=3.0).generate(torch.arange(2))
+    with pytest.raises(
+        ValueError, match=r"vary=time needs an objective that has the method `place`, and flow has none"
+    ):
+        generator(target=(1.0, 3.0), vary="time")
+
+
+def test_running_out_of_memory_while_thresholds_are_solved_is_explained(monkeypatch):
+    def run_out(*args, **kwargs):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Generator, "_sample_some", run_out)
+    with pytest.raises(SamplingError, match=r"out of memory; set sample\.p in place of sample\.target"):
+        generator(target=3.0)
 
 
 def test_running_out_of_memory_is_explained(monkeypatch):

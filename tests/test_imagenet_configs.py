@@ -114,6 +114,15 @@ def test_the_guide_s_table_of_memory_is_what_the_dry_run_says(name):
     assert row_of_the_guide(name) in GUIDE
 
 
+def test_sampling_is_priced_with_the_experts_that_it_asks_for():
+    name = str(CONFIGS / "imagenet256" / "DiT-S-2-8E2A.yaml")
+    trained, same, more = (
+        sampling_flops(settle_model(load_experiment(name, change)))
+        for change in ([], ["sample.target=2"], ["sample.target=4"])
+    )
+    assert same == trained < more < 2 * trained
+
+
 def hours_of_the_guide(name: str) -> str:
     """A dense model's row in the table of FLOPs and time, each cell at 256 and at 512."""
     both = [settle_model(load_experiment(CONFIGS / f"imagenet{size}" / f"{name}.yaml")) for size in (256, 512)]

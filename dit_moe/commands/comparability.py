@@ -12,6 +12,7 @@ from dit_moe.evaluation.recipes import Conditions, not_comparable
 from dit_moe.evaluation.sources.base import Opened, ReadOptions, Statistics
 from dit_moe.evaluation.stored import Stored
 from dit_moe.metrics import METRICS, configs_of
+from dit_moe.moe.dial import DialConfig
 
 
 def vouched(
@@ -72,7 +73,7 @@ def reasons_not_comparable(
         labels=_labels_of(labels_N) if sample is None else _plan_of(sample),
         weights=None if sample is None else sample.get("weights"),
         precision=None if sample is None else sample.get("precision"),
-        target=None if sample is None else sample.get("target"),
+        dial=None if sample is None else _dial_of(sample),
     )
     return not_comparable(conditions)
 
@@ -108,6 +109,12 @@ def _sampled(facts: dict[str, Any]) -> dict[str, Any] | None:
 def _plan_of(sample: dict[str, Any]) -> Any:
     labels = sample.get("labels")
     return labels if isinstance(labels, str) else "listed"
+
+
+def _dial_of(sample: dict[str, Any]) -> str | None:
+    """Also of a section that was written before there was all that there is now."""
+    stated: config.Tree = {name: sample[name] for name in ("target", "p", "vary") if name in sample}
+    return config.build(DialConfig, stated).describe()
 
 
 def _labels_of(labels_N: Tensor | None) -> Any:

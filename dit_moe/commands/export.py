@@ -1,6 +1,7 @@
 """Write a language model's run as a folder that transformers and lm-evaluation-harness open.
 
-Overrides change the run's section `sample`: `weights=model` takes the raw weights in place of the EMA's.
+Overrides change the run's section `sample`: `weights=model` takes the raw weights in place of the EMA's, `target=3`
+has the thresholds of dtopp routers solved for three active experts.
 
     dit-moe export runs/lm_tiny exported/lm_tiny
     dit-moe export runs/olmoe exported/olmoe --olmoe
@@ -12,6 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
+from dit_moe.moe.dial import absorb
 from dit_moe.text_runs import open_text_run
 
 
@@ -30,6 +32,7 @@ def run(args: argparse.Namespace) -> None:
     from dit_moe.interop.export import export_run
 
     opened = open_text_run(args.run_folder, args.overrides)
+    absorb(opened.model)
     facts = export_run(opened, args.folder, olmoe=args.olmoe)
     shown = {key: facts[key] for key in ("run", "step", "weights", "weights_sha256")}
     print(json.dumps({"folder": str(args.folder), **shown}, indent=1))

@@ -35,12 +35,6 @@ def run_source(opened: Run, sample: SampleConfig | None = None) -> GeneratedSour
     sample = sample or opened.experiment.sample
     experiment = replace(opened.experiment, sample=sample)
     generator = opened.generator(sample)
-    tree = config.dump(experiment)
-    decisive = {name: tree[name] for name in ("model", "objective", "first_stage", "sample")}
-    decisive["sample"] = {name: value for name, value in tree["sample"].items() if name not in ROUNDING_ONLY}
-    for where in ("model", "subfolder"):  # the autoencoder's hash says which it is, wherever it lies
-        if decisive["first_stage"].get("sha256"):
-            decisive["first_stage"] = {k: v for k, v in decisive["first_stage"].items() if k != where}
     footprint = experiment.model.footprint()
     return GeneratedSource(
         generator,
@@ -50,16 +44,32 @@ def run_source(opened: Run, sample: SampleConfig | None = None) -> GeneratedSour
             "step": opened.step,
             "weights": sample.weights,
             "weights_sha256": opened.sha256,
-            "experiment": decisive,
+            "experiment": decisive(experiment),
         },
         facts={
             "run": str(opened.folder),
-            "experiment": tree,
+            "experiment": config.dump(experiment),
             "evaluations": generator.evaluations(),
             "parameters": footprint.total_params,
             "active_parameters": footprint.active_params,
         },
     )
+
+
+def decisive(experiment: Experiment) -> config.Tree:
+    """What of an experiment decides which images a network makes."""
+    tree = config.dump(experiment)
+    found = {name: tree[name] for name in ("model", "objective", "first_stage", "sample")}
+    found["sample"] = {
+        name: value
+        for name, value in tree["sample"].items()
+        # Features that were kept before there were these options are still those of their images.
+        if name not in ROUNDING_ONLY and (name, value) not in (("p", None), ("vary", "layer"))
+    }
+    for where in ("model", "subfolder"):  # the autoencoder's hash says which it is, wherever it lies
+        if found["first_stage"].get("sha256"):
+            found["first_stage"] = {k: v for k, v in found["first_stage"].items() if k != where}
+    return found
 
 
 def training_images(experiment: Experiment, options: ReadOptions = ReadOptions()) -> Opened:  # noqa: B008 (frozen)

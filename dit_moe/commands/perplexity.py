@@ -29,7 +29,7 @@ from rich.table import Table
 from dit_moe.commands.progress import work_bar
 from dit_moe.config import Tree, section
 from dit_moe.files import require_writable, write_atomically
-from dit_moe.moe import steered_routers
+from dit_moe.moe.dial import thresholds
 from dit_moe.processes import join_processes, on_main
 from dit_moe.text.corpora.base import decoded
 from dit_moe.text.perplexity import Document, score
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     files = [Path(word) for word in args.words if word not in words]
     texts = [_read(path) for path in files]
     stated = [f"{name}={value}" for name in OPTIONS if (value := getattr(args, name)) is not None]
-    changes = [_whole(each) for each in [*words, *stated]]
+    changes = [whole_key(each) for each in [*words, *stated]]
     opened = open_text_run(args.run_folder, changes, scoring=True, device=join_processes().device)
     out = args.out or opened.folder.absolute().parent.parent / FILE
     on_main(lambda: _require_place(out, files))
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         print_table(report)
 
 
-def _whole(change: str) -> str:
+def whole_key(change: str) -> str:
     """With the section's name before a key of `eval`; other keys are those of `sample`."""
     return f"eval.{change}" if change.partition("=")[0] in OF_EVAL else change
 
@@ -171,11 +171,11 @@ def perplexity(opened: TextRun, text: Text) -> dict[str, Any]:
             on_progress=on_progress,
             **options,
         )
-    footprint, moe = experiment.model.footprint(), experiment.model.moe
+    footprint, moe, sample = experiment.model.footprint(), experiment.model.moe, experiment.sample
     settings = {**options, "stride": options["stride"] or options["length"], "max_documents": most}
     return scores.report() | {
-        "target_experts": None if moe is None else moe.target,
-        "thresholds": [router.controller.p.item() for router in steered_routers(opened.model)],
+        "target_experts": None if moe is None or sample.p is not None else sample.target or moe.target,
+        "thresholds": thresholds(opened.model),
         "text": text.identity,
         "run": str(opened.folder),
         "step": opened.step,
@@ -200,8 +200,14 @@ def print_table(report: dict[str, Any], console: Console | None = None) -> None:
     for name, label in (("bits_per_byte", "bits per byte"), ("perplexity", "perplexity per token"), ("loss", "loss")):
         table.add_row(label, *(_shown(report[key]) for key in (name, f"{name}_std_error")))
     if report["active_experts"] is not None:
-        table.add_row("active experts", f"{report['active_experts']:.4f}", f"target {report['target_experts']:g}")
+        table.add_row("active experts", f"{report['active_experts']:.4f}", _target(report["target_experts"]))
     (console or Console(stderr=True)).print(table)
+
+
+def _target(asked: float | Sequence[float] | None) -> str:
+    if asked is None:
+        return ""
+    return f"target {asked:g}" if isinstance(asked, float) else f"targets {', '.join(f'{one:g}' for one in asked)}"
 
 
 def _shown(value: float | None) -> str:

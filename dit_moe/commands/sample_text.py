@@ -11,7 +11,8 @@ from typing import Any
 from dit_moe import config
 from dit_moe.files import require_writable, write_atomically
 from dit_moe.interop.generation import generate_text
-from dit_moe.moe import measure_active, steered_routers
+from dit_moe.moe import measure_active
+from dit_moe.moe.dial import thresholds
 from dit_moe.processes import join_processes
 from dit_moe.text_runs import TextRun
 
@@ -58,7 +59,7 @@ def sample_text(run: TextRun, out: Path) -> dict[str, Any] | None:
         "experiment": config.dump(run.experiment),
         "texts": texts,
         "active_experts": active.mean,
-        "thresholds": [router.controller.p.item() for router in steered_routers(run.model)],
+        "thresholds": thresholds(run.model),
         "device": str(next(run.model.parameters()).device),
         "seconds": time.perf_counter() - start,
         "versions": {name: version(name) for name in ("dit_moe", "torch", "transformers")},

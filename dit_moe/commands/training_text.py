@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,8 +18,10 @@ from dit_moe.commands.training_parts import TrainingParts
 from dit_moe.config import ConfigError
 from dit_moe.files import require_writable
 from dit_moe.models import LM
+from dit_moe.moe.dial import turn
 from dit_moe.processes import join_processes, on_main
 from dit_moe.randomness import BatchRandom
+from dit_moe.text.dial import read_some
 from dit_moe.text.heldout import HeldoutLoss
 from dit_moe.text.objective import NextToken
 from dit_moe.text.sequences import TokenSequences
@@ -42,14 +47,25 @@ def text_parts(
     def prepare_batch(rows: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
         return rows
 
+    @contextmanager
+    def dialled(network: nn.Module) -> Iterator[None]:
+        """While entered, it uses as many experts as the section `sample` says."""
+        assert isinstance(network, LM)
+        sample = experiment.sample
+        dial = turn(sample, network, lambda dial: read_some(network, dataset, dial, sample.precision))
+        with nullcontext() if dial is None else dial.at():
+            yield
+
     def save_samples(step: int, network: nn.Module) -> None:
         if not join_processes().is_main_process:
             return
         assert isinstance(network, LM)
         run = TextRun(folder, step, "", experiment, network, tokenizer, trained=dataset.manifest.origin)
         try:
+            with dialled(network):
+                written = page(run, write_texts(run))
             (folder / "samples").mkdir(exist_ok=True)
-            (folder / "samples" / f"step_{step:08d}.txt").write_text(page(run, write_texts(run)))
+            (folder / "samples" / f"step_{step:08d}.txt").write_text(written)
         except ValueError as error:  # a preview is not worth a run
             print(f"warning: no samples at step {step}: {error}", file=sys.stderr)
 
@@ -57,7 +73,13 @@ def text_parts(
     if every := experiment.train.sample_every:
         hooks.append(Hook(every=every, call=save_samples))
     if every := experiment.eval.light_every:
-        hooks.append(Hook(every=every, call=_heldout_loss(experiment, dataset, tokenizer), measures=True))
+        heldout = _heldout_loss(experiment, dataset, tokenizer)
+
+        def score(step: int, network: nn.Module) -> dict[str, Any] | None:
+            with dialled(network):
+                return heldout(step, network)
+
+        hooks.append(Hook(every=every, call=score, measures=True))
     return TrainingParts(
         objective=NextToken(experiment.objective),
         prepare_batch=prepare_batch,

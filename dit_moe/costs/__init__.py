@@ -3,6 +3,7 @@
 from dit_moe.costs.describe import add_cost_arguments, describe
 from dit_moe.costs.gpus import GIB, GPUS, MFU, ROOM, peak
 from dit_moe.costs.images import evaluations, sampling_flops
+from dit_moe.costs.measured import forward_flops_at
 from dit_moe.costs.memory import activation_bytes, memory
 from dit_moe.costs.time import training_flops
 
@@ -15,6 +16,7 @@ __all__ = [
     "add_cost_arguments",
     "describe",
     "evaluations",
+    "forward_flops_at",
     "memory",
     "peak",
     "sampling_flops",

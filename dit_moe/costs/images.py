@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dit_moe.costs.measured import forward_flops_at
 from dit_moe.costs.time import Work, training_flops
 from dit_moe.data.latents import LatentsConfig
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS
@@ -11,8 +12,13 @@ from dit_moe.training import Unit
 
 
 def sampling_flops(experiment: Experiment) -> float:
-    """Of one image made by the section `sample`, without its decoding."""
-    return evaluations(experiment) * experiment.model.footprint().forward_flops
+    """Of one image made by the section `sample`, without its decoding.
+
+    With the experts of `sample.target` where that is one number, or else those of training.
+    """
+    model, target = experiment.model, experiment.sample.target
+    flops = forward_flops_at(model, target) if isinstance(target, float) else model.footprint().forward_flops
+    return evaluations(experiment) * flops
 
 
 def evaluations(experiment: Experiment) -> int:

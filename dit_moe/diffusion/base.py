@@ -52,6 +52,20 @@ class Objective(ABC):
         """The label that stands for no label: the one after the last class."""
         return self.num_classes
 
+    def place(self, network_time: float) -> float:
+        """Where on the way from data, 0, to noise, 1, a time is that the network is told; ValueError if it cannot say.
+
+        Only what changes on that way needs it (sample.vary=time).
+        """
+        raise ValueError(f"sample.vary=time needs an objective that has the method `place`, and {self.name} has none")
+
+    def noisy_at(self, x0: Tensor, eps: Tensor, place: float) -> tuple[Tensor, Tensor]:
+        """What the network is shown at a place: `x0` with the noise `eps`, [B,C,H,W], and the time it is told, [B].
+
+        An objective of discrete levels takes the nearest one. ValueError if it cannot say; only `dit-moe routing` asks.
+        """
+        raise ValueError(f"dit-moe routing needs an objective that has the method `noisy_at`, and {self.name} has none")
+
     def check(self, latent_shape: tuple[int, int, int]) -> None:  # noqa: B027 (most take any shape)
         """ConfigError, naming the option, if latents of this shape (C,H,W) cannot be trained with the options given."""
 

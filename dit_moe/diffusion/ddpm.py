@@ -71,6 +71,14 @@ class DDPM(Objective):
         self.schedule = Schedule(BETAS[config.schedule](config.timesteps))
         self._schedules: dict[torch.device, Schedule] = {}
 
+    def place(self, network_time: float) -> float:
+        return network_time / len(self.schedule)
+
+    def noisy_at(self, x0: Tensor, eps: Tensor, place: float) -> tuple[Tensor, Tensor]:
+        n = min(round(place * len(self.schedule)), len(self.schedule) - 1)
+        n_B = torch.full((len(x0),), n, device=x0.device)
+        return self.noisy(x0, eps, n_B), n_B
+
     def __call__(self, model: Network, batch: Mapping[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
         """See `Objective`. Scalars: "loss", "mse" (before min-SNR weights) and, with learned variance, "vb" in bits."""
         x0 = batch["latents"].float()

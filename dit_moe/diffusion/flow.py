@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -62,6 +63,13 @@ class Flow(Objective):
         super().__init__(num_classes)
         self.config: FlowConfig = config
         self.path = PATHS[config.path]
+
+    def place(self, network_time: float) -> float:
+        return network_time / self.config.time_scale
+
+    def noisy_at(self, x0: Tensor, eps: Tensor, place: float) -> tuple[Tensor, Tensor]:
+        t_B = torch.full((len(x0),), place, device=x0.device)
+        return self.level(t_B, x0).noisy(x0, eps), t_B * self.config.time_scale
 
     def check(self, latent_shape: tuple[int, int, int]) -> None:
         useless = self.config.cosine_weight > 0 and latent_shape[0] == 1

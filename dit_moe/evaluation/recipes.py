@@ -55,6 +55,8 @@ def _recipe(
         "labels=random",
         "weights=ema",
         "target=null",  # the thresholds as trained
+        "p=null",
+        "vary=layer",
     )
     objective = "ddpm" if sampler == DDPM_250 else "flow"
     return SamplingRecipe(name=name, summary=summary, objective=objective, overrides=overrides)
@@ -153,10 +155,10 @@ class Conditions:
     reference_count: int | None  # images that its statistics say they are of; None: they do not say
     reference_images: int  # beside the statistics; 0: none
     reference_side: int | None  # of its images, in pixels; None: it has none
-    labels: Literal["random", "balanced", "data", "listed"] | None = None  # None: not known, as the next three
+    labels: Literal["random", "balanced", "data", "listed"] | None = None  # None: not known, as the next two
     weights: str | None = None
     precision: str | None = None
-    target: float | None = None  # active experts per token; None: as trained, or not known
+    dial: str | None = None  # "target=[1, 2] by layer", "p=0.95"; None: as trained, or not known
 
 
 LABELS = {
@@ -223,8 +225,8 @@ def _of_the_sampling(found: Conditions) -> list[str]:
         reasons.append("sampled with the weights as they are, published baselines with their moving average (EMA)")
     if found.precision not in (None, "fp32"):
         reasons.append(f"sampled in {found.precision} instead of fp32")
-    if found.target is not None:
-        reasons.append(f"sampled with {found.target:g} active experts per token instead of as trained")
+    if found.dial is not None:
+        reasons.append(f"sampled with {found.dial} instead of as trained")
     return reasons
 
 
@@ -240,7 +242,7 @@ GENERAL = {
     r"images of \d+×\d+ pixels against a reference of \d+×\d+": "images of another size than the reference's",
     rf"the reference's statistics are of {COUNT} images": "the reference's statistics are of too few images",
     rf"against {COUNT} reference images instead of ({COUNT})": r"against another number of reference images than \1",
-    r"with [\d.e+]+ active experts per token instead of": "with another number of active experts than",
+    r"with (target|p)=.+ instead of as": "with another number of active experts than as",
 }
 
 

@@ -5,12 +5,13 @@ from dit_moe.moe.experts import MATRICES, Activation, Experts
 from dit_moe.moe.layer import FeedForward, MoEConfig, MoELayer
 from dit_moe.moe.routers import ROUTERS, Router, RouterConfig
 from dit_moe.moe.routing import Routing
-from dit_moe.moe.steering import end_step, measure_active, routers_of
+from dit_moe.moe.steering import Activity, activities, end_step, measure_active, measure_layers, routers_of
 
 __all__ = [
     "MATRICES",
     "ROUTERS",
     "Activation",
+    "Activity",
     "Experts",
     "FeedForward",
     "MoEConfig",
@@ -18,9 +19,11 @@ __all__ = [
     "Router",
     "RouterConfig",
     "Routing",
+    "activities",
     "calibrate",
     "end_step",
     "measure_active",
+    "measure_layers",
     "routers_of",
     "starts_unsolved",
     "steered_routers",

@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from dit_moe.moe.routers.dtopp import DTopPRouter
+from dit_moe.moe.routers.topp import TopPRouter
 from dit_moe.moe.steering import Reduce, routers_of
 
 BINS, LARGEST_U = 16_384, 16.0  # u = −ln(1 − p) to 0.001, up to p = 1 − 1e-7
@@ -31,9 +32,8 @@ def calibrate(
 ) -> list[float]:
     """Set the thresholds so that the tokens which `run()` feeds through the model use `target` experts on average.
 
-    For the start of training (p_0 solved on the first batch), for EMA weights, whose activation may differ from the
-    raw weights', and for another compute budget at sampling time. Controllers restart from the solution. Memory does
-    not grow with the number of tokens.
+    For the start of training (p_0 solved on the first batch). Controllers restart from the solution. Memory does not
+    grow with the number of tokens. `moe.dial` solves for another compute budget after training.
 
     Args:
         run: forward passes without gradients over something representative; called a few times.
@@ -44,13 +44,12 @@ def calibrate(
     """
     routers = steered_routers(model)
     for _ in range(PASSES if routers else 0):
-        with torch.no_grad(), _histograms(routers) as histograms:
+        with torch.no_grad(), record_joining(routers) as histograms:
             run()
-        counts_LK = reduce(torch.stack(histograms))
-        if not routers[0].config.layerwise:
-            counts_LK = counts_LK.sum(0, keepdim=True).expand_as(counts_LK)
-        for router, counts_K in zip(routers, counts_LK, strict=True):
-            router.controller.restart(_solve(counts_K, router.target if target is None else target))
+        targets = [router.target if target is None else target for router in routers]
+        solved = solve_thresholds(reduce(torch.stack(histograms)), targets, routers[0].config.layerwise)
+        for router, p in zip(routers, solved, strict=True):
+            router.controller.restart(p)
     return [router.controller.p.item() for router in routers]
 
 
@@ -60,16 +59,19 @@ def steered_routers(model: nn.Module) -> list[DTopPRouter]:
 
 
 @contextmanager
-def _histograms(routers: list[DTopPRouter]) -> Iterator[list[Tensor]]:
+def record_joining(routers: Sequence[TopPRouter], when: Callable[[], bool] = lambda: True) -> Iterator[list[Tensor]]:
     """While entered, count at which u each pair would join, by router, with training's counters and losses off.
 
-    A histogram is [tokens, pairs that every threshold keeps, pairs per bin of u], float64.
+    A histogram is [tokens, pairs that every threshold keeps, pairs per bin of u], float64. Nothing is counted while
+    `when()` is false.
     """
     histograms = [torch.zeros(2 + BINS, dtype=torch.float64, device=router.weight.device) for router in routers]
     modes = [router.training for router in routers]
 
-    def recorder(router: DTopPRouter, histogram: Tensor) -> Callable[..., None]:
+    def recorder(router: TopPRouter, histogram: Tensor) -> Callable[..., None]:
         def record(module: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
+            if not when():
+                return
             left_NE, _ = router.ranked(router.probabilities(args[0])[1])
             u_NE = -left_NE.clamp(min=0).log()
             bin_NE = (u_NE.clamp(0, LARGEST_U) * (BINS / LARGEST_U)).long().clamp(max=BINS - 1) + 1
@@ -90,6 +92,16 @@ def _histograms(routers: list[DTopPRouter]) -> Iterator[list[Tensor]]:
         for router, handle, mode in zip(routers, handles, modes, strict=True):
             handle.remove()
             router.train(mode)
+
+
+def solve_thresholds(counts_LK: Tensor, targets_L: Sequence[float], layerwise: bool) -> list[float]:
+    """Of histograms as `record_joining` makes them, a threshold for each layer, with which the mean is its target.
+
+    Not `layerwise`: one for all layers, with which the mean over them is.
+    """
+    if not layerwise:
+        counts_LK = counts_LK.sum(0, keepdim=True).expand_as(counts_LK)
+    return [_solve(counts_K, target) for counts_K, target in zip(counts_LK, targets_L, strict=True)]
 
 
 def _solve(histogram: Tensor, target: float) -> float:

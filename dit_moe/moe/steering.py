@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -79,19 +79,53 @@ class Activity:
         """Mean number of active experts per token; None if there were no tokens, as in a model without experts."""
         return self.pairs / self.tokens if self.tokens else None
 
+    def add(self, other: Activity) -> None:
+        self.pairs += other.pairs
+        self.tokens += other.tokens
+
+    @classmethod
+    def total(cls, parts: Iterable[Activity]) -> Activity:
+        """Of all parts together."""
+        whole = cls()
+        for part in parts:
+            whole.add(part)
+        return whole
+
+
+def activities(model: nn.Module) -> list[Activity]:
+    """One for each MoE layer, in which nothing was counted yet."""
+    return [Activity() for _ in routers_of(model)]
+
 
 @contextmanager
 def measure_active(model: nn.Module) -> Iterator[Activity]:
     """While entered, count every routing, in any mode and without touching training's counters."""
     seen = Activity()
-
-    def count(router: nn.Module, args: tuple[Tensor, ...], routing: Routing) -> None:
-        seen.pairs += len(routing.token_R)
-        seen.tokens += len(args[0])
-
-    handles = [router.register_forward_hook(count) for router in routers_of(model)]
-    try:
+    with _counting(model, lambda layer: seen):
         yield seen
+
+
+@contextmanager
+def measure_layers(model: nn.Module) -> Iterator[list[Activity]]:
+    """`measure_active` for each MoE layer by itself, in order of depth."""
+    layers = activities(model)
+    with _counting(model, layers.__getitem__):
+        yield layers
+
+
+@contextmanager
+def _counting(model: nn.Module, seen_by: Callable[[int], Activity]) -> Iterator[None]:
+    def counter(seen: Activity) -> Callable[..., None]:
+        def count(router: nn.Module, args: tuple[Tensor, ...], routing: Routing) -> None:
+            seen.pairs += len(routing.token_R)
+            seen.tokens += len(args[0])
+
+        return count
+
+    routers = enumerate(routers_of(model))
+    handles = [router.register_forward_hook(counter(seen_by(layer))) for layer, router in routers]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -14,17 +14,21 @@ from dit_moe.moe.steering import Activity
 
 
 @contextmanager
-def scored_activity(network: nn.Module, seen: Activity, scored_N: Tensor) -> Iterator[None]:
-    """While entered, what passes the routers adds to `seen`, of the tokens only where `scored_N`, bool, is true.
+def scored_activity(network: nn.Module, layers: Sequence[Activity], scored_N: Tensor) -> Iterator[None]:
+    """While entered, what passes each router adds to its entry of `layers`, of tokens where `scored_N`, bool, is true.
 
-    Unlike `measure_active`, which counts all.
+    Unlike `measure_layers`, which counts all.
     """
 
-    def count(router: nn.Module, args: tuple[Tensor, ...], routing: Routing) -> None:
-        seen.pairs += int(scored_N[routing.token_R].sum())
-        seen.tokens += int(scored_N.sum())
+    def counter(seen: Activity) -> Callable[..., None]:
+        def count(router: nn.Module, args: tuple[Tensor, ...], routing: Routing) -> None:
+            seen.pairs += int(scored_N[routing.token_R].sum())
+            seen.tokens += int(scored_N.sum())
 
-    handles = [router.register_forward_hook(count) for router in routers_of(network)]
+        return count
+
+    routers = zip(routers_of(network), layers, strict=True)
+    handles = [router.register_forward_hook(counter(seen)) for router, seen in routers]
     try:
         yield
     finally:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dit_moe.config import ConfigError
 from dit_moe.models import LM
-from dit_moe.moe.steering import Activity
+from dit_moe.moe import Activity, activities
 from dit_moe.processes import join_processes, on_all
 from dit_moe.text.activity import scored_activity
 from dit_moe.text.scores import Scores
@@ -117,7 +117,7 @@ class Share(NamedTuple):
     """What one process made of a bucket: (document, nats) by the number of the window, and its experts."""
 
     costs: dict[int, tuple[int, float]]
-    active: Activity
+    layers: list[Activity]
 
 
 class _Scoring:
@@ -139,7 +139,7 @@ class _Scoring:
         self.nats: list[float] = []
         self.tokens: list[int] = []
         self.bytes: list[int] = []
-        self.active = Activity()
+        self.layers = activities(network)
 
     def windows(self, documents: Iterable[Document], length: int, stride: int) -> Iterator[Window]:
         """Of all documents in turn, which are noted as they come."""
@@ -158,10 +158,10 @@ class _Scoring:
         state, size = join_processes(), self.batch_size
         order = sorted(range(len(bucket)), key=lambda i: -len(bucket[i].inputs))
         batches = [order[start : start + size] for start in range(0, len(order), size)]
-        made = Share({}, Activity())
+        made = Share({}, activities(self.network))
         for i in range(state.process_index, len(batches), state.num_processes):
             batch = [bucket[number] for number in batches[i]]
-            for number, window, nats in zip(batches[i], batch, self._nats(batch, made.active), strict=True):
+            for number, window, nats in zip(batches[i], batch, self._nats(batch, made.layers), strict=True):
                 made.costs[number] = window.document, nats
             if state.is_main_process:
                 done = batches[i : i + state.num_processes]  # the others are about as far
@@ -173,13 +173,13 @@ class _Scoring:
         costs: dict[int, tuple[int, float]] = {}
         for part in filter(None, parts):
             costs |= part.costs
-            self.active.pairs += part.active.pairs
-            self.active.tokens += part.active.tokens
+            for layer, own in zip(self.layers, part.layers, strict=True):
+                layer.add(own)
         for number in sorted(costs):
             document, nats = costs[number]
             self.nats[document] += nats
 
-    def _nats(self, batch: list[Window], active: Activity) -> list[float]:
+    def _nats(self, batch: list[Window], layers: list[Activity]) -> list[float]:
         """Of each window, summed in float64. Padding stands to the right, where causal attention does not look."""
         ends = [len(window.inputs) for window in batch]
         tokens_BS = np.full((len(batch), max(ends)), self.eos)
@@ -191,7 +191,7 @@ class _Scoring:
         targets_R = torch.from_numpy(np.concatenate([window.targets for window in batch])).to(self.device)
         scored_N = torch.from_numpy(scored_BS.ravel()).to(self.device)
         try:
-            with torch.no_grad(), self._autocast(), scored_activity(self.network, active, scored_N):
+            with torch.no_grad(), self._autocast(), scored_activity(self.network, layers, scored_N):
                 nats_R = self._cost(torch.from_numpy(tokens_BS).to(self.device), rows_R, targets_R)
         except torch.OutOfMemoryError as error:
             raise ScoringError("out of memory; lower batch_size") from error
@@ -222,4 +222,4 @@ class _Scoring:
             problem = f"document {number + 1} costs {nats_N[number]} nats: the network's outputs are not finite"
             raise ValueError(f"{problem}; take an earlier checkpoint")
         tokens_N, bytes_N = np.array(self.tokens), np.array(self.bytes)
-        return Scores(nats_N=nats_N, tokens_N=tokens_N, bytes_N=bytes_N, active=self.active)
+        return Scores(nats_N=nats_N, tokens_N=tokens_N, bytes_N=bytes_N, layers=self.layers)

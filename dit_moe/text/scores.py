@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dit_moe.moe.steering import Activity
+from dit_moe.moe import Activity
 
 LARGEST = math.log(sys.float_info.max)
 
@@ -27,7 +27,7 @@ class Scores:
     nats_N: np.ndarray
     tokens_N: np.ndarray
     bytes_N: np.ndarray
-    active: Activity = field(default_factory=Activity)  # of the positions that predict
+    layers: list[Activity] = field(default_factory=list)  # at the positions that predict, of each MoE layer
 
     @property
     def documents(self) -> int:
@@ -44,6 +44,11 @@ class Scores:
     @property
     def nats(self) -> float:
         return math.fsum(self.nats_N)
+
+    @property
+    def active(self) -> Activity:
+        """Of all layers together."""
+        return Activity.total(self.layers)
 
     @property
     def loss(self) -> float:
@@ -89,4 +94,5 @@ class Scores:
         numbers = {key: getattr(self, key) for name in names for key in (name, f"{name}_std_error")}
         numbers = {key: None if value == math.inf else value for key, value in numbers.items()}
         counts = {name: getattr(self, name) for name in ("tokens", "bytes", "documents")}
-        return numbers | counts | {"active_experts": self.active.mean}
+        active = {"active_experts": self.active.mean, "active_experts_by_layer": [layer.mean for layer in self.layers]}
+        return numbers | counts | active

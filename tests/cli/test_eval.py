@@ -187,3 +187,22 @@ def test_float_images_are_taken_with_their_range_and_refused_outside_it(heldout,
     plain = evaluate(capsys, tmp_path / "bytes.npz", "digits")
     assert by_range["fd_digits_cnn64"] == plain["fd_digits_cnn64"]
     assert "--range" in refuse(capsys, tmp_path / "floats.npz", "digits", "--range=0,1")
+
+
+def test_a_target_for_each_layer_or_time_is_evaluated_and_told(finished_run, tmp_path, capsys):
+    words = ["count=20", "--seeds", "1", "--extractor", "digits_cnn64", "--metrics", "fd", "--out", tmp_path / "m.json"]
+    report = evaluate(capsys, finished_run, "target=[1,3]", *words)
+    assert report["provenance"]["samples"][0]["active_experts"] == pytest.approx(2, rel=0.05)
+    reasons = report["provenance"]["not_comparable_because"]
+    assert "sampled with target=[1, 3] by layer instead of as trained" in reasons
+
+
+def test_features_that_were_kept_before_there_was_a_dial_are_still_the_run_s(finished_run):
+    from dit_moe.commands.judging import decisive
+    from dit_moe.runs import open_run
+
+    opened = {
+        change: open_run(finished_run, change.split()).experiment for change in ("", "p=0.9", "target=[1,2] vary=time")
+    }
+    kept = {change: set(decisive(each)["sample"]) & {"target", "p", "vary"} for change, each in opened.items()}
+    assert kept == {"": {"target"}, "p=0.9": {"target", "p"}, "target=[1,2] vary=time": {"target", "vary"}}

@@ -108,3 +108,14 @@ def test_label_dropout_gives_its_share_the_null_label(name: str, probability: fl
 def test_impossible_dropout_is_an_error(name: str) -> None:
     with pytest.raises(ConfigError, match=r"label_dropout=1.5 must lie in \[0, 1\]"):
         objective_for(name, label_dropout=1.5)
+
+
+@everywhere
+def test_the_network_is_told_the_place_at_which_it_is_shown_noise(name: str, batch) -> None:
+    objective, x0 = objective_for(name), batch["latents"]
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
+    for place in (0.0, 0.25, 0.75, 1.0):
+        x, t_B = objective.noisy_at(x0, eps, place)
+        assert x.shape == x0.shape and t_B.shape == (16,)
+        assert objective.place(t_B[0].item()) == pytest.approx(place, abs=2e-3)  # the last of 1000 levels is at 0.999
+    torch.testing.assert_close(x, eps, atol=0.05, rtol=0)  # at the noise

@@ -26,7 +26,7 @@ BY_THE_BOOK = Conditions(
     labels="random",
     weights="ema",
     precision="fp32",
-    target=None,
+    dial=None,
 )
 ODDLY_SET = {
     "sampler": {"name": "euler_maruyama", "time_shift": 3.0, "diffusion": "constant", "last_step": 0.5},
@@ -35,6 +35,7 @@ ODDLY_SET = {
     "labels": [1],
     "weights": "model",
     "target": 1.5,
+    "vary": "time",
 }
 
 
@@ -42,9 +43,10 @@ def settings(overrides, tree=None):
     return config.build(SampleConfig, config.override(tree or {}, overrides))
 
 
+@pytest.mark.parametrize("dial", [{}, {"target": None, "p": [0.3, 0.9]}], ids=repr)
 @pytest.mark.parametrize("recipe", SAMPLING.values(), ids=list(SAMPLING))
-def test_a_sampling_recipe_leaves_nothing_of_the_runs_own_settings_but_what_its_source_does_not_state(recipe):
-    other = {**ODDLY_SET, "seed": 4, "precision": "bf16"}
+def test_a_sampling_recipe_leaves_nothing_of_the_runs_own_settings_but_what_its_source_does_not_state(recipe, dial):
+    other = {**ODDLY_SET, **dial, "seed": 4, "precision": "bf16"}
     made, plain = settings(recipe.overrides, other), settings(recipe.overrides)
     assert made == replace(plain, seed=4, precision="bf16")
     assert (made.count, made.labels, made.weights) == (50_000, "random", "ema")
@@ -184,8 +186,13 @@ DEVIATIONS = [  # the change, its reason, and what is left of it in a footnote f
     ),
     ({"precision": "bf16"}, "sampled in bf16 instead of fp32", None),
     (
-        {"target": 1.5},
-        "sampled with 1.5 active experts per token instead of as trained",
+        {"dial": "target=1.5"},
+        "sampled with target=1.5 instead of as trained",
+        "sampled with another number of active experts than as trained",
+    ),
+    (
+        {"dial": "p=[0.3, 0.9] by time"},
+        "sampled with p=[0.3, 0.9] by time instead of as trained",
         "sampled with another number of active experts than as trained",
     ),
 ]
@@ -199,7 +206,7 @@ def test_each_deviation_is_a_reason_of_its_own(change, reason, general):
 
 def test_all_reasons_are_listed_and_each_change_to_the_images_is_one():
     everything = {"is_fid": False, "n_generated": 100, "seeds": 2, "image_shape": (1, 8, 8), "reference_side": 16}
-    settings = {"altered": ["resized to 8", "grey"], "changed_metrics": ["a", "b"], "labels": "data", "target": 2.0}
+    settings = {"altered": ["resized to 8", "grey"], "changed_metrics": ["a", "b"], "labels": "data", "dial": "p=0.9"}
     reference = {"reference_statistics": False, "reference_count": 9, "reference_images": 9}
     changed = everything | settings | reference | {"weights": "model", "precision": "bf16"}
     reasons = not_comparable(replace(BY_THE_BOOK, **changed))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dit_moe.moe import end_step, routers_of
-from dit_moe.moe.calibrate import _histograms, calibrate, starts_unsolved, steered_routers
+from dit_moe.moe.calibrate import calibrate, record_joining, starts_unsolved, steered_routers
 from dit_moe.moe.control import ControllerConfig
 from dit_moe.moe.routers.dtopp import DTopPConfig
 from dit_moe.moe.routers.topk import TopKConfig
@@ -75,7 +75,7 @@ def test_sums_over_ranks_decide_and_not_the_own_tokens():
     calibrate(alone, lambda: [alone(mine), alone(others)])
 
     def reduce(counts):  # adds what another rank would send
-        with torch.no_grad(), _histograms(steered_routers(together)) as histograms:
+        with torch.no_grad(), record_joining(steered_routers(together)) as histograms:
             together(others)
         return counts + torch.stack(histograms)
 

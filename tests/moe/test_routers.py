@@ -7,6 +7,7 @@ import torch
 
 from dit_moe.config import ConfigError
 from dit_moe.moe import ROUTERS, Router
+from dit_moe.moe.routers.base import INIT_STD
 from dit_moe.moe.routers.dtopp import DTopPConfig
 from dit_moe.moe.routers.topk import TopKConfig
 from dit_moe.moe.routers.topp import TopPConfig
@@ -18,7 +19,11 @@ NAMES = ROUTERS.names()
 
 def make(name: str, target: float = 2, experts: int = EXPERTS, **options) -> Router:
     torch.manual_seed(0)
-    return ROUTERS.build(ROUTERS.config_class(name)(**options), WIDTH, experts, target)
+    """With logits of unit variance, as after some training."""
+    router = ROUTERS.build(ROUTERS.config_class(name)(**options), WIDTH, experts, target)
+    with torch.no_grad():
+        router.weight.mul_(WIDTH**-0.5 / INIT_STD)
+    return router
 
 
 def tokens(seed: int = 1, count: int = TOKENS) -> torch.Tensor:

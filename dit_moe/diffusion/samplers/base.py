@@ -90,6 +90,10 @@ class Sampler(ABC):
         """
         return sum(2 if guidance.active(time) else 1 for time in self._evaluation_times(latent_shape))
 
+    def times(self, latent_shape: Sequence[int] | None = None) -> list[float]:
+        """Where in [0, 1] the network is evaluated, in order, 1 being noise. See `evaluations`."""
+        return self._evaluation_times(latent_shape)
+
     @abstractmethod
     def _states(self, network: GuidedNetwork, x: Tensor, generators: list[torch.Generator]) -> Iterator[Tensor]:
         """The state after each step, the last one being the result."""

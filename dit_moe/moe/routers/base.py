@@ -8,6 +8,7 @@ A new router is a config dataclass and a class with one method, `select`; see `t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +21,17 @@ from dit_moe.moe.routing import Routing, routing_from_mask
 from dit_moe.registry import Registry
 
 ROUTERS = Registry("router")
-DRN_EPS = 1e-5  # added to the variance of logits that start at 1
+DRN_EPS = 1e-5  # added to the variance of the logits
+INIT_STD = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
 class RouterConfig:
     """Options of every router. A loss term `name` of a router is weighted by the option ``name_loss``."""
+
+    DIAL: ClassVar[Literal["p", "k"] | None] = None
+    """What can be set anew in a trained router, so that a token uses more or fewer experts. With "p" the router is a
+    `TopPRouter`."""
 
     drn: bool = False  # dynamic routing normalization: standardised logits times a learnable scale
     renormalize: bool = True  # gates of the chosen experts sum to 1; False leaves the raw probabilities
@@ -41,6 +47,11 @@ class RouterConfig:
             require(
                 self.max_experts >= self.min_experts, self, "max_experts", f"is below min_experts={self.min_experts}"
             )
+
+    @property
+    def controlled(self) -> bool:
+        """Whether training holds the mean of active experts at the target by moving something."""
+        return False
 
     def check(self, experts: int, target: float) -> None:
         """Raise ConfigError unless these options make sense for `experts` experts and a mean of `target` active."""
@@ -62,6 +73,7 @@ class Router(nn.Module):
     """
 
     load_E: Tensor
+    setting: float | None = None  # of its dial, in place of the trained one; no part of its state. See `moe.dial`
 
     def __init__(self, config: RouterConfig, width: int, experts: int, target: float) -> None:
         super().__init__()
@@ -77,8 +89,8 @@ class Router(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Logits of unit variance for normalised inputs, so that all routers start from the same spread, DRN or not."""
-        nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
+        """Small, as in OLMoE, so that what the router learns soon outweighs what it began with."""
+        nn.init.normal_(self.weight, std=INIT_STD)
 
     def probabilities(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Raw logits and expert probabilities, both [N, E] in fp32 whatever autocast says. DTop-p, steps 1 and 2."""

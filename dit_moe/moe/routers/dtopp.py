@@ -9,6 +9,7 @@ Layer-wise: each layer holds the target by itself.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -22,10 +23,17 @@ from dit_moe.moe.routing import prefix_mask
 
 @dataclass(frozen=True, kw_only=True)
 class DTopPConfig(RouterConfig):
+    DIAL: ClassVar[Literal["p", "k"] | None] = "p"
+
     drn: bool = True
     dynamic_loss: float = 1e-3
     layerwise: bool = False
     controller: ControllerConfig = field(default_factory=ControllerConfig)
+
+    @property
+    def controlled(self) -> bool:
+        """A controller without gains leaves the threshold where it began."""
+        return bool(self.controller.kp or self.controller.ki)
 
 
 @ROUTERS.register("dtopp", DTopPConfig)
@@ -41,7 +49,7 @@ class DTopPRouter(TopPRouter):
         super().__init__(config, width, experts, target)
         self.controller = PIController(config.controller, target, experts)
 
-    def threshold(self) -> Tensor:
+    def trained_threshold(self) -> Tensor:
         return self.controller.p
 
     def choose(self, prob_NE: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from dit_moe.moe.routers.base import ROUTERS, Router, RouterConfig
 class TopKConfig(RouterConfig):
     """k is the model's target, which must be whole."""
 
+    DIAL: ClassVar[Literal["p", "k"] | None] = "k"
+
     def check(self, experts: int, target: float) -> None:
         super().check(experts, target)
         if target != int(target):
@@ -28,5 +31,6 @@ class TopKRouter(Router):
     """The k most probable experts of each token."""
 
     def select(self, prob_NE: Tensor) -> Tensor:
-        best_NK = prob_NE.topk(int(self.target), dim=-1).indices
+        k = int(self.target if self.setting is None else self.setting)
+        best_NK = prob_NE.topk(k, dim=-1).indices
         return torch.zeros_like(prob_NE, dtype=torch.bool).scatter(-1, best_NK, True)

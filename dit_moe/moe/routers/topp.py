@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -16,6 +17,8 @@ from dit_moe.moe.routing import limit_experts, mass_left, prefix_mask
 @dataclass(frozen=True, kw_only=True)
 class TopPConfig(RouterConfig):
     """The model's target sizes its experts; nothing holds the router to it."""
+
+    DIAL: ClassVar[Literal["p", "k"] | None] = "p"
 
     dynamic_loss: float = 1e-3
     p: float = 0.5
@@ -37,6 +40,11 @@ class TopPRouter(Router):
         return limit_experts(left_NE, self.config.min_experts, self.most), order_NE
 
     def threshold(self) -> Tensor | float:
+        """The p in effect."""
+        return self.trained_threshold() if self.setting is None else self.setting
+
+    def trained_threshold(self) -> Tensor | float:
+        """The p that the router was trained with."""
         return self.config.p
 
     def select(self, prob_NE: Tensor) -> Tensor:

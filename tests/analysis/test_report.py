@@ -1,0 +1,183 @@
+import base64
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dit_moe import figures
+from dit_moe.analysis.gallery import figures_of
+from dit_moe.analysis.report import REPORT, write_report
+from dit_moe.analysis.stats import Passage, RoutingStats, Target
+from tests.analysis import synthetic
+
+VOID = {"meta", "img", "source", "br"}
+EVIL = "<script>alert('x')</script> & \"more\""
+
+
+class Reader(HTMLParser):
+    """Collects elements and text, and insists that every element is closed where it should be."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def written(stats: RoutingStats, folder: Path) -> tuple[Path, Reader]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "DPI", 24)  # the pictures' looks are tested elsewhere
+        write_report(stats, folder)
+    path = folder / REPORT
+    return path, Reader(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def of_images(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reader]:
+    stats = synthetic.images()
+    facts = {**stats.facts, "note": EVIL, EVIL: 1}
+    return written(replace(stats, facts=facts), tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def of_text(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reader]:
+    return written(synthetic.text(), tmp_path_factory.mktemp("text"))
+
+
+@pytest.mark.parametrize("report", ["of_images", "of_text"])
+def test_the_page_asks_for_nothing_outside_itself(report: str, request: pytest.FixtureRequest):
+    path, reader = request.getfixturevalue(report)
+    for _, attributes in reader.elements:
+        for name in ("src", "srcset"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+        assert (attributes.get("href") or "#").startswith("#")
+    source = re.sub(r"data:image/png;base64,[^\"]*", "", path.read_text(encoding="utf-8"))
+    assert not re.search(r"https?:|url\(|@import|<script", source)
+
+
+def test_every_picture_is_a_file_and_in_the_page_light_and_dark(of_images: tuple[Path, Reader]):
+    path, reader = of_images
+    names = [picture.name for picture in figures_of(synthetic.images())]
+    assert {file.stem for file in path.parent.glob("*.png")} == set(names)
+    lights = [base64.b64decode(image["src"].split(",")[1]) for image in reader.all("img")]
+    darks = [base64.b64decode(source["srcset"].split(",")[1]) for source in reader.all("source")]
+    assert lights == [(path.parent / f"{name}.png").read_bytes() for name in names]
+    assert len(darks) == len(lights) and not set(darks) & set(lights)
+    assert all(source["media"] == "(prefers-color-scheme: dark)" for source in reader.all("source"))
+
+
+def test_images_are_described_and_hold_their_place(of_images: tuple[Path, Reader]):
+    assert all(image["alt"] and image["width"] and image["height"] for image in of_images[1].all("img"))
+
+
+def test_captions_stand_below_their_pictures(of_images: tuple[Path, Reader]):
+    for picture in figures_of(synthetic.images()):
+        assert picture.caption in of_images[1].text and picture.title in of_images[1].text
+
+
+@pytest.mark.parametrize("report", ["of_images", "of_text"])
+def test_the_contents_lead_to_every_section(report: str, request: pytest.FixtureRequest):
+    _, reader = request.getfixturevalue(report)
+    links = [link["href"].removeprefix("#") for link in reader.all("a")]
+    assert links == [head["id"] for head in reader.all("h2")] and len(set(links)) == len(links)
+
+
+def test_facts_are_shown_as_text_whatever_they_hold(of_images: tuple[Path, Reader]):
+    assert of_images[1].text.count(EVIL) == 2 and not of_images[1].all("script")
+
+
+def test_the_numbers_are_there_as_tables(of_images: tuple[Path, Reader]):
+    stats, text = synthetic.images(), of_images[1].text
+    assert stats.active_LT is not None
+    for value in [*stats.active_LT.ravel(), *stats.active_L, *stats.active_std_L]:
+        assert f"{value:.2f}" in text
+
+
+def test_large_tables_are_left_to_the_json(tmp_path: Path):
+    stats = replace(synthetic.bare(synthetic.images()), class_names_C=[str(i) for i in range(1000)])
+    stats = replace(stats, active_LC=np.tile(stats.active_L[:, None], (1, 1000)))
+    _, reader = written(stats, tmp_path)
+    assert len(reader.all("td")) < 100
+
+
+def test_the_passage_holds_every_token_in_order_and_its_shades_have_a_legend(of_text: tuple[Path, Reader]):
+    passage, (path, _) = synthetic.text().passage, of_text
+    assert passage is not None
+    first = path.read_text(encoding="utf-8").split("<div class=passage>")[1].split("</div>")[0]
+    assert Reader(first).text == "".join(passage.tokens_W).replace("\n", "↵\n")
+    shades = {attributes["class"] for tag, attributes in Reader(first).elements if tag == "span"}
+    legend = path.read_text(encoding="utf-8").split("<ul class=legend>")[1].split("</ul>")[0]
+    assert shades == {attributes["class"] for tag, attributes in Reader(legend).elements if tag == "span"}
+
+
+def test_more_experts_never_have_a_weaker_shade(of_text: tuple[Path, Reader]):
+    first = of_text[0].read_text(encoding="utf-8").split("<div class=passage>")[1].split("</div>")[0]
+    seen = sorted((float(number), int(shade)) for shade, number in re.findall(r'class=v(\d) title="([\d.]+) ', first))
+    shades = [shade for _, shade in seen]
+    assert shades == sorted(shades) and shades[0] == 1 and shades[-1] == 5
+
+
+def test_letters_that_cannot_be_written_are_named_in_the_passage(tmp_path: Path):
+    passage = Passage(tokens_W=["\x00", "\ud800", "ok"], active_LW=np.array([[1.0, 2.0, 1.0]]))
+    stats = replace(synthetic.bare(synthetic.text(layers=1)), passage=passage)
+    _, reader = written(stats, tmp_path)
+    assert "<U+0000>" in reader.text and "<U+D800>" in reader.text
+
+
+def test_without_the_optional_parts_there_is_still_a_report(tmp_path: Path):
+    _, reader = written(synthetic.bare(synthetic.images()), tmp_path)
+    assert [head["id"] for head in reader.all("h2")] == ["layers", "positions", "experts", "facts"]
+
+
+def test_a_router_of_fixed_number_is_told_in_a_sentence(tmp_path: Path):
+    stats = synthetic.bare(synthetic.images())
+    same = replace(stats, active_L=np.full(4, 2.0), active_std_L=np.zeros(4))
+    _, reader = written(same, tmp_path)
+    assert "Every token uses exactly 2 of 8 experts in every layer" in reader.text
+    assert [head["id"] for head in reader.all("h2")] == ["experts", "facts"]
+
+
+@pytest.mark.parametrize("kind", ["images", "text"])
+@pytest.mark.parametrize("split", ["heldout", "train (nothing was held out)"])
+def test_the_split_is_told_as_it_is(tmp_path: Path, kind: str, split: str):
+    stats = getattr(synthetic, kind)()
+    _, reader = written(replace(stats, facts=stats.facts | {"split": split}), tmp_path)
+    assert f"split {split}" in reader.text and "held-out text" not in reader.text
+    assert (f"The beginning of a document (split {split})" in reader.text) == (kind == "text")
+
+
+def test_classes_of_too_few_images_are_left_out_and_it_says_why(tmp_path: Path):
+    stats = replace(synthetic.images(), images_C=np.full(10, 1))
+    _, reader = written(stats, tmp_path)
+    assert "Classes are left out: with 1 images a class" in reader.text and "bits on class" not in reader.text
+    assert "classes" not in [head["id"] for head in reader.all("h2")]
+
+
+def test_a_number_that_nothing_holds_is_called_nominal(tmp_path: Path):
+    _, reader = written(replace(synthetic.images(), target=Target(2.0, held=False)), tmp_path)
+    assert "(nominal 2)" in reader.text and "Nothing holds the routers to a number" in reader.text
+
+
+def test_the_same_statistics_make_the_same_report(tmp_path: Path):
+    stats = synthetic.bare(synthetic.text())
+    assert written(stats, tmp_path / "a")[0].read_bytes() == written(stats, tmp_path / "b")[0].read_bytes()

@@ -1,0 +1,157 @@
+"""`dit-moe routing` tells where a run's experts go, for images and text, and refuses what it cannot tell of."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from dit_moe.commands import routing
+from dit_moe.data import DATASETS
+from dit_moe.experiment import load_experiment
+from dit_moe.text_runs import open_text_run
+from tests.cli.conftest import CONFIG, SMALL, cli
+from tests.cli.test_bad_input import refused, snapshot
+from tests.cli.test_perplexity import trained  # noqa: F401 (a fixture)
+from tests.latents.encoded import encode
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Numbers only: the pictures have tests of their own."""
+    monkeypatch.setattr(routing, "write_report", lambda stats, folder: [])
+
+
+def numbers(folder):
+    return json.loads((folder / "routing.json").read_text())
+
+
+def test_a_run_of_images_gets_numbers_pictures_and_a_report_in_its_folder(a_run, capsys):
+    assert cli("routing", a_run, "--images", 20, "--times", 4) == 0
+    found = numbers(a_run / "routing")
+    assert found["facts"]["split"] == "heldout" and found["facts"]["images"] == 20 and found["facts"]["step"] == 4
+    assert np.shape(found["active_LT"]) == (2, 4) and found["training"]["step_U"] == [1, 2, 3, 4]
+    assert np.shape(found["training"]["p_LU"]) == np.shape(found["training"]["theta_LU"]) == (2, 4)
+    assert (a_run / "routing" / "report.html").stat().st_size > 10_000
+    assert len(list((a_run / "routing").glob("*.png"))) > 3
+    assert set(found["pictures"]) == {file.name for file in (a_run / "routing").glob("*.png")}
+    printed = capsys.readouterr()
+    assert "balance of load" in printed.err and "report.html" in printed.err and not printed.out
+
+
+def test_a_run_of_text_is_told_of_as_perplexity_does(trained, tmp_path, undrawn):  # noqa: F811
+    assert cli("routing", trained / "run", "--out", tmp_path / "out", "eval.stride=8") == 0
+    found = numbers(tmp_path / "out")
+    assert found["kind"] == "text" and found["facts"]["split"] == "heldout" and found["facts"]["documents"] == 4
+    assert cli("perplexity", trained / "run", "stride=8", "--out", tmp_path / "perplexity.json") == 0
+    scored = json.loads((tmp_path / "perplexity.json").read_text())
+    assert found["active"] == pytest.approx(scored["active_experts"], abs=2e-3)
+    assert found["facts"]["tokens counted"] == scored["tokens"]
+
+
+def test_documents_are_spread_over_the_text_unless_the_first_are_asked_for(trained, tmp_path, undrawn):  # noqa: F811
+    run = open_text_run(trained / "run")
+    sizes = [len(ids) for ids, _ in routing.open_heldout(run.experiment, run.tokenizer, run.trained).documents()]
+    half = (sum(sizes) + len(sizes)) // 2
+    assert cli("routing", trained / "run", "--tokens", half, "--out", tmp_path / "spread") == 0
+    assert numbers(tmp_path / "spread")["facts"]["tokens counted"] == sizes[0] + sizes[2]
+    assert cli("routing", trained / "run", "eval.max_documents=2", "--out", tmp_path / "first") == 0
+    assert numbers(tmp_path / "first")["facts"]["tokens counted"] == sizes[0] + sizes[1]
+
+
+def test_weights_and_compute_are_those_of_the_section_sample(a_run, undrawn):
+    told = {}
+    for word in ("weights=ema", "weights=model", "target=1", "sample.p=1"):
+        assert cli("routing", a_run, "--images", 10, "--times", 2, word) == 0
+        told[word] = numbers(a_run / "routing")
+    hashes = {found["facts"]["weights sha256"] for found in told.values()}
+    assert len(hashes) == 2 and told["weights=model"]["facts"]["weights"] == "model"
+    assert told["target=1"]["active_L"] == [1, 1] and told["target=1"]["target"] == {"mean": 1, "held": True}
+    assert told["sample.p=1"]["active_L"] == [4, 4] and told["sample.p=1"]["target"] == {"mean": 2, "held": False}
+
+
+def test_a_split_is_told_and_other_data_can_be_named(a_run, undrawn):
+    assert cli("routing", a_run, "--images", 10, "--times", 2, "--split", "train") == 0
+    train = numbers(a_run / "routing")
+    assert train["facts"]["split"] == "train"
+    assert cli("routing", a_run, "--images", 10, "--times", 2, "data.size=8") == 0
+    assert numbers(a_run / "routing")["active_LS"] != train["active_LS"]
+
+
+def test_an_older_checkpoint_and_a_copy_of_one_are_told_of_with_the_log_there_is(a_run, tmp_path, undrawn):
+    older = a_run / "checkpoints" / "step_00000002"
+    assert cli("routing", older, "--images", 10, "--times", 2) == 0
+    assert numbers(a_run / "routing")["training"]["step_U"] == [1, 2]
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(older, tmp_path / "elsewhere" / "lone")
+    assert cli("routing", tmp_path / "elsewhere" / "lone", "--images", 10, "--times", 2) == 0
+    assert numbers(tmp_path / "elsewhere" / "routing")["training"] is None
+
+
+def test_latents_without_held_out_ones_are_those_of_training_and_it_says_so(tmp_path):
+    encode(tmp_path / "latents")
+    experiment = load_experiment(CONFIG, [f"data={{name: latents, path: {tmp_path / 'latents'}}}"])
+    dataset, split = routing.open_split(experiment, None)
+    assert len(dataset) == 100 and split == "train (nothing was held out)"  # and mirrored
+    with pytest.raises(ValueError, match=r"data\.heldout is missing"):
+        routing.open_split(experiment, "heldout")
+
+
+def test_held_out_images_that_are_stated_and_gone_are_an_error(tmp_path):
+    encode(tmp_path / "latents")
+    where = f"data={{name: latents, path: {tmp_path / 'latents'}, heldout: {tmp_path / 'gone'}}}"
+    with pytest.raises(ValueError, match="gone"):
+        routing.open_split(load_experiment(CONFIG, [where]), None)
+
+
+def test_a_held_out_split_that_is_only_a_default_says_why_it_is_not_there(monkeypatch):
+    def refuses(description, split):
+        if split == "heldout":
+            raise ValueError("data.heldout=validation is no split of them")
+        return "the data"
+
+    monkeypatch.setattr(routing, "open_data", refuses)
+    for description, label in (("", "is no split of them"), (", heldout: validation", "is no split of them")):
+        experiment = load_experiment(CONFIG, [f"data={{name: huggingface, id: some{description}}}"])
+        dataset, split = routing.open_split(experiment, None)
+        assert dataset == "the data" and split.startswith("train (held-out") and label in split
+    with pytest.raises(ValueError, match="no split of them"):
+        routing.open_split(load_experiment(CONFIG, ["data={name: huggingface, id: some, heldout: test}"]), None)
+
+
+def test_every_dataset_says_whether_it_may_lack_held_out_data():
+    for name in DATASETS.names():
+        fields = DATASETS.config_class(name).__dataclass_fields__
+        assert "heldout" in fields or name == "digits", "a dataset without the field must have the split"
+
+
+# ------------------------------------------------------------------------------------------------------------ mistakes
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--images", "0"], "--images=0 must be at least 1"),
+        (["--times", "0"], "--times=0 must be at least 1"),
+        (["--tokens", "5"], "is a model of images; leave it out"),
+        (["--split", "test"], "the digits have no split 'test'"),
+        (["targets=3"], "sample.targets is not a known key"),
+        (["data.sizes=3"], "data.sizes is not a known key"),
+    ],
+)
+def test_bad_input_is_one_message_and_nothing_is_written(a_run, capsys, words, message):
+    before = snapshot(a_run)
+    refused(capsys, 2, message, "routing", a_run, *words)
+    assert snapshot(a_run) == before
+
+
+def test_options_of_images_are_refused_for_text(trained, capsys):  # noqa: F811
+    refused(capsys, 2, "is a model of text; leave it out", "routing", trained / "run", "--times", 3)
+    refused(capsys, 2, "tokens have no split 'test'", "routing", trained / "run", "--split", "test")
+
+
+def test_a_dense_run_is_refused(tmp_path, capsys):
+    folder = tmp_path / "dense"
+    assert cli("train", CONFIG, "--run", folder, *SMALL, "model.name=DiT-custom/4", "model.moe=null") == 0
+    refused(capsys, 2, "is of the dense model DiT-custom/4, in which nothing is routed", "routing", folder)
+    assert not (folder / "routing").exists()

@@ -11,11 +11,13 @@ import torch
 
 from dit_moe.config import build
 from dit_moe.evaluation.config import EvalConfig
+from dit_moe.evaluation.heldout_loss import HeldoutConfig
 from dit_moe.generate import SampleConfig
 from dit_moe.latents.encode import EncodeConfig
 from dit_moe.metrics import METRICS, FeatureSet
 from dit_moe.models import DiTConfig, LMConfig
 from dit_moe.moe import ROUTERS, MoEConfig, MoELayer
+from dit_moe.studies.study import Study, Variant
 from dit_moe.text.corpora import CORPORA
 from dit_moe.text.objective import NextTokenConfig
 from dit_moe.text.sequences import TokensConfig
@@ -75,6 +77,9 @@ SECTIONS += (
     TextSampleConfig,
     TextEvalConfig,
     NextTokenConfig,
+    Study,
+    Variant,
+    HeldoutConfig,
     *map(CORPORA.config_class, CORPORA.names()),
 )
 

@@ -23,17 +23,25 @@ MAY_IMPORT = {
     "processes": BOTTOM,
     "checkpoint": BOTTOM,
     "pictures": BOTTOM,
+    "figures": BOTTOM,
     "text": BOTTOM | {"processes", "data", "moe", "models"},
     "interop": BOTTOM | {"moe", "models", "text", "checkpoint", "text_runs"},
-    "text_experiment": BOTTOM | {"models", "text", "training", "experiment"},
-    "text_runs": BOTTOM | {"models", "text", "checkpoint", "experiment", "text_experiment"},
+    "text_experiment": BOTTOM | {"moe", "models", "text", "training", "experiment"},
+    "text_runs": BOTTOM | {"moe", "models", "text", "checkpoint", "experiment", "text_experiment"},
     "training": BOTTOM | {"processes", "moe", "models", "diffusion", "latents", "data", "checkpoint"},
     "generate": BOTTOM | {"moe", "models", "diffusion", "latents", "checkpoint"},
-    "evaluation": BOTTOM | {"processes", "moe", "data", "latents", "checkpoint", "generate", "extractors", "metrics"},
+    "evaluation": BOTTOM
+    | {"processes", "moe", "data", "diffusion", "latents", "checkpoint", "generate", "extractors", "metrics"},
     "experiment": BOTTOM | {"moe", "models", "diffusion", "latents", "data", "training", "generate", "evaluation"},
     "costs": BOTTOM
     | {"moe", "models", "diffusion", "data", "latents", "text", "training", "experiment", "text_experiment"},
     "runs": BOTTOM | {"models", "diffusion", "latents", "checkpoint", "experiment", "generate"},
+    "analysis": BOTTOM
+    | {"processes", "moe", "models", "diffusion", "data", "latents", "text", "generate", "runs", "text_runs"}
+    | {"experiment", "text_experiment", "figures", "pictures", "costs"},
+    "studies": BOTTOM
+    | {"checkpoint", "moe", "diffusion", "evaluation", "training", "experiment", "text_experiment"}
+    | {"figures", "pictures"},
     "cli": BOTTOM | {"commands", "training", "diffusion", "latents", "text"},
 }
 

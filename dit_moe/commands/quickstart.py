@@ -23,7 +23,7 @@ from dit_moe.commands.config_arguments import add_config_arguments
 from dit_moe.commands.encode import encode
 from dit_moe.commands.judging import compare, how_many, seeds_of, training_images
 from dit_moe.commands.report_table import print_table
-from dit_moe.commands.run_summary import active_experts, train_seconds, training_rows
+from dit_moe.commands.run_summary import training_rows
 from dit_moe.commands.sample import sample
 from dit_moe.commands.train import load, prepare, run_folder, train
 from dit_moe.config import ConfigError
@@ -36,6 +36,7 @@ from dit_moe.pictures import read_log, save_curves
 from dit_moe.processes import join_processes
 from dit_moe.runs import open_run
 from dit_moe.text_experiment import TextExperiment
+from dit_moe.training.summary import active_experts, train_seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

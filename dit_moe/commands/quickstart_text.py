@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_moe.commands.perplexity import heldout_text, open_heldout, perplexity
-from dit_moe.commands.run_summary import active_experts, train_seconds, training_rows
+from dit_moe.commands.run_summary import training_rows
 from dit_moe.commands.sample_text import sample_text
 from dit_moe.commands.tokenize_text import tokenize_all
 from dit_moe.commands.train import prepare, train
@@ -26,6 +26,7 @@ from dit_moe.text.sequences import open_shards
 from dit_moe.text.tokenizer import TextTokenizer
 from dit_moe.text_experiment import TextExperiment
 from dit_moe.text_runs import open_text_run
+from dit_moe.training.summary import active_experts, train_seconds
 
 TRIGRAM_BYTES = 2**25  # of training text that the trigram model counts: 32 MiB take it some 2 GiB of memory
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     """Train, or with --dry-run only say what would be trained."""
     experiment = load(args.config, args.overrides)
     if args.dry_run:
-        print(describe(_predict(experiment), args.gpu, args.gpus, args.mfu))
+        print(describe(predict(experiment), args.gpu, args.gpus, args.mfu))
         return
     experiment, dataset = prepare(experiment)
     train(experiment, dataset, run_folder(args.config, args.folder))
@@ -75,13 +76,19 @@ def prepare(experiment: AnyExperiment) -> tuple[Any, Any]:
     return settle(experiment, dataset), dataset
 
 
-def _predict(experiment: AnyExperiment) -> AnyExperiment:
+def predict(experiment: AnyExperiment) -> AnyExperiment:
     """What would be trained, also where its data are yet to be made, if the config states what follows from them."""
     try:
         return prepare(experiment)[0]
     except (NoLatents, NoTokens) as missing:
-        print(f"note: {missing}; sizes are as the config states them", file=sys.stderr)
+        _note(f"{missing}; sizes are as the config states them")
         return settle_text_model(experiment) if isinstance(experiment, TextExperiment) else settle_model(experiment)
+
+
+@lru_cache
+def _note(text: str) -> None:
+    """Once, also where many experiments have the same to say."""
+    print(f"note: {text}", file=sys.stderr)
 
 
 def train(experiment: AnyExperiment, dataset: Any, folder: Path) -> None:
@@ -89,7 +96,7 @@ def train(experiment: AnyExperiment, dataset: Any, folder: Path) -> None:
     start = open_start(experiment.train, folder)
     newest = checkpoint.latest(folder)
     earlier = start if newest is None else checkpoint.open_checkpoint(newest)
-    parts = _parts(experiment, dataset, folder, earlier)
+    parts = parts_of(experiment, dataset, folder, earlier)
     torch.manual_seed(experiment.seed)  # the weights' initialisation is the only use of the global generator
     model: nn.Module = MODELS.build(experiment.model)
     Trainer(
@@ -104,9 +111,10 @@ def train(experiment: AnyExperiment, dataset: Any, folder: Path) -> None:
     ).train()
 
 
-def _parts(
+def parts_of(
     experiment: AnyExperiment, dataset: Any, folder: Path, earlier: checkpoint.Checkpoint | None
 ) -> TrainingParts:
+    """What the trainer needs beside the model, for a run in `folder` that goes on, or starts, from `earlier`."""
     if isinstance(experiment, TextExperiment):
         from dit_moe.commands.training_text import text_parts  # and with it transformers
 

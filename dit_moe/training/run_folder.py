@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -18,21 +20,29 @@ _IDENTIFIED = {
 }
 
 
-def require_same_run(old: Tree, new: Tree, run: Path) -> None:
-    """ConfigError listing the keys, other than the free ones, in which two resolved configs differ."""
-    free = _FREE | {
+def differing(old: Tree, new: Tree, *, fixed: Collection[str] = ()) -> dict[str, tuple[Any, Any]]:
+    """Keys in which two resolved configs differ, with both values, other than those that may.
+
+    `fixed` are keys that may differ when a run is resumed, but not here.
+    """
+    free = {each for each in _FREE if each not in fixed} | {
         f"{section}.{key}"
         for section, (identity, keys) in _IDENTIFIED.items()
         if (old.get(section) or {}).get(identity) is not None
         for key in keys
     }
-    differing = {
+    return {
         key: pair
         for key, pair in sorted(differences(old, new))
         if not any(key == each or key.startswith(f"{each}.") for each in free)
     }
-    if differing:
-        (key, (was, now)), *others = differing.items()
+
+
+def require_same_run(old: Tree, new: Tree, run: Path) -> None:
+    """ConfigError listing the keys, other than the free ones, in which two resolved configs differ."""
+    found = differing(old, new)
+    if found:
+        (key, (was, now)), *others = found.items()
         also = f", as do {', '.join(key for key, _ in others)}" if others else ""
         remedy = "resume with the run's config.yaml, or train into another run folder"
         raise ConfigError(key, f"={now} differs from the run in {run}, which has {was}{also}; {remedy}")

@@ -54,6 +54,20 @@ def test_what_was_sampled_and_measured_as_published_is_comparable():
     assert reasons() == []
 
 
+@pytest.mark.parametrize(
+    ("sample", "shown"),
+    [
+        ({"target": 1.5}, "target=1.5"),
+        ({"target": [1.0, 2.0]}, "target=[1, 2] by layer"),
+        ({"p": 0.95}, "p=0.95"),
+        ({"p": [0.5, 0.9], "vary": "time"}, "p=[0.5, 0.9] by time"),
+    ],
+)
+def test_another_compute_budget_than_trained_is_told_however_it_was_set(sample, shown):
+    images = Opened(source=Images(**{**PUBLISHED, **sample}))
+    assert reasons([images]) == [f"sampled with {shown} instead of as trained"]
+
+
 def test_images_of_which_nothing_else_is_known_are_taken_as_published_unless_their_labels_tell_otherwise():
     drawn = torch.randint(1000, (50_000,), generator=torch.Generator().manual_seed(0))
     assert reasons([Opened(source=Images(labels_N=drawn))]) == []

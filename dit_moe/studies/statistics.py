@@ -1,0 +1,181 @@
+"""From the runs of a study to what its table and its pictures show: means, spreads and paired differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation (n - 1) over seeds; no standard deviation of one."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Mean of the differences to a baseline with the same seeds, and its interval; none of a single pair."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+    baseline: float  # its mean with those seeds
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+    @property
+    def relative(self) -> float:
+        """The difference as a share of the baseline."""
+        return self.mean / self.baseline
+
+
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """Of the values that are there; None if there are none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return Spread(float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None, len(known))
+
+
+def paired_difference(
+    values: Mapping[int, float], baseline: Mapping[int, float], confidence: float = CONFIDENCE
+) -> Paired | None:
+    """Values less the baseline's with the same seed, with Student's interval for their mean; None without common seeds.
+
+    Seeds decide the initial weights, the order of the data and all noise, so what two variants share cancels.
+    """
+    seeds = sorted(values.keys() & baseline.keys())
+    differences = spread(values[seed] - baseline[seed] for seed in seeds)
+    if differences is None:
+        return None
+    mean, std, n = differences.mean, differences.std, differences.n
+    half = None if std is None else t_quantile(confidence, n - 1) * std / math.sqrt(n)
+    low, high = (None, None) if half is None else (mean - half, mean + half)
+    return Paired(mean, low, high, n, float(np.mean([baseline[seed] for seed in seeds])))
+
+
+def t_quantile(confidence: float, freedom: int) -> float:
+    """t so that Student's distribution with so many degrees of freedom has the share `confidence` in [-t, t]."""
+    low, high = 0.0, math.pi / 2  # of the angle whose tangent is t / √freedom
+    for _ in range(64):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, freedom) < confidence else (low, middle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _within(angle: float, freedom: int) -> float:
+    """Probability of [-t, t]: Abramowitz & Stegun, 26.7.3 (odd) and 26.7.4 (even degrees of freedom)."""
+    odd = freedom % 2
+    term, total = math.cos(angle) ** odd, 0.0
+    for power in range(odd, freedom - 1, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * (power + 1) / (power + 2)
+    inside = math.sin(angle) * total
+    return (angle + inside) * 2 / math.pi if odd else inside
+
+
+# ------------------------------------------------------------------------------------------------ variants of a study
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A variant of a study with its numbers over seeds."""
+
+    variant: Mapping[str, Any]  # as in the results
+    objective: str  # in brackets, where it is not the study's first; else empty
+    baseline: Mapping[str, Any]  # the variant that it is compared with, maybe itself
+    loss: Spread | None
+    difference: Paired | None  # of losses; None of a baseline
+    metric: Spread | None
+    active: Spread | None  # experts per token, held-out
+    training: Spread | None  # … in the last quarter of training; std over steps and seeds
+    flops: Spread | None
+    slowdown: float | None  # time of a step / the baseline's
+
+    @property
+    def label(self) -> str:
+        return str(self.variant["label"])
+
+    @property
+    def label_of_all(self) -> str:
+        """The label among variants of all objectives."""
+        return " ".join(filter(None, [self.label, self.objective]))
+
+    @property
+    def runs(self) -> list[Mapping[str, Any]]:
+        return list(self.variant["runs"])
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted(run["seed"] for run in self.runs)
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.variant["name"] == self.baseline["name"]
+
+    @property
+    def off_target(self) -> float | None:
+        """How far training's mean was from the target, as a share of it, with the seed that was furthest from it."""
+        off = [run["training_active"]["mean"] / self.target - 1 for run in self.runs if run["training_active"]]
+        return max(off, key=abs, default=None)
+
+    @property
+    def target(self) -> float:
+        """Of a variant with experts."""
+        return float(self.variant["target"])
+
+
+def scores(results: Mapping[str, Any]) -> list[Scores]:
+    """All variants, in their order. ValueError for a baseline that is no variant."""
+    variants = {variant["name"]: variant for variant in results["variants"]}
+    first = next((variant["objective"] for variant in variants.values()), None)
+    return [_scores(variant, variants, first) for variant in variants.values()]
+
+
+def by_objective(results: Mapping[str, Any]) -> dict[str, list[Scores]]:
+    """Objective → variants: only losses of one objective can be compared."""
+    groups: dict[str, list[Scores]] = {}
+    for each in scores(results):
+        groups.setdefault(each.variant["objective"], []).append(each)
+    return groups
+
+
+def _scores(variant: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]], first: str | None) -> Scores:
+    if variant["baseline"] not in variants:
+        raise ValueError(f"{variant['name']}.baseline={variant['baseline']} is no variant; these are {list(variants)}")
+    baseline = variants[variant["baseline"]]
+    losses, others = ({run["seed"]: run["loss"] for run in each["runs"]} for each in (variant, baseline))
+    seconds, reference = variant["seconds_per_step"], baseline["seconds_per_step"]
+    runs = variant["runs"]
+    return Scores(
+        variant=variant,
+        objective="" if variant["objective"] == first else f"({variant['objective']})",
+        baseline=baseline,
+        loss=spread(losses.values()),
+        difference=None if variant is baseline else paired_difference(losses, others),
+        metric=spread(run["metric"] for run in runs),
+        active=spread(run["active"] for run in runs),
+        training=_training([run["training_active"] for run in runs if run["training_active"]]),
+        flops=spread(run["flops"] for run in runs),
+        slowdown=seconds / reference if seconds and reference else None,
+    )
+
+
+def _training(runs: list[Mapping[str, float]]) -> Spread | None:
+    means = spread(run["mean"] for run in runs)
+    if means is None:
+        return None
+    within = float(np.mean([run["std"] ** 2 for run in runs]))
+    return Spread(means.mean, math.sqrt(within + (means.std or 0.0) ** 2), means.n)  # law of total variance

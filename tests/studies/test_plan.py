@@ -1,0 +1,184 @@
+"""What is there of a study's runs, and that runs of two studies are never mixed."""
+
+import fcntl
+import json
+import threading
+from dataclasses import replace
+
+import pytest
+
+from dit_moe.commands import compare_run, compare_score
+from dit_moe.commands.compare_plan import plan
+from dit_moe.commands.compare_run import run_one, wait_for
+from dit_moe.commands.compare_score import check_config, check_scoring, numbers_of
+from dit_moe.config import ConfigError
+from dit_moe.evaluation.heldout_loss import HeldoutConfig
+from dit_moe.studies.plan import SCORE, read_loss, read_score, require_unmixed
+from dit_moe.studies.provenance import provenance
+from dit_moe.studies.results import gather
+from dit_moe.studies.study import load_study
+
+from ..cli.conftest import CONFIG, SMALL
+
+VARIANTS = "[{name: topk, changes: [model.moe.router=topk]}, {name: dtopp, label: DTop-p}]"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    path = tmp_path_factory.mktemp("study") / "small.yaml"
+    changes = json.dumps([*SMALL, "eval.seeds=1", "train.log_every=1"])
+    path.write_text(
+        f"title: Small\nconfig: {CONFIG}\nbaseline: topk\nseeds: [0]\nvariants: {VARIANTS}\nchanges: {changes}\n"
+        "metric: fd_digits_cnn64.ratio\nheldout: {draws: 1}\n"
+    )
+    return load_study(path)
+
+
+@pytest.fixture(scope="module")
+def runs(study, tmp_path_factory):
+    planned = plan(study, tmp_path_factory.mktemp("none"), tmp_path_factory.mktemp("out"))
+    run_one(study, planned[1])
+    return planned
+
+
+def test_a_run_is_trained_and_scored_once(study, runs):
+    assert read_score(study, runs[0]) is None
+    score = read_score(study, runs[1])
+    assert score["step"] == 4 and score["loss"] == score["terms"]["loss"] > 0
+    assert score["active"] == pytest.approx(sum(score["active_layers"]) / 2)
+    assert score["metric"]["name"] == study.metric and score["metric"]["better"] == "lower"
+    assert score["made"] == provenance("fp32")
+    before = [(path, path.stat().st_mtime_ns) for path in sorted(runs[1].folder.rglob("*"))]
+    run_one(study, runs[1])
+    assert [(path, path.stat().st_mtime_ns) for path in sorted(runs[1].folder.rglob("*"))] == before
+
+
+def test_another_way_of_scoring_makes_the_score_anew_and_trains_nothing(study, runs):
+    other = replace(study, heldout=HeldoutConfig(draws=2), metric=None)
+    assert read_score(other, runs[1]) is None
+    weights = runs[1].weights_sha256()
+    path = runs[1].folder / SCORE
+    before = path.read_text()
+    run_one(other, runs[1])
+    score = read_score(other, runs[1])
+    assert score["metric"] is None and score["loss"] != json.loads(before)["loss"]
+    assert runs[1].weights_sha256() == weights
+    path.write_text(before)
+
+
+def test_other_held_out_data_and_another_version_are_another_score(study, runs, monkeypatch):
+    assert read_score(study, runs[1]) is not None
+    assert read_score(study, replace(runs[1], heldout="others")) is None
+    monkeypatch.setattr("dit_moe.studies.plan.version", lambda name: "0.0")
+    assert read_score(study, runs[1]) is None
+
+
+def test_a_metric_that_is_left_out_and_taken_in_again_measures_nothing_anew(study, runs, monkeypatch):
+    path = runs[1].folder / SCORE
+    before = path.read_text()
+    without = replace(study, metric=None)
+    run_one(without, runs[1])
+    assert path.read_text() == before and read_score(without, runs[1])["metric"] is None
+    assert read_score(study, runs[1])["metric"] == json.loads(before)["metric"]
+
+
+def test_a_metric_that_fails_leaves_the_loss_which_is_not_measured_again(study, runs, monkeypatch):
+    path = runs[1].folder / SCORE
+    before = path.read_text()
+
+    def fail(*_):
+        raise ValueError("no metric today")
+
+    path.unlink()
+    with monkeypatch.context() as broken:
+        broken.setattr(compare_score, "_metric_of_images", fail)
+        with pytest.raises(ValueError, match="no metric today"):
+            run_one(study, runs[1])
+    assert read_score(study, runs[1]) is None
+    assert read_loss(study, runs[1])["loss"] == json.loads(before)["loss"]
+    monkeypatch.setattr(compare_run, "score_loss", fail)
+    run_one(study, runs[1])
+    assert path.read_text() == before
+
+
+def test_a_damaged_score_is_made_anew(study, runs):
+    path = runs[1].folder / SCORE
+    whole = path.read_text()
+    path.write_text(whole[: len(whole) // 2])
+    assert read_score(study, runs[1]) is None
+    path.write_text(whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [("train.lr=0.5", "train.lr=0.5"), ("train.steps=6", "train.steps=6"), ("model.width=64", "model.mlp_hidden=256")],
+)
+def test_a_run_that_was_trained_with_another_config_is_refused_by_key_and_both_values(
+    study, runs, change, said, tmp_path
+):
+    out = runs[1].folder.parent.parent
+    changed = plan(replace(study, changes=(*study.changes, change)), tmp_path, out)
+    with pytest.raises(ConfigError, match=f"{said} in the study, but the run in .* was trained with .*--out"):
+        require_unmixed(changed)
+
+
+@pytest.mark.parametrize("change", ["train.workers=2", "train.checkpoint_every=3", "sample.count=5"])
+def test_what_has_no_part_in_the_weights_may_change(study, runs, change, tmp_path):
+    require_unmixed(plan(replace(study, changes=(*study.changes, change)), tmp_path, runs[1].folder.parent.parent))
+
+
+def test_results_hold_what_is_there_and_name_what_is_missing(study, runs):
+    results = gather(study, "small", runs, None)
+    json.dumps(results, allow_nan=False)
+    topk, dtopp = results["variants"]
+    assert results["missing"] == [["topk", 0]] and not results["finished"]
+    assert topk["runs"] == [] and [run["seed"] for run in dtopp["runs"]] == [0]
+    assert dtopp["controlled"] and not topk["controlled"] and dtopp["baseline"] == "topk"
+    (run,) = dtopp["runs"]
+    assert run["curves"]["step"] == [1, 2, 3, 4] and len(run["curves"]["p"]) == 4
+    assert run["flops"] == pytest.approx(runs[1].experiment.model.footprint().forward_flops, rel=0.3)
+
+
+def test_a_metric_that_the_report_will_not_have_is_named_before_the_training_beside_those_that_it_has(study, runs):
+    for wrong in ("fid.generated", "fd_digits_cnn64.ration", "fd_digits_cnn64"):
+        with pytest.raises(ConfigError, match=rf"metric={wrong} is no number .*fd_digits_cnn64.ratio"):
+            check_config(replace(study, metric=wrong), runs[0].experiment)
+    report = {"a": 1, "b": {"c": 2.0, "d": {"e": 3}}, "provenance": {"f": 4}, "name": "g"}
+    assert numbers_of(report) == ["a", "b.c", "b.d.e"]
+
+
+def test_no_number_that_a_report_has_is_refused_before_it_is_made(runs):
+    experiment = runs[1].experiment
+    opened = compare_score.open_run(runs[1].folder, sample=experiment.sample)
+    samples = [compare_score.Opened(source=compare_score.run_source(opened))]
+    report = compare_score.compare(experiment, compare_score.training_images(experiment)).judge(samples)
+    assert {*numbers_of(report)} <= {*compare_score._numbers_to_come(experiment.eval, True, False)}
+
+
+@pytest.mark.parametrize("change", ["sample.target=1.5", "sample.p=0.5"])
+def test_a_dial_is_refused_as_a_study_compares_runs_as_they_were_trained(study, runs, change, tmp_path):
+    dialled = plan(replace(study, changes=(*study.changes, change)), tmp_path, tmp_path / "out", only="dtopp/0")
+    with pytest.raises(ConfigError, match=f"{change}: a study compares runs as they were trained; .*dit-moe dial"):
+        check_scoring(study, dialled[0])
+
+
+def test_a_folder_that_a_killed_study_left_in_use_is_waited_for(tmp_path):
+    with (tmp_path / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        threading.Timer(0.5, lambda: fcntl.flock(file, fcntl.LOCK_UN)).start()
+        wait_for(tmp_path)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="is in use by another process"):
+            wait_for(tmp_path, seconds=1)
+
+
+def test_data_without_held_out_images_are_refused_before_the_training(study, tmp_path):
+    from PIL import Image
+
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "images" / name / "0.png")
+    data = [f"data={{name: image_folder, path: {tmp_path / 'images'}, size: 8}}"]
+    (run, _) = plan(replace(study, changes=(*study.changes, *data)), tmp_path, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"variant topk has none: .*heldout"):
+        check_scoring(study, run)

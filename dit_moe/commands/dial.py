@@ -29,7 +29,7 @@ from dit_moe.commands.dial_subjects import HIGHEST, LOWEST, POINTS, ImageOptions
 from dit_moe.config import ConfigError
 from dit_moe.figures import save_figure
 from dit_moe.files import require_writable, write_atomically
-from dit_moe.processes import join_processes
+from dit_moe.processes import join_processes, locked
 from dit_moe.text_runs import is_text_run
 
 FORMAT = 1
@@ -66,11 +66,12 @@ def run(args: argparse.Namespace) -> None:
     subjects = [_subject(folder, changes, targets, args) for folder in folders]
     out = args.out or folders[0] / "dial"
     require_writable(out)
-    kept = _kept(out / "dial.json")
-    shown = [_measured(subject, kept, out) for subject in subjects]
-    table = to_markdown(shown)
-    write_atomically(out / "dial.md", table)
-    save_figure(draw_dial(shown), out / "dial.png")
+    with locked(out):
+        kept = _kept(out / "dial.json")
+        shown = [_measured(subject, kept, out) for subject in subjects]
+        table = to_markdown(shown)
+        write_atomically(out / "dial.md", table)
+        save_figure(draw_dial(shown), out / "dial.png")
     print(table, end="")
 
 

@@ -96,7 +96,9 @@ def _flops(results: Mapping[str, Any], rows: Sequence[Scores]) -> str:
 
 
 def _time(results: Mapping[str, Any], rows: Sequence[Scores]) -> str:
-    baselines = [row for row in rows if row.is_baseline and row.slowdown is not None]
+    compared = {row.variant["baseline"] for row in rows}
+    timed = [row for row in rows if row.variant["seconds_per_step"] is not None]
+    baselines = [row for row in timed if row.variant["name"] in compared]
     if results["timing"] is None or not baselines:
         return ""
     times = ", ".join(f"{_seconds(row.variant['seconds_per_step'])} of {row.label_of_all}" for row in baselines)
@@ -105,11 +107,11 @@ def _time(results: Mapping[str, Any], rows: Sequence[Scores]) -> str:
 
 
 def _made(rows: Sequence[Scores]) -> list[str]:
-    """The machine and the versions of every run, each once."""
+    """The machine and the versions that scored each run, and as a rule trained it, each once."""
     made = [run["made"] for row in rows for run in row.runs]
     return [
-        f"{what}: {_shares([show(each) for each in made])}."
-        for what, show in {"Runs": _machine, "Versions": _versions}.items()
+        f"{what} {_shares([show(each) for each in made])}."
+        for what, show in {"Scored on": _machine, "Scored with": _versions}.items()
         if made
     ]
 

@@ -117,8 +117,8 @@ def test_a_run_without_its_log_is_named_and_the_others_tell_of_training():
 def test_runs_made_alike_are_told_once_and_timing_has_its_own_machine():
     notes = to_markdown(results(["topk", "dtopp"]))
     assert "1× is 139 ms of top-k, with nothing beside it on AMD EPYC 9R14, 2 cores, 2 threads, fp32." in notes
-    assert "Runs: AMD EPYC 9R14, 2 cores, 1 thread, fp32." in notes
-    assert "Versions: dit_moe 0.1.0, torch 2.14.1." in notes
+    assert "Scored on AMD EPYC 9R14, 2 cores, 1 thread, fp32." in notes
+    assert "Scored with dit_moe 0.1.0, torch 2.14.1." in notes
 
 
 def test_runs_made_elsewhere_are_pointed_out():
@@ -126,8 +126,8 @@ def test_runs_made_elsewhere_are_pointed_out():
     run = made["variants"][0]["runs"][0]
     run["made"] = run["made"] | {"machine": {"cpu": "AMD EPYC 9R14", "cores": 16, "gpu": "H100"}, "precision": "bf16"}
     text = to_markdown(made)
-    assert "Runs: **not all alike**: 1 run with H100, AMD EPYC 9R14, 16 cores, 1 thread, bf16; 5 runs with AMD" in text
-    assert "Versions: dit_moe" in text
+    assert "Scored on **not all alike**: 1 run with H100, AMD EPYC 9R14, 16 cores, 1 thread, bf16; 5 runs with AMD" in text
+    assert "Scored with dit_moe" in text
 
 
 def test_what_is_missing_is_said_first_and_its_rows_stay():

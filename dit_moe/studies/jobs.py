@@ -93,7 +93,7 @@ def run_jobs(
 def _start(job: Job, environment: dict[str, str]) -> None:
     job.output.parent.mkdir(parents=True, exist_ok=True)
     with job.output.open("ab") as output:
-        # In a session of its own a Ctrl-C at the terminal reaches it once, through `_stop`.
+        # A Ctrl-C at the terminal reaches it once, through `_stop`, and not by itself, too.
         job.process = subprocess.Popen(
             job.command,
             stdin=subprocess.PIPE,

@@ -126,7 +126,7 @@ def test_runs_made_elsewhere_are_pointed_out():
     run = made["variants"][0]["runs"][0]
     run["made"] = run["made"] | {"machine": {"cpu": "AMD EPYC 9R14", "cores": 16, "gpu": "H100"}, "precision": "bf16"}
     text = to_markdown(made)
-    assert "Scored on **not all alike**: 1 run with H100, AMD EPYC 9R14, 16 cores, 1 thread, bf16; 5 runs with AMD" in text
+    assert "Scored on **not all alike**: 1 run with H100, AMD EPYC 9R14, 16 cores, 1 thread, bf16; 5 runs" in text
     assert "Scored with dit_moe" in text
 
 

@@ -7,6 +7,7 @@ Importing this module registers the model type ``dit_moe_lm`` with AutoConfig an
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -26,6 +27,11 @@ from dit_moe.moe import routers_of
 
 if TYPE_CHECKING:
     from dit_moe.text.tokenizer import TextTokenizer
+
+# transformers 5.24 calls the keys and values of earlier tokens `cache`, 5.23 `past_key_values`: in its calls, in its
+# outputs and in its masks. Under the wrong name they are dropped without an error, and other text is written.
+CACHE_NAMES = ("cache", "past_key_values")
+CACHE = next(name for name in CACHE_NAMES if name in inspect.signature(create_causal_mask).parameters)
 
 
 class Follows:
@@ -58,7 +64,7 @@ class DitMoeLMConfig(PreTrainedConfig):
     """
 
     model_type = "dit_moe_lm"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (the base class's own type)
+    keys_to_ignore_at_inference = list(CACHE_NAMES)  # noqa: RUF012 (the base class's own type)
 
     lm: dict[str, Any] | None = None
     use_cache: bool = True
@@ -110,9 +116,10 @@ class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = "lm"
     main_input_name = "input_ids"
     _no_split_modules = ["DecoderBlock"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
     _supports_sdpa = True
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # `forward` takes num_items_in_batch
     # Controllers' buffers have a dtype of their own, which from_pretrained keeps.
     _keep_in_fp32_modules_strict = [r"router\.weight", r"router\.theta", r"router\.load_E"]  # noqa: RUF012
 
@@ -158,7 +165,8 @@ class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, but always in evaluation mode, in which routers count no tokens."""
         with _evaluating(self):
-            return super().generate(*args, **kwargs)  # type: ignore[misc]
+            parent: Any = super()
+            return parent.generate(*args, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -166,68 +174,82 @@ class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
+        *,
+        past_key_values: Cache | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+        shift_labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_router_logits: bool | None = None,
     ) -> MoeCausalLMOutputWithPast:
         """Logits of the token after each of `input_ids`, int64 [B, S].
 
         Args:
             attention_mask: [B, K], 0 for padding, on either side; or a mask [B, 1, S, K] that is used as it is.
             position_ids: [B, S]; None: counted from the first token that is no padding.
-            past_key_values: keys and values of the K − S tokens before.
+            cache: keys and values of the K − S tokens before; `past_key_values` is its name in earlier transformers.
             labels: [B, S], −100 where there is none; they are shifted here.
             logits_to_keep: logits of so many last tokens only, or of these positions; 0: of all.
+            num_items_in_batch: how many labels all micro-batches of the step have together.
+            shift_labels: [B, S], labels shifted already, used in place of `labels` but only beside them.
 
         In training mode, `aux_loss` is the weighted sum of the routers' loss terms, and `loss` includes it, as the
-        trainer's does. With `num_items_in_batch`, the labels of all micro-batches of a step, `loss` is this one's share
-        of both.
+        trainer's does. With `num_items_in_batch`, `loss` is this micro-batch's share of both.
+
+        Raises ValueError for outputs that this model has not, TypeError for arguments it does not know.
         """
-        for wanted in ("output_attentions", "output_hidden_states", "output_router_logits"):
-            if kwargs.get(wanted) or getattr(self.config, wanted, False):
-                raise ValueError(f"{wanted}=True: this model does not return them; leave it out of call and config")
+        outputs = {
+            "output_attentions": output_attentions,
+            "output_hidden_states": output_hidden_states,
+            "output_router_logits": output_router_logits,
+        }
+        for name, wanted in outputs.items():
+            if wanted or getattr(self.config, name, False):
+                raise ValueError(f"{name}=True: this model does not return them; leave it out of call and config")
+        if cache is not None and past_key_values is not None:
+            raise ValueError("cache and past_key_values are two names of one argument; give one of them")
+        cache = past_key_values if cache is None else cache
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         if position_ids is None:
-            position_ids = self._positions(input_ids, attention_mask, past_key_values)
+            position_ids = self._positions(input_ids, attention_mask, cache)
+        named_cache: dict[str, Any] = {CACHE: cache}
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=torch.empty(*input_ids.shape, 0, dtype=self.dtype, device=input_ids.device),  # for its shape
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
             # A static cache has room behind the tokens, so that a causal mask cannot be left to the model's default.
-            allow_is_causal_skip=past_key_values is None or not past_key_values.is_compileable,
+            allow_is_causal_skip=cache is None or not cache.is_compileable,
+            **named_cache,
         )
         last = logits_to_keep or None if isinstance(logits_to_keep, int) else None
         logits_BSV, terms = self.lm(
-            input_ids, positions=position_ids, mask=mask, cache=past_key_values, last=last, return_aux=True
+            input_ids, positions=position_ids, mask=mask, cache=cache, last=last, return_aux=True
         )
         if isinstance(logits_to_keep, Tensor):
             logits_BSV = logits_BSV[:, logits_to_keep]
-        loss = None if labels is None else self.loss_function(logits_BSV, labels, self.vocab_size, **kwargs)
+        loss = None
+        if labels is not None:
+            counted = {"num_items_in_batch": num_items_in_batch, "shift_labels": shift_labels}
+            loss = self.loss_function(logits_BSV, labels, self.vocab_size, **counted)
         weights = self.lm.aux_weights
         aux_loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum() if terms else None
         if labels is not None and aux_loss is not None:
-            loss = loss + aux_loss * self._share(labels, **kwargs)
-        return MoeCausalLMOutputWithPast(
-            loss=loss,
-            aux_loss=aux_loss,
-            logits=logits_BSV,
-            past_key_values=past_key_values,
-        )
+            loss = loss + aux_loss * self._share(labels, num_items_in_batch, shift_labels)
+        return MoeCausalLMOutputWithPast(loss=loss, aux_loss=aux_loss, logits=logits_BSV, **named_cache)
 
     @property
     def vocab_size(self) -> int:
         return self.lm.config.need("vocab_size")
 
     @staticmethod
-    def _share(
-        labels_BS: Tensor, num_items_in_batch: Any = None, shift_labels: Tensor | None = None, **kwargs: Any
-    ) -> Any:
+    def _share(labels_BS: Tensor, num_items_in_batch: int | Tensor | None, shift_labels: Tensor | None) -> Any:
         """The part of a step's labels that these are, counted as transformers counts."""
         if num_items_in_batch is None:
             return 1.0

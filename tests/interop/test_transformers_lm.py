@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dit_moe.config import ConfigError
-from dit_moe.interop.transformers_lm import DitMoeForCausalLM, DitMoeLMConfig, wrap
+from dit_moe.interop.transformers_lm import CACHE, CACHE_NAMES, DitMoeForCausalLM, DitMoeLMConfig, wrap
 from dit_moe.models import MODELS
 from dit_moe.moe import routers_of
 from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
@@ -264,7 +264,7 @@ def test_in_training_the_loss_includes_the_routers_weighted_terms():
     out = wrap(lm)(x, labels=x)
     torch.testing.assert_close(out.aux_loss, expected)
     torch.testing.assert_close(out.loss - out.aux_loss, wrap(lm.eval())(x, labels=x).loss)
-    assert out.past_key_values is None
+    assert CACHE not in out
 
 
 def test_the_losses_of_micro_batches_add_up_to_that_of_the_whole_batch():
@@ -319,12 +319,24 @@ def test_what_the_model_does_not_return_is_refused(tmp_path, wanted):
         load(tmp_path)(tokens())
 
 
-def test_a_padded_batch_goes_on_from_a_cache_at_its_own_positions():
+def test_an_argument_that_the_model_does_not_know_is_an_error():
+    model, x = wrap(tiny_lm()), tokens()
+    with pytest.raises(TypeError, match="past_keys"):
+        model(x, past_keys=None)
+    with pytest.raises(ValueError, match="past_keys"):
+        model.generate(x, past_keys=3)
+    cache = model(x)[CACHE]
+    with pytest.raises(ValueError, match="two names of one argument"):
+        model(x, cache=cache, past_key_values=cache)
+
+
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_a_padded_batch_goes_on_from_a_cache_at_its_own_positions(name):
     model = wrap(tiny_lm())
     ids, mask = padded(ROWS, "left")
     whole = model(ids, attention_mask=mask).logits
     first = model(ids[:, :-4], attention_mask=mask[:, :-4])
-    rest = model(ids[:, -4:], attention_mask=mask, past_key_values=first.past_key_values).logits
+    rest = model(ids[:, -4:], attention_mask=mask, **{name: first[CACHE]}).logits
     torch.testing.assert_close(rest[mask[:, -4:].bool()], whole[:, -4:][mask[:, -4:].bool()], rtol=1e-4, atol=2e-5)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -14,6 +14,8 @@ import numpy as np
 
 from dit_moe.evaluation.images import require_images, require_labels
 from dit_moe.files import atomic_file
+
+NPY_HEADER = 1024  # bytes before the numbers of an npy file; those of plain arrays are 128
 
 
 def write_images(path: str | Path, images_NHWC: np.ndarray, labels_N: np.ndarray | None = None) -> None:
@@ -34,20 +36,33 @@ def image_writer(
     """
     require_labels(labels_N, count, str(path))
     with atomic_file(Path(path)) as file, zipfile.ZipFile(file, "w") as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as entry:
-            array = _Array(entry, count, str(path))
+        with ExitStack() as entry:
+            array = _Array(lambda size: entry.enter_context(_open_entry(archive, "arr_0.npy", size)), count, str(path))
             yield array.add
             array.require_complete()
         if labels_N is not None:
-            with archive.open("labels.npy", "w", force_zip64=True) as entry:
-                np.lib.format.write_array(entry, labels_N)
+            with _open_entry(archive, "labels.npy", labels_N.nbytes + NPY_HEADER) as labels:
+                np.lib.format.write_array(labels, labels_N)
+
+
+def _open_entry(archive: zipfile.ZipFile, name: str, most: int) -> IO[bytes]:
+    """An entry to write up to `most` bytes into.
+
+    Beyond 2 GiB it needs zip64, which is decided here by its size: Python before 3.11.4 writes entries with
+    ``force_zip64`` that say they need no zip64 and yet have its fields, which some readers refuse.
+    """
+    entry = zipfile.ZipInfo(name)
+    entry.file_size = most if most > zipfile.ZIP64_LIMIT else 0
+    return archive.open(entry, "w")
 
 
 class _Array:
     """An npy file of `count` images, written in order; the first ones decide what the header says of their size."""
 
-    def __init__(self, file: IO[bytes], count: int, source: str) -> None:
-        self.file, self.count, self.source = file, count, source
+    file: IO[bytes]
+
+    def __init__(self, open_file: Callable[[int], IO[bytes]], count: int, source: str) -> None:
+        self.open_file, self.count, self.source = open_file, count, source
         self.written, self.image_shape = 0, ()
 
     def add(self, images_BHWC: np.ndarray) -> None:
@@ -55,6 +70,7 @@ class _Array:
         if not self.written:
             self.image_shape = images_BHWC.shape[1:]
             header = {"descr": "|u1", "fortran_order": False, "shape": (self.count, *self.image_shape)}
+            self.file = self.open_file(self.count * images_BHWC[0].nbytes + NPY_HEADER)
             np.lib.format.write_array_header_1_0(self.file, header)
         if images_BHWC.shape[1:] != self.image_shape:
             raise ValueError(f"{self.source}: images of {images_BHWC.shape[1:]} follow such of {self.image_shape}")

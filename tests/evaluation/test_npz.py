@@ -241,12 +241,11 @@ def test_other_files_are_refused(tmp_path):
         open_npz(tmp_path / "array.npy")
 
 
-def test_entries_beyond_four_gigabytes_are_found_by_their_zip64_headers(tmp_path):
-    """Their local headers have an extra field that the central directory has not: the images begin further back."""
+def test_entries_beyond_four_gigabytes_are_found_by_their_zip64_headers(tmp_path, monkeypatch):
+    """Their local headers have an extra field, so that the images begin further back."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 500)
     with image_writer(tmp_path / "images.npz", 6, LABELS) as add:
         add(IMAGES)
-    with zipfile.ZipFile(tmp_path / "images.npz") as archive:
-        assert archive.getinfo("arr_0.npy").extra == b""
     assert (tmp_path / "images.npz").read_bytes()[28] == 20  # bytes of that field
     assert np.array_equal(read(open_npz(tmp_path / "images.npz").source), IMAGES)
 

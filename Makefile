@@ -1,31 +1,45 @@
 # make quickstart [CONFIG=configs/other.yaml]   train, sample and evaluate; results in runs/<name of the config>/
 # make lm                                       the same for a small language model; results in runs/lm_tiny/
 # make test                                     lint, types and tests
-# All set up .venv on first use. Another Python: make PYTHON=python3.12 …
+# make test-newest                              the same on the newest of every package, in a folder of its own
+# make lock                                     resolve all packages anew and write locks/
+# The first three set up .venv on first use. Another Python: make PYTHON=python3.12 …
+# Another folder: VENV=.venv-3.12. A torch that this machine has already: INSTALL=--system-site-packages.
 
-PYTHON ?= python3
+VENV ?= .venv
+PYTHON ?= $(or $(wildcard $(VENV)/bin/python),python3)
 CONFIG ?= configs/digits.yaml
-BIN := .venv/bin
-READY := .venv/.ready
+INSTALL ?=
+BIN := $(VENV)/bin
+SETUP := locks/install.py --venv $(VENV) $(INSTALL)
 
-.PHONY: quickstart lm test
+.PHONY: quickstart lm test check test-newest lock
 
-quickstart: $(READY)
+quickstart:
+	@$(PYTHON) $(SETUP) base
 	$(BIN)/dit-moe quickstart $(CONFIG)
 
-lm: $(READY)
-	$(BIN)/dit-moe quickstart configs/lm_tiny.yaml
+lm: CONFIG = configs/lm_tiny.yaml
+lm:
+	@$(PYTHON) $(SETUP) lm
+	$(BIN)/dit-moe quickstart $(CONFIG)
+
+test:
+	@$(PYTHON) $(SETUP) dev
+	@$(MAKE) --no-print-directory check
 
 # One thread per worker: two OpenMP programs on the same cores slow each other down tenfold.
-test: $(READY)
+check:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy dit_moe
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-$(READY): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -e '.[dev]'
-	@touch $@
+test-newest:
+	@python3 locks/install.py dev --venv .venv-newest --newest
+	@$(MAKE) --no-print-directory check VENV=.venv-newest
+
+lock:
+	python3 -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet --upgrade uv
+	.venv-lock/bin/python locks/update.py

@@ -1,0 +1,123 @@
+"""What `make` installs: a locked version of every package, once, and again only when the lock changes."""
+
+import importlib.util
+import json
+import re
+import sys
+import tomllib
+from importlib.metadata import distributions
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+LOCKS = sorted((ROOT / "locks").glob("python*.txt"))
+BROUGHT_BY_MACHINE = {"torch", "torchvision"}
+
+
+@pytest.fixture
+def install(monkeypatch, tmp_path):
+    """locks/install.py on a project of its own, whose commands are collected and not run."""
+    spec = importlib.util.spec_from_file_location("install", ROOT / "locks" / "install.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
+    lock = tmp_path / "locks" / "python{}.{}.txt".format(*sys.version_info)
+    lock.write_text("numpy==2.0.0\n")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "make_venv", lambda venv, system: venv.mkdir(exist_ok=True))
+    monkeypatch.setattr(module, "versions", lambda python: "torch 2.14.1")
+    ran = []
+    monkeypatch.setattr(module, "run", ran.append)
+
+    def call(*words):
+        ran.clear()
+        monkeypatch.setattr(sys, "argv", ["install.py", *words])
+        module.main()
+        return [" ".join(command) for command in ran]
+
+    call.lock, call.module, call.venv = lock, module, tmp_path / ".venv"
+    return call
+
+
+def test_packages_are_installed_once_and_again_when_the_lock_changes(install, capsys):
+    (first,) = install("base")
+    assert str(install.lock) in first and first.endswith(str(install.lock.parent.parent))
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == f"installed torch 2.14.1, by locks/{install.lock.name}"
+    assert install("base") == [] and capsys.readouterr().out == ""
+    install.lock.write_text("numpy==2.0.1\n")
+    assert len(install("base")) == 1 and install("base") == []
+
+
+def test_a_command_that_needs_more_installs_more_and_one_that_needs_less_takes_nothing_away(install):
+    assert install("base")[0].endswith(str(install.lock.parent.parent))
+    assert install("dev")[0].endswith("[dev]")
+    assert install("lm") == install("base") == []
+    install.lock.write_text("numpy==2.0.1\n")
+    assert install("base")[0].endswith("[dev]")
+
+
+def test_an_environment_of_another_python_is_left_alone(install):
+    install.venv.mkdir()
+    (install.venv / "pyvenv.cfg").write_text("home = /usr/bin\nversion = 3.4.1\n")
+    with pytest.raises(SystemExit, match=r"made by Python 3\.4 and this is .*; name a folder for this one: make VENV="):
+        install("base")
+    assert [path.name for path in install.venv.iterdir()] == ["pyvenv.cfg"]
+
+
+def test_too_old_a_python_is_told_so(install, monkeypatch):
+    monkeypatch.setattr(install.module, "OLDEST", (99, 0))
+    with pytest.raises(SystemExit, match=r"Python 99\.0 or newer is needed, this is"):
+        install("base")
+
+
+def test_the_newest_of_everything_knows_neither_lock_nor_upper_bound(install):
+    upgrade, own = install("dev", "--newest", "--venv", str(install.venv))
+    assert "--constraint" not in upgrade + own and "<" not in upgrade and "transformers>=" in upgrade
+    assert "--no-deps" in own and not (install.venv / "installed.json").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ the locks
+
+
+def direct():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    each = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
+    return [Requirement(text) for text in each if not text.startswith(project["name"])]
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.stem)
+def test_a_lock_has_a_version_within_its_bounds_for_every_package_the_project_names(lock):
+    locked = dict(line.split("==") for line in lock.read_text().splitlines() if not line.startswith("#"))
+    assert not BROUGHT_BY_MACHINE & locked.keys()
+    for need in direct():
+        name = canonicalize_name(need.name)
+        if name not in BROUGHT_BY_MACHINE:
+            assert need.specifier.contains(locked[name]), f"{need}, but the lock has {locked[name]}; run make lock"
+
+
+def test_there_is_a_lock_for_every_python_that_the_readme_names():
+    named = set(re.findall(r"python(3\.\d+)\.txt", " ".join(path.name for path in LOCKS)))
+    assert named == {"3.11", "3.12", "3.13"}
+
+
+def test_interfaces_that_the_project_implements_have_an_upper_bound():
+    bounded = {canonicalize_name(need.name) for need in direct() if "<" in str(need.specifier)}
+    assert bounded == {"accelerate", "datasets", "diffusers", "lm-eval", "transformers"}
+
+
+def test_tests_run_on_the_locked_versions():
+    """Unless this environment was made by other means than `make`, or for the newest of everything."""
+    record = Path(sys.prefix, "installed.json")
+    if not record.exists():
+        pytest.skip("this environment was not made from a lock")
+    assert json.loads(record.read_text())["level"] == "dev"
+    lock = ROOT / "locks" / "python{}.{}.txt".format(*sys.version_info)
+    locked = dict(line.split("==") for line in lock.read_text().splitlines() if not line.startswith("#"))
+    here = {canonicalize_name(each.name): each.version for each in distributions()}
+    assert {name: here[name] for name in locked if name in here} == {n: v for n, v in locked.items() if n in here}

@@ -29,12 +29,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from dit_moe.config import Tree
-from dit_moe.config import load as load_config
+from dit_moe.config import STORED, Tree, parse
 from dit_moe.files import sync
 
 FORMAT = 1
-STATE, CONFIG = "state.json", "config.yaml"
+STATE, CONFIG = "state.json", STORED
 _FOLDER = re.compile(r"step_(\d{8,})")
 TEMPORARY = ".incomplete_"  # how the names of unfinished folders begin
 
@@ -101,7 +100,11 @@ class Checkpoint:
 
     def config(self) -> Tree:
         """The resolved config of the run, as a plain nested dict."""
-        return load_config(self._verified(CONFIG))
+        path = self._verified(CONFIG)
+        try:
+            return parse(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise _broken(self.folder, path.name, f"is no config ({error})") from None
 
     def _verified(self, name: str) -> Path:
         if _digest(self.folder / name) != self.state["files"][name]["sha256"]:
@@ -196,7 +199,7 @@ def _write(
             save_file(on_cpu, folder / f"{part}.safetensors")
         except SafetensorError as error:  # how a full disk shows
             raise OSError(f"{folder / part}.safetensors: {error}") from None
-    (folder / CONFIG).write_text(config_yaml)
+    (folder / CONFIG).write_text(config_yaml, encoding="utf-8")
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in sorted(folder.iterdir())}
     (folder / STATE).write_text(
         json.dumps({"format": FORMAT, **state, "torch": torch.__version__, "files": files}, indent=1)

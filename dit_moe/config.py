@@ -1,11 +1,12 @@
 """From YAML files and ``key=value`` overrides to frozen, validated dataclasses, and back.
 
 The dataclasses themselves stand beside the classes they configure; `dit_moe.experiment` puts them together.
-Three rules:
+Four rules:
 
 * ``base: other.yaml`` (or a list) inherits from files named relative to the file; later values win, key by key.
 * A section that chooses a registry entry does so by ``name``; a bare string is short for ``{name: that}``.
   Naming another entry drops the inherited options of the old one, which would mean nothing to the new.
+* ``${…}`` is looked up in a user's own files, as they are read; everywhere else it is a text like any other.
 * Every mistake is one `ConfigError` that starts with the dotted path and the value.
 """
 
@@ -22,10 +23,15 @@ from typing import Annotated, Any, TypeVar
 
 from omegaconf import OmegaConf
 
+from dit_moe import yaml_text
 from dit_moe.registry import Registry, did_you_mean, entry_of
 
 C = TypeVar("C")
 Tree = dict[str, Any]
+
+STORED = "config.yaml"  # of a run, beside one of these:
+_OF_A_RUN = ("state.json", "checkpoints")
+LITERAL = "# Values are literal: ${…} stands for itself.\n"  # how a written config begins that has such a text
 
 
 class ConfigError(ValueError):
@@ -70,14 +76,24 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Tree:
 def override(tree: Tree, changes: Sequence[str]) -> Tree:
     """`tree` with ``a.b=value`` changes applied in order; ConfigError for one that cannot be read."""
     for text in changes:
-        key, sep, _ = text.partition("=")
+        key, sep, written = text.partition("=")
         if not sep or not key:
             raise ConfigError(text, " is not an override; write key=value, for instance train.steps=100")
         try:
-            change = OmegaConf.to_container(OmegaConf.from_dotlist([text]))
-        except Exception as error:  # as above
-            raise ConfigError(text, f" cannot be parsed: {str(error).splitlines()[0]}") from None
-        tree = merge(tree, typing.cast(Tree, change))
+            value = yaml_text.read(written)
+        except ValueError as error:
+            raise ConfigError(text, f" cannot be parsed: {error}") from None
+        for name in reversed(key.split(".")):
+            value = {name: value}
+        tree = merge(tree, value)
+    return tree
+
+
+def parse(text: str) -> Tree:
+    """A stored config as a plain nested dict, every value as it was. ValueError if it is none."""
+    tree = yaml_text.read(text)
+    if not isinstance(tree, dict):
+        raise ValueError("must hold `key: value` lines at its top level")
     return tree
 
 
@@ -116,11 +132,14 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> Tree:
     if not path.is_file():
         raise ConfigError(str(path), " does not exist; name a YAML config file, for instance configs/digits.yaml")
     try:
-        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except Exception as error:  # YAML's and OmegaConf's errors share no base class
-        raise ConfigError(str(path), f" is not valid YAML: {' '.join(str(error).split())}") from None
+        text = path.read_text(encoding="utf-8")
+        tree = yaml_text.read(text) or {}
+    except ValueError as error:
+        raise ConfigError(str(path), f" is not valid YAML: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(str(path), " must hold `key: value` lines at its top level")
+    if not (text.startswith(LITERAL) or _is_stored(path)):
+        tree = _resolve(tree, path)
     bases = tree.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -129,6 +148,21 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> Tree:
     for base in bases:
         merged = merge(merged, _load_file(path.parent / base, (*seen, path.resolve())))
     return merge(merged, typing.cast(Tree, tree))
+
+
+def _is_stored(path: Path) -> bool:
+    return path.name == STORED and any((path.parent / name).exists() for name in _OF_A_RUN)
+
+
+def _resolve(tree: Tree, path: Path) -> Tree:
+    """What ``${a.b}`` and ``${oc.env:NAME}`` stand for in the file of a user, who may write ``\\${`` for the text."""
+    if "${" not in str(tree):
+        return tree
+    try:
+        return typing.cast(Tree, OmegaConf.to_container(OmegaConf.create(tree), resolve=True))
+    except Exception as error:  # OmegaConf's errors and its parser's share no base class
+        problem = f" has a ${{…}} that cannot be resolved: {' '.join(str(error).split())}"
+        raise ConfigError(str(path), f"{problem}; write \\${{ where the text itself is meant") from None
 
 
 def merge(old: Tree, new: Tree) -> Tree:
@@ -237,6 +271,8 @@ def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
         raise TypeError(f"{path}: config fields cannot have the type {hint}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ConfigError(path, f" holds {value!r}, which is not Unicode; write it in UTF-8, or rename what it names")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(path, f"={value} must be a finite number")
     if type(value) is not hint:
@@ -275,5 +311,6 @@ def _registry_of(hint: Any) -> Registry | None:
 
 
 def to_yaml(config: object) -> str:
-    """The whole config as YAML text, readable by `load`."""
-    return OmegaConf.to_yaml(OmegaConf.create(dump(config)))
+    """The whole config as YAML text: `parse` and `load` read the same values out of it."""
+    text = yaml_text.write(dump(config))
+    return LITERAL + text if "${" in text else text

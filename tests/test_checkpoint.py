@@ -10,13 +10,13 @@ from dit_moe import checkpoint
 PARTS = ("model", "ema", "optimizer")
 
 
-def save(run, step, keep=10, **parts):
+def save(run, step, keep=10, config_yaml=None, **parts):
     tensors = {"w": torch.full((3, 4), float(step))}
     return checkpoint.save(
         run,
         parts={part: parts.get(part, tensors) for part in PARTS},
         state={"step": step, "images": 32 * step},
-        config_yaml=f"train:\n  steps: {step}\n",
+        config_yaml=config_yaml or f"train:\n  steps: {step}\n",
         keep=keep,
     )
 
@@ -53,6 +53,13 @@ def test_a_run_folder_means_its_newest_checkpoint(tmp_path):
     assert checkpoint.resolve(folders[0]) == folders[0]
     assert checkpoint.open_checkpoint(tmp_path).weights("ema")["w"][0, 0] == 100
     assert checkpoint.open_checkpoint(folders[0]).weights("model")["w"][0, 0] == 9
+
+
+def test_a_stranger_s_config_reads_neither_the_environment_nor_other_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "hunter2")
+    (tmp_path / "other.yaml").write_text("b: 1\n")
+    save(tmp_path, 1, config_yaml=f"base: {tmp_path}/other.yaml\na: ${{oc.env:SECRET}}\n")
+    assert checkpoint.open_checkpoint(tmp_path).config() == {"base": f"{tmp_path}/other.yaml", "a": "${oc.env:SECRET}"}
 
 
 def test_only_the_newest_are_kept(tmp_path):

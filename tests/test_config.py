@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from dit_moe.config import ConfigError, build, dump, load, merge, require, section, to_yaml
+from dit_moe import yaml_text
+from dit_moe.config import ConfigError, build, dump, load, merge, override, parse, require, section, to_yaml
 from dit_moe.registry import Registry
 
 SHAPES = Registry("shape")
@@ -100,6 +103,103 @@ def test_a_config_survives_the_trip_through_yaml(tmp_path):
     assert dump(config)["shape"] == {"name": "square", "side": 4.0}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Values:
+    text: str | None
+    texts: tuple[str, ...]
+    number: float
+    whole: int
+    flag: bool
+    numbers: tuple[float, ...] = ()
+
+
+AWKWARD = [
+    *("1e-3", "1.e3", "yes", "y", "null", "~", "", "0x1F", "1_000", "12:30", "2001-01-01", "=", "<<", ".5", "-.inf"),
+    *(
+        "a #b",
+        "a: b",
+        "- a",
+        "'",
+        '"',
+        "!a",
+        "&a",
+        "*a",
+        "|",
+        "%",
+        "@",
+        "`",
+        "[",
+        "{a}",
+        "\n\n a\n",
+        " a ",
+        "\t",
+        "???",
+    ),
+    *("\r\n", "\x00", "\x07", "\x7f", "\x85", "\u2028", "\ufeffa", "\ufffe", "日本語", "שלום", "😀", "\\", "base"),
+    *("${", "${a}", "a${oc.env:HOME}", "\\${a}", "$", "{", "}"),
+]
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+TEXTS = st.lists(st.sampled_from(AWKWARD) | st.text(max_size=5), max_size=4).map("".join)
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    return tmp_path_factory.mktemp("configs") / "a.yaml"
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    config=st.builds(
+        Values,
+        text=TEXTS | st.none(),
+        texts=st.lists(TEXTS, max_size=3).map(tuple),
+        number=FINITE,
+        whole=st.integers(),
+        flag=st.booleans(),
+        numbers=st.lists(FINITE, max_size=3).map(tuple),
+    )
+)
+def test_whatever_a_config_holds_is_read_as_it_was_written(config_file, config):
+    text = to_yaml(config)
+    config_file.write_text(text)
+    for tree in (parse(text), load(config_file)):
+        assert repr(build(Values, tree)) == repr(config)  # repr: -0.0 is no 0.0
+    assert override({}, [f"text={yaml_text.write(config.text)}"]) == {"text": config.text}
+
+
+def test_every_awkward_text_stands_for_itself_in_a_stored_config():
+    for text in AWKWARD:
+        config = Values(text=text, texts=(text, f"a{text}b"), number=0.0, whole=0, flag=False)
+        assert build(Values, parse(to_yaml(config))) == config
+
+
+def test_only_a_user_s_own_file_has_its_dollars_looked_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "hunter2")
+    text = "train: {steps: 3}\nsteps: ${train.steps}\na: ${oc.env:SECRET}\nb: \\${oc.env:SECRET}\n"
+    own = write(tmp_path, "config.yaml", text)
+    found = {"train": {"steps": 3}, "steps": 3, "a": "hunter2", "b": "${oc.env:SECRET}"}
+    assert load(own) == load(write(tmp_path, "c.yaml", "base: config.yaml")) == found
+    assert load(own, ["a=${oc.env:SECRET}"])["a"] == "${oc.env:SECRET}"
+    literal = {"train": {"steps": 3}, "steps": "${train.steps}", "a": "${oc.env:SECRET}", "b": "\\${oc.env:SECRET}"}
+    assert parse(text) == literal
+    (tmp_path / "checkpoints").mkdir()  # it is a run's then
+    assert load(own) == literal
+
+
+def test_configs_of_older_versions_are_read_to_the_same_values():
+    """As OmegaConf wrote them."""
+    text = (
+        "lr: 1.0e-07\nbeta: 1e-3\nname: '1e-3'\nletter: 'y'\ndate: '2001-01-01'\nwhen: 2001-01-01\nnone: null\nl: []\n"
+    )
+    read = {"lr": 1e-7, "beta": 1e-3, "name": "1e-3", "letter": "y", "date": "2001-01-01", "when": "2001-01-01"}
+    assert parse(text) == read | {"none": None, "l": []}
+
+
+def test_half_a_character_is_refused_before_anything_is_written():
+    with pytest.raises(ConfigError, match=r"^texts\[1\] holds 'a\\udcff', which is not Unicode; write it in UTF-8"):
+        build(Values, {"texts": ["a", "a\udcff"], "text": None, "number": 1, "whole": 1, "flag": True})
+
+
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
@@ -142,6 +242,9 @@ def test_a_mistake_within_a_section_is_told_with_its_whole_path():
         ("base: 5\n", "base=5 must be a file name or a list of them"),
         ("base: [a.yaml, 5]\n", r"must be a file name or a list of them"),
         ("base: missing.yaml\n", "missing.yaml does not exist"),
+        ("a: 1\nb: 2\na: 3\n", r"is not valid YAML: found duplicate key a in line 3, column 1"),
+        ("a: &a [*a]\n", "more than 1,000,000 values, aliases written out"),
+        ("a: data/${USER_DIR}/x\n", r"has a \$\{…\} that cannot be resolved: .*write \\\$\{ where the text itself"),
     ],
 )
 def test_unreadable_files_are_named(tmp_path, text, message):

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dit_moe"
-BOTTOM = {"registry", "config", "randomness", "files", "precision"}
+BOTTOM = {"registry", "yaml_text", "config", "randomness", "files", "precision"}
 MAY_IMPORT = {
     "registry": set(),
-    "config": {"registry"},
+    "yaml_text": set(),
+    "config": {"registry", "yaml_text"},
     "randomness": set(),
     "files": set(),
     "precision": set(),

@@ -8,9 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from omegaconf import OmegaConf
-
-from dit_moe import config
+from dit_moe import config, yaml_text
 from dit_moe.config import ConfigError
 from dit_moe.evaluation.recipes import EVALUATION, SAMPLING, EvaluationRecipe
 from dit_moe.evaluation.sources.base import ReadOptions
@@ -145,12 +143,11 @@ def _named(text: str) -> Any:
 def _section(text: str) -> Any:
     wanted = "wanted --extractor '{name: inception, weights: FILE}'"
     try:
-        section = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
-    except Exception as error:  # YAML's and OmegaConf's errors share no base class
+        section = yaml_text.read(text)
+    except ValueError as error:
         closed = text.count("{") <= text.count("}")
         hint = "are its commas, colons and brackets right?" if closed else "a closing } is missing?"
-        first = str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise ValueError(f"--extractor {text} is not valid YAML ({first}): {hint} {wanted}") from None
+        raise ValueError(f"--extractor {text} is not valid YAML ({error}): {hint} {wanted}") from None
     if not isinstance(section, dict) or not isinstance(section.get("name"), str):
         raise ValueError(f"--extractor {text} has no name; {wanted}")
     try:

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from dit_moe import config
+from dit_moe import config, yaml_text
 from dit_moe.config import ConfigError, require
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
 from dit_moe.registry import did_you_mean
@@ -95,7 +93,8 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     own = set(Study.__dataclass_fields__)
     of_study = [each for each in overrides if each.partition("=")[0].split(".")[0] in own]
     tree = config.load(path, of_study)
-    if "base" in OmegaConf.load(path):  # files that it names would be looked for beside this one
+    written = yaml_text.read(path.read_text(encoding="utf-8")) or {}
+    if "base" in written:  # files that it names would be looked for beside this one
         raise ConfigError(f"{path}: base", " is for configs, and this is a study; copy what it is to have of the other")
     changes = tree.get("changes") or []
     if isinstance(changes, list):  # what else it may be is refused below

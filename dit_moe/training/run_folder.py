@@ -6,8 +6,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from dit_moe.config import ConfigError, Tree, differences
 from dit_moe.training.config import FREE
 
@@ -46,10 +44,3 @@ def require_same_run(old: Tree, new: Tree, run: Path) -> None:
         also = f", as do {', '.join(key for key, _ in others)}" if others else ""
         remedy = "resume with the run's config.yaml, or train into another run folder"
         raise ConfigError(key, f"={now} differs from the run in {run}, which has {was}{also}; {remedy}")
-
-
-def parse(config_yaml: str) -> Tree:
-    """A resolved config as a plain nested dict."""
-    tree = OmegaConf.to_container(OmegaConf.create(config_yaml))
-    assert isinstance(tree, dict)
-    return {str(key): value for key, value in tree.items()}

@@ -23,6 +23,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from dit_moe import checkpoint
+from dit_moe.config import parse
 from dit_moe.files import write_atomically
 from dit_moe.moe import calibrate, end_step, starts_unsolved
 from dit_moe.processes import locked, on_all, on_main
@@ -132,7 +133,7 @@ class Trainer:
             self._resume(checkpoint.open_checkpoint(newest))
         elif self.start is not None:
             self._begun = load_start(self.model, self.ema.module, self.start, self.facts.get("class_names"))
-            if keep_thresholds(self.model, self.start, run_folder.parse(self.config_yaml)):
+            if keep_thresholds(self.model, self.start, parse(self.config_yaml)):
                 self._unsolved = False
         else:
             assert self.config.init_from is None, "`start` is what open_start returns"
@@ -145,7 +146,7 @@ class Trainer:
             with Report(self.accelerator, self.config, self.run, self.step, self.unit) as report, self._watch:
                 missed = self._missed(report)
                 if missed or self.step < self.config.steps:
-                    report.start_trackers(self.run, run_folder.parse(self.config_yaml))
+                    report.start_trackers(self.run, parse(self.config_yaml))
                 self._call(missed, report)
                 if self.step < self.config.steps:
                     self._loop(report)
@@ -160,7 +161,7 @@ class Trainer:
             self.feed.close()
 
     def _resume(self, saved: checkpoint.Checkpoint) -> None:
-        run_folder.require_same_run(saved.config(), run_folder.parse(self.config_yaml), self.run)
+        run_folder.require_same_run(saved.config(), parse(self.config_yaml), self.run)
         checkpoint.load_into(self.model, saved.weights("model"), saved.folder)
         checkpoint.load_into(self.ema.module, saved.weights("ema"), saved.folder)
         load_optimizer_state(self.model, self.optimizer, saved.weights("optimizer"), saved.folder)

@@ -92,6 +92,15 @@ def test_quickstart_does_everything_and_a_second_call_trains_nothing_more(tmp_pa
     assert "is finished" in capsys.readouterr().err
 
 
+def test_a_run_whose_config_has_dollars_goes_on_and_is_read(a_run):
+    words = [*SMALL, "eval.reference=data/${USER_DIR}/x", "train.steps=5"]
+    assert cli("train", CONFIG, "--run", a_run, *words) == 0
+    assert cli("train", a_run / "config.yaml", "--run", a_run, "train.steps=6") == 0
+    assert cli("sample", a_run) == 0
+    facts = json.loads((a_run / "sample.json").read_text())
+    assert (facts["step"], facts["experiment"]["eval"]["reference"]) == (6, "data/${USER_DIR}/x")
+
+
 def test_quickstart_of_a_finished_run_samples_as_it_is_asked_now(a_run):
     for sampler_steps, weights in ((2, "ema"), (3, "model")):
         words = [*SMALL, f"sample.sampler.steps={sampler_steps}", f"sample.weights={weights}", "sample.seed=5"]

@@ -55,6 +55,7 @@ def small(folder: Path) -> list[str]:
         "train.checkpoint_every=3",
         "train.sample_every=3",
         "sample.max_new_tokens=12",
+        'sample.prompts=["the ${name}: #1"]',
         "eval.stride=16",
         "eval.light_every=3",
         "eval.light_documents=2",
@@ -84,7 +85,8 @@ def test_one_command_goes_from_text_to_scores_and_a_passage(finished, capsys):
     assert 4 < metrics["bits_per_byte"]["model"] < 9  # 6 steps from log2(320)
     assert set(metrics["active_experts"]) == {"target", "mean", "std"} and metrics["active_experts"]["target"] == 2
     assert metrics["train_seconds"] > 0 and (run / "curves.png").stat().st_size > 0
-    assert len(json.loads((run / "sample.json").read_text())["texts"]) == 1
+    sampled = json.loads((run / "sample.json").read_text())
+    assert len(sampled["texts"]) == 1 and sampled["experiment"]["sample"]["prompts"] == ["the ${name}: #1"]
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["step_00000003.txt", "step_00000006.txt"]
 
 

@@ -70,6 +70,7 @@ def test_an_extractor_is_a_name_a_section_or_a_function(text, config):
     "text, message",
     [
         ("{name: inception", r"is not valid YAML .*a closing } is missing\? wanted --extractor '\{name: inception"),
+        ("{name: '${oc.env:HOME}'}", r"name=\$\{oc\.env:HOME\}: unknown"),
         ("{verify: true}", r"has no name; wanted --extractor '\{name: inception"),
         ("{name: incepton}", r"--extractor \{name: incepton\}: .*did you mean 'inception'"),
         ("{name: inception, verfy: true}", r"verfy is not a known key; did you mean 'verify'"),

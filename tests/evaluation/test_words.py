@@ -103,6 +103,7 @@ def test_a_dataset_with_a_path_is_opened_and_a_file_goes_before_a_dataset(tmp_pa
         ("{name: digit}", "no dataset 'digit'; did you mean 'digits'"),
         ("{path: here}", "has no name of a dataset"),
         ("{name: [", "is not valid YAML"),
+        ("{name: image_folder, path: '${oc.env:HOME}', size: 8}", r"path=\$\{oc\.env:HOME\} does not exist"),
     ],
 )
 def test_what_names_nothing_is_refused_with_what_was_probably_meant(word, message):

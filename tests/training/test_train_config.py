@@ -6,7 +6,7 @@ from dit_moe import config
 from dit_moe.config import ConfigError
 from dit_moe.training import TrainConfig
 from dit_moe.training.config import FREE
-from dit_moe.training.run_folder import parse, require_same_run
+from dit_moe.training.run_folder import require_same_run
 
 
 def test_the_smallest_run_is_allowed():
@@ -40,7 +40,7 @@ def test_bad_values_name_the_path_the_value_and_what_is_wanted(field, value, wan
 
 def test_every_setting_survives_yaml():
     original = TrainConfig(mixed_precision="fp32", trackers=("wandb",), grad_clip=1.0, micro_batch=4, lr=1e-4)
-    assert config.build(TrainConfig, parse(config.to_yaml(original))) == original
+    assert config.build(TrainConfig, config.parse(config.to_yaml(original))) == original
 
 
 def test_free_fields_exist_and_a_resume_may_change_just_them_and_sampling(tmp_path):

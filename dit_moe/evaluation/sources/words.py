@@ -9,9 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from omegaconf import OmegaConf
-
-from dit_moe import checkpoint
+from dit_moe import checkpoint, yaml_text
 from dit_moe import config as configs
 from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS
@@ -114,10 +112,10 @@ def _read_dataset(word: str, options: ReadOptions) -> tuple[Any, str]:
 
 def _parse(word: str) -> dict[str, Any]:
     try:
-        section: Any = OmegaConf.to_container(OmegaConf.create(word), resolve=True)
-    except Exception as error:  # YAML's and OmegaConf's errors share no base class
-        raise ValueError(f"{word} is not valid YAML ({' '.join(str(error).split())}); wanted {EXAMPLE}") from None
-    name = section.get("name")
+        section: Any = yaml_text.read(word)
+    except ValueError as error:
+        raise ValueError(f"{word} is not valid YAML ({error}); wanted {EXAMPLE}") from None
+    name = section.get("name") if isinstance(section, dict) else None
     if not isinstance(name, str):
         raise ValueError(f"{word} has no name of a dataset; wanted {EXAMPLE}")
     if name not in DATASETS.names():

@@ -1,0 +1,69 @@
+"""YAML as configs are written and read: every text, number and list comes back as it was, and nothing is looked up.
+
+1e-3 is a number, 2001-01-01 a text, and no key may stand twice in a section.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+MOST_VALUES = 1_000_000  # in a file, with those that an alias (*name) repeats: a few lines could mean billions
+
+_STRING, _FLOAT, _TIME = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "float", "timestamp"))
+_EXPONENT = re.compile(r"[-+]?[0-9]+(?:_[0-9]+)*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")  # YAML 1.1 wants a dot and a sign
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the first is of C, and quick
+    def construct_document(self, node: yaml.Node) -> Any:
+        _check(node)
+        return super().construct_document(node)
+
+
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+# The dumper quotes a text that the loader would take for something else, so both must know the same.
+for _each in (_Loader, _Dumper):
+    _each.add_implicit_resolver(_FLOAT, _EXPONENT, list("-+0123456789"))
+_Loader.add_constructor(_TIME, _Loader.construct_yaml_str)
+
+
+def read(text: str) -> Any:
+    """What a YAML text says, ``${…}`` included as it stands. ValueError says what is wrong, and where."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ValueError(f"{error.problem}{place}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def write(value: Any) -> str:
+    """`value`, of dicts, lists, texts, numbers, truth values and None, as text for `read`."""
+    return yaml.dump(value, Dumper=_Dumper, allow_unicode=True, sort_keys=False, default_flow_style=False)
+
+
+def _check(root: yaml.Node) -> None:
+    """Raise for a key that stands twice in a section, and for aliases that make too much of the text."""
+    nodes, count = [root], 0
+    while nodes:
+        node, count = nodes.pop(), count + 1
+        if count > MOST_VALUES:
+            raise yaml.constructor.ConstructorError(problem=f"more than {MOST_VALUES:,} values, aliases written out")
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.MappingNode):
+            keys = set()
+            for key, value in node.value:
+                nodes += (key, value)
+                if key.tag == _STRING and key.value in keys:
+                    problem = f"found duplicate key {key.value}"
+                    raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+                keys.add(key.value if key.tag == _STRING else None)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dit_moe"
-BOTTOM = {"registry", "yaml_text", "config", "randomness", "files", "precision"}
+BOTTOM = {"registry", "yaml_text", "config", "randomness", "files", "precision", "rounding"}
 MAY_IMPORT = {
     "registry": set(),
     "yaml_text": set(),
@@ -14,6 +14,7 @@ MAY_IMPORT = {
     "randomness": set(),
     "files": set(),
     "precision": set(),
+    "rounding": set(),
     "moe": BOTTOM,
     "models": BOTTOM | {"moe"},
     "diffusion": BOTTOM,

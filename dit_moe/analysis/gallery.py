@@ -11,6 +11,7 @@ from dit_moe.analysis.picture import Picture, picture
 from dit_moe.analysis.pictures_active import of_examples, of_kinds, of_layers, of_positions, of_times
 from dit_moe.analysis.pictures_experts import of_experts
 from dit_moe.analysis.stats import RoutingStats
+from dit_moe.rounding import rounded
 
 
 def figures_of(stats: RoutingStats) -> list[Picture]:
@@ -38,18 +39,18 @@ def of_training(stats: RoutingStats) -> Iterator[Picture]:
         return
     late_U = training.active_U[-max(1, len(training.active_U) // 4) :]
     caption = (
-        f"Over the last quarter of training, tokens used {late_U.mean():.3f} ± {late_U.std():.3f} experts "
+        f"Over the last quarter of training, tokens used {late_U.mean():.3f} ± {rounded(late_U.std(), 3)} experts "
         f"({stats.trained_target})."
     )
     if training.p_LU is not None:
         p_U = training.p_LU.mean(0)
-        caption += f" The threshold p went from {p_U[0]:.2f} to {p_U[-1]:.2f}."
+        caption += f" The threshold p went from {rounded(p_U[0], 2)} to {rounded(p_U[-1], 2)}."
     if training.theta_LU is not None:
         theta_L = training.theta_LU[:, -1]
         low, high = int(theta_L.argmin()), int(theta_L.argmax())
         caption += (
-            f" The scale of the logits θ ended between {theta_L[low]:.2f} (layer {stats.layers_L[low]}) and "
-            f"{theta_L[high]:.2f} (layer {stats.layers_L[high]})."
+            f" The scale of the logits θ ended between {rounded(theta_L[low], 2)} (layer {stats.layers_L[low]}) and "
+            f"{rounded(theta_L[high], 2)} (layer {stats.layers_L[high]})."
         )
     yield picture(
         "training",

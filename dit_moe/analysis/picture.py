@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from dit_moe.rounding import rounded
+
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
@@ -31,7 +33,7 @@ def picture(
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{rounded(100 * share, 1)} %"
 
 
 def images_a_class(images_C: np.ndarray) -> str:

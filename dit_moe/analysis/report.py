@@ -19,6 +19,7 @@ from dit_moe.analysis.picture import Picture, images_a_class
 from dit_moe.analysis.stats import CLASS_IMAGES, Passage, RoutingStats
 from dit_moe.figures import png_of
 from dit_moe.files import write_atomically
+from dit_moe.rounding import rounded
 
 REPORT = "report.html"
 SMALL_TABLE = 600  # numbers
@@ -196,7 +197,7 @@ def _numbers(summary: str, heads: list[str], stats: RoutingStats, values_LX: np.
 
 
 def _number(value: float, head: str) -> str:
-    return f"{value:.3f}" if head.startswith(BITS) else f"{value:.2f}"
+    return rounded(value, 3 if head.startswith(BITS) else 2)
 
 
 def _by_kind(kind: str, names: list[str], active_LK: np.ndarray, stats: RoutingStats) -> str:

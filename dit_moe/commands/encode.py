@@ -30,6 +30,7 @@ from dit_moe.latents.encode import Encoder
 from dit_moe.latents.verify import reconstruct, verify
 from dit_moe.pictures import image_grid, save_png
 from dit_moe.processes import join_processes, locked, on_main
+from dit_moe.rounding import significant
 
 PICTURES = 8
 
@@ -74,7 +75,7 @@ def encode(experiment: Experiment, split: str = "train", skip_broken: bool = Fal
     return _summary(folder, manifest) | {
         "shards_made": len(missing),
         "seconds": round(seconds, 3),
-        "images_per_s": round(total / seconds, 1),
+        "images_per_s": significant(total / seconds),
     }
 
 
@@ -94,7 +95,7 @@ def check(experiment: Experiment, split: str) -> dict[str, Any]:
     error = (pairs[0].double() - pairs[1].double()).abs().mean().item()
     return _summary(folder, manifest) | {
         "verified": True,
-        "mean_absolute_error": round(error, 3),  # of the pictures, in grey levels of 0..255
+        "mean_absolute_error": significant(error),  # of the pictures, in grey levels of 0..255
         "picture": str(folder / "verify.png"),
     }
 

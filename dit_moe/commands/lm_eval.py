@@ -29,6 +29,7 @@ from dit_moe import config
 from dit_moe.config import ConfigError, require
 from dit_moe.files import require_writable, sha256_of, write_atomically
 from dit_moe.processes import join_processes
+from dit_moe.rounding import rounded
 from dit_moe.text_runs import open_text_run
 
 DEFAULT_CONFIG = Path("configs/lm/tasks.yaml")
@@ -248,11 +249,11 @@ def print_table(report: dict[str, Any]) -> None:
     for column in ("value", "±"):
         table.add_column(column, justify="right")
     for row in report["tasks"]:
-        value = "none" if row["value"] is None else f"{row['value']:.4f}"
-        error = "" if row["stderr"] is None else f"{row['stderr']:.4f}"
+        value = "none" if row["value"] is None else rounded(row["value"], 4, 2)
+        error = "" if row["stderr"] is None else rounded(row["stderr"], 4, 2)
         shots = "" if row["shots"] is None else str(row["shots"])
         table.add_row(row["task"], row["metric"], shots, value, error)
     if report["mean"] is not None:
         table.add_section()
-        table.add_row("mean", "", "", f"{report['mean']:.4f}", "")
+        table.add_row("mean", "", "", rounded(report["mean"], 4, 2), "")
     Console().print(table)

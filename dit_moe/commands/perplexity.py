@@ -31,6 +31,7 @@ from dit_moe.config import Tree, section
 from dit_moe.files import require_writable, write_atomically
 from dit_moe.moe.dial import thresholds
 from dit_moe.processes import join_processes, on_main
+from dit_moe.rounding import rounded
 from dit_moe.text.corpora.base import decoded
 from dit_moe.text.perplexity import Document, score
 from dit_moe.text.scores import Scores
@@ -211,4 +212,4 @@ def _target(asked: float | Sequence[float] | None) -> str:
 
 
 def _shown(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    return "" if value is None else rounded(value, 4, 2)

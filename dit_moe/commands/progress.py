@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dit_moe.processes import join_processes
+from dit_moe.rounding import speed
 
 
 @contextmanager
@@ -22,21 +23,21 @@ def work_bar(doing: str, total: float | None, unit: str) -> Iterator[Callable[[f
     if not join_processes().is_main_process:
         yield lambda count: None
         return
-    rate = TextColumn("{task.fields[rate]:,.0f} " + unit + "/s")
+    rate = TextColumn("{task.fields[rate]} " + unit + "/s")
     columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     start, done = time.perf_counter(), 0.0
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        bar = progress.add_task("", total=total, rate=0)
+        bar = progress.add_task("", total=total, rate="0")
 
         def advance(count: float) -> None:
             nonlocal done
             done = min(done + count, math.inf if total is None else total)
-            progress.update(bar, completed=done, rate=done / (time.perf_counter() - start))
+            progress.update(bar, completed=done, rate=speed(done / (time.perf_counter() - start)))
 
         yield advance
     if not console.is_terminal and done:
         seconds = time.perf_counter() - start
-        print(f"{doing}: {done:,.0f} {unit}, {done / seconds:,.0f} a second", file=sys.stderr)
+        print(f"{doing}: {speed(done)} {unit}, {speed(done / seconds)} a second", file=sys.stderr)
 
 
 images_bar = partial(work_bar, unit="images")

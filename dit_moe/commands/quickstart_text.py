@@ -21,6 +21,7 @@ from dit_moe.config import ConfigError
 from dit_moe.files import write_atomically
 from dit_moe.pictures import read_log, save_curves
 from dit_moe.processes import join_processes
+from dit_moe.rounding import rounded
 from dit_moe.text.ngram import TrigramModel
 from dit_moe.text.sequences import open_shards
 from dit_moe.text.tokenizer import TextTokenizer
@@ -79,7 +80,8 @@ def _texts(experiment: TextExperiment, tokenizer: TextTokenizer, split: str, mos
 def _print(metrics: dict[str, Any], folder: Path) -> None:
     table, bits = Table(show_header=False), metrics["bits_per_byte"]
     error = bits["model_std_error"]  # None of a single document
-    table.add_row("held-out bits per byte", f"{bits['model']:.3f}" + ("" if error is None else f" ± {error:.3f}"))
+    spread = "" if error is None else f" ± {rounded(error, 3)}"
+    table.add_row("held-out bits per byte", f"{bits['model']:.3f}{spread}")
     table.add_row("… of a trigram model of the same text", f"{bits['trigram']:.3f}")
     for row in training_rows(metrics):
         table.add_row(*row)

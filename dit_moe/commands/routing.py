@@ -42,6 +42,7 @@ from dit_moe.experiment import Experiment, open_data
 from dit_moe.files import require_writable
 from dit_moe.pictures import read_log
 from dit_moe.processes import join_processes
+from dit_moe.rounding import rounded
 from dit_moe.runs import Run, open_run
 from dit_moe.text.sequences import open_shards
 from dit_moe.text.token_shards import TokenShards
@@ -196,6 +197,6 @@ def print_table(stats: RoutingStats, console: Console | None = None) -> None:
         table.add_column(name, justify="right")
     layers = zip(stats.layers_L, stats.active_L, stats.active_std_L, stats.balance_L, strict=True)
     for layer, active, std, balance in layers:
-        table.add_row(str(layer), f"{active:.4f}", f"{std:.4f}", f"{balance:.4f}")
+        table.add_row(str(layer), *(rounded(value, 4) for value in (active, std, balance)))
     table.add_row("all", f"{stats.active:.4f}", "", str(stats.target))
     (console or Console(stderr=True)).print(table)

@@ -19,6 +19,7 @@ from dit_moe.commands.progress import work_bar
 from dit_moe.config import ConfigError, section
 from dit_moe.files import require_writable
 from dit_moe.processes import locked, on_main
+from dit_moe.rounding import significant
 from dit_moe.text.sequences import folder_of, open_shards
 from dit_moe.text.token_shards import TokenManifest
 from dit_moe.text.tokenization import Tokenization, finished
@@ -84,7 +85,7 @@ def tokenize_split(experiment: TextExperiment, split: str) -> dict[str, Any]:
     return _summary(folder, manifest) | {
         "shards_made": task.made,
         "seconds": round(seconds, 3),
-        "mb_per_s": round(done / MB / seconds, 1),
+        "mb_per_s": significant(done / MB / seconds),
     }
 
 

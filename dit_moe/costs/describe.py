@@ -14,6 +14,7 @@ from dit_moe.costs.text import text_work
 from dit_moe.costs.time import duration, training_flops
 from dit_moe.experiment import Experiment
 from dit_moe.registry import did_you_mean
+from dit_moe.rounding import speed
 from dit_moe.text_experiment import TextExperiment
 
 
@@ -62,9 +63,10 @@ def _lines(experiment: Experiment | TextExperiment, gpu: str, gpus: int, mfu: fl
     yield from memory_lines(experiment, gpu, gpus, work.rows)
     precision, share = precision_on(gpu, train.mixed_precision), MFU if mfu is None else mfu
     source = "an assumption, state another with --mfu" if mfu is None else "as stated"
-    speed = gpus * peak(gpu, precision) * share / row
+    rows_per_s = gpus * peak(gpu, precision) * share / row
+    units_per_s = speed(rows_per_s * work.unit.per_row)
     where = f"{gpus} × {gpu} at {share:.0%} of {peak(gpu, precision) / 1e12:g} TFLOP/s in {precision} ({source})"
-    yield f"time              {duration(rows / speed)}, {speed * work.unit.per_row:,.0f} {work.unit.name}/s on {where}"
+    yield f"time              {duration(rows / rows_per_s)}, {units_per_s} {work.unit.name}/s on {where}"
     if work.generated:
         seconds = work.generation / (gpus * peak(gpu, sample.precision) * share)
         yield f"sampling          {duration(seconds)} for {work.generated} in {sample.precision}"

@@ -12,6 +12,7 @@ from dit_moe.costs.gpus import GIB, GPUS, ROOM, precision_on
 from dit_moe.costs.saved import FP32, Network
 from dit_moe.models import DiTConfig, LMConfig
 from dit_moe.models.base import TransformerConfig
+from dit_moe.rounding import rounded
 
 # A new family: a file with a function like these.
 NETWORKS: dict[type, Callable[[Any, int], Network]] = {DiTConfig: dit.network, LMConfig: decoder.network}
@@ -74,12 +75,13 @@ def memory_lines(experiment: Any, name: str, gpus: int, unit: str) -> Iterator[s
     share = train.batch_size // gpus
     rows = min(train.micro_batch or share, share)
     held = memory(experiment, precision, gpus, rows)
-    parts = ", ".join(f"{part} {size / GIB:.1f}" for part, size in held.items())
+    parts = ", ".join(f"{part} {rounded(size / GIB, 1)}" for part, size in held.items())
     total = sum(held.values())
-    yield f"memory per GPU    {total / GIB:.1f} GiB with {rows} {unit} at a time ({name}: {gpu.memory}): {parts}"
+    in_all = rounded(total / GIB, 1)
+    yield f"memory per GPU    {in_all} GiB with {rows} {unit} at a time ({name}: {gpu.memory}): {parts}"
     other = not experiment.model.recompute
     instead = activation_bytes(experiment.model, rows, precision, recompute=other) / GIB
-    yield f"                  with model.recompute={str(other).lower()}: activations {instead:.1f}"
+    yield f"                  with model.recompute={str(other).lower()}: activations {rounded(instead, 1)}"
     if total > ROOM * gpu.memory * GIB:
         tried = _remedies(experiment, precision, gpus, rows, ROOM * gpu.memory * GIB)
         advice = "; or ".join(tried) or "no setting helps; use more GPUs with train.parallel=fsdp2, or larger ones"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dit_moe.rounding import rounded
 from dit_moe.training import Unit
 
 UNITS = (("days", 86_400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
@@ -31,4 +32,4 @@ def training_flops(experiment: Any) -> float:
 
 def duration(seconds: float) -> str:
     unit, length = next((each for each in UNITS if seconds >= 2 * each[1]), UNITS[-1])
-    return f"{seconds / length:.1f} {unit}"
+    return f"{rounded(seconds / length, 1)} {unit}"

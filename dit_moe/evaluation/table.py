@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 from dit_moe.evaluation.recipes import in_general
 from dit_moe.evaluation.results import Row
+from dit_moe.rounding import rounded
 
 # ------------------------------------------------------------------------------------------------------------ Markdown
 
@@ -97,7 +97,7 @@ def _columns_of(space: str, rows: Sequence[Row]) -> list[Column]:
         measured, estimate = (row.values.get(f"{distance}_floor{each}") for each in ("", "_estimate"))
         if row.space != space:
             return ""
-        return _decimals(measured, 2) or (f"≈ {estimate:.2f}" if estimate is not None else "")
+        return _decimals(measured, 2) or (f"≈ {_decimals(estimate, 2)}" if estimate is not None else "")
 
     columns = [column(title, name) for title, name in fixed.items()]
     columns.insert(1, (f"its floor{of}", floor))
@@ -114,21 +114,10 @@ def _other(name: str, title: str) -> Column:
 
 
 def _with_std(row: Row, name: str, decimals: int | None) -> str:
-    """With so many decimals, or with 3 significant digits."""
+    """With so many decimals, but 3 significant digits at least; None is no more than those."""
     number, std = row.values.get(name), row.values.get(f"{name}_std")
-    if decimals is None:
-        value, spread = _significant(number, 3), _significant(std, 2)
-    else:
-        value, spread = _decimals(number, decimals), _decimals(std, decimals)
+    value, spread = _decimals(number, decimals or 0), _decimals(std, decimals or 0, digits=2)
     return f"{value} ± {spread}" if value and spread else value
-
-
-def _significant(number: float | None, digits: int) -> str:
-    """Without an exponent, but for numbers that nearly vanish."""
-    if number is None or number == 0:
-        return _plain(number)
-    after = digits - 1 - math.floor(math.log10(abs(number)))
-    return f"{number:.{max(after, 0)}f}" if after < 9 else f"{number:.{digits - 1}e}"
 
 
 def _reference(row: Row) -> str:
@@ -169,8 +158,8 @@ def _plain(number: float | None) -> str:
     return "" if number is None else f"{number:g}"
 
 
-def _decimals(number: float | None, decimals: int) -> str:
-    return "" if number is None else f"{number:.{decimals}f}"
+def _decimals(number: float | None, decimals: int, digits: int = 3) -> str:
+    return "" if number is None else rounded(number, decimals, digits)
 
 
 def _spaced(number: int | None) -> str:
@@ -180,7 +169,7 @@ def _spaced(number: int | None) -> str:
 def _millions(number: float | None) -> str:
     if number is None:
         return ""
-    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.{0 if number >= 1e7 else 2}f} M"
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{rounded(number / 1e6, 0 if number >= 1e7 else 2, 2)} M"
 
 
 def _thousands(number: int | None) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dit_moe.rounding import rounded
 from dit_moe.studies.statistics import Scores, scores
 
 
@@ -139,7 +140,7 @@ def several(count: int, name: str) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.3g} s"
+    return f"{rounded(1000 * seconds, 0)} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def _plain(value: object) -> str:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from dit_moe.rounding import rounded
 from dit_moe.studies.notes import notes, several, signed
 from dit_moe.studies.statistics import CONFIDENCE, Paired, Scores, Spread, by_objective, scores
 
@@ -72,7 +73,7 @@ def _columns(results: Mapping[str, Any], rows: Sequence[Scores]) -> list[Column]
         ("active, held-out", lambda row: _show(row.active, 3)),
         ("active, training", lambda row: _show(row.training, 3)),
         (f"{prefix}FLOPs per {unit}", lambda row: _show(row.flops, 2, power)),
-        ("time per step", lambda row: "" if row.slowdown is None else f"{row.slowdown:.2f}×"),
+        ("time per step", lambda row: "" if row.slowdown is None else f"{rounded(row.slowdown, 2)}×"),
         ("seeds", lambda row: str(len(row.seeds))),
     ]
 
@@ -120,7 +121,7 @@ def _show(spread: Spread | None, decimals: int, power: float = 1.0) -> str:
     if spread is None:
         return ""
     mean = f"{spread.mean / power:.{decimals}f}"
-    return f"{mean} ± {spread.std / power:.{decimals}f}" if spread.std else mean
+    return f"{mean} ± {rounded(spread.std / power, decimals)}" if spread.std else mean
 
 
 def _difference(row: Scores, decimals: int) -> str:

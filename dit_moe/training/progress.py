@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from dit_moe.rounding import rounded
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -50,9 +52,10 @@ class Progress:
         """Call with every line of the log."""
         rate = line[f"{self._unit}_per_s"]
         rows_left = (self._steps - line["step"]) * line[self._unit] / line["step"]
-        shown = [f"loss {line['loss']:.4f}", f"{rate:.4g} {self._unit}/s", f"{_clock(rows_left / rate)} left"]
+        loss, left = rounded(line["loss"], 4, 3), _clock(rows_left / rate)
+        shown = [f"loss {loss}", f"{rate:.4g} {self._unit}/s", f"{left} left"]
         if line.get("p") is not None:
-            shown.append(f"p {line['p']:.3f}")
+            shown.append(f"p {rounded(line['p'], 3, 2)}")
         if line.get("active") is not None:
             shown.append(f"active {line['active']:.2f}")
         text = "  ".join(shown)

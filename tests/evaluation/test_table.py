@@ -150,7 +150,7 @@ def test_a_fid_that_the_verified_inception_did_not_make_is_shown_nowhere(read, e
 
 def test_the_measured_floor_goes_before_its_estimate(read):
     row = read(result([made()], INCEPTION, fid=distance(3.0, floor=0.756)))
-    assert cells(to_markdown([row]))[0]["its floor"] == "0.76"
+    assert cells(to_markdown([row]))[0]["its floor"] == "0.756"
 
 
 def test_a_row_that_is_not_comparable_is_marked_and_every_reason_is_a_footnote_once(read):
@@ -254,6 +254,22 @@ def test_kid_is_shown_with_its_significant_digits_at_any_scale(read, value, std,
     assert cells(markdown)[0]["KID"] == shown
     titles, rule = (line.strip("| ").split(" | ") for line in markdown.splitlines()[:2])
     assert rule[[title.strip() for title in titles].index("KID")].endswith(":")  # right-aligned, as numbers are
+
+
+@pytest.mark.parametrize(
+    ("value", "std", "shown"),
+    [
+        (0.0291, 0.0012, "0.0291 ± 0.0012"),
+        (0.0304, None, "0.0304"),
+        (0.0052, 0.2, "0.00520 ± 0.20"),
+        (2.1, 0.32, "2.10 ± 0.32"),
+        (2.1, 0.00321, "2.10 ± 0.0032"),
+        (182.345, 0.0, "182.34 ± 0.00"),
+    ],
+)
+def test_small_distances_keep_their_digits(read, value, std, shown):
+    row = read(result([made()], INCEPTION, **flat("fid", value, std)))
+    assert cells(to_markdown([row]))[0]["FID"] == shown
 
 
 def test_the_floor_of_each_feature_space_is_its_own(read):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from itertools import takewhile
+import sys
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -44,21 +44,31 @@ class RunLog:
 
 
 def cut(path: Path, step: int) -> None:
-    """Drop, in one atomic replacement, the lines past `step` and what a crash left behind them.
+    """Drop, in one atomic replacement, the lines past `step`, and the last one if it was not written to its end.
 
-    The log is on the disk before a checkpoint is, so all that can be unreadable lies past `step`.
+    Lines that cannot be read are moved to a file beside it, and stderr says so.
     """
-    lines = path.read_text(errors="replace").splitlines(keepends=True)
-    kept = list(takewhile(lambda line: _is_up_to(line, step), lines))
+    lines = path.read_bytes().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith(b"\n")]
+    damaged = [line for line in whole if _step_of(line) is None]
+    kept = [line for line in whole if (at := _step_of(line)) is not None and at <= step]
+    if damaged:
+        aside = path.with_name(f"{path.name}.damaged")
+        with aside.open("ab") as file:
+            file.writelines(damaged)
+            os.fsync(file.fileno())
+        count = "a line" if len(damaged) == 1 else f"{len(damaged)} lines"
+        print(f"warning: {path} has {count} that cannot be read, now in {aside.name}", file=sys.stderr)
     if kept != lines:
-        write_atomically(path, "".join(kept))
+        write_atomically(path, b"".join(kept))
 
 
-def _is_up_to(line: str, step: int) -> bool:
+def _step_of(line: bytes) -> int | None:
+    """None of a line that cannot be read."""
     try:
-        return line.endswith("\n") and json.loads(line)["step"] <= step
+        return int(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):
-        return False
+        return None
 
 
 def flatten(line: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -20,18 +20,34 @@ from dit_moe.training.progress import Progress, Unit
 class Report:
     """Collects the numbers of every step, and writes a line every `log_every` steps and at the end.
 
-    Losses and the gradient norm in a line are means over the steps since the line before; what the routers did is
-    that of the step itself. Only the main process writes.
+    Losses and the gradient norm in a line are means over the steps since the line before, also where the run was
+    resumed in between: `since_line` of the earlier report is in the checkpoint. What the routers did is that of the
+    step itself, and rates are of the steps since the start. Only the main process writes.
     """
 
-    def __init__(self, accelerator: Accelerator, config: TrainConfig, run: Path, step: int, unit: Unit) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        config: TrainConfig,
+        run: Path,
+        step: int,
+        unit: Unit,
+        since_line: Mapping[str, Any] | None = None,
+    ) -> None:
         self._accelerator, self._config, self._unit = accelerator, config, unit
         main = accelerator.is_main_process
         self._log = RunLog(run / "log.jsonl", step) if main else None
         self._evaluations = RunLog(run / "evaluations.jsonl", step) if main else None
         self._progress = Progress(config.steps, step, unit.name, shown=main)
-        self._interval: list[dict[str, float]] = []
-        self._since = time.perf_counter()
+        earlier = since_line or {"steps": 0, "sums": {}}
+        self._steps: int = earlier["steps"]  # since the line before
+        self._sums: dict[str, float] = dict(earlier["sums"])  # over them
+        self._timed_steps, self._since = 0, time.perf_counter()
+
+    @property
+    def since_line(self) -> dict[str, Any]:
+        """JSON-ready: what the next line is to average beside the steps to come."""
+        return {"steps": self._steps, "sums": self._sums}
 
     def start_trackers(self, run: Path, config: Tree) -> None:
         name = {"name": run.name}
@@ -56,11 +72,13 @@ class Report:
 
     def step(self, step: int, values: dict[str, float], lr: float, telemetry: dict[str, Any]) -> None:
         """Take in step number `step` (counted from 1): its numbers, and the routers' if it is due a line."""
-        self._interval.append(values)
+        self._steps, self._timed_steps = self._steps + 1, self._timed_steps + 1
+        self._sums = {name: self._sums.get(name, 0.0) + value for name, value in values.items()}
         self._progress.step(step)
         if self.due(step):
             line = self._line(step, lr, telemetry)
-            self._interval, self._since = [], time.perf_counter()
+            self._steps, self._sums = 0, {}
+            self._timed_steps, self._since = 0, time.perf_counter()
             self._progress.line(line)
             self._accelerator.log(flatten(line), step=step)
             if self._log is not None:
@@ -79,11 +97,11 @@ class Report:
         return self._evaluations is not None and self._evaluations.ends_with(step)
 
     def _line(self, step: int, lr: float, telemetry: dict[str, Any]) -> dict[str, Any]:
-        steps, seconds = len(self._interval), time.perf_counter() - self._since
-        means = {name: sum(values[name] for values in self._interval) / steps for name in self._interval[0]}
+        seconds = time.perf_counter() - self._since
+        means = {name: total / self._steps for name, total in self._sums.items()}
         name, a_step = self._unit.name, self._config.batch_size * self._unit.per_row
         done = {"step": step, name: step * a_step}
-        return done | means | {"lr": lr, f"{name}_per_s": steps * a_step / seconds} | telemetry
+        return done | means | {"lr": lr, f"{name}_per_s": self._timed_steps * a_step / seconds} | telemetry
 
     @contextmanager
     def untimed(self) -> Iterator[None]:

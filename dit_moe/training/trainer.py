@@ -106,6 +106,7 @@ class Trainer:
         self.network: nn.Module = self.model  # as accelerate wraps it
         self._unsolved = starts_unsolved(self.model)
         self._begun = ""  # how, in words
+        self._since_line: dict[str, Any] | None = None  # `Report.since_line` of the checkpoint gone on from
         self._watch = InterruptWatch()
 
     # ------------------------------------------------------------------------------------------------ start and stop
@@ -143,7 +144,8 @@ class Trainer:
         try:
             if self.accelerator.is_main_process and self.step < self.config.steps:
                 write_atomically(self.run / "config.yaml", self.config_yaml)
-            with Report(self.accelerator, self.config, self.run, self.step, self.unit) as report, self._watch:
+            report = Report(self.accelerator, self.config, self.run, self.step, self.unit, self._since_line)
+            with report, self._watch:
                 missed = self._missed(report)
                 if missed or self.step < self.config.steps:
                     report.start_trackers(self.run, parse(self.config_yaml))
@@ -166,6 +168,7 @@ class Trainer:
         checkpoint.load_into(self.ema.module, saved.weights("ema"), saved.folder)
         load_optimizer_state(self.model, self.optimizer, saved.weights("optimizer"), saved.folder)
         self.step, self._unsolved = saved.step, False
+        self._since_line = saved.state.get("since_line")
         self._begun = f"{self.run} goes on from step {self.step}"
         before = saved.state.get("precision", self.precision)
         if before != self.precision:
@@ -189,7 +192,7 @@ class Trainer:
             with report.untimed():
                 if stop or self.step % config.checkpoint_every == 0 or self.step == config.steps:
                     report.sync()
-                    self._save()
+                    self._save(report)
                 if stop and self.step < config.steps:
                     signum = self._watch.signum or signal.SIGTERM  # it may have reached another process only
                     raise Interrupted(signum, f"{self.run} is saved at step {self.step}; run the same command to go on")
@@ -208,7 +211,7 @@ class Trainer:
 
         calibrate(self.model, run, reduce=self._sum)
 
-    def _save(self) -> None:
+    def _save(self, report: Report) -> None:
         own: dict[checkpoint.Part, dict[str, Tensor]] = {
             "model": checkpoint.state_of(self.model),
             "ema": checkpoint.state_of(self.ema.module),
@@ -219,7 +222,7 @@ class Trainer:
         # What was seen is the position in the endless data order, too.
         seen = self.step * self.config.batch_size * self.unit.per_row
         position = {"step": self.step, self.unit.name: seen, "seed": self.seed}
-        state = {**self.facts, **position, "precision": self.precision}
+        state = {**self.facts, **position, "precision": self.precision, "since_line": report.since_line}
         config_yaml, keep = self.config_yaml, self.config.keep_checkpoints
         # The others wait: one that ended now would have its launcher end the writing one.
         on_main(lambda: checkpoint.save(self.run, parts=parts, state=state, config_yaml=config_yaml, keep=keep))

@@ -16,11 +16,15 @@ def test_lines_past_the_resumed_step_and_half_a_line_are_cut(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_power_cut_left_past_the_step_is_dropped(tmp_path):
-    path = tmp_path / "log.jsonl"
-    path.write_bytes(b'{"step": 5}\n' + bytes(20) + b'\xff\n{"step": 15}\n')
-    RunLog(path, 5).close()
-    assert path.read_text() == '{"step": 5}\n'
+def test_good_lines_behind_a_damaged_one_are_kept_and_the_damaged_one_put_aside(tmp_path, capsys):
+    path, damaged = tmp_path / "log.jsonl", bytes(20) + b"\xff\n"
+    path.write_bytes(b'{"step": 5}\n' + damaged + b'{"step": 15}\n{"step"\n{"step": 20}\n{"step": 25}\n')
+    RunLog(path, 20).close()
+    assert path.read_text() == '{"step": 5}\n{"step": 15}\n{"step": 20}\n'
+    assert (tmp_path / "log.jsonl.damaged").read_bytes() == damaged + b'{"step"\n'
+    assert capsys.readouterr().err == f"warning: {path} has 2 lines that cannot be read, now in log.jsonl.damaged\n"
+    RunLog(path, 20).close()
+    assert capsys.readouterr().err == ""
 
 
 def test_a_log_that_needs_no_cut_is_not_rewritten(tmp_path):

@@ -92,6 +92,7 @@ def test_a_signal_saves_the_step_under_way_and_the_run_goes_on_from_there(build,
     assert names(tmp_path) == ["step_00000008"]
     build(tmp_path).train()
     assert bits(tmp_path, 20) == bits(unbroken[0], 20)
+    assert log(tmp_path) == log(unbroken[0]), "the line of step 10 is the mean of 6 to 10"
 
 
 def contents(run):

@@ -13,6 +13,7 @@ from dit_moe.config import ConfigError
 from dit_moe.data.base import DATASETS
 from dit_moe.data.image_source import ImageSource, ImageSourceConfig, PackedNames, place_of
 from dit_moe.data.images import EXTENSIONS
+from dit_moe.data.links import goes_on
 
 SIZES = 1000  # files, spread evenly over all, whose sizes are in the fingerprint
 
@@ -82,7 +83,8 @@ def _class_folders(option: str, folder: str) -> list[str]:
         problem = "is not a folder" if os.path.exists(folder) else "does not exist"
         raise ConfigError(option, f"={folder} {problem}; name a folder that has one folder of images per class")
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+        shown = [entry for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    names = sorted(entry.name for entry in shown if goes_on(entry.path))
     if not names:
         raise ConfigError(option, f"={folder} has no class folders; put the images into one folder per class")
     return names
@@ -99,7 +101,7 @@ def _images_in(folder: bytes) -> list[bytes]:
                     continue
                 if entry.name.lower().endswith(_SUFFIXES):
                     found.append(inside + entry.name)
-                elif entry.is_dir():
+                elif entry.is_dir() and goes_on(entry.path):
                     waiting.append(inside + entry.name + b"/")
     return found
 

@@ -51,6 +51,16 @@ def test_a_name_that_is_not_unicode_is_read(tree):
     assert np.array_equal(dataset.__getitems__([4])["images"][0].permute(1, 2, 0), pixels(0))
 
 
+def test_a_link_that_leads_back_is_left_out_with_a_word_on_stderr(tree, capsys):
+    before = read(tree).fingerprint
+    for name, target in (("ant/loop", "."), ("ant/all", ".."), ("again", ".")):
+        (tree / name).symlink_to(target)
+    dataset = read(tree)
+    assert (len(dataset), dataset.class_names, dataset.fingerprint) == (4, ("ant", "bee"), before)
+    told = capsys.readouterr().err
+    assert told.count("warning: ") == 3 and f"{tree}/ant/loop leads back to {tree}/ant, which it lies in" in told
+
+
 def test_folders_may_be_links(tree, tmp_path):
     (tmp_path / "linked").mkdir()
     for name in ("ant", "bee"):

@@ -50,6 +50,12 @@ def test_a_folder_of_grey_images_has_one_channel_and_a_mixed_one_three(tmp_path)
     assert np.array_equal(read(mixed)[-1], pixels(1)[..., :1].repeat(3, -1))
 
 
+def test_a_link_that_leads_back_is_left_out_with_a_word_on_stderr(tmp_path, capsys):
+    (write_tree(tmp_path / "images", files(4)) / "loop").symlink_to(tmp_path)
+    assert len(FolderSource(tmp_path / "images")) == 4
+    assert "images/loop leads back to" in capsys.readouterr().err
+
+
 def test_mixed_sizes_are_one_error_naming_two_files_and_the_flag(tmp_path):
     write_tree(tmp_path, files() | {"odd.png": encoded(pixels(9, height=20, width=24))})
     with pytest.raises(ValueError, match=r"000.png is 16×16 and odd.png 24×20; give --size N to crop and resize"):

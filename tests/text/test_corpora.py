@@ -55,6 +55,13 @@ def test_every_corpus_gives_the_same_documents_from_any_place_on(made):
         assert read(made, start=start) == whole[start:]
 
 
+def test_a_link_that_leads_back_is_left_out_of_a_pattern(tmp_path, capsys):
+    (files(tmp_path / "text", count=4) / "loop").symlink_to(".")
+    for place in (tmp_path / "text", tmp_path / "text" / "**" / "*.txt"):
+        assert len(read(corpus("files", path=str(place)))) == 4
+    assert "text/loop leads back to" in capsys.readouterr().err
+
+
 def test_every_corpus_holds_out_what_is_not_trained_on(made):
     train, heldout = read(made), read(made, "heldout")
     assert len(heldout) >= len(train) // 15 and not set(heldout) & set(train) - {""}

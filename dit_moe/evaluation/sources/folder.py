@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dit_moe.data.image_source import ImageSource, ImageSourceConfig
 from dit_moe.data.images import EXTENSIONS, FORMATS
+from dit_moe.data.links import goes_on
 from dit_moe.evaluation.sources.base import ReadOptions, Source, made_by, sha256_of_labels
 from dit_moe.evaluation.sources.dataset import images_of
 
@@ -150,7 +151,7 @@ def _images_in(folder: str) -> list[str]:
     """Paths, below `folder`, of the images in it."""
     found = []
     for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [each for each in folders if not each.startswith(".") and goes_on(os.path.join(place, each))]
         below = place[len(folder) :].strip("/")
         images = [name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
         found += [f"{below}/{name}" if below else name for name in images]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_moe.config import ConfigError, require
+from dit_moe.data.links import goes_on
 from dit_moe.registry import Registry, did_you_mean
 
 CORPORA = Registry("corpus")  # CORPORA.build(config, split)
@@ -124,7 +125,9 @@ def _matching(place: str, suffixes: Sequence[str]) -> list[Path]:
         found = [each for each in path.rglob("*") if each.name.endswith(tuple(suffixes))]
     else:
         found = [path] if path.is_file() else [Path(each) for each in glob.glob(place, recursive=True)]
-    return sorted(each for each in found if each.is_file())
+    folders = {folder for each in found for folder in each.parents}
+    around = {folder for folder in folders if not goes_on(str(folder))}
+    return sorted(each for each in found if each.is_file() and around.isdisjoint(each.parents))
 
 
 def fingerprint_of(files: Sequence[Path]) -> str:

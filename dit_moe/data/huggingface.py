@@ -52,6 +52,9 @@ class HuggingFace(ImageSource):
         labels_N, sizes_N = _labels(label, rows), _sizes(image, self._files)
         listing = hashlib.sha256(labels_N.tobytes() + sizes_N.tobytes()).hexdigest()
         classes = getattr(rows.features[label], "names", None) or _numbers_up_to(label, labels_N)
+        if (largest := labels_N.max()) >= len(classes):
+            problem = f"={label} has the label {largest} in row {labels_N.argmax()}, and names {len(classes)} classes"
+            raise ConfigError("label", f"{problem}; name another column, or mend the data")
         if split == "heldout":
             trained = HuggingFace(config, "train").class_names
             if tuple(classes) != trained[: len(classes)]:
@@ -111,7 +114,7 @@ def load_split(id: str, subset: str | None, option: str, split: str, streaming: 
 def _column(config: HuggingFaceConfig, option: str, features: Mapping[str, Any], kind: type) -> str:
     """The column that `option` names, or else the only one of a kind."""
     given = getattr(config, option)
-    found = [given] if given else [name for name, feature in features.items() if isinstance(feature, kind)]
+    found = [given] if given is not None else [name for name, feature in features.items() if isinstance(feature, kind)]
     if len(found) != 1:
         problem = f"=null, but {config.id} has {len(found) or 'no'} columns of the type {kind.__name__}"
         raise ConfigError(option, f"{problem}; name one of {', '.join(features)}")

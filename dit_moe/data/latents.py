@@ -64,7 +64,7 @@ class LatentShards:
         flip_B, image_B = np.divmod(np.asarray(indices, dtype=np.int64), len(self.manifest))
         shard_B = np.searchsorted(self._starts, image_B, side="right") - 1
         row_B = image_B - self._starts[shard_B]
-        shards = [self._mapped(self.manifest.shards[number]) for number in shard_B.tolist()]
+        shards = [self._mapped(number) for number in shard_B.tolist()]
         for shard, row, flip in zip(shards, row_B.tolist(), flip_B.tolist(), strict=True):
             shard.prefetch(row, flip)  # the disk works on all rows at once
         manifest = self.manifest
@@ -77,14 +77,16 @@ class LatentShards:
     def class_counts(self) -> list[int]:
         """ValueError if a shard cannot be read."""
         counts = np.zeros(len(self.class_names), dtype=np.int64)
-        for shard in self.manifest.shards:
-            counts += np.bincount(self._mapped(shard).labels, minlength=len(counts))
+        for number in range(len(self.manifest.shards)):
+            counts += np.bincount(self._mapped(number).labels, minlength=len(counts))
         return counts.tolist()
 
-    def _mapped(self, shard: Shard) -> _Mapped:
+    def _mapped(self, number: int) -> _Mapped:
         manifest = self.manifest
+        shard, size = manifest.shards[number], manifest.encoding["shard_size"]
         row = 2 if manifest.flips else 1, manifest.moments, *manifest.latent_shape
-        return _map(self.folder / SHARDS / shard.file, shard, manifest.dtype, row)
+        places = range(number * size, (number + 1) * size)
+        return _map(self.folder / SHARDS / shard.file, shard, manifest.dtype, row, places, len(manifest.class_names))
 
 
 class _Mapped(NamedTuple):
@@ -103,8 +105,12 @@ class _Mapped(NamedTuple):
 
 
 @lru_cache(maxsize=MOST_OPEN)
-def _map(path: Path, shard: Shard, dtype: str, row: tuple[int, ...]) -> _Mapped:
-    """Map a shard's file; ValueError if it is no safetensors file of rows of this dtype and shape with labels."""
+def _map(path: Path, shard: Shard, dtype: str, row: tuple[int, ...], places: range, classes: int) -> _Mapped:
+    """Map a shard's file.
+
+    ValueError if it is no safetensors file of rows of this dtype and shape, of images with these `places` in their
+    data set and with labels below `classes`.
+    """
     shape = shard.count, *row
     try:
         with path.open("rb") as file:
@@ -112,13 +118,18 @@ def _map(path: Path, shard: Shard, dtype: str, row: tuple[int, ...]) -> _Mapped:
         mapped.madvise(mmap.MADV_RANDOM)  # reading ahead would fetch eight times what shuffled rows need
         end = 8 + int.from_bytes(mapped[:8], "little")
         header = json.loads(mapped[8:end])
-        moments, labels = header["moments"], header["labels"]
+        moments, labels, index = header["moments"], header["labels"], header["index"]
         _require_same("moments", moments, _HEADER_DTYPES[dtype], shape)
         _require_same("labels", labels, "I64", shape[:1])
+        _require_same("index", index, "I64", shape[:1])
         start = end + moments["data_offsets"][0]
         width = {2: np.int16, 4: np.int32}[DTYPES[dtype].itemsize]
         flat = np.frombuffer(mapped, width, math.prod(shape), start)
-        known = np.frombuffer(mapped, np.int64, shard.count, end + labels["data_offsets"][0])
+        known, index_n = (
+            np.frombuffer(mapped, np.int64, shard.count, end + each["data_offsets"][0]) for each in (labels, index)
+        )
+        _require_within("its rows are of images", index_n, places, "the shard of other places stands under its name")
+        _require_within("has labels", known, range(classes), f"{MANIFEST} names {classes} classes")
         return _Mapped(mapped, start, flat.reshape(shape), known)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}); restore it, or run `dit-moe encode` again") from None
@@ -128,6 +139,14 @@ def _require_same(name: str, header: Tree, dtype: str, shape: tuple[int, ...]) -
     if (header["dtype"], header["shape"]) != (dtype, list(shape)):
         found = f"{header['dtype']} {header['shape']}"
         raise ValueError(f"{name} are {found} where {MANIFEST} says {dtype} {list(shape)}")
+
+
+def _require_within(what: str, values_n: np.ndarray, allowed: range, because: str) -> None:
+    strays = np.flatnonzero((values_n < allowed.start) | (values_n >= allowed.stop))
+    if strays.size:
+        row, stray = int(strays[0]), int(values_n[strays[0]])
+        problem = f"{what} outside of {allowed.start} to {allowed.stop - 1}: {stray} in row {row}"
+        raise ValueError(f"{problem}; {because}")
 
 
 def _bits(moments: Tensor) -> np.ndarray:

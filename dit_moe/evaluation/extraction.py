@@ -33,6 +33,8 @@ from dit_moe.evaluation.stored import (
     MANIFEST,
     TENSORS,
     Extracted,
+    facts_of,
+    place_of,
     read_features,
     read_manifest,
     shard_path,
@@ -172,6 +174,7 @@ class Extraction:
         """It took its name only once it was complete; but disks fail."""
         try:
             with safe_open(shard_path(self.folder, shard), "pt") as file:
+                facts_of(shard_path(self.folder, shard), file, place_of(self.manifest, shard))
                 shape: list[int] = file.get_slice("features").get_shape()
                 has_images = not self.keep_images or "images" in file.keys()  # noqa: SIM118 (it is no dict)
                 return has_images and shape[0] == len(self._rows(shard))
@@ -189,7 +192,8 @@ class Extraction:
         if self.source.labels_N is not None:
             made["labels"] = [self.source.labels_N[rows.start : rows.stop]]
         tensors = {name: torch.cat(parts).contiguous() for name, parts in made.items()}
-        write_atomically(shard_path(self.folder, shard), save(tensors, {"tally": json.dumps(self.source.tally())}))
+        facts = {"tally": self.source.tally(), "place": place_of(self.manifest, shard)}
+        write_atomically(shard_path(self.folder, shard), save(tensors, {"shard": json.dumps(facts)}))
 
     def _of(self, images_BCHW: Tensor, part: list[int]) -> dict[str, Tensor]:
         features_BD, spatial_BS = self.extractor(images_BCHW)

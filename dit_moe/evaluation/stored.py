@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Set
@@ -52,6 +53,22 @@ def shard_path(folder: Path, shard: int) -> Path:
     return folder / f"{shard:05d}.safetensors"
 
 
+def place_of(manifest: dict[str, Any], shard: int) -> str:
+    """What a shard says of itself: of which features it is, and which place it has among them."""
+    what = json.dumps([manifest["source"], manifest["extractor"], manifest["shard_size"]], sort_keys=True)
+    return f"{hashlib.sha256(what.encode()).hexdigest()[:16]} {shard}"
+
+
+def facts_of(path: Path, file: Any, place: str) -> dict[str, Any]:
+    """What an open shard says of itself: its `tally`. ValueError if it does not belong to this `place`."""
+    said = file.metadata()
+    facts: dict[str, Any] = json.loads(said["shard"]) if "shard" in said else {"tally": json.loads(said["tally"])}
+    if facts.get("place", place) != place:  # those of older versions do not say it
+        problem = "holds the features of other images: it belongs into another folder, or under another number"
+        raise ValueError(f"{path} {problem}; put it back, or delete it and run the command that makes it again")
+    return facts
+
+
 def short(value: object) -> str:
     return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else str(value)  # a hash
 
@@ -70,6 +87,8 @@ class Stored:
         manifest = read_manifest(folder / MANIFEST)
         for shard in range(_shards_of(manifest)):
             _require_shard(folder, shard)
+            with safe_open(shard_path(folder, shard), "pt") as file:
+                facts_of(shard_path(folder, shard), file, place_of(manifest, shard))
         with safe_open(shard_path(folder, 0), "pt") as file:
             tensors = frozenset(TENSORS[name] for name in TENSORS.keys() & set(file.keys()))
         return cls(folder, manifest, tensors)
@@ -118,11 +137,12 @@ def read_features(folder: Path, manifest: dict[str, Any], extractor: FeatureExtr
     for shard in range(_shards_of(manifest)):
         _require_shard(folder, shard)
         with safe_open(shard_path(folder, shard), "pt") as file:
+            facts = facts_of(shard_path(folder, shard), file, place_of(manifest, shard))
             for name in (name for name in TENSORS if TENSORS[name] in needs and name in set(file.keys())):
                 rows = file.get_tensor(name)
                 whole = found.setdefault(TENSORS[name], rows.new_empty(manifest["count"], *rows.shape[1:]))
                 whole[shard * manifest["shard_size"] :][: len(rows)] = rows
-            for name, count in json.loads(file.metadata()["tally"]).items():
+            for name, count in facts["tally"].items():
                 tally[name] = tally.get(name, 0) + count
     logits_NK = extractor.logits(found["features_ND"]) if extractor.has_logits else None
     if logits_NK is not None and extractor.classes is not None:

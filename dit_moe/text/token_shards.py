@@ -21,7 +21,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ MANIFEST, SHARDS, TOKENIZER = "manifest.json", "shards", "tokenizer"
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 INDEX = np.dtype("<i8")  # of documents
 AGAIN = "run `dit-moe tokenize` again, which makes it anew"
+LOOKED_AT = 64  # documents of a shard, whose beginnings tell its tokens from another's
 MOST_OPEN = 512  # mapped files: each holds a descriptor, of which a process often may have 1024
 
 
@@ -249,11 +250,25 @@ class TokenShards:
 
     def _tokens(self, number: int) -> np.ndarray:
         shard = self.manifest.shards[number]
+        _require_own(self.folder, shard, self.manifest.dtype, self.eos)
         return _map(tokens_file(self.folder, shard), DTYPES[self.manifest.dtype], (shard.tokens,), shard.sha256)
 
     def _index(self, number: int) -> np.ndarray:
         shard = self.manifest.shards[number]
         return _map(documents_file(self.folder, shard), INDEX, (shard.documents, 2), shard.documents_sha256)
+
+
+@cache  # once for each shard, however often it is mapped
+def _require_own(folder: Path, shard: TokenShard, dtype: str, eos: int) -> None:
+    """ValueError unless a shard's files are those of its place, as far as a few of its tokens tell."""
+    tokens, documents = tokens_file(folder, shard), documents_file(folder, shard)
+    problem = "is not the file that was written here: was it exchanged with another shard's? Restore it, or delete it"
+    if sha256_of(documents) != shard.documents_sha256:
+        raise ValueError(f"{documents} {problem} and {AGAIN}")
+    starts = _map(documents, INDEX, (shard.documents, 2), shard.documents_sha256)[:, 0]
+    some = starts[np.linspace(0, len(starts) - 1, min(len(starts), LOOKED_AT)).astype(int)]
+    if (_map(tokens, DTYPES[dtype], (shard.tokens,), shard.sha256)[some] != eos).any():
+        raise ValueError(f"{tokens} {problem} and {AGAIN}")
 
 
 @lru_cache(maxsize=MOST_OPEN)

@@ -100,6 +100,14 @@ def test_labels_that_are_no_class_numbers_are_refused(tmp_path, kind, values, pr
         read(tmp_path, label="label")
 
 
+def test_a_label_beyond_the_names_of_classes_is_named_with_its_row(tmp_path):
+    made = rows({"label": datasets.Value("int64")}, label=[0, 99999, 1])
+    made.info.features["label"] = datasets.ClassLabel(names=["ant", "bee"])
+    save(tmp_path, train=made)
+    with pytest.raises(ConfigError, match=r"^label=label has the label 99999 in row 1, and names 2 classes; name"):
+        read(tmp_path)
+
+
 def test_the_heldout_split_has_the_classes_of_training(tmp_path):
     other = rows({"label": datasets.ClassLabel(names=["bee", "ant"])})
     save(tmp_path, train=rows(), validation=other)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file, save
 
 from dit_moe.data import DATASETS
 from dit_moe.data.latents import MOST_OPEN, LatentsConfig
@@ -128,6 +128,22 @@ def test_a_shard_of_another_dtype_or_shape_is_named(tmp_path, header, changed, m
     dataset.__getitems__([0])
     with pytest.raises(ValueError, match=rf"00001.safetensors cannot be read \({message}.*restore it"):
         dataset.__getitems__([20])
+
+
+def test_exchanged_shards_and_labels_that_no_class_has_are_named_with_their_row(tmp_path):
+    encode(tmp_path / "latents")
+    first, second = (tmp_path / "latents" / "shards" / f"{number:05d}.safetensors" for number in (0, 1))
+    whole = first.read_bytes(), second.read_bytes()
+    first.write_bytes(whole[1])
+    second.write_bytes(whole[0])
+    for call in (lambda data: data.class_counts(), lambda data: data.__getitems__([0])):
+        with pytest.raises(ValueError, match=r"00000.safetensors cannot .* outside of 0 to 19: 20 in row 0; the"):
+            call(read(tmp_path / "latents"))
+    tensors = load(whole[0])
+    tensors["labels"][7] = 99999
+    first.write_bytes(save(tensors))
+    with pytest.raises(ValueError, match=r"00000.safetensors .*labels outside of 0 to 9: 99999 in row 7; mani"):
+        read(tmp_path / "latents").__getitems__([0])
 
 
 @pytest.mark.parametrize("size", [256, 512])

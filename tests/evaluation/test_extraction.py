@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from dit_moe.evaluation.extraction import Extraction, thumbnails
 from dit_moe.evaluation.stored import MANIFEST, Stored
@@ -25,6 +26,26 @@ def test_features_are_those_of_every_image_in_order(tmp_path):
     assert torch.equal(found.features.labels_N, source.labels_N)
     assert torch.equal(found.features.thumbnails_NP, source.images.flatten(1))
     assert found.features.count == 103 and sorted(source.asked) == list(range(103))
+
+
+def test_exchanged_shards_are_refused_and_those_of_older_versions_read(tmp_path):
+    first, other = (Extraction(NoiseSource(seed=seed), PixelExtractor(), tmp_path / str(seed)) for seed in (0, 1))
+    found = [each.run().features.features_ND for each in (first, other)]
+    here, there, elsewhere = first.folder / "00000.safetensors", first.folder / "00001.safetensors", other.folder
+    before = files(first.folder)
+    for wrong in (there, elsewhere / "00000.safetensors"):
+        here.write_bytes(wrong.read_bytes())
+        for call in (first.missing, lambda: Stored.open(first.folder, PixelExtractor())):
+            with pytest.raises(
+                ValueError, match=r"00000.safetensors holds the features of other images.*delete it and"
+            ):
+                call()
+    for name, content in before.items():
+        if name.endswith(".safetensors"):
+            tally = json.dumps(NoiseSource().tally())
+            (first.folder / name).write_bytes(save(load(content), {"tally": tally}))
+    read = Stored.open(first.folder, PixelExtractor()).read(PixelExtractor())
+    assert torch.equal(read.features.features_ND, found[0]) and first.missing() == []
 
 
 def test_a_second_run_reads_what_is_there_and_makes_nothing(tmp_path):

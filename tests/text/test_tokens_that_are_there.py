@@ -3,10 +3,12 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from dit_moe.config import ConfigError
 from dit_moe.text import tokenization as tokenizing
+from dit_moe.text.token_shards import TokenShards
 from dit_moe.text.tokenization import Tokenization, TokenizeConfig, finished, tokenize
 from dit_moe.text.tokenizer import TokenizerConfig
 from tests.text.tokens import bits, config, corpus, save_bpe, texts, tokenization, tokenized, write_lines
@@ -20,6 +22,20 @@ def test_finished_tokens_are_not_made_again(tmp_path):
     again.corpus.documents = None  # would be called
     again.run()
     assert again.made == 0 and bits(tmp_path / "tokens") == before
+
+
+@pytest.mark.parametrize("suffixes", [("tokens", "documents"), ("tokens",)])
+def test_exchanged_shards_are_refused_when_they_are_read(tmp_path, suffixes):
+    manifest = tokenized(tmp_path / "tokens", ["aaaa", "bbbbbb", "cccccc", "dddd"], shard_tokens=12)
+    assert [(shard.documents, shard.tokens) for shard in manifest.shards] == [(2, 12), (2, 12)]
+    for suffix in suffixes:
+        one, other = (tmp_path / "tokens" / "shards" / f"{number:05d}.{suffix}" for number in (0, 1))
+        content = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+    for look in (lambda shards: shards.read(0, np.empty(3)), lambda shards: next(shards.documents())):
+        with pytest.raises(ValueError, match=rf"00000.{suffixes[-1]} is not the file that was written here.*tokenize"):
+            look(TokenShards(tmp_path / "tokens"))
 
 
 class Rows:

@@ -239,19 +239,32 @@ def load_into(module: nn.Module, weights: Mapping[str, Tensor], source: str | Pa
 
 
 def require_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str | Path) -> None:
-    """Raise ValueError naming `source` and the first few keys that are missing, unexpected or of another shape."""
+    """Raise ValueError naming `source` and the first few keys that are missing, unexpected or of another shape or kind.
+
+    Floating-point numbers of any width are of one kind; whole numbers in their place were never trained.
+    """
+    there = {name: tensor for name, tensor in own.items() if name in weights}
     problems = {
         "missing": [name for name in own if name not in weights],
         "unexpected": [name for name in weights if name not in own],
         "of another shape": [
             f"{name} {list(weights[name].shape)} for {list(tensor.shape)}"
-            for name, tensor in own.items()
-            if name in weights and weights[name].shape != tensor.shape
+            for name, tensor in there.items()
+            if weights[name].shape != tensor.shape
+        ],
+        "of another kind": [
+            f"{name} {_dtype(weights[name])} for {_dtype(tensor)}"
+            for name, tensor in there.items()
+            if weights[name].is_floating_point() != tensor.is_floating_point()
         ],
     }
     found = "; ".join(f"{problem}: {_first_few(names)}" for problem, names in problems.items() if names)
     if found:
         raise ValueError(f"{source} holds another architecture ({found}); use the model section of its config.yaml")
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _first_few(names: list[str], count: int = 3) -> str:

@@ -167,6 +167,15 @@ def test_tied_weights_are_stored_once_and_stay_tied(tmp_path):
     assert copy.head.weight is copy.embedding.weight
 
 
+def test_whole_numbers_in_the_place_of_weights_are_refused_and_other_widths_are_not():
+    module = nn.Linear(3, 4)
+    weights = {name: tensor.detach().bfloat16() for name, tensor in module.state_dict().items()}
+    checkpoint.load_into(module, weights, "runs/other")
+    weights["bias"] = weights["bias"].to(torch.int32)
+    with pytest.raises(ValueError, match=r"runs/other holds another .* \(of another kind: bias int32 for float32\)"):
+        checkpoint.load_into(module, weights, "runs/other")
+
+
 def test_weights_of_another_architecture_are_refused_with_their_first_few_keys_and_nothing_is_loaded():
     module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     before = module[0].bias.clone()

@@ -52,6 +52,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(tensors, dict) or not all(isinstance(each, Tensor) for each in tensors.values()):
         problem = f"{path} holds other things than weights by name"
         raise ValueError(f"{problem}; name a file of a network's state_dict with --weights")
+    for name, tensor in tensors.items():
+        if tensor.ndim and not tensor.is_floating_point():  # batch normalisation counts, but has no tensor of counts
+            problem = f"{path} holds {str(tensor.dtype).removeprefix('torch.')} for {name}, which are no weights"
+            raise ValueError(f"{problem}; name another file with --weights")
     return tensors
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dit_moe.config import ConfigError, require
@@ -49,9 +50,10 @@ class AutoencoderConfig:
         both = (self.shift is None) == (self.scale is None)
         require(both, self, "shift", f"and scale={self.scale} belong together; give both or none")
         for field in ("shift", "scale"):
-            width = len(getattr(self, field) or (0,))
+            given = getattr(self, field)
+            width = 1 if given is None else len(given)
             wanted = f"needs one number, or one for each of the channels={self.channels}"
-            require(width == 1 or self.channels in (None, width), self, field, wanted)
+            require(width == 1 or (width > 1 and self.channels in (None, width)), self, field, wanted)
         require(0 not in (self.scale or ()), self, "scale", "must not be 0")
 
     def describe(self) -> str:
@@ -191,7 +193,8 @@ def normalization_of(config: Any) -> tuple[tuple[float, ...], tuple[float, ...]]
     """Shift and scale that an autoencoder's own config asks for: latents are (raw − shift) · scale."""
     if config.get("_class_name") in FROM_ZERO:
         return (0.0,), (1.0,)  # it normalises inside
-    factor = float(config.get("scaling_factor") or 1.0)
+    factor = config.get("scaling_factor")
+    factor = 1.0 if factor is None else float(factor)
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is not None and std is not None:
         return tuple(map(float, mean)), tuple(factor / float(each) for each in std)
@@ -249,8 +252,22 @@ def _lacks_package(config: AutoencoderConfig, error: Exception) -> ConfigError:
     return ConfigError("first_stage.model", problem)
 
 
+def _require_floats(config: AutoencoderConfig, folder: Path) -> None:
+    """ConfigError for whole numbers among the weights in a folder, which diffusers would take for weights."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with suppress(SafetensorError), safe_open(path, "pt") as file:  # what cannot be read is told where it is loaded
+            for name in file.keys():  # noqa: SIM118 (it is no dict)
+                tensor = file.get_slice(name)
+                if tensor.get_shape() and "F" not in tensor.get_dtype():  # F32, F16, BF16, F8_E4M3, …
+                    problem = (
+                        f"={config.model}: {path.name} holds {tensor.get_dtype()} for {name}, which are no weights"
+                    )
+                    raise ConfigError("first_stage.model", f"{problem}; get it anew")
+
+
 def _load(config: AutoencoderConfig) -> Any:
     cls, place = _class_and_place(config)
+    _require_floats(config, Path(place, config.subfolder or ""))
     try:
         network, info = cls.from_pretrained(
             place, subfolder=config.subfolder, use_safetensors=True, torch_dtype=torch.float32, output_loading_info=True

@@ -60,7 +60,9 @@ def test_what_holds_no_weights_is_refused(tmp_path):
     (tmp_path / "text.pth").write_text("not weights")
     (tmp_path / "text.safetensors").write_text("not weights")
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "nested.pth")
+    safetensors.torch.save_file({"a": torch.zeros(2, dtype=torch.int32)}, tmp_path / "whole.safetensors")
     for name, problem in {
+        "whole.safetensors": "holds int32 for a, which are no weights",
         "text.pth": r"is no file of weights \(a zip or pickle of tensors",
         "text.safetensors": "is no file of weights",
         "none.pth": r"cannot be read \(No such file",

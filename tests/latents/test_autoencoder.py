@@ -122,6 +122,10 @@ def test_a_missing_or_foreign_model_is_named_with_the_remedy(tmp_path):
 def test_missing_truncated_or_incomplete_weights_are_refused(tmp_path):
     folder = make(tmp_path)
     weights = load_file(tmp_path / WEIGHTS)
+    whole = weights | {"encoder.conv_in.bias": weights["encoder.conv_in.bias"].to(torch.int32)}
+    save_file(whole, tmp_path / WEIGHTS, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"holds I32 for encoder.conv_in.bias, which are no weights; get it anew"):
+        stage_of(folder).load()
     del weights["encoder.conv_in.bias"]
     save_file(weights, tmp_path / WEIGHTS, {"format": "pt"})
     with pytest.raises(ValueError, match=r"do not fit its config.json"):
@@ -175,6 +179,7 @@ def test_the_bundled_autoencoders_load_by_name(name):
         ({"shift": (0.0,)}, "shift=.* belong together"),
         ({"shift": (0.0,), "scale": (1.0, 2.0), "channels": 4}, "needs one number, or one for each"),
         ({"shift": (0.0,), "scale": (0.0,)}, "must not be 0"),
+        ({"shift": (), "scale": ()}, r"shift=\(\) needs one number"),
     ],
 )
 def test_recorded_fields_that_make_no_sense_are_refused(options, message):

@@ -103,9 +103,11 @@ def read_options(args: argparse.Namespace) -> ReadOptions:
 def extractor_config(args: argparse.Namespace, default: Any) -> Any:
     """The config of the extractor that the options name; `default` if they name none."""
     recipe = EVALUATION.get(args.recipe)
-    text: str | None = args.extractor or (None if recipe is None else recipe.extractor)
+    text: str | None = recipe.extractor if recipe is not None and args.extractor is None else args.extractor
     chosen = default if text is None else _named(text)
     own = {field.name for field in fields(chosen)}
+    if args.weights == "":
+        raise ValueError("--weights is empty; name a file, or leave it out")
     for option, value, name in (("--weights", args.weights, "weights"), ("--any-weights", args.any_weights, "verify")):
         if value and name not in own:
             raise ValueError(f"{option}: the extractor {EXTRACTORS.name_of(chosen)} takes no such weights; drop it")

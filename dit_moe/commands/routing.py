@@ -163,7 +163,8 @@ def _of_text(args: argparse.Namespace) -> tuple[RoutingStats, Path]:
     opened: TextRun = open_text_run(args.run_folder, others, scoring=True, device=join_processes().device)
     experts_of(opened)
     shards, split = _tokens(replace(opened, experiment=_relocated(opened.experiment, of_data)), args.split)
-    most, wanted = opened.experiment.eval.max_documents, args.tokens or collect_text.TOKENS
+    most = opened.experiment.eval.max_documents
+    wanted = collect_text.TOKENS if args.tokens is None else args.tokens
     step = max(1, len(shards) // wanted) if most is None else 1
     documents = shards.documents(stop=most, step=step)
     with work_bar("routing", min(wanted, len(shards)), "tokens") as on_progress:

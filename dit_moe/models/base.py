@@ -103,14 +103,14 @@ class TransformerConfig:
             named = {"experts": int(match["experts"]), "target": float(match["target"])}
             for field, value in named.items():
                 given = getattr(moe, field)
-                if given not in (0, value):
+                if given not in (None, value):
                     raise ConfigError(f"moe.{field}", f"={given:g} contradicts name={self.name}; drop one")
             try:
                 moe = replace(moe, **named)  # type: ignore[arg-type]
             except ConfigError as error:
                 raise error.below("moe") from None
-        if moe is not None and not (moe.experts and moe.target):
-            field = "target" if moe.experts else "experts"
+        if moe is not None and None in (moe.experts, moe.target):
+            field = "experts" if moe.experts is None else "target"
             raise ConfigError(f"moe.{field}", f" is missing; give it, or a name such as {self.name}-8E2A")
         if moe is not None:
             moe = replace(moe, activation=moe.activation or self.ACTIVATION)

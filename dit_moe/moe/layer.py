@@ -23,8 +23,9 @@ class MoEConfig:
     has 1/(target + shared_experts) of its hidden width.
     """
 
-    experts: int = 0  # 0: from the model's name
-    target: float = 0.0  # mean number of active routed experts per token; 0: from the model's name
+    # Both are None only until the model's name, or a ConfigError, settles them.
+    experts: int = None  # type: ignore[assignment]
+    target: float = None  # type: ignore[assignment]  # mean number of active routed experts per token
     router: Annotated[RouterConfig, ROUTERS] = field(default_factory=DTopPConfig)
     expert_hidden: int | None = None  # hidden width of one expert; wins over granularity
     granularity: float | None = None  # dense hidden width / expert hidden width; None: target + shared_experts
@@ -35,15 +36,16 @@ class MoEConfig:
     offset: int = 0  # … from this block on
 
     def __post_init__(self) -> None:
-        require(self.experts >= 0, self, "experts", "must be at least 1")
-        require(self.target >= 0, self, "target", "must be above 0")
+        named = "or left out where the model's name says it"
+        require(self.experts is None or self.experts >= 1, self, "experts", f"must be at least 1, {named}")
+        require(self.target is None or self.target > 0, self, "target", f"must be above 0, {named}")
         for name in ("expert_hidden", "granularity"):
             value = getattr(self, name)
             require(value is None or value > 0, self, name, "must be above 0")
         require(self.shared_experts >= 0, self, "shared_experts", "must be at least 0")
         require(self.every >= 1, self, "every", "must be at least 1")
         require(self.offset >= 0, self, "offset", "must be at least 0")
-        if self.experts and self.target:
+        if None not in (self.experts, self.target):
             self._check_router()
 
     def _check_router(self) -> None:

@@ -74,6 +74,7 @@ def test_an_extractor_is_a_name_a_section_or_a_function(text, config):
         ("{verify: true}", r"has no name; wanted --extractor '\{name: inception"),
         ("{name: incepton}", r"--extractor \{name: incepton\}: .*did you mean 'inception'"),
         ("{name: inception, verfy: true}", r"verfy is not a known key; did you mean 'verify'"),
+        ("", "--extractor  is no extractor"),
         ("incepton", "incepton is no extractor; did you mean 'inception'.*or --extractor package.module:function"),
         ("myext.f", "myext.f is no extractor; if it is a function, write myext:f"),
         ("function", "function: of which.* write --extractor package.module:function"),

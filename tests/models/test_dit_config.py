@@ -106,6 +106,8 @@ def test_the_paper_scale_model_has_3_4_billion_parameters_of_which_0_9_are_activ
         ({"name": "DiT-S/2", "input_size": 7}, r"model\.patch_size=2 does not divide input_size=7"),
         ({"name": "DiT-S/2", "num_classes": 0}, r"model\.num_classes=0 must be at least 1"),
         ({"name": "DiT-S/2-8E9A"}, r"model\.moe\.target=9\.0 exceeds experts=8"),
+        ({"name": "DiT-S/2-8E2A", "moe": {"experts": 0}}, r"model\.moe\.experts=0 must be at least 1, or left out"),
+        ({"name": "DiT-S/2-8E2A", "moe": {"target": 0}}, r"model\.moe\.target=0\.0 must be above 0, or left out"),
         ({"name": "DiT-S/2-8E2A", "moe": {"experts": 16}}, r"model\.moe\.experts=16 contradicts name=DiT-S/2-8E2A"),
         ({"name": "DiT-S/2", "moe": {"experts": 8}}, r"model\.moe\.target is missing"),
         ({"name": "DiT-custom/2", "width": 100, "depth": 1, "heads": 3}, r"width=100 is not a multiple of heads=3"),

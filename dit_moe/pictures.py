@@ -122,8 +122,18 @@ def png_folder(folder: Path, labels_N: Tensor) -> Iterator[Callable[[Tensor], No
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log.jsonl or evaluations.jsonl; none where there is no such file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The lines of a run's log.jsonl or evaluations.jsonl; none where there is no such file.
+
+    ValueError for one that cannot be read.
+    """
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            remedy = "take it out, or let the run go on, which puts it aside"
+            raise ValueError(f"{path}: line {number} is damaged and cannot be read; {remedy}") from None
+    return found
 
 
 def save_curves(

@@ -105,6 +105,9 @@ def test_what_was_measured_in_training_is_a_panel_for_each_distance_with_a_floor
     lines = [{"step": step, "fd_n100": 100 / step, "fd_n100_floor": 2.0, "active": 2.0} for step in (4, 8)]
     (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert read_log(tmp_path / "gone.jsonl") == []
+    (tmp_path / "damaged.jsonl").write_bytes(b'{"step": 5}\n\xff\x00\n{"step": 15}\n')
+    with pytest.raises(ValueError, match=r"damaged.jsonl: line 2 is damaged and cannot be read; take it out, or let"):
+        read_log(tmp_path / "damaged.jsonl")
     heights = []
     for evaluations in ([], read_log(tmp_path / "evaluations.jsonl"), [line | {"fd_n100": None} for line in lines]):
         save_curves(log, None, tmp_path / "curves.png", evaluations)

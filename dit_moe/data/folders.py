@@ -21,4 +21,6 @@ def folder_of_split(folders: Mapping[str, str | None], split: str, kind: str, co
     folder = folders[split]
     if folder is None:
         raise ConfigError(split, f" is missing; name a folder {contents}")
+    if not folder:  # to Python it is the folder that one is in
+        raise ConfigError("heldout" if split == "heldout" else "path", "= is empty; name a folder")
     return Path(folder)

@@ -145,6 +145,7 @@ def place_of(config: Any, split: str, train: str = "path") -> tuple[str, str]:
         raise ValueError(f"images have no split {split!r}; {did_you_mean(split, options)}")
     option = options[split]
     require(getattr(config, option) is not None, config, option, "names no held-out images; say where they are")
+    require(getattr(config, option) != "", config, option, "is empty; say where the images are")
     return option, getattr(config, option)
 
 

@@ -53,6 +53,7 @@ class TrainConfig:
             require(getattr(self, name) >= 1, self, name, "must be at least 1")
         for name in ("micro_batch", "sample_every"):
             require(getattr(self, name) is None or getattr(self, name) >= 1, self, name, "must be at least 1, or null")
+        require(self.init_from != "", self, "init_from", "is empty; name a run, or null for none")
         for name in ("weight_decay", "warmup_steps", "workers"):
             require(getattr(self, name) >= 0, self, name, "must be at least 0")
         for name in ("lr", "eps"):

@@ -119,6 +119,8 @@ def test_the_heldout_split_is_another_tree_with_the_same_classes(tree, tmp_path)
 def test_a_folder_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"^path=.*nowhere does not exist; name a folder that has one folder of"):
         read(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"^path= is empty; say where the images are"):
+        read("")
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"^path=.*file is not a folder"):
         read(tmp_path / "file")

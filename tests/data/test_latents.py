@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save
 
+from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS
 from dit_moe.data.latents import MOST_OPEN, LatentsConfig
 from dit_moe.data.manifest import NoLatents, read_manifest
@@ -90,6 +91,8 @@ def test_what_is_not_there_or_not_finished_is_named(tmp_path, folder):
         read(tmp_path / "begun")
     with pytest.raises(ValueError, match=r"no split 'test'; known: train, heldout"):
         read(folder, split="test")
+    with pytest.raises(ConfigError, match=r"^path= is empty; name a folder"):
+        read("")
 
 
 def test_flips_that_were_not_encoded_are_refused(tmp_path):

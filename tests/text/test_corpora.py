@@ -140,6 +140,8 @@ def test_a_folder_a_pattern_and_a_file_name_files_in_order(tmp_path):
 def test_no_files_are_an_error_that_names_the_option(tmp_path, name):
     with pytest.raises(ConfigError, match=rf"^path={re.escape(str(tmp_path))} names no files of text; name a file"):
         read(corpus(name, path=str(tmp_path)))
+    with pytest.raises(ConfigError, match=r"^path= is empty; say where the text is"):
+        read(corpus(name, path=""))
     with pytest.raises(ConfigError, match=r"^heldout=.*nowhere names no files of text"):
         read(corpus(name, path=str(tmp_path), heldout=str(tmp_path / "nowhere")), "heldout")
 

@@ -19,6 +19,7 @@ def test_the_smallest_run_is_allowed():
         ("steps", 0, "steps=0 must be at least 1"),
         ("batch_size", -1, "batch_size=-1 must be at least 1"),
         ("micro_batch", 0, "micro_batch=0 must be at least 1, or null"),
+        ("init_from", "", "init_from= is empty; name a run, or null for none"),
         ("lr", 0.0, "lr=0.0 must be above 0"),
         ("betas", [0.9], r"betas=\(0.9,\) must be two numbers in \[0, 1\)"),
         ("betas", [0.9, 1.0], r"betas=\(0.9, 1.0\) must be two numbers"),

@@ -97,6 +97,7 @@ def source_of(config: Any, split: str, train: str) -> tuple[str, str]:
     if getattr(config, option) is None:
         remedy = "name held-out text, or set heldout_every to hold out every so many-th document"
         raise ConfigError(option, f" is missing; {remedy}")
+    require(getattr(config, option) != "", config, option, "is empty; say where the text is")
     return option, getattr(config, option)
 
 

@@ -29,8 +29,8 @@ from dit_moe.registry import Registry, did_you_mean, entry_of
 C = TypeVar("C")
 Tree = dict[str, Any]
 
-STORED = "config.yaml"  # of a run, beside one of these:
-_OF_A_RUN = ("state.json", "checkpoints")
+STORED = "config.yaml"  # of a run or a checkpoint, beside one of these:
+_OF_A_RUN = ("state.json", "checkpoints/step_*")
 LITERAL = "# Values are literal: ${…} stands for itself.\n"  # how a written config begins that has such a text
 
 
@@ -151,7 +151,7 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> Tree:
 
 
 def _is_stored(path: Path) -> bool:
-    return path.name == STORED and any((path.parent / name).exists() for name in _OF_A_RUN)
+    return path.name == STORED and any(any(path.parent.glob(name)) for name in _OF_A_RUN)
 
 
 def _resolve(tree: Tree, path: Path) -> Tree:

@@ -182,7 +182,7 @@ def test_only_a_user_s_own_file_has_its_dollars_looked_up(tmp_path, monkeypatch)
     assert load(own, ["a=${oc.env:SECRET}"])["a"] == "${oc.env:SECRET}"
     literal = {"train": {"steps": 3}, "steps": "${train.steps}", "a": "${oc.env:SECRET}", "b": "\\${oc.env:SECRET}"}
     assert parse(text) == literal
-    (tmp_path / "checkpoints").mkdir()  # it is a run's then
+    (tmp_path / "checkpoints" / "step_00000002").mkdir(parents=True)  # it is a run's then
     assert load(own) == literal
 
 

@@ -144,19 +144,22 @@ def test_statistics_need_encoded_latents(tmp_path):
         stage_of(make(tmp_path), normalization="statistics").load()
 
 
-def test_slicing_changes_nothing_and_tiling_is_diffusers_own(tmp_path):
+def test_slicing_decodes_one_image_at_a_time_and_tiling_is_diffusers_own(tmp_path):
     import diffusers
 
     folder = make(tmp_path, sample_size=32)
     latents = stage_of(folder).encode(images(2, size=64)).mean
     plain = stage_of(folder).decode(latents)
-    assert torch.equal(stage_of(folder, slicing=True).decode(latents), plain)
+    sliced = stage_of(folder, slicing=True).decode(latents)
+    assert torch.equal(sliced, torch.cat([stage_of(folder).decode(latents[i : i + 1]) for i in range(2)]))
+    # Some processors' convolutions round by the number and the layout of images: a pixel may become its neighbour.
+    assert (sliced.int() - plain.int()).abs().max() <= 1
     original = diffusers.AutoencoderKL.from_pretrained(tmp_path).eval()
     original.enable_tiling()
     with torch.no_grad():
         tiled = to_uint8(original.decode(latents / 0.5 + 0.25).sample)
-    assert torch.equal(stage_of(folder, tiling=True).decode(latents), tiled)
-    assert not torch.equal(tiled, plain)
+    assert (stage_of(folder, tiling=True).decode(latents).int() - tiled.int()).abs().max() <= 1
+    assert (tiled.int() - plain.int()).abs().max() > 1
 
 
 def test_bf16_is_close_to_fp32(tmp_path):

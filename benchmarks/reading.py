@@ -1,18 +1,19 @@
 """How fast training data is read: latents from shards, against one .npy file a latent and decoding JPEGs at every step.
 
-    python benchmarks/reading.py [FOLDER]
+    python benchmarks/reading.py [FOLDER] [--images 1281167] [--files 2000] [--batches 390]
 
-Makes a manifest of 1.28 million latents (4×32×32, fp16, both ways round, as of ImageNet at 256 pixels) over sparse
-shards in FOLDER, which take no disk, reads shuffled batches of 256 and prints one JSON line per way of reading.
+Makes a manifest of so many latents (4×32×32, fp16, both ways round, as of ImageNet at 256 pixels) over sparse shards in
+FOLDER, which take no disk, reads so many shuffled batches of 256 and prints one JSON line per way of reading: the two
+others, of so many files each, with a fifth and a hundredth of the batches.
 `anonymous_MiB` is the memory that reading has added to the process, without what is mapped from files, which all
 processes share and the system may drop.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import struct
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,17 +28,16 @@ from dit_moe.data.latents import LatentsConfig
 from dit_moe.data.manifest import SHARDS, Manifest, Shard, write_manifest
 from dit_moe.data.order import BatchOrder
 
-IMAGES, SHARD, BATCH, ROWS = 1_281_167, 4096, 256, 100_000
+SHARD, BATCH = 4096, 256
 ROW = (2, 2, 4, 32, 32)  # flips, moments, channels, height, width
-FILES = 2_000  # of the two other ways
 
 
-def sparse_latents(folder: Path) -> None:
+def sparse_latents(folder: Path, images: int) -> None:
     """Shards of zeros that are holes in their files, and a manifest of them."""
     (folder / SHARDS).mkdir(parents=True)
     shards = []
-    for number, start in enumerate(range(0, IMAGES, SHARD)):
-        count = min(SHARD, IMAGES - start)
+    for number, start in enumerate(range(0, images, SHARD)):
+        count = min(SHARD, images - start)
         sizes = {"index": ("I64", [count]), "labels": ("I64", [count]), "moments": ("F16", [count, *ROW])}
         header, end = {}, 0
         for name, (dtype, shape) in sizes.items():
@@ -73,19 +73,19 @@ def anonymous_mib() -> float:
     return int(fields["RssAnon"].split()[0]) / 1024
 
 
-def measure(name: str, read: Callable[[list[int]], object], size: int, rows: int) -> None:
+def measure(name: str, read: Callable[[list[int]], object], size: int, batches: int) -> None:
     order, before = BatchOrder(size, BATCH, seed=0), anonymous_mib()
     order.batch(0)  # the epoch's permutation
     read(order.batch(0))
     held = anonymous_mib()
     start = time.perf_counter()
-    for step in range(rows // BATCH):
+    for step in range(batches):
         read(order.batch(step))
     seconds = time.perf_counter() - start
     facts = {
         "reading": name,
         "rows_of": size,
-        "rows_per_s": round(rows // BATCH * BATCH / seconds),
+        "rows_per_s": round(batches * BATCH / seconds),
         "anonymous_MiB": round(anonymous_mib() - before, 1),
         "grown_while_reading_MiB": round(anonymous_mib() - held, 1),
         "threads": torch.get_num_threads(),
@@ -93,12 +93,12 @@ def measure(name: str, read: Callable[[list[int]], object], size: int, rows: int
     print(json.dumps(facts), flush=True)
 
 
-def main(folder: Path) -> None:
-    sparse_latents(folder / "latents")
+def measure_all(folder: Path, images: int, files: int, batches: int) -> None:
+    sparse_latents(folder / "latents", images)
     start = time.perf_counter()
     latents = DATASETS.build(LatentsConfig(path=str(folder / "latents")), "train")
-    print(json.dumps({"opening": "latents", "images": IMAGES, "seconds": round(time.perf_counter() - start, 3)}))
-    measure("latents from shards", latents.__getitems__, len(latents), ROWS)
+    print(json.dumps({"opening": "latents", "images": images, "seconds": round(time.perf_counter() - start, 3)}))
+    measure("latents from shards", latents.__getitems__, len(latents), batches)
 
     moments = np.zeros(ROW[1:], np.float16)
     chance = np.random.default_rng(0)
@@ -107,18 +107,25 @@ def main(folder: Path) -> None:
     photo = Image.fromarray(chance.integers(0, 256, (47, 63, 3), dtype=np.uint8)).resize(
         (500, 375), Image.Resampling.BICUBIC
     )
-    for i in range(FILES):
+    for i in range(files):
         np.save(folder / "npy" / f"{i}.npy", moments)
         photo.save(folder / "jpeg" / "0" / f"{i:05d}.jpg", quality=90)
-    npy = [folder / "npy" / f"{i}.npy" for i in range(FILES)]
-    measure("one np.load a latent", lambda rows: np.stack([np.load(npy[i]) for i in rows]), FILES, 20_000)
-    images = DATASETS.build(DATASETS.config_class("image_folder")(path=str(folder / "jpeg"), size=256), "train")
-    measure("JPEGs 500×375, cropped to 256", images.__getitems__, FILES, 1_024)
+    npy = [folder / "npy" / f"{i}.npy" for i in range(files)]
+    measure("one np.load a latent", lambda rows: np.stack([np.load(npy[i]) for i in rows]), files, max(batches // 5, 1))
+    jpegs = DATASETS.build(DATASETS.config_class("image_folder")(path=str(folder / "jpeg"), size=256), "train")
+    measure("JPEGs 500×375, cropped to 256", jpegs.__getitems__, files, max(batches // 100, 1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, help="default a temporary one, deleted afterwards")
+    parser.add_argument("--images", type=int, default=1_281_167, help="latents in the shards")
+    parser.add_argument("--files", type=int, default=2_000, help="files of each of the other ways")
+    parser.add_argument("--batches", type=int, default=390, help="batches of 256 read from the shards")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        measure_all(args.folder or Path(temporary), args.images, args.files, args.batches)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        main(Path(sys.argv[1]))
-    else:
-        with tempfile.TemporaryDirectory() as temporary:
-            main(Path(temporary))
+    main()

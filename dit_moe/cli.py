@@ -35,18 +35,22 @@ NEGATIVE = re.compile(r"-[\d.]")  # how a negative number begins
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sub-command and return its exit code.
+    """Run one sub-command and return its exit code."""
+    return _guarded(parse(sys.argv[1:] if argv is None else argv))
 
-    Each is a module of `dit_moe.commands` with `add_arguments` and `run`, imported only when it is called.
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """What the words of a sub-command mean; SystemExit for --help, and for words that mean nothing.
+
+    Each sub-command is a module of `dit_moe.commands` with `add_arguments` and `run`, imported only when it is called.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="dit-moe", description="Diffusion Transformers, and language models, with DTop-p experts"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module_name, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
-        if argv[:1] == [name]:
+        if list(argv[:1]) == [name]:
             module = importlib.import_module(f"dit_moe.commands.{module_name}")
             command.description = module.__doc__
             command.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -61,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.overrides = [*args.overrides, *rest]
         else:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return _guarded(args)
+    return args
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

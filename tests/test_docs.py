@@ -1,10 +1,7 @@
 """What the guides show works as it stands there."""
 
 import re
-import sys
-import types
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,42 +21,26 @@ from dit_moe.text.sequences import TokensConfig
 from dit_moe.text.tokenization import TokenizeConfig
 from dit_moe.text_experiment import TextEvalConfig, TextSampleConfig
 from dit_moe.training import TrainConfig
-
-ROOT = Path(__file__).parent.parent
-GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+from tests.shown import GUIDES, ROOT, blocks, entry
 
 
-def test_the_router_of_the_guide_is_complete_in_its_one_file(monkeypatch):
-    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)[1]
-    try:
-        module = types.ModuleType("minp")
-        monkeypatch.setitem(sys.modules, "minp", module)  # dataclasses look their module up
-        exec(compile(code, "minp.py", "exec"), vars(module))
+def test_the_router_of_the_guide_is_complete_in_its_one_file():
+    with entry(blocks(ROOT / "docs" / "extending.md", "python")[0], ROUTERS, "minp"):
         config = build(MoEConfig, {"experts": 4, "target": 2, "router": {"name": "minp", "fraction": 0.3}})
         layer, x = MoELayer(config, 16, 64), torch.randn(2, 5, 16)
         out, aux = layer(x)
         assert out.shape == x.shape and set(aux) == {"balance", "dynamic", "z"}
         prob = layer.router.probabilities(x.flatten(0, 1))[1]
         assert torch.equal(layer.router.select(prob), prob >= 0.3 * prob.amax(-1, keepdim=True))
-    finally:
-        ROUTERS._factories.pop("minp", None)
-        ROUTERS._configs.pop("minp", None)
 
 
-def test_the_metric_of_the_guide_is_complete_in_its_one_file(monkeypatch):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
-    try:
-        module = types.ModuleType("mean_gap")
-        monkeypatch.setitem(sys.modules, "mean_gap", module)
-        exec(compile(blocks[1], "mean_gap.py", "exec"), vars(module))
+def test_the_metric_of_the_guide_is_complete_in_its_one_file():
+    with entry(blocks(ROOT / "docs" / "extending.md", "python")[1], METRICS, "mean_gap"):
         metric = METRICS.build(METRICS.config_class("mean_gap")(power=1.0))
         near, far = (FeatureSet("set", 3, features_ND=torch.eye(3) + shift) for shift in (0.0, 2.0))
         assert metric(near, near) == {"mean_gap": 0}
         assert metric(near, far) == {"mean_gap": pytest.approx(2 * 3**0.5)}
         assert metric.settings() == {"power": 1.0}
-    finally:
-        METRICS._factories.pop("mean_gap", None)
-        METRICS._configs.pop("mean_gap", None)
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)

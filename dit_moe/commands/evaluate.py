@@ -10,6 +10,7 @@ stopped. Started by torchrun or accelerate it uses every process.
 
     dit-moe eval runs/digits count=450 guidance.scale=1.5 --seeds 3 --out metrics.json
     dit-moe eval seed0.npz seed1.npz digits --metrics fd,kid,precision_recall
+    # needs Inception's weights and ADM's reference batch
     dit-moe eval runs/xl VIRTUAL_imagenet256_labeled.npz --recipe adm-50k --sampling dit-cfg1.5 --out fid.json
 """
 

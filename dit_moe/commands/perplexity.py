@@ -8,7 +8,7 @@ The result is JSON on stdout and in a file, and a table on stderr. Started by to
 every process; the result is the same.
 
     dit-moe perplexity runs/lm_tiny
-    dit-moe perplexity runs/lm_tiny README.md docs/guide.md --stride 64 --out readme.json precision=bf16
+    dit-moe perplexity runs/lm_tiny README.md docs/language.md --stride 64 --out readme.json precision=bf16
 """
 
 from __future__ import annotations

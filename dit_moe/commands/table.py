@@ -4,7 +4,7 @@ Rows that cannot be compared with the published ones are marked, and footnotes s
 RUN, the published rows alone.
 
     dit-moe table runs/digits runs/digits_topk --published none
-    dit-moe table runs/*/metrics.json --out table.md --csv table.csv
+    dit-moe table runs/digits*/metrics.json --out table.md --csv table.csv
 """
 
 from __future__ import annotations

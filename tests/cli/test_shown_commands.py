@@ -1,0 +1,163 @@
+"""Every command that a guide or a command's help shows runs as it stands there, in its smallest form.
+
+They run in a folder of their own, with the words that the guide has and, behind them, some that make the work small
+(see small_forms.py). What needs something that is not everywhere (`shown.NEEDS`) is read, with its config, and not run.
+"""
+
+import re
+import shutil
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from matplotlib.figure import Figure
+from transformers import TrainingArguments
+
+from dit_moe.cli import parse
+from dit_moe.commands import routing
+from dit_moe.commands.compare_plan import experiments_of
+from dit_moe.commands.train import load
+from dit_moe.data import digits
+from dit_moe.evaluation.recipes import sampling_recipe
+from dit_moe.metrics import METRICS
+from dit_moe.moe import ROUTERS
+from dit_moe.studies.study import find_study, load_study
+from tests.cli import small_forms
+from tests.interop.models import tokens
+from tests.shown import (
+    BLOCK,
+    CONFIGS,
+    GUIDES,
+    HELPS,
+    NEEDS,
+    PROGRAM,
+    ROOT,
+    SCRIPTS,
+    blocks,
+    entry,
+    in_blocks,
+    in_help,
+    in_passing,
+)
+
+SHOWN = {path.name: shown for path in GUIDES if (shown := in_blocks(path))}
+SHOWN |= {path.name: shown for path in HELPS if (shown := in_help(path))}
+
+NAMED = {str(path.relative_to(ROOT)): in_passing(path) for path in (*GUIDES, *HELPS, *CONFIGS, *SCRIPTS)}
+NAMED = {name: named for name, named in NAMED.items() if named}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The commands that have run by now, in a folder that has what they begin from."""
+    router, metric = blocks(ROOT / "docs" / "extending.md", "python")
+    whole = digits.load_digits()
+    few = SimpleNamespace(images=whole.images[:200], target=whole.target[:200])
+    with pytest.MonkeyPatch.context() as patch, entry(router, ROUTERS, "minp"), entry(metric, METRICS, "mean_gap"):
+        patch.setattr(digits, "load_digits", lambda: few)
+        patch.setattr(routing, "write_report", lambda stats, folder: [])  # pictures have tests of their own
+        patch.setattr(Figure, "savefig", lambda *args, **kwargs: None)
+        patch.chdir(tmp_path_factory.mktemp("workplace"))
+        small_forms.furnish(Path.cwd())
+        yield set(small_forms.BEFORE)
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_commands_run_as_they_are_shown(name, done, capsys):
+    failed = []
+    for shown in SHOWN[name]:
+        words = shown.ours()
+        if words is None:
+            require_known(shown)
+        elif shown.needs:
+            require_sense(words)
+        elif tuple(words) not in done:
+            done.add(tuple(words))
+            if small_forms.run(words) != 0:
+                failed.append(f"{shown}\n{capsys.readouterr().err.strip().splitlines()[-1]}")
+    assert failed == []
+
+
+def require_known(shown):
+    """Of another program's command: it is one that a reader of the repository has, or it says what it needs."""
+    match shown.words:
+        case ("make", target, *settings):
+            assert re.search(rf"^\.PHONY:.*\b{target}\b", (ROOT / "Makefile").read_text(), re.MULTILINE), shown
+            assert all((ROOT / setting.partition("=")[2]).exists() for setting in settings if "…" not in setting), shown
+        case ("pip", "install", *_, what):
+            extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            assert set(re.search(r"\[(.*)\]$", what)[1].split(",")) <= set(extras), shown
+        case ("python", script, *_) if (ROOT / script).parent.name == "benchmarks":
+            assert (ROOT / script).is_file(), shown  # tests/test_benchmarks.py runs them
+        case ("source", path):
+            assert path.startswith(".venv/"), shown  # which make has made
+        case _:
+            assert shown.needs, shown
+
+
+def require_sense(words):
+    """Of a command that cannot run here: its words mean something, and the config or study that it names is sound."""
+    args = parse(words)
+    if args.command == "encode":
+        load(args.config, args.overrides)
+    elif args.command == "compare":
+        path = find_study(args.study)
+        experiments_of(load_study(path, args.overrides), path.parent)
+    elif args.command == "eval" and args.sampling is not None:
+        sampling_recipe(args.sampling, "ddpm")
+    else:
+        assert args.command in ("eval", "lm-eval"), words
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
+def test_commands_of_guides_stand_in_blocks_that_say_so(path):
+    text = path.read_text()
+    languages = re.findall(r"^```(\w*)$", text, re.MULTILINE)
+    assert set(languages[::2]) <= {"bash", "python", "yaml"} and set(languages[1::2]) <= {""}
+    assert not re.findall(rf"^ {{4}}{PROGRAM}", BLOCK.sub("", text), re.MULTILINE)
+
+
+def test_what_commands_can_need_is_what_some_need():
+    assert set().union(*(shown.needs for each in SHOWN.values() for shown in each)) == NEEDS
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_commands_that_a_sentence_names_would_be_understood(name, capsys):
+    for shown in NAMED[name]:
+        words = shown.ours()
+        if words is None:
+            require_known(shown)
+        elif "--help" not in words:
+            assert any(understood([*words, *["WORD"] * missing]) for missing in range(3)), shown
+
+
+def understood(words):
+    try:
+        return bool(parse(words))
+    except SystemExit:
+        return False
+
+
+@pytest.mark.parametrize("path", [path for path in GUIDES if blocks(path, "yaml")], ids=lambda path: path.name)
+def test_configs_run_as_they_are_shown(path, tmp_path):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    (tmp_path / "configs" / "other.yaml").write_text("{}")
+    file = tmp_path / "configs" / "shown.yaml"
+    for text in blocks(path, "yaml"):
+        if text.startswith("title: "):  # of a study, which studies.md has a command for
+            continue
+        of = "lm_tiny" if "tokenize:" in text else "imagenet256/base" if "name: DiT" in text else "digits"
+        file.write_text(text if text.startswith("base: ") else f"base: {of}.yaml\n{text}")
+        load(file, [])
+
+
+def test_programs_in_python_run_as_they_are_shown(done, capsys):
+    generate, train, convert = blocks(ROOT / "docs" / "transformers.md", "python")
+    names = {
+        "args": TrainingArguments("trained", max_steps=1, use_cpu=True, report_to=[], save_strategy="no"),
+        "rows": [{"input_ids": row, "labels": row} for row in tokens(batch=8)],
+    }
+    for code in (generate, train, convert):
+        exec(compile(code, "transformers.md", "exec"), names)
+    assert "A class is" in capsys.readouterr().out

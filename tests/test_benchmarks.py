@@ -1,0 +1,51 @@
+"""Every script in benchmarks/ runs, in its smallest form, and prints its measurements."""
+
+import importlib
+import json
+import multiprocessing.dummy
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+SMALLEST = {  # by name: words, and how many lines it prints
+    "controller": ("--images 1 --steps 12 --laws scheduled,0.2,0.3", 8),
+    "controller_training": (
+        "--steps 20 --cases 4,2 --p0 0.5 --set model.width=16 model.heads=2 model.depth=2 train.batch_size=32",
+        1,
+    ),
+    "metrics": ("--dim 32 --samples 40 --reference 50", 12),
+    "olmoe": ("--width 64 --depth 1 --experts 4 --active 2 --expert-hidden 16 --length 8 --repeats 1", 2),
+    "reading": ("--images 300 --files 2 --batches 1", 4),
+    "streaming": ("--images 20 --size 16", 1),
+}
+
+
+def printed(name, words, monkeypatch, capsys):
+    """The lines of JSON that a script prints, in this process."""
+    script = importlib.import_module(f"benchmarks.{name}")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: multiprocessing.dummy)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words.split()])
+    capsys.readouterr()
+    script.main()
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_benchmark_prints_what_it_measured(name, monkeypatch, capsys):
+    words, lines = SMALLEST[name]
+    assert len(printed(name, words, monkeypatch, capsys)) == lines
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_benchmark_has_the_options_that_it_and_the_guides_name(name, monkeypatch, capsys):
+    texts = [(ROOT / "benchmarks" / f"{name}.py").read_text(), *(path.read_text() for path in ROOT.glob("docs/*.md"))]
+    commands = re.findall(rf"python benchmarks/{name}\.py((?:[^`\n]|\n +\[)*)", "\n".join(texts))
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(f"benchmarks.{name}").main()
+    options = set(re.findall(r"--[\w-]+", capsys.readouterr().out.partition("usage:")[2].partition("\n\n")[0]))
+    assert commands and set(re.findall(r"--[\w-]+", " ".join(commands))) <= options

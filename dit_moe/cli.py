@@ -82,15 +82,24 @@ def _joined(argv: Sequence[str]) -> list[str]:
 def _guarded(args: argparse.Namespace) -> int:
     from dit_moe.diffusion import SamplingError
     from dit_moe.latents.encode import EncodingError
+    from dit_moe.processes import ProcessLost, ending_together
     from dit_moe.text.perplexity import ScoringError
     from dit_moe.training import Interrupted, TrainingError
 
     try:
-        args.run(args)
+        with ending_together():
+            args.run(args)
     except Interrupted as stop:
         print(f"stopped: {stop}", file=sys.stderr)
         return 128 + stop.signum
-    except (TrainingError, SamplingError, EncodingError, ScoringError, OSError) as error:  # a full disk, too
+    except (
+        TrainingError,
+        SamplingError,
+        EncodingError,
+        ScoringError,
+        ProcessLost,
+        OSError,
+    ) as error:  # a full disk, too
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except ValueError as error:

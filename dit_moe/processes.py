@@ -5,14 +5,21 @@ from __future__ import annotations
 import atexit
 import fcntl
 import os
+import re
+import signal
+import socket
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from types import FrameType
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 
@@ -21,7 +28,16 @@ from dit_moe.files import require_writable
 
 T = TypeVar("T")
 
+JOINING = timedelta(minutes=5)  # until all processes that were started together are there
 PATIENCE = timedelta(hours=1)  # of processes waiting for each other: one may still encode a shard, or verify them all
+POLL = 0.2  # seconds between two looks at who has come
+
+GLOO = re.compile(r"\[\S*gloo/\S*\] ")  # its errors are plain RuntimeErrors that begin with a line of its source
+AFTERWARDS = "look for its own message, then run the same command again, which goes on from what was saved"
+
+
+class ProcessLost(RuntimeError):
+    """Another of the processes that work together has ended, or never came."""
 
 
 def use_cpu() -> bool:
@@ -35,11 +51,13 @@ def use_cpu() -> bool:
 def join_processes() -> PartialState:
     """This process's place: alone, or one of those that `accelerate launch` or torchrun started.
 
-    Raises ConfigError if the processes that were started cannot form a group.
+    Raises ConfigError if the processes that were started cannot form a group, and ProcessLost if they are not all there
+    within `JOINING`.
     """
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; cuDNN's convolutions would round to 10 bits
-    state = PartialState(cpu=use_cpu(), timeout=PATIENCE)
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = _launched()
+    meets = launched > 1 and "MASTER_ADDR" in os.environ and not dist.is_initialized()
+    state = PartialState(cpu=use_cpu(), timeout=PATIENCE, **_meet(launched) if meets else {})
     if launched != state.num_processes:
         problem = f"={launched} processes were launched, but they cannot form a group on {state.device.type}"
         raise ConfigError("WORLD_SIZE", f"{problem}; launch one, or set ACCELERATE_USE_CPU=true")
@@ -49,10 +67,91 @@ def join_processes() -> PartialState:
     return state
 
 
+def _meet(launched: int) -> dict[str, Any]:
+    """Wait for all processes that were launched; returns what `init_process_group` makes their group with."""
+    rank, deadline = int(os.environ["RANK"]), time.monotonic() + JOINING.total_seconds()
+    limit = f"within {JOINING.total_seconds():.0f} s"
+    remedy = "look for the messages of the others, then start all of them again with the same command"
+    address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    while rank > 0 and not _answers(address):  # torch would wait as well, deaf to signals
+        if time.monotonic() > deadline:
+            problem = f"process 0, or its launcher, did not come to {address[0]}:{address[1]} {limit}"
+            raise ProcessLost(f"{_place()}: {problem}; {remedy}")
+        time.sleep(POLL)
+    # A meeting of one, to torch, which then waits for nobody: its own message would not say how many came.
+    store, *_ = next(dist.rendezvous("env://", rank, 1, timeout=JOINING))
+    came = _count(store, "dit_moe/came", launched, deadline)
+    if came < launched:
+        raise ProcessLost(f"{_place()}: only {came} of {launched} processes came {limit}; {remedy}")
+    # Process 0 has the store, and must not end before the others have read there that all came.
+    _count(store, "dit_moe/met", launched if rank == 0 else 1, deadline)
+    store.set_timeout(PATIENCE)
+    return {"store": store, "rank": rank, "world_size": launched}
+
+
+def _count(store: dist.Store, name: str, wanted: int, deadline: float) -> int:
+    """Add this process to the count of that name and wait for the `wanted` one; returns how many there were in time."""
+    count = store.add(name, 1)
+    try:
+        while count < wanted and time.monotonic() < deadline:
+            time.sleep(POLL)
+            count = store.add(name, 0)
+    except dist.DistError:
+        pass  # process 0 has waited long enough, and the store has ended with it
+    return count
+
+
+def _answers(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, timeout=10).close()
+    except OSError:
+        return False
+    return True
+
+
 def _leave_group() -> None:
     """End gloo's threads before the interpreter ends: one that lets go of a tensor after that aborts the process."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """While entered, a process that loses another one says so: as ProcessLost, or when its launcher sends SIGTERM.
+
+    The processes that were started together join on entering. A SIGTERM raises SystemExit, so that temporary files go.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()  # Python handles signals nowhere else
+    before = signal.signal(signal.SIGTERM, _on_sigterm) if in_main_thread else None
+    try:
+        if _launched() > 1:
+            join_processes()
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or GLOO.match(str(error))):
+            raise
+        cause = re.split(r"\.\s|\n", GLOO.sub("", str(error)))[0]
+        problem = f"{_place()}: another process ended, or did not answer ({cause})"
+        raise ProcessLost(f"{problem}; {AFTERWARDS}") from error
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _on_sigterm(signum: int, frame: FrameType | None) -> None:
+    if _launched() > 1:
+        told = f"stopped: {_place()}: SIGTERM, which launchers send when another process has ended; {AFTERWARDS}\n"
+        os.write(2, told.encode())  # not print: the signal may have come in the middle of one
+    sys.exit(128 + signum)
+
+
+def _launched() -> int:
+    """How many processes were started together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _place() -> str:
+    return f"process {os.environ.get('RANK', '0')} of {_launched()}"
 
 
 def on_all(call: Callable[[], T]) -> list[T]:

@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "studies": BOTTOM
     | {"checkpoint", "moe", "diffusion", "evaluation", "training", "experiment", "text_experiment"}
     | {"figures", "pictures"},
-    "cli": BOTTOM | {"commands", "training", "diffusion", "latents", "text"},
+    "cli": BOTTOM | {"commands", "processes", "training", "diffusion", "latents", "text"},
 }
 
 

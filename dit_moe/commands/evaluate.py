@@ -19,10 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -70,18 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate, print JSON to stdout and a table to stderr. ValueError for bad input, before anything is written."""
-    with _ending_cleanly():
-        Evaluation(args).run()
-
-
-@contextmanager
-def _ending_cleanly() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does: temporary folders go."""
-    before = signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    Evaluation(args).run()
 
 
 class Evaluation:

@@ -1,0 +1,103 @@
+"""Processes that come together and part, for test_processes.py: FOLDER has what each said, <case>_<rank>.txt and .code.
+
+They are forks, which need no start of their own, and all cases run side by side.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import sklearn.datasets  # noqa: F401 (once, before the forks)
+import torch
+
+from dit_moe import processes
+from dit_moe.cli import main
+from dit_moe.commands import table, train  # noqa: F401
+from dit_moe.text import perplexity  # noqa: F401
+from dit_moe.training.feed import Feed
+from tests.cli.conftest import CONFIG, SMALL
+from tests.scripts import die
+
+FOLDER = Path(sys.argv[1])
+
+
+def started(case: str, rank: int, port: int, work: Callable[[], int | None]) -> int:
+    """The id of a new process, one of two, that does some work."""
+    child = os.fork()
+    if child:
+        return child
+    for stream in (1, 2):
+        os.dup2(os.open(FOLDER / f"{case}_{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    try:
+        code = work()
+    except SystemExit as stop:
+        code = stop.code
+    atexit._run_exitfuncs()
+    os._exit(code or 0)  # the rest of an interpreter's end takes two seconds, in which nothing happens here
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]
+
+
+def together() -> None:
+    """Join twice, and say what there is then and at the very end."""
+
+    def tell() -> None:
+        print(torch.distributed.is_initialized(), flush=True)
+
+    atexit.register(tell)  # first in, so last out: after all that join_processes registers
+    processes.join_processes()
+    processes.join_processes()
+    tell()
+
+
+def missing() -> int:
+    """Wait for another process, for a second."""
+    processes.JOINING = timedelta(seconds=1)
+    return main(["table"])
+
+
+def told_to_stop() -> int:
+    """Wait for another process, and be sent SIGTERM."""
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    return main(["table"])
+
+
+def training() -> int:
+    """Train; the second process dies in the third step, when the second is saved."""
+    advance, steps = Feed.advance, []
+
+    def mortal(self) -> None:
+        steps.append(1)
+        if len(steps) == 4 and os.environ["RANK"] == "1":
+            die()
+        advance(self)
+
+    Feed.advance = mortal
+    return main(["train", CONFIG, "--run", str(FOLDER / "run"), *SMALL])
+
+
+CASES = (("together", (0, 1), together), ("alone", (0,), missing), ("without_first", (1,), missing))
+CASES += (("told_to_stop", (0,), told_to_stop), ("training", (0, 1), training))
+
+if __name__ == "__main__":
+    running = {}
+    for case, ranks, work in CASES:
+        port = free_port()
+        running |= {f"{case}_{rank}": started(case, rank, port, work) for rank in ranks}
+    for name, child in running.items():
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        (FOLDER / f"{name}.code").write_text(str(code))

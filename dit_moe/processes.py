@@ -124,7 +124,7 @@ def ending_together() -> Iterator[None]:
     in_main_thread = threading.current_thread() is threading.main_thread()  # Python handles signals nowhere else
     before = signal.signal(signal.SIGTERM, _on_sigterm) if in_main_thread else None
     try:
-        if _launched() > 1:
+        if _launched() > 1 and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):  # training refuses that by its name
             join_processes()
         yield
     except RuntimeError as error:

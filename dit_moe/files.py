@@ -1,17 +1,29 @@
-"""Files that are in place as a whole or not at all, in folders that can be written."""
+"""Files and folders that are in place as a whole or not at all, in folders that can be written.
+
+What is being written lies beside its place under a private name and is locked: nothing of a user's is ever taken for
+it, and what a killed process left is known by its lock being free. The next writer of the same output removes it.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import secrets
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from errno import EEXIST, ENOTEMPTY
+from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
 
 _SEAL, _END = ',\n "sha256": "', "\n}"  # as json.dumps(…, indent=1) has them
+_PRIVATE = ".dit_moe-partial"  # how the names of unfinished files and folders end
+_LONGEST = 200  # bytes of an output's name in a private one, as a file system takes 255 in all
 
 
 def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
@@ -29,19 +41,160 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], obj
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write, which takes the place of `path` when the block ends, and leaves no trace if it fails."""
-    partial = path.with_name(path.name + ".partial")
+    private = None
     try:
-        with partial.open("wb") as file:
+        private, descriptor = _make_private(path, _create_file)
+        with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+            private.replace(path)
     except OSError as error:
-        if error.errno and error.filename is None:  # a full disk does not say which file was too much for it
+        if error.errno and error.filename in (None, str(private)):  # a full disk does not say what was too much for it
             raise type(error)(error.errno, error.strerror, str(path)) from None
         raise
     finally:
-        partial.unlink(missing_ok=True)
+        if private is not None:
+            private.unlink(missing_ok=True)
+
+
+def everything(folder: Path) -> Sequence[str]:
+    """What is foreign in a folder of which nothing may be replaced."""
+    return sorted(os.listdir(folder))
+
+
+@contextmanager
+def atomic_folder(folder: Path, foreign: Callable[[Path], Sequence[str]] = everything) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `folder` when the block ends, and leaves no trace if it fails.
+
+    Args:
+        folder: what is to be written; if it is a link, what that points to.
+        foreign: called with an existing folder, names what in it was not written by us.
+
+    Raises ValueError, before the block and after it, if anything foreign would be lost.
+    """
+    folder = folder.resolve() if folder.is_symlink() else folder
+    require_replaceable(folder, foreign)
+    private, descriptor = _make_private(folder, _create_folder)
+    try:
+        yield private
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(sync, [private, *private.rglob("*")]))
+        _put_in_place(private, folder, foreign)
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+        os.close(descriptor)
+
+
+def require_replaceable(folder: Path, foreign: Callable[[Path], Sequence[str]] = everything) -> None:
+    """ValueError if `folder` is no folder, or if anything in it is `foreign`."""
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is there already and is no folder; move it away, or choose another name")
+    if found := foreign(folder):
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        problem = f"{folder} is there already and holds {found[0]}{more}, which would be lost"
+        raise ValueError(f"{problem}; move it away, or choose another folder")
+
+
+def _put_in_place(private: Path, folder: Path, foreign: Callable[[Path], Sequence[str]]) -> None:
+    """Rename the folder `private` to `folder`; what that was goes, unless anything in it is foreign."""
+    while True:
+        try:
+            private.rename(folder)  # also over an empty folder
+            return
+        except OSError as error:
+            if error.errno not in (EEXIST, ENOTEMPTY):
+                raise
+        require_replaceable(folder, foreign)
+        old = _private_name(folder)
+        try:
+            folder.rename(old)
+        except FileNotFoundError:  # another process was faster, and will put its own in place
+            continue
+        try:
+            private.rename(folder)
+        except OSError as error:
+            if error.errno not in (EEXIST, ENOTEMPTY):
+                old.rename(folder)
+                raise
+        else:
+            return
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+# ------------------------------------------------------------------------------------------------------ private names
+
+
+def _private_name(path: Path) -> Path:
+    return path.with_name(f"{_private_start(path)}{secrets.token_hex(4)}{_PRIVATE}")
+
+
+def _private_start(path: Path) -> str:
+    return f".{os.fsdecode(os.fsencode(path.name)[:_LONGEST])}."
+
+
+def _make_private(path: Path, create: Callable[[Path], int]) -> tuple[Path, int]:
+    """Remove what killed writers of `path` left, and `create` something under a private name beside it.
+
+    Returns its path and an open descriptor, whose lock says that the writer is alive.
+    """
+    for leftover in path.parent.glob(f"{escape(_private_start(path))}*{_PRIVATE}"):
+        _remove_unlocked(leftover)
+    while True:
+        private = _private_name(path)
+        try:
+            descriptor = create(private)
+        except FileNotFoundError:
+            if not path.parent.is_dir():
+                raise
+            continue
+        with suppress(OSError):  # where there are no locks, leftovers stay
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if is_open_as(private, descriptor):
+            return private, descriptor
+        os.close(descriptor)  # taken for a leftover before it was locked
+
+
+def _create_file(path: Path) -> int:
+    # With the mode that the umask gives, which a file of `tempfile` has not.
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+
+
+def _create_folder(path: Path) -> int:
+    path.mkdir()
+    return os.open(path, os.O_RDONLY)
+
+
+def _remove_unlocked(leftover: Path) -> None:
+    """Remove a file or folder with a private name unless its writer is alive."""
+    try:
+        descriptor = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:  # gone by now
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+    except OSError:  # in use
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def is_open_as(path: Path, descriptor: int) -> bool:
+    """Whether the name `path` still is that of an open file."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+# ------------------------------------------------------------------------------------- folders, sealed files, hashes
 
 
 def require_writable(folder: Path) -> None:
@@ -51,6 +204,29 @@ def require_writable(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(f"{folder} cannot be written ({error.strerror}); choose another folder") from None
+
+
+def require_own(folder: Path, names: Sequence[str], keys: Set[str]) -> None:
+    """ValueError if `folder` holds any of `names`, which would be replaced, and was not begun by us.
+
+    What we began has an encoding.json with the `keys`, or a manifest.json with such an encoding.
+    """
+    begun, finished = (_read_object(folder / name) for name in ("encoding.json", "manifest.json"))
+    if any(isinstance(each, dict) and each.keys() >= keys for each in (begun, finished.get("encoding"))):
+        return
+    for path in (folder / name for name in names):
+        if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+            problem = f"{path} was not written by dit-moe and would be replaced"
+            raise ValueError(f"{problem}; move it away, or name another folder")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one if the file holds none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def sync(path: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,12 +17,13 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from dit_moe.files import sync, write_atomically
+from dit_moe.files import atomic_folder, write_atomically
 
 MIN_CELL = 64  # pixels; smaller images are enlarged by a whole factor, so that every pixel stays a square
 GAP = 2
 MOST_ROWS, MOST_COLUMNS = 16, 10
 MANY_LAYERS = 8
+LABELS = "labels.json"
 _OWN_FILE = re.compile(r"\d{6,}\.png|labels\.json")
 
 
@@ -75,47 +75,41 @@ def _picture(pixels_HWC: np.ndarray) -> Image.Image:
 # ------------------------------------------------------------------------------------------------- one file per image
 
 
-def require_own_folder(folder: Path) -> None:
-    """ValueError if `folder` holds anything that `png_folder` did not write, and would delete."""
-    strangers = [name for name in (os.listdir(folder) if folder.exists() else []) if not _OWN_FILE.fullmatch(name)]
-    if strangers:
-        raise ValueError(f"{folder} holds {strangers[0]}, which is no sample and would be lost; choose another folder")
+def foreign_pictures(folder: Path) -> list[str]:
+    """What in a folder is none of the samples that `png_folder` put there, all of which its labels.json lists."""
+    try:
+        labels = json.loads((folder / LABELS).read_bytes())
+    except (OSError, ValueError):
+        labels = None
+    own = {LABELS, *labels} if isinstance(labels, dict) else set()
+    return sorted(name for name in os.listdir(folder) if name not in own or not _OWN_FILE.fullmatch(name))
 
 
 @contextmanager
 def png_folder(folder: Path, labels_N: Tensor) -> Iterator[Callable[[Tensor], None]]:
     """Yields ``add(images_BCHW)``, which saves uint8 images as 000000.png, 000001.png, …; labels.json has their labels.
 
-    The files are collected in ``<folder>.partial``. When the block ends they take the place of `folder` as a whole, so
-    that the pictures of two runs are never mixed; an exception in the block leaves what `folder` was before.
+    When the block ends they take the place of `folder` as a whole, so that the pictures of two runs are never mixed; an
+    exception in the block leaves what `folder` was before. ValueError if it holds anything but such pictures.
     """
-    partial, old = (folder.with_name(folder.name + ending) for ending in (".partial", ".old"))
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
-    partial.mkdir()
     names = [f"{i:06d}.png" for i in range(len(labels_N))]
     waiting = iter(names)
-    try:
-        with ThreadPoolExecutor() as pool:  # compressing a picture takes longer than any step of a sampler
+    with (
+        atomic_folder(folder, foreign_pictures) as unfinished,
+        ThreadPoolExecutor() as pool,  # compressing a picture takes longer than any step of a sampler
+    ):
 
-            def add(images_BCHW: Tensor) -> None:
-                pictures = map(_picture, images_BCHW.permute(0, 2, 3, 1).numpy())
-                files = [partial / next(waiting) for _ in images_BCHW]
-                list(pool.map(save_png, pictures, files))
+        def add(images_BCHW: Tensor) -> None:
+            pictures = map(_picture, images_BCHW.permute(0, 2, 3, 1).numpy())
+            files = [unfinished / next(waiting) for _ in images_BCHW]
+            list(pool.map(Image.Image.save, pictures, files))
 
-            yield add
+        yield add
         missing = len(list(waiting))
         if missing:
             raise ValueError(f"{folder}: {len(names) - missing} of {len(names)} images; the rest was never made")
         labels = dict(zip(names, labels_N.tolist(), strict=True))
-        write_atomically(partial / "labels.json", json.dumps(labels, indent=0) + "\n")
-        sync(partial)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        partial.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (unfinished / LABELS).write_text(json.dumps(labels, indent=0) + "\n")
 
 
 # ------------------------------------------------------------------------------------------------------------ curves

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import fcntl
 import os
 import re
 import signal
@@ -24,7 +23,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 
 from dit_moe.config import ConfigError
-from dit_moe.files import require_writable
+from dit_moe.locks import exclusive
 
 T = TypeVar("T")
 
@@ -186,24 +185,13 @@ def on_main(call: Callable[[], object]) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """While entered, no other command can enter `folder`, which is made if need be; the processes enter it together.
+def locked(folder: Path, *files: str) -> Iterator[None]:
+    """While entered, no other command can enter the output `folder`, or these `files` in it.
 
-    Raises ValueError, on every process, if another command is in there or the folder cannot be written.
+    The folder is made if need be. The processes enter it together, and may again within. Raises ValueError, on every
+    process, if another command is in there or the folder cannot be written.
     """
     with ExitStack() as held:
-
-        def lock() -> None:
-            require_writable(folder)
-            file = held.enter_context((folder / ".lock").open("a"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
-            except BlockingIOError:
-                remedy = "wait for it, or choose another folder"
-                raise ValueError(f"{folder} is in use by another process; {remedy}") from None
-            except OSError as error:  # some clusters' file systems have no locks
-                warning = f"warning: {folder} cannot be locked ({error.strerror}); start nothing else in it"
-                print(warning, file=sys.stderr)
-
-        on_main(lock)
+        for file in sorted(set(files)) or [""]:
+            on_main(lambda file=file: held.enter_context(exclusive(folder, file)))  # type: ignore[misc]
         yield

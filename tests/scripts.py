@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
@@ -28,6 +30,15 @@ def said(script: str | Path, *words: object, processes: int = 1) -> list[str]:
     done = start(script, *words, processes=processes)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
+
+
+@contextmanager
+def in_use(folder: Path, file: str = "") -> Iterator[None]:
+    """While entered, an output is as if another process wrote it."""
+    with (folder / (f".{file}.lock" if file else ".lock")).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+        Path(lock.name).unlink()
 
 
 def die() -> None:

@@ -1,9 +1,22 @@
 import errno
+import fcntl
 import hashlib
+import os
 
 import pytest
 
-from dit_moe.files import read_sealed, require_size, require_writable, sha256_of, write_atomically, write_sealed
+from dit_moe import files
+from dit_moe.files import (
+    atomic_file,
+    atomic_folder,
+    read_sealed,
+    require_own,
+    require_size,
+    require_writable,
+    sha256_of,
+    write_atomically,
+    write_sealed,
+)
 
 
 @pytest.mark.parametrize("content", ["grün\n", "grün\n".encode(), lambda file: file.write("grün\n".encode())])
@@ -26,6 +39,114 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_file_or_link_of_a_user_is_taken_for_a_temporary_one(tmp_path):
+    (tmp_path / "file.partial").symlink_to(tmp_path / "precious")
+    (tmp_path / "precious").write_text("precious")
+    write_atomically(tmp_path / "file", "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "file.partial", "precious"]
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600)])
+def test_those_may_read_a_file_whom_the_umask_lets(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "file", "new")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_that_is_being_written(tmp_path, kind):
+    write = atomic_file if kind == "file" else atomic_folder
+    path = tmp_path / ("n" * 240)
+    with write(path):
+        [ours] = tmp_path.iterdir()
+        left = ours.with_name(ours.name.replace(ours.name.split(".")[2], "00000000"))
+        left.touch() if kind == "file" else left.mkdir()
+        other = tmp_path / left.name.replace(".nn", ".xn")  # of another output
+        other.touch()
+        with write(path):
+            assert not left.exists() and ours.exists() and other.exists()
+    assert {each.name for each in tmp_path.iterdir()} == {path.name, other.name}
+
+
+@pytest.mark.parametrize("write", [atomic_file, atomic_folder])
+def test_a_writer_that_was_taken_for_dead_before_it_had_its_lock_begins_anew(tmp_path, write, monkeypatch):
+    flock, first = fcntl.flock, []
+
+    def removed_first(descriptor, operation):
+        flock(descriptor, operation)
+        if not first:
+            [private] = tmp_path.iterdir()
+            first.append(private)
+            private.rmdir() if private.is_dir() else private.unlink()
+
+    monkeypatch.setattr(fcntl, "flock", removed_first)
+    with write(tmp_path / "output"):
+        assert first and not first[0].exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]
+
+
+def test_a_folder_appears_whole_or_not_at_all_and_replaces_only_what_is_not_foreign(tmp_path):
+    def fill(content, foreign=files.everything):
+        with atomic_folder(tmp_path / "out", foreign) as unfinished:
+            (unfinished / "file").write_text(content)
+            if content == "bad":
+                raise ValueError("bad")
+
+    def not_file(folder):
+        return [name for name in os.listdir(folder) if name != "file"]
+
+    with pytest.raises(ValueError, match="bad"):
+        fill("bad")
+    assert not any(tmp_path.iterdir())
+    fill("first")
+    with pytest.raises(ValueError, match=r"out is there already and holds file, which would be lost; move it away, or"):
+        fill("second")
+    fill("second", not_file)
+    assert (tmp_path / "out" / "file").read_text() == "second"
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(ValueError, match=r"holds mine, which would be lost"):
+        fill("third", not_file)
+    assert (tmp_path / "out" / "file").read_text() == "second" and (tmp_path / "out" / "mine").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file is there already and is no folder"), atomic_folder(tmp_path / "file"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
+
+
+def test_the_last_of_two_writers_of_a_folder_wins_and_a_link_to_it_stays(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "out", target_is_directory=True)
+    with atomic_folder(tmp_path / "out", lambda folder: []) as first:
+        (first / "first").touch()
+        with atomic_folder(tmp_path / "link", lambda folder: []) as second:
+            (second / "second").touch()
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["second"]
+    assert [path.name for path in (tmp_path / "link").iterdir()] == ["first"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
+
+
+def test_a_folder_is_ours_by_its_encoding_or_manifest_and_no_other_is_written_into(tmp_path):
+    def require():
+        require_own(tmp_path, ("manifest.json", "shards"), {"corpus"})
+
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "notes.txt").touch()
+    require()
+    (tmp_path / "shards" / "0.tar").touch()
+    for content in ("{}", "[]", "{", '{"encoding": null}', '{"encoding": {"images": 1}}'):
+        (tmp_path / "manifest.json").write_text(content)
+        with pytest.raises(ValueError, match=r"manifest.json was not written by dit-moe and would be replaced; move"):
+            require()
+    (tmp_path / "manifest.json").write_text('{"encoding": {"corpus": 1}}')
+    require()
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "encoding.json").write_text('{"corpus": 1}')
+    require()
 
 
 def test_a_full_disk_is_reported_with_the_file_that_did_not_fit(tmp_path):

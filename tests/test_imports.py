@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dit_moe"
-BOTTOM = {"registry", "yaml_text", "config", "randomness", "files", "precision", "rounding"}
+BOTTOM = {"registry", "yaml_text", "config", "randomness", "files", "locks", "precision", "rounding"}
 MAY_IMPORT = {
     "registry": set(),
     "yaml_text": set(),
     "config": {"registry", "yaml_text"},
     "randomness": set(),
     "files": set(),
+    "locks": {"files"},
     "precision": set(),
     "rounding": set(),
     "moe": BOTTOM,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dit_moe import pictures
-from dit_moe.pictures import grid_layout, png_folder, read_log, require_own_folder, save_curves, save_grid
+from dit_moe import files
+from dit_moe.pictures import foreign_pictures, grid_layout, png_folder, read_log, save_curves, save_grid
 
 IMAGES = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(12) % 4
@@ -55,13 +55,14 @@ def test_grey_images_are_saved_as_such(tmp_path):
     assert Image.open(tmp_path / "png" / "000003.png").mode == "L"
 
 
-def test_a_shorter_set_replaces_a_longer_one_and_what_a_killed_run_left(tmp_path):
+def test_a_shorter_set_replaces_a_longer_one_and_nothing_else(tmp_path):
     saved(tmp_path / "png")
     for name in ("png.partial", "png.old"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "000099.png").write_bytes(b"half")
+        (tmp_path / name / "000099.png").write_bytes(b"a user's")
     saved(tmp_path / "png", IMAGES[:3], LABELS[:3])
-    assert [path.name for path in tmp_path.iterdir()] == ["png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["png", "png.old", "png.partial"]
+    assert all((tmp_path / name / "000099.png").read_bytes() == b"a user's" for name in ("png.partial", "png.old"))
     assert sorted(path.name for path in (tmp_path / "png").iterdir()) == [
         "000000.png",
         "000001.png",
@@ -70,7 +71,7 @@ def test_a_shorter_set_replaces_a_longer_one_and_what_a_killed_run_left(tmp_path
     ]
 
 
-@pytest.mark.parametrize("failing", ["save_png", "sync"])
+@pytest.mark.parametrize("failing", [(Image.Image, "save"), (files, "sync")], ids=["save", "sync"])
 def test_a_set_that_is_not_finished_leaves_the_old_one(tmp_path, monkeypatch, failing):
     saved(tmp_path / "png")
     before = {path.name: path.read_bytes() for path in (tmp_path / "png").iterdir()}
@@ -78,7 +79,7 @@ def test_a_set_that_is_not_finished_leaves_the_old_one(tmp_path, monkeypatch, fa
     def full(*args):
         raise OSError("no space left")
 
-    monkeypatch.setattr(pictures, failing, full)
+    monkeypatch.setattr(*failing, full)
     with pytest.raises(OSError, match="no space"):
         saved(tmp_path / "png", IMAGES[:3], LABELS[:3])
     assert {path.name: path.read_bytes() for path in (tmp_path / "png").iterdir()} == before
@@ -92,12 +93,14 @@ def test_a_set_with_images_missing_is_refused(tmp_path):
 
 
 def test_a_folder_with_files_of_other_origin_is_never_replaced(tmp_path):
-    require_own_folder(tmp_path / "png")
     saved(tmp_path / "png")
-    require_own_folder(tmp_path / "png")
+    assert foreign_pictures(tmp_path / "png") == []
     (tmp_path / "png" / "cat.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"png holds cat.png, which is no sample and would be lost"):
-        require_own_folder(tmp_path / "png")
+    (tmp_path / "png" / "000012.png").write_bytes(b"")  # named as ours, but labels.json does not list it
+    with pytest.raises(ValueError, match=r"png is there already and holds 000012.png and 1 more, which would be lost"):
+        saved(tmp_path / "png")
+    (tmp_path / "png" / "labels.json").unlink()
+    assert len(foreign_pictures(tmp_path / "png")) == 14
 
 
 def test_what_was_measured_in_training_is_a_panel_for_each_distance_with_a_floor(tmp_path):

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from dit_moe.evaluation.image_writer import image_writer
-from dit_moe.files import require_writable
-from dit_moe.pictures import grid_layout, image_grid, png_folder, require_own_folder, save_png
+from dit_moe.files import require_replaceable, require_writable
+from dit_moe.pictures import foreign_pictures, grid_layout, image_grid, png_folder, save_png
 
+FACTS = "sample.json"  # says how everything beside it was made
 Take = Callable[[Tensor], object]  # called with uint8 images [B, C, H, W]
 
 
@@ -55,7 +56,7 @@ def require_possible(out: Path, names: Sequence[str]) -> None:
     """ValueError if these outputs cannot be written into the folder `out`, or would delete what is not theirs."""
     require_writable(out)
     if "png" in names:
-        require_own_folder(out / "png")
+        require_replaceable(out / "png", foreign_pictures)
 
 
 @contextmanager
@@ -72,4 +73,4 @@ def open_outputs(out: Path, names: Sequence[str], labels_N: Tensor) -> Iterator[
                 each(images_BCHW)
 
         yield take
-        (out / "sample.json").unlink(missing_ok=True)
+        (out / FACTS).unlink(missing_ok=True)

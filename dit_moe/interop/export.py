@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from dit_moe import config
-from dit_moe.files import require_writable, write_atomically
+from dit_moe.files import atomic_folder, require_replaceable
 from dit_moe.interop.olmoe import to_olmoe
 from dit_moe.interop.transformers_lm import DitMoeForCausalLM, DitMoeLMConfig, set_tokens, wrap
+from dit_moe.locks import exclusive
 from dit_moe.text_runs import TextRun
 
 PROVENANCE = "dit_moe.json"
@@ -25,13 +25,16 @@ def export_run(run: TextRun, folder: str | Path, *, olmoe: bool = False) -> dict
     Args:
         olmoe: as an OlmoeForCausalLM, which needs none of our code; for top-k routers only.
 
-    Returns what the folder's dit_moe.json holds. ValueError if the folder is not empty or cannot be written, or if the
-    model is none of OLMoE's shape.
+    Returns what the folder's dit_moe.json holds. ValueError if the folder is not empty or cannot be written, if another
+    process writes it, or if the model is none of OLMoE's shape.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is there already; name a folder to make")
-    require_writable(folder.parent)
+    require_replaceable(folder)
+    with exclusive(folder.parent, folder.name):
+        return _export(run, folder, olmoe)
+
+
+def _export(run: TextRun, folder: Path, olmoe: bool) -> dict[str, Any]:
     tokenizer = run.tokenizer
     model: Any
     if olmoe:
@@ -49,20 +52,15 @@ def export_run(run: TextRun, folder: str | Path, *, olmoe: bool = False) -> dict
         "experiment": config.dump(run.experiment),
         "versions": {name: version(name) for name in ("dit_moe", "torch", "transformers")},
     }
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        model.save_pretrained(partial)
-        tokenizer.save(partial)
+    with atomic_folder(folder) as unfinished:
+        model.save_pretrained(unfinished)
+        tokenizer.save(unfinished)
         if not olmoe:
             names = ", ".join(sorted(AUTO_MAP.values()))
             line = f"from dit_moe.interop.transformers_lm import {names}  # noqa: F401\n"
-            write_atomically(partial / f"{CODE}.py", line)
-        write_atomically(partial / PROVENANCE, json.dumps(facts, indent=1) + "\n")
-        mode = (partial / PROVENANCE).stat().st_mode
-        for file in filter(Path.is_file, partial.rglob("*")):
+            (unfinished / f"{CODE}.py").write_text(line)
+        (unfinished / PROVENANCE).write_text(json.dumps(facts, indent=1) + "\n")
+        mode = (unfinished / PROVENANCE).stat().st_mode
+        for file in filter(Path.is_file, unfinished.rglob("*")):
             file.chmod(mode)  # as the umask says: safetensors lets only their owner read them
-        partial.replace(folder)  # whole or not at all
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return facts

@@ -14,8 +14,8 @@ import torch
 
 from dit_moe.commands import compare, compare_timing
 from dit_moe.commands.compare_plan import plan
-from dit_moe.processes import locked
 from dit_moe.studies.study import load_study
+from tests.scripts import in_use
 
 from .conftest import CONFIG, SMALL, cli
 
@@ -195,7 +195,7 @@ def test_a_report_starts_nothing(finished, study, tmp_path, monkeypatch, capsys)
     out = shutil.copytree(finished, tmp_path / "out")
     shutil.rmtree(out / "topk")
     monkeypatch.setattr(compare, "run_jobs", None)
-    with locked(out):  # as the command that trains has it
+    with in_use(out):  # by the command that trains
         assert cli("compare", study, "--out", out, "--report") == 0
     assert capsys.readouterr().out == (out / "table.md").read_text()
     assert not (out / "topk").exists()

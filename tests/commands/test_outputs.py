@@ -68,7 +68,7 @@ def test_a_png_folder_with_other_files_is_refused_before_anything_is_sampled(tmp
     (tmp_path / "png").mkdir()
     (tmp_path / "png" / "holiday.png").write_bytes(b"")
     require_possible(tmp_path, ["npz"])
-    with pytest.raises(ValueError, match=r"holiday.png, which is no sample"):
+    with pytest.raises(ValueError, match=r"holiday.png, which would be lost"):
         require_possible(tmp_path, ["png"])
 
 

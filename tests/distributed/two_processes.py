@@ -133,7 +133,7 @@ def once(folder: Path) -> dict[str, Any]:
     go_on(folder, "one", "one_then_fsdp2", **LONG | {"parallel": "fsdp2"})
     go_on(folder, "fsdp2", "fsdp2_then_ddp", **LONG)
     seen["split"] = ending(folder / ("ddp_signal" if RANK == 0 else "elsewhere"), p0=0.7)
-    with (folder / "ddp_signal" / ".lock").open() as other:
+    with (folder / "ddp_signal" / ".lock").open("a") as other:
         if RANK == 0:
             fcntl.flock(other, fcntl.LOCK_EX)
         seen["in_use"] = ending(folder / "ddp_signal", p0=0.7)

@@ -13,7 +13,7 @@ from dit_moe import checkpoint
 from dit_moe.config import ConfigError
 from dit_moe.processes import locked
 from dit_moe.training import Hook, Interrupted, TrainingError
-from tests.scripts import start
+from tests.scripts import in_use, start
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_another_config_is_refused_with_the_keys_that_differ_and_nothing_is_over
 def test_a_run_that_is_being_trained_is_refused_before_anything_is_touched(build, tmp_path):
     build(tmp_path, steps=5).train()
     before = contents(tmp_path)
-    with locked(tmp_path), pytest.raises(ValueError, match=f"{tmp_path} is in use by another process; wait"):
+    with in_use(tmp_path), pytest.raises(ValueError, match=f"{tmp_path} is in use by another process; wait"):
         build(tmp_path, steps=7).train()
     assert contents(tmp_path) == before
     build(tmp_path, steps=7).train()
@@ -149,14 +149,13 @@ def test_a_disk_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):
 
 def test_training_holds_its_run_to_the_end_and_lets_it_go_even_when_it_fails(build, tmp_path):
     def hook(step, model):
-        with pytest.raises(ValueError, match="is in use by"), locked(tmp_path):
-            pass
+        with (tmp_path / ".lock").open() as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         raise ValueError("enough")
 
     with pytest.raises(TrainingError, match="enough"):
         build(tmp_path, hooks=[Hook(every=20, call=hook)]).train()
-    with locked(tmp_path):
-        pass
+    assert not (tmp_path / ".lock").exists()
 
 
 def test_another_precision_than_before_is_announced(build, tmp_path, capsys):

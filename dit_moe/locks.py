@@ -1,0 +1,71 @@
+"""Outputs that one process writes at a time, so that no two results are ever mixed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from dit_moe.files import is_open_as, require_writable
+
+_held: set[Path] = set()  # locks of this process, which may enter again what it is in
+
+
+@contextmanager
+def exclusive(folder: Path, file: str = "", *, wait: bool = False) -> Iterator[None]:
+    """While entered, no other process can enter the output `folder`, which is made if need be, or this `file` in it.
+
+    The lock is a hidden file, which is removed at the end, as is a folder that was made for it and is still empty. With
+    `wait`, others are waited for. Raises ValueError if another process is in there or the folder cannot be written.
+    """
+    made_folder = not folder.exists()
+    require_writable(folder)
+    lock = folder.resolve() / (f".{file}.lock" if file else ".lock")
+    if lock in _held:
+        yield
+        return
+    descriptor, made = _take(lock, folder / file, wait)
+    _held.add(lock)
+    try:
+        yield
+    finally:
+        _held.remove(lock)
+        if made and is_open_as(lock, descriptor):  # before it is released: whoever has it open will find it gone
+            lock.unlink(missing_ok=True)
+        os.close(descriptor)
+        if made_folder:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
+
+
+def _take(lock: Path, output: Path, wait: bool) -> tuple[int, bool]:
+    """An open descriptor of the lock file, locked, and whether the file was made for it."""
+    while True:
+        made = True
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileNotFoundError:  # another process has made the folder, and removed it
+            require_writable(lock.parent)
+            continue
+        except FileExistsError:
+            made = False
+            try:
+                descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # ends with the process
+        except BlockingIOError:
+            os.close(descriptor)
+            problem = f"{output} is in use by another process"
+            raise ValueError(f"{problem}; wait for it, or choose another folder") from None
+        except OSError as error:  # some clusters' file systems have no locks
+            warning = f"warning: {output} cannot be locked ({error.strerror}); start nothing else in it"
+            print(warning, file=sys.stderr)
+            return descriptor, made
+        if is_open_as(lock, descriptor):
+            return descriptor, made
+        os.close(descriptor)  # its holder has removed it

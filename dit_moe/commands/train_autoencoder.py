@@ -24,19 +24,18 @@ from dit_moe.commands.train import run_folder
 from dit_moe.config import ConfigError, require
 from dit_moe.data import DATASETS, Dataset
 from dit_moe.experiment import identified
-from dit_moe.files import require_writable, write_atomically
+from dit_moe.files import write_atomically
 from dit_moe.latents import FIRST_STAGES
 from dit_moe.latents.autoencoder import AutoencoderConfig
-from dit_moe.latents.kl_export import export, reconstruction_errors
+from dit_moe.latents.kl_export import MADE_BY, export, reconstruction_errors, require_own_export
 from dit_moe.latents.kl_training import KLConfig, KLLoss, KLLossConfig, KLNetwork
 from dit_moe.latents.pixels import from_uint8, to_uint8
 from dit_moe.pictures import image_grid, save_png
-from dit_moe.processes import join_processes, on_main
+from dit_moe.processes import join_processes, locked, on_main
 from dit_moe.randomness import BatchRandom
 from dit_moe.training import Hook, TrainConfig, Trainer
 
 SPLITS = ("train", "heldout")
-MADE_BY = "made_by.json"  # beside what diffusers reads
 SHOWN = 8  # images in a grid of reconstructions, above what became of them
 
 
@@ -70,10 +69,11 @@ def run(args: argparse.Namespace) -> None:
     """Train, export, and print as JSON what was exported and how well it reconstructs."""
     settings, images = prepare(args.config, args.overrides)
     folder = run_folder(args.config, args.folder)
-    if args.export:
-        on_main(lambda: require_writable(args.export))  # rather than after the training
-    train(settings, images["train"], folder)
-    on_main(lambda: finish(settings, images, folder, args.export or folder / "autoencoder"))
+    out = args.export or folder / "autoencoder"
+    on_main(lambda: require_own_export(out))  # rather than after the training
+    with locked(folder), locked(out.parent, out.name):
+        train(settings, images["train"], folder)
+        on_main(lambda: finish(settings, images, folder, out))
 
 
 def finish(settings: AutoencoderTraining, images: dict[str, Dataset], run: Path, out: Path) -> None:

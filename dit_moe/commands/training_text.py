@@ -16,7 +16,7 @@ from dit_moe.commands.perplexity import open_heldout, scoring_options
 from dit_moe.commands.sample_text import page, write_texts
 from dit_moe.commands.training_parts import TrainingParts
 from dit_moe.config import ConfigError
-from dit_moe.files import require_writable
+from dit_moe.files import require_writable, write_atomically
 from dit_moe.models import LM
 from dit_moe.moe.dial import turn
 from dit_moe.processes import join_processes, on_main
@@ -65,7 +65,7 @@ def text_parts(
             with dialled(network):
                 written = page(run, write_texts(run))
             (folder / "samples").mkdir(exist_ok=True)
-            (folder / "samples" / f"step_{step:08d}.txt").write_text(written)
+            write_atomically(folder / "samples" / f"step_{step:08d}.txt", written)
         except ValueError as error:  # a preview is not worth a run
             print(f"warning: no samples at step {step}: {error}", file=sys.stderr)
 
@@ -101,6 +101,6 @@ def _heldout_loss(experiment: TextExperiment, dataset: TokenSequences, tokenizer
 
 
 def _keep(tokenizer: TextTokenizer, folder: Path) -> None:
-    """ValueError if `folder` cannot be made."""
+    """ValueError if `folder` cannot be made, or holds what no run has kept there."""
     require_writable(folder.parent)
-    tokenizer.keep(folder)
+    tokenizer.keep(folder, replace=checkpoint.latest(folder.parent) is not None)

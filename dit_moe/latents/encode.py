@@ -29,13 +29,14 @@ from dit_moe import config as configs
 from dit_moe.config import ConfigError, Tree, require
 from dit_moe.data import DATASETS, BrokenImages, Dataset
 from dit_moe.data.latents import LatentsConfig
-from dit_moe.data.manifest import DTYPES, SHARDS, Manifest, Shard, write_manifest
+from dit_moe.data.manifest import DTYPES, MANIFEST, SHARDS, Manifest, Shard, write_manifest
 from dit_moe.data.order import load_batches
-from dit_moe.files import write_atomically
+from dit_moe.files import require_own, write_atomically
 from dit_moe.latents.autoencoder import Autoencoder
 from dit_moe.processes import join_processes, on_all, on_main
 
 ENCODING, BROKEN = "encoding.json", "broken.json"
+OWN = {"images", "first_stage"}  # keys of an encoding by which it is told from other files of that name
 # May change: the data set's fingerprint stands for its places, and limits decide only which images are refused.
 FREE = ("images.path", "images.heldout", "images.id", "images.min_side", "images.max_megapixels")
 
@@ -112,8 +113,10 @@ class Encoder:
     def run(self, skip_broken: bool = False, on_images: Callable[[int], object] = lambda count: None) -> Manifest:
         """Make what is missing, then the manifest. `on_images(n)` after every batch of this process.
 
-        Raises EncodingError, after all that can be encoded is, if images are broken and not to be skipped.
+        Raises EncodingError, after all that can be encoded is, if images are broken and not to be skipped; ValueError,
+        before it, if the folder holds files of the names that are to be written which no encoding wrote.
         """
+        on_main(lambda: require_own(self.folder, (MANIFEST, ENCODING, BROKEN, SHARDS), OWN))
         on_all(lambda: (self.folder / SHARDS).mkdir(parents=True, exist_ok=True))
         on_main(self._begin)
         state = join_processes()

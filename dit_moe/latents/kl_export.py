@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dit_moe.latents.encode import channel_statistics
 from dit_moe.latents.pixels import from_uint8
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # as diffusers calls them
+MADE_BY = "made_by.json"  # ours: what an autoencoder is and what made it
 MOST_IMAGES, BATCH = 10_000, 64
 
 
@@ -29,15 +31,25 @@ def export(autoencoder: Any, images: Dataset, folder: Path) -> None:
 
     Its shift and scale become those that give the latents of `images` mean 0 and standard deviation 1, over all
     channels. Nothing loads a folder without its config.json, which goes first and comes last. ValueError if the folder
-    cannot be written.
+    cannot be written, or holds an autoencoder that was not exported by us.
     """
+    require_own_export(folder)
     mean, std = latent_statistics(autoencoder, images)
     autoencoder.register_to_config(shift_factor=mean, scaling_factor=1 / std)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in autoencoder.state_dict().items()}
     require_writable(folder)
+    write_atomically(folder / MADE_BY, "{}\n")  # before the rest, which is then known as ours
     (folder / CONFIG).unlink(missing_ok=True)
     write_atomically(folder / WEIGHTS, save(weights, metadata={"format": "pt"}))
     write_atomically(folder / CONFIG, autoencoder.to_json_string())
+
+
+def require_own_export(folder: Path) -> None:
+    """ValueError if an autoencoder from elsewhere lies in `folder`."""
+    for path in (folder / CONFIG, folder / WEIGHTS):
+        if os.path.lexists(path) and not (folder / MADE_BY).is_file():
+            problem = f"{path} was not written by dit-moe and would be replaced"
+            raise ValueError(f"{problem}; export into another folder, or move it away")
 
 
 @torch.no_grad()

@@ -19,12 +19,13 @@ import numpy as np
 
 from dit_moe import config as configs
 from dit_moe.config import Tree, require, section
-from dit_moe.files import atomic_file, write_atomically
+from dit_moe.files import atomic_file, require_own, write_atomically
 from dit_moe.processes import join_processes, on_all, on_main
 from dit_moe.text.corpora import CORPORA, Corpus
 from dit_moe.text.token_shards import (
     DTYPES,
     INDEX,
+    MANIFEST,
     SHARDS,
     TOKENIZER,
     TokenManifest,
@@ -38,6 +39,7 @@ from dit_moe.text.token_shards import (
 from dit_moe.text.tokenizer import TextTokenizer, TokenizerConfig, is_remote, open_tokenizer
 
 ENCODING = "encoding.json"
+OWN = {"split", "corpus", "tokenizer"}  # keys of it by which it is told from others of that name
 RECORDED = ("corpus.fingerprint", "tokenizer.sha256")  # of what is in the encoding: not for users to set
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 2**20  # that the tokenizer gets at a time
 
@@ -65,11 +67,12 @@ class Tokenization:
     """Tokenises a split of a corpus into `folder`.
 
     Raises ConfigError: the corpus or the tokenizer cannot be had, or `folder` holds tokens of other text, or by another
-    tokenizer.
+    tokenizer. ValueError: it holds files of the names that are to be written which no tokenisation wrote.
     """
 
     def __init__(self, config: TokenizeConfig, folder: Path, split: str) -> None:
         self.config, self.folder = config, folder
+        require_own(folder, (MANIFEST, ENCODING, SHARDS, TOKENIZER), OWN)
         with section("tokenize.tokenizer"):
             self.tokenizer = open_tokenizer(config.tokenizer)
         with section("tokenize.corpus"):
@@ -108,7 +111,7 @@ class Tokenization:
     def _begin(self) -> None:
         (self.folder / SHARDS).mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / ENCODING, json.dumps(self.encoding, indent=1) + "\n")
-        self.tokenizer.keep(self.folder / TOKENIZER)
+        self.tokenizer.keep(self.folder / TOKENIZER, replace=True)
 
     def _finish(self, records: list[Tree]) -> TokenManifest:
         tokenizer = {

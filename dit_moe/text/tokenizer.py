@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +13,15 @@ from typing import Any
 import numpy as np
 
 from dit_moe.config import ConfigError
+from dit_moe.files import atomic_folder, everything
 
 BYTES = "bytes"
 END_OF_TEXT = "<|endoftext|>"  # of the bytes; the name that GPT-2 gave it
+FILES = (  # and folders that `save_pretrained` of some version writes, beside those that a tokenizer names itself
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json", "additional_chat_templates"),
+    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +74,23 @@ class TextTokenizer:
             settings["tokenizer_class"] = "PreTrainedTokenizerFast"
             path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
-    def keep(self, folder: Path) -> None:
-        """Put into `folder` what `save` writes, in place of anything else, and whole or not at all."""
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        self.save(partial)
-        if _content(partial) == _content(folder):
-            shutil.rmtree(partial)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.replace(folder)
+    def keep(self, folder: Path, *, replace: bool) -> None:
+        """Put into `folder` what `save` writes, whole or not at all; nothing is done where all of that is there.
+
+        With `replace` in place of an earlier copy, which the caller knows to be ours. ValueError if anything else would
+        be lost.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            self.save(Path(temporary))
+            if _content(Path(temporary)).items() <= _content(folder).items():
+                return
+        with atomic_folder(folder, self._foreign if replace else everything) as unfinished:
+            self.save(unfinished)
+
+    def _foreign(self, folder: Path) -> list[str]:
+        """What in a folder is no file of a tokenizer."""
+        own = {*FILES, *self.hf.vocab_files_names.values()}
+        return sorted(name for name in _content(folder) if Path(name).parts[0] not in own)
 
     def _identity(self) -> str:
         """The same for the same ids of any text, whatever the path, or what is put around texts for other purposes."""

@@ -10,7 +10,7 @@ from dit_moe.extractors.digits_cnn import DigitsCNNConfig
 from dit_moe.latents import kl_export
 from dit_moe.latents.autoencoder import BUNDLED, Autoencoder, AutoencoderConfig
 from dit_moe.latents.identity import Identity, IdentityConfig
-from dit_moe.latents.kl_export import CONFIG, WEIGHTS, export, latent_statistics, reconstruction_errors
+from dit_moe.latents.kl_export import CONFIG, MADE_BY, WEIGHTS, export, latent_statistics, reconstruction_errors
 from dit_moe.latents.kl_training import KLConfig
 from dit_moe.latents.pixels import from_uint8
 from dit_moe.metrics import FeatureMoments, frechet_distance
@@ -66,7 +66,8 @@ def test_a_crash_in_the_middle_leaves_nothing_that_loads(tmp_path, network, digi
     before = (tmp_path / CONFIG).read_text()
 
     def fail(path, content):
-        raise OSError("the disk is full")
+        if path.name == WEIGHTS:
+            raise OSError("the disk is full")
 
     monkeypatch.setattr(kl_export, "write_atomically", fail)
     with pytest.raises(OSError, match="full"):
@@ -75,7 +76,14 @@ def test_a_crash_in_the_middle_leaves_nothing_that_loads(tmp_path, network, digi
     monkeypatch.undo()
     export(network, digits, tmp_path)
     assert (tmp_path / CONFIG).read_text() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG, WEIGHTS]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG, WEIGHTS, MADE_BY]
+
+
+def test_an_autoencoder_from_elsewhere_is_not_replaced(tmp_path, network, digits):
+    (tmp_path / CONFIG).write_text("{}")
+    with pytest.raises(ValueError, match=r"config.json was not written by dit-moe and would be replaced; export into"):
+        export(network, digits, tmp_path)
+    assert (tmp_path / CONFIG).read_text() == "{}" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, network, digits):

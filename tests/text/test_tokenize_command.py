@@ -9,7 +9,8 @@ from dit_moe.commands.tokenize_text import tokenize_all
 from dit_moe.text.token_shards import read_token_manifest
 from dit_moe.text_experiment import load_text_experiment
 from tests.cli.conftest import cli
-from tests.text.tokens import save_bpe, texts, write_lines
+from tests.scripts import in_use
+from tests.text.tokens import bits, save_bpe, texts, write_lines
 
 pytest.importorskip("transformers")
 
@@ -102,3 +103,27 @@ def test_another_tokenizer_than_the_folder_was_begun_with_is_refused(tmp_path, c
     assert "tokenize.tokenizer.sha256=" in capsys.readouterr().err
     assert cli("tokenize", config, f"data.heldout={tmp_path}/train") == 2
     assert "tokenize.split=heldout differs from the tokens in" in capsys.readouterr().err
+
+
+def test_nothing_of_a_user_s_is_replaced_by_tokens_or_their_tokenizer(tmp_path, config, capsys):
+    bpe = save_bpe(tmp_path / "train" / "tokenizer")
+    (bpe / "notes.txt").write_text("mine")
+    before = bits(tmp_path / "train")
+    for name in (bpe, "bytes"):
+        assert cli("tokenize", config, f"tokenize.tokenizer.name={name}", "--split", "train") == 2
+        told = f"{tmp_path}/train/tokenizer was not written by dit-moe and would be replaced; move it away, or name"
+        assert told in capsys.readouterr().err
+        assert bits(tmp_path / "train") == before
+    assert cli("tokenize", config, f"tokenize.tokenizer.name={bpe}", "--split", "heldout") == 0
+    copy = tmp_path / "heldout" / "tokenizer"  # of which more tokens may be made, in its own folder, too
+    kept = bits(copy)
+    (tmp_path / "heldout" / "manifest.json").unlink()
+    assert cli("tokenize", config, f"tokenize.tokenizer.name={copy}", "--split", "heldout") == 0
+    assert bits(copy) == kept
+
+
+def test_a_second_command_does_not_tokenise_into_the_same_folder(tmp_path, config, capsys):
+    (tmp_path / "train").mkdir()
+    with in_use(tmp_path / "train"):
+        assert cli("tokenize", config, "--split", "train") == 2
+    assert "train is in use by another process; wait for it" in capsys.readouterr().err

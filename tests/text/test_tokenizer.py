@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dit_moe.config import ConfigError
 from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
-from tests.text.tokens import save_bpe, texts
+from tests.text.tokens import bits, save_bpe, texts
 
 transformers = pytest.importorskip("transformers")
 
@@ -151,16 +151,27 @@ def test_a_missing_package_is_named_with_the_extra_that_has_it(monkeypatch):
         open_tokenizer(TokenizerConfig())
 
 
-def test_what_is_kept_takes_the_place_of_anything_else_and_may_have_folders_of_its_own(tmp_path):
+def test_a_copy_is_kept_whole_and_takes_the_place_of_none_but_an_earlier_copy(tmp_path, bpe):
+    copy = tmp_path / "tokenizer"
     tokenizer = open_tokenizer(TokenizerConfig())
     tokenizer.hf.chat_template = {"default": "a", "other": "b"}  # written as a folder
-    for _ in range(2):
-        tokenizer.keep(tmp_path / "kept")
-        tokenizer.save(tmp_path / "saved")
-        kept, saved = (
-            {str(path.relative_to(tmp_path / name)) for path in (tmp_path / name).rglob("*")}
-            for name in ("kept", "saved")
-        )
-        assert kept == saved and any("other" in name for name in kept)
-        (tmp_path / "kept" / "stray.json").touch()
-    assert not (tmp_path / "kept.partial").exists()
+    tokenizer.keep(copy, replace=False)
+    tokenizer.save(tmp_path / "saved")
+    wanted = bits(copy)
+    assert wanted == bits(tmp_path / "saved") and any("other" in name for name in wanted)
+
+    other = open_tokenizer(TokenizerConfig(name=str(bpe)))
+    with pytest.raises(ValueError, match=r"tokenizer is there already and holds additional_chat_templates and 3 more"):
+        other.keep(copy, replace=False)
+    other.keep(copy, replace=True)
+    assert open_tokenizer(TokenizerConfig(), copy).config.sha256 == other.config.sha256
+
+    (copy / "notes.txt").write_text("mine")
+    other.keep(copy, replace=True)  # the copy is there: nothing is done
+    with pytest.raises(ValueError, match=r"tokenizer is there already and holds notes.txt, which would be lost; move"):
+        tokenizer.keep(copy, replace=True)
+    assert (copy / "notes.txt").read_text() == "mine"
+    (copy / "notes.txt").unlink()
+    tokenizer.keep(copy, replace=True)
+    assert bits(copy) == wanted
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["saved", "tokenizer"]

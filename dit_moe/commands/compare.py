@@ -35,6 +35,7 @@ from dit_moe.commands.compare_timing import is_of_here, read_timing, time_varian
 from dit_moe.commands.train import predict
 from dit_moe.config import ConfigError
 from dit_moe.files import require_writable, write_atomically
+from dit_moe.locks import exclusive
 from dit_moe.processes import locked, use_cpu
 from dit_moe.studies.draw import save_pictures
 from dit_moe.studies.jobs import Job, Share, end_with_parent, run_jobs, share_machine
@@ -43,6 +44,8 @@ from dit_moe.studies.results import gather
 from dit_moe.studies.study import Study, find_study, load_study
 from dit_moe.studies.table import to_csv, to_markdown
 from dit_moe.training import TrainingError
+
+RESULTS = "results.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -178,12 +181,13 @@ def _time(study: Study, out: Path, planned: Sequence[PlannedRun]) -> bool:
 
 def _report(study: Study, name: str, out: Path, planned: Sequence[PlannedRun]) -> str:
     """Write results.json, last, and what is made of it; returns the table."""
-    results: dict[str, Any] = gather(study, name, planned, _times(study, out, planned))
-    table = to_markdown(results)
-    write_atomically(out / "table.md", table)
-    write_atomically(out / "table.csv", to_csv(results))
-    save_pictures(results, out)
-    write_atomically(out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    with exclusive(out, RESULTS, wait=True):  # --report also writes them, while the runs go on
+        results: dict[str, Any] = gather(study, name, planned, _times(study, out, planned))
+        table = to_markdown(results)
+        write_atomically(out / "table.md", table)
+        write_atomically(out / "table.csv", to_csv(results))
+        save_pictures(results, out)
+        write_atomically(out / RESULTS, json.dumps(results, indent=1, allow_nan=False) + "\n")
     return table
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from dit_moe.commands.outputs import FACTS
 from dit_moe.evaluation.sources.words import IMAGES_FILE
 from dit_moe.files import require_writable
+from dit_moe.processes import locked
 
 ENDINGS = {"out": ".json", "save_stats": ".npz", "save_npz": ".npz"}  # of the files that these options name
-OF_FEATURES = re.compile(r"reference|heldout|reconstruction|samples_\d+")  # folders in that of --features
-MADE_BY = "sample.json"  # what `dit-moe sample` says of the images beside it
+OF_FEATURES = re.compile(r"reference|heldout|reconstruction|samples_\d+")  # in the folder of --features
 
 
 def features_folder(args: argparse.Namespace) -> Path | None:
@@ -33,8 +35,8 @@ def require_places(args: argparse.Namespace, reads: Sequence[str]) -> None:
         _require_file(path, name, ENDINGS[option])
         if path.resolve() in taken:
             raise ValueError(f"{name} would overwrite what is read or written; name another file")
-        if path.name == IMAGES_FILE and (path.parent / MADE_BY).is_file():
-            problem = f"{path.parent / MADE_BY} says how the {IMAGES_FILE} beside it was made"
+        if path.name == IMAGES_FILE and (path.parent / FACTS).is_file():
+            problem = f"{path.parent / FACTS} says how the {IMAGES_FILE} beside it was made"
             raise ValueError(f"{name}: {problem}; name another file")
         taken.add(path.resolve())
     folder = features_folder(args)
@@ -42,6 +44,16 @@ def require_places(args: argparse.Namespace, reads: Sequence[str]) -> None:
         strangers = sorted(each.name for each in folder.iterdir() if not OF_FEATURES.fullmatch(each.name))
         if strangers:
             raise ValueError(f"--features {folder} holds {strangers[0]}, which is no features; name another folder")
+
+
+@contextmanager
+def locked_places(args: argparse.Namespace) -> Iterator[None]:
+    """While entered, no other command writes the same files or features. ValueError, on all processes, if one does."""
+    folder = features_folder(args)
+    with ExitStack() as held:
+        for path in [*_written(args).values(), *([] if folder is None else [folder])]:
+            held.enter_context(locked(path.parent, path.name))
+        yield
 
 
 def _written(args: argparse.Namespace) -> dict[str, Path]:

@@ -26,7 +26,7 @@ from typing import Any
 from dit_moe import checkpoint
 from dit_moe.commands.comparability import reasons_not_comparable, vouched
 from dit_moe.commands.eval_options import add_eval_arguments, extractor_config, metric_configs, read_options
-from dit_moe.commands.eval_places import features_folder, require_places
+from dit_moe.commands.eval_places import features_folder, locked_places, require_places
 from dit_moe.commands.judging import (
     how_many,
     reconstructed,
@@ -66,7 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate, print JSON to stdout and a table to stderr. ValueError for bad input, before anything is written."""
-    Evaluation(args).run()
+    evaluation = Evaluation(args)
+    with locked_places(args):
+        evaluation.require_places()  # again, as another command may have written there by now
+        evaluation.run()
 
 
 class Evaluation:
@@ -86,7 +89,8 @@ class Evaluation:
         if self.overrides and not self.runs:
             raise ValueError(f"{' '.join(self.overrides)}: only for runs, and {', '.join(words)} is none; drop it")
         reads = [*words, *(run.experiment.eval.reference or "" for run in self.runs.values())]
-        on_main(lambda: require_places(args, [word for word in reads if word]))
+        self.reads = [word for word in reads if word]
+        self.require_places()
         for option in ("seeds", "sampling"):
             if getattr(args, option) is not None and not self.runs:
                 raise ValueError(f"--{option} is for runs, and {', '.join(self.sample_words)} is none; drop it")
@@ -94,6 +98,10 @@ class Evaluation:
             raise ValueError(f"{words[0]} alone has no REFERENCE; name one behind it, or only --save-stats FILE.npz")
 
     # --------------------------------------------------------------------------------------------------------- inputs
+
+    def require_places(self) -> None:
+        """ValueError if what is to be written cannot be, or would take the place of something else."""
+        on_main(lambda: require_places(self.args, self.reads))
 
     def _open_run(self, word: str) -> Run:
         overrides = list(self.overrides)

@@ -33,7 +33,7 @@ from dit_moe.evaluation.sources.words import IMAGES_FILE, open_word
 from dit_moe.experiment import Experiment
 from dit_moe.files import write_atomically
 from dit_moe.pictures import read_log, save_curves
-from dit_moe.processes import join_processes
+from dit_moe.processes import join_processes, locked
 from dit_moe.runs import open_run
 from dit_moe.text_experiment import TextExperiment
 from dit_moe.training.summary import active_experts, train_seconds
@@ -59,11 +59,17 @@ def run(args: argparse.Namespace) -> None:
             raise ConfigError("--skip-broken", " is of images, and the config of a language model; leave it out")
         from dit_moe.commands.quickstart_text import quickstart_text  # and with it transformers
 
-        quickstart_text(raw, folder, args.config.name)
+        with locked(folder):
+            quickstart_text(raw, folder, args.config.name)
         return
     if isinstance(raw.images, LatentsConfig):
         wanted = "results are compared with the images that were encoded; say which, in encode.images"
         raise ConfigError("encode", f" is missing; {wanted}")
+    with locked(folder):
+        _quickstart(raw, folder, args)
+
+
+def _quickstart(raw: Experiment, folder: Path, args: argparse.Namespace) -> None:
     if isinstance(raw.data, LatentsConfig):
         encode(raw, skip_broken=args.skip_broken)
     experiment, dataset = prepare(raw)

@@ -32,14 +32,15 @@ from dit_moe import config
 from dit_moe.analysis import collect_images, collect_text
 from dit_moe.analysis.collect import experts_of, spaced, training_of
 from dit_moe.analysis.report import write_report
-from dit_moe.analysis.saved import write_stats
+from dit_moe.analysis.saved import JSON, write_stats
 from dit_moe.analysis.stats import RoutingStats
+from dit_moe.checkpoint import resolve
 from dit_moe.commands.perplexity import open_heldout
 from dit_moe.commands.progress import images_bar, work_bar
 from dit_moe.config import ConfigError, section
 from dit_moe.data import Dataset
 from dit_moe.experiment import Experiment, open_data
-from dit_moe.files import require_writable
+from dit_moe.locks import exclusive
 from dit_moe.pictures import read_log
 from dit_moe.processes import join_processes
 from dit_moe.rounding import rounded
@@ -71,13 +72,17 @@ def run(args: argparse.Namespace) -> None:
     """Count, write, and print a summary to stderr. ValueError for bad input, before the work starts."""
     if not join_processes().is_main_process:  # one process is enough, and the others would write the same files
         return
-    start = time.perf_counter()
     text = is_text_run(args.run_folder)
     _require_options(args, text)
-    stats, checkpoint = (_of_text if text else _of_images)(args)
-    home = _run_folder(checkpoint)
+    home = _run_folder(resolve(args.run_folder))
     out = args.out or home / "routing"
-    require_writable(out)
+    with exclusive(out, JSON):
+        _write(args, text, home, out)
+
+
+def _write(args: argparse.Namespace, text: bool, home: Path, out: Path) -> None:
+    start = time.perf_counter()
+    stats = (_of_text if text else _of_images)(args)
     facts = {"device": join_processes().device.type, "seconds": round(time.perf_counter() - start, 1)}
     facts["versions"] = ", ".join(f"{name} {version(name)}" for name in ("dit_moe", "torch", "numpy"))
     training = training_of(read_log(home / "log.jsonl"), stats.facts["step"])
@@ -123,7 +128,7 @@ def _parted(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
 # -------------------------------------------------------------------------------------------------------------- images
 
 
-def _of_images(args: argparse.Namespace) -> tuple[RoutingStats, Path]:
+def _of_images(args: argparse.Namespace) -> RoutingStats:
     of_data, others = _parted(args.overrides)
     opened: Run = open_run(args.run_folder, others, device=join_processes().device)
     experts_of(opened)
@@ -132,7 +137,7 @@ def _of_images(args: argparse.Namespace) -> tuple[RoutingStats, Path]:
     images, times = options.get("images", collect_images.IMAGES), options.get("times", collect_images.TIMES)
     with images_bar("routing", len(spaced(len(dataset), images)) * times) as on_progress:
         stats = collect_images.collect_images(opened, dataset, on_progress=on_progress, **options)
-    return replace(stats, facts=stats.facts | {"split": split}), opened.folder
+    return replace(stats, facts=stats.facts | {"split": split})
 
 
 def open_split(experiment: Experiment, split: str | None) -> tuple[Dataset, str]:
@@ -158,7 +163,7 @@ def open_split(experiment: Experiment, split: str | None) -> tuple[Dataset, str]
 # ---------------------------------------------------------------------------------------------------------------- text
 
 
-def _of_text(args: argparse.Namespace) -> tuple[RoutingStats, Path]:
+def _of_text(args: argparse.Namespace) -> RoutingStats:
     of_data, others = _parted(args.overrides)
     opened: TextRun = open_text_run(args.run_folder, others, scoring=True, device=join_processes().device)
     experts_of(opened)
@@ -169,7 +174,7 @@ def _of_text(args: argparse.Namespace) -> tuple[RoutingStats, Path]:
     documents = shards.documents(stop=most, step=step)
     with work_bar("routing", min(wanted, len(shards)), "tokens") as on_progress:
         stats = collect_text.collect_text(opened, documents, tokens=wanted, on_progress=on_progress)
-    return replace(stats, facts=stats.facts | {"split": split}), opened.folder
+    return replace(stats, facts=stats.facts | {"split": split})
 
 
 def _tokens(opened: TextRun, split: str | None) -> tuple[TokenShards, str]:

@@ -29,13 +29,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dit_moe import checkpoint, config
-from dit_moe.commands.outputs import OUTPUTS, Take, open_outputs, parse_names, require_possible
+from dit_moe.commands.outputs import FACTS, OUTPUTS, Take, open_outputs, parse_names, require_possible
 from dit_moe.commands.sharing import stream_together
 from dit_moe.config import ConfigError
 from dit_moe.evaluation.recipes import SAMPLING, sampling_recipe
 from dit_moe.files import write_atomically
 from dit_moe.generate import Generator
-from dit_moe.processes import join_processes, on_main
+from dit_moe.processes import join_processes, locked, on_main
 from dit_moe.runs import Run, open_run
 from dit_moe.text_runs import is_text_run, open_text_run
 
@@ -98,10 +98,15 @@ def sample(opened: Run, out: Path, save: Sequence[str] = DEFAULT, recipe: str | 
     """Sample by the run's section `sample` into the folder `out`, in the ways `save` names (see `outputs`).
 
     `recipe` is what the result calls its settings. Returns what sample.json holds, which is written last; None on all
-    but the main process. Raises ValueError if `out` cannot be written.
+    but the main process. Raises ValueError if `out` cannot be written, or another command writes there.
     """
-    labels_N = opened.labels()
     on_main(lambda: require_possible(out, save))
+    with locked(out, FACTS, *(OUTPUTS[name][0] for name in save)):
+        return _sample(opened, out, save, recipe)
+
+
+def _sample(opened: Run, out: Path, save: Sequence[str], recipe: str | None) -> dict[str, Any] | None:
+    labels_N = opened.labels()
     start = time.perf_counter()
     generator = opened.generator()
     takers: list[Take] = []  # one, on the main process
@@ -128,7 +133,7 @@ def sample(opened: Run, out: Path, save: Sequence[str] = DEFAULT, recipe: str | 
         "seconds": time.perf_counter() - start,
         "versions": {name: version(name) for name in ("dit_moe", "torch", "diffusers")},
     }
-    write_atomically(out / "sample.json", json.dumps(facts, indent=1) + "\n")
+    write_atomically(out / FACTS, json.dumps(facts, indent=1) + "\n")
     return facts
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from dit_moe import config
-from dit_moe.files import require_writable, write_atomically
+from dit_moe.commands.outputs import FACTS
+from dit_moe.files import write_atomically
 from dit_moe.interop.generation import generate_text
+from dit_moe.locks import exclusive
 from dit_moe.moe import measure_active
 from dit_moe.moe.dial import thresholds
 from dit_moe.processes import join_processes
@@ -43,11 +45,15 @@ def sample_text(run: TextRun, out: Path) -> dict[str, Any] | None:
     """Write texts, print them, and put them with all settings into sample.json in the folder `out`.
 
     Returns what that holds; None on all processes but the main one, which works alone. Raises ValueError if `out`
-    cannot be written.
+    cannot be written, or another command writes there.
     """
     if not join_processes().is_main_process:
         return None
-    require_writable(out)
+    with exclusive(out, FACTS):
+        return _sample_text(run, out)
+
+
+def _sample_text(run: TextRun, out: Path) -> dict[str, Any]:
     start = time.perf_counter()
     with measure_active(run.model) as active:
         texts = write_texts(run)
@@ -64,5 +70,5 @@ def sample_text(run: TextRun, out: Path) -> dict[str, Any] | None:
         "seconds": time.perf_counter() - start,
         "versions": {name: version(name) for name in ("dit_moe", "torch", "transformers")},
     }
-    write_atomically(out / "sample.json", json.dumps(facts, indent=1) + "\n")
+    write_atomically(out / FACTS, json.dumps(facts, indent=1) + "\n")
     return facts

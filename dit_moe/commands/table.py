@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from dit_moe.evaluation.published import BASELINES, Baseline
 from dit_moe.evaluation.results import published_row, read_result, result_file
 from dit_moe.evaluation.table import to_csv, to_markdown
 from dit_moe.files import require_writable, write_atomically
+from dit_moe.locks import exclusive
 
 PUBLISHED: dict[str, Callable[[Baseline], bool]] = {
     "all": lambda row: True,
@@ -55,10 +57,12 @@ def run(args: argparse.Namespace) -> None:
     if None not in (args.out, args.csv) and args.out.resolve() == args.csv.resolve():
         raise ValueError(f"--out {args.out} and --csv {args.csv} are one file; name two")
     markdown = to_markdown(rows)
-    if args.out is not None:
-        write_atomically(args.out, markdown)
-    if args.csv is not None:
-        write_atomically(args.csv, to_csv(rows))
+    files = {path: text for path, text in ((args.out, markdown), (args.csv, to_csv(rows))) if path is not None}
+    with ExitStack() as held:  # so that the two are of one call
+        for path in files:
+            held.enter_context(exclusive(path.parent, path.name))
+        for path, text in files.items():
+            write_atomically(path, text)
     print(markdown, end="")
 
 

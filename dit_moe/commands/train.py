@@ -24,6 +24,7 @@ from dit_moe.costs import add_cost_arguments, describe
 from dit_moe.data.manifest import NoLatents
 from dit_moe.experiment import Experiment, image_experiment, is_text, open_data, settle, settle_model
 from dit_moe.models import MODELS
+from dit_moe.processes import locked
 from dit_moe.text.token_shards import NoTokens
 from dit_moe.text_experiment import TextExperiment, open_tokens, settle_text, settle_text_model, text_experiment
 from dit_moe.training import Trainer
@@ -93,6 +94,11 @@ def _note(text: str) -> None:
 
 def train(experiment: AnyExperiment, dataset: Any, folder: Path) -> None:
     """Train `experiment` into the run folder `folder`, from its newest checkpoint if it has one."""
+    with locked(folder):
+        _train(experiment, dataset, folder)
+
+
+def _train(experiment: AnyExperiment, dataset: Any, folder: Path) -> None:
     start = open_start(experiment.train, folder)
     newest = checkpoint.latest(folder)
     earlier = start if newest is None else checkpoint.open_checkpoint(newest)

@@ -78,7 +78,6 @@ class Extraction:
         # Only the main process reads the disk before the work: hashing may take long, and others' views may be old.
         main = join_processes().is_main_process
         self.manifest: dict[str, Any] = on_all(lambda: self._begin() if main else {})[0]
-        on_all(self._require_seen)
         self.shard_size: int = self.manifest["shard_size"]
         self.shards = math.ceil(len(source) / self.shard_size)
 
@@ -102,8 +101,14 @@ class Extraction:
             earlier = read_manifest(path)
             manifest["shard_size"] = earlier.get("shard_size")
             self._require_same(earlier, manifest)
-        write_atomically(path, json.dumps(manifest, indent=1) + "\n")
         return manifest
+
+    def _claim(self) -> None:
+        """Say what the folder holds, unless another process has come first with something else since."""
+        path = self.folder / MANIFEST
+        if path.is_file():
+            self._require_same(read_manifest(path), self.manifest)
+        write_atomically(path, json.dumps(self.manifest, indent=1) + "\n")
 
     def _require_seen(self) -> None:
         if not (self.folder / MANIFEST).is_file():
@@ -139,6 +144,8 @@ class Extraction:
         Raises on all processes what one of them raises.
         """
         with locked(self.folder):
+            on_main(self._claim)
+            on_all(self._require_seen)
             self._make_missing(on_images)
         read: list[Extracted] = []
         on_main(lambda: read.append(read_features(self.folder, self.manifest, self.extractor, needs)))

@@ -13,7 +13,7 @@ from .fakes import NoiseSource, PixelExtractor
 
 
 def files(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_features_are_those_of_every_image_in_order(tmp_path):
@@ -169,6 +169,15 @@ def test_two_commands_do_not_make_the_same_features_at_once(tmp_path):
     assert extraction.run() is not None
 
 
+def test_of_two_commands_that_found_a_folder_empty_the_second_is_refused(tmp_path):
+    first, second = (Extraction(NoiseSource(seed=seed), PixelExtractor(), tmp_path) for seed in (0, 1))
+    second.run()
+    before = files(tmp_path)
+    with pytest.raises(ValueError, match="holds features with .*; name another folder by --features"):
+        first.run()
+    assert files(tmp_path) == before
+
+
 def test_images_that_the_extractor_does_not_take_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="try --size"):
         Extraction(NoiseSource(side=5), PixelExtractor(), tmp_path / "new")
@@ -186,7 +195,7 @@ def test_features_that_are_not_finite_name_the_image(tmp_path, bad, which):
 
     with pytest.raises(ValueError, match="noise: the features of image 3 are NaN or infinite"):
         Extraction(NoiseSource(), Broken(), tmp_path).run()
-    assert {path.name for path in tmp_path.iterdir()} == {MANIFEST, ".lock"}
+    assert {path.name for path in tmp_path.iterdir()} == {MANIFEST}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}'])
@@ -197,8 +206,7 @@ def test_a_manifest_that_is_none_is_refused(tmp_path, content):
 
 
 def test_shards_keep_the_size_that_they_were_begun_with(tmp_path):
-    Extraction(NoiseSource(), PixelExtractor(), tmp_path)
-    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    manifest = Extraction(NoiseSource(), PixelExtractor(), tmp_path).manifest
     (tmp_path / MANIFEST).write_text(json.dumps(manifest | {"shard_size": 50}))
     Extraction(NoiseSource(), PixelExtractor(), tmp_path).run()
     assert len(list(tmp_path.glob("*.safetensors"))) == 2

@@ -36,6 +36,7 @@ FORMAT = 1
 STATE, CONFIG = "state.json", STORED
 _FOLDER = re.compile(r"step_(\d{8,})")
 TEMPORARY = ".incomplete_"  # how the names of unfinished folders begin
+_FILES = {STATE, CONFIG, *(f"{part}.safetensors" for part in ("model", "ema", "optimizer"))}
 
 Weights = dict[str, Tensor]
 Part = Literal["model", "ema", "optimizer"]
@@ -158,7 +159,7 @@ def save(
     config_yaml: str,
     keep: int,
 ) -> Path:
-    """Write a checkpoint of a run, then delete all but the newest `keep`.
+    """Write a checkpoint of a run, then delete all but the newest `keep`, apart from those that hold other files, too.
 
     Args:
         run: the run folder.
@@ -183,8 +184,9 @@ def save(
     temporary.rename(folder)
     sync(parent)
     for old in checkpoints(run)[:-keep]:
-        old = old.rename(parent / f"{TEMPORARY}{old.name}")  # a deletion cut short must not look like a checkpoint
-        shutil.rmtree(old)
+        if {path.name for path in old.iterdir()} <= _FILES:  # else it has become a user's own
+            old = old.rename(parent / f"{TEMPORARY}{old.name}")  # a deletion cut short must not look like a checkpoint
+            shutil.rmtree(old)
     return folder
 
 
@@ -211,7 +213,8 @@ def _write(
 def clear(run: str | Path) -> None:
     """Remove what interrupted writes and deletions left behind."""
     for leftover in Path(run, "checkpoints").glob(f"{TEMPORARY}*"):
-        shutil.rmtree(leftover)
+        if _FOLDER.fullmatch(leftover.name.removeprefix(TEMPORARY)):
+            shutil.rmtree(leftover)
 
 
 def _digest(path: Path) -> str:

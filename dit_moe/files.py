@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from errno import EEXIST, ENOTEMPTY
@@ -206,22 +206,16 @@ def require_writable(folder: Path) -> None:
         raise ValueError(f"{folder} cannot be written ({error.strerror}); choose another folder") from None
 
 
-def require_own(folder: Path, names: Sequence[str], keys: Set[str]) -> None:
-    """ValueError if `folder` holds any of `names`, which would be replaced, and was not begun by us.
-
-    What we began has an encoding.json with the `keys`, or a manifest.json with such an encoding.
-    """
-    begun, finished = (_read_object(folder / name) for name in ("encoding.json", "manifest.json"))
-    if any(isinstance(each, dict) and each.keys() >= keys for each in (begun, finished.get("encoding"))):
-        return
-    for path in (folder / name for name in names):
+def require_own(folder: Path, names: Iterable[str], own: bool) -> None:
+    """ValueError if `folder` holds any of `names`, which are to be written, unless what is there is our `own`."""
+    for path in (folder / name for name in names if not own):
         if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
-            problem = f"{path} was not written by dit-moe and would be replaced"
+            problem = f"{path} is there already, and nothing says that dit-moe wrote it"
             raise ValueError(f"{problem}; move it away, or name another folder")
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; an empty one if the file holds none."""
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object that a file of unknown origin holds; an empty one if there is none."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):

@@ -141,6 +141,18 @@ def test_a_failed_write_leaves_the_earlier_checkpoint_and_no_remains_on_the_full
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002"]
 
 
+def test_what_a_user_has_put_beside_or_into_old_checkpoints_stays(tmp_path):
+    for step in (1, 2):
+        save(tmp_path, step, keep=9)
+    mine = [tmp_path / "checkpoints" / name / "notes.txt" for name in ("step_00000001", f"{checkpoint.TEMPORARY}plans")]
+    mine[1].parent.mkdir()
+    for path in mine:
+        path.write_text("mine")
+    save(tmp_path, 3, keep=1)
+    assert [path.read_text() for path in mine] == ["mine", "mine"]
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_00000001", "step_00000003"]
+
+
 def test_a_checkpoint_is_never_overwritten(tmp_path):
     save(tmp_path, 1)
     with pytest.raises(FileExistsError, match="step_00000001 exists already"):

@@ -130,23 +130,17 @@ def test_the_last_of_two_writers_of_a_folder_wins_and_a_link_to_it_stays(tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
 
 
-def test_a_folder_is_ours_by_its_encoding_or_manifest_and_no_other_is_written_into(tmp_path):
-    def require():
-        require_own(tmp_path, ("manifest.json", "shards"), {"corpus"})
-
+def test_nothing_is_written_over_what_lies_there_unless_that_is_ours(tmp_path):
     (tmp_path / "shards").mkdir()
     (tmp_path / "notes.txt").touch()
-    require()
+    require_own(tmp_path, ("manifest.json", "shards"), False)
     (tmp_path / "shards" / "0.tar").touch()
-    for content in ("{}", "[]", "{", '{"encoding": null}', '{"encoding": {"images": 1}}'):
-        (tmp_path / "manifest.json").write_text(content)
-        with pytest.raises(ValueError, match=r"manifest.json was not written by dit-moe and would be replaced; move"):
-            require()
-    (tmp_path / "manifest.json").write_text('{"encoding": {"corpus": 1}}')
-    require()
-    (tmp_path / "manifest.json").unlink()
-    (tmp_path / "encoding.json").write_text('{"corpus": 1}')
-    require()
+    with pytest.raises(ValueError, match=r"shards is there already, and nothing says that dit-moe wrote it; move it"):
+        require_own(tmp_path, ("manifest.json", "shards"), False)
+    require_own(tmp_path, ("manifest.json", "shards"), True)
+    (tmp_path / "manifest.json").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"manifest.json is there already"):
+        require_own(tmp_path, ("manifest.json",), False)
 
 
 def test_a_full_disk_is_reported_with_the_file_that_did_not_fit(tmp_path):

@@ -28,7 +28,7 @@ from dit_moe.analysis.draw_dial import draw_dial, to_markdown
 from dit_moe.commands.dial_subjects import HIGHEST, LOWEST, POINTS, ImageOptions, ImageSubject, Subject, TextSubject
 from dit_moe.config import ConfigError
 from dit_moe.figures import save_figure
-from dit_moe.files import require_writable, write_atomically
+from dit_moe.files import require_own, write_atomically
 from dit_moe.processes import join_processes, locked
 from dit_moe.text_runs import is_text_run
 
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     targets = None if args.targets is None else _numbers(args.targets)
     subjects = [_subject(folder, changes, targets, args) for folder in folders]
     out = args.out or folders[0] / "dial"
-    require_writable(out)
+    require_own(out, ("dial.md", "dial.png"), (out / "dial.json").is_file())  # which `_kept` looks into
     with locked(out):
         kept = _kept(out / "dial.json")
         shown = [_measured(subject, kept, out) for subject in subjects]

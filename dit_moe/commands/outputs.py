@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dit_moe.evaluation.image_writer import image_writer
-from dit_moe.files import require_replaceable, require_writable
+from dit_moe.files import read_object, require_own, require_replaceable, require_writable, write_atomically
 from dit_moe.pictures import foreign_pictures, grid_layout, image_grid, png_folder, save_png
 
 FACTS = "sample.json"  # says how everything beside it was made
@@ -53,17 +54,23 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 def require_possible(out: Path, names: Sequence[str]) -> None:
-    """ValueError if these outputs cannot be written into the folder `out`, or would delete what is not theirs."""
+    """ValueError if these outputs cannot be written into the folder `out`, or would replace what is not ours."""
     require_writable(out)
+    require_own_samples(out, (OUTPUTS[name][0] for name in names if name != "png"))
     if "png" in names:
         require_replaceable(out / "png", foreign_pictures)
+
+
+def require_own_samples(out: Path, files: Iterable[str]) -> None:
+    """ValueError if `out` holds a sample.json of other origin, or any of the `files` without one of ours."""
+    require_own(out, (FACTS, *files), not {"files", "texts"}.isdisjoint(read_object(out / FACTS)))
 
 
 @contextmanager
 def open_outputs(out: Path, names: Sequence[str], labels_N: Tensor) -> Iterator[Take]:
     """Yields ``take(images_BCHW)``, to be called with all images in order; the files are in place when the block ends.
 
-    They replace those of an earlier run only then, and its sample.json goes, as it would speak of other images.
+    They replace those of an earlier run only then, and its sample.json lists none, as it would speak of others.
     """
     with ExitStack() as stack:
         takers = [stack.enter_context(save(out / file, labels_N)) for file, save in map(OUTPUTS.__getitem__, names)]
@@ -73,4 +80,4 @@ def open_outputs(out: Path, names: Sequence[str], labels_N: Tensor) -> Iterator[
                 each(images_BCHW)
 
         yield take
-        (out / FACTS).unlink(missing_ok=True)
+        write_atomically(out / FACTS, json.dumps({"files": []}) + "\n")

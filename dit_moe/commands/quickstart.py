@@ -33,10 +33,13 @@ from dit_moe.evaluation.sources.words import IMAGES_FILE, open_word
 from dit_moe.experiment import Experiment
 from dit_moe.files import write_atomically
 from dit_moe.pictures import read_log, save_curves
-from dit_moe.processes import join_processes, locked
+from dit_moe.processes import join_processes, locked, on_main
 from dit_moe.runs import open_run
 from dit_moe.text_experiment import TextExperiment
+from dit_moe.training.run_folder import WRITTEN, require_own_run
 from dit_moe.training.summary import active_experts, train_seconds
+
+FILES = (IMAGES_FILE, "grid.png", "sample.json", "curves.png", "metrics.json")  # beside those of the training
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
     """Do all of it and write metrics.json, curves.png and grid.png, or sample.json of text, into the run folder."""
     folder = run_folder(args.config, args.folder)
     raw = load(args.config, args.overrides)
+    on_main(lambda: require_own_run(folder, [*WRITTEN, *FILES]))  # rather than after the training
     if isinstance(raw, TextExperiment):
         if args.skip_broken:
             raise ConfigError("--skip-broken", " is of images, and the config of a language model; leave it out")

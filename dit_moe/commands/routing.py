@@ -31,8 +31,8 @@ from rich.table import Table
 from dit_moe import config
 from dit_moe.analysis import collect_images, collect_text
 from dit_moe.analysis.collect import experts_of, spaced, training_of
-from dit_moe.analysis.report import write_report
-from dit_moe.analysis.saved import JSON, write_stats
+from dit_moe.analysis.report import REPORT, write_report
+from dit_moe.analysis.saved import JSON, NPZ, write_stats
 from dit_moe.analysis.stats import RoutingStats
 from dit_moe.checkpoint import resolve
 from dit_moe.commands.perplexity import open_heldout
@@ -40,6 +40,7 @@ from dit_moe.commands.progress import images_bar, work_bar
 from dit_moe.config import ConfigError, section
 from dit_moe.data import Dataset
 from dit_moe.experiment import Experiment, open_data
+from dit_moe.files import read_object, require_own
 from dit_moe.locks import exclusive
 from dit_moe.pictures import read_log
 from dit_moe.processes import join_processes
@@ -76,6 +77,7 @@ def run(args: argparse.Namespace) -> None:
     _require_options(args, text)
     home = _run_folder(resolve(args.run_folder))
     out = args.out or home / "routing"
+    require_own(out, (REPORT, JSON, NPZ), "pictures" in read_object(out / JSON))
     with exclusive(out, JSON):
         _write(args, text, home, out)
 

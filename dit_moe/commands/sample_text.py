@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_moe import config
-from dit_moe.commands.outputs import FACTS
+from dit_moe.commands.outputs import FACTS, require_own_samples
 from dit_moe.files import write_atomically
 from dit_moe.interop.generation import generate_text
 from dit_moe.locks import exclusive
@@ -49,6 +49,7 @@ def sample_text(run: TextRun, out: Path) -> dict[str, Any] | None:
     """
     if not join_processes().is_main_process:
         return None
+    require_own_samples(out, ())
     with exclusive(out, FACTS):
         return _sample_text(run, out)
 

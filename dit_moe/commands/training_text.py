@@ -29,6 +29,7 @@ from dit_moe.text.tokenizer import TextTokenizer
 from dit_moe.text_experiment import TextExperiment
 from dit_moe.text_runs import TOKENIZER, TextRun
 from dit_moe.training import Hook, Unit
+from dit_moe.training.run_folder import is_begun
 
 
 def text_parts(
@@ -103,4 +104,4 @@ def _heldout_loss(experiment: TextExperiment, dataset: TokenSequences, tokenizer
 def _keep(tokenizer: TextTokenizer, folder: Path) -> None:
     """ValueError if `folder` cannot be made, or holds what no run has kept there."""
     require_writable(folder.parent)
-    tokenizer.keep(folder, replace=checkpoint.latest(folder.parent) is not None)
+    tokenizer.keep(folder, replace=is_begun(folder.parent))

@@ -31,7 +31,7 @@ from dit_moe.data import DATASETS, BrokenImages, Dataset
 from dit_moe.data.latents import LatentsConfig
 from dit_moe.data.manifest import DTYPES, MANIFEST, SHARDS, Manifest, Shard, write_manifest
 from dit_moe.data.order import load_batches
-from dit_moe.files import require_own, write_atomically
+from dit_moe.files import read_object, require_own, write_atomically
 from dit_moe.latents.autoencoder import Autoencoder
 from dit_moe.processes import join_processes, on_all, on_main
 
@@ -116,7 +116,7 @@ class Encoder:
         Raises EncodingError, after all that can be encoded is, if images are broken and not to be skipped; ValueError,
         before it, if the folder holds files of the names that are to be written which no encoding wrote.
         """
-        on_main(lambda: require_own(self.folder, (MANIFEST, ENCODING, BROKEN, SHARDS), OWN))
+        on_main(lambda: require_own(self.folder, (MANIFEST, ENCODING, BROKEN, SHARDS), self._is_own()))
         on_all(lambda: (self.folder / SHARDS).mkdir(parents=True, exist_ok=True))
         on_main(self._begin)
         state = join_processes()
@@ -136,6 +136,11 @@ class Encoder:
         manifest = on_all(lambda: self._finish(records) if state.is_main_process else None)[0]
         assert manifest is not None, "the main process is the first"
         return manifest
+
+    def _is_own(self) -> bool:
+        """Whether an encoding was begun in the folder, of which its encoding.json is the first file, or finished."""
+        begun, finished = read_object(self.folder / ENCODING), read_object(self.folder / MANIFEST).get("encoding")
+        return any(isinstance(each, dict) and each.keys() >= OWN for each in (begun, finished))
 
     def _begin(self) -> None:
         path = self.folder / ENCODING

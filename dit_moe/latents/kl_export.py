@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dit_moe.data import Dataset
-from dit_moe.files import require_writable, write_atomically
+from dit_moe.files import require_own, require_writable, write_atomically
 from dit_moe.latents.base import FirstStage
 from dit_moe.latents.encode import channel_statistics
 from dit_moe.latents.pixels import from_uint8
@@ -46,10 +45,7 @@ def export(autoencoder: Any, images: Dataset, folder: Path) -> None:
 
 def require_own_export(folder: Path) -> None:
     """ValueError if an autoencoder from elsewhere lies in `folder`."""
-    for path in (folder / CONFIG, folder / WEIGHTS):
-        if os.path.lexists(path) and not (folder / MADE_BY).is_file():
-            problem = f"{path} was not written by dit-moe and would be replaced"
-            raise ValueError(f"{problem}; export into another folder, or move it away")
+    require_own(folder, (CONFIG, WEIGHTS), (folder / MADE_BY).is_file())
 
 
 @torch.no_grad()

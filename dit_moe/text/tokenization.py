@@ -19,7 +19,7 @@ import numpy as np
 
 from dit_moe import config as configs
 from dit_moe.config import Tree, require, section
-from dit_moe.files import atomic_file, require_own, write_atomically
+from dit_moe.files import atomic_file, read_object, require_own, write_atomically
 from dit_moe.processes import join_processes, on_all, on_main
 from dit_moe.text.corpora import CORPORA, Corpus
 from dit_moe.text.token_shards import (
@@ -72,7 +72,7 @@ class Tokenization:
 
     def __init__(self, config: TokenizeConfig, folder: Path, split: str) -> None:
         self.config, self.folder = config, folder
-        require_own(folder, (MANIFEST, ENCODING, SHARDS, TOKENIZER), OWN)
+        require_own(folder, (MANIFEST, ENCODING, SHARDS, TOKENIZER), _is_own(folder))
         with section("tokenize.tokenizer"):
             self.tokenizer = open_tokenizer(config.tokenizer)
         with section("tokenize.corpus"):
@@ -242,6 +242,12 @@ def _finished(config: TokenizeConfig, folder: Path, split: str) -> TokenManifest
         with section("tokenize.corpus"):
             fingerprint = CORPORA.build(config.corpus, split).fingerprint
     return tokens.manifest if _describe(config, split, fingerprint, tokenizer) == encoding else None
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether a tokenisation was begun in `folder`, of which its encoding.json is the first file, or finished."""
+    begun, finished = read_object(folder / ENCODING), read_object(folder / MANIFEST).get("encoding")
+    return any(isinstance(each, dict) and each.keys() >= OWN for each in (begun, finished))
 
 
 def _describe(config: TokenizeConfig, split: str, fingerprint: str | None, tokenizer: TokenizerConfig) -> Tree:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from dit_moe.config import ConfigError, Tree, differences
+from dit_moe import checkpoint
+from dit_moe.checkpoint import CONFIG
+from dit_moe.config import OF_A_RUN, ConfigError, Tree, differences
+from dit_moe.files import require_own
 from dit_moe.training.config import FREE
 
 # What may differ between the start of a run and its resumption: it has no part in what the weights become.
@@ -16,6 +19,21 @@ _IDENTIFIED = {
     "data": ("fingerprint", {"path", "heldout"}),
     "first_stage": ("sha256", {"model", "subfolder", "tiling", "slicing"}),
 }
+
+
+WRITTEN = (CONFIG, "log.jsonl", "evaluations.jsonl")
+
+
+def is_begun(run: Path) -> bool:
+    """Whether `run` is the folder of a run that was begun, with a checkpoint or yet without."""
+    settings = run / CONFIG
+    begun = settings.is_file() and settings.read_bytes().startswith(OF_A_RUN.encode())
+    return begun or checkpoint.latest(run) is not None
+
+
+def require_own_run(run: Path, files: Iterable[str] = WRITTEN) -> None:
+    """ValueError if `run` holds any of `files`, which are to be written, and is no run that was begun."""
+    require_own(run, files, is_begun(run))
 
 
 def differing(old: Tree, new: Tree, *, fixed: Collection[str] = ()) -> dict[str, tuple[Any, Any]]:

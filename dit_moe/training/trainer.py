@@ -23,7 +23,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from dit_moe import checkpoint
-from dit_moe.config import parse
+from dit_moe.config import OF_A_RUN, parse
 from dit_moe.files import write_atomically
 from dit_moe.moe import calibrate, end_step, starts_unsolved
 from dit_moe.processes import locked, on_all, on_main
@@ -121,6 +121,7 @@ class Trainer:
             Interrupted: SIGTERM or Ctrl-C came; the run has saved itself.
         """
         with locked(self.run):
+            on_main(lambda: run_folder.require_own_run(self.run))
             steps = on_all(self._open_run)
             if min(steps) != max(steps):
                 found = f"is at step {max(steps)} for one process and at step {min(steps)} for another"
@@ -143,7 +144,7 @@ class Trainer:
     def _train(self) -> None:
         try:
             if self.accelerator.is_main_process and self.step < self.config.steps:
-                write_atomically(self.run / "config.yaml", self.config_yaml)
+                write_atomically(self.run / "config.yaml", OF_A_RUN + self.config_yaml)
             report = Report(self.accelerator, self.config, self.run, self.step, self.unit, self._since_line)
             with report, self._watch:
                 missed = self._missed(report)

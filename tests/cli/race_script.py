@@ -1,7 +1,7 @@
-"""For test_races.py: ``race_script.py RUN FOLDER PAIRS KIND…`` lets pairs of processes race for one output of each kind.
+"""For test_races.py: ``race_script.py RUN FOLDER PAIRS KIND…`` lets pairs of processes race for one output.
 
-Of every pair one has other settings than the other. Prints how the pairs ended; ends with an assertion if an output is
-damaged, mixed, or not that of a command which ended well. RUN is a small run of digits; drawing is left out.
+The two of a pair have different settings. Prints how the pairs ended; ends with an assertion if an output is damaged,
+mixed, or not that of a command which ended well. RUN is a small run of digits; drawing is left out.
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import transformers  # noqa: F401  before forking: it takes seconds
 
 from dit_moe.cli import main as dit_moe
-from dit_moe.commands import encode, evaluate, routing, sample  # noqa: F401  likewise
+from dit_moe.commands import encode, evaluate, routing, sample  # noqa: F401  before forking: it takes seconds
 from dit_moe.commands.routing import RoutingStats
 from dit_moe.files import write_atomically
-from dit_moe.interop.export import export_run
-from tests.interop.models import tiny_lm, tiny_run
 
+KINDS = ("sample", "eval", "encode", "export", "routing")
 LATENTS = Path(__file__).parents[2] / "configs" / "digits_latent.yaml"
 Command = Callable[[Path], int]  # writes into a folder, which is yet to be made; returns the exit code
 
@@ -36,6 +34,9 @@ def of(*words: object) -> Command:
 
 
 def exporting(router: str, folder: Path) -> Command:
+    from dit_moe.interop.export import export_run
+    from tests.interop.models import tiny_lm, tiny_run
+
     run = tiny_run(folder, tiny_lm(router))
 
     def export(out: Path) -> int:
@@ -55,18 +56,23 @@ def undrawn(stats: RoutingStats, folder: Path) -> list[str]:
     return []
 
 
-def commands(run: Path, folder: Path) -> dict[str, tuple[Command, Command]]:
-    """Two of each kind, in which everything that they write differs."""
-    few = ["--extractor", "digits_cnn64", "--metrics", "fd", "--out", "OUT.json", "--save-stats", "OUT.npz"]
-    for seed in (1, 2):
-        assert of("sample", run, f"seed={seed}", "count=40", "--save", "npz", "--out", folder / f"seed{seed}")(run) == 0
-    return {
-        "sample": tuple(of("sample", run, f"seed={i}", "--save", "npz,png,grid", "--out", "OUT") for i in (1, 2)),
-        "eval": tuple(of("eval", folder / f"seed{i}", folder / "seed1", *few) for i in (1, 2)),
-        "encode": tuple(of("encode", LATENTS, "data.path=OUT", f"encode.dtype={dtype}") for dtype in ("fp16", "fp32")),
-        "export": (exporting("dtopp", folder), exporting("topk", folder)),
-        "routing": tuple(of("routing", run, "--images", i, "--times", 2, "--out", "OUT") for i in (10, 20)),
-    }
+def commands(kind: str, run: Path, folder: Path) -> tuple[Command, Command]:
+    """Two of a kind, in which everything that they write differs."""
+    if kind == "sample":
+        first, second = (of("sample", run, f"seed={i}", "--save", "npz,png,grid", "--out", "OUT") for i in (1, 2))
+    elif kind == "eval":
+        for i in (1, 2):
+            assert of("sample", run, f"seed={i}", "count=40", "--save", "npz", "--out", folder / f"seed{i}")(run) == 0
+        few = ["--extractor", "digits_cnn64", "--metrics", "fd", "--out", "OUT.json", "--save-stats", "OUT.npz"]
+        first, second = (of("eval", folder / f"seed{i}", folder / "seed1", *few) for i in (1, 2))
+    elif kind == "encode":
+        first, second = (of("encode", LATENTS, "data.path=OUT", f"encode.dtype=fp{bits}") for bits in (16, 32))
+    elif kind == "export":
+        first, second = (exporting(router, folder) for router in ("dtopp", "topk"))
+    else:
+        assert kind == "routing", kind
+        first, second = (of("routing", run, "--images", i, "--times", 2, "--out", "OUT") for i in (10, 20))
+    return first, second
 
 
 def forked(command: Command, out: Path, delay: float = 0) -> int:
@@ -125,9 +131,8 @@ def race(name: str, pair: tuple[Command, Command], folder: Path, pairs: int) -> 
         codes = tuple(map(ended, children))
         found = content(out)
         assert set(codes) <= {0, 2} and 0 in codes, f"{name} {number}: exit codes {codes}"
-        assert found in [each for each, code in zip(alone, codes, strict=True) if code == 0], (
-            f"{name} {number}: {codes}"
-        )
+        possible = [each for each, code in zip(alone, codes, strict=True) if code == 0]
+        assert found in possible, f"{name} {number}: not the output of any that ended well, {codes}"
         seen[codes] += 1
     print(name, *(f"{codes}×{count}" for codes, count in sorted(seen.items())), sep="  ", flush=True)
 
@@ -135,9 +140,8 @@ def race(name: str, pair: tuple[Command, Command], folder: Path, pairs: int) -> 
 def main(run: Path, folder: Path, pairs: int, *kinds: str) -> None:
     routing.write_report = undrawn
     folder.mkdir(parents=True, exist_ok=True)
-    known = commands(run, folder)
-    for kind in kinds or known:
-        race(kind, known[kind], folder, pairs)
+    for kind in kinds or KINDS:
+        race(kind, commands(kind, run, folder), folder, pairs)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 
 from dit_moe import checkpoint
 from dit_moe.text.ngram import TrigramModel
+from dit_moe.training.run_folder import HEADER
 from tests.cli.conftest import CONFIG, cli
 
 LM_CONFIG = Path(__file__).parents[2] / "configs" / "lm_tiny.yaml"
@@ -102,6 +103,15 @@ def test_a_second_call_goes_by_what_it_says_of_sampling_and_scoring_even_of_one_
     assert metrics["bits_per_byte"]["trigram"] == pytest.approx(trigram.bits_per_byte(heldout))
 
 
+def test_a_folder_tokenizer_of_a_user_in_the_run_folder_stays(finished, tmp_path, capsys):
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("mine")
+    assert cli("train", LM_CONFIG, "--run", tmp_path, *small(finished)) == 2
+    assert "tokenizer is there already and holds tokenizer.json, which would be lost; move" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["tokenizer", "tokenizer.json"]
+    assert (tmp_path / "tokenizer" / "tokenizer.json").read_text() == "mine"
+
+
 def test_the_log_counts_tokens(finished):
     log = [json.loads(line) for line in (finished / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["tokens"] for line in log] == [256 * step for step in range(1, 7)]
@@ -159,6 +169,7 @@ def test_dry_run_of_tokens_that_are_not_there_yet_needs_the_vocabulary(tmp_path,
 def test_before_its_first_checkpoint_a_run_may_begin_again_with_another_tokenizer(finished, tmp_path, capsys):
     run = tmp_path / "run"
     other = Path(shutil.copytree(finished / "run" / "tokenizer", run / "tokenizer"))
+    (run / "config.yaml").write_text(HEADER)
     changed = other / "tokenizer.json"
     changed.write_text(changed.read_text().replace('"a":', '"@@":', 1))
     assert cli("train", LM_CONFIG, "--run", run, *small(finished)) == 0

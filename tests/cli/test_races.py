@@ -4,13 +4,38 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripts import said
+from tests.cli.conftest import CONFIG, cli
+from tests.scripts import in_use, said
 
-pytest.importorskip("transformers")
-
+AUTOENCODER, LATENTS = (Path(CONFIG).with_name(f"{name}.yaml") for name in ("autoencoder_digits", "digits_latent"))
 SCRIPT = Path(__file__).with_name("race_script.py")
 
 
 def test_what_lies_there_after_a_race_is_whole_and_of_a_command_that_ended_well(finished_run, tmp_path):
-    """The two kinds that once failed; `race_script.py` without kinds tries eval, encode and routing, too."""
-    assert said(SCRIPT, finished_run, tmp_path, 2, "sample", "export")[0] == "sample"
+    """Of the kind whose files are written longest; the script without a kind tries all that it knows."""
+    assert said(SCRIPT, finished_run, tmp_path, 3, "sample")[0] == "sample"
+
+
+@pytest.mark.parametrize(
+    "held, command",
+    [
+        ("sample.json", "sample RUN --out OUT"),
+        ("images.npz", "sample RUN --out OUT --save npz"),
+        ("metrics.json", "eval RUN digits --out OUT/metrics.json"),
+        ("metrics.features", "eval RUN digits --save-npz OUT/metrics.npz"),
+        ("routing.json", "routing RUN --out OUT"),
+        ("table.csv", "table --out OUT/table.md --csv OUT/table.csv"),
+        ("", "dial RUN --out OUT"),
+        ("", f"train {CONFIG} --run OUT"),
+        ("", f"quickstart {CONFIG} --run OUT"),
+        ("autoencoder", f"train-autoencoder {AUTOENCODER} --run OUT"),
+        ("", f"encode {LATENTS} data.path=OUT"),
+    ],
+)
+def test_an_output_in_use_is_refused_before_anything_is_computed(finished_run, tmp_path, held, command, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    with in_use(out, held):
+        assert cli(*(word.replace("RUN", str(finished_run)).replace("OUT", str(out)) for word in command.split())) == 2
+    assert f"error: {out / held} is in use by another process; wait for it, or" in capsys.readouterr().err
+    assert not any(out.iterdir())

@@ -30,7 +30,7 @@ def save(out: Path, kinds, images=IMAGES, labels=LABELS):
 @pytest.mark.parametrize("kinds", [["npz"], ["png"], ["grid"], ["npz", "png", "grid"]], ids=",".join)
 def test_what_is_asked_for_is_written_and_nothing_else(tmp_path, kinds):
     save(tmp_path, kinds)
-    assert names(tmp_path) == {OUTPUTS[kind][0] for kind in kinds}
+    assert names(tmp_path) == {"sample.json", *(OUTPUTS[kind][0] for kind in kinds)}
 
 
 def test_all_kinds_show_the_same_images(tmp_path):
@@ -54,7 +54,19 @@ def test_an_error_leaves_every_file_of_the_run_before_and_what_describes_them(tm
 def test_new_images_take_the_description_of_the_old_ones_away(tmp_path):
     (tmp_path / "sample.json").write_text("{}")
     save(tmp_path, ["grid"])
-    assert names(tmp_path) == {"grid.png"}
+    assert names(tmp_path) == {"grid.png", "sample.json"}
+    assert json.loads((tmp_path / "sample.json").read_text()) == {"files": []}
+
+
+@pytest.mark.parametrize("facts", [None, '{"files": "of something else', '{"steps": 3}'])
+def test_no_images_of_other_origin_are_replaced(tmp_path, facts):
+    (tmp_path / "images.npz").write_bytes(b"of a paper")
+    if facts is not None:
+        (tmp_path / "sample.json").write_text(facts)
+    with pytest.raises(ValueError, match=r"is there already, and nothing says that dit-moe wrote it; move it away, or"):
+        require_possible(tmp_path, ["npz"])
+    save(tmp_path, ["npz"])
+    require_possible(tmp_path, ["npz", "grid"])
 
 
 def test_kinds_are_read_in_any_order_and_unknown_ones_refused():

@@ -173,7 +173,7 @@ def test_of_two_commands_that_found_a_folder_empty_the_second_is_refused(tmp_pat
     first, second = (Extraction(NoiseSource(seed=seed), PixelExtractor(), tmp_path) for seed in (0, 1))
     second.run()
     before = files(tmp_path)
-    with pytest.raises(ValueError, match="holds features with .*; name another folder by --features"):
+    with pytest.raises(ValueError, match=r"holds features with .*; name another folder by --features"):
         first.run()
     assert files(tmp_path) == before
 

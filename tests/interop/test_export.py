@@ -17,6 +17,7 @@ from dit_moe import config
 from dit_moe.commands import export as command
 from dit_moe.interop.export import export_run
 from tests.interop.models import tiny_lm, tiny_run, tokens
+from tests.scripts import in_use
 
 
 def test_an_exported_run_opens_with_its_weights_tokenizer_and_origin(tmp_path):
@@ -87,6 +88,14 @@ def test_a_folder_that_holds_something_is_not_written_over(tmp_path):
     with pytest.raises(ValueError, match="out is there already"):
         export_run(tiny_run(tmp_path), tmp_path / "out")
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
+
+
+def test_a_folder_that_another_process_exports_into_is_left_to_that(tmp_path):
+    (tmp_path / "out.partial").mkdir()  # a user's
+    with in_use(tmp_path, "out"), pytest.raises(ValueError, match="out is in use by another process; wait for it"):
+        export_run(tiny_run(tmp_path), tmp_path / "out")
+    export_run(tiny_run(tmp_path), tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.partial"]
 
 
 def test_an_export_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):

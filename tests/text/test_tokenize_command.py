@@ -111,7 +111,7 @@ def test_nothing_of_a_user_s_is_replaced_by_tokens_or_their_tokenizer(tmp_path, 
     before = bits(tmp_path / "train")
     for name in (bpe, "bytes"):
         assert cli("tokenize", config, f"tokenize.tokenizer.name={name}", "--split", "train") == 2
-        told = f"{tmp_path}/train/tokenizer was not written by dit-moe and would be replaced; move it away, or name"
+        told = f"{tmp_path}/train/tokenizer is there already, and nothing says that dit-moe wrote it; move it away, or"
         assert told in capsys.readouterr().err
         assert bits(tmp_path / "train") == before
     assert cli("tokenize", config, f"tokenize.tokenizer.name={bpe}", "--split", "heldout") == 0

@@ -13,6 +13,7 @@ from dit_moe import checkpoint
 from dit_moe.config import ConfigError
 from dit_moe.processes import locked
 from dit_moe.training import Hook, Interrupted, TrainingError
+from dit_moe.training.run_folder import HEADER
 from tests.scripts import in_use, start
 
 
@@ -76,6 +77,7 @@ def test_the_log_of_a_resumed_run_has_every_line_once(build, tmp_path, unbroken)
 
 
 def test_a_run_that_died_before_its_first_checkpoint_starts_anew(build, tmp_path, unbroken):
+    tmp_path.joinpath("config.yaml").write_text(f"{HEADER}seed: 7\n")
     tmp_path.joinpath("log.jsonl").write_text('{"step": 5}\n')
     build(tmp_path).train()
     assert bits(tmp_path, 20) == bits(unbroken[0], 20)
@@ -135,6 +137,14 @@ def test_a_run_that_is_being_trained_is_refused_before_anything_is_touched(build
     assert contents(tmp_path) == before
     build(tmp_path, steps=7).train()
     assert checkpoint.open_checkpoint(tmp_path).step == 7
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "log.jsonl"])
+def test_no_file_of_a_user_is_taken_for_that_of_a_run(build, tmp_path, name):
+    (tmp_path / name).write_text("seed: 0  # my own\n")
+    with pytest.raises(ValueError, match=f"{name} is there already, and nothing says that dit-moe wrote it; move it"):
+        build(tmp_path, steps=5).train()
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["seed: 0  # my own\n"]
 
 
 def test_a_disk_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):

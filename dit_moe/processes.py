@@ -192,6 +192,10 @@ def locked(folder: Path, *files: str) -> Iterator[None]:
     process, if another command is in there or the folder cannot be written.
     """
     with ExitStack() as held:
-        for file in sorted(set(files)) or [""]:
-            on_main(lambda file=file: held.enter_context(exclusive(folder, file)))  # type: ignore[misc]
+
+        def enter() -> None:
+            for file in sorted(set(files)) or [""]:
+                held.enter_context(exclusive(folder, file))
+
+        on_main(enter)
         yield

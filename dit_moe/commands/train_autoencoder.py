@@ -24,7 +24,7 @@ from dit_moe.commands.train import run_folder
 from dit_moe.config import ConfigError, require
 from dit_moe.data import DATASETS, Dataset
 from dit_moe.experiment import identified
-from dit_moe.files import write_atomically
+from dit_moe.files import require_writable, write_atomically
 from dit_moe.latents import FIRST_STAGES
 from dit_moe.latents.autoencoder import AutoencoderConfig
 from dit_moe.latents.kl_export import MADE_BY, export, reconstruction_errors, require_own_export
@@ -70,7 +70,9 @@ def run(args: argparse.Namespace) -> None:
     settings, images = prepare(args.config, args.overrides)
     folder = run_folder(args.config, args.folder)
     out = args.export or folder / "autoencoder"
-    on_main(lambda: require_own_export(out))  # rather than after the training
+    on_main(lambda: require_own_export(out))  # rather than after the training, as the next
+    if args.export:
+        on_main(lambda: require_writable(args.export))
     with locked(folder), locked(out.parent, out.name):
         train(settings, images["train"], folder)
         on_main(lambda: finish(settings, images, folder, out))

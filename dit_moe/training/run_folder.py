@@ -12,6 +12,7 @@ from dit_moe.config import OF_A_RUN, ConfigError, Tree, differences
 from dit_moe.files import require_own
 from dit_moe.training.config import FREE
 
+WRITTEN = (CONFIG, "log.jsonl", "evaluations.jsonl")
 # What may differ between the start of a run and its resumption: it has no part in what the weights become.
 _FREE = {"sample", "eval", "encode", *(f"train.{field}" for field in FREE)}
 # And in a section that identifies what it names, under this key: where that is, and how it is worked with.
@@ -19,9 +20,6 @@ _IDENTIFIED = {
     "data": ("fingerprint", {"path", "heldout"}),
     "first_stage": ("sha256", {"model", "subfolder", "tiling", "slicing"}),
 }
-
-
-WRITTEN = (CONFIG, "log.jsonl", "evaluations.jsonl")
 
 
 def is_begun(run: Path) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from dit_moe import checkpoint
 from dit_moe.text.ngram import TrigramModel
-from dit_moe.training.run_folder import HEADER
+from dit_moe.config import OF_A_RUN
 from tests.cli.conftest import CONFIG, cli
 
 LM_CONFIG = Path(__file__).parents[2] / "configs" / "lm_tiny.yaml"
@@ -169,7 +169,7 @@ def test_dry_run_of_tokens_that_are_not_there_yet_needs_the_vocabulary(tmp_path,
 def test_before_its_first_checkpoint_a_run_may_begin_again_with_another_tokenizer(finished, tmp_path, capsys):
     run = tmp_path / "run"
     other = Path(shutil.copytree(finished / "run" / "tokenizer", run / "tokenizer"))
-    (run / "config.yaml").write_text(HEADER)
+    (run / "config.yaml").write_text(OF_A_RUN)
     changed = other / "tokenizer.json"
     changed.write_text(changed.read_text().replace('"a":', '"@@":', 1))
     assert cli("train", LM_CONFIG, "--run", run, *small(finished)) == 0

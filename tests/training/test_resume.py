@@ -13,7 +13,7 @@ from dit_moe import checkpoint
 from dit_moe.config import ConfigError
 from dit_moe.processes import locked
 from dit_moe.training import Hook, Interrupted, TrainingError
-from dit_moe.training.run_folder import HEADER
+from dit_moe.config import OF_A_RUN
 from tests.scripts import in_use, start
 
 
@@ -77,7 +77,7 @@ def test_the_log_of_a_resumed_run_has_every_line_once(build, tmp_path, unbroken)
 
 
 def test_a_run_that_died_before_its_first_checkpoint_starts_anew(build, tmp_path, unbroken):
-    tmp_path.joinpath("config.yaml").write_text(f"{HEADER}seed: 7\n")
+    tmp_path.joinpath("config.yaml").write_text(f"{OF_A_RUN}seed: 7\n")
     tmp_path.joinpath("log.jsonl").write_text('{"step": 5}\n')
     build(tmp_path).train()
     assert bits(tmp_path, 20) == bits(unbroken[0], 20)

@@ -112,6 +112,15 @@ def test_a_folder_tokenizer_of_a_user_in_the_run_folder_stays(finished, tmp_path
     assert (tmp_path / "tokenizer" / "tokenizer.json").read_text() == "mine"
 
 
+def test_a_damaged_copy_of_the_tokenizer_in_a_run_is_made_anew(finished, run):
+    (run / "config.yaml").unlink()  # its checkpoints say that it is a run, as they do of one by an earlier version
+    copy = run / "tokenizer" / "tokenizer.json"
+    wanted = copy.read_bytes()
+    copy.write_bytes(b"damaged")
+    assert cli("train", LM_CONFIG, "--run", run, *small(finished)) == 0
+    assert copy.read_bytes() == wanted
+
+
 def test_the_log_counts_tokens(finished):
     log = [json.loads(line) for line in (finished / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["tokens"] for line in log] == [256 * step for step in range(1, 7)]

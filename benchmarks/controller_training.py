@@ -17,7 +17,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from dit_moe.commands.train import prepare, train
+from dit_moe.commands.train import load, prepare, train
 from dit_moe.pictures import read_log
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
@@ -36,7 +36,7 @@ def measure(experts: int, target: float, p0: float, steps: int, overrides: list[
         f"train.steps={steps}",
     ]
     with tempfile.TemporaryDirectory() as folder:
-        experiment, dataset = prepare(CONFIG, [*changes, *overrides])
+        experiment, dataset = prepare(load(CONFIG, [*changes, *overrides]))
         train(experiment, dataset, Path(folder))
         active = [line["active"] for line in read_log(Path(folder) / "log.jsonl")]
     smooth = [statistics.fmean(active[i - 9 : i + 1]) for i in range(9, len(active))]  # smooth[0] is after 10 steps
@@ -44,7 +44,7 @@ def measure(experts: int, target: float, p0: float, steps: int, overrides: list[
     last = active[3 * len(active) // 4 :]
     return {
         "reached": (next(i for i, value in enumerate(away) if value <= 2) + 10) / steps,
-        "worst": max(away[steps // 10 - 9 :]),
+        "worst": max(away[max(0, steps // 10 - 9) :]),
         "mean": statistics.fmean(last),
         "std": statistics.pstdev(last),
         "error": 100 * abs(statistics.fmean(last) - target) / target,

@@ -42,12 +42,12 @@ def run(law: ControllerConfig, experts: int, target: float, p0: float, images: i
     active, constant = [], []
     for step in range(steps):
         left, order = batch_mass(generator, images, 16, experts, theta=1 + (sharpen - 1) * step / steps)
-        active.append(prefix_mask(left, order, controller.p).sum(-1, dtype=torch.float64).mean().item())
+        active.append(prefix_mask(left, order, tail=controller.tail).sum(-1, dtype=torch.float64).mean().item())
         slope = controller.slope(left) / len(left)
         if step == 3 * steps // 4:
-            frozen = controller.p.clone()
+            frozen = controller.tail.clone()
         if step >= 3 * steps // 4:
-            constant.append(prefix_mask(left, order, frozen).sum(-1, dtype=torch.float64).mean().item())
+            constant.append(prefix_mask(left, order, tail=frozen).sum(-1, dtype=torch.float64).mean().item())
         controller.step(torch.tensor(active[-1]), slope)
     history = torch.tensor(active, dtype=torch.float64)
     smooth = history.unfold(0, 10, 1).mean(-1)

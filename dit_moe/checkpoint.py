@@ -234,11 +234,20 @@ def state_of(module: nn.Module) -> Weights:
 
 @torch.no_grad()
 def load_into(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
-    """Copy `weights` into `module`. Raises ValueError as `require_fit` does."""
-    own = state_of(module)
+    """Copy `weights`, upgraded, into `module`. Raises ValueError as `require_fit` does."""
+    own, weights = state_of(module), upgraded(module, weights)
     require_fit(own, weights, source)
     for name, tensor in own.items():
         tensor.copy_(part_of(weights[name], tensor))
+
+
+def upgraded(module: nn.Module, weights: Mapping[str, Tensor]) -> Weights:
+    """`weights` in the form of today: parts of `module` that had another state before have a method `upgrade_state`."""
+    state = dict(weights)
+    for name, part in module.named_modules():
+        if hasattr(part, "upgrade_state"):
+            part.upgrade_state(state, f"{name}." if name else "")
+    return state
 
 
 def require_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""Solving thresholds instead of steering them: p such that given tokens use a wanted number of experts on average."""
+"""Solving thresholds instead of steering them: so that given tokens use a wanted number of experts on average."""
 
 # L steered routers, N tokens, E experts, K bins
 
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from dit_moe.moe.routers.dtopp import DTopPRouter
 from dit_moe.moe.routers.topp import TopPRouter
+from dit_moe.moe.routing import LARGEST_U
 from dit_moe.moe.steering import Reduce, routers_of
 
-BINS, LARGEST_U = 16_384, 16.0  # u = −ln(1 − p) to 0.001, up to p = 1 − 1e-7
+BINS = 16_384  # of ln(1 + u), with u = −ln(1 − p): to 0.0003 of u near 0, and to 0.02 near LARGEST_U
+LAST = math.log1p(LARGEST_U)
 PASSES = 3  # a later layer's tokens depend on the thresholds before it
 
 
@@ -48,8 +50,8 @@ def calibrate(
             run()
         targets = [router.target if target is None else target for router in routers]
         solved = solve_thresholds(reduce(torch.stack(histograms)), targets, routers[0].config.layerwise)
-        for router, p in zip(routers, solved, strict=True):
-            router.controller.restart(p)
+        for router, u in zip(routers, solved, strict=True):
+            router.controller.restart(u)
     return [router.controller.p.item() for router in routers]
 
 
@@ -62,7 +64,7 @@ def steered_routers(model: nn.Module) -> list[DTopPRouter]:
 def record_joining(routers: Sequence[TopPRouter], when: Callable[[], bool] = lambda: True) -> Iterator[list[Tensor]]:
     """While entered, count at which u each pair would join, by router, with training's counters and losses off.
 
-    A histogram is [tokens, pairs that every threshold keeps, pairs per bin of u], float64. Nothing is counted while
+    A histogram is [tokens, pairs that every threshold keeps, pairs per bin], float64. Nothing is counted while
     `when()` is false.
     """
     histograms = [torch.zeros(2 + BINS, dtype=torch.float64, device=router.weight.device) for router in routers]
@@ -73,8 +75,8 @@ def record_joining(routers: Sequence[TopPRouter], when: Callable[[], bool] = lam
             if not when():
                 return
             left_NE, _ = router.ranked(router.probabilities(args[0])[1])
-            u_NE = -left_NE.clamp(min=0).log()
-            bin_NE = (u_NE.clamp(0, LARGEST_U) * (BINS / LARGEST_U)).long().clamp(max=BINS - 1) + 1
+            u_NE = (-left_NE.clamp(min=0).log()).clamp(0, LARGEST_U)
+            bin_NE = (u_NE.log1p() * (BINS / LAST)).long().clamp(max=BINS - 1) + 1
             bin_NE = torch.where(left_NE == torch.inf, 0, bin_NE)
             joins = bin_NE[left_NE > 0]  # what every threshold leaves out has no place
             histogram[0] += len(left_NE)
@@ -95,7 +97,7 @@ def record_joining(routers: Sequence[TopPRouter], when: Callable[[], bool] = lam
 
 
 def solve_thresholds(counts_LK: Tensor, targets_L: Sequence[float], layerwise: bool) -> list[float]:
-    """Of histograms as `record_joining` makes them, a threshold for each layer, with which the mean is its target.
+    """Of histograms as `record_joining` makes them, the u of each layer with which the mean is its target.
 
     Not `layerwise`: one for all layers, with which the mean over them is.
     """
@@ -105,7 +107,7 @@ def solve_thresholds(counts_LK: Tensor, targets_L: Sequence[float], layerwise: b
 
 
 def _solve(histogram: Tensor, target: float) -> float:
-    """The p with `target` pairs a token, linear within a bin; the nearest end if no p has."""
+    """The u with `target` pairs a token, linear within a bin; the nearest end if no u has."""
     assert histogram[0] > 0, "nothing passed the routers"
     wanted = target * histogram[0]
     pairs_K = histogram[1:].cumsum(0)  # at the end of each bin; first those that are always kept
@@ -113,6 +115,6 @@ def _solve(histogram: Tensor, target: float) -> float:
     if k == 0:
         return 0.0
     if k > BINS:
-        return 1.0
+        return LARGEST_U
     share = ((wanted - pairs_K[k - 1]) / (pairs_K[k] - pairs_K[k - 1])).item()
-    return -math.expm1(-(k - 1 + share) * LARGEST_U / BINS)
+    return math.expm1((k - 1 + share) * LAST / BINS)

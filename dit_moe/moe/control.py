@@ -1,22 +1,26 @@
 """The PI controller that holds the mean number of active experts at its target by moving the threshold p.
 
 It stands outside the graph and steps once per optimizer step. Its state is in persistent buffers, so a checkpoint and
-an EMA copy carry it, and evaluation finds p frozen.
+an EMA copy carry it, and evaluation finds p frozen. What is kept is u = −ln(1 − p), since a sharp router needs a p that
+differs from 1 by less than p itself can.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dit_moe.config import require
+from dit_moe.moe.routing import LARGEST_U, threshold_u
 
 SMALLEST_U = 0.05  # steps and windows are sized relative to u, but to no less than this
 MIN_SLOPE = 0.05  # in targets per unit of u: below it a threshold touches nobody, and the error is not divided by less
-MIN_TAIL = 1e-6  # a p nearer to 1 than this is 1: every expert is active
+MOST_UP = 0.1  # an error that raises u counts as at most this share of it …
+REACHED = 0.9  # … once the mean has been at this share of the target
+MIN_TAIL_BEFORE = 1e-6  # while p was kept, one nearer to 1 than this was taken for 1
 DEFAULT_GAINS = {"scheduled": (0.2, 0.5), "paper": (0.1, 0.3)}  # (K_P, K_I), found as docs/controller.md tells
 
 
@@ -53,68 +57,98 @@ class PIController(nn.Module):
     an error. u = −ln(1 − p), the logarithm of the mass left out, keeps the slope steady near p = 1; e is cut to ±u, so
     that a threshold far from anybody's reach moves by its own size.
 
+    A router that has sharpened at a high learning rate may flatten again within two steps, and a threshold that had
+    followed it up would let in several times the target. So, once the target was reached, e is cut to u/10 upward.
+
     Integration stops while p sits at a bound and the error pushes further out (anti-windup).
     """
 
-    p: Tensor
-    p0: Tensor
+    u: Tensor
+    u0: Tensor
     error_sum: Tensor
+    reached: Tensor
 
     def __init__(self, config: ControllerConfig, target: float, experts: int) -> None:
         super().__init__()
         self.config, self.target, self.experts = config, target, experts
-        p0 = (config.p_min + config.p_max) / 2 if config.p0 is None else config.p0
-        # fp32 in every copy: in bf16 the threshold would move in steps of 0.004.
-        self.register_buffer("p", torch.tensor(p0, dtype=torch.float32))
-        self.register_buffer("p0", torch.tensor(p0, dtype=torch.float32))
+        self.lowest, self.highest = threshold_u(config.p_min), threshold_u(config.p_max)
+        u0 = threshold_u((config.p_min + config.p_max) / 2 if config.p0 is None else config.p0)
+        self.register_buffer("u", torch.tensor(u0, dtype=torch.float64))
+        self.register_buffer("u0", torch.tensor(u0, dtype=torch.float64))
         self.register_buffer("error_sum", torch.tensor(0.0, dtype=torch.float64))
+        self.register_buffer("reached", torch.tensor(False))
+        self.register_load_state_dict_pre_hook(lambda module, state, prefix, *_: module.upgrade_state(state, prefix))
 
     @torch.no_grad()
     def step(self, active: Tensor, slope: Tensor) -> None:
         """Move p after a step that used `active` experts a token on average.
 
         Args:
-            active: scalar, reduced over all ranks.
+            active: scalar, reduced over all ranks; NaN, the mean of no tokens, moves nothing.
             slope: scalar, how fast `active` grows with u, likewise (the law ``paper`` ignores it).
         """
         c = self.config
         assert c.kp is not None and c.ki is not None
-        error = self._error(active.to(torch.float64), slope.to(torch.float64), self._to_u(self.p.to(torch.float64)))
+        active, slope, counted = active.to(torch.float64), slope.to(torch.float64), ~active.isnan()
+        self.reached |= active >= REACHED * self.target
+        error = self._error(active, slope)
         candidate = self.error_sum + error
-        p = self._to_p(self._to_u(self.p0.to(torch.float64)) + c.kp * error + c.ki * candidate)
-        outward = ((p >= c.p_max) & (error > 0)) | ((p <= c.p_min) & (error < 0))
-        self.error_sum.copy_(torch.where(outward, self.error_sum, candidate))
-        self.p.copy_(p.clamp(c.p_min, c.p_max))
+        move = c.kp * error + c.ki * candidate
+        # The law of the paper adds up in p.
+        u = _to_u(_to_p(self.u0) + move) if c.law == "paper" else self.u0 + move
+        outward = ((u >= self.highest) & (error > 0)) | ((u <= self.lowest) & (error < 0))
+        self.error_sum.copy_(torch.where(counted & ~outward, candidate, self.error_sum))
+        self.u.copy_(torch.where(counted, u.clamp(self.lowest, self.highest), self.u))
 
-    def _error(self, active: Tensor, slope: Tensor, u: Tensor) -> Tensor:
+    def _error(self, active: Tensor, slope: Tensor) -> Tensor:
         if self.config.law == "paper":
             return (self.target - active) / self.experts
-        most = u.clamp(min=SMALLEST_U)
-        return ((self.target - active) / slope.clamp(min=MIN_SLOPE * self.target)).clamp(-most, most)
+        most = self.u.clamp(min=SMALLEST_U)
+        most_up = torch.where(self.reached, MOST_UP * most, most)
+        return ((self.target - active) / slope.clamp(min=MIN_SLOPE * self.target)).clamp(-most, most_up)
 
-    def _to_u(self, p: Tensor) -> Tensor:
-        return p if self.config.law == "paper" else -torch.log1p(-p.clamp(max=1 - MIN_TAIL))
+    @property
+    def p(self) -> Tensor:
+        """The threshold, as it is reported."""
+        return _to_p(self.u)
 
-    def _to_p(self, u: Tensor) -> Tensor:
-        if self.config.law == "paper":
-            return u
-        p = -torch.expm1(-u)
-        return torch.where(p >= 1 - MIN_TAIL, torch.ones_like(p), p)
+    @property
+    def tail(self) -> Tensor:
+        """1 − p, exact where p itself would round to 1."""
+        return torch.where(self.u >= LARGEST_U, 0.0, (-self.u).exp())
 
     def slope(self, left_NE: Tensor) -> Tensor:
         """How fast the number of pairs grows with u at the threshold, from those that stand near it (see `mass_left`).
 
         A sum over the tokens, so that layers, micro-batches and ranks add up.
         """
-        tail = 1 - self.p
-        window = (-tail.clamp(min=MIN_TAIL).log()).clamp(SMALLEST_U, 1) / 10
+        tail, window = self.tail, self.u.clamp(SMALLEST_U, 1) / 10
         near = (left_NE > tail * torch.exp(-window)) & (left_NE <= tail * torch.exp(window))
         return near.sum() / (2 * window)
 
     @torch.no_grad()
-    def restart(self, p0: float) -> None:
-        """Begin again at the threshold `p0`, or the bound next to it, with nothing integrated."""
-        p0 = min(max(p0, self.config.p_min), self.config.p_max)
-        self.p.fill_(p0)
-        self.p0.fill_(p0)
+    def restart(self, u0: float) -> None:
+        """Begin again at the threshold `u0`, or the bound next to it, with nothing integrated."""
+        u0 = min(max(u0, self.lowest), self.highest)
+        self.u.fill_(u0)
+        self.u0.fill_(u0)
         self.error_sum.zero_()
+        self.reached.fill_(False)
+
+    @staticmethod
+    def upgrade_state(state: dict[str, Any], prefix: str) -> None:
+        """Turn what was saved while p and p0 were kept, in fp32, into what is kept now, with the same threshold."""
+        if f"{prefix}p" not in state or f"{prefix}p0" not in state:
+            return
+        p, p0 = (state.pop(prefix + name).to(torch.float64) for name in ("p", "p0"))
+        state[f"{prefix}u"] = _to_u(torch.where(p >= 1 - MIN_TAIL_BEFORE, 1.0, p))
+        state[f"{prefix}u0"] = _to_u(p0.clamp(max=1 - MIN_TAIL_BEFORE))  # what error_sum was added to
+        state[f"{prefix}reached"] = torch.ones_like(p, dtype=torch.bool)
+
+
+def _to_u(p: Tensor) -> Tensor:
+    return (-torch.log1p(-p.clamp(max=1))).clamp(max=LARGEST_U)
+
+
+def _to_p(u: Tensor) -> Tensor:
+    return torch.where(u >= LARGEST_U, 1.0, -torch.expm1(-u))

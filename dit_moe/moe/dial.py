@@ -22,9 +22,10 @@ from dit_moe.moe.calibrate import PASSES, record_joining, solve_thresholds
 from dit_moe.moe.layer import MoEConfig
 from dit_moe.moe.routers.dtopp import DTopPRouter
 from dit_moe.moe.routers.topp import TopPRouter
+from dit_moe.moe.routing import threshold_p, threshold_u
 from dit_moe.moe.steering import routers_of
 
-Settings = Sequence[Sequence[float]]  # [P, L]
+Settings = Sequence[Sequence[float]]  # [P, L], what `Router.setting` takes
 ROUNDING = 1e-5  # of a part: networks are told times in fp32, and 1 − 0.9 falls short of a tenth
 
 
@@ -80,7 +81,7 @@ class DialConfig:
         return f"{field}={_shown(value)}" + (f" by {self.vary}" if isinstance(value, tuple) else "")
 
     def table(self, layers: int) -> list[list[float]]:
-        """The values asked for by part and layer; empty: as trained."""
+        """The targets, or p, asked for by part and layer; empty: as trained."""
         values = list(_listed(self.target) or _listed(self.p))
         if isinstance(self.target or self.p, tuple) and self.vary == "layer":
             return [values]
@@ -100,7 +101,8 @@ class Dial:
 
     Args:
         model: with routers.
-        settings_PL: thresholds, or k, by part of the way, the first at the noise, and by MoE layer.
+        settings_PL: thresholds as `threshold_u` has them, or k, by part of the way, the first at the noise, and by MoE
+            layer.
     """
 
     def __init__(self, model: nn.Module, settings_PL: Settings) -> None:
@@ -120,8 +122,10 @@ class Dial:
 
     @property
     def thresholds_PL(self) -> Settings:
-        """The settings of routers that have a threshold, by part and layer; empty if they have k."""
-        return self.settings_PL if isinstance(self.routers[0], TopPRouter) else []
+        """The p of routers that have a threshold, by part and layer; empty if they have k."""
+        if not isinstance(self.routers[0], TopPRouter):
+            return []
+        return [[threshold_p(u) for u in settings_L] for settings_L in self.settings_PL]
 
     def keep(self) -> None:
         """Let the model work like this from now on; for settings that do not change on the way."""
@@ -167,12 +171,15 @@ def turn(
     if idle:
         problem = f"={_shown(value)} has {len(table_PL)} values, and no step of the sampler is in part {min(idle) + 1}"
         raise ConfigError(field, f"{problem} of the way; give fewer values, or sampler.steps more")
-    if config.target is None or not steered:
+    if config.target is None:
+        return Dial(model, [[threshold_u(p) for p in p_L] for p_L in table_PL])
+    if not steered:
         return Dial(model, table_PL)
     assert len(steered) == len(routers), "all layers have routers of one kind"
     apart = config.vary == "layer" and isinstance(config.target, tuple)
     apart = apart or any(isinstance(router, DTopPRouter) and router.config.layerwise for router in steered)
-    dial = Dial(model, [[float(router.threshold()) for router in steered]] * len(table_PL))
+    trained_L = [router.trained_u() if router.setting is None else router.setting for router in steered]
+    dial = Dial(model, [trained_L] * len(table_PL))
     for _ in range(PASSES):
         with torch.no_grad(), ExitStack() as stack:
             recordings = [record_joining(steered, partial(_is_at, dial, part)) for part in range(len(table_PL))]
@@ -191,7 +198,7 @@ def _is_at(dial: Dial, part: int) -> bool:
 
 def thresholds(model: nn.Module) -> list[float]:
     """The p in effect of each router that has one, in order of depth."""
-    return [float(router.threshold()) for router in routers_of(model) if isinstance(router, TopPRouter)]
+    return [router.threshold() for router in routers_of(model) if isinstance(router, TopPRouter)]
 
 
 def absorb(model: nn.Module) -> None:
@@ -201,11 +208,10 @@ def absorb(model: nn.Module) -> None:
             continue
         if not isinstance(router, DTopPRouter):
             raise ConfigError("sample", " has target or p, which only the weights of dtopp routers can hold; drop it")
-        bounds = router.config.controller
-        if not bounds.p_min <= router.setting <= bounds.p_max:
-            problem = (
-                f" asks for p={router.setting:.6g}, which its controller keeps in [{bounds.p_min}, {bounds.p_max}]"
-            )
+        bounds, controller = router.config.controller, router.controller
+        if not controller.lowest <= router.setting <= controller.highest:
+            kept = f"which its controller keeps in [{bounds.p_min}, {bounds.p_max}]"
+            problem = f" asks for p={router.threshold():.6g}, {kept}"
             raise ConfigError("sample", f"{problem}; choose another target, or p")
         router.controller.restart(router.setting)
         router.setting = None

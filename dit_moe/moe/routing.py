@@ -8,10 +8,13 @@ list of pairs sorted by expert, of any length, so a token may use one expert or 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+LARGEST_U = 87.0  # exp(−87) is about the smallest normal number of fp32: from here on every expert is active
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,7 @@ def mass_left(prob_NE: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns (left_NE, order_NE): the j-th best expert ``order_NE[n, j]`` belongs to the top-p prefix iff what stands
     before it is less than p, that is iff ``left_NE[n, j] > 1 − p``. Summed from the small end, so that it stays exact
-    where p is near 1.
+    where p is so near 1 that only `threshold_u` can tell it from 1.
     """
     sorted_NE, order_NE = prob_NE.sort(dim=-1, descending=True, stable=True)
     return sorted_NE.flip(-1).cumsum(-1).flip(-1), order_NE
@@ -60,6 +63,21 @@ def limit_experts(left_NE: Tensor, at_least: int, at_most: int) -> Tensor:
     return left_NE
 
 
-def prefix_mask(left_NE: Tensor, order_NE: Tensor, p: Tensor | float) -> Tensor:
-    """Bool [N, E]: the smallest prefix of each token's experts whose probability reaches `p`. DTop-p, step 3."""
-    return torch.zeros_like(order_NE, dtype=torch.bool).scatter(-1, order_NE, left_NE > 1 - p)
+def prefix_mask(left_NE: Tensor, order_NE: Tensor, *, tail: Tensor | float) -> Tensor:
+    """Bool [N, E]: each token's smallest prefix of experts that leaves out at most `tail` = 1 − p. DTop-p, step 3."""
+    return torch.zeros_like(order_NE, dtype=torch.bool).scatter(-1, order_NE, left_NE > tail)
+
+
+def threshold_u(p: float) -> float:
+    """u = −ln(1 − p), from 0 to `LARGEST_U`: how thresholds are kept, since sharp routers need a 1 − p below 1e-7."""
+    return LARGEST_U if p >= 1 else min(-math.log1p(-p), LARGEST_U)
+
+
+def threshold_p(u: float) -> float:
+    """The inverse of `threshold_u`, for people: rounded, so that 0.9 comes back as 0.9."""
+    return 1.0 if u >= LARGEST_U else round(-math.expm1(-u), 14)
+
+
+def threshold_tail(u: float) -> float:
+    """1 − p of `threshold_u`, exact to the last digit."""
+    return 0.0 if u >= LARGEST_U else math.exp(-u)

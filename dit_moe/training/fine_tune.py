@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dit_moe import checkpoint
 from dit_moe.config import Tree
 from dit_moe.moe import steered_routers
+from dit_moe.moe.routing import threshold_u
 from dit_moe.training.config import TrainConfig
 
 
@@ -71,5 +72,5 @@ def keep_thresholds(model: nn.Module, start: checkpoint.Checkpoint, config: Tree
         return True
     for router in steered_routers(model):
         if router.config.controller.p0 is not None:
-            router.controller.restart(router.config.controller.p0)
+            router.controller.restart(threshold_u(router.config.controller.p0))
     return False

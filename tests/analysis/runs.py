@@ -14,6 +14,7 @@ from dit_moe.diffusion import OBJECTIVES
 from dit_moe.experiment import load_experiment, settle
 from dit_moe.latents import FIRST_STAGES
 from dit_moe.models import MODELS
+from dit_moe.moe.routing import threshold_u
 from dit_moe.runs import Run
 from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
 from dit_moe.text_experiment import load_text_experiment, settle_text_model
@@ -92,5 +93,5 @@ def _lively(model: Any, p: float) -> Any:
             nn.init.normal_(parameter, std=0.7 * parameter.shape[-1] ** -0.5, generator=random)
     for module in model.modules():
         if hasattr(module, "controller"):
-            module.controller.p.fill_(p)
+            module.controller.restart(threshold_u(p))
     return model.eval()

@@ -68,7 +68,7 @@ def test_gradients_are_clipped_as_in_one_process(folder, parallel):
 def test_both_ranks_hold_the_same_thresholds_and_what_else_is_whole_bit_for_bit(ranks, parallel):
     first, second = (rank[parallel]["digests"] for rank in ranks)
     assert first == second
-    assert any(name.endswith("controller.p") for name in first[0])
+    assert any(name.endswith("controller.u") for name in first[0])
     assert any(name.endswith("weight") for name in first[0]) == (parallel == "ddp")
 
 

@@ -31,7 +31,7 @@ def tiny_lm(router="dtopp", **changes) -> LM:
         if each.theta is not None:
             torch.nn.init.constant_(each.theta, 1.7)
         if hasattr(each, "controller"):
-            each.controller.p.fill_(0.6173 + 0.21 * layer)
+            each.controller.u.fill_(0.9609 + 0.7961 * layer)
             each.controller.error_sum.fill_(0.123456789012345)
     return lm
 

@@ -63,7 +63,7 @@ def test_transformers_trainer_with_the_callback_trains_as_a_loop_with_end_step(t
     before = {name: tensor.clone() for name, tensor in lm.state_dict().items()}
     after = by_transformers(lm, tmp_path, parts, [RouterCallback()])
     moved = {name.rpartition(".")[2] for name in after if not torch.equal(after[name], before[name])}
-    assert "load_E" in moved and (router == "topk" or {"p", "error_sum"} <= moved)
+    assert "load_E" in moved and (router == "topk" or {"u", "error_sum"} <= moved)
     assert all(each.counters.sums is None for each in routers_of(lm))
     for name, tensor in by_hand(tiny_lm(router), parts).items():
         torch.testing.assert_close(after[name], tensor, rtol=1e-5, atol=1e-6, msg=name)

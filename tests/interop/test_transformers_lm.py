@@ -54,7 +54,8 @@ def test_routers_stay_in_full_precision_in_a_model_loaded_or_cast_in_bf16(tmp_pa
     assert loaded.dtype == cast.dtype == torch.bfloat16
     loaded.save_pretrained(tmp_path / "bf16")
     exact = router_state(wrap(lm))
-    assert {name.rpartition(".")[2] for name in exact} == {"weight", "theta", "load_E", "p", "p0", "error_sum"}
+    kept = {"weight", "theta", "load_E", "u", "u0", "error_sum", "reached"}
+    assert {name.rpartition(".")[2] for name in exact} == kept
     for model in (loaded, cast, load(tmp_path / "bf16")):
         assert model.lm.blocks[0].moe.experts.w_in.dtype == torch.bfloat16
         found = router_state(model)
@@ -77,7 +78,7 @@ def test_a_cast_takes_the_gradients_of_routers_along_unchanged():
 def test_a_file_that_does_not_fit_its_config_is_an_error_and_no_random_weights(tmp_path, change):
     wrap(tiny_lm()).save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
-    name = "lm.blocks.0.moe.router.controller.p"
+    name = "lm.blocks.0.moe.router.controller.u"
     weights.pop(name) if change == "missing" else weights.update({"lm.strange": torch.zeros(1)})
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=f"{change} keys {name if change == 'missing' else 'lm.strange'}"):

@@ -50,6 +50,15 @@ def test_a_sharp_router_reaches_targets_far_in_the_tail_of_its_probabilities():
     assert measured(model, x)[0] == pytest.approx(24.0, rel=0.02)
 
 
+def test_a_tail_below_what_p_can_tell_from_one_is_solved_too():
+    model, x = stack(), batch()
+    with torch.no_grad():
+        for router in routers_of(model):
+            router.theta.fill_(30.0)
+    assert calibrate(model, lambda: model(x), 4.0)[0] > 1 - 1e-12
+    assert measured(model, x)[0] == pytest.approx(4.0, rel=0.01)
+
+
 def test_every_expert_and_one_expert_are_the_ends():
     model, x = stack(), batch()
     calibrate(model, lambda: model(x), 8.0)

@@ -5,12 +5,21 @@ import math
 import pytest
 import torch
 
+from dit_moe.checkpoint import load_into
 from dit_moe.config import ConfigError
 from dit_moe.moe.control import ControllerConfig, PIController
-from dit_moe.moe.routing import mass_left, prefix_mask
+from dit_moe.moe.routing import LARGEST_U, mass_left, prefix_mask, threshold_u
 
 
-def closed_loop(experts: int, target: float, p0: float, steps: int = 400, tokens: int = 1024, **gains) -> list[float]:
+def closed_loop(
+    experts: int,
+    target: float,
+    p0: float,
+    steps: int = 400,
+    tokens: int = 1024,
+    theta=lambda step: 1 + step / 800,  # from 1 to 1.5 in 400 steps
+    **gains,
+) -> list[float]:
     """Active experts per step when the controller steers standardised logits that sharpen as a router's do."""
     generator = torch.Generator().manual_seed(0)
     controller = PIController(ControllerConfig(p0=p0, **gains), target, experts)
@@ -18,9 +27,9 @@ def closed_loop(experts: int, target: float, p0: float, steps: int = 400, tokens
     for step in range(steps):
         logits = torch.randn(tokens, experts, generator=generator)
         logits = (logits - logits.mean(-1, keepdim=True)) / logits.std(-1, keepdim=True, correction=0)
-        prob = ((1 + step / 800) * logits).softmax(-1)  # θ from 1 to 1.5 in 400 steps
+        prob = (theta(step) * logits).softmax(-1)
         left, order = mass_left(prob)
-        active = prefix_mask(left, order, controller.p).sum(-1, dtype=torch.float64).mean()
+        active = prefix_mask(left, order, tail=controller.tail).sum(-1, dtype=torch.float64).mean()
         controller.step(active, controller.slope(left) / tokens)
         history.append(active.item())
     return history
@@ -41,10 +50,10 @@ def test_the_law_of_the_paper_is_its_equation():
 
 def test_the_scheduled_law_is_the_same_equation_in_units_of_the_threshold():
     controller = PIController(ControllerConfig(kp=0.4, ki=0.1, p0=0.5), target=2.0, experts=8)
-    total = 0.0
-    for active, slope in ((3.0, 2.0), (2.5, 4.0), (1.9, 0.5), (1.0, 0.01)):
-        u = -math.log(1 - controller.p.item())
-        error = max(-u, min(u, (2.0 - active) / max(slope, 0.05 * 2.0)))
+    total, reached = 0.0, False
+    for active, slope in ((1.7, 2.0), (1.0, 0.01), (3.0, 2.0), (2.5, 4.0), (1.9, 0.5), (1.0, 0.01)):
+        u, reached = -math.log(1 - controller.p.item()), reached or active >= 0.9 * 2.0
+        error = max(-u, min(0.1 * u if reached else u, (2.0 - active) / max(slope, 0.05 * 2.0)))
         total += error
         controller.step(torch.tensor(active), torch.tensor(slope))
         assert controller.p.item() == pytest.approx(1 - 0.5 * math.exp(-(0.4 * error + 0.1 * total)), abs=1e-6)
@@ -56,7 +65,7 @@ def test_the_measured_slope_is_the_difference_that_a_small_move_makes():
     for p0 in (0.1, 0.6, 0.95):
         controller = PIController(ControllerConfig(p0=p0), target=4.0, experts=16)
         step = max(0.05, min(1.0, -math.log(1 - p0))) / 10
-        pairs = [prefix_mask(left, order, 1 - (1 - p0) * math.exp(-move)).sum() for move in (-step, step)]
+        pairs = [prefix_mask(left, order, tail=(1 - p0) * math.exp(-move)).sum() for move in (-step, step)]
         assert controller.slope(left).item() == pytest.approx((pairs[1] - pairs[0]).item() / (2 * step), rel=0.01)
 
 
@@ -73,9 +82,9 @@ def test_integration_stops_at_a_bound_and_recovery_is_immediate(law):
     controller = PIController(ControllerConfig(law=law, kp=0.0, ki=1.0), target=2.0, experts=8)
     for _ in range(1000):
         controller.step(torch.tensor(0.0), FLAT)
-    assert controller.p.item() == 1.0
-    controller.step(torch.tensor(8.0), FLAT)  # a wound-up integral of 250 would need 333 of these
-    assert controller.p.item() < 1.0
+    assert controller.p.item() == 1.0 and controller.tail.item() == 0.0
+    controller.step(torch.tensor(8.0), FLAT)  # a wound-up integral would need hundreds of these
+    assert controller.u.item() < LARGEST_U
 
 
 SHAPES = [(4, 1.5), (4, 3), (8, 2), (16, 2), (16, 8), (64, 1.5), (64, 8), (128, 16)]
@@ -94,6 +103,43 @@ def test_the_mean_over_the_last_quarter_is_within_one_percent_though_the_router_
     assert abs(sum(last) / len(last) - target) < 0.01 * target
 
 
+@pytest.mark.parametrize(("experts", "target", "theta"), [(8, 4, 10.0), (8, 2, 30.0), (8, 4, 30.0)])
+def test_the_mean_stays_at_the_target_where_the_tail_is_below_what_p_can_tell_from_one(experts, target, theta):
+    last = closed_loop(experts, target, p0=0.9, steps=120, tokens=4096, theta=lambda step: theta)[60:]
+    assert last == pytest.approx([target] * 60, rel=0.1)  # seen: 5 %
+    assert sum(last) / 60 == pytest.approx(target, rel=0.01)
+
+
+def test_a_router_that_sharpens_and_flattens_again_lets_in_no_multiple_of_the_target():
+    history = closed_loop(64, 8, p0=0.45, steps=40, theta=lambda step: 1 + step / 2 if step < 9 else 1.0)
+    assert min(history) < 0.3 * 8 and max(history) < 2 * 8  # it was N
+
+
+def test_the_mean_of_no_tokens_moves_nothing():
+    controller = PIController(ControllerConfig(), 2.0, 8)
+    controller.step(torch.tensor(5.0), FLAT)
+    before = {name: value.clone() for name, value in controller.state_dict().items()}
+    controller.step(torch.tensor(torch.nan), torch.tensor(torch.nan))
+    assert all(torch.equal(value, before[name]) for name, value in controller.state_dict().items())
+
+
+@pytest.mark.parametrize(("p", "p0", "error_sum"), [(0.7310585, 0.45, 1.4), (1.0, 1.0, -0.3), (0.0, 0.05, -0.1)])
+def test_a_state_that_held_p_is_upgraded_to_the_same_threshold(p, p0, error_sum):
+    old = {"p": torch.tensor(p), "p0": torch.tensor(p0), "error_sum": torch.tensor(error_sum, dtype=torch.float64)}
+    module = torch.nn.ModuleDict({"router": PIController(ControllerConfig(), 2.0, 8)})
+    weights = {f"router.{name}": value for name, value in old.items()}
+    load_into(module, weights, "a checkpoint")
+    controller = module["router"]
+    assert controller.p.item() == pytest.approx(old["p"].item(), rel=1e-12)
+    assert controller.tail.float() == 1 - old["p"] and controller.reached
+    # Its law added to −ln(1 − p0), with 1 − p0 no less than 1e-6.
+    controller.step(torch.tensor(2.0), FLAT)
+    assert controller.u.item() == pytest.approx(max(0.0, -math.log(max(1 - p0, 1e-6)) + 0.5 * error_sum), rel=1e-6)
+    again = PIController(ControllerConfig(), 2.0, 8)
+    again.load_state_dict(old)  # as transformers and torch do it
+    assert "p" in old and again.p.item() == pytest.approx(old["p"].item(), rel=1e-12)
+
+
 def test_state_survives_a_state_dict_round_trip_and_steps_on_bit_for_bit():
     first = PIController(ControllerConfig(), 2.0, 8)
     for active in (3.0, 2.2, 1.7):
@@ -102,13 +148,13 @@ def test_state_survives_a_state_dict_round_trip_and_steps_on_bit_for_bit():
     second.load_state_dict(first.state_dict())
     for controller in (first, second):
         controller.step(torch.tensor(1.234), FLAT)
-    assert torch.equal(first.p, second.p) and torch.equal(first.error_sum, second.error_sum)
+    assert torch.equal(first.u, second.u) and torch.equal(first.error_sum, second.error_sum)
 
 
 def test_restart_forgets_the_integral():
     controller = PIController(ControllerConfig(), 2.0, 8)
     controller.step(torch.tensor(5.0), FLAT)
-    controller.restart(0.7)
+    controller.restart(threshold_u(0.7))
     assert controller.p.item() == pytest.approx(0.7) and controller.error_sum == 0
     controller.step(torch.tensor(2.0), FLAT)
     assert controller.p.item() == pytest.approx(0.7)

@@ -14,9 +14,14 @@ from dit_moe.moe.routers.base import RouterConfig
 from dit_moe.moe.routers.dtopp import DTopPConfig
 from dit_moe.moe.routers.topk import TopKConfig
 from dit_moe.moe.routers.topp import TopPConfig
+from dit_moe.moe.routing import threshold_u
 from tests.moe.stack import batch, stack
 
 TIMES = (1.0, 0.7, 0.4, 0.1)
+
+
+def dial_at(model, p_PL) -> Dial:
+    return Dial(model, [[threshold_u(p) for p in p_L] for p_L in p_PL])
 
 
 def walk(model, dial, times=TIMES):
@@ -76,7 +81,7 @@ def test_one_threshold_for_all_layers_lets_them_share_compute_unless_targets_are
 
 def test_parts_of_the_way_are_equal_and_both_ends_belong_to_it():
     model = stack()
-    dial = Dial(model, [[0.1] * 3, [0.2] * 3, [0.3] * 3, [0.4] * 3])
+    dial = dial_at(model, [[0.1] * 3, [0.2] * 3, [0.3] * 3, [0.4] * 3])
     found = []
     for time in (1.0, 0.76, 0.75, 0.5, 0.3, 0.25, 0.01, 0.0):
         with dial.at(time):
@@ -88,16 +93,17 @@ def test_parts_of_the_way_are_equal_and_both_ends_belong_to_it():
 def test_a_given_p_is_used_as_it_is_and_nothing_is_run_for_it(options):
     model, value = stack(), options["p"]
     dial = turn(DialConfig(**options), model, lambda dial: pytest.fail("nothing is to be solved"))
-    assert dial.settings_PL == [list(value) if isinstance(value, tuple) else [value] * 3]
+    wanted = list(value) if isinstance(value, tuple) else [value] * 3
+    assert dial.thresholds_PL == [wanted]
     with dial.at():
-        assert thresholds(model) == dial.settings_PL[0]
+        assert thresholds(model) == wanted
 
 
 def test_the_trained_p_given_explicitly_changes_no_bit():
     model, x = stack().eval(), batch()
     model(x)
     trained = model(x)
-    with Dial(model, [[thresholds(model)[0]] * 3]).at():
+    with Dial(model, [[routers_of(model)[0].trained_u()] * 3]).at():
         assert torch.equal(model(x), trained)
 
 
@@ -123,7 +129,7 @@ def test_weights_modes_and_counters_stay_and_behind_the_dial_the_model_is_as_tra
 
 def test_an_error_within_leaves_no_setting_behind():
     model = stack()
-    with pytest.raises(RuntimeError), Dial(model, [[0.9] * 3]).at():
+    with pytest.raises(RuntimeError), dial_at(model, [[0.9] * 3]).at():
         raise RuntimeError
     assert all(router.setting is None for router in routers_of(model))
 
@@ -162,14 +168,14 @@ def test_a_router_that_promises_a_threshold_and_has_none_is_refused():
 
 def test_a_threshold_that_the_controller_would_not_keep_is_not_absorbed():
     model = stack(DTopPConfig(controller=ControllerConfig(p_max=0.5)))
-    Dial(model, [[0.2, 0.5, 0.9]]).keep()
+    dial_at(model, [[0.2, 0.5, 0.9]]).keep()
     with pytest.raises(ConfigError, match=r"sample asks for p=0\.9, which its controller keeps in \[0\.0, 0\.5\]"):
         absorb(model)
 
 
 def test_an_absorbed_dial_is_what_the_saved_weights_hold():
     model, x = stack().eval(), batch()
-    Dial(model, [[0.2, 0.5, 0.9]]).keep()
+    dial_at(model, [[0.2, 0.5, 0.9]]).keep()
     kept = model(x)
     absorb(model)
     again = stack().eval()

@@ -13,7 +13,7 @@ def probabilities(seed: int, tokens: int, experts: int, sharpness: float = 1.0) 
 
 
 def top_p(prob: torch.Tensor, p: float) -> torch.Tensor:
-    return prefix_mask(*mass_left(prob), p)
+    return prefix_mask(*mass_left(prob), tail=1 - p)
 
 
 def test_prefix_is_the_smallest_set_of_best_experts_that_reaches_p():
@@ -47,7 +47,7 @@ def test_a_larger_p_never_drops_an_expert(seed, p, more):
 def test_limits_bound_the_number_of_experts_for_every_threshold():
     left, order = mass_left(probabilities(0, 50, 8))
     for p in (0.01, 0.5, 1.0):
-        count = prefix_mask(limit_experts(left, 2, 3), order, p).sum(1)
+        count = prefix_mask(limit_experts(left, 2, 3), order, tail=1 - p).sum(1)
         assert count.min() >= 2 and count.max() <= 3
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from dit_moe.models import MODELS, LMConfig
 from dit_moe.moe import MoEConfig, routers_of
 from dit_moe.moe.routers.dtopp import DTopPConfig
+from dit_moe.moe.routing import threshold_u
 
 EOS, VOCAB, LENGTH = 256, 320, 16
 HOW = {"eos": EOS, "length": LENGTH, "vocab_size": VOCAB}
@@ -21,7 +22,7 @@ def network(dense: bool = False):
     sizes = {"depth": 2, "width": 32, "heads": 2, "mlp_hidden": 64, "vocab_size": VOCAB, "max_length": LENGTH}
     model = MODELS.build(LMConfig(name=name, init_std=0.3, moe=moe, **sizes))
     for router in routers_of(model):
-        router.controller.p.fill_(0.6)
+        router.controller.restart(threshold_u(0.6))
     return model.eval()
 
 

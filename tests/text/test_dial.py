@@ -37,7 +37,7 @@ def test_targets_by_layer_are_met_by_each(run):
 
 
 def test_p_needs_no_tokens_and_target_says_which_it_misses(run, tmp_path, capsys):
-    assert open_text_run(run, ["p=0.5"]).model.blocks[0].moe.router.setting == 0.5
+    assert open_text_run(run, ["p=0.5"]).model.blocks[0].moe.router.threshold() == 0.5
     tokens = run.parent / "tokens" / "train"
     tokens.rename(tmp_path / "away")
     try:
@@ -61,7 +61,7 @@ def test_an_exported_model_works_with_the_solved_thresholds(run, tmp_path):
     assert cli("export", run, tmp_path / "out", "target=3") == 0
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     solved = [block.moe.router.setting for block in open_text_run(run, ["target=3"]).model.blocks]
-    held = [value.item() for name, value in exported.state_dict().items() if name.endswith("controller.p")]
+    held = [value.item() for name, value in exported.state_dict().items() if name.endswith("controller.u")]
     assert held == pytest.approx(solved)
 
 

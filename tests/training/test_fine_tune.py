@@ -8,6 +8,7 @@ from tiny_run import DIGITS, OTHER_CLASSES, log
 from dit_moe import checkpoint
 from dit_moe.config import ConfigError
 from dit_moe.moe import routers_of
+from dit_moe.moe.routing import threshold_u
 from dit_moe.training import open_start
 from dit_moe.training.fine_tune import load_start
 
@@ -118,13 +119,13 @@ def test_thresholds_come_along_where_the_routers_are_the_same(build, tmp_path, m
     start = trainer.feed.start
 
     def spy(*args):
-        begun.append(routers_of(trainer.model)[0].controller.p.item())
+        begun.append(routers_of(trainer.model)[0].controller.u.item())
         start(*args)
 
     monkeypatch.setattr(trainer.feed, "start", spy)
     monkeypatch.setattr("dit_moe.training.trainer.calibrate", lambda *args, **kwargs: solved.append(True))
     trainer.train()
     weights = checkpoint.open_checkpoint(tmp_path / "old").weights("ema")
-    came_along = next(value.item() for name, value in weights.items() if name.endswith("controller.p"))
-    assert begun == [pytest.approx(0.6) if given else came_along]
+    came_along = next(value.item() for name, value in weights.items() if name.endswith("controller.u"))
+    assert begun == [pytest.approx(threshold_u(0.6)) if given else came_along]
     assert solved == ([True] if solves else [])

@@ -35,6 +35,12 @@ class DTopPConfig(RouterConfig):
         """A controller without gains leaves the threshold where it began."""
         return bool(self.controller.kp or self.controller.ki)
 
+    def note(self, target: float) -> str | None:
+        if target > 1 or not self.controlled:
+            return None
+        what = "the threshold falls until every token uses one expert"
+        return f"model.moe.target=1: {what}; for dynamic routing use a target above 1"
+
 
 @ROUTERS.register("dtopp", DTopPConfig)
 class DTopPRouter(TopPRouter):
@@ -49,13 +55,16 @@ class DTopPRouter(TopPRouter):
         super().__init__(config, width, experts, target)
         self.controller = PIController(config.controller, target, experts)
 
-    def trained_threshold(self) -> Tensor:
-        return self.controller.p
+    def trained_tail(self) -> Tensor:
+        return self.controller.tail
+
+    def trained_u(self) -> float:
+        return self.controller.u.item()
 
     def choose(self, prob_NE: Tensor) -> tuple[Tensor, Tensor | None]:
         left_NE, order_NE = self.ranked(prob_NE)
         slope = self.controller.slope(left_NE) if self.training else None
-        return prefix_mask(left_NE, order_NE, self.threshold()), slope
+        return prefix_mask(left_NE, order_NE, tail=self.tail()), slope
 
     @torch.no_grad()
     def after_step(self, own: Counters, model: Counters) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dit_moe.config import require
 from dit_moe.moe.routers.base import ROUTERS, Router, RouterConfig
-from dit_moe.moe.routing import limit_experts, mass_left, prefix_mask
+from dit_moe.moe.routing import limit_experts, mass_left, prefix_mask, threshold_p, threshold_tail, threshold_u
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +39,21 @@ class TopPRouter(Router):
         left_NE, order_NE = mass_left(prob_NE)
         return limit_experts(left_NE, self.config.min_experts, self.most), order_NE
 
-    def threshold(self) -> Tensor | float:
-        """The p in effect."""
-        return self.trained_threshold() if self.setting is None else self.setting
+    def tail(self) -> Tensor | float:
+        """1 − p of the threshold in effect: the mass that may be left out."""
+        return self.trained_tail() if self.setting is None else threshold_tail(self.setting)
 
-    def trained_threshold(self) -> Tensor | float:
-        """The p that the router was trained with."""
-        return self.config.p
+    def threshold(self) -> float:
+        """The p in effect."""
+        return threshold_p(self.trained_u() if self.setting is None else self.setting)
+
+    def trained_tail(self) -> Tensor | float:
+        """1 − p of the threshold that the router was trained with."""
+        return threshold_tail(self.trained_u())
+
+    def trained_u(self) -> float:
+        """The same threshold as `threshold_u` has it; the device is waited for."""
+        return threshold_u(self.config.p)
 
     def select(self, prob_NE: Tensor) -> Tensor:
-        return prefix_mask(*self.ranked(prob_NE), self.threshold())
+        return prefix_mask(*self.ranked(prob_NE), tail=self.tail())

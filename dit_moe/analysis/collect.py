@@ -170,7 +170,7 @@ def run_facts(run: Run | TextRun, thresholds: Sequence[Any]) -> dict[str, Any]:
         "weights": run.experiment.sample.weights,
         "weights sha256": run.sha256,
         "model": model.name,
-        "router": _router(moe.router),
+        "router": _router(moe),
         "shared experts": moe.shared_experts,
         "parameters": footprint.total_params,
         "active parameters at the trained target": round(footprint.active_params),
@@ -185,9 +185,10 @@ def run_facts(run: Run | TextRun, thresholds: Sequence[Any]) -> dict[str, Any]:
     return facts
 
 
-def _router(router: Any) -> str:
+def _router(moe: MoEConfig) -> str:
     """Its name and the options that are not its defaults."""
-    changed = config.differences(config.dump(type(router)()), config.dump(router))
+    router, default = moe.router, type(moe.router)().settled(moe.experts, moe.target)
+    changed = config.differences(config.dump(default), config.dump(router))
     return ", ".join([ROUTERS.name_of(router), *sorted(f"{name}={value}" for name, (_, value) in changed)])
 
 

@@ -5,7 +5,16 @@ from dit_moe.moe.experts import MATRICES, Activation, Experts
 from dit_moe.moe.layer import FeedForward, MoEConfig, MoELayer
 from dit_moe.moe.routers import ROUTERS, Router, RouterConfig
 from dit_moe.moe.routing import Routing
-from dit_moe.moe.steering import Activity, activities, end_step, measure_active, measure_layers, routers_of
+from dit_moe.moe.steering import (
+    Activity,
+    activities,
+    counted_active,
+    end_step,
+    measure_active,
+    measure_layers,
+    notes,
+    routers_of,
+)
 
 __all__ = [
     "MATRICES",
@@ -21,9 +30,11 @@ __all__ = [
     "Routing",
     "activities",
     "calibrate",
+    "counted_active",
     "end_step",
     "measure_active",
     "measure_layers",
+    "notes",
     "routers_of",
     "starts_unsolved",
     "steered_routers",

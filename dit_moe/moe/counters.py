@@ -37,6 +37,10 @@ class Counters:
         new = torch.cat([scalars, mask_NE.sum(0, dtype=torch.float64), prob_NE.sum(0, dtype=torch.float64)])
         self.sums = new if self.sums is None else self.sums + new
 
+    def vector(self, device: torch.device) -> Tensor:
+        """The sums; zeros on `device` while nothing was counted."""
+        return torch.zeros(5 + 2 * self.experts, dtype=torch.float64, device=device) if self.sums is None else self.sums
+
     def reset(self) -> None:
         self.sums = None
 
@@ -46,7 +50,7 @@ class Counters:
 
     @property
     def active(self) -> Tensor:
-        """Mean number of active experts per token."""
+        """Mean number of active experts per token; NaN if none passed."""
         return self._get(1) / self._get(0)
 
     @property
@@ -66,7 +70,7 @@ class Counters:
 
     @property
     def load_E(self) -> Tensor:
-        """Share of the routed pairs that each expert got; sums to 1."""
+        """Share of the routed pairs that each expert got; sums to 1. NaN if there were none."""
         return self._get(slice(5, 5 + self.experts)) / self._get(1)
 
     @property

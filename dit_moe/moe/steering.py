@@ -31,7 +31,7 @@ def end_step(model: nn.Module, reduce: Reduce = lambda sums: sums, report: bool 
     """Call once after every optimizer step: move the thresholds and return what the routers did in it.
 
     Counts of all micro-batches since the last call are summed over ranks by one `reduce`, so that every rank moves by
-    the same error and holds the same p, bit for bit.
+    the same error and holds the same p, bit for bit. A step without tokens on any rank moves nothing and reports NaN.
 
     Returns {} for a dense model or without `report` (which saves waiting for the device), else
     ``{"active", "p", "layers": {name: [one number per MoE layer]}}`` with `active` the mean number of active experts
@@ -40,15 +40,25 @@ def end_step(model: nn.Module, reduce: Reduce = lambda sums: sums, report: bool 
     routers = routers_of(model)
     if not routers:
         return {}
-    counted = [router.counters.sums for router in routers if router.counters.sums is not None]
-    assert len(counted) == len(routers), "end_step needs a training-mode forward pass since the last call"
-    sums_LS = reduce(torch.stack(counted))
+    sums_LS = reduce(torch.stack([router.counters.vector(router.load_E.device) for router in routers]))
     total = Counters(routers[0].experts, sums_LS.sum(0))
     layers = [Counters(router.experts, sums_S) for router, sums_S in zip(routers, sums_LS, strict=True)]
     for router, own in zip(routers, layers, strict=True):
         router.after_step(own, total)
         router.counters.reset()
     return _report(routers, layers, total) if report else {}
+
+
+def counted_active(model: nn.Module) -> Tensor | None:
+    """Mean active experts of the tokens that this process has counted since the last `end_step`; None if dense."""
+    counted = [router.counters.vector(router.load_E.device) for router in routers_of(model)]
+    return Counters(routers_of(model)[0].experts, torch.stack(counted).sum(0)).active if counted else None
+
+
+def notes(model: nn.Module) -> list[str]:
+    """What a user should know of the model's routers before training."""
+    said = (router.config.note(router.target) for router in routers_of(model))
+    return list(dict.fromkeys(note for note in said if note is not None))
 
 
 def _report(routers: list[Router], layers: list[Counters], total: Counters) -> dict[str, Any]:

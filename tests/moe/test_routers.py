@@ -1,13 +1,14 @@
 """The contract of every registered router; a new one is tested unasked."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 
 from dit_moe.config import ConfigError
-from dit_moe.moe import ROUTERS, Router
-from dit_moe.moe.routers.base import INIT_STD
+from dit_moe.moe import ROUTERS, MoEConfig, MoELayer, Router
+from dit_moe.moe.routers.base import DRN_EPS, INIT_STD
 from dit_moe.moe.routers.dtopp import DTopPConfig
 from dit_moe.moe.routers.topk import TopKConfig
 from dit_moe.moe.routers.topp import TopPConfig
@@ -116,10 +117,49 @@ def test_evaluation_neither_counts_nor_changes_any_state(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.filterwarnings("ignore:std_mean.*degrees of freedom")  # of no rows
-def test_zero_tokens_route_to_zero_pairs(name):
-    routing = make(name)(tokens(count=0))
+@pytest.mark.parametrize("drn", [False, True])
+def test_zero_tokens_route_to_zero_pairs_and_change_nothing(name, drn):
+    router = make(name, drn=drn)
+    before = copy.deepcopy(router.state_dict())
+    routing = router(tokens(count=0))
     assert len(routing.token_R) == 0 and routing.counts_E.tolist() == [0] * EXPERTS
+    assert all(term == 0 for term in routing.aux.values())
+    router.after_step(router.counters, router.counters)
+    assert all(torch.equal(value, before[key]) for key, value in router.state_dict().items())
+
+
+def task_gradients(name, **options) -> tuple[float, float]:
+    """Norms of the task's gradients of the router's weights and of the experts' that read the same tokens."""
+    torch.manual_seed(0)
+    layer = MoELayer(MoEConfig(experts=EXPERTS, target=1, router=ROUTERS.config_class(name)(**options)), WIDTH, 64)
+    layer(tokens())[0].sub(tokens(2)).square().sum().backward()
+    return layer.router.weight.grad.norm().item(), layer.experts.w_in.grad.norm().item()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("drn", [False, True])
+def test_the_task_teaches_a_router_of_one_expert_unless_it_is_told_to_renormalise(name, drn):
+    router, experts = task_gradients(name, drn=drn, max_experts=1)
+    assert 0.1 * experts < router < 10 * experts  # seen: 0.5 without DRN, 4.4 with it
+    router, experts = task_gradients(name, drn=drn, max_experts=1, renormalize=True)
+    assert router < 1e-4 * experts
+
+
+@pytest.mark.parametrize(
+    ("target", "most", "settled"), [(2, None, True), (1.5, 2, True), (1, None, False), (1, 1, False)]
+)
+def test_gates_sum_to_one_by_default_unless_a_token_has_one_expert(target, most, settled):
+    options = DTopPConfig(max_experts=most)
+    assert MoEConfig(experts=EXPERTS, target=target, router=options).router.renormalize is settled
+    assert ROUTERS.build(options, WIDTH, EXPERTS, target).config.renormalize is settled
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_token_whose_logits_are_all_equal_gets_a_finite_gradient(name):
+    router, x = make(name, drn=True), tokens().index_fill(0, torch.tensor([3]), 0.0).requires_grad_()
+    routing = router(x)
+    (routing.weight_R.square().sum() + sum(routing.aux.values())).backward()
+    assert x.grad.isfinite().all() and router.weight.grad.isfinite().all()
 
 
 def test_topk_uses_exactly_k_best_experts():
@@ -143,8 +183,10 @@ def test_drn_is_the_standardised_softmax_of_the_paper():
     with torch.no_grad():
         router.theta.fill_(1.7)
     z = x @ router.weight.float().T
-    expected = (1.7 * (z - z.mean(-1, keepdim=True)) / (z.std(-1, keepdim=True, correction=0) + 1e-6)).softmax(-1)
-    torch.testing.assert_close(router.probabilities(x)[1], expected)
+    for scale in (1.0, 1e-4):  # where the standard deviation is about ten times ε, its place matters
+        std = (scale * z).std(-1, keepdim=True, correction=0)
+        expected = (1.7 * scale * (z - z.mean(-1, keepdim=True)) / (std + DRN_EPS)).softmax(-1)
+        torch.testing.assert_close(router.probabilities(scale * x)[1], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_larger_theta_activates_fewer_experts():

@@ -1,10 +1,12 @@
 """Counting, controlling and measuring a whole model's routers."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from dit_moe.moe import end_step, measure_active, routers_of
+from dit_moe.moe import counted_active, end_step, measure_active, notes, routers_of
 from dit_moe.moe.counters import Counters
 from dit_moe.moe.routers.dtopp import DTopPConfig
 from dit_moe.moe.routers.topk import TopKConfig
@@ -63,6 +65,37 @@ def test_reduce_makes_every_rank_move_by_the_same_error():
         end_step(model, reduce=lambda _: sums)
     assert thresholds(ranks[0]) == thresholds(ranks[1])
     assert torch.equal(routers_of(ranks[0])[1].load_E, routers_of(ranks[1])[1].load_E)
+
+
+@pytest.mark.parametrize("fed", [True, False], ids=["a batch of no tokens", "no forward pass"])
+def test_a_rank_without_tokens_follows_the_others_and_a_step_without_any_moves_nothing(fed):
+    idle, busy = stack(), stack()
+    busy(batch())
+    sums = torch.stack([router.counters.sums for router in routers_of(busy)])
+    if fed:
+        idle(batch(tokens=0))
+    end_step(idle, reduce=lambda own: own + sums)
+    end_step(busy)
+    assert thresholds(idle) == thresholds(busy) and thresholds(idle)[0] != thresholds(stack())[0]
+    before = copy.deepcopy(idle.state_dict())
+    if fed:
+        idle(batch(tokens=0))
+    report = end_step(idle)
+    assert all(torch.equal(value, before[name]) for name, value in idle.state_dict().items())
+    assert report["p"] == thresholds(idle)[0]
+
+
+def test_the_active_experts_counted_so_far_are_those_of_the_report():
+    model = stack()
+    model(batch())
+    so_far = counted_active(model).item()
+    assert so_far == pytest.approx(end_step(model)["active"]) and counted_active(nn.Linear(2, 2)) is None
+
+
+def test_a_steered_router_whose_target_is_one_expert_says_what_that_means():
+    assert notes(stack()) == notes(stack(TopKConfig(), target=1)) == notes(nn.Linear(2, 2)) == []
+    (note,) = notes(stack(target=1))
+    assert note.startswith("model.moe.target=1: the threshold falls until every token uses one expert; for dynamic")
 
 
 def test_global_controllers_hold_one_threshold_and_layerwise_ones_differ():

@@ -7,8 +7,9 @@ A new router is a config dataclass and a class with one method, `select`; see `t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from dit_moe.moe.routing import Routing, routing_from_mask
 from dit_moe.registry import Registry
 
 ROUTERS = Registry("router")
-DRN_EPS = 1e-5  # added to the variance of the logits
+DRN_EPS = 1e-5  # added to the standard deviation of a token's logits: bounds the gradient of one whose logits are equal
 INIT_STD = 0.02
 
 
@@ -34,7 +35,9 @@ class RouterConfig:
     `TopPRouter`."""
 
     drn: bool = False  # dynamic routing normalization: standardised logits times a learnable scale
-    renormalize: bool = True  # gates of the chosen experts sum to 1; False leaves the raw probabilities
+    # Gates of the chosen experts sum to 1; with False they are the raw probabilities. None: they sum to 1 unless a
+    # token has one expert: its gate would be 1 whatever the router says, and the task could teach the router nothing.
+    renormalize: bool | None = None
     min_experts: int = 1
     max_experts: int | None = None  # None: all
     balance_loss: float = 1e-4
@@ -61,6 +64,16 @@ class RouterConfig:
         if not self.min_experts <= target <= most:
             raise ConfigError("target", f"={target:g} is outside what the router allows, {self.min_experts} to {most}")
 
+    def settled(self, experts: int, target: float) -> Self:
+        """With what is left open decided for `experts` experts and a mean of `target` active."""
+        if self.renormalize is not None:
+            return self
+        return replace(self, renormalize=min(target, self.max_experts or experts) > 1)
+
+    def note(self, target: float) -> str | None:
+        """What a user should know before training with a mean of `target` active experts; None: nothing unusual."""
+        return None
+
 
 class Router(nn.Module):
     """Token states → Routing. Subclasses choose the experts in `select`; everything here is theirs to use.
@@ -73,12 +86,12 @@ class Router(nn.Module):
     """
 
     load_E: Tensor
-    setting: float | None = None  # of its dial, in place of the trained one; no part of its state. See `moe.dial`
+    setting: float | None = None  # of its dial: the u of a threshold, or k. No part of its state; see `moe.dial`
 
     def __init__(self, config: RouterConfig, width: int, experts: int, target: float) -> None:
         super().__init__()
         config.check(experts, target)
-        self.config, self.experts, self.target = config, experts, target
+        self.config, self.experts, self.target = config.settled(experts, target), experts, target
         self.most = config.max_experts or experts
         self.weight = nn.Parameter(torch.empty(experts, width))
         # One element and not a scalar: sharded data parallelism cuts every parameter along its first dimension.
@@ -98,9 +111,10 @@ class Router(nn.Module):
             logits_NE = F.linear(x_ND.float(), self.weight.float())
             if self.theta is None:
                 return logits_NE, logits_NE.softmax(-1)
-            # A layer norm over the experts: a token whose logits are all equal gets a bounded gradient.
-            standard_NE = F.layer_norm(logits_NE, (self.experts,), eps=DRN_EPS)
-            return logits_NE, (self.theta.float() * standard_NE).softmax(-1)
+            centred_NE = logits_NE - logits_NE.mean(-1, keepdim=True)
+            # Not std(): the norm has a finite gradient, 0, where all logits of a token are equal.
+            std_N1 = torch.linalg.vector_norm(centred_NE, dim=-1, keepdim=True) / math.sqrt(self.experts)
+            return logits_NE, (self.theta.float() / (std_N1 + DRN_EPS) * centred_NE).softmax(-1)
 
     def select(self, prob_NE: Tensor) -> Tensor:
         """Bool [N, E]: the experts of each token. Depends on the token's own row alone."""
@@ -119,11 +133,13 @@ class Router(nn.Module):
         aux = {}
         if self.training:
             aux = self.losses(logits_NE, prob_NE)
+            if not len(x_ND):  # the mean of no tokens is NaN
+                aux = {name: logits_NE.sum() for name in aux}
             self.counters.add(mask_NE, prob_NE.detach(), slope)
         return routing_from_mask(mask_NE, gate_NE, aux)
 
     def losses(self, logits_NE: Tensor, prob_NE: Tensor) -> dict[str, Tensor]:
-        """The unweighted loss terms of this layer by name."""
+        """The unweighted loss terms of this layer by name, means over its tokens."""
         return {
             # With last step's load as f the loss is linear in the batch: micro-batches and ranks add up exactly.
             "balance": losses.balance_loss(self.load_E, prob_NE.mean(0)),
@@ -142,4 +158,4 @@ class Router(nn.Module):
     @torch.no_grad()
     def after_step(self, own: Counters, model: Counters) -> None:
         """Once per optimizer step, with the counts of this layer and of all MoE layers, reduced over ranks."""
-        self.load_E.copy_(own.load_E)
+        self.load_E.copy_(torch.where(own.load_E.isnan(), self.load_E, own.load_E))

@@ -97,6 +97,25 @@ def test_what_fits_draws_no_warning_and_what_never_fits_is_told_so():
     assert "no setting helps; use more GPUs with train.parallel=fsdp2" in describe(experiment("DiT-H/2-64E8A"), "V100")
 
 
+def test_memory_is_reckoned_at_the_peak_that_a_steered_router_may_have_too():
+    found = experiment("DiT-B/2-64E8A", train={"mixed_precision": "fp32"})
+    rows = found.train.batch_size
+    held, most = (memory(found, "fp32", 1, rows, active) for active in (None, 12.0))
+    assert most["activations"] > held["activations"] and most == held | {"activations": most["activations"]}
+    text = describe(found, "B200")
+    assert f"{sum(most.values()) / GIB:.1f} GiB at 12 active experts where the target is 8" in text
+    assert "active experts where" not in describe(
+        experiment(model=vars_of("DiT-B/2-64E8A") | {"moe": {"router": "topk"}})
+    )
+    limited = experiment(model=vars_of("DiT-B/2-64E8A") | {"moe": {"router": {"name": "dtopp", "max_experts": 9}}})
+    assert "at 9 active experts where the target is 8" in describe(limited)
+
+
+def test_a_target_of_one_expert_is_commented_for_steered_routers_alone():
+    assert "# note: model.moe.target=1: the threshold falls" in describe(experiment("DiT-B/2-8E1A"))
+    assert "# note" not in describe(experiment("DiT-B/2-8E2A"))
+
+
 def test_an_equal_share_of_the_batch_is_needed():
     with pytest.raises(ConfigError, match=r"train\.batch_size=256 cannot be shared equally by 3 GPUs"):
         describe(experiment(), gpus=3)

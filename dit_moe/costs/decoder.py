@@ -9,11 +9,11 @@ from dit_moe.models import LMConfig
 from dit_moe.text.objective import CHUNK
 
 
-def network(model: LMConfig, e: int) -> Network:
+def network(model: LMConfig, e: int, active: float) -> Network:
     d, vocab = model.need("width"), model.need("vocab_size")
     ends = Saved(token=_norm(d) + e * d, weights=vocab * d, cached=vocab * d)  # the last norm; the head's input
     tables = vocab * d * (1 if model.tied else 2)
-    return Network(ends, [_block(model, index, e) for index in range(model.need("depth"))], FP32 * d, tables)
+    return Network(ends, [_block(model, index, e, active) for index in range(model.need("depth"))], FP32 * d, tables)
 
 
 def logits_bytes(logits: float, e: int, chunk: int = CHUNK) -> float:
@@ -27,7 +27,7 @@ def _norm(width: int) -> float:
     return 2 * FP32 * width + FP32
 
 
-def _block(model: LMConfig, index: int, e: int) -> Saved:
+def _block(model: LMConfig, index: int, e: int, active: float) -> Saved:
     """One decoder block. The residual stream and its norms are in fp32."""
     d, k, h = model.need("width"), model.kv_width, model.need("mlp_hidden")
     inputs = 3 if e < FP32 else 1  # of the matrices of q, k and v: each has its own copy, or all the same one
@@ -41,6 +41,6 @@ def _block(model: LMConfig, index: int, e: int) -> Saved:
     matrices = 2 * d * d + 2 * d * k
     block = Saved(token, 0, matrices, matrices)
     if model.has_experts(index):
-        return block + experts(model, e)
+        return block + experts(model, e, active)
     # Input of the first matrix; gate and up, the activation of one, and its product with the other.
     return block + Saved(e * (d + 4 * h), 0, 3 * d * h, 3 * d * h)

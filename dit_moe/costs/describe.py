@@ -71,3 +71,7 @@ def _lines(experiment: Experiment | TextExperiment, gpu: str, gpus: int, mfu: fl
         seconds = work.generation / (gpus * peak(gpu, sample.precision) * share)
         yield f"sampling          {duration(seconds)} for {work.generated} in {sample.precision}"
     yield from work.left_out
+    moe = experiment.model.moe
+    note = None if moe is None else moe.router.note(moe.target)
+    if note is not None:
+        yield f"note: {note}"

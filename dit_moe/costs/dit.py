@@ -9,14 +9,14 @@ from dit_moe.models import DiTConfig
 from dit_moe.models.dit_config import FREQUENCIES
 
 
-def network(model: DiTConfig, e: int) -> Network:
+def network(model: DiTConfig, e: int, active: float) -> Network:
     d = model.need("width")
     # The final layer's norm and linear; the embedding of time, the conditioning c, and the final layer's adaLN.
     ends = Saved(token=8 * d + 8 + e * d, row=e * (FREQUENCIES + 5 * d) + 4 * d, weights=3 * d * d)
-    return Network(ends, [_block(model, index, e) for index in range(model.need("depth"))], stream=FP32 * d)
+    return Network(ends, [_block(model, index, e, active) for index in range(model.need("depth"))], stream=FP32 * d)
 
 
-def _block(model: DiTConfig, index: int, e: int) -> Saved:
+def _block(model: DiTConfig, index: int, e: int, active: float) -> Saved:
     """One transformer block. The residual stream and its norms are in fp32."""
     d, h = model.need("width"), model.need("mlp_hidden")
     # Twice: input of a norm, its output and two statistics; input of qkv; q, k and v; output of attention, and its
@@ -28,6 +28,6 @@ def _block(model: DiTConfig, index: int, e: int) -> Saved:
     matrices = 10 * d * d  # adaLN, qkv, projection
     block = Saved(token, row, matrices, matrices)
     if model.has_experts(index):
-        return block + experts(model, e) + Saved(FP32 * d)  # their sum, for the gate
+        return block + experts(model, e, active) + Saved(FP32 * d)  # their sum, for the gate
     # Input of the first matrix; before and after the activation; output, for the gate.
     return block + Saved(e * (2 * d + 2 * h), 0, 2 * d * h, 2 * d * h)

@@ -15,11 +15,15 @@ from dit_moe.models.base import TransformerConfig
 from dit_moe.rounding import rounded
 
 # A new family: a file with a function like these.
-NETWORKS: dict[type, Callable[[Any, int], Network]] = {DiTConfig: dit.network, LMConfig: decoder.network}
+NETWORKS: dict[type, Callable[[Any, int, float], Network]] = {DiTConfig: dit.network, LMConfig: decoder.network}
+
+# A controller follows its router a step behind. The largest mean of a step that the start of training showed, in
+# targets: docs/controller.md.
+PEAK = 1.5
 
 
-def memory(experiment: Any, precision: str, gpus: int, rows: int) -> dict[str, float]:
-    """Bytes on each GPU by what they hold, with `rows` in a forward pass.
+def memory(experiment: Any, precision: str, gpus: int, rows: int, active: float | None = None) -> dict[str, float]:
+    """Bytes on each GPU by what they hold, with `rows` in a forward pass and `active` experts a token or the target.
 
     Their sum is an upper bound: gradients come as activations go. Left out are, of an image model, the loss's own
     tensors, a few times the latents', and a first stage that encodes on the fly.
@@ -40,29 +44,41 @@ def memory(experiment: Any, precision: str, gpus: int, rows: int) -> dict[str, f
         held["gathered blocks"] = 3 * (whole - tables) / model.depth  # weights of this and the next, gradients of one
         if tables:
             held["gathered tables"] = 2 * tables  # they stay for the whole pass, and so do their gradients
-    held["activations"] = activation_bytes(model, rows, precision)
+    held["activations"] = activation_bytes(model, rows, precision, active=active)
     if isinstance(model, LMConfig):
         held["logits"] = decoder.logits_bytes(rows * model.tokens * model.need("vocab_size"), e)
     return held
 
 
-def network(model: TransformerConfig, e: int) -> Network:
-    """What autograd keeps of a model that multiplies numbers of `e` bytes."""
-    return NETWORKS[type(model)](model, e)
+def network(model: TransformerConfig, e: int, active: float | None = None) -> Network:
+    """What autograd keeps of a model that multiplies numbers of `e` bytes, at `active` experts, or the target's."""
+    target = 0.0 if model.moe is None else model.moe.target
+    return NETWORKS[type(model)](model, e, target if active is None else active)
+
+
+def peak_active(model: TransformerConfig) -> float | None:
+    """The most active experts a token, on average over a step, that training is to be ready for; None: the target."""
+    moe = model.moe
+    if moe is None or not moe.router.controlled:
+        return None
+    return min(PEAK * moe.target, moe.router.max_experts or moe.experts)
 
 
 def _bytes(precision: str) -> int:
     return 2 if precision == "bf16" else FP32
 
 
-def activation_bytes(model: TransformerConfig, rows: int, precision: str, recompute: bool | None = None) -> float:
-    """What the backward pass of `rows` needs of the forward pass; routers at their target.
+def activation_bytes(
+    model: TransformerConfig, rows: int, precision: str, recompute: bool | None = None, active: float | None = None
+) -> float:
+    """What the backward pass of `rows` needs of the forward pass.
 
     Args:
         recompute: None is what the model says.
+        active: experts a token, on average; None is the target.
     """
     e, recompute = _bytes(precision), model.recompute if recompute is None else recompute
-    return network(model, e).bytes(rows * model.tokens, rows, e, recompute)
+    return network(model, e, active).bytes(rows * model.tokens, rows, e, recompute)
 
 
 def memory_lines(experiment: Any, name: str, gpus: int, unit: str) -> Iterator[str]:
@@ -82,6 +98,11 @@ def memory_lines(experiment: Any, name: str, gpus: int, unit: str) -> Iterator[s
     other = not experiment.model.recompute
     instead = activation_bytes(experiment.model, rows, precision, recompute=other) / GIB
     yield f"                  with model.recompute={str(other).lower()}: activations {rounded(instead, 1)}"
+    peak = peak_active(experiment.model)
+    if peak is not None:
+        total = sum(memory(experiment, precision, gpus, rows, peak).values())
+        share = f"{peak:g} active experts where the target is {experiment.model.moe.target:g}"
+        yield f"                  {rounded(total / GIB, 1)} GiB at {share}, a peak that early training may have"
     if total > ROOM * gpu.memory * GIB:
         tried = _remedies(experiment, precision, gpus, rows, ROOM * gpu.memory * GIB)
         advice = "; or ".join(tried) or "no setting helps; use more GPUs with train.parallel=fsdp2, or larger ones"
@@ -98,7 +119,8 @@ def _remedies(experiment: Any, precision: str, gpus: int, rows: int, limit: floa
                 train=replace(experiment.train, parallel=parallel),
             )
             parts = (n for n in range(rows, 0, -1) if rows % n == 0)
-            fitting = next((n for n in parts if sum(memory(changed, precision, gpus, n).values()) <= limit), 0)
+            peak = peak_active(changed.model)
+            fitting = next((n for n in parts if sum(memory(changed, precision, gpus, n, peak).values()) <= limit), 0)
             changes = {
                 "train.micro_batch": (str(fitting), fitting < rows),
                 "model.recompute": ("true", recompute != experiment.model.recompute),

@@ -56,14 +56,14 @@ class Network:
         return ends + inputs + max(largest, copies)
 
 
-def experts(model: TransformerConfig, e: int) -> Saved:
-    """A feed-forward with experts, its routers at their target."""
+def experts(model: TransformerConfig, e: int, active: float) -> Saved:
+    """A feed-forward with experts, of which a token uses `active` on average."""
     moe, d = model.moe, model.need("width")
     assert moe is not None
     w, gated = model.expert_hidden, MATRICES[moe.activation or model.ACTIVATION] == 3
     into, acting = (2 * w, 4 * w) if gated else (w, 2 * w)  # first matrix; before and after the activation
     token: float = FP32 * d + moe.experts * (25 if moe.router.drn else 21) + 16  # the router's input; probabilities
-    token += moe.target * (e * (2 * d + acting) + 4 * d + 20)  # rows in and out, out once more weighted; indices
+    token += active * (e * (2 * d + acting) + 4 * d + 20)  # rows in and out, out once more weighted; indices
     expert, cached = d * (into + w), 0
     if moe.shared_experts:
         token += moe.shared_experts * e * acting + (2 * d if e < FP32 else 0)

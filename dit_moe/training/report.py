@@ -16,13 +16,15 @@ from dit_moe.training.config import TrainConfig
 from dit_moe.training.log import RunLog, flatten
 from dit_moe.training.progress import Progress, Unit
 
+PEAK = "active_peak"  # of the log: the largest mean of active experts that a step had
+
 
 class Report:
     """Collects the numbers of every step, and writes a line every `log_every` steps and at the end.
 
-    Losses and the gradient norm in a line are means over the steps since the line before, also where the run was
-    resumed in between: `since_line` of the earlier report is in the checkpoint. What the routers did is that of the
-    step itself, and rates are of the steps since the start. Only the main process writes.
+    Losses and the gradient norm in a line are means over the steps since the line before, and `PEAK` is their largest,
+    also where the run was resumed in between: `since_line` of the earlier report is in the checkpoint. What else the
+    routers did is that of the step itself, and rates are of the steps since the start. Only the main process writes.
     """
 
     def __init__(
@@ -39,15 +41,15 @@ class Report:
         self._log = RunLog(run / "log.jsonl", step) if main else None
         self._evaluations = RunLog(run / "evaluations.jsonl", step) if main else None
         self._progress = Progress(config.steps, step, unit.name, shown=main)
-        earlier = since_line or {"steps": 0, "sums": {}}
+        earlier = since_line or {"steps": 0, "gathered": {}}
         self._steps: int = earlier["steps"]  # since the line before
-        self._sums: dict[str, float] = dict(earlier["sums"])  # over them
+        self._gathered: dict[str, float] = dict(earlier["gathered"])  # sums over them, and the largest of `PEAK`
         self._timed_steps, self._since = 0, time.perf_counter()
 
     @property
     def since_line(self) -> dict[str, Any]:
         """JSON-ready: what the next line is to average beside the steps to come."""
-        return {"steps": self._steps, "sums": self._sums}
+        return {"steps": self._steps, "gathered": self._gathered}
 
     def start_trackers(self, run: Path, config: Tree) -> None:
         name = {"name": run.name}
@@ -73,11 +75,13 @@ class Report:
     def step(self, step: int, values: dict[str, float], lr: float, telemetry: dict[str, Any]) -> None:
         """Take in step number `step` (counted from 1): its numbers, and the routers' if it is due a line."""
         self._steps, self._timed_steps = self._steps + 1, self._timed_steps + 1
-        self._sums = {name: self._sums.get(name, 0.0) + value for name, value in values.items()}
+        for name, value in values.items():
+            before = self._gathered.get(name, 0.0)
+            self._gathered[name] = max(before, value) if name == PEAK else before + value
         self._progress.step(step)
         if self.due(step):
             line = self._line(step, lr, telemetry)
-            self._steps, self._sums = 0, {}
+            self._steps, self._gathered = 0, {}
             self._timed_steps, self._since = 0, time.perf_counter()
             self._progress.line(line)
             self._accelerator.log(flatten(line), step=step)
@@ -98,7 +102,7 @@ class Report:
 
     def _line(self, step: int, lr: float, telemetry: dict[str, Any]) -> dict[str, Any]:
         seconds = time.perf_counter() - self._since
-        means = {name: total / self._steps for name, total in self._sums.items()}
+        means = {name: value if name == PEAK else value / self._steps for name, value in self._gathered.items()}
         name, a_step = self._unit.name, self._config.batch_size * self._unit.per_row
         done = {"step": step, name: step * a_step}
         return done | means | {"lr": lr, f"{name}_per_s": self._timed_steps * a_step / seconds} | telemetry

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from dit_moe import checkpoint
 from dit_moe.config import OF_A_RUN, parse
 from dit_moe.files import write_atomically
-from dit_moe.moe import calibrate, end_step, starts_unsolved
+from dit_moe.moe import calibrate, counted_active, end_step, notes, starts_unsolved
 from dit_moe.processes import locked, on_all, on_main
 from dit_moe.training import run_folder
 from dit_moe.training.config import TrainConfig
@@ -38,7 +38,7 @@ from dit_moe.training.interrupt import InterruptWatch
 from dit_moe.training.loss import Objective, training_loss
 from dit_moe.training.optimizer import build_optimizer, learning_rate, load_optimizer_state, optimizer_state
 from dit_moe.training.progress import Unit
-from dit_moe.training.report import Report
+from dit_moe.training.report import PEAK, Report
 from dit_moe.training.sharding import unsharded
 
 
@@ -178,8 +178,9 @@ class Trainer:
 
     def _loop(self, report: Report) -> None:
         config = self.config
-        if self._begun:
-            report.say(self._begun)
+        for line in [*notes(self.model), self._begun]:
+            if line:
+                report.say(line)
         self.feed.start(self.step, config.steps)
         on_all(self.feed.check)
         if self._unsolved:
@@ -262,7 +263,9 @@ class Trainer:
         norm = checkpoint.whole(norm)
         flags = {"stop": self._watch.signum > 0, "failed": self.feed.problem is not None}
         told = {name: torch.full_like(norm, float(flag)) for name, flag in flags.items()}
-        values = self._agree(sums | {"grad_norm": norm} | told)
+        active = counted_active(self.model)
+        routed = {} if active is None else {PEAK: active.to(norm.dtype)}
+        values = self._agree(sums | {"grad_norm": norm} | routed | told)
         if not (math.isfinite(values["total_loss"]) and math.isfinite(values["grad_norm"])):
             raise self._not_finite(values)
         if self.config.grad_clip is not None:

@@ -66,11 +66,11 @@ def inputs_of(config: DiTConfig | LMConfig) -> tuple[torch.Tensor, ...]:
     return torch.randn(BATCH, 4, side, side), 1000 * torch.rand(BATCH), torch.randint(10, (BATCH,))
 
 
-def saved_bytes(config: DiTConfig | LMConfig, bf16: bool) -> int:
+def saved_bytes(config: DiTConfig | LMConfig, bf16: bool, active: float | None = None) -> int:
     """What one forward pass keeps, and with recompute also what the pass through its first block keeps again."""
     torch.manual_seed(0)
     model, inputs = MODELS.build(config), inputs_of(config)
-    calibrate(model, lambda: model(*inputs))
+    calibrate(model, lambda: model(*inputs), active)
     model.train()
     existing = [*model.parameters(), *model.buffers(), *inputs]
     kept, entered = Kept(*existing), []
@@ -94,6 +94,15 @@ def test_activation_memory_is_what_autograd_keeps(kind, width, precision, recomp
     config = shaped(kind, width, recompute)
     measured = saved_bytes(config, precision == "bf16")
     assert activation_bytes(config, BATCH, precision) == pytest.approx(measured, rel=0.02)  # worst seen 1.1 %
+
+
+@pytest.mark.parametrize("kind", ["many", "lm_shared"])
+def test_activation_memory_is_what_autograd_keeps_at_another_number_of_active_experts(kind):
+    config = shaped(kind, 64, recompute=False)
+    active = 1.5 * config.moe.target
+    assert activation_bytes(config, BATCH, "bf16", active=active) == pytest.approx(
+        saved_bytes(config, bf16=True, active=active), rel=0.02
+    )
 
 
 def test_recompute_keeps_one_block_and_the_inputs_of_all():

@@ -7,6 +7,7 @@ from tiny_run import DIGITS, FAMILIES, bits, log
 
 from dit_moe import checkpoint
 from dit_moe.moe import end_step, routers_of
+from dit_moe.moe.routing import threshold_u
 from dit_moe.training import Hook
 from dit_moe.training.sharding import placement
 
@@ -37,7 +38,10 @@ def test_training_learns_and_starts_at_the_target(build, tmp_path):
 
 
 def test_a_line_of_the_log_says_everything(build, family, tmp_path):
-    build(tmp_path, steps=3, log_every=2).train()
+    trainer, peaks = build(tmp_path, steps=3, log_every=2), []
+    agree = trainer._agree
+    trainer._agree = lambda values: peaks.append((agreed := agree(values))["active_peak"]) or agreed
+    trainer.train()
     first, last = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
     unit, term = FAMILIES[family].unit, FAMILIES[family].term
     seen = (first["step"], first[unit.name], last["step"], last[unit.name])
@@ -57,19 +61,21 @@ def test_a_line_of_the_log_says_everything(build, family, tmp_path):
     assert wanted <= first.keys()
     assert {"active", "active_std", "theta", "p", "balance", "entropy"} <= first["layers"].keys()
     assert all(len(values) == 2 for values in first["layers"].values())
+    assert [first["active_peak"], last["active_peak"]] == [max(peaks[:2]), peaks[2]]
+    assert last["active_peak"] == pytest.approx(last["active"])
     assert "stop" not in first
 
 
 def test_a_checkpoint_carries_the_controller_in_model_and_ema(build, tmp_path):
     trainer = build(tmp_path, steps=4, log_every=1)
     trainer.train()
-    p = log(tmp_path)[-1]["p"]
+    u = threshold_u(log(tmp_path)[-1]["p"])
     for part in ("model", "ema"):
         thresholds = [
-            v for k, v in checkpoint.open_checkpoint(tmp_path).weights(part).items() if k.endswith("controller.p")
+            v for k, v in checkpoint.open_checkpoint(tmp_path).weights(part).items() if k.endswith("controller.u")
         ]
-        assert [t.item() for t in thresholds] == [pytest.approx(p, rel=1e-6)] * 2
-    assert [r.controller.p.item() for r in routers_of(trainer.ema.module)] == [t.item() for t in thresholds]
+        assert [t.item() for t in thresholds] == [pytest.approx(u, rel=1e-6)] * 2
+    assert [r.controller.u.item() for r in routers_of(trainer.ema.module)] == [t.item() for t in thresholds]
 
 
 def test_bf16_trains_close_to_fp32_with_fp32_weights(build, tmp_path):

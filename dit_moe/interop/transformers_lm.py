@@ -22,6 +22,7 @@ from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from dit_moe import config
+from dit_moe.interop.upgrade import load_upgraded
 from dit_moe.models import LM, MODELS, LMConfig
 from dit_moe.moe import routers_of
 
@@ -133,6 +134,8 @@ class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
         """As in transformers, but ValueError, not a warning and random weights, where the file lacks some."""
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
+        if info["unexpected_keys"]:
+            load_upgraded(model, info, args[0], kwargs)
         for problem in ("missing_keys", "unexpected_keys"):
             if info[problem]:
                 names = ", ".join(sorted(info[problem])[:3])

@@ -74,6 +74,25 @@ def test_a_cast_takes_the_gradients_of_routers_along_unchanged():
     assert torch.equal(router.weight.grad, before) and model.lm.embed.weight.grad.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("router", ["dtopp", "layerwise"])
+def test_an_export_that_holds_p_comes_back_with_the_same_thresholds(tmp_path, router):
+    lm = tiny_lm(router)
+    wrap(lm).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    for layer, each in enumerate(routers_of(lm)):
+        prefix = f"lm.blocks.{layer}.moe.router.controller."
+        for name in ("u", "u0", "reached"):
+            weights.pop(prefix + name)
+        weights |= {f"{prefix}p": each.controller.p.float(), f"{prefix}p0": torch.tensor(0.5)}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    back = load(tmp_path)
+    for each, now in zip(routers_of(lm), routers_of(back.lm), strict=True):
+        assert now.controller.u.item() == pytest.approx(each.controller.u.item(), rel=1e-6)  # of p in fp32
+        assert now.controller.u0.item() == pytest.approx(0.693147) and now.controller.reached
+        assert now.controller.error_sum == each.controller.error_sum
+    torch.testing.assert_close(back(tokens()).logits, lm(tokens()))
+
+
 @pytest.mark.parametrize("change", ["missing", "unexpected"])
 def test_a_file_that_does_not_fit_its_config_is_an_error_and_no_random_weights(tmp_path, change):
     wrap(tiny_lm()).save_pretrained(tmp_path)

@@ -3,10 +3,11 @@
 Trains configs/digits.yaml (shortened) for each case and prints one JSON line:
   reached     fraction of the training until the mean over 10 steps first comes within 2 % of the target
   worst       its largest distance from the target after the first tenth of the training, in %
+  peak        the largest mean of a step, in targets
   mean, std   of the active experts per step over the last quarter
   error       |mean − target| / target in %
 
-    python benchmarks/controller_training.py [--steps 600] [--cases 4,1.5 16,8 …] [--p0 0.05 0.95] [--set key=value …]
+    python benchmarks/controller_training.py [--steps 600] [--cases 4,1.5 16,8 …] [--p0 0.05 solved] [--set key=value …]
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
 CASES = ["4,1.5", "4,2", "16,1.5", "16,2", "16,8", "64,1.5", "64,8"]
 
 
-def measure(experts: int, target: float, p0: float, steps: int, overrides: list[str]) -> dict[str, float]:
-    """Train one case and read its log."""
+def measure(experts: int, target: float, p0: str, steps: int, overrides: list[str]) -> dict[str, float]:
+    """Train one case and read its log; `p0` is a number, or "solved" on the first batch."""
     changes = [
         f"model.name=DiT-custom/2-{experts}E{target:g}A",
-        f"model.moe.router.controller.p0={p0}",
+        f"model.moe.router.controller.p0={'null' if p0 == 'solved' else p0}",
         "model.moe.router.name=dtopp",
         "train.sample_every=null",
         f"train.checkpoint_every={steps}",
@@ -45,6 +46,7 @@ def measure(experts: int, target: float, p0: float, steps: int, overrides: list[
     return {
         "reached": (next(i for i, value in enumerate(away) if value <= 2) + 10) / steps,
         "worst": max(away[max(0, steps // 10 - 9) :]),
+        "peak": max(active) / target,
         "mean": statistics.fmean(last),
         "std": statistics.pstdev(last),
         "error": 100 * abs(statistics.fmean(last) - target) / target,
@@ -55,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--cases", nargs="+", default=CASES, metavar="EXPERTS,TARGET")
-    parser.add_argument("--p0", nargs="+", type=float, default=[0.05, 0.95])
+    parser.add_argument("--p0", nargs="+", default=["0.05", "0.95"], metavar="P0", help="numbers, or solved")
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides")
     args = parser.parse_args()
     for case in args.cases:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny_run
+import torch
 from tiny_run import bits, log
 
 from dit_moe import checkpoint
@@ -66,6 +67,29 @@ def assert_goes_on_from_step_10(build, tmp_path, unbroken):
     assert bits(tmp_path, 20) == bits(reference, 20)
     assert log(tmp_path) == log(reference)
     assert names(tmp_path) == ["step_00000010", "step_00000020"]
+
+
+def test_a_run_whose_checkpoint_holds_p_goes_on_from_the_same_thresholds_in_weights_and_average(
+    build, tmp_path, unbroken
+):
+    saved = checkpoint.open_checkpoint(unbroken[0])
+    parts = {part: saved.weights(part) for part in ("model", "ema", "optimizer")}
+    for state in (parts["model"], parts["ema"]):
+        for name in [name for name in state if name.endswith("controller.u")]:
+            prefix = name.removesuffix("u")
+            u, u0 = state.pop(name), state.pop(f"{prefix}u0")
+            del state[f"{prefix}reached"]
+            state |= {f"{prefix}p": -torch.expm1(-u).float(), f"{prefix}p0": -torch.expm1(-u0).float()}
+    facts = {name: value for name, value in saved.state.items() if name not in ("format", "torch", "files")}
+    config_yaml = (saved.folder / "config.yaml").read_text()
+    checkpoint.save(tmp_path, parts=parts, state=facts, config_yaml=config_yaml, keep=1)
+    trainer = build(tmp_path)
+    trainer.train()  # is finished, once it is read
+    for part, module in (("model", trainer.model), ("ema", trainer.ema.module)):
+        before = saved.weights(part)
+        for name, tensor in checkpoint.state_of(module).items():
+            near = 1e-6 if name.endswith(("controller.u", "controller.u0")) else 0  # p was kept in fp32
+            torch.testing.assert_close(tensor, before[name], rtol=near, atol=0, msg=name)
 
 
 def test_the_log_of_a_resumed_run_has_every_line_once(build, tmp_path, unbroken):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from dit_moe import checkpoint
-from dit_moe.text.ngram import TrigramModel
 from dit_moe.config import OF_A_RUN
+from dit_moe.text.ngram import TrigramModel
 from tests.cli.conftest import CONFIG, cli
 
 LM_CONFIG = Path(__file__).parents[2] / "configs" / "lm_tiny.yaml"

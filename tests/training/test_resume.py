@@ -11,10 +11,9 @@ import torch
 from tiny_run import bits, log
 
 from dit_moe import checkpoint
-from dit_moe.config import ConfigError
+from dit_moe.config import OF_A_RUN, ConfigError
 from dit_moe.processes import locked
 from dit_moe.training import Hook, Interrupted, TrainingError
-from dit_moe.config import OF_A_RUN
 from tests.scripts import in_use, start
 
 
@@ -138,7 +137,7 @@ def test_a_finished_run_returns_at_once_and_touches_nothing(build, unbroken, cap
 def test_steps_and_intervals_may_change_on_resume(build, tmp_path):
     build(tmp_path, steps=5).train()
     settings = tmp_path / "config.yaml"
-    settings.write_text(settings.read_text().removeprefix(HEADER))  # as earlier versions wrote it
+    settings.write_text(settings.read_text().removeprefix(OF_A_RUN))  # as earlier versions wrote it
     build(tmp_path, steps=7, log_every=1, checkpoint_every=100, micro_batch=16, sample_every=3).train()
     assert [line["step"] for line in log(tmp_path)] == [5, 6, 7]
     assert checkpoint.open_checkpoint(tmp_path).config()["train"]["steps"] == 7

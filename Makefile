@@ -2,7 +2,7 @@
 # make lm                                       the same for a small language model; results in runs/lm_tiny/
 # make test                                     lint, types and tests
 # make test-newest                              the same on the newest of every package, in a folder of its own
-# make lock                                     resolve all packages anew and write locks/
+# make lock                                     resolve all packages anew and write requirements/
 # The first three set up .venv on first use. Another Python: make PYTHON=python3.12 …
 # Another folder: VENV=.venv-3.12. A torch that this machine has already: INSTALL=--system-site-packages.
 
@@ -11,7 +11,7 @@ PYTHON ?= $(or $(wildcard $(VENV)/bin/python),python3)
 CONFIG ?= configs/digits.yaml
 INSTALL ?=
 BIN := $(VENV)/bin
-SETUP := locks/install.py --venv $(VENV) $(INSTALL)
+SETUP := requirements/install.py --venv $(VENV) $(INSTALL)
 
 .PHONY: quickstart lm test check test-newest lock
 
@@ -36,10 +36,10 @@ check:
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 test-newest:
-	@python3 locks/install.py dev --venv .venv-newest --newest
+	@python3 requirements/install.py dev --venv .venv-newest --newest
 	@$(MAKE) --no-print-directory check VENV=.venv-newest
 
 lock:
 	python3 -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet --upgrade uv
-	.venv-lock/bin/python locks/update.py
+	.venv-lock/bin/python requirements/update.py

@@ -14,19 +14,19 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-LOCKS = sorted((ROOT / "locks").glob("python*.txt"))
+LOCKS = sorted((ROOT / "requirements").glob("python*.txt"))
 BROUGHT_BY_MACHINE = {"torch", "torchvision"}
 
 
 @pytest.fixture
 def install(monkeypatch, tmp_path):
-    """locks/install.py on a project of its own, whose commands are collected and not run."""
-    spec = importlib.util.spec_from_file_location("install", ROOT / "locks" / "install.py")
+    """requirements/install.py on a project of its own, whose commands are collected and not run."""
+    spec = importlib.util.spec_from_file_location("install", ROOT / "requirements" / "install.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    (tmp_path / "locks").mkdir()
+    (tmp_path / "requirements").mkdir()
     (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
-    lock = tmp_path / "locks" / "python{}.{}.txt".format(*sys.version_info)
+    lock = tmp_path / "requirements" / "python{}.{}.txt".format(*sys.version_info)
     lock.write_text("numpy==2.0.0\n")
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "make_venv", lambda venv, system: venv.mkdir(exist_ok=True))
@@ -48,7 +48,7 @@ def test_packages_are_installed_once_and_again_when_the_lock_changes(install, ca
     (first,) = install("base")
     assert str(install.lock) in first and first.endswith(str(install.lock.parent.parent))
     said = capsys.readouterr().out.splitlines()
-    assert said[-1] == f"installed torch 2.14.1, by locks/{install.lock.name}"
+    assert said[-1] == f"installed torch 2.14.1, by requirements/{install.lock.name}"
     assert install("base") == [] and capsys.readouterr().out == ""
     install.lock.write_text("numpy==2.0.1\n")
     assert len(install("base")) == 1 and install("base") == []
@@ -117,7 +117,7 @@ def test_tests_run_on_the_locked_versions():
     if not record.exists():
         pytest.skip("this environment was not made from a lock")
     assert json.loads(record.read_text())["level"] == "dev"
-    lock = ROOT / "locks" / "python{}.{}.txt".format(*sys.version_info)
+    lock = ROOT / "requirements" / "python{}.{}.txt".format(*sys.version_info)
     locked = dict(line.split("==") for line in lock.read_text().splitlines() if not line.startswith("#"))
     here = {canonicalize_name(each.name): each.version for each in distributions()}
     assert {name: here[name] for name in locked if name in here} == {n: v for n, v in locked.items() if n in here}

@@ -1,6 +1,6 @@
 """Install what a command needs into a virtual environment, once: `make` calls it before everything it runs.
 
-    python3 locks/install.py base|lm|dev [--venv .venv] [--newest] [--system-site-packages]
+    python3 requirements/install.py base|lm|dev [--venv .venv] [--newest] [--system-site-packages]
 
 Runs on any Python 3 with nothing installed. VENV/installed.json says what was installed, and by which lock: nothing
 happens until pyproject.toml or the lock changes, or a command needs more. Packages are added to a VENV, never removed.
@@ -31,7 +31,7 @@ def main():
     python = venv / "bin" / "python"
     record = venv / "installed.json"
     require_same_python(venv)
-    lock = ROOT / "locks" / "python{}.{}.txt".format(*sys.version_info)
+    lock = ROOT / "requirements" / "python{}.{}.txt".format(*sys.version_info)
     wanted = {"level": options.level, "by": fingerprint(lock)}
     have = read(record)
     if have and not options.newest:
@@ -47,12 +47,12 @@ def main():
         run([*pip, "--no-deps", "--editable", str(ROOT)])
     else:
         if not lock.exists():
-            say(f"locks/ has no file for Python {version()}: taking the newest versions that pyproject.toml allows")
+            say(f"no lock for Python {version()} in requirements/: taking the newest that pyproject.toml allows")
         constraints = ["--constraint", str(lock)] if lock.exists() else []
         run([*pip, *constraints, "--editable", str(ROOT) + extras])
         record.write_text(json.dumps(wanted) + "\n")
-    source = "the newest of everything" if options.newest else f"locks/{lock.name}" if lock.exists() else "no lock"
-    say(f"installed {versions(python)}, by {source}")
+    source = f"requirements/{lock.name}" if lock.exists() else "no lock"
+    say(f"installed {versions(python)}, by {'the newest of all' if options.newest else source}")
 
 
 def require_python():

@@ -32,7 +32,7 @@ def main() -> None:
     for python in PYTHONS:
         lines = resolve(here.parent, python)
         (here / f"python{python}.txt").write_text(HEADER.format(python=python) + "\n".join(lines) + "\n")
-        print(f"locks/python{python}.txt: {len(lines)} packages")
+        print(f"requirements/python{python}.txt: {len(lines)} packages")
 
 
 if __name__ == "__main__":

@@ -64,8 +64,9 @@ def main() -> None:
         experts, target = case.split(",")
         for p0 in args.p0:
             result = measure(int(experts), float(target), p0, args.steps, args.overrides)
+            start = p0 if p0 == "solved" else float(p0)
             rounded = {key: round(value, 4) for key, value in result.items()}
-            print(json.dumps({"experts": int(experts), "target": float(target), "p0": p0} | rounded), flush=True)
+            print(json.dumps({"experts": int(experts), "target": float(target), "p0": start} | rounded), flush=True)
 
 
 if __name__ == "__main__":

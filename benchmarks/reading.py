@@ -33,7 +33,7 @@ ROW = (2, 2, 4, 32, 32)  # flips, moments, channels, height, width
 
 
 def sparse_latents(folder: Path, images: int) -> None:
-    """Shards of zeros that are holes in their files, and a manifest of them."""
+    """Shards of zeros that are holes in their files, but for the places of their images, and a manifest of them."""
     (folder / SHARDS).mkdir(parents=True)
     shards = []
     for number, start in enumerate(range(0, images, SHARD)):
@@ -47,7 +47,7 @@ def sparse_latents(folder: Path, images: int) -> None:
         text += b" " * (-len(text) % 8)
         path = folder / SHARDS / f"{number:05d}.safetensors"
         with path.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
+            file.write(struct.pack("<Q", len(text)) + text + np.arange(start, start + count).tobytes())
             file.truncate(8 + len(text) + end)
         shards.append(Shard(path.name, count, path.stat().st_size, "0" * 64))
     manifest = Manifest(
@@ -60,7 +60,7 @@ def sparse_latents(folder: Path, images: int) -> None:
         autoencoder={"sha256": "0" * 64},
         mean=(0.0,) * 4,
         std=(1.0,) * 4,
-        encoding={},
+        encoding={"shard_size": SHARD},
         skipped=(),
         shards=tuple(shards),
     )

@@ -25,7 +25,7 @@ def measured(model, x) -> tuple[float, list[float]]:
 def test_solved_thresholds_meet_the_target_on_the_same_tokens(layerwise, target):
     model, x = stack(DTopPConfig(layerwise=layerwise)), batch()
     solved = calibrate(model, lambda: model(x), target)
-    assert solved == thresholds(model) and (len(set(solved)) == 3) == layerwise
+    assert solved == thresholds(model) and (len(set(solved)) > 1) == layerwise
     wanted = target or 2.0
     mean, layers = measured(model, x)
     assert mean == pytest.approx(wanted, rel=0.01)  # counts are whole: 256 tokens · 3 layers

@@ -175,7 +175,7 @@ def test_drn_makes_the_probabilities_blind_to_the_scale_of_the_logits():
     prob = router.probabilities(tokens())[1]
     with torch.no_grad():
         router.weight.mul_(7)
-    torch.testing.assert_close(router.probabilities(tokens())[1], prob, rtol=1e-4, atol=1e-6)  # ε against a std of 7
+    torch.testing.assert_close(router.probabilities(tokens())[1], prob, rtol=1e-2, atol=1e-4)  # ε against a std of about 1
 
 
 def test_drn_is_the_standardised_softmax_of_the_paper():
@@ -183,7 +183,7 @@ def test_drn_is_the_standardised_softmax_of_the_paper():
     with torch.no_grad():
         router.theta.fill_(1.7)
     z = x @ router.weight.float().T
-    for scale in (1.0, 1e-4):  # where the standard deviation is about ten times ε, its place matters
+    for scale in (1.0, 1e-2):  # where the standard deviation is about ten times ε, its place matters
         std = (scale * z).std(-1, keepdim=True, correction=0)
         expected = (1.7 * scale * (z - z.mean(-1, keepdim=True)) / (std + DRN_EPS)).softmax(-1)
         torch.testing.assert_close(router.probabilities(scale * x)[1], expected, rtol=1e-5, atol=1e-6)

@@ -22,7 +22,7 @@ from dit_moe.moe.routing import Routing, routing_from_mask
 from dit_moe.registry import Registry
 
 ROUTERS = Registry("router")
-DRN_EPS = 1e-5  # added to the standard deviation of a token's logits: bounds the gradient of one whose logits are equal
+DRN_EPS = 1e-3  # added to the standard deviation of a token's logits: bounds the gradient of one whose logits are equal
 INIT_STD = 0.02
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import re
 import signal
@@ -111,6 +112,7 @@ def _answers(address: tuple[str, int]) -> bool:
 def _leave_group() -> None:
     """End gloo's threads before the interpreter ends: one that lets go of a tensor after that aborts the process."""
     if dist.is_initialized():
+        gc.collect()  # what still holds the group keeps its threads
         dist.destroy_process_group()
 
 

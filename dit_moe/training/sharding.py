@@ -5,6 +5,7 @@ Weights stay in fp32 and are gathered in fp32, so that the run is that of one pr
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -23,6 +24,8 @@ def shard(model: nn.Module, device: torch.device, processes: int, *, keep: bool 
         keep: what was gathered stays so (see `unsharded`). By default a unit is let go of after each pass through it.
     """
     mesh = init_device_mesh(device.type, (processes,))
+    # torch keeps meshes to the very end, and with their groups gloo's threads (see `processes.join_processes`).
+    atexit.register(getattr(mesh, "_pg_registry", {}).clear)
     units: list[nn.Module] = [*model.sharding_units, model]  # type: ignore[misc]
     for unit in units:
         fully_shard(

@@ -64,6 +64,13 @@ def test_gradients_are_clipped_as_in_one_process(folder, parallel):
             assert (two[name] - tensor).norm() <= 2e-4 * tensor.norm(), name
 
 
+@pytest.mark.parametrize("family", ["LM"], indirect=True)  # the other one is made to fail in between
+def test_no_thread_of_gloo_is_left_when_the_interpreter_ends(folder):
+    """One that lets go of a tensor by then aborts the process. The runs were of DDP and of FSDP2."""
+    left = [json.loads((folder / f"threads_{rank}.json").read_text()) for rank in (0, 1)]
+    assert [name for names in left for name in names if "gloo" in name] == []
+
+
 @BOTH
 def test_both_ranks_hold_the_same_thresholds_and_what_else_is_whole_bit_for_bit(ranks, parallel):
     first, second = (rank[parallel]["digests"] for rank in ranks)

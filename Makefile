@@ -36,10 +36,10 @@ check:
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 test-newest:
-	@python3 requirements/install.py dev --venv .venv-newest --newest
+	@$(PYTHON) requirements/install.py dev --venv .venv-newest --newest
 	@$(MAKE) --no-print-directory check VENV=.venv-newest
 
 lock:
-	python3 -m venv .venv-lock
+	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet --upgrade uv
 	.venv-lock/bin/python requirements/update.py

@@ -1,8 +1,9 @@
 """Write one lock file for each supported Python: `make lock`.
 
 A lock names the version of every package that the project or one of its extras needs, directly or through another.
-pip takes it as a file of constraints. torch, and what only torch needs, is left out: a machine with GPUs brings the one
-that fits its driver. uv resolves for every Python from package metadata alone, whichever Python runs it.
+pip takes it as a file of constraints. torch and torchvision have a range, and what only torch needs is left out: a
+machine with GPUs brings the build that fits its driver. uv resolves for every Python from package metadata alone,
+whichever Python runs it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import sys
 from pathlib import Path
 
 PYTHONS = ("3.11", "3.12", "3.13")
+RANGES = ["torch>=2.11,<2.15", "torchvision<0.30"]  # up to the newest that the tests were run on
 LEFT_OUT = re.compile(r"(torch|torchvision|triton|setuptools|nvidia-.*|cuda-.*)==")
 HEADER = """\
-# Every package but torch and torchvision, for Python {python} on Linux; written by `make lock`, used by `make`.
+# Versions of all packages for Python {python} on Linux, ranges of torch's; written by `make lock`, used by `make`.
 """
 
 
@@ -24,7 +26,7 @@ def resolve(root: Path, python: str) -> list[str]:
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "pyproject.toml", "--all-extras"]
     command += ["--python-version", python, "--no-header", "--no-annotate", "--system-certs"]
     done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True, check=True)
-    return [line for line in done.stdout.splitlines() if not LEFT_OUT.match(line)]
+    return RANGES + [line for line in done.stdout.splitlines() if not LEFT_OUT.match(line)]
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ STORED = "config.yaml"  # of a run or a checkpoint, beside one of these:
 _OF_A_RUN = ("state.json", "checkpoints/step_*")
 LITERAL = "# Values are literal: ${…} stands for itself.\n"  # how a written config begins that has such a text
 OF_A_RUN = "# The resolved config of this run, as dit-moe wrote it.\n"  # how that of a run folder begins
+OF_A_STUDY = "# This study with its changes, as dit-moe wrote it.\n"  # and that of a study's folder
 
 
 class ConfigError(ValueError):
@@ -139,7 +140,7 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> Tree:
         raise ConfigError(str(path), f" is not valid YAML: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(str(path), " must hold `key: value` lines at its top level")
-    if not (text.startswith((OF_A_RUN, LITERAL)) or _is_stored(path)):
+    if not (text.startswith((OF_A_RUN, OF_A_STUDY, LITERAL)) or _is_stored(path)):
         tree = _resolve(tree, path)
     bases = tree.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases

@@ -56,7 +56,7 @@ def join_processes() -> PartialState:
     """
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; cuDNN's convolutions would round to 10 bits
     launched = _launched()
-    meets = launched > 1 and "MASTER_ADDR" in os.environ and not dist.is_initialized()
+    meets = _has_launcher() and not dist.is_initialized()
     state = PartialState(cpu=use_cpu(), timeout=PATIENCE, **_meet(launched) if meets else {})
     if launched != state.num_processes:
         problem = f"={launched} processes were launched, but they cannot form a group on {state.device.type}"
@@ -125,7 +125,7 @@ def ending_together() -> Iterator[None]:
     in_main_thread = threading.current_thread() is threading.main_thread()  # Python handles signals nowhere else
     before = signal.signal(signal.SIGTERM, _on_sigterm) if in_main_thread else None
     try:
-        if _launched() > 1 and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):  # training refuses that by its name
+        if _has_launcher() and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):  # training refuses that by its name
             join_processes()
         yield
     except RuntimeError as error:
@@ -149,6 +149,11 @@ def _on_sigterm(signum: int, frame: FrameType | None) -> None:
 def _launched() -> int:
     """How many processes were started together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _has_launcher() -> bool:
+    """Whether torchrun or accelerate started this process beside others: a cluster may set WORLD_SIZE in any shell."""
+    return _launched() > 1 and os.environ.keys() >= {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 
 
 def _place() -> str:

@@ -90,9 +90,11 @@ def read(record):
 
 
 def make_venv(venv, system_site_packages):
-    """Make it, or complete one that an interruption left half made."""
-    command = [sys.executable, "-m", "venv", *(["--system-site-packages"] if system_site_packages else []), str(venv)]
-    if subprocess.run(command).returncode:
+    """Make it, or complete one that an interruption left half made; one that sees this Python's packages keeps them."""
+    config = venv / "pyvenv.cfg"
+    seen = config.exists() and "include-system-site-packages = true" in config.read_text()
+    options = ["--system-site-packages"] if system_site_packages or seen else []
+    if subprocess.run([sys.executable, "-m", "venv", *options, str(venv)]).returncode:
         sys.exit("this Python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv")
 
 
@@ -101,7 +103,7 @@ def unbounded(extras):
     import tomllib  # not in a Python that is too old, which has been told so by now
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted, own = [*project["dependencies"], project["name"] + extras], project["name"] + "["
+    wanted, own = [*project["dependencies"], *([project["name"] + extras] if extras else [])], project["name"] + "["
     while any(each.startswith(own) for each in wanted):  # an extra that includes another
         inner = next(each for each in wanted if each.startswith(own))
         wanted.remove(inner)

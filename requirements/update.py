@@ -24,8 +24,8 @@ HEADER = """\
 def resolve(root: Path, python: str) -> list[str]:
     """The lines name==version for one Python, in order of name."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "pyproject.toml", "--all-extras"]
-    command += ["--python-version", python, "--no-header", "--no-annotate", "--system-certs"]
-    done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True, check=True)
+    command += ["--python-version", python, "--no-header", "--no-annotate", "--system-certs", "--constraint", "-"]
+    done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, input="\n".join(RANGES), text=True, check=True)
     return RANGES + [line for line in done.stdout.splitlines() if not LEFT_OUT.match(line)]
 
 

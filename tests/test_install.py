@@ -8,6 +8,7 @@ import tomllib
 from importlib.metadata import distributions
 from itertools import chain
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 from packaging.requirements import Requirement
@@ -17,12 +18,17 @@ ROOT = Path(__file__).parent.parent
 LOCKS = sorted((ROOT / "requirements").glob("python*.txt"))
 
 
-@pytest.fixture
-def install(monkeypatch, tmp_path):
-    """requirements/install.py on a project of its own, whose commands are collected and not run."""
+def load_install():
     spec = importlib.util.spec_from_file_location("install", ROOT / "requirements" / "install.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def install(monkeypatch, tmp_path):
+    """requirements/install.py on a project of its own, whose commands are collected and not run."""
+    module = load_install()
     (tmp_path / "requirements").mkdir()
     (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
     lock = tmp_path / "requirements" / "python{}.{}.txt".format(*sys.version_info)
@@ -69,6 +75,16 @@ def test_an_environment_of_another_python_is_left_alone(install):
     assert [path.name for path in install.venv.iterdir()] == ["pyvenv.cfg"]
 
 
+@pytest.mark.parametrize("asked, made_with, sees", [(True, None, True), (False, "true", True), (False, "false", False)])
+def test_an_environment_that_sees_the_packages_of_its_python_keeps_them(tmp_path, monkeypatch, asked, made_with, sees):
+    module, ran = load_install(), []
+    monkeypatch.setattr(module.subprocess, "run", lambda command: ran.append(command) or CompletedProcess(command, 0))
+    if made_with is not None:
+        (tmp_path / "pyvenv.cfg").write_text(f"home = /usr/bin\ninclude-system-site-packages = {made_with}\n")
+    module.make_venv(tmp_path, asked)
+    assert ("--system-site-packages" in ran[0]) is sees
+
+
 def test_too_old_a_python_is_told_so(install, monkeypatch):
     monkeypatch.setattr(install.module, "OLDEST", (99, 0))
     with pytest.raises(SystemExit, match=r"Python 99\.0 or newer is needed, this is"):
@@ -106,8 +122,8 @@ def test_a_lock_has_a_version_within_its_bounds_for_every_package_the_project_na
 
 
 def test_there_is_a_lock_for_every_python_that_the_readme_names():
-    named = set(re.findall(r"python(3\.\d+)\.txt", " ".join(path.name for path in LOCKS)))
-    assert named == {"3.11", "3.12", "3.13"}
+    run = re.search(r"tests were run on Python ([^(;]*)", (ROOT / "README.md").read_text())[1]
+    assert {f"python{version}.txt" for version in re.findall(r"\d+\.\d+", run)} == {lock.name for lock in LOCKS}
 
 
 def test_interfaces_that_the_project_implements_have_an_upper_bound():

@@ -34,18 +34,20 @@ from dit_moe.commands.compare_score import check_config, check_scoring
 from dit_moe.commands.compare_timing import is_of_here, read_timing, time_variants
 from dit_moe.commands.train import predict
 from dit_moe.config import ConfigError
-from dit_moe.files import require_writable, write_atomically
+from dit_moe.files import read_object, require_own, require_writable, write_atomically
 from dit_moe.locks import exclusive
 from dit_moe.processes import locked, use_cpu
-from dit_moe.studies.draw import save_pictures
+from dit_moe.studies.draw import PICTURES, save_pictures
 from dit_moe.studies.jobs import Job, Share, end_with_parent, run_jobs, share_machine
 from dit_moe.studies.plan import PlannedRun, read_score, require_unmixed
 from dit_moe.studies.results import gather
 from dit_moe.studies.study import Study, find_study, load_study
 from dit_moe.studies.table import to_csv, to_markdown
 from dit_moe.training import TrainingError
+from dit_moe.training.run_folder import is_begun
 
-RESULTS = "results.json"
+STUDY, RESULTS = "study.yaml", "results.json"
+WRITTEN = (STUDY, "table.md", "table.csv", RESULTS, *(f"{name}.png" for name in PICTURES))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +91,7 @@ def run(args: argparse.Namespace) -> None:
         prepare_data(experiments.values())
     planned = plan(study, path.parent, out, settled=predict if args.list else settle)
     require_unmixed(planned)
+    require_own(out, WRITTEN, _is_begun(out, planned))
     if args.report:
         print(_report(study, path.stem, out, planned), end="")
         return
@@ -103,6 +106,13 @@ def run(args: argparse.Namespace) -> None:
     require_writable(out)
     with locked(out):
         _compare(study, path.stem, out, planned, missing, commands, args.jobs)
+
+
+def _is_begun(out: Path, planned: Sequence[PlannedRun]) -> bool:
+    """Whether the study, or a run of it, was begun in the folder `out`."""
+    study = out / STUDY
+    begun = study.is_file() and study.read_bytes().startswith(config.OF_A_STUDY.encode())
+    return begun or "settings" in read_object(out / RESULTS) or any(is_begun(run.folder) for run in planned)
 
 
 def _command(path: Path, overrides: Sequence[str], out: Path, run: PlannedRun) -> list[str]:
@@ -124,7 +134,7 @@ def _compare(
 ) -> None:
     """Run what is missing, and write what came of it, also of a part."""
     share = share_machine(len(missing), wanted, gpu_names())
-    write_atomically(out / "study.yaml", config.to_yaml(study))
+    write_atomically(out / STUDY, config.OF_A_STUDY + config.to_yaml(study))
     failed: list[Job] = []
     try:
         failed = _run_missing(missing, commands, share)

@@ -17,7 +17,7 @@ from dit_moe.rounding import rounded
 # A new family: a file with a function like these.
 NETWORKS: dict[type, Callable[[Any, int, float], Network]] = {DiTConfig: dit.network, LMConfig: decoder.network}
 
-# A controller follows its router a step behind. The largest mean of a step that the start of training showed, in
+# A controller follows its router a step behind. About the largest mean of a step that the start of training showed, in
 # targets: docs/controller.md.
 PEAK = 1.5
 

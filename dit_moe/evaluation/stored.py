@@ -61,7 +61,9 @@ def place_of(manifest: dict[str, Any], shard: int) -> str:
 
 def facts_of(path: Path, file: Any, place: str) -> dict[str, Any]:
     """What an open shard says of itself: its `tally`. ValueError if it does not belong to this `place`."""
-    said = file.metadata()
+    said = file.metadata() or {}
+    if not said.keys() & {"shard", "tally"}:
+        raise ValueError(f"{path} holds no features; delete it and run the command that makes it again")
     facts: dict[str, Any] = json.loads(said["shard"]) if "shard" in said else {"tally": json.loads(said["tally"])}
     if facts.get("place", place) != place:  # those of older versions do not say it
         problem = "holds the features of other images: it belongs into another folder, or under another number"

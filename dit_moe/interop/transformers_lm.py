@@ -134,12 +134,13 @@ class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
         """As in transformers, but ValueError, not a warning and random weights, where the file lacks some."""
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
+        source = args[0] if args else kwargs["pretrained_model_name_or_path"]
         if info["unexpected_keys"]:
-            load_upgraded(model, info, args[0], kwargs)
+            load_upgraded(model, info, source, kwargs)
         for problem in ("missing_keys", "unexpected_keys"):
             if info[problem]:
                 names = ", ".join(sorted(info[problem])[:3])
-                raise ValueError(f"{args[0]} does not fit its config.json: {problem.replace('_', ' ')} {names}, …")
+                raise ValueError(f"{source} does not fit its config.json: {problem.replace('_', ' ')} {names}, …")
         return (model, info) if output_loading_info else model
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -188,6 +189,7 @@ class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         output_router_logits: bool | None = None,
+        inputs_embeds: None = None,
     ) -> MoeCausalLMOutputWithPast:
         """Logits of the token after each of `input_ids`, int64 [B, S].
 
@@ -213,6 +215,8 @@ class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
         for name, wanted in outputs.items():
             if wanted or getattr(self.config, name, False):
                 raise ValueError(f"{name}=True: this model does not return them; leave it out of call and config")
+        if inputs_embeds is not None:  # peft always passes it, mostly None
+            raise ValueError("inputs_embeds: this model reads input_ids; leave it out")
         if cache is not None and past_key_values is not None:
             raise ValueError("cache and past_key_values are two names of one argument; give one of them")
         cache = past_key_values if cache is None else cache

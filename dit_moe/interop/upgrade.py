@@ -24,7 +24,8 @@ def load_upgraded(model: nn.Module, info: dict[str, Any], source: str | PathLike
     folder = Path(source)
     if not folder.is_dir():
         where = {name: options[name] for name in ("revision", "cache_dir") if name in options}
-        folder = Path(snapshot_download(str(source), allow_patterns="*.safetensors", local_files_only=True, **where))
+        folder = Path(snapshot_download(str(source), allow_patterns="**.safetensors", local_files_only=True, **where))
+    folder /= options.get("subfolder", "")
     stored: dict[str, Tensor] = {}
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:

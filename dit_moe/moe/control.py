@@ -77,7 +77,7 @@ class PIController(nn.Module):
         self.register_buffer("u0", torch.tensor(u0, dtype=torch.float64))
         self.register_buffer("error_sum", torch.tensor(0.0, dtype=torch.float64))
         self.register_buffer("reached", torch.tensor(False))
-        self.register_load_state_dict_pre_hook(lambda module, state, prefix, *_: module.upgrade_state(state, prefix))
+        self.register_load_state_dict_pre_hook(_upgrade)
 
     @torch.no_grad()
     def step(self, active: Tensor, slope: Tensor) -> None:
@@ -144,6 +144,10 @@ class PIController(nn.Module):
         state[f"{prefix}u"] = _to_u(torch.where(p >= 1 - MIN_TAIL_BEFORE, 1.0, p))
         state[f"{prefix}u0"] = _to_u(p0.clamp(max=1 - MIN_TAIL_BEFORE))  # what error_sum was added to
         state[f"{prefix}reached"] = torch.ones_like(p, dtype=torch.bool)
+
+
+def _upgrade(module: PIController, state: dict[str, Any], prefix: str, *_: object) -> None:
+    module.upgrade_state(state, prefix)
 
 
 def _to_u(p: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ def shard(model: nn.Module, device: torch.device, processes: int, *, keep: bool 
         keep: what was gathered stays so (see `unsharded`). By default a unit is let go of after each pass through it.
     """
     mesh = init_device_mesh(device.type, (processes,))
-    # torch keeps meshes to the very end, and with their groups gloo's threads (see `processes.join_processes`).
+    # torch keeps meshes to the very end, and with their groups gloo's threads (see `processes.join_processes`). The
+    # attribute is private to torch; test_two_processes notices if it goes.
     atexit.register(getattr(mesh, "_pg_registry", {}).clear)
     units: list[nn.Module] = [*model.sharding_units, model]  # type: ignore[misc]
     for unit in units:

@@ -53,6 +53,8 @@ def test_an_output_in_use_is_refused_before_anything_is_computed(finished_run, t
         ("dial.md", "dial RUN --out OUT"),
         ("metrics.json", f"quickstart {CONFIG} --run OUT"),
         ("manifest.json", f"encode {LATENTS} data.path=OUT"),
+        ("study.yaml", "compare digits --out OUT"),
+        ("loss_vs_flops.png", "compare digits --report --out OUT"),
     ],
 )
 def test_a_file_of_a_user_is_not_replaced_and_nothing_is_computed(finished_run, tmp_path, name, command, capsys):

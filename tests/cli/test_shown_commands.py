@@ -58,7 +58,7 @@ def done(tmp_path_factory):
         patch.setattr(digits, "load_digits", lambda: few)
         patch.setattr(routing, "write_report", lambda stats, folder: [])  # pictures have tests of their own
         patch.setattr(Figure, "savefig", lambda *args, **kwargs: None)
-        patch.chdir(tmp_path_factory.mktemp("workplace"))
+        patch.chdir(tmp_path_factory.mktemp("reader"))
         small_forms.furnish(Path.cwd())
         yield set(small_forms.BEFORE)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from dit_moe import processes
 from tests.cli.conftest import CONFIG, SMALL, cli
 from tests.scripts import said
 
@@ -60,3 +61,11 @@ def test_one_whose_peer_dies_in_training_says_so_and_the_same_command_goes_on(fo
     capsys.readouterr()
     assert cli("train", CONFIG, "--run", folder / "run", *SMALL) == 0
     assert "goes on from step 2" in capsys.readouterr().err
+
+
+def test_a_shell_in_which_a_cluster_set_the_number_of_processes_waits_for_none(monkeypatch, capsys):
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):  # no LOCAL_RANK, which launchers set
+        monkeypatch.setenv(name, {"MASTER_ADDR": "localhost", "RANK": "0"}.get(name, "2"))
+    monkeypatch.setattr(processes, "_meet", None)
+    assert cli("table", "--published", "all") == 0
+    assert capsys.readouterr().out

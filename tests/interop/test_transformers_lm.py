@@ -345,7 +345,9 @@ def test_an_argument_that_the_model_does_not_know_is_an_error():
         model(x, past_keys=None)
     with pytest.raises(ValueError, match="past_keys"):
         model.generate(x, past_keys=3)
-    cache = model(x)[CACHE]
+    with pytest.raises(ValueError, match="inputs_embeds: this model reads input_ids"):
+        model(x, inputs_embeds=torch.zeros(1))
+    cache = model(x, inputs_embeds=None)[CACHE]  # as peft passes it
     with pytest.raises(ValueError, match="two names of one argument"):
         model(x, cache=cache, past_key_values=cache)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -122,11 +123,12 @@ def find_files(config: Any, split: str, suffixes: Sequence[str]) -> list[Path]:
 
 def _matching(place: str, suffixes: Sequence[str]) -> list[Path]:
     path = Path(place)
+    named = path if path.is_dir() else Path(re.split(r"[*?[]", place)[0] + "x").parent  # what a user named as it is
     if path.is_dir():
         found = [each for each in path.rglob("*") if each.name.endswith(tuple(suffixes))]
     else:
         found = [path] if path.is_file() else [Path(each) for each in glob.glob(place, recursive=True)]
-    folders = {folder for each in found for folder in each.parents}
+    folders = {folder for each in found for folder in each.parents if folder != named and folder.is_relative_to(named)}
     around = {folder for folder in folders if not goes_on(str(folder))}
     return sorted(each for each in found if each.is_file() and around.isdisjoint(each.parents))
 

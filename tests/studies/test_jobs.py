@@ -34,7 +34,7 @@ def test_no_more_than_the_share_run_at_a_time_and_all_are_run_in_order(tmp_path)
 
 
 def test_one_that_fails_does_not_stop_the_others_and_its_last_words_are_known(tmp_path):
-    jobs = [job(tmp_path, "bad", "print('so far'); raise SystemExit('no more')"), job(tmp_path, "good", "pass")]
+    jobs = [job(tmp_path, "bad", "print('so far', flush=True); exit('no more')"), job(tmp_path, "good", "pass")]
     run_jobs(jobs, Share(1, 1))
     assert [each.returncode for each in jobs] == [1, 0]
     assert jobs[0].last_words() == "no more" and jobs[1].last_words() == "it wrote nothing"

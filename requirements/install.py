@@ -77,9 +77,17 @@ def require_same_python(venv):
 
 
 def fingerprint(lock):
-    """Changes with what is to be installed."""
-    parts = [(ROOT / "pyproject.toml").read_bytes(), lock.read_bytes() if lock.exists() else b""]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+    """Changes with what is to be installed: the settings of tools in pyproject.toml are not."""
+    project = read_project()
+    parts = [json.dumps([project["build-system"], project["project"], project["tool"]["setuptools"]], sort_keys=True)]
+    parts += [lock.read_text()] if lock.exists() else []
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def read_project():
+    import tomllib  # not in a Python that is too old, which has been told so by now
+
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def read(record):
@@ -100,9 +108,7 @@ def make_venv(venv, system_site_packages):
 
 def unbounded(extras):
     """The project's requirements without their upper bounds."""
-    import tomllib  # not in a Python that is too old, which has been told so by now
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = read_project()["project"]
     wanted, own = [*project["dependencies"], *([project["name"] + extras] if extras else [])], project["name"] + "["
     while any(each.startswith(own) for each in wanted):  # an extra that includes another
         inner = next(each for each in wanted if each.startswith(own))

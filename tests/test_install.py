@@ -57,6 +57,9 @@ def test_packages_are_installed_once_and_again_when_the_lock_changes(install, ca
     assert install("base") == [] and capsys.readouterr().out == ""
     install.lock.write_text("numpy==2.0.1\n")
     assert len(install("base")) == 1 and install("base") == []
+    with (install.lock.parent.parent / "pyproject.toml").open("a") as file:
+        file.write("[tool.other]\nsetting = 1\n")
+    assert install("base") == []
 
 
 def test_a_command_that_needs_more_installs_more_and_one_that_needs_less_takes_nothing_away(install):

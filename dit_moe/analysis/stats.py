@@ -105,7 +105,7 @@ class RoutingStats:
     @property
     def tells_classes(self) -> bool:
         """Whether there are classes, and images enough of each: differences of fewer are mostly those of images."""
-        return self.images_C is not None and len(self.images_C) > 1 and self.images_C.mean() >= CLASS_IMAGES
+        return self.images_C is not None and len(self.images_C) > 1 and bool(self.images_C.mean() >= CLASS_IMAGES)
 
     @property
     def active(self) -> float:

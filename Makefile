@@ -32,7 +32,7 @@ test:
 check:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy dit_moe
+	$(BIN)/mypy --num-workers=2 dit_moe
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 test-newest:

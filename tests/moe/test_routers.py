@@ -175,7 +175,7 @@ def test_drn_makes_the_probabilities_blind_to_the_scale_of_the_logits():
     prob = router.probabilities(tokens())[1]
     with torch.no_grad():
         router.weight.mul_(7)
-    torch.testing.assert_close(router.probabilities(tokens())[1], prob, rtol=1e-2, atol=1e-4)  # ε against a std of 1
+    torch.testing.assert_close(router.probabilities(tokens())[1], prob, rtol=5e-3, atol=1e-6)  # ε; seen 4.4e-3
 
 
 def test_drn_is_the_standardised_softmax_of_the_paper():

@@ -18,7 +18,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from dit_moe.commands.train import load, prepare, train
+from dit_moe.cli.train import load, prepare, train
 from dit_moe.pictures import read_log
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"

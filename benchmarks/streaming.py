@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from dit_moe import config
-from dit_moe.commands.outputs import parse_names
-from dit_moe.commands.sample import sample
+from dit_moe.autoencoders.pixels import to_uint8
+from dit_moe.cli.sample import sample
 from dit_moe.diffusion import OBJECTIVES
-from dit_moe.experiment import Experiment, settle_model
-from dit_moe.latents.pixels import to_uint8
-from dit_moe.runs import Run
+from dit_moe.experiments.image import Experiment, resolve_model
+from dit_moe.experiments.image_run import Run
+from dit_moe.sampling.outputs import parse_names
 
 LATENT = 8  # height and width of what is sampled; the decoder enlarges it
 
@@ -60,7 +60,7 @@ def fake_run(images: int, size: int) -> Run:
         "data": "digits",
         "sample": {"count": images, "sampler": {"name": "euler", "steps": 1}},
     }
-    experiment = settle_model(config.build(Experiment, tree))
+    experiment = resolve_model(config.build(Experiment, tree))
     objective = OBJECTIVES.build(experiment.objective, num_classes=1000)
     return Run(Path("none"), 0, "none", experiment, Nothing(), objective, Enlarge(size), None)  # type: ignore[arg-type]
 

@@ -61,7 +61,7 @@ def is_run(path: str | Path) -> bool:
     return Path(path).is_dir() and (Path(path, STATE).is_file() or bool(checkpoints(path)))
 
 
-def resolve(path: str | Path) -> Path:
+def find(path: str | Path) -> Path:
     """The checkpoint folder that `path` means: itself, or the newest one of the run folder that it is.
 
     Raises ValueError if there is no such folder, or no checkpoint in it.
@@ -118,7 +118,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises ValueError naming the first file that is missing, truncated or unreadable, and what to do about it.
     """
-    folder = resolve(path)
+    folder = find(path)
     broken = partial(_broken, folder)
     if not (folder / STATE).is_file():
         raise broken(STATE, "is missing")

@@ -1,6 +1,6 @@
 """From YAML files and ``key=value`` overrides to frozen, validated dataclasses, and back.
 
-The dataclasses themselves stand beside the classes they configure; `dit_moe.experiment` puts them together.
+The dataclasses themselves stand beside the classes they configure; `dit_moe.experiments.image` puts them together.
 Four rules:
 
 * ``base: other.yaml`` (or a list) inherits from files named relative to the file; later values win, key by key.

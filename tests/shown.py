@@ -20,7 +20,7 @@ from dit_moe.registry import Registry
 
 ROOT = Path(__file__).parents[1]
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-HELPS = sorted((ROOT / "dit_moe" / "commands").glob("*.py"))
+HELPS = sorted((ROOT / "dit_moe" / "cli").glob("*.py"))
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 SCRIPTS = sorted([*ROOT.glob("*.py"), *ROOT.glob("eval/*.py")])
 

@@ -49,8 +49,8 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
 def test_a_run_folder_means_its_newest_checkpoint(tmp_path):
     folders = [save(tmp_path, step) for step in (9, 10, 100)]
     assert checkpoint.checkpoints(tmp_path) == folders
-    assert checkpoint.resolve(tmp_path) == checkpoint.latest(tmp_path) == folders[-1]
-    assert checkpoint.resolve(folders[0]) == folders[0]
+    assert checkpoint.find(tmp_path) == checkpoint.latest(tmp_path) == folders[-1]
+    assert checkpoint.find(folders[0]) == folders[0]
     assert checkpoint.open_checkpoint(tmp_path).weights("ema")["w"][0, 0] == 100
     assert checkpoint.open_checkpoint(folders[0]).weights("model")["w"][0, 0] == 9
 
@@ -70,7 +70,7 @@ def test_only_the_newest_are_kept(tmp_path):
 
 def test_missing_runs_and_runs_without_checkpoint_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere does not exist; name a run folder"):
-        checkpoint.resolve(tmp_path / "nowhere")
+        checkpoint.find(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"holds no checkpoint; train a run into it first"):
         checkpoint.open_checkpoint(tmp_path).weights("ema")
     assert checkpoint.latest(tmp_path) is None

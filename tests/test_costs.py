@@ -7,7 +7,7 @@ import pytest
 
 from dit_moe.config import ConfigError, build
 from dit_moe.costs import GIB, GPUS, activation_bytes, add_cost_arguments, describe, memory, training_flops
-from dit_moe.experiment import Experiment, load_experiment, settle_model
+from dit_moe.experiments.image import Experiment, load_experiment, resolve_model
 
 
 def experiment(name: str = "DiT-XL/2", **sections) -> Experiment:
@@ -17,7 +17,7 @@ def experiment(name: str = "DiT-XL/2", **sections) -> Experiment:
         "data": "digits",
         **sections,
     }
-    return settle_model(build(Experiment, tree))
+    return resolve_model(build(Experiment, tree))
 
 
 def numbers(text: str, line: str) -> dict[str, float]:

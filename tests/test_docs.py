@@ -6,20 +6,20 @@ from dataclasses import fields
 import pytest
 import torch
 
+from dit_moe.autoencoders.encode import EncodeConfig
 from dit_moe.config import build
-from dit_moe.evaluation.config import EvalConfig
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
-from dit_moe.generate import SampleConfig
-from dit_moe.latents.encode import EncodeConfig
+from dit_moe.experiments.evaluation import EvalConfig
+from dit_moe.experiments.text import TextEvalConfig, TextSampleConfig
 from dit_moe.metrics import METRICS, FeatureSet
 from dit_moe.models import DiTConfig, LMConfig
 from dit_moe.moe import ROUTERS, MoEConfig, MoELayer
+from dit_moe.sampling.generator import SampleConfig
 from dit_moe.studies.study import Study, Variant
 from dit_moe.text.corpora import CORPORA
 from dit_moe.text.objective import NextTokenConfig
 from dit_moe.text.sequences import TokensConfig
 from dit_moe.text.tokenization import TokenizeConfig
-from dit_moe.text_experiment import TextEvalConfig, TextSampleConfig
 from dit_moe.training import TrainConfig
 from tests.shown import GUIDES, ROOT, blocks, entry
 
@@ -73,7 +73,7 @@ def test_every_option_is_in_a_guide(section):
     assert {field.name for field in fields(section)} - recorded - named == set()
 
 
-@pytest.mark.parametrize("path", [*GUIDES, *(ROOT / "dit_moe" / "commands").glob("*.py")], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*GUIDES, *(ROOT / "dit_moe" / "cli").glob("*.py")], ids=lambda path: path.name)
 def test_configs_that_a_guide_or_a_command_names_exist(path):
     commands = [line for line in path.read_text().splitlines() if "dit-moe " in line]
     named = set(re.findall(r"configs/[\w./-]+\.yaml", " ".join(commands)))

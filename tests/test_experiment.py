@@ -1,16 +1,16 @@
-"""A whole config, settled against its data."""
+"""A whole config, resolved against its data."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from dit_moe.commands.train import load
+from dit_moe.cli.train import load
 from dit_moe.config import ConfigError, build, dump
 from dit_moe.data import DATASETS
 from dit_moe.data.latents import LatentsConfig
-from dit_moe.experiment import Experiment, load_experiment, settle, settle_model
-from dit_moe.text_experiment import TextExperiment, settle_text_model
+from dit_moe.experiments.image import Experiment, load_experiment, resolve, resolve_model
+from dit_moe.experiments.text import TextExperiment, resolve_text_model
 
 CONFIGS = [
     path
@@ -21,21 +21,21 @@ CONFIGS = [
 DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
 
 
-def settled(*overrides: str) -> Experiment:
+def resolved(*overrides: str) -> Experiment:
     experiment = load_experiment(DIGITS, overrides)
-    return settle(experiment, DATASETS.build(experiment.data, "train"))
+    return resolve(experiment, DATASETS.build(experiment.data, "train"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_config_in_the_repository_is_valid(path):
     experiment = load(path, [])
     if isinstance(experiment, TextExperiment):
-        settled = settle_text_model(experiment, experiment.model.vocab_size or 320)
+        resolved = resolve_text_model(experiment, experiment.model.vocab_size or 320)
     elif isinstance(experiment.data, LatentsConfig):  # to be encoded first
-        settled = settle_model(with_shapes(experiment))
+        resolved = resolve_model(with_shapes(experiment))
     else:
-        settled = settle(experiment, DATASETS.build(experiment.data, "train"))
-    assert settled.model.footprint().total_params > 0
+        resolved = resolve(experiment, DATASETS.build(experiment.data, "train"))
+    assert resolved.model.footprint().total_params > 0
 
 
 def with_shapes(experiment: Experiment) -> Experiment:
@@ -45,19 +45,19 @@ def with_shapes(experiment: Experiment) -> Experiment:
 
 
 def test_what_follows_from_data_and_objective_is_filled_in():
-    model = settled().model
+    model = resolved().model
     assert (model.in_channels, model.input_size, model.num_classes, model.learn_sigma) == (1, 8, 10, False)
-    assert settled("objective=ddpm", "sample.sampler=null").model.learn_sigma is True
+    assert resolved("objective=ddpm", "sample.sampler=null").model.learn_sigma is True
 
 
 def test_the_default_sampler_fits_the_objective():
-    assert type(settled("sample.sampler=null").sample.sampler).__name__ == "HeunConfig"
-    ddpm = settled("objective=ddpm", "sample.sampler=null")
+    assert type(resolved("sample.sampler=null").sample.sampler).__name__ == "HeunConfig"
+    ddpm = resolved("objective=ddpm", "sample.sampler=null")
     assert type(ddpm.sample.sampler).__name__ == "DDPMSamplerConfig"
 
 
-def test_a_settled_experiment_reads_back_to_itself():
-    experiment = settled()
+def test_a_resolved_experiment_reads_back_to_itself():
+    experiment = resolved()
     assert build(Experiment, dump(experiment)) == experiment
 
 
@@ -85,7 +85,7 @@ def test_a_settled_experiment_reads_back_to_itself():
 )
 def test_impossible_combinations_are_refused_before_anything_is_built(override, message):
     with pytest.raises(ConfigError, match=message):
-        settled(override)
+        resolved(override)
 
 
 @pytest.mark.parametrize(
@@ -100,19 +100,19 @@ def test_impossible_combinations_are_refused_before_anything_is_built(override, 
 )
 def test_compute_that_the_routers_cannot_be_set_to_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
-        settled(*changes)
+        resolved(*changes)
 
 
 def test_values_by_layer_are_as_many_as_there_are_layers_with_experts():
-    assert settled("sample.target=[1,2]", "model.moe.every=2").sample.target == (1.0, 2.0)
-    assert settled("sample.target=[1,2,3]", "sample.vary=time").sample.vary == "time"
+    assert resolved("sample.target=[1,2]", "model.moe.every=2").sample.target == (1.0, 2.0)
+    assert resolved("sample.target=[1,2,3]", "sample.vary=time").sample.vary == "time"
 
 
 def test_an_option_of_the_default_entry_needs_no_name():
-    router = settled("model.moe.router.layerwise=true", "model.moe.router.controller.p0=0.7").model.moe.router
+    router = resolved("model.moe.router.layerwise=true", "model.moe.router.controller.p0=0.7").model.moe.router
     assert router.layerwise and router.controller.p0 == 0.7
 
 
 def test_guidance_without_a_null_class_is_refused():
     with pytest.raises(ConfigError, match=r"sample\.guidance\.scale=2 needs a null class"):
-        settled("sample.guidance.scale=2", "objective.label_dropout=0")
+        resolved("sample.guidance.scale=2", "objective.label_dropout=0")

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
+from dit_moe.autoencoders import FIRST_STAGES
+from dit_moe.autoencoders.identity import IdentityConfig
 from dit_moe.config import ConfigError
 from dit_moe.diffusion import OBJECTIVES, DDPMConfig, Flow, FlowConfig, GuidanceConfig, SamplingError
 from dit_moe.diffusion.samplers.flow import EulerConfig, EulerMaruyamaConfig
-from dit_moe.generate import Generator, SampleConfig, choose_labels
-from dit_moe.latents import FIRST_STAGES
-from dit_moe.latents.identity import IdentityConfig
 from dit_moe.models import MODELS, DiTConfig
 from dit_moe.moe import measure_active, measure_layers
+from dit_moe.sampling.generator import Generator, SampleConfig, choose_labels
 
 SHAPE = (1, 8, 8)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dit_moe.costs import GIB, MFU, evaluations, memory, peak, sampling_flops, training_flops
-from dit_moe.experiment import Experiment, load_experiment, settle_model
+from dit_moe.experiments.image import Experiment, load_experiment, resolve_model
 from tests.cli.conftest import cli
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -19,7 +19,7 @@ PUBLISHED = {"DiT-S-2": 32_963_360, "DiT-B-2": 130_512_416, "DiT-L-2": 458_102_8
 
 def experiment(path: Path, router: str, objective: str) -> Experiment:
     routed = [f"model.moe.router={router}"] if "A.yaml" in path.name else []
-    return settle_model(load_experiment(path, [*routed, f"objective={objective}"]))
+    return resolve_model(load_experiment(path, [*routed, f"objective={objective}"]))
 
 
 def dense_of(path: Path) -> Path:
@@ -49,7 +49,7 @@ def test_every_router_and_objective_fits_and_has_the_active_compute_of_the_dense
             assert footprint.forward_flops == pytest.approx(dense.forward_flops, rel=0.02)
             if router:
                 own = type(model.moe.router)()  # named like the entry, with its own defaults
-                assert model.moe.router == own.settled(model.moe.experts, model.moe.target)
+                assert model.moe.router == own.resolved(model.moe.experts, model.moe.target)
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if "A.yaml" in path.name], ids=lambda path: path.stem)
@@ -89,8 +89,8 @@ def test_what_the_first_line_of_a_config_says_is_true(path):
 def row_of_the_guide(name: str) -> str:
     """A model's row in the table of docs/imagenet.md."""
 
-    def settled(size: int, *overrides: str) -> Experiment:
-        return settle_model(load_experiment(CONFIGS / f"imagenet{size}" / f"{name}.yaml", overrides))
+    def resolved(size: int, *overrides: str) -> Experiment:
+        return resolve_model(load_experiment(CONFIGS / f"imagenet{size}" / f"{name}.yaml", overrides))
 
     def total(found: Experiment, gpus: int, images: int) -> float:
         return sum(memory(found, "bf16", gpus, images).values()) / GIB
@@ -98,14 +98,14 @@ def row_of_the_guide(name: str) -> str:
     def most_images(found: Experiment) -> int:
         return next(n for n in (256, 128, 64, 32, 16, 8, 4, 2, 1) if total(found, 1, n) <= 0.9 * 80)
 
-    footprint, cells = settled(256).model.footprint(), []
+    footprint, cells = resolved(256).model.footprint(), []
     counts = [footprint.total_params, footprint.active_params][: 2 if "A" in name else 1]
     shown = ", ".join(f"{n / 1e9:.2g} B" if n >= 1e9 else f"{n / 1e6:.0f} M" for n in counts)
     for size in (256, 512):
         both = [[], ["model.recompute=true"]]
-        cells.append(" · ".join(f"{total(settled(size, *more), 8, 32):.0f}" for more in both))
-        cells.append(" · ".join(f"{total(settled(size, 'train.parallel=fsdp2', *more), 8, 32):.0f}" for more in both))
-        cells.append(" · ".join(str(most_images(settled(size, *more))) for more in both))
+        cells.append(" · ".join(f"{total(resolved(size, *more), 8, 32):.0f}" for more in both))
+        cells.append(" · ".join(f"{total(resolved(size, 'train.parallel=fsdp2', *more), 8, 32):.0f}" for more in both))
+        cells.append(" · ".join(str(most_images(resolved(size, *more))) for more in both))
     saved = f"{16 * footprint.total_params / 1e9:.1f} GB"  # weights, average and two moments in fp32
     return f"| {' | '.join([name.removeprefix('DiT-').replace('-2', '/2', 1), shown, saved, *cells])} |"
 
@@ -118,7 +118,7 @@ def test_the_guide_s_table_of_memory_is_what_the_dry_run_says(name):
 def test_sampling_is_priced_with_the_experts_that_it_asks_for():
     name = str(CONFIGS / "imagenet256" / "DiT-S-2-8E2A.yaml")
     trained, same, more = (
-        sampling_flops(settle_model(load_experiment(name, change)))
+        sampling_flops(resolve_model(load_experiment(name, change)))
         for change in ([], ["sample.target=2"], ["sample.target=4"])
     )
     assert same == trained < more < 2 * trained
@@ -126,7 +126,7 @@ def test_sampling_is_priced_with_the_experts_that_it_asks_for():
 
 def hours_of_the_guide(name: str) -> str:
     """A dense model's row in the table of FLOPs and time, each cell at 256 and at 512."""
-    both = [settle_model(load_experiment(CONFIGS / f"imagenet{size}" / f"{name}.yaml")) for size in (256, 512)]
+    both = [resolve_model(load_experiment(CONFIGS / f"imagenet{size}" / f"{name}.yaml")) for size in (256, 512)]
     forward = " · ".join(f"{found.model.footprint().forward_flops / 1e9:.0f}" for found in both)
     speed = peak("H100", "bf16") * MFU  # FLOP/s
     training = [found.train.steps * found.train.batch_size * training_flops(found) / speed for found in both]

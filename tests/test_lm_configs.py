@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from dit_moe.costs import GIB, ROOM, memory
-from dit_moe.text_experiment import TextExperiment, load_text_experiment, settle_text_model
+from dit_moe.experiments.text import TextExperiment, load_text_experiment, resolve_text_model
 from tests.cli.conftest import cli
 
 FOLDER = Path(__file__).parent.parent / "configs" / "lm"
@@ -23,7 +23,7 @@ ROUTERS = {
 
 
 def experiment(path: Path) -> TextExperiment:
-    return settle_text_model(load_text_experiment(path))
+    return resolve_text_model(load_text_experiment(path))
 
 
 def router_of(path: Path) -> str:

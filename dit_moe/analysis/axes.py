@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dit_moe.analysis.stats import Target
-from dit_moe.figures import INK, LINES, MARKERS, PAPER, SEQUENTIAL, labels_above
+from dit_moe.plotting import INK, LINES, MARKERS, PAPER, SEQUENTIAL, labels_above
 
 Written = Callable[[float], str]
 

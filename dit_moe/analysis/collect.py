@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from dit_moe import config
 from dit_moe.analysis.stats import Target, Training
+from dit_moe.experiments.image_run import Run
+from dit_moe.experiments.text_run import TextRun
 from dit_moe.moe import ROUTERS, MoEConfig, Routing, routers_of
 from dit_moe.moe.routers.topp import TopPConfig
-from dit_moe.runs import Run
-from dit_moe.text_runs import TextRun
 
 Groups = Mapping[str, Tensor]
 """Ways to group tokens by name: the group of every token, int64 [N]."""
@@ -187,7 +187,7 @@ def run_facts(run: Run | TextRun, thresholds: Sequence[Any]) -> dict[str, Any]:
 
 def _router(moe: MoEConfig) -> str:
     """Its name and the options that are not its defaults."""
-    router, default = moe.router, type(moe.router)().settled(moe.experts, moe.target)
+    router, default = moe.router, type(moe.router)().resolved(moe.experts, moe.target)
     changed = config.differences(config.dump(default), config.dump(router))
     return ", ".join([ROUTERS.name_of(router), *sorted(f"{name}={value}" for name, (_, value) in changed)])
 

@@ -18,8 +18,8 @@ from dit_moe.analysis.stats import Examples, RoutingStats
 from dit_moe.config import ConfigError
 from dit_moe.data import Dataset
 from dit_moe.diffusion import DDPM, Objective, SamplingError
+from dit_moe.experiments.image_run import Run
 from dit_moe.randomness import generator, normal_like_images
-from dit_moe.runs import Run
 
 IMAGES, TIMES = 1000, 20
 EXAMPLES, EXAMPLE_TIMES = 8, 5

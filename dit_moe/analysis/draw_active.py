@@ -25,7 +25,7 @@ from dit_moe.analysis.axes import (
 )
 from dit_moe.analysis.choose import extremes
 from dit_moe.analysis.stats import Target
-from dit_moe.figures import DIVERGING, INK, WIDTH, canvas, styled
+from dit_moe.plotting import DIVERGING, INK, WIDTH, canvas, styled
 
 ACTIVE = "Active experts per token"
 DEVIATION = "Active experts, more or fewer than the layer's mean"

@@ -17,7 +17,7 @@ from dit_moe.analysis.axes import (
 from dit_moe.analysis.choose import some_layers
 from dit_moe.analysis.draw_active import LEAST
 from dit_moe.analysis.stats import Examples
-from dit_moe.figures import SEQUENTIAL, WIDTH, canvas, styled
+from dit_moe.plotting import SEQUENTIAL, WIDTH, canvas, styled
 
 OPACITY = 0.78  # of a map over an image
 LEVELS = 6  # columns that a phone can show

@@ -21,7 +21,7 @@ from dit_moe.analysis.axes import (
 )
 from dit_moe.analysis.choose import divergence, lift, neighbours_first, relative_load, some_layers
 from dit_moe.analysis.draw_active import NOISE
-from dit_moe.figures import DIVERGING, INK, LINES, MARKERS, WIDTH, canvas, labels_above, styled
+from dit_moe.plotting import DIVERGING, INK, LINES, MARKERS, WIDTH, canvas, labels_above, styled
 
 FEW_EXPERTS = 16  # so many are numbered; more are put in an order that shows their structure
 KINDS = 24  # rows of classes, or of tokens, that can be read

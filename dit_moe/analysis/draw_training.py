@@ -17,7 +17,7 @@ from dit_moe.analysis.axes import (
 from dit_moe.analysis.choose import windows
 from dit_moe.analysis.draw_active import ACTIVE
 from dit_moe.analysis.stats import Target, Training
-from dit_moe.figures import INK, canvas, styled
+from dit_moe.plotting import INK, canvas, styled
 
 
 @styled

@@ -17,8 +17,8 @@ from dit_moe.analysis.gallery import figures_of, fixed_number
 from dit_moe.analysis.page import folded, page, section, table
 from dit_moe.analysis.picture import Picture, images_a_class
 from dit_moe.analysis.stats import CLASS_IMAGES, Passage, RoutingStats
-from dit_moe.figures import png_of
 from dit_moe.files import write_atomically
+from dit_moe.plotting import png_of
 from dit_moe.rounding import rounded
 
 REPORT = "report.html"

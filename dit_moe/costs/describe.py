@@ -12,10 +12,10 @@ from dit_moe.costs.images import image_work
 from dit_moe.costs.memory import memory_lines
 from dit_moe.costs.text import text_work
 from dit_moe.costs.time import duration, training_flops
-from dit_moe.experiment import Experiment
+from dit_moe.experiments.image import Experiment
+from dit_moe.experiments.text import TextExperiment
 from dit_moe.registry import did_you_mean
 from dit_moe.rounding import speed
-from dit_moe.text_experiment import TextExperiment
 
 
 def add_cost_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def describe(
     """The resolved config and, as YAML comments below it, what it will cost on `gpus` GPUs of one kind.
 
     Args:
-        experiment: settled.
+        experiment: resolved.
         gpu: a name of `GPUS`.
         mfu: share of the peak FLOP/s that is reached; None assumes `MFU`.
 

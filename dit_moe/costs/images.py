@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dit_moe.autoencoders.autoencoder import AutoencoderConfig
 from dit_moe.costs.measured import forward_flops_at
 from dit_moe.costs.time import Work, training_flops
 from dit_moe.data.latents import LatentsConfig
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS
-from dit_moe.experiment import Experiment
-from dit_moe.latents.autoencoder import AutoencoderConfig
+from dit_moe.experiments.image import Experiment
 from dit_moe.training import Unit
 
 

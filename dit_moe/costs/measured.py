@@ -12,7 +12,7 @@ def forward_flops_at(model: TransformerConfig, active: float | None) -> float:
     ``model.tokens`` for those of a token.
 
     Args:
-        model: settled, with the fields that follow from the data.
+        model: resolved, with the fields that follow from the data.
         active: measured; None for a model without experts, and for no other.
 
     Raises ValueError for a mean that the model cannot have.

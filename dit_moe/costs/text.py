@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dit_moe.costs.time import Work, training_flops
-from dit_moe.text_experiment import TextExperiment
+from dit_moe.experiments.text import TextExperiment
 from dit_moe.training import Unit
 
 

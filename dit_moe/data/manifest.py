@@ -56,7 +56,7 @@ class Manifest:
     moments: int  # M
     flips: bool
     dtype: str
-    autoencoder: Tree  # the settled section first_stage
+    autoencoder: Tree  # the resolved section first_stage
     mean: tuple[float, ...]  # per channel, of sampled latents before scale and shift
     std: tuple[float, ...]
     encoding: Tree  # images, crop, precision, …: what an interrupted encoding must find again

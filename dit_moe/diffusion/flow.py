@@ -16,7 +16,7 @@ from torch.nn.functional import cosine_similarity
 from dit_moe.config import require
 from dit_moe.diffusion.base import OBJECTIVES, Network, Objective, ObjectiveConfig, batch_mean, image_mean
 from dit_moe.diffusion.paths import PATHS, Level
-from dit_moe.diffusion.times import Shift, logit_normal, quantiles, shift_factor, shift_time, uniform
+from dit_moe.diffusion.timestep_sampling import Shift, logit_normal, quantiles, shift_factor, shift_time, uniform
 from dit_moe.randomness import BatchRandom
 
 

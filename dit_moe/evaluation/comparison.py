@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from dit_moe.distributed import join_processes, on_main
 from dit_moe.evaluation.extraction import Extraction, temporary_unless
 from dit_moe.evaluation.planning import plan, prospect, require_enough, require_shape, require_two
 from dit_moe.evaluation.report import Report, evaluate
@@ -20,10 +21,9 @@ from dit_moe.evaluation.sources.base import Opened, Source, Statistics
 from dit_moe.evaluation.sources.statistics import require_same_space
 from dit_moe.evaluation.stored import Extracted, Stored
 from dit_moe.extractors import FeatureExtractor
-from dit_moe.extractors.stated import UNVERIFIED
+from dit_moe.extractors.statistics_only import UNVERIFIED
 from dit_moe.metrics import METRICS, FeatureSet, configs_of, frechet_distance
 from dit_moe.metrics.neighbours import NearestNeighbourConfig
-from dit_moe.processes import join_processes, on_main
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 

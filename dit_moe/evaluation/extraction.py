@@ -26,6 +26,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dit_moe.config import differences
+from dit_moe.distributed import join_processes, locked, on_all, on_main
 from dit_moe.evaluation.image_writer import image_writer
 from dit_moe.evaluation.sources.base import Source
 from dit_moe.evaluation.stored import (
@@ -42,7 +43,6 @@ from dit_moe.evaluation.stored import (
 )
 from dit_moe.extractors import FeatureExtractor
 from dit_moe.files import require_writable, write_atomically
-from dit_moe.processes import join_processes, locked, on_all, on_main
 
 SHARDS = 16  # of a small set, so that several processes have work
 SHARD_SIZES = (32, 500)  # least and most

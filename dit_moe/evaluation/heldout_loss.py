@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit_moe.autoencoders import FirstStage
+from dit_moe.autoencoders.base import Moments
 from dit_moe.config import require
 from dit_moe.data import Dataset
 from dit_moe.diffusion import OBJECTIVES, Objective
-from dit_moe.latents import FirstStage
-from dit_moe.latents.base import Moments
 from dit_moe.moe import Activity, measure_layers
 from dit_moe.randomness import BatchRandom
 

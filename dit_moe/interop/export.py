@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dit_moe import config
+from dit_moe.experiments.text_run import TextRun
 from dit_moe.files import atomic_folder, require_replaceable
 from dit_moe.interop.olmoe import to_olmoe
 from dit_moe.interop.transformers_lm import DitMoeForCausalLM, DitMoeLMConfig, set_tokens, wrap
 from dit_moe.locks import exclusive
-from dit_moe.text_runs import TextRun
 
 PROVENANCE = "dit_moe.json"
 CODE = "modeling_dit_moe_lm"  # for programs that know the folder only: they load it with trust_remote_code=True

@@ -17,10 +17,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from dit_moe.experiments.text_run import TextRun
 from dit_moe.interop.transformers_lm import wrap
 from dit_moe.randomness import generator
 from dit_moe.text.tokenizer import TextTokenizer
-from dit_moe.text_runs import TextRun
 
 
 def generate_text(

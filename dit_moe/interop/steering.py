@@ -8,7 +8,7 @@ from typing import Any
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dit_moe.moe import end_step
+from dit_moe.moe import update_routers
 
 
 class RouterCallback(TrainerCallback):
@@ -20,4 +20,4 @@ class RouterCallback(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        end_step(kwargs["model"], partial(reduce, reduction="sum"), report=False)
+        update_routers(kwargs["model"], partial(reduce, reduction="sum"), report=False)

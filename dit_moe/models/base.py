@@ -72,7 +72,7 @@ class TransformerConfig:
     moe: MoEConfig | None = None  # experts; a name with a suffix and no section gets the defaults
     recompute: bool = False  # recompute each block's activations in the backward pass: slower, far less memory
 
-    def _settle_name(self) -> re.Match[str]:
+    def _resolve_name(self) -> re.Match[str]:
         """Fill in what the name decides; ConfigError if it cannot be read, or for a contradiction."""
         match = self.NAME.fullmatch(self.name)
         sizes = ", ".join([*self.SIZES, "custom"])
@@ -82,20 +82,20 @@ class TransformerConfig:
         require(size in self.SIZES or size == "custom", self, "name", f"has the unknown size {size}; sizes: {sizes}")
         if size in self.SIZES:
             for field, value in vars(self.SIZES[size]).items():
-                self._settle(field, value)
+                self._resolve(field, value)
         for field in ("depth", "width", "heads"):
             require(getattr(self, field) is not None, self, field, f"must be given, since {self.name} names no size")
         if self.mlp_hidden is None:
-            self._settle("mlp_hidden", 4 * self.need("width"))
-        self._settle_experts(match)
+            self._resolve("mlp_hidden", 4 * self.need("width"))
+        self._resolve_experts(match)
         return match
 
-    def _settle(self, field: str, value: object) -> None:
+    def _resolve(self, field: str, value: object) -> None:
         given = getattr(self, field)
         require(given in (None, value), self, field, f"contradicts name={self.name}, which has {value}; drop one")
         object.__setattr__(self, field, value)
 
-    def _settle_experts(self, match: re.Match[str]) -> None:
+    def _resolve_experts(self, match: re.Match[str]) -> None:
         """Give the experts of the name's suffix to the section `moe`, or see that the section has its own."""
         moe = self.moe
         if match["experts"]:
@@ -133,7 +133,7 @@ class TransformerConfig:
                     raise ConfigError(field, f"={value} must be a multiple of 8 for grouped matrix products")
 
     def need(self, field: str) -> int:
-        """The value of a field that may still be unsettled; ConfigError if it is."""
+        """The value of a field that may still be unresolved; ConfigError if it is."""
         value = getattr(self, field)
         if value is None:
             raise ConfigError(field, " is missing; it comes from the data, or give it in the config")

@@ -99,7 +99,7 @@ class DiT(Transformer):
     """Noisy latents, times and labels → the objective's prediction.
 
     Args:
-        config: with every field settled; ValueError names the first that is not.
+        config: with every field resolved; ValueError names the first that is not.
     """
 
     label_table = "y_embedder.embedding_table.weight"  # the parameter with a row per class, and last the null class

@@ -45,8 +45,8 @@ class DiTConfig(TransformerConfig):
     qk_norm: bool = False  # RMS-normalise queries and keys: steadier beyond 2 M steps and in low precision
 
     def __post_init__(self) -> None:
-        match = self._settle_name()
-        self._settle("patch_size", int(match["patch"]))
+        match = self._resolve_name()
+        self._resolve("patch_size", int(match["patch"]))
         self._check_blocks()
         for field in ("in_channels", "input_size", "num_classes"):
             value = getattr(self, field)

@@ -121,7 +121,7 @@ class LM(Transformer):
     """Tokens → logits of the next one.
 
     Args:
-        config: with every field settled; ValueError names the first that is not.
+        config: with every field resolved; ValueError names the first that is not.
     """
 
     def __init__(self, config: LMConfig) -> None:

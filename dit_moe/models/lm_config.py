@@ -48,7 +48,7 @@ class LMConfig(TransformerConfig):
     init_std: float = 0.02  # of embeddings and matrices, cut at three of them; routers bring their own
 
     def __post_init__(self) -> None:
-        match = self._settle_name()
+        match = self._resolve_name()
         self._check_blocks()
         heads, head_dim = self.need("heads"), self.need("width") // self.need("heads")
         require(head_dim % 2 == 0, self, "width", f"/ heads={heads} must be even for the rotary embedding")

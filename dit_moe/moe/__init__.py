@@ -3,18 +3,18 @@
 from dit_moe.moe.calibrate import calibrate, starts_unsolved, steered_routers
 from dit_moe.moe.experts import MATRICES, Activation, Experts
 from dit_moe.moe.layer import FeedForward, MoEConfig, MoELayer
-from dit_moe.moe.routers import ROUTERS, Router, RouterConfig
-from dit_moe.moe.routing import Routing
-from dit_moe.moe.steering import (
+from dit_moe.moe.router_update import (
     Activity,
     activities,
     counted_active,
-    end_step,
     measure_active,
     measure_layers,
     notes,
     routers_of,
+    update_routers,
 )
+from dit_moe.moe.routers import ROUTERS, Router, RouterConfig
+from dit_moe.moe.routing import Routing
 
 __all__ = [
     "MATRICES",
@@ -31,11 +31,11 @@ __all__ = [
     "activities",
     "calibrate",
     "counted_active",
-    "end_step",
     "measure_active",
     "measure_layers",
     "notes",
     "routers_of",
     "starts_unsolved",
     "steered_routers",
+    "update_routers",
 ]

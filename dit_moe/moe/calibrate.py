@@ -11,10 +11,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from dit_moe.moe.router_update import Reduce, routers_of
 from dit_moe.moe.routers.dtopp import DTopPRouter
 from dit_moe.moe.routers.topp import TopPRouter
 from dit_moe.moe.routing import LARGEST_U
-from dit_moe.moe.steering import Reduce, routers_of
 
 BINS = 16_384  # of ln(1 + u), with u = −ln(1 − p): to 0.0003 of u near 0, and to 0.02 near LARGEST_U
 LAST = math.log1p(LARGEST_U)

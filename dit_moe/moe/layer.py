@@ -23,7 +23,7 @@ class MoEConfig:
     has 1/(target + shared_experts) of its hidden width.
     """
 
-    # Both are None only until the model's name, or a ConfigError, settles them.
+    # Both are None only until the model's name, or a ConfigError, resolves them.
     experts: int = None  # type: ignore[assignment]
     target: float = None  # type: ignore[assignment]  # mean number of active routed experts per token
     router: Annotated[RouterConfig, ROUTERS] = field(default_factory=DTopPConfig)
@@ -46,16 +46,16 @@ class MoEConfig:
         require(self.every >= 1, self, "every", "must be at least 1")
         require(self.offset >= 0, self, "offset", "must be at least 0")
         if None not in (self.experts, self.target):
-            self._settle_router()
+            self._resolve_router()
 
-    def _settle_router(self) -> None:
+    def _resolve_router(self) -> None:
         wanted = f"exceeds experts={self.experts}; lower it or add experts"
         require(self.target <= self.experts, self, "target", wanted)
         try:
             self.router.check(self.experts, self.target)
         except ConfigError as error:
             raise error if error.path == "target" else error.below("router") from None
-        object.__setattr__(self, "router", self.router.settled(self.experts, self.target))
+        object.__setattr__(self, "router", self.router.resolved(self.experts, self.target))
 
     def is_moe(self, block: int) -> bool:
         """Whether block number `block`, counted from 0, has experts."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dit_moe.figures import save_figure
+from dit_moe.plotting import save_figure
 from dit_moe.studies.draw_quality import draw_differences, draw_loss_vs_flops, draw_quality_vs_active
 from dit_moe.studies.draw_routing import draw_active_by_layer, draw_active_over_training, draw_p_over_training
 from dit_moe.studies.statistics import scores

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dit_moe.figures import INK, PAPER, canvas, styled
+from dit_moe.plotting import INK, PAPER, canvas, styled
 from dit_moe.studies.marks import LETTERS, Mark, label_points, legible, marks
 from dit_moe.studies.statistics import CONFIDENCE, Scores, Spread, by_objective, scores
 from dit_moe.studies.table import flops_unit

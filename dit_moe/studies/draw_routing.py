@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dit_moe.figures import DIVERGING, GRID, INK, canvas, labels_above, styled
+from dit_moe.plotting import DIVERGING, GRID, INK, canvas, labels_above, styled
 from dit_moe.studies.marks import LETTERS, LINE, Mark, label_ends, marks
 from dit_moe.studies.results import WINDOW
 from dit_moe.studies.statistics import Scores, scores

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dit_moe.figures import INK, LINES, MARKERS
+from dit_moe.plotting import INK, LINES, MARKERS
 
 FAMILIES = {None: LINES[6], "topk": LINES[0], "topp": LINES[2], "dtopp": LINES[1]}  # grey, blue, green, vermillion
 STYLES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (9, 1.5, 3, 1.5)))

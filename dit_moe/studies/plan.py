@@ -11,9 +11,9 @@ from typing import Any
 
 from dit_moe import checkpoint, config
 from dit_moe.config import ConfigError
-from dit_moe.experiment import Experiment
+from dit_moe.experiments.image import Experiment
+from dit_moe.experiments.text import TextExperiment
 from dit_moe.studies.study import Study, Variant
-from dit_moe.text_experiment import TextExperiment
 from dit_moe.training.run_folder import differing
 
 SCORE = "score.json"
@@ -26,7 +26,7 @@ class PlannedRun:
     variant: Variant
     seed: int
     folder: Path
-    experiment: Experiment | TextExperiment  # settled
+    experiment: Experiment | TextExperiment  # resolved
     heldout: str | None = None  # fingerprint of the split that is scored, if it has one
 
     @property

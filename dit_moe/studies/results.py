@@ -9,13 +9,13 @@ from typing import Any
 
 from dit_moe import config
 from dit_moe.diffusion import OBJECTIVES
-from dit_moe.experiment import Experiment
+from dit_moe.experiments.image import Experiment
+from dit_moe.experiments.text import TextExperiment
 from dit_moe.moe import MoEConfig
 from dit_moe.moe.routers import ROUTERS
 from dit_moe.pictures import read_log
 from dit_moe.studies.plan import PlannedRun, read_score
 from dit_moe.studies.study import Study
-from dit_moe.text_experiment import TextExperiment
 from dit_moe.training.summary import active_experts
 
 Results = dict[str, Any]

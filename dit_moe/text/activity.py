@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from dit_moe.moe import Routing, routers_of
-from dit_moe.moe.steering import Activity
+from dit_moe.moe.router_update import Activity
 
 
 @contextmanager

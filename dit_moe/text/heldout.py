@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from dit_moe.processes import join_processes
+from dit_moe.distributed import join_processes
 from dit_moe.text.perplexity import Document, ScoringError, require_stride, score
 
 

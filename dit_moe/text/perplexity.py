@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_moe.config import ConfigError
+from dit_moe.distributed import join_processes, on_all
 from dit_moe.models import LM
 from dit_moe.moe import Activity, activities
-from dit_moe.processes import join_processes, on_all
 from dit_moe.text.activity import scored_activity
 from dit_moe.text.scores import Scores
 

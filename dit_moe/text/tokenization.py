@@ -19,8 +19,8 @@ import numpy as np
 
 from dit_moe import config as configs
 from dit_moe.config import Tree, require, section
+from dit_moe.distributed import join_processes, on_all, on_main
 from dit_moe.files import atomic_file, read_object, require_own, write_atomically
-from dit_moe.processes import join_processes, on_all, on_main
 from dit_moe.text.corpora import CORPORA, Corpus
 from dit_moe.text.token_shards import (
     DTYPES,

@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from dit_moe.config import ConfigError
-from dit_moe.processes import join_processes, use_cpu
+from dit_moe.distributed import join_processes, use_cpu
 from dit_moe.training.config import TrainConfig
 from dit_moe.training.sharding import shard
 

@@ -24,15 +24,15 @@ from torch import Tensor, nn
 
 from dit_moe import checkpoint
 from dit_moe.config import OF_A_RUN, parse
+from dit_moe.distributed import locked, on_all, on_main
 from dit_moe.files import write_atomically
-from dit_moe.moe import calibrate, counted_active, end_step, notes, starts_unsolved
-from dit_moe.processes import locked, on_all, on_main
+from dit_moe.moe import calibrate, counted_active, notes, starts_unsolved, update_routers
 from dit_moe.training import run_folder
 from dit_moe.training.config import TrainConfig
+from dit_moe.training.data_loader import Feed, Prepare, Rows, shown
 from dit_moe.training.devices import adding_up, build_accelerator, place, wrap
 from dit_moe.training.ema import EMA
 from dit_moe.training.errors import Interrupted, TrainingError
-from dit_moe.training.feed import Feed, Prepare, Rows, shown
 from dit_moe.training.fine_tune import keep_thresholds, load_start
 from dit_moe.training.interrupt import InterruptWatch
 from dit_moe.training.loss import Objective, training_loss
@@ -274,7 +274,7 @@ class Trainer:
             group["lr"] = learning_rate(self.config, self.step)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        telemetry = end_step(self.model, self._sum, report=report)
+        telemetry = update_routers(self.model, self._sum, report=report)
         self.ema.update(self.model, self.step)
         return values, telemetry
 

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit_moe.autoencoders import FIRST_STAGES
 from dit_moe.data import DATASETS
 from dit_moe.diffusion import OBJECTIVES
-from dit_moe.experiment import load_experiment, settle
-from dit_moe.latents import FIRST_STAGES
+from dit_moe.experiments.image import load_experiment, resolve
+from dit_moe.experiments.image_run import Run
+from dit_moe.experiments.text import load_text_experiment, resolve_text_model
+from dit_moe.experiments.text_run import TextRun
 from dit_moe.models import MODELS
 from dit_moe.moe.routing import threshold_u
-from dit_moe.runs import Run
 from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
-from dit_moe.text_experiment import load_text_experiment, settle_text_model
-from dit_moe.text_runs import TextRun
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZES = ["model.width=32", "model.depth=3", "model.heads=2"]
@@ -50,7 +50,7 @@ def image_run(*changes: str, name: str = "DiT-custom/2-4E2A", p: float = 0.7) ->
     """On digits."""
     words = ["first_stage=identity", *SIZES, f"model.name={name}", "sample.sampler.steps=2", *changes]
     experiment = load_experiment(CONFIGS / "digits.yaml", words)
-    experiment = settle(experiment, Chosen([0]))
+    experiment = resolve(experiment, Chosen([0]))
     model: Any = experiment.model
     return Run(
         folder=Path("some/run"),
@@ -67,7 +67,7 @@ def image_run(*changes: str, name: str = "DiT-custom/2-4E2A", p: float = 0.7) ->
 def text_run(*changes: str, name: str = "LM-custom-4E2A", p: float = 0.7) -> TextRun:
     """On bytes."""
     words = [*SIZES, f"model.name={name}", "model.mlp_hidden=64", f"data.length={LENGTH}", "eval.stride=null", *changes]
-    experiment = settle_text_model(load_text_experiment(CONFIGS / "lm_tiny.yaml", words))
+    experiment = resolve_text_model(load_text_experiment(CONFIGS / "lm_tiny.yaml", words))
     return TextRun(
         folder=Path("some/run"),
         step=7,

@@ -11,7 +11,7 @@ from dit_moe.analysis.collect_images import collect_images, noise_levels, of_man
 from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS
 from dit_moe.diffusion import OBJECTIVES
-from dit_moe.experiment import load_experiment
+from dit_moe.experiments.image import load_experiment
 from dit_moe.moe import ROUTERS, measure_layers
 from tests.analysis.runs import CONFIGS, Chosen, image_run, with_sample
 

@@ -15,7 +15,7 @@ from dit_moe.analysis.draw_active import draw_kinds, draw_layers_and_times, draw
 from dit_moe.analysis.gallery import figures_of, fixed_number
 from dit_moe.analysis.picture import Picture
 from dit_moe.analysis.stats import RoutingStats, Target
-from dit_moe.figures import PAPER, WIDTH
+from dit_moe.plotting import PAPER, WIDTH
 from tests.analysis import synthetic
 
 PHONE = 360  # CSS pixels

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dit_moe import figures
+from dit_moe import plotting
 from dit_moe.analysis.gallery import figures_of
 from dit_moe.analysis.report import REPORT, write_report
 from dit_moe.analysis.stats import Passage, RoutingStats, Target
@@ -46,7 +46,7 @@ class Reader(HTMLParser):
 
 def written(stats: RoutingStats, folder: Path) -> tuple[Path, Reader]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "DPI", 24)  # the pictures' looks are tested elsewhere
+        patch.setattr(plotting, "DPI", 24)  # the pictures' looks are tested elsewhere
         write_report(stats, folder)
     path = folder / REPORT
     return path, Reader(path.read_text(encoding="utf-8"))

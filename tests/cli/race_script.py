@@ -19,8 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from dit_moe.cli import main as dit_moe
-from dit_moe.commands import encode, evaluate, routing, sample  # noqa: F401  before forking: it takes seconds
-from dit_moe.commands.routing import RoutingStats
+from dit_moe.cli import (
+    routing,
+    sample,  # noqa: F401  before forking: it takes seconds
+)
+from dit_moe.cli.routing import RoutingStats
 from dit_moe.files import write_atomically
 
 KINDS = ("sample", "eval", "encode", "export", "routing")

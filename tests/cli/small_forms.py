@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.autoencoders.small import make
 from tests.cli.conftest import cli
-from tests.latents.small import make
 from tests.shown import ROOT, blocks
 
 SHORT = ["train.steps=2", "train.checkpoint_every=2", "train.warmup_steps=0", "train.sample_every=null"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_moe.generate import SampleConfig, choose_labels
+from dit_moe.sampling.generator import SampleConfig, choose_labels
 from tests.cli.conftest import CONFIG, SMALL, cli
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,9 @@ import time
 import pytest
 import torch
 
-from dit_moe.commands import compare, compare_timing
-from dit_moe.commands.compare_plan import plan
+from dit_moe.cli import compare
+from dit_moe.studies import timing as study_timing
+from dit_moe.studies.experiments import plan
 from dit_moe.studies.study import load_study
 from tests.scripts import in_use
 
@@ -116,7 +117,7 @@ def test_times_are_measured_anew_when_what_they_depend_on_changes(finished, stud
     """And only then. A report takes those of another machine as they are, and says of which they are."""
     path, asked = finished / "timing.json", []
     before = path.read_text()
-    monkeypatch.setattr(compare_timing, "seconds_per_step", lambda runs, steps: asked.append(steps) or {"topk": 1.0})
+    monkeypatch.setattr(study_timing, "seconds_per_step", lambda runs, steps: asked.append(steps) or {"topk": 1.0})
     try:
         for change, times in (("timing_steps=1", 0), ("timing_steps=2", 1), ("train.micro_batch=4", 1)):
             path.write_text(before)
@@ -149,7 +150,7 @@ def test_variants_are_timed_over_all_their_micro_batches(finished, study):
     cut = load_study(study, ["train.micro_batch=3", "train.grad_clip=0.1"])
     for each in (whole, cut):
         runs = plan(each, study.parent, finished)
-        seconds = compare_timing.seconds_per_step(runs[:1], 1)
+        seconds = study_timing.seconds_per_step(runs[:1], 1)
         assert seconds["topk"] > 0
 
 
@@ -160,7 +161,7 @@ def test_without_the_memory_to_time_it_the_rest_is_there(finished, study, tmp_pa
     def too_much(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(compare_timing, "seconds_per_step", too_much)
+    monkeypatch.setattr(study_timing, "seconds_per_step", too_much)
     assert cli("compare", study, "--out", out) == 0
     captured = capsys.readouterr()
     assert "note: no times per step: CUDA out of memory" in captured.err and "top-k" in captured.out

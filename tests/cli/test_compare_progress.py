@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from dit_moe.commands.compare_progress import StudyProgress, step_of
 from dit_moe.studies.jobs import Job
+from dit_moe.studies.progress import StudyProgress, step_of
 
 
 @pytest.mark.parametrize(

@@ -6,20 +6,20 @@ from functools import partial
 
 import pytest
 
-from dit_moe.analysis.draw_dial import draw_dial, to_markdown
-from dit_moe.commands import dial_subjects
-from dit_moe.commands.dial_subjects import default_targets
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
-from dit_moe.figures import png_of
 from dit_moe.moe import MoEConfig
 from dit_moe.moe.routers.dtopp import DTopPConfig
 from dit_moe.moe.routers.topk import TopKConfig
+from dit_moe.plotting import png_of
+from dit_moe.studies import compute_budget
+from dit_moe.studies.compute_budget import default_targets
+from dit_moe.studies.draw_compute_budget import draw_dial, to_markdown
 from tests.cli.conftest import CONFIG, SMALL, cli
 
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch):
-    monkeypatch.setattr(dial_subjects, "HeldoutConfig", partial(HeldoutConfig, draws=1, images=40))
+    monkeypatch.setattr(compute_budget, "HeldoutConfig", partial(HeldoutConfig, draws=1, images=40))
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +55,13 @@ def points_of(folder, measure="loss"):
 @pytest.fixture
 def measured(monkeypatch):
     """What is measured, as it happens."""
-    found, measure = [], dial_subjects.ImageSubject.measure
+    found, measure = [], compute_budget.ImageSubject.measure
 
     def noted(self, target, names):
         found.append((target, *names))
         return measure(self, target, names)
 
-    monkeypatch.setattr(dial_subjects.ImageSubject, "measure", noted)
+    monkeypatch.setattr(compute_budget.ImageSubject, "measure", noted)
     return found
 
 
@@ -96,7 +96,7 @@ def test_from_half_to_twice_the_target_compute_grows_and_is_what_was_asked_for(
 
 
 def test_points_that_are_there_are_kept_and_other_settings_measure_anew(a_run, monkeypatch, measured):
-    measure = dial_subjects.ImageSubject.measure
+    measure = compute_budget.ImageSubject.measure
 
     def interrupted(self, target, names):
         if target == 3:
@@ -105,7 +105,7 @@ def test_points_that_are_there_are_kept_and_other_settings_measure_anew(a_run, m
 
     words, out = ("dial", a_run, "--targets", "1,3", "--no-metric"), a_run / "dial"
     with monkeypatch.context() as patch:
-        patch.setattr(dial_subjects.ImageSubject, "measure", interrupted)
+        patch.setattr(compute_budget.ImageSubject, "measure", interrupted)
         assert cli(*words) == 130
     assert points_of(out) == [[None, 1]]
     measured.clear()
@@ -155,12 +155,12 @@ def test_a_fixed_threshold_is_turned_around_what_it_makes_of_the_tokens(topp_run
 
 
 def test_a_run_without_held_out_images_is_measured_on_the_others_and_that_is_said(a_run, monkeypatch, capsys):
-    opened = dial_subjects.open_split
+    opened = compute_budget.open_split
 
     def none_held_out(experiment, split):
         return opened(experiment, "train")[0], "train (nothing was held out)"
 
-    monkeypatch.setattr(dial_subjects, "open_split", none_held_out)
+    monkeypatch.setattr(compute_budget, "open_split", none_held_out)
     assert cli("dial", a_run, "--targets", "1", "--no-metric") == 0
     assert "the loss is of the images in train (nothing was held out)" in capsys.readouterr().err
     assert result(a_run / "dial")[0]["identity"]["split"] == "train (nothing was held out)"

@@ -186,7 +186,7 @@ def test_before_its_first_checkpoint_a_run_may_begin_again_with_another_tokenize
 
 
 def test_what_a_language_model_needs_and_is_not_installed_is_named(run, monkeypatch, capsys):
-    for name in [name for name in sys.modules if name.startswith("dit_moe.commands.sample_text")]:
+    for name in [name for name in sys.modules if name.startswith("dit_moe.cli.sample_text")]:
         monkeypatch.delitem(sys.modules, name)
     for name in [name for name in sys.modules if name.startswith("dit_moe.interop.generation")]:
         monkeypatch.delitem(sys.modules, name)

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from dit_moe.pictures import read_log
+from tests.autoencoders.small import make
 from tests.cli.conftest import SMALL, cli
 from tests.cli.test_bad_input import refused, snapshot
-from tests.latents.small import make
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "digits_latent.yaml")
 SMALLER = [*SMALL, "model.name=DiT-custom/4-4E2A", "encode.shard_size=300"]

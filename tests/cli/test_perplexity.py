@@ -12,12 +12,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from dit_moe.commands.perplexity import print_table
+from dit_moe.cli.perplexity import print_table
+from dit_moe.experiments.text_run import open_text_run
 from dit_moe.text.corpora.files import FilesConfig
 from dit_moe.text.perplexity import score
 from dit_moe.text.tokenization import Tokenization, TokenizeConfig
 from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
-from dit_moe.text_runs import open_text_run
 from tests.cli.conftest import cli
 
 ROOT = Path(__file__).parents[2]

@@ -6,14 +6,14 @@ import shutil
 import numpy as np
 import pytest
 
-from dit_moe.commands import routing
+from dit_moe.cli import routing
 from dit_moe.data import DATASETS
-from dit_moe.experiment import load_experiment
-from dit_moe.text_runs import open_text_run
+from dit_moe.experiments.image import load_experiment
+from dit_moe.experiments.text_run import open_text_run
+from tests.autoencoders.encoded import encode
 from tests.cli.conftest import CONFIG, SMALL, cli
 from tests.cli.test_bad_input import refused, snapshot
 from tests.cli.test_perplexity import trained  # noqa: F401 (a fixture)
-from tests.latents.encoded import encode
 
 
 @pytest.fixture

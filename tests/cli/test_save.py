@@ -3,7 +3,7 @@
 import json
 
 from dit_moe.diffusion import SamplingError
-from dit_moe.generate import Generator
+from dit_moe.sampling.generator import Generator
 from tests.cli.conftest import cli
 
 

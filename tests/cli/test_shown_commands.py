@@ -14,14 +14,13 @@ import pytest
 from matplotlib.figure import Figure
 from transformers import TrainingArguments
 
-from dit_moe.cli import parse
-from dit_moe.commands import routing
-from dit_moe.commands.compare_plan import experiments_of
-from dit_moe.commands.train import load
+from dit_moe.cli import parse, routing
+from dit_moe.cli.train import load
 from dit_moe.data import digits
 from dit_moe.evaluation.recipes import sampling_recipe
 from dit_moe.metrics import METRICS
 from dit_moe.moe import ROUTERS
+from dit_moe.studies.experiments import experiments_of
 from dit_moe.studies.study import find_study, load_study
 from tests.cli import small_forms
 from tests.interop.models import tokens

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dit_moe.commands.comparability import reasons_not_comparable
-from dit_moe.commands.judging import require_seeds_of_one
+from dit_moe.evaluation.comparability import reasons_not_comparable
 from dit_moe.evaluation.recipes import ADM_50K
+from dit_moe.evaluation.runs import require_seeds_of_one
 from dit_moe.evaluation.sources.base import Opened, ReadOptions, Source, Statistics
 from dit_moe.evaluation.sources.generated import GeneratedSource
 from dit_moe.metrics import METRICS, GivenMoments

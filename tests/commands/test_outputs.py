@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dit_moe.commands.outputs import OUTPUTS, open_outputs, parse_names, require_possible
+from dit_moe.sampling.outputs import OUTPUTS, open_outputs, parse_names, require_possible
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "streaming.py"
 IMAGES = torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

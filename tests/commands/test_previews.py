@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from dit_moe.diffusion import SamplingError
-from dit_moe.generate import Generator
+from dit_moe.sampling.generator import Generator
 from tests.cli.conftest import CONFIG, SMALL, cli
 
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from dit_moe.commands.report_table import print_table
+from dit_moe.evaluation.report_table import print_table
 
 REASONS = ["the features are others", "450 generated images instead of 50 000", "a third", "a fourth"]
 

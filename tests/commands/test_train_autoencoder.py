@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from dit_moe import config
-from dit_moe.commands.train_autoencoder import AutoencoderTraining, averaged, describe, prepare
+from dit_moe.autoencoders.autoencoder import BUNDLED, Autoencoder, AutoencoderConfig
+from dit_moe.autoencoders.kl_export import export
+from dit_moe.autoencoders.pixels import from_uint8
+from dit_moe.cli.train_autoencoder import AutoencoderTraining, averaged, describe, prepare
 from dit_moe.config import ConfigError
 from dit_moe.data.digits import Digits
-from dit_moe.latents.autoencoder import BUNDLED, Autoencoder, AutoencoderConfig
-from dit_moe.latents.kl_export import export
-from dit_moe.latents.pixels import from_uint8
 from tests.cli.conftest import cli
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "autoencoder_digits.yaml")
@@ -38,8 +38,8 @@ def test_training_exports_the_averaged_network_and_prints_its_errors(tmp_path, c
     assert facts["latent_shape"] == [4, 4, 4]
 
     stage = Autoencoder(AutoencoderConfig(model=str(out)))
-    settled = stage.settled()
-    assert (settled.sha256, settled.shift, settled.scale) == (facts["sha256"], (facts["shift"],), (facts["scale"],))
+    resolved = stage.resolved()
+    assert (resolved.sha256, resolved.shift, resolved.scale) == (facts["sha256"], (facts["shift"],), (facts["scale"],))
     settings, images = prepare(Path(CONFIG), SMALL)
     some = images["heldout"].__getitems__(range(5))["images"]
     with torch.no_grad():

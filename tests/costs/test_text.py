@@ -11,11 +11,11 @@ from torch.utils._pytree import tree_leaves
 from dit_moe.config import build
 from dit_moe.costs import GIB, activation_bytes, describe, memory, training_flops
 from dit_moe.costs.decoder import logits_bytes
+from dit_moe.experiments.text import TextExperiment, load_text_experiment, resolve_text_model
 from dit_moe.models import MODELS, LMConfig
 from dit_moe.moe import calibrate
 from dit_moe.randomness import BatchRandom
 from dit_moe.text.objective import NextToken, NextTokenConfig, next_token_losses
-from dit_moe.text_experiment import TextExperiment, load_text_experiment, settle_text_model
 
 VOCAB, LENGTH = 50304, 2048
 
@@ -27,7 +27,7 @@ def experiment(name: str = "LM-1.3B-6.9B-64E8A", model=None, **sections) -> Text
         "train": {"steps": 1000, "batch_size": 2048, "micro_batch": 4, **sections.pop("train", {})},
         **sections,
     }
-    return settle_text_model(build(TextExperiment, tree))
+    return resolve_text_model(build(TextExperiment, tree))
 
 
 class Live(TorchDispatchMode):

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dit_moe.data import DATASETS
-from tests.latents.encoded import encode
+from tests.autoencoders.encoded import encode
 
 CLASSES = ("ant", "bee")
 

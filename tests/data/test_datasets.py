@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dit_moe.data import DATASETS, image_source
-from dit_moe.data.order import BatchOrder, MicroBatches, load_batches
+from dit_moe.data.batch_sampler import BatchOrder, MicroBatches, load_batches
 from tests.data.examples import example
 
 

@@ -10,11 +10,11 @@ from safetensors.torch import load, load_file, save
 
 from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS
+from dit_moe.data.batch_sampler import BatchOrder, MicroBatches, load_batches
 from dit_moe.data.latents import MOST_OPEN, LatentsConfig
 from dit_moe.data.manifest import NoLatents, read_manifest
-from dit_moe.data.order import BatchOrder, MicroBatches, load_batches
-from dit_moe.experiment import load_experiment
-from tests.latents.encoded import encode
+from dit_moe.experiments.image import load_experiment
+from tests.autoencoders.encoded import encode
 
 
 @pytest.fixture(scope="module")

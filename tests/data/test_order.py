@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dit_moe.data import BrokenImages
-from dit_moe.data.order import BatchOrder, MicroBatches, load_batches, own_rows
+from dit_moe.data.batch_sampler import BatchOrder, MicroBatches, load_batches, own_rows
 
 sizes = st.integers(1, 40)
 

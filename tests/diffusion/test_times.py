@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dit_moe.diffusion.times import logit_normal, quantiles, shift_factor, shift_time
+from dit_moe.diffusion.timestep_sampling import logit_normal, quantiles, shift_factor, shift_time
 from dit_moe.randomness import BatchRandom
 
 

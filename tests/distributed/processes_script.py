@@ -18,11 +18,13 @@ from pathlib import Path
 import sklearn.datasets  # noqa: F401 (once, before the forks)
 import torch
 
-from dit_moe import processes
-from dit_moe.cli import main
-from dit_moe.commands import table, train  # noqa: F401
+from dit_moe import distributed
+from dit_moe.cli import (
+    main,
+    train,  # noqa: F401
+)
 from dit_moe.text import perplexity  # noqa: F401
-from dit_moe.training.feed import Feed
+from dit_moe.training.data_loader import Feed
 from tests.cli.conftest import CONFIG, SMALL
 from tests.scripts import die
 
@@ -59,14 +61,14 @@ def together() -> None:
         print(torch.distributed.is_initialized(), flush=True)
 
     atexit.register(tell)  # first in, so last out: after all that join_processes registers
-    processes.join_processes()
-    processes.join_processes()
+    distributed.join_processes()
+    distributed.join_processes()
     tell()
 
 
 def missing() -> int:
     """Wait for another process, for a second."""
-    processes.JOINING = timedelta(seconds=1)
+    distributed.JOINING = timedelta(seconds=1)
     return main(["table"])
 
 

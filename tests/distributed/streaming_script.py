@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from dit_moe.commands.sharing import generate_together, stream_together
-from dit_moe.processes import join_processes
+from dit_moe.distributed import join_processes
+from dit_moe.sampling.sharing import generate_together, stream_together
 
 
 def numbered(indices, labels, on_step=None):

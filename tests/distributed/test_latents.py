@@ -10,9 +10,9 @@ import pytest
 
 from dit_moe import checkpoint
 from dit_moe.pictures import read_log
+from tests.autoencoders.encoded import encode
 from tests.cli.conftest import cli
 from tests.cli.test_latents import CONFIG, SMALLER
-from tests.latents.encoded import encode
 
 ROOT = Path(__file__).parents[2]
 STEPS = 10

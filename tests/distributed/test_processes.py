@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dit_moe import processes
+from dit_moe import distributed
 from tests.cli.conftest import CONFIG, SMALL, cli
 from tests.scripts import said
 
@@ -66,6 +66,6 @@ def test_one_whose_peer_dies_in_training_says_so_and_the_same_command_goes_on(fo
 def test_a_shell_in_which_a_cluster_set_the_number_of_processes_waits_for_none(monkeypatch, capsys):
     for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):  # no LOCAL_RANK, which launchers set
         monkeypatch.setenv(name, {"MASTER_ADDR": "localhost", "RANK": "0"}.get(name, "2"))
-    monkeypatch.setattr(processes, "_meet", None)
+    monkeypatch.setattr(distributed, "_meet", None)
     assert cli("table", "--published", "all") == 0
     assert capsys.readouterr().out

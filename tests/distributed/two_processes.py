@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 from dit_moe import checkpoint
 from dit_moe.config import ConfigError
 from dit_moe.diffusion import SamplingError
-from dit_moe.processes import on_all, on_main
+from dit_moe.distributed import on_all, on_main
 from dit_moe.training import Hook
 
 RANK = int(os.environ["RANK"])

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from dit_moe.autoencoders import FIRST_STAGES
+from dit_moe.autoencoders.identity import IdentityConfig
 from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS
 from dit_moe.data.digits import DigitsConfig
@@ -12,8 +14,6 @@ from dit_moe.diffusion import OBJECTIVES
 from dit_moe.diffusion.ddpm import DDPMConfig
 from dit_moe.diffusion.flow import FlowConfig
 from dit_moe.evaluation.heldout_loss import HeldoutConfig, heldout_loss
-from dit_moe.latents import FIRST_STAGES
-from dit_moe.latents.identity import IdentityConfig
 from dit_moe.models import MODELS
 from dit_moe.models.dit_config import DiTConfig
 from dit_moe.moe import routers_of

@@ -11,7 +11,7 @@ from dit_moe.data.latents import LatentsConfig
 from dit_moe.evaluation.sources import latents
 from dit_moe.evaluation.sources.dataset import open_dataset
 from dit_moe.evaluation.sources.latents import open_latents
-from tests.latents.encoded import DIGITS, autoencoder, encode
+from tests.autoencoders.encoded import DIGITS, autoencoder, encode
 
 
 @pytest.fixture(scope="module")

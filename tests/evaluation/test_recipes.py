@@ -8,7 +8,7 @@ import pytest
 from dit_moe import config
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS
 from dit_moe.evaluation.recipes import ADM_50K, SAMPLING, Conditions, in_general, not_comparable, sampling_recipe
-from dit_moe.generate import SampleConfig
+from dit_moe.sampling.generator import SampleConfig
 
 BY_THE_BOOK = Conditions(
     extractor="inception",

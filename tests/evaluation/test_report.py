@@ -10,9 +10,9 @@ from sklearn.datasets import load_digits
 
 from dit_moe.config import ConfigError
 from dit_moe.data.digits import pixels_to_uint8, split_indices
-from dit_moe.evaluation.config import EvalConfig
 from dit_moe.evaluation.report import evaluate
 from dit_moe.evaluation.stored import Extracted
+from dit_moe.experiments.evaluation import EvalConfig
 from dit_moe.extractors import EXTRACTORS
 from dit_moe.extractors.digits_cnn import DigitsCNNConfig
 from dit_moe.metrics import METRICS, FeatureSet, GivenMoments, configs_of, expected_floor

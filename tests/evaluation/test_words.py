@@ -14,9 +14,9 @@ from dit_moe.evaluation.sources.dataset import DatasetSource
 from dit_moe.evaluation.sources.folder import FolderSource
 from dit_moe.evaluation.sources.latents import LatentSource
 from dit_moe.evaluation.sources.npz import NpzSource
-from dit_moe.evaluation.sources.words import open_word
+from dit_moe.evaluation.sources.open import open_word
+from tests.autoencoders.encoded import encode
 from tests.data.examples import class_files, write_tree
-from tests.latents.encoded import encode
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (3, 12, 16, 3), dtype=np.uint8)
 GREY = COLOUR[..., :1]

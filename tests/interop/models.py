@@ -2,14 +2,14 @@
 
 import torch
 
+from dit_moe.experiments.text import TextExperiment, TextSampleConfig
+from dit_moe.experiments.text_run import TextRun
 from dit_moe.models import LM, MODELS, LMConfig
 from dit_moe.moe import MoEConfig, routers_of
 from dit_moe.moe.routers.dtopp import DTopPConfig
 from dit_moe.moe.routers.topk import TopKConfig
 from dit_moe.text.sequences import TokensConfig
 from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
-from dit_moe.text_experiment import TextExperiment, TextSampleConfig
-from dit_moe.text_runs import TextRun
 
 ROUTERS = {"dtopp": DTopPConfig(), "layerwise": DTopPConfig(layerwise=True), "topk": TopKConfig(renormalize=False)}
 ROUTERS["heavy"] = DTopPConfig(balance_loss=1.0, dynamic_loss=0.3, z_loss=0.1)  # whose loss terms tell

@@ -14,7 +14,7 @@ pytest.importorskip("transformers", reason="needs the extra lm")
 from transformers import AutoModelForCausalLM, AutoTokenizer, OlmoeForCausalLM
 
 from dit_moe import config
-from dit_moe.commands import export as command
+from dit_moe.cli import export as command
 from dit_moe.interop.export import export_run
 from tests.interop.models import tiny_lm, tiny_run, tokens
 from tests.scripts import in_use

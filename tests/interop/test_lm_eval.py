@@ -18,8 +18,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from dit_moe import config
-from dit_moe.commands import lm_eval as command
-from dit_moe.commands.lm_eval import Subject, TaskConfig, choose_tasks, harness_of, judge, open_subject
+from dit_moe.cli import lm_eval as command
+from dit_moe.cli.lm_eval import Subject, TaskConfig, choose_tasks, harness_of, judge, open_subject
 from dit_moe.interop.export import export_run
 from dit_moe.interop.transformers_lm import wrap
 from tests.interop.models import tiny_lm, tiny_run

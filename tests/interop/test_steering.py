@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments
 from dit_moe.interop import steering
 from dit_moe.interop.steering import RouterCallback
 from dit_moe.interop.transformers_lm import wrap
-from dit_moe.moe import end_step, routers_of
+from dit_moe.moe import routers_of, update_routers
 from tests.interop.models import tiny_lm, tokens
 
 STEPS, ROWS = 3, 8
@@ -52,7 +52,7 @@ def by_hand(lm, parts):
             for parameter in lm.parameters():
                 parameter -= 0.1 * parameter.grad
                 parameter.grad = None
-        end_step(lm)
+        update_routers(lm)
     return lm.state_dict()
 
 

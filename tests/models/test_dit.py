@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dit_moe.models import MODELS, DiT, DiTConfig
-from dit_moe.moe import MoEConfig, end_step
+from dit_moe.moe import MoEConfig, update_routers
 from dit_moe.moe.routers.topk import TopKConfig
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -102,7 +102,7 @@ def test_recompute_changes_neither_output_nor_gradients_nor_what_the_routers_rep
         out, aux = model(*inputs(), return_aux=True)
         (out.square().mean() + sum(aux.values())).backward()
         grads.append([p.grad for p in model.parameters() if p.requires_grad])
-        reports.append(end_step(model))
+        reports.append(update_routers(model))
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
     assert reports[0] == reports[1]
 
@@ -126,7 +126,7 @@ def test_qk_norm_adds_norms_and_keeps_the_rest():
     assert added == {f"blocks.{i}.attn.{which}_norm.weight" for i in range(2) for which in "qk"}
 
 
-def test_unsettled_fields_are_named_when_a_model_is_built():
+def test_unresolved_fields_are_named_when_a_model_is_built():
     with pytest.raises(ValueError, match="input_size is missing"):
         MODELS.build(DiTConfig(name="DiT-S/2"))
 

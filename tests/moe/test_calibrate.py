@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from dit_moe.moe import end_step, routers_of
+from dit_moe.moe import routers_of, update_routers
 from dit_moe.moe.calibrate import calibrate, record_joining, starts_unsolved, steered_routers
 from dit_moe.moe.control import ControllerConfig
 from dit_moe.moe.routers.dtopp import DTopPConfig
@@ -16,7 +16,7 @@ from tests.moe.stack import batch, stack, thresholds
 def measured(model, x) -> tuple[float, list[float]]:
     """Mean active experts over all layers, and by layer."""
     model(x)
-    report = end_step(model)
+    report = update_routers(model)
     return report["active"], report["layers"]["active"]
 
 

@@ -8,8 +8,8 @@ import torch
 
 from dit_moe.config import ConfigError
 from dit_moe.moe import MoEConfig, measure_active, measure_layers, routers_of
+from dit_moe.moe.compute_budget import Dial, DialConfig, absorb, part_of, thresholds, turn
 from dit_moe.moe.control import ControllerConfig
-from dit_moe.moe.dial import Dial, DialConfig, absorb, part_of, thresholds, turn
 from dit_moe.moe.routers.base import RouterConfig
 from dit_moe.moe.routers.dtopp import DTopPConfig
 from dit_moe.moe.routers.topk import TopKConfig

@@ -78,4 +78,4 @@ def test_impossible_layers_are_refused_with_the_dotted_path(tree, message):
 
 
 def test_router_choice_accepts_a_bare_name():
-    assert build(MoEConfig, {"experts": 4, "target": 2, "router": "topk"}).router == TopKConfig().settled(4, 2)
+    assert build(MoEConfig, {"experts": 4, "target": 2, "router": "topk"}).router == TopKConfig().resolved(4, 2)

@@ -146,12 +146,12 @@ def test_the_task_teaches_a_router_of_one_expert_unless_it_is_told_to_renormalis
 
 
 @pytest.mark.parametrize(
-    ("target", "most", "settled"), [(2, None, True), (1.5, 2, True), (1, None, False), (1, 1, False)]
+    ("target", "most", "resolved"), [(2, None, True), (1.5, 2, True), (1, None, False), (1, 1, False)]
 )
-def test_gates_sum_to_one_by_default_unless_a_token_has_one_expert(target, most, settled):
+def test_gates_sum_to_one_by_default_unless_a_token_has_one_expert(target, most, resolved):
     options = DTopPConfig(max_experts=most)
-    assert MoEConfig(experts=EXPERTS, target=target, router=options).router.renormalize is settled
-    assert ROUTERS.build(options, WIDTH, EXPERTS, target).config.renormalize is settled
+    assert MoEConfig(experts=EXPERTS, target=target, router=options).router.renormalize is resolved
+    assert ROUTERS.build(options, WIDTH, EXPERTS, target).config.renormalize is resolved
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from dit_moe.moe import counted_active, end_step, measure_active, notes, routers_of
-from dit_moe.moe.counters import Counters
+from dit_moe.moe import counted_active, measure_active, notes, routers_of, update_routers
+from dit_moe.moe.router_stats import Counters
 from dit_moe.moe.routers.dtopp import DTopPConfig
 from dit_moe.moe.routers.topk import TopKConfig
 from tests.moe.stack import batch, stack, thresholds
@@ -19,7 +19,7 @@ def test_report_has_the_measured_numbers_of_each_layer():
     for router in routers_of(model):
         router.register_forward_hook(lambda _, __, routing: masks.append(routing))
     model(batch())
-    report = end_step(model)
+    report = update_routers(model)
     for i, routing in enumerate(masks):
         per_token = routing.token_R.bincount(minlength=256).double()
         assert report["layers"]["active"][i] == pytest.approx(per_token.mean().item())
@@ -29,10 +29,10 @@ def test_report_has_the_measured_numbers_of_each_layer():
 
 
 def test_a_dense_model_and_one_without_threshold_report_what_they_have():
-    assert end_step(nn.Linear(2, 2)) == {}
+    assert update_routers(nn.Linear(2, 2)) == {}
     model = stack(TopKConfig())
     model(batch())
-    report = end_step(model)
+    report = update_routers(model)
     assert report["active"] == 2.0 and report["p"] is None and "p" not in report["layers"]
 
 
@@ -42,7 +42,7 @@ def test_micro_batches_and_ranks_add_up_to_the_whole_batch():
     whole(x)
     for part in x.split(1):
         parts(part)
-    one, many = end_step(whole), end_step(parts)
+    one, many = update_routers(whole), update_routers(parts)
     assert one["active"] == many["active"] and thresholds(whole) == thresholds(parts)
     for name, values in one["layers"].items():
         assert many["layers"][name] == pytest.approx(values, rel=1e-6)  # fp32 GEMMs of another shape
@@ -53,7 +53,7 @@ def test_a_forward_pass_that_runs_twice_changes_nothing():
     once(batch())
     twice(batch())
     twice(batch())
-    assert end_step(once) == end_step(twice)
+    assert update_routers(once) == update_routers(twice)
 
 
 def test_reduce_makes_every_rank_move_by_the_same_error():
@@ -62,7 +62,7 @@ def test_reduce_makes_every_rank_move_by_the_same_error():
         model(batch(seed))
     sums = sum(torch.stack([router.counters.sums for router in routers_of(model)]) for model in ranks)
     for model in ranks:
-        end_step(model, reduce=lambda _: sums)
+        update_routers(model, reduce=lambda _: sums)
     assert thresholds(ranks[0]) == thresholds(ranks[1])
     assert torch.equal(routers_of(ranks[0])[1].load_E, routers_of(ranks[1])[1].load_E)
 
@@ -74,13 +74,13 @@ def test_a_rank_without_tokens_follows_the_others_and_a_step_without_any_moves_n
     sums = torch.stack([router.counters.sums for router in routers_of(busy)])
     if fed:
         idle(batch(tokens=0))
-    end_step(idle, reduce=lambda own: own + sums)
-    end_step(busy)
+    update_routers(idle, reduce=lambda own: own + sums)
+    update_routers(busy)
     assert thresholds(idle) == thresholds(busy) and thresholds(idle)[0] != thresholds(stack())[0]
     before = copy.deepcopy(idle.state_dict())
     if fed:
         idle(batch(tokens=0))
-    report = end_step(idle)
+    report = update_routers(idle)
     assert all(torch.equal(value, before[name]) for name, value in idle.state_dict().items())
     assert report["p"] == thresholds(idle)[0]
 
@@ -89,7 +89,7 @@ def test_the_active_experts_counted_so_far_are_those_of_the_report():
     model = stack()
     model(batch())
     so_far = counted_active(model).item()
-    assert so_far == pytest.approx(end_step(model)["active"]) and counted_active(nn.Linear(2, 2)) is None
+    assert so_far == pytest.approx(update_routers(model)["active"]) and counted_active(nn.Linear(2, 2)) is None
 
 
 def test_a_steered_router_whose_target_is_one_expert_says_what_that_means():
@@ -103,7 +103,7 @@ def test_global_controllers_hold_one_threshold_and_layerwise_ones_differ():
     for model in (together, apart):
         for step in range(5):
             model(batch(step))
-            end_step(model)
+            update_routers(model)
     assert len(set(thresholds(together))) == 1
     assert len(set(thresholds(apart))) == 3
 
@@ -113,7 +113,7 @@ def test_steering_reaches_the_target_on_a_real_stack(layerwise):
     model = stack(DTopPConfig(layerwise=layerwise), target=2.5)
     for step in range(40):
         model(batch(step))
-        report = end_step(model)
+        report = update_routers(model)
     wanted = report["layers"]["active"] if layerwise else [report["active"]]
     assert wanted == pytest.approx([2.5] * len(wanted), rel=0.05)  # one batch of 256 tokens
 
@@ -123,7 +123,7 @@ def test_balance_loss_uses_the_load_of_the_step_before():
     router = routers_of(model)[0]
     model(batch())
     counted = router.counters.load_E.clone()
-    end_step(model)
+    update_routers(model)
     torch.testing.assert_close(router.load_E, counted.float())
     prob = router.probabilities(batch(1).flatten(0, 1))[1]
     balance = router(batch(1).flatten(0, 1)).aux["balance"]

@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from dit_moe.figures import LINES, WIDTH
+from dit_moe.plotting import LINES, WIDTH
 from dit_moe.studies.draw import figures_of, save_pictures
 from dit_moe.studies.marks import marks, spread_apart
 from tests.studies.examples import ROWS, results

@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from dit_moe.commands import compare_run, compare_score
-from dit_moe.commands.compare_plan import plan
-from dit_moe.commands.compare_run import run_one, wait_for
-from dit_moe.commands.compare_score import check_config, check_scoring, numbers_of
 from dit_moe.config import ConfigError
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
+from dit_moe.studies import run, score
+from dit_moe.studies.experiments import plan
 from dit_moe.studies.plan import SCORE, read_loss, read_score, require_unmixed
 from dit_moe.studies.provenance import provenance
 from dit_moe.studies.results import gather
+from dit_moe.studies.run import run_one, wait_for
+from dit_moe.studies.score import check_config, check_scoring, numbers_of
 from dit_moe.studies.study import load_study
 
 from ..cli.conftest import CONFIG, SMALL
@@ -91,12 +91,12 @@ def test_a_metric_that_fails_leaves_the_loss_which_is_not_measured_again(study, 
 
     path.unlink()
     with monkeypatch.context() as broken:
-        broken.setattr(compare_score, "_metric_of_images", fail)
+        broken.setattr(score, "_metric_of_images", fail)
         with pytest.raises(ValueError, match="no metric today"):
             run_one(study, runs[1])
     assert read_score(study, runs[1]) is None
     assert read_loss(study, runs[1])["loss"] == json.loads(before)["loss"]
-    monkeypatch.setattr(compare_run, "score_loss", fail)
+    monkeypatch.setattr(run, "score_loss", fail)
     run_one(study, runs[1])
     assert path.read_text() == before
 
@@ -149,10 +149,10 @@ def test_a_metric_that_the_report_will_not_have_is_named_before_the_training_bes
 
 def test_no_number_that_a_report_has_is_refused_before_it_is_made(runs):
     experiment = runs[1].experiment
-    opened = compare_score.open_run(runs[1].folder, sample=experiment.sample)
-    samples = [compare_score.Opened(source=compare_score.run_source(opened))]
-    report = compare_score.compare(experiment, compare_score.training_images(experiment)).judge(samples)
-    assert {*numbers_of(report)} <= {*compare_score._numbers_to_come(experiment.eval, True, False)}
+    opened = score.open_run(runs[1].folder, sample=experiment.sample)
+    samples = [score.Opened(source=score.run_source(opened))]
+    report = score.compare(experiment, score.training_images(experiment)).judge(samples)
+    assert {*numbers_of(report)} <= {*score._numbers_to_come(experiment.eval, True, False)}
 
 
 @pytest.mark.parametrize("change", ["sample.target=1.5", "sample.p=0.5"])

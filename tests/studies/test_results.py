@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dit_moe.commands.train import prepare
-from dit_moe.experiment import load_experiment
+from dit_moe.cli.train import prepare
+from dit_moe.experiments.image import load_experiment
 from dit_moe.moe.routers import ROUTERS
 from dit_moe.moe.routers.base import Router
 from dit_moe.moe.routers.dtopp import DTopPConfig

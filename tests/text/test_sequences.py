@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dit_moe.config import ConfigError
-from dit_moe.data.order import BatchOrder, MicroBatches, load_batches
+from dit_moe.data.batch_sampler import BatchOrder, MicroBatches, load_batches
 from dit_moe.text.sequences import TokensConfig, TokenSequences
 from dit_moe.text.token_shards import NoTokens, TokenManifest, TokenShard, TokenShards, require_held_out
 from dit_moe.text.tokenization import TokenizeConfig, tokenize

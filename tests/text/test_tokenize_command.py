@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from dit_moe.commands import tokenize_text
-from dit_moe.commands.tokenize_text import tokenize_all
+from dit_moe.cli import tokenize_text
+from dit_moe.cli.tokenize_text import tokenize_all
+from dit_moe.experiments.text import load_text_experiment
 from dit_moe.text.token_shards import read_token_manifest
-from dit_moe.text_experiment import load_text_experiment
 from tests.cli.conftest import cli
 from tests.scripts import in_use
 from tests.text.tokens import bits, save_bpe, texts, write_lines

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import transformers  # noqa: F401  before forking: it takes seconds
 
-from dit_moe.processes import join_processes
+from dit_moe.distributed import join_processes
 from tests.scripts import killed_five_times
 from tests.text.tokens import tokenization
 

@@ -127,7 +127,7 @@ def test_a_launcher_that_would_split_the_model_its_own_way_is_refused(build, tmp
 
 def test_processes_that_cannot_form_a_group_are_refused(build, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("dit_moe.processes.PartialState", lambda **kwargs: type("Alone", (), ALONE)())
+    monkeypatch.setattr("dit_moe.distributed.PartialState", lambda **kwargs: type("Alone", (), ALONE)())
     with pytest.raises(ConfigError, match="WORLD_SIZE=2 processes were launched, but they cannot form a group on mps"):
         build(tmp_path)
 

@@ -12,7 +12,7 @@ from tiny_run import bits, log
 
 from dit_moe import checkpoint
 from dit_moe.config import OF_A_RUN, ConfigError
-from dit_moe.processes import locked
+from dit_moe.distributed import locked
 from dit_moe.training import Hook, Interrupted, TrainingError
 from tests.scripts import in_use, start
 

@@ -46,8 +46,8 @@ def test_every_setting_survives_yaml():
 
 def test_free_fields_exist_and_a_resume_may_change_just_them_and_sampling(tmp_path):
     names = {field.name for field in dataclasses.fields(TrainConfig)}
-    settled = {"lr", "batch_size", "mixed_precision", "init_from"}
-    assert {"steps", "micro_batch", "workers", "parallel"} <= set(FREE) <= names - settled
+    resolved = {"lr", "batch_size", "mixed_precision", "init_from"}
+    assert {"steps", "micro_batch", "workers", "parallel"} <= set(FREE) <= names - resolved
     old = {"train": dict.fromkeys(names, 1), "sample": {"steps": 1}, "eval": {"n": 1}, "model": {"moe": None}}
     new = {"train": dict.fromkeys(names, 1) | dict.fromkeys(FREE, 2), "sample": {"steps": 9}, "eval": {}}
     require_same_run(old, new | {"model": {"moe": None}}, tmp_path)

@@ -6,7 +6,7 @@ from accelerate.state import AcceleratorState
 from tiny_run import DIGITS, FAMILIES, bits, log
 
 from dit_moe import checkpoint
-from dit_moe.moe import end_step, routers_of
+from dit_moe.moe import routers_of, update_routers
 from dit_moe.moe.routing import threshold_u
 from dit_moe.training import Hook
 from dit_moe.training.sharding import placement
@@ -132,9 +132,9 @@ def test_the_routers_report_only_in_steps_that_are_logged(build, tmp_path, monke
 
     def spy(model, reduce, report=True):
         asked.append(report)
-        return end_step(model, reduce, report=report)
+        return update_routers(model, reduce, report=report)
 
-    monkeypatch.setattr("dit_moe.training.trainer.end_step", spy)
+    monkeypatch.setattr("dit_moe.training.trainer.update_routers", spy)
     build(tmp_path, steps=5, log_every=2).train()
     assert asked == [False, True, False, True, True]
     assert all("active" in line for line in log(tmp_path))

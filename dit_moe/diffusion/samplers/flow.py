@@ -19,7 +19,7 @@ from dit_moe.diffusion.base import SAMPLERS
 from dit_moe.diffusion.flow import Flow
 from dit_moe.diffusion.guidance import GuidedNetwork
 from dit_moe.diffusion.samplers.base import Sampler, SamplerConfig
-from dit_moe.diffusion.times import shift_time
+from dit_moe.diffusion.timestep_sampling import shift_time
 from dit_moe.randomness import normal_like_images
 
 Velocity = Callable[[Tensor, float], Tensor]

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from dit_moe import config as configs
 from dit_moe.data import DATASETS, BrokenImages, Dataset
+from dit_moe.data.batch_sampler import load_batches
 from dit_moe.data.image_source import ImageSource
 from dit_moe.data.images import BadImage
 from dit_moe.data.latents import LatentShards
-from dit_moe.data.order import load_batches
 from dit_moe.evaluation.sources.base import Opened, ReadOptions, Source, sha256_of_labels
 from dit_moe.evaluation.sources.latents import LatentSource
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dit_moe.evaluation.sources.base import Source, sha256_of_labels
-from dit_moe.generate import Generator
 from dit_moe.moe import measure_active
+from dit_moe.sampling.generator import Generator
 
 
 class GeneratedSource(Source):

@@ -14,11 +14,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dit_moe import config as configs
+from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from dit_moe.data.latents import LatentsConfig, LatentShards
 from dit_moe.data.manifest import SHARDS
+from dit_moe.distributed import join_processes
 from dit_moe.evaluation.sources.base import Source
-from dit_moe.latents.autoencoder import Autoencoder, AutoencoderConfig
-from dit_moe.processes import join_processes
 
 _DECIDES = ("kind", "channels", "sha256", "shift", "scale", "precision", "tiling")  # of the autoencoder's settings
 

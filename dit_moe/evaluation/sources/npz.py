@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dit_moe.distributed import on_main
 from dit_moe.evaluation.images import Rows, extremes, require_images, require_labels, require_shape
 from dit_moe.evaluation.sources.base import Opened, ReadOptions, Source, made_by, sha256_of_labels
 from dit_moe.evaluation.sources.statistics import NAMES as STATISTICS
 from dit_moe.evaluation.sources.statistics import statistics_of
-from dit_moe.processes import on_main
 
 IMAGES, LABELS = "arr_0", ("labels", "arr_1")  # of np.savez(file, images, labels), as ADM has them
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's entry: magic, and the lengths of what follows it (APPNOTE 4.3.7)

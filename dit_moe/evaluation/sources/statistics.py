@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dit_moe.evaluation.sources.base import Statistics
 from dit_moe.extractors import FeatureExtractor, inception
-from dit_moe.extractors.stated import UNVERIFIED
+from dit_moe.extractors.statistics_only import UNVERIFIED
 from dit_moe.files import atomic_file
 from dit_moe.metrics import FeatureSet, GivenMoments
 from dit_moe.metrics.frechet import CLAMP

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dit_moe.config import ConfigError, require
 from dit_moe.moe import losses
-from dit_moe.moe.counters import Counters
+from dit_moe.moe.router_stats import Counters
 from dit_moe.moe.routing import Routing, routing_from_mask
 from dit_moe.registry import Registry
 
@@ -64,7 +64,7 @@ class RouterConfig:
         if not self.min_experts <= target <= most:
             raise ConfigError("target", f"={target:g} is outside what the router allows, {self.min_experts} to {most}")
 
-    def settled(self, experts: int, target: float) -> Self:
+    def resolved(self, experts: int, target: float) -> Self:
         """With what is left open decided for `experts` experts and a mean of `target` active."""
         if self.renormalize is not None:
             return self
@@ -91,7 +91,7 @@ class Router(nn.Module):
     def __init__(self, config: RouterConfig, width: int, experts: int, target: float) -> None:
         super().__init__()
         config.check(experts, target)
-        self.config, self.experts, self.target = config.settled(experts, target), experts, target
+        self.config, self.experts, self.target = config.resolved(experts, target), experts, target
         self.most = config.max_experts or experts
         self.weight = nn.Parameter(torch.empty(experts, width))
         # One element and not a scalar: sharded data parallelism cuts every parameter along its first dimension.

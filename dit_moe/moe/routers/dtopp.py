@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dit_moe.moe.control import ControllerConfig, PIController
-from dit_moe.moe.counters import Counters
+from dit_moe.moe.router_stats import Counters
 from dit_moe.moe.routers.base import ROUTERS, RouterConfig
 from dit_moe.moe.routers.topp import TopPRouter
 from dit_moe.moe.routing import prefix_mask

@@ -1,0 +1,295 @@
+"""Any of diffusers' image autoencoders as a first stage: AutoencoderKL, AutoencoderDC, AutoencoderTiny, AutoencoderRAE.
+
+What tells one latent space from another (the weights' hash, scale and shift) is recorded in the config of a checkpoint
+and in the manifest of encoded latents, and whoever brings another autoencoder is refused.
+"""
+
+# B batch, C channels, H height, W width
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from dit_moe.autoencoders.base import FIRST_STAGES, FirstStage, Moments, Shape
+from dit_moe.autoencoders.pixels import from_uint8, to_uint8
+from dit_moe.config import ConfigError, require
+
+BUNDLED = {"digits": Path(__file__).parent / "weights" / "digits"}  # `dit-moe train-autoencoder` made them
+KINDS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderTiny", "AutoencoderRAE")
+IDENTITY = ("kind", "channels", "sha256")  # the fields that tell an autoencoder from others
+FROM_ZERO = ("AutoencoderRAE",)  # takes and gives pixels in [0, 1], all others in [−1, 1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """A diffusers autoencoder. The fields marked (recorded) are filled in from it, or from the latents' manifest."""
+
+    model: str  # a folder in diffusers' layout, a name on the Hugging Face Hub, or "digits": the one that comes along
+    subfolder: str | None = None  # where it is within that, for instance vae
+    normalization: Literal["model", "statistics"] = "model"  # its own scale and shift, or the latents' mean and std
+    precision: Literal["fp32", "bf16"] = "fp32"
+    tiling: bool = False  # encode and decode large images tile by tile: less memory, other pixels near the seams
+    slicing: bool = False  # one image at a time: less memory
+    kind: str | None = None  # (recorded) its class in diffusers
+    channels: int | None = None  # (recorded) of the latents
+    sha256: str | None = None  # (recorded) of its weights in fp32
+    shift: tuple[float, ...] | None = None  # (recorded) latents are (raw − shift) · scale, per channel or one for all
+    scale: tuple[float, ...] | None = None  # (recorded)
+
+    def __post_init__(self) -> None:
+        require(self.kind is None or self.kind in KINDS, self, "kind", f"must be one of {', '.join(KINDS)}")
+        both = (self.shift is None) == (self.scale is None)
+        require(both, self, "shift", f"and scale={self.scale} belong together; give both or none")
+        for field in ("shift", "scale"):
+            given = getattr(self, field)
+            width = 1 if given is None else len(given)
+            wanted = f"needs one number, or one for each of the channels={self.channels}"
+            require(width == 1 or (width > 1 and self.channels in (None, width)), self, field, wanted)
+        require(0 not in (self.scale or ()), self, "scale", "must not be 0")
+
+    def describe(self) -> str:
+        """The latent space in words, whatever the place of the autoencoder."""
+        shift, scale = (", ".join(f"{value:.5g}" for value in each or ()) for each in (self.shift, self.scale))
+        weights = (self.sha256 or "unknown")[:12]
+        return f"{self.kind} with weights {weights}, {self.channels} channels, shift {shift}, scale {scale}"
+
+    def same_space(self, other: object) -> bool:
+        """Whether latents mean the same for both resolved configs."""
+        fields = (*IDENTITY, "shift", "scale")
+        return isinstance(other, type(self)) and all(getattr(self, f) == getattr(other, f) for f in fields)
+
+    def contradicts(self, found: AutoencoderConfig) -> bool:
+        """Whether what this config says of the autoencoder, as far as it does, is untrue of the resolved `found`."""
+        return any(getattr(self, f) not in (None, getattr(found, f)) for f in IDENTITY)
+
+
+@FIRST_STAGES.register("autoencoder", AutoencoderConfig)
+class Autoencoder(FirstStage):
+    """Loads its network from safetensors when it is first needed; training on encoded latents never needs it.
+
+    Raises:
+        ConfigError: there is no such autoencoder, or it is another one than the config's recorded one.
+    """
+
+    _device: Tensor
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.network: Any = None
+        self.register_buffer("_device", torch.empty(0), persistent=False)  # where .to() has put this module
+
+    def latent_shape(self, image_shape: Shape) -> Shape:
+        """Found by a run of the architecture without weights or numbers, which needs no more than its config.json."""
+        network = _build_empty(self.config)
+        wanted = network.config.get("in_channels", 3)
+        if image_shape[0] != wanted:
+            problem = f"={self.config.model} takes images of {wanted} channels, the data has {image_shape[0]}"
+            raise ConfigError("first_stage.model", problem)
+        try:
+            latents = _moments(network, torch.empty(1, *image_shape, device="meta")).mean
+            decoded = network.decode(latents, return_dict=False)[0]
+        except (RuntimeError, ValueError) as error:
+            raise self._wrong_size(image_shape, str(error).splitlines()[0]) from None
+        if tuple(decoded.shape[1:]) != tuple(image_shape):
+            raise self._wrong_size(image_shape, f"would come back as {_shown(decoded.shape[1:])}")
+        channels, height, width = latents.shape[1:]
+        return channels, height, width
+
+    def encode(self, images_BCHW: Tensor) -> Moments:
+        return self.normalize(self.encode_raw(images_BCHW))
+
+    @torch.no_grad()
+    def encode_raw(self, images_BCHW: Tensor) -> Moments:
+        """Moments as the network makes them, float32: what shards keep, whatever normalisation training chooses."""
+        network, pixels = self._ready(), from_uint8(images_BCHW)
+        with self._autocast():
+            mean, std = _moments(network, (pixels + 1) / 2 if self._from_zero else pixels)
+        return Moments(mean.float(), None if std is None else std.float())
+
+    def normalize(self, moments: Moments) -> Moments:
+        shift, scale = self._affine(moments.mean.device)
+        return Moments((moments.mean - shift) * scale, None if moments.std is None else moments.std * scale.abs())
+
+    @torch.no_grad()
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        network, (shift, scale) = self._ready(), self._affine(latents_BCHW.device)
+        with self._autocast():
+            pixels = network.decode(latents_BCHW.float() / scale + shift, return_dict=False)[0].float()
+        return to_uint8(2 * pixels - 1 if self._from_zero else pixels)
+
+    def load(self) -> None:
+        self._ready()
+
+    def resolved(self) -> AutoencoderConfig:
+        """Raises ConfigError for ``normalization: statistics``, which only encoded latents know."""
+        self._ready()
+        return self.config
+
+    # ----------------------------------------------------------------------------------------------------- the network
+
+    def _ready(self) -> Any:
+        if self.network is None:
+            network = _load(self.config)
+            self.config = self._recorded(network)
+            self.network = network.to(self._device.device).eval().requires_grad_(False)
+        return self.network
+
+    def _recorded(self, network: Any) -> AutoencoderConfig:
+        """The config with what the network turned out to be; ConfigError if that is not what was recorded before."""
+        config = self.config
+        shift, scale = normalization_of(network.config)
+        found = replace(
+            config,
+            kind=type(network).__name__,
+            channels=int(network.config.get("latent_channels") or network.config.encoder_hidden_size),
+            sha256=hash_of(network),
+            shift=config.shift or shift,
+            scale=config.scale or scale,
+        )
+        if config.contradicts(found):
+            problem = f" is an {found.describe()}; these latents are of an {config.describe()}; use that autoencoder"
+            raise ConfigError(f"first_stage.model={config.model}", problem)
+        if config.normalization == "statistics" and config.scale is None:
+            wanted = (
+                "=statistics needs latents encoded by `dit-moe encode`, which measures them; or give shift and scale"
+            )
+            raise ConfigError("first_stage.normalization", wanted)
+        return found
+
+    def _affine(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if self.config.scale is None:
+            self._ready()
+        shift, scale = (
+            torch.tensor(each, device=device).view(-1, 1, 1) for each in (self.config.shift, self.config.scale)
+        )
+        return shift, scale
+
+    @property
+    def _from_zero(self) -> bool:
+        return self.config.kind in FROM_ZERO
+
+    def _autocast(self) -> torch.autocast:
+        bf16 = self.config.precision == "bf16"
+        return torch.autocast(self._device.device.type, dtype=torch.bfloat16, enabled=bf16)
+
+    def _wrong_size(self, image_shape: Shape, found: str) -> ConfigError:
+        problem = (
+            f"={self.config.model} cannot take images of {_shown(image_shape)}: {found}; choose another image size"
+        )
+        return ConfigError("first_stage.model", problem)
+
+
+def normalization_of(config: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Shift and scale that an autoencoder's own config asks for: latents are (raw − shift) · scale."""
+    if config.get("_class_name") in FROM_ZERO:
+        return (0.0,), (1.0,)  # it normalises inside
+    factor = config.get("scaling_factor")
+    factor = 1.0 if factor is None else float(factor)
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is not None and std is not None:
+        return tuple(map(float, mean)), tuple(factor / float(each) for each in std)
+    return (float(config.get("shift_factor") or 0.0),), (factor,)
+
+
+def hash_of(network: nn.Module) -> str:
+    """sha256 of all weights by name, in fp32: the same however they are cut into files."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {list(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy())
+    return digest.hexdigest()
+
+
+def _moments(network: Any, pixels_BCHW: Tensor) -> Moments:
+    """Each kind calls its answer something else: a distribution, or the latents themselves."""
+    answer = network.encode(pixels_BCHW, return_dict=False)[0]
+    return Moments(answer) if isinstance(answer, Tensor) else Moments(answer.mean, answer.std)
+
+
+def _class_and_place(config: AutoencoderConfig) -> tuple[Any, str]:
+    """The diffusers class that config.json names, and the folder or Hub name to load from."""
+    import diffusers
+
+    place = str(BUNDLED.get(config.model, config.model))
+    try:
+        raw = diffusers.AutoencoderKL.load_config(place, subfolder=config.subfolder)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        hint = f"name a folder with config.json, a model on the Hub, or one of: {', '.join(BUNDLED)}"
+        raise ConfigError(
+            "first_stage.model", f"={config.model} has no readable config.json ({reason}); {hint}"
+        ) from None
+    kind = raw.get("_class_name")
+    if kind not in KINDS:
+        problem = f"={config.model} is a {kind}; supported are {', '.join(KINDS)}; see also first_stage.subfolder"
+        raise ConfigError("first_stage.model", problem)
+    return getattr(diffusers, kind), place
+
+
+def _build_empty(config: AutoencoderConfig) -> Any:
+    cls, place = _class_and_place(config)
+    raw = cls.load_config(place, subfolder=config.subfolder)
+    try:
+        with torch.device("meta"):
+            return cls.from_config(raw).eval()
+    except (ImportError, NameError) as error:
+        raise _lacks_package(config, error) from None
+
+
+def _lacks_package(config: AutoencoderConfig, error: Exception) -> ConfigError:
+    """AutoencoderRAE is built of a network of transformers, which diffusers does not ask for."""
+    problem = f"={config.model} needs a package that is not installed ({error}); pip install transformers"
+    return ConfigError("first_stage.model", problem)
+
+
+def _require_floats(config: AutoencoderConfig, folder: Path) -> None:
+    """ConfigError for whole numbers among the weights in a folder, which diffusers would take for weights."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with suppress(SafetensorError), safe_open(path, "pt") as file:  # what cannot be read is told where it is loaded
+            for name in file.keys():  # noqa: SIM118 (it is no dict)
+                tensor = file.get_slice(name)
+                if tensor.get_shape() and "F" not in tensor.get_dtype():  # F32, F16, BF16, F8_E4M3, …
+                    problem = (
+                        f"={config.model}: {path.name} holds {tensor.get_dtype()} for {name}, which are no weights"
+                    )
+                    raise ConfigError("first_stage.model", f"{problem}; get it anew")
+
+
+def _load(config: AutoencoderConfig) -> Any:
+    cls, place = _class_and_place(config)
+    _require_floats(config, Path(place, config.subfolder or ""))
+    try:
+        network, info = cls.from_pretrained(
+            place, subfolder=config.subfolder, use_safetensors=True, torch_dtype=torch.float32, output_loading_info=True
+        )
+    except (ImportError, NameError) as error:
+        raise _lacks_package(config, error) from None
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        problem = f"={config.model} has no readable safetensors weights: {reason}"
+        raise ConfigError("first_stage.model", problem) from None
+    strangers = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+    if strangers:  # diffusers would go on with random numbers in their place
+        problem = f"={config.model} has weights that do not fit its config.json ({strangers[0]}, …); get it anew"
+        raise ConfigError("first_stage.model", problem)
+    for wanted, switch in ((config.tiling, "tiling"), (config.slicing, "slicing")):
+        if wanted:
+            try:
+                getattr(network, f"enable_{switch}")()
+            except (AttributeError, NotImplementedError):
+                raise ConfigError(f"first_stage.{switch}", f"=True: a {cls.__name__} has none; drop the line") from None
+    return network
+
+
+def _shown(shape: Any) -> str:
+    return "×".join(map(str, shape))

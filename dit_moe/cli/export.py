@@ -1,0 +1,38 @@
+"""Write a language model's run as a folder that transformers and lm-evaluation-harness open.
+
+Overrides change the run's section `sample`: `weights=model` takes the raw weights in place of the EMA's, `target=3`
+has the thresholds of dtopp routers solved for three active experts.
+
+    dit-moe export runs/lm_tiny exported/lm_tiny
+    dit-moe export runs/olmoe exported/olmoe --olmoe
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from dit_moe.experiments.text_run import open_text_run
+from dit_moe.moe.compute_budget import absorb
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that `run` reads."""
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, or one of its checkpoint folders")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder to make")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the section `sample`")
+    parser.add_argument(
+        "--olmoe", action="store_true", help="as transformers' OlmoeForCausalLM; for top-k routers without drn only"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Export, and print a summary as JSON. ValueError for bad input, before anything is written."""
+    from dit_moe.interop.export import export_run
+
+    opened = open_text_run(args.run_folder, args.overrides)
+    absorb(opened.model)
+    facts = export_run(opened, args.folder, olmoe=args.olmoe)
+    shown = {key: facts[key] for key in ("run", "step", "weights", "weights_sha256")}
+    print(json.dumps({"folder": str(args.folder), **shown}, indent=1))

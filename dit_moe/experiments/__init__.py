@@ -1,0 +1,1 @@
+"""What a config file holds, and the run folder it makes."""

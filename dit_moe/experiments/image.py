@@ -1,0 +1,164 @@
+"""The whole config of an experiment: the sections of all parts, read, resolved and checked before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+from dit_moe import config
+from dit_moe.autoencoders import FIRST_STAGES
+from dit_moe.autoencoders.encode import EncodeConfig
+from dit_moe.autoencoders.resolve import resolve_first_stage
+from dit_moe.config import ConfigError, Tree, require, section
+from dit_moe.data import DATASETS, Dataset
+from dit_moe.data.latents import LatentsConfig
+from dit_moe.diffusion import OBJECTIVES, SAMPLERS, Objective, check_fit
+from dit_moe.experiments.evaluation import EvalConfig
+from dit_moe.models import MODELS
+from dit_moe.moe.compute_budget import DialConfig
+from dit_moe.sampling.generator import SampleConfig, check_labels
+from dit_moe.training import TrainConfig
+
+
+class Fingerprinted(Protocol):
+    """Data that can tell whether they are the same as before."""
+
+    @property
+    def fingerprint(self) -> str | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One training run and how its results are sampled and judged. See docs/configuration.md."""
+
+    model: Annotated[Any, MODELS]
+    objective: Annotated[Any, OBJECTIVES]
+    data: Annotated[Any, DATASETS]
+    first_stage: Annotated[Any, FIRST_STAGES] | None = None  # None: what the latents were made by, pixels otherwise
+    encode: EncodeConfig | None = None
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**63, self, "seed", "must be a whole number from 0 to 2^63 − 1")
+
+    @property
+    def images(self) -> Any:
+        """The section that names the images themselves, where `data` holds what was encoded of them."""
+        encoded = self.encode if isinstance(self.data, LatentsConfig) else None
+        return self.data if encoded is None else encoded.images
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read a config file with its bases and ``key=value`` overrides. ConfigError for any mistake in it.
+
+    Fields that follow from the data are still open; see `resolve`.
+    """
+    return image_experiment(config.load(path, overrides))
+
+
+def image_experiment(tree: Tree) -> Experiment:
+    """A config as read from a file or a checkpoint. ConfigError for any mistake in it, a language model among them."""
+    if is_text(tree):
+        remedy = "dit-moe tokenize, train, sample, perplexity, export and lm-eval are for those"
+        raise ConfigError("model", f" is a language model, and this needs a model of images; {remedy}")
+    return config.build(Experiment, tree)
+
+
+def is_text(tree: Tree) -> bool:
+    """Whether a config, not yet typed, is a language model's. ConfigError if it names no model that there is."""
+    model: Any = tree.get("model")
+    name = model.get("name") if isinstance(model, dict) else model
+    if not isinstance(name, str):
+        raise ConfigError("model.name", f" is missing; name a model: {', '.join(MODELS.names())}")
+    try:
+        config_class: Any = MODELS.config_class(name)
+    except ValueError as error:
+        raise ConfigError("model.name", f"={name}: {error}") from None
+    return config_class.KIND == "text"
+
+
+def open_data(description: Any, split: str, name: str = "data") -> Dataset:
+    """A split of the dataset that the section `name` of a config describes; ConfigError with the field's whole path."""
+    with section(name):
+        return DATASETS.build(description, split)
+
+
+def resolve(experiment: Experiment, dataset: Dataset) -> Experiment:
+    """Fill in what follows from the data and the objective, and check that all parts fit together.
+
+    ConfigError names the field that does not.
+    """
+    first_stage, latent_shape = resolve_first_stage(experiment.first_stage, dataset)
+    experiment = replace(experiment, first_stage=first_stage, data=identified(experiment.data, dataset))
+    channels, height, width = latent_shape
+    if height != width:
+        raise ConfigError("data", f" has latents of {height}×{width}; the model needs square ones, crop the images")
+    found = {"in_channels": channels, "input_size": height, "num_classes": len(dataset.class_names)}
+    for name, value in found.items():
+        given = getattr(experiment.model, name)
+        if given not in (None, value):
+            raise ConfigError(f"model.{name}", f"={given} contradicts the data, which has {value}; drop the line")
+    return resolve_model(replace(experiment, model=_with(experiment.model, **found)))
+
+
+def resolve_model(experiment: Experiment) -> Experiment:
+    """`resolve` for a model section that states its latents' shape and classes itself: needs no data."""
+    with section("model"):
+        classes, channels, size = map(experiment.model.need, ("num_classes", "in_channels", "input_size"))
+    objective: Objective = OBJECTIVES.build(experiment.objective, num_classes=classes)
+    learns_sigma = experiment.model.learn_sigma
+    if objective.learns_sigma and learns_sigma is False:
+        raise ConfigError("model.learn_sigma", "=False, but the objective learns the variance; drop the line")
+    learn_sigma = objective.learns_sigma if learns_sigma is None else learns_sigma
+    model = _with(experiment.model, learn_sigma=learn_sigma)
+    with section("objective"):
+        objective.check((channels, size, size))
+    experiment = replace(experiment, model=model)
+    return replace(experiment, sample=resolve_sampling(experiment, objective))
+
+
+def _with(model: Any, **fields: object) -> Any:
+    with section("model"):
+        return replace(model, **fields)
+
+
+def identified(data: Any, dataset: Fingerprinted) -> Any:
+    """The section `data` with the fingerprint of what it names; ConfigError if it states another one."""
+    if dataset.fingerprint is None:
+        return data
+    if data.fingerprint not in (None, dataset.fingerprint):
+        problem = f"={data.fingerprint} is of other data than what is there, {dataset.fingerprint}"
+        raise ConfigError("data.fingerprint", f"{problem}; name the right data, or drop the line")
+    return replace(data, fingerprint=dataset.fingerprint)
+
+
+def resolve_sampling(experiment: Experiment, objective: Objective) -> SampleConfig:
+    """The section `sample` with a sampler that fits the objective; ConfigError if its options cannot work."""
+    sample, channels = experiment.sample, experiment.model.in_channels
+    sampler: Any = sample.sampler or SAMPLERS.config_class(objective.default_sampler)()
+    sample = replace(sample, sampler=sampler)
+    with section("sample.sampler"):
+        check_fit(sampler, objective.name)
+        SAMPLERS.build(sampler, objective)
+    guidance = sample.guidance
+    if guidance.channels is not None and guidance.channels > channels:
+        wanted = f"={guidance.channels} exceeds the {channels} channels of the latents; lower it"
+        raise ConfigError("sample.guidance.channels", wanted)
+    if guidance.scale != 1 and experiment.objective.label_dropout == 0:
+        wanted = f"={guidance.scale:g} needs a null class; set objective.label_dropout above 0"
+        raise ConfigError("sample.guidance.scale", wanted)
+    with section("sample"):
+        check_labels(sample, objective.num_classes)
+    check_dial(sample, experiment.model)
+    return sample
+
+
+def check_dial(sample: DialConfig, model: Any) -> None:
+    """ConfigError unless the section `sample` asks for experts that a model of the section `model` can use."""
+    with section("sample"):
+        sample.check(model.moe, model.need("depth") - model.dense_blocks)

@@ -1,0 +1,193 @@
+"""A trained network and a seed → images. Image i depends on (seed, i, its label) and on nothing else."""
+
+# N images of the run, B images of a batch, C channels, H height, W width
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dit_moe.autoencoders import FirstStage
+from dit_moe.config import ConfigError, require, section
+from dit_moe.diffusion import SAMPLERS, GuidanceConfig, Objective, Sampler, SamplingError
+from dit_moe.diffusion.base import Network
+from dit_moe.moe import measure_active
+from dit_moe.moe.compute_budget import Dial, DialConfig, thresholds, turn
+from dit_moe.randomness import generator, normal_like_images
+
+CALIBRATION_IMAGES, CALIBRATION_BATCH = 64, 16  # whatever the batch size, so that rounding is the same
+LESS_MEMORY = "lower sample.batch_size or sample.decode_batch, or set first_stage.slicing=true"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(DialConfig):
+    """How to sample."""
+
+    sampler: Annotated[Any, SAMPLERS] | None = None  # None: Heun for flow, ancestral DDPM for ddpm
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    count: int = 100
+    seed: int = 0
+    labels: Literal["balanced", "random", "data"] | tuple[int, ...] = "balanced"  # or the classes to take in turn
+    batch_size: int = 100
+    decode_batch: int | None = None  # latents that the first stage decodes at a time; None: batch_size
+    weights: Literal["ema", "model"] = "ema"
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.count >= 1, self, "count", "must be at least 1")
+        require(0 <= self.seed < 2**63, self, "seed", "must be a whole number from 0 to 2^63 − 1")
+        require(self.batch_size >= 1, self, "batch_size", "must be at least 1")
+        fits = self.decode_batch is None or self.decode_batch >= 1
+        require(fits, self, "decode_batch", "must be at least 1, or null for batch_size")
+        require(self.labels != (), self, "labels", "is empty; list at least one class")
+
+
+@dataclass
+class Generated:
+    """Images uint8 [N, C, H, W], the labels they were asked for, and the mean experts a token used to make them."""
+
+    images: Tensor
+    labels: Tensor
+    active_experts: float | None
+
+
+def check_labels(config: SampleConfig, num_classes: int) -> None:
+    """ConfigError if the config lists a class that there is not."""
+    if not isinstance(config.labels, str) and not 0 <= min(config.labels) <= max(config.labels) < num_classes:
+        raise ConfigError("labels", f"={list(config.labels)} must lie in 0..{num_classes - 1}, the model's classes")
+
+
+def choose_labels(config: SampleConfig, num_classes: int, class_counts: Sequence[int] | None = None) -> Tensor:
+    """The label of every image of a run, int64 [count]; label i is the same whatever the count.
+
+    Drawn labels are uniform ("random"), or as frequent as in the training data ("data"), of which `class_counts` says
+    how many images each class has. ConfigError if the config lists a class that there is not, or needs those counts.
+    """
+    check_labels(config, num_classes)
+    if config.labels in ("random", "data"):
+        counts = [1] * num_classes if config.labels == "random" else class_counts
+        if counts is None:
+            problem = "=data needs the class frequencies of the training data, which this run did not record"
+            raise ConfigError("labels", f"{problem}; choose random or balanced, or train it for one more checkpoint")
+        total, ends_K = sum(counts), torch.tensor(counts).cumsum(0)
+        draws = [torch.randint(total, (), generator=generator(config.seed, "label", i)) for i in range(config.count)]
+        return torch.searchsorted(ends_K, torch.stack(draws), right=True)  # of images in the order of their classes
+    classes = torch.arange(num_classes) if config.labels == "balanced" else torch.tensor(config.labels)
+    return classes[torch.arange(config.count) % len(classes)]
+
+
+class Generator:
+    """Samples images with one network, whose thresholds, or k, are those of `config` only while it does.
+
+    Args:
+        model: the network, on its device; it is put in evaluation mode.
+        objective: what it was trained with.
+        stage: decodes its latents.
+        config: a resolved section ``sample`` (with a sampler).
+        latent_shape: (C, H, W).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        stage: FirstStage,
+        config: SampleConfig,
+        latent_shape: Sequence[int],
+    ) -> None:
+        self.model, self.objective, self.stage, self.config = model.eval(), objective, stage, config
+        self.latent_shape = tuple(latent_shape)
+        self.device = next(model.parameters()).device
+        self.sampler: Sampler = SAMPLERS.build(config.sampler, objective)
+        with section("sample"), _enough_memory("set sample.p in place of sample.target"):
+            times = self.sampler.times(self.latent_shape)
+            self.dial = turn(config, model, self._sample_some, times)  # None: as trained
+
+    def latents(self, indices: Sequence[int], labels_B: Tensor, on_step: Callable[..., Any] | None = None) -> Tensor:
+        """Latents of the images number `indices`, [B, C, H, W], with one label each."""
+        return self._latents([generator(self.config.seed, "image", i) for i in indices], labels_B, self.dial, on_step)
+
+    def _latents(
+        self,
+        generators: Sequence[torch.Generator],
+        labels_B: Tensor,
+        dial: Dial | None,
+        on_step: Callable[..., Any] | None = None,
+    ) -> Tensor:
+        network = self.model if dial is None else self._dialled(dial)
+        noise = normal_like_images(generators, self.latent_shape, self.device)
+        labels_B, guidance = labels_B.to(self.device), self.config.guidance
+        with self._precision():
+            return self.sampler(network, noise, labels_B, generators, guidance, on_step=on_step)
+
+    def _dialled(self, dial: Dial) -> Network:
+        """The network with the routers set for the time that it is told, which samplers have equal for all images."""
+
+        def network(x_BCHW: Tensor, t_B: Tensor, labels_B: Tensor) -> Tensor:
+            changes = len(dial.settings_PL) > 1
+            with dial.at(self.objective.place(t_B[0].item()) if changes else 1.0):
+                return self.model(x_BCHW, t_B, labels_B)
+
+        return network
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """uint8 images on the CPU, by `decode_batch` latents at a time."""
+        parts = latents_BCHW.split(self.config.decode_batch or len(latents_BCHW))
+        return torch.cat([self.stage.decode(part).cpu() for part in parts])
+
+    def batches(
+        self, indices: Sequence[int], labels_N: Tensor, on_step: Callable[..., Any] | None = None
+    ) -> Iterator[Tensor]:
+        """uint8 images [B, C, H, W] on the CPU, batch by batch, in the order of `indices` into `labels_N`."""
+        size = self.config.batch_size
+        for start in range(0, len(indices), size):
+            part = list(indices[start : start + size])
+            with torch.no_grad(), _enough_memory(LESS_MEMORY):
+                images = self.decode(self.latents(part, labels_N[part], on_step))
+            yield images
+
+    def generate(self, labels_N: Tensor, on_step: Callable[..., Any] | None = None) -> Generated:
+        """All images at once, in memory; `on_step(done, steps)` after every step of the sampler."""
+        with measure_active(self.model) as active:
+            images = torch.cat(list(self.batches(range(len(labels_N)), labels_N, on_step)))
+        return Generated(images, labels_N, active.mean)
+
+    def evaluations(self) -> int:
+        """Network evaluations per image."""
+        return self.sampler.evaluations(self.config.guidance, self.latent_shape)
+
+    @property
+    def thresholds(self) -> list[Any]:
+        """In effect while sampling, by layer; where they change on the way, lists of these by part, noise first."""
+        if self.dial is None:
+            return thresholds(self.model)
+        parts = [list(settings_L) for settings_L in self.dial.thresholds_PL]
+        return parts[0] if len(parts) == 1 else parts
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        enabled = self.config.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def _sample_some(self, dial: Dial) -> None:
+        """The whole way of some images from noise to data: the compute that is paid.
+
+        Always the same images, so that what is sampled later depends on no batch size, count or seed.
+        """
+        settings = replace(self.config, count=CALIBRATION_IMAGES, labels="balanced")
+        labels_N = choose_labels(settings, self.objective.num_classes)
+        for part in torch.arange(CALIBRATION_IMAGES).split(CALIBRATION_BATCH):
+            self._latents([generator("calibration", i) for i in part.tolist()], labels_N[part], dial)
+
+
+@contextlib.contextmanager
+def _enough_memory(remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise SamplingError(f"out of memory; {remedy}") from error

@@ -1,0 +1,46 @@
+"""For test_encode_processes.py: ``encode_script.py whole FOLDER AUTOENCODER`` encodes 50 digits.
+
+``killed …`` dies five times. ``broken …`` encodes digits of which some are broken, prints which it was refused for, and
+goes on without them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
+from dit_moe.autoencoders.encode import BROKEN, EncodingError
+from dit_moe.data import DATASETS
+from dit_moe.distributed import join_processes
+from tests.autoencoders.encoded import DIGITS, Spoilt, encoder
+from tests.scripts import killed_five_times
+
+
+def main(what: str, folder: Path, model: str) -> None:
+    join_processes()
+    stage = Autoencoder(AutoencoderConfig(model=model))
+    if what == "broken":
+        without_broken(folder, stage)
+        return
+    made = encoder(folder, stage=stage, shard_size=4, batch_size=3)
+    if what == "whole":
+        made.run()
+    else:
+        stage.load()
+        killed_five_times(made.run, lambda: made.shards - len(made.missing()))
+
+
+def without_broken(folder: Path, stage: Autoencoder) -> None:
+    made = encoder(folder, stage=stage, dataset=Spoilt(DATASETS.build(DIGITS, "train"), 50), workers=1)
+    try:
+        made.run()
+    except EncodingError:
+        found = [str(each["index"]) for each in json.loads((folder / BROKEN).read_text())]
+        print(f"{','.join(found)}\n", end="", flush=True)  # at one go: another process prints its own
+    made.run(skip_broken=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

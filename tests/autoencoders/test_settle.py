@@ -1,0 +1,96 @@
+"""Which latent space an experiment lives in."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
+from dit_moe.autoencoders.identity import IdentityConfig
+from dit_moe.autoencoders.resolve import require_same_space, resolve_first_stage
+from dit_moe.data import DATASETS
+from dit_moe.data.latents import LatentsConfig
+from tests.autoencoders.encoded import DIGITS, autoencoder, encode
+from tests.autoencoders.small import make
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resolve")
+    manifest = encode(folder / "latents", stage=autoencoder(folder / "autoencoder"))
+    return DATASETS.build(LatentsConfig(path=str(folder / "latents")), "train"), manifest, str(folder / "autoencoder")
+
+
+def test_latents_say_themselves_what_they_were_made_by(made):
+    dataset, manifest, model = made
+    config, shape = resolve_first_stage(None, dataset)
+    assert (config.model, config.sha256) == (model, manifest.autoencoder["sha256"])
+    assert shape == (4, 4, 4)
+
+
+def test_training_on_latents_needs_no_autoencoder_to_be_there(made):
+    dataset, _, _ = made
+    with pytest.warns(UserWarning, match="was/deleted is not there to be compared"):
+        config, _ = resolve_first_stage(AutoencoderConfig(model="was/deleted"), dataset)
+    rows = dataset.__getitems__([0, 1])
+    assert torch.equal(Autoencoder(config).moments_of(rows).mean, (rows["moments"][:, 0].float() - 0.25) * 0.5)
+
+
+def test_the_latents_own_statistics_make_them_of_unit_size(made):
+    dataset, manifest, model = made
+    config, _ = resolve_first_stage(AutoencoderConfig(model=model, normalization="statistics"), dataset)
+    assert config.shift == manifest.mean
+    mean, std = Autoencoder(config).moments_of(dataset.__getitems__(range(len(dataset))))
+    draws = mean + std * torch.randn(200, *mean.shape, generator=torch.Generator().manual_seed(0))
+    assert draws.mean((0, 1, 3, 4)) == pytest.approx([0] * 4, abs=5e-3)
+    assert draws.std((0, 1, 3, 4)) == pytest.approx([1] * 4, abs=5e-3)
+
+
+def test_on_the_fly_the_autoencoder_is_asked_itself(made):
+    _, manifest, model = made
+    config, shape = resolve_first_stage(AutoencoderConfig(model=model), DATASETS.build(DIGITS, "train"))
+    assert (config.sha256, config.scale, shape) == (manifest.autoencoder["sha256"], (0.5,), (4, 4, 4))
+
+
+def test_images_without_a_first_stage_are_pixels():
+    assert resolve_first_stage(None, DATASETS.build(DIGITS, "train")) == (IdentityConfig(), (1, 16, 16))
+
+
+def test_a_stated_shift_and_scale_are_used_as_those_of_a_run_to_start_from_are(made):
+    dataset, _, model = made
+    options = {"normalization": "statistics", "shift": (0.0,), "scale": (0.18215,)}
+    config, _ = resolve_first_stage(AutoencoderConfig(model=model, **options), dataset)
+    assert (config.shift, config.scale) == ((0.0,), (0.18215,))
+
+
+def test_another_autoencoder_under_another_name_is_noticed_before_training(made, tmp_path):
+    dataset, manifest, _ = made
+    other = AutoencoderConfig(model=make(tmp_path, in_channels=1, out_channels=1, seed=1))
+    with pytest.raises(ValueError, match="these latents are of an AutoencoderKL") as refused:
+        resolve_first_stage(other, dataset)
+    assert manifest.autoencoder["sha256"][:12] in str(refused.value)
+
+
+@pytest.mark.parametrize("options", [{"sha256": "f" * 64}, {"channels": 16}])
+def test_latents_of_another_space_than_the_config_states_are_refused_with_both_descriptions(made, options):
+    dataset, manifest, model = made
+    given = AutoencoderConfig(model=model, **options)
+    with pytest.raises(ValueError, match="first_stage is of the latent space") as refused:
+        resolve_first_stage(given, dataset)
+    assert manifest.autoencoder["sha256"][:12] in str(refused.value)
+    assert "4 channels" in str(refused.value)
+
+
+def test_pixels_and_latents_are_not_mixed(made):
+    dataset, _, model = made
+    with pytest.raises(
+        ValueError, match=r"first_stage.name=identity cannot read latents of AutoencoderKL with weights"
+    ):
+        resolve_first_stage(IdentityConfig(), dataset)
+    config, _ = resolve_first_stage(AutoencoderConfig(model=model), dataset)
+    with pytest.raises(
+        ValueError, match=r"first_stage is of the latent space pixels in .*, but the run in runs/a is of"
+    ):
+        require_same_space(config, IdentityConfig(), "first_stage", "the run in runs/a")
+    moved = replace(config, model="elsewhere", tiling=True)
+    assert require_same_space(config, moved, "first_stage", "the run in runs/a") is moved

@@ -13,8 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dit_moe.metrics.finite import check_rows
-from dit_moe.metrics.moments import FeatureMoments, Moments
+from dit_moe.metrics.moments import FeatureMoments, Moments, check_rows
 from dit_moe.registry import Registry
 
 METRICS = Registry("metric")

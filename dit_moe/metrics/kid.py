@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dit_moe.config import require
 from dit_moe.metrics.base import METRICS, FeatureSet, Metric
-from dit_moe.metrics.tiles import check_sets
+from dit_moe.metrics.neighbours import check_sets
 
 SUBSET = 1000  # Bińkowski et al. 2018
 SEED = 2020  # torch-fidelity's, whose subsets these are

@@ -1,10 +1,9 @@
 """Fidelity and diversity apart: precision and recall, density and coverage, of manifolds made of neighbours' balls."""
 
-# N samples, M references, D feature width, K neighbours, A rows of a tile, B rows of the other tile, P pairs
+# N samples, M references, D feature width, K neighbours, A rows of a tile, B rows of the other tile
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,11 +12,7 @@ from torch import Tensor
 
 from dit_moe.config import require
 from dit_moe.metrics.base import METRICS, FeatureSet, Metric
-from dit_moe.metrics.neighbours import nearest_distances
-from dit_moe.metrics.tiles import TILE, Tile, centre_of, check_sets, rounding, squared_distances, tiles
-
-F64 = torch.float64
-AT_ONCE = 2**22  # differences that are held at a time
+from dit_moe.metrics.neighbours import TILE, check_sets, nearest_distances, squared_distances
 
 
 class PrecisionRecall(NamedTuple):
@@ -54,9 +49,9 @@ def precision_recall(
     ours_N, theirs_M = ours_N.to(device), theirs_M.to(device)
     inside_N = torch.zeros(len(samples_ND), dtype=torch.bool, device=device)
     inside_M = torch.zeros(len(reference_MD), dtype=torch.bool, device=device)
-    for pairs in _pairs(samples_ND, reference_MD, tile, device):
-        inside_N[pairs.a.rows] |= pairs.inside(theirs_M[pairs.b.rows], closed=True).any(1)
-        inside_M[pairs.b.rows] |= pairs.inside(ours_N[pairs.a.rows, None], closed=True).any(0)
+    for a, b, squared_AB, error_AB in squared_distances(samples_ND, reference_MD, tile, device):
+        inside_N[a] |= (squared_AB <= theirs_M[b] + error_AB).any(1)
+        inside_M[b] |= (squared_AB <= ours_N[a, None] + error_AB).any(0)
     return PrecisionRecall(inside_N.double().mean().item(), inside_M.double().mean().item())
 
 
@@ -77,10 +72,10 @@ def density_coverage(
     check_sets(samples_ND, reference_MD)
     radii_M = (_kth(reference_MD, k, tile, device) if radii is None else radii).to(device)
     balls, covered_M = 0, torch.zeros(len(reference_MD), dtype=torch.bool, device=device)
-    for pairs in _pairs(samples_ND, reference_MD, tile, device):
-        inside_AB = pairs.inside(radii_M[pairs.b.rows], closed=False)
+    for _, b, squared_AB, error_AB in squared_distances(samples_ND, reference_MD, tile, device):
+        inside_AB = squared_AB < radii_M[b] - error_AB
         balls += int(inside_AB.sum())
-        covered_M[pairs.b.rows] |= inside_AB.any(0)
+        covered_M[b] |= inside_AB.any(0)
     return DensityCoverage(balls / (k * len(samples_ND)), covered_M.double().mean().item())
 
 
@@ -103,42 +98,6 @@ def squared_radii(rows_ND: Tensor, k: int, tile: int = TILE, device: torch.devic
 
 def _kth(rows_ND: Tensor, k: int, tile: int, device: torch.device | str) -> Tensor:
     return squared_radii(rows_ND, k, tile, device)[:, -1]
-
-
-class _Pairs:
-    """The pairs of a tile of each set, of which it is told which are nearer than a radius."""
-
-    def __init__(self, a: Tile, b: Tile, ours_ND: Tensor, theirs_MD: Tensor) -> None:
-        self.a, self.b = a, b
-        self.a_AD, self.b_BD = ours_ND[a.rows], theirs_MD[b.rows]  # as given: less a centre they have been rounded
-        self.slack = rounding(ours_ND.shape[1], F64)
-        self.squared_AB = squared_distances(a, b)
-        self.error_AB = self.slack * (a.squares_A[:, None] + b.squares_A)
-
-    def inside(self, radii: Tensor, closed: bool) -> Tensor:
-        """[A, B]: whether the squared distance is below `radii`, squared and [B] or [A, 1], or equal if `closed`.
-
-        Pairs that the rounding of products leaves open are compared by differences, whose error is a share of the
-        distance alone. Within that share a distance counts as equal to the radius: so it is there that `closed` decides
-        by the slack, and by `<=` or `<` only where the radius is 0, around repeated points.
-        """
-        compare = torch.le if closed else torch.lt
-        limits_AB = (radii * (1 + self.slack if closed else 1 - self.slack)).expand_as(self.squared_AB)
-        inside_AB = compare(self.squared_AB, limits_AB)
-        i, j = ((self.squared_AB - limits_AB).abs_() <= self.error_AB).nonzero(as_tuple=True)
-        at_once = max(1, AT_ONCE // self.a_AD.shape[1])
-        for i_P, j_P in zip(i.split(at_once), j.split(at_once), strict=True):
-            a_PD, b_PD = self.a_AD[i_P.cpu()].double(), self.b_BD[j_P.cpu()].double()
-            exact_P = (a_PD - b_PD).square_().sum(1).to(i.device)
-            inside_AB[i_P, j_P] = compare(exact_P, limits_AB[i_P, j_P])
-        return inside_AB
-
-
-def _pairs(ours_ND: Tensor, theirs_MD: Tensor, tile: int, device: torch.device | str) -> Iterator[_Pairs]:
-    centre_D = centre_of(theirs_MD)
-    for a in tiles(ours_ND, centre_D, tile, device, F64):
-        for b in tiles(theirs_MD, centre_D, tile, device, F64):
-            yield _Pairs(a, b, ours_ND, theirs_MD)
 
 
 # ------------------------------------------------------------------------------------------------------- the metrics

@@ -1,30 +1,24 @@
-"""Distances to nearest neighbours: samples much nearer to the training images than held-out ones are were memorised."""
+"""Distances to nearest neighbours: samples much nearer to the training images than held-out ones are were memorised.
+
+Everything is computed in float64, tile by tile: memory is that of a few tiles, whatever the counts.
+"""
 
 # N queries, M references, D feature width, K neighbours, C candidates, A queries of a tile, B references of a tile
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dit_moe.metrics.base import METRICS, FeatureSet, Metric
-from dit_moe.metrics.finite import is_finite
-from dit_moe.metrics.tiles import (
-    TILE,
-    TOO_LARGE,
-    Tile,
-    centre_of,
-    check_sets,
-    rounding,
-    squared_distances,
-    tiles,
-)
-from dit_moe.precision import full_precision
+from dit_moe.metrics.moments import check_rows
 
-SPARE = 7  # candidates beyond k: the more, the fewer queries whose nearest rounding leaves open
-ROWS = 64  # queries whose candidates are held at a time
+TILE = 2048  # rows
+SPARE = 7  # candidates beyond k: rounding may leave open which of them are the nearest
+ROWS = 64  # queries whose candidates are compared at a time
 
 
 def nearest_distances(
@@ -32,72 +26,71 @@ def nearest_distances(
 ) -> Tensor:
     """Euclidean distances of each query to its k nearest references, [N, K] in float64, ascending.
 
-    Candidates are found by products of matrices, in float32; the distances to them are then taken by differences in
-    float64, so that a copy is at distance 0 exactly. Queries whose candidates might, for all that rounding allows, lack
-    one of the nearest are searched again in float64, and by differences if need be: the result is always exact.
-    Memory is O(tile² + tile·D) whatever N and M are. Raises ValueError for widths that differ, NaN, infinity, and fewer
-    than k references.
+    Candidates are found by products of matrices; the distances to them are then taken by differences, so that a copy
+    is at distance 0 exactly. Raises ValueError for widths that differ, NaN, infinity, and fewer than k references.
     """
     check_sets(queries_ND, references_MD)
     if not 1 <= k <= len(references_MD):
         raise ValueError(f"k={k} nearest of {len(references_MD)} references; k must be between 1 and that number")
-    with full_precision(device):
-        return _search(queries_ND, references_MD, k, tile, device)
-
-
-def _search(queries_ND: Tensor, references_MD: Tensor, k: int, tile: int, device: torch.device | str) -> Tensor:
     found_NK = torch.empty(len(queries_ND), k, dtype=torch.float64)
-    open_N = torch.arange(len(queries_ND))
-    centre_D = centre_of(references_MD)
-    for dtype in (torch.float32, torch.float64):
-        left_ND = queries_ND if len(open_N) == len(queries_ND) else queries_ND[open_N]
-        sure_N = torch.zeros(len(open_N), dtype=torch.bool)
-        for query in tiles(left_ND, centre_D, tile, device, dtype):
-            count = min(k + SPARE, len(references_MD))
-            candidates_AC, bound_A = _candidates(query, references_MD, centre_D, count, tile)
-            exact_AK = _exact(left_ND[query.rows], references_MD, candidates_AC, k)
-            found_NK[open_N[query.rows]] = exact_AK
-            farthest_A = exact_AK[:, -1]
-            sure_N[query.rows] = (farthest_A.square() <= bound_A) | (farthest_A == 0)  # nothing is nearer than copies
-        open_N = open_N[~sure_N]
-    for row in open_N.tolist():
-        found_NK[row] = _by_differences(queries_ND[row : row + 1].double(), references_MD, k, tile)
-    if not is_finite(found_NK):
-        raise ValueError(TOO_LARGE)
+    for queries, nearest_AC in _candidates(queries_ND, references_MD, min(k + SPARE, len(references_MD)), tile, device):
+        pairs = zip(queries_ND[queries].split(ROWS), nearest_AC.split(ROWS), strict=True)
+        exact = [(q.double()[:, None] - references_MD[rows].double()).square_().sum(-1).sqrt_() for q, rows in pairs]
+        found_NK[queries] = torch.cat(exact).topk(k, largest=False).values.sort(1).values
     return found_NK
 
 
-def _candidates(query: Tile, references_MD: Tensor, centre_D: Tensor, count: int, tile: int) -> tuple[Tensor, Tensor]:
-    """Of each query the `count` references [A, C] that may be nearest, and the least squared distance [A] of others."""
-    queries_AD = query.centred_AD
-    slack = rounding(queries_AD.shape[1], queries_AD.dtype)  # so that these are distances that the true ones exceed
-    best_AC = queries_AD.new_full((len(queries_AD), count), torch.inf)
-    which_AC = torch.zeros_like(best_AC, dtype=torch.int64)
-    for part in tiles(references_MD, centre_D, tile, queries_AD.device, queries_AD.dtype):
-        lowest_AB = squared_distances(query, part, slack)
-        near = lowest_AB.topk(min(count, lowest_AB.shape[1]), largest=False)
+def _candidates(
+    queries_ND: Tensor, references_MD: Tensor, count: int, tile: int, device: torch.device | str
+) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of queries, a tile at a time, and the `count` references [A, C] nearest to each."""
+    best_AC, which_AC = torch.empty(0), torch.empty(0)
+    for queries, references, squared_AB, _ in squared_distances(queries_ND, references_MD, tile, device):
+        if references.start == 0:
+            best_AC = squared_AB.new_full((len(squared_AB), count), torch.inf)
+            which_AC = torch.zeros_like(best_AC, dtype=torch.int64)
+        near = squared_AB.topk(min(count, squared_AB.shape[1]), largest=False)
         both = torch.cat([best_AC, near.values], 1).topk(count, largest=False)
-        which_AC = torch.cat([which_AC, near.indices + part.rows.start], 1).gather(1, both.indices)
+        which_AC = torch.cat([which_AC, near.indices + references.start], 1).gather(1, both.indices)
         best_AC = both.values
-    bound_A = best_AC[:, -1].double()
-    bound_A[~bound_A.isfinite()] = -torch.inf  # too large for the dtype: nothing is known
-    if count == len(references_MD):
-        bound_A.fill_(torch.inf)  # there are no others
-    return which_AC.cpu(), bound_A.cpu()
+        if references.stop == len(references_MD):
+            yield queries, which_AC.cpu()
 
 
-def _exact(queries_AD: Tensor, references_MD: Tensor, candidates_AC: Tensor, k: int) -> Tensor:
-    parts = zip(queries_AD.split(ROWS), candidates_AC.split(ROWS), strict=True)
-    distances = [(q.double()[:, None] - references_MD[rows].double()).square_().sum(-1).sqrt_() for q, rows in parts]
-    return torch.cat(distances).topk(k, largest=False).values
+def squared_distances(
+    queries_ND: Tensor, references_MD: Tensor, tile: int = TILE, device: torch.device | str = "cpu"
+) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """All pairs of tiles, those of one tile of queries together: their rows, squared distances [A, B], and how far
+    rounding may put these off, [A, B].
+
+    ValueError for features whose squares are too large for float64.
+    """
+    # |a|² + |b|² − 2a·b has an error that grows with the norms: less their mean, rows have small ones.
+    total_D = sum(part_BD.sum(0, dtype=torch.float64) for part_BD in references_MD.split(tile))
+    centre_D = (total_D / len(references_MD)).to(device)
+    error = (queries_ND.shape[1] + 8) * torch.finfo(torch.float64).eps  # share of |a|² + |b|² (Higham 2002, §3.1)
+
+    def tiles(rows_ND: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        for first in range(0, len(rows_ND), tile):
+            centred_AD = rows_ND[first : first + tile].to(device, torch.float64) - centre_D
+            squares_A = centred_AD.square().sum(1)
+            if not squares_A.isfinite().all():
+                raise ValueError("features are so large that their squares overflow; check the --extractor")
+            yield slice(first, first + len(centred_AD)), centred_AD, squares_A
+
+    for queries, a_AD, squares_A in tiles(queries_ND):
+        for references, b_BD, squares_B in tiles(references_MD):
+            norms_AB = squares_A[:, None] + squares_B
+            yield queries, references, torch.addmm(norms_AB, a_AD, b_BD.T, alpha=-2), error * norms_AB
 
 
-def _by_differences(queries_ND: Tensor, references_MD: Tensor, k: int, tile: int) -> Tensor:
-    best_NK = queries_ND.new_full((len(queries_ND), k), torch.inf)
-    for tile_BD in references_MD.split(tile):
-        found_NB = torch.cdist(queries_ND, tile_BD.double(), compute_mode="donot_use_mm_for_euclid_dist")
-        best_NK = torch.cat([best_NK, found_NB], 1).topk(k, largest=False).values
-    return best_NK
+def check_sets(queries_ND: Tensor, references_MD: Tensor) -> None:
+    """ValueError unless both are as wide, and finite."""
+    if queries_ND.shape[1] != references_MD.shape[1]:
+        found = f"queries are {queries_ND.shape[1]} wide and references {references_MD.shape[1]}"
+        raise ValueError(f"{found}; take the features of both with one --extractor")
+    for rows in (queries_ND, references_MD):
+        check_rows(rows)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dit_moe"
-BOTTOM = {"registry", "yaml_text", "config", "randomness", "files", "locks", "precision", "rounding"}
+BOTTOM = {"registry", "yaml_text", "config", "randomness", "files", "locks", "precision", "rounding", "tables"}
 CORE = BOTTOM | {"moe", "models", "diffusion", "data", "autoencoders", "text", "checkpoint", "distributed", "shards"}
 ABOVE = CORE | {"training", "sampling", "experiments", "extractors", "metrics", "progress", "plotting", "pictures"}
 MAY_IMPORT = {
@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "locks": {"files"},
     "precision": set(),
     "rounding": set(),
+    "tables": set(),
     "distributed": BOTTOM,
     "checkpoint": BOTTOM,
     "plotting": BOTTOM,

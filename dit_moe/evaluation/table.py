@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 from dit_moe.evaluation.recipes import in_general
 from dit_moe.evaluation.results import Row
 from dit_moe.rounding import rounded
+from dit_moe.tables import markdown_table
 
 # ------------------------------------------------------------------------------------------------------------ Markdown
 
@@ -28,22 +28,12 @@ def to_markdown(rows: Sequence[Row]) -> str:
         ("comparable", lambda row: _mark(row, notes)),
         ("source", lambda row: row.source),
     ]
-    cells = [[show(row).replace("|", "\\|") for row in rows] for _, show in columns]
-    kept = [(title, column) for (title, _), column in zip(columns, cells, strict=True) if any(column)]
-    widths = [max(len(title), *map(len, column)) for title, column in kept]
-    numeric = [all(not cell or NUMBER.match(cell) for cell in column) for _, column in kept]
-    lines = [
-        [title for title, _ in kept],
-        ["-" * (width - 1) + (":" if right else "-") for width, right in zip(widths, numeric, strict=True)],
-        *[[column[i] or "–" for _, column in kept] for i in range(len(rows))],
-    ]
-    text = "".join(f"| {' | '.join(_padded(line, widths, numeric))} |\n" for line in lines)
+    text = markdown_table((title, [show(row) for row in rows]) for title, show in columns)
     footnotes = "".join(f"{_superscript(i)} {note}  \n" for i, note in enumerate(notes, start=1))
     return text + ("\n" + footnotes if notes else "")
 
 
 Column = tuple[str, Callable[[Row], str]]
-NUMBER = re.compile(r"(≈ )?-?\d")
 
 
 def _settings() -> list[Column]:
@@ -176,11 +166,6 @@ def _thousands(number: int | None) -> str:
     if number is None or number < 10_000:
         return _plain(number)
     return f"{number / 1e6:g} M" if number >= 1_000_000 else f"{number / 1e3:g} K"
-
-
-def _padded(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> list[str]:
-    padded = zip(cells, widths, numeric, strict=True)
-    return [cell.rjust(width) if right else cell.ljust(width) for cell, width, right in padded]
 
 
 # ----------------------------------------------------------------------------------------------------------------- CSV

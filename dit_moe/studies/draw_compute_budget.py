@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dit_moe.plotting import INK, LINES, MARKERS, PAPER, canvas, labels_above, styled
+from dit_moe.tables import markdown_table
 
 PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 MEASURES = {  # name: what it is called, what its FLOPs are of; all are the better the lower
@@ -104,19 +105,18 @@ def _above(runs: Sequence[Entry], number: int, name: str, measure: Mapping[str, 
 def to_markdown(runs: Sequence[Entry]) -> str:
     """The points of all runs as a table, from the cheapest to the dearest; as trained in bold."""
     names, labels = _measures(runs), _labels(runs)
-    head, align = ["run", "target"], ["---", "---:"]
+    titles = ["run", "target"]
     for name in names:
         label, of = MEASURES[name]
-        head += [label, "active experts", of]
-        align += ["---:"] * 3
-    lines = [head, align]
+        titles += [label, "active experts", of]
+    rows: list[list[str]] = []
     for run, label in zip(runs, labels, strict=True):
         for point in sorted(run["points"], key=lambda point: next(iter(point["measures"].values()))["flops"]):
             row = [label, "**as trained**" if point["target"] is None else f"{point['target']:.4g}"]
             for name in names:
                 row += _cells(point["measures"].get(name))
-            lines.append(row)
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+            rows.append(row)
+    return markdown_table(zip(titles, zip(*rows, strict=True), strict=True))
 
 
 def _cells(measure: Mapping[str, Any] | None) -> list[str]:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from dit_moe.rounding import rounded
 from dit_moe.studies.notes import notes, several, signed
 from dit_moe.studies.statistics import CONFIDENCE, Paired, Scores, Spread, by_objective, scores
+from dit_moe.tables import markdown_table
 
 # ------------------------------------------------------------------------------------------------------------ Markdown
 
 Column = tuple[str, Callable[[Scores], str]]
-NUMBER = re.compile(r"\*{0,2}[+−]?\d")
 MOST = 6  # decimals
 POWERS = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
 
@@ -30,23 +29,11 @@ def to_markdown(results: Mapping[str, Any]) -> str:
     tables = []
     for objective, rows in groups.items():
         heading = f"## Objective: {objective}\n\n" if len(groups) > 1 else ""
-        tables.append(heading + _grid(_columns(results, rows), rows))
+        columns = ((title, [show(row) for row in rows]) for title, show in _columns(results, rows))
+        tables.append(heading + markdown_table(columns))
     everything = [each for rows in groups.values() for each in rows]
     said = "".join(f"- {note}\n" for note in notes(results, everything))
     return "\n".join([f"# {results['title']}\n", *tables, said])
-
-
-def _grid(columns: Sequence[Column], rows: Sequence[Scores]) -> str:
-    cells = [[show(row).replace("|", "\\|") for row in rows] for _, show in columns]
-    kept = [(title, column) for (title, _), column in zip(columns, cells, strict=True) if any(column)]
-    filled = [[title, *(cell or "–" for cell in column)] for title, column in kept]
-    numeric = [all(not cell or NUMBER.match(cell) for cell in column) for _, column in kept]
-    widths = [max(map(len, column)) for column in filled]
-    rule = ["-" * (width - 1) + (":" if right else "-") for width, right in zip(widths, numeric, strict=True)]
-    for column, right, width in zip(filled, numeric, widths, strict=True):
-        column[:] = [cell.rjust(width) if right else cell.ljust(width) for cell in column]
-    lines = [list(line) for line in zip(*filled, strict=True)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in [lines[0], rule, *lines[1:]])
 
 
 def _columns(results: Mapping[str, Any], rows: Sequence[Scores]) -> list[Column]:

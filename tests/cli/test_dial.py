@@ -251,6 +251,6 @@ def test_a_single_point_and_many_runs_are_drawn_light_and_dark():
 
 
 def test_the_table_goes_from_the_cheapest_to_the_dearest_and_shows_spread_and_units():
-    table = to_markdown([entry("dtopp", std=0.1)])
+    table = " ".join(to_markdown([entry("dtopp", std=0.1)]).split())
     assert "| run | **as trained** | 0.5 ± 0.1 | 2.000 | 20 M |" in table
     assert table.index("| run | 1 |") < table.index("as trained") < table.index("| run | 4 |")

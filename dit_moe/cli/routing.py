@@ -35,10 +35,10 @@ from dit_moe.analysis.report import REPORT, write_report
 from dit_moe.analysis.saved import JSON, NPZ, write_stats
 from dit_moe.analysis.stats import RoutingStats
 from dit_moe.checkpoint import find
-from dit_moe.cli.perplexity import open_heldout
 from dit_moe.config import ConfigError, section
 from dit_moe.data import Dataset
 from dit_moe.distributed import join_processes
+from dit_moe.evaluation.text import open_heldout
 from dit_moe.experiments.image import Experiment, open_data
 from dit_moe.experiments.image_run import Run, open_run
 from dit_moe.experiments.text_run import TextRun, is_text_run, open_text_run

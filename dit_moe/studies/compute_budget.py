@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from dit_moe import config
-from dit_moe.cli.perplexity import heldout_text, perplexity, whole_key
 from dit_moe.cli.routing import open_split
 from dit_moe.config import ConfigError, section
 from dit_moe.costs.measured import forward_flops_at
@@ -21,6 +20,7 @@ from dit_moe.evaluation.comparison import Comparison
 from dit_moe.evaluation.heldout_loss import HeldoutConfig, heldout_loss
 from dit_moe.evaluation.runs import decisive, how_many, run_source, seeds_of, training_images
 from dit_moe.evaluation.sources.base import Opened
+from dit_moe.evaluation.text import full_key, heldout_text, perplexity
 from dit_moe.experiments.image import Experiment, check_dial
 from dit_moe.experiments.image_run import Run, of_sample, open_run
 from dit_moe.experiments.text_run import TextRun, open_text_run
@@ -206,7 +206,7 @@ class TextSubject(Subject):
     kind = "text"
 
     def __init__(self, folder: Path, changes: Sequence[str], asked: list[float] | None) -> None:
-        self.folder, self.changes = folder, [whole_key(each) for each in changes]
+        self.folder, self.changes = folder, [full_key(each) for each in changes]
         opened = self._open(None)
         experiment, text = opened.experiment, heldout_text(opened)
         super().__init__(folder.resolve().name, experiment.model, experiment.sample, asked)

@@ -59,7 +59,7 @@ def check_scoring(study: Study, run: PlannedRun) -> None:
     experiment = run.experiment
     check_config(study, experiment)
     if isinstance(experiment, TextExperiment):
-        from dit_moe.cli.perplexity import open_heldout  # and with it transformers
+        from dit_moe.evaluation.text import open_heldout  # and with it transformers
 
         tokens = open_tokens(experiment)
         open_heldout(experiment, tokens.tokenizer(), tokens.manifest.origin)
@@ -161,7 +161,7 @@ def _loss_of_images(study: Study, run: PlannedRun) -> dict[str, Any]:
 
 
 def _loss_of_text(run: PlannedRun) -> dict[str, Any]:
-    from dit_moe.cli.perplexity import heldout_text, perplexity  # and with it transformers
+    from dit_moe.evaluation.text import heldout_text, perplexity  # and with it transformers
 
     experiment: Any = run.experiment
     opened = open_text_run(run.folder, experiment=experiment, device=join_processes().device)

@@ -12,12 +12,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dit_moe.cli.perplexity import heldout_text, open_heldout, perplexity
 from dit_moe.cli.sample_text import sample_text
 from dit_moe.cli.tokenize_text import tokenize_all
 from dit_moe.cli.train import prepare, train
 from dit_moe.config import ConfigError
 from dit_moe.distributed import join_processes
+from dit_moe.evaluation.text import heldout_text, open_heldout, perplexity
 from dit_moe.experiments.text import TextExperiment
 from dit_moe.experiments.text_run import open_text_run
 from dit_moe.files import write_atomically

@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from dit_moe import checkpoint
-from dit_moe.cli.perplexity import open_heldout, scoring_options
 from dit_moe.cli.sample_text import page, write_texts
 from dit_moe.config import ConfigError
 from dit_moe.distributed import join_processes, on_main
+from dit_moe.evaluation.text import HeldoutTextHook, open_heldout, scoring_options
 from dit_moe.experiments.text import TextExperiment
 from dit_moe.experiments.text_run import TOKENIZER, TextRun
 from dit_moe.files import require_writable, write_atomically
@@ -24,7 +24,6 @@ from dit_moe.moe.compute_budget import turn
 from dit_moe.randomness import BatchRandom
 from dit_moe.tasks.parts import TrainingParts
 from dit_moe.text.compute_budget import read_some
-from dit_moe.text.heldout import HeldoutLoss
 from dit_moe.text.objective import NextToken
 from dit_moe.text.sequences import TokenSequences
 from dit_moe.text.tokenizer import TextTokenizer
@@ -93,12 +92,12 @@ def text_parts(
     )
 
 
-def _heldout_loss(experiment: TextExperiment, dataset: TokenSequences, tokenizer: TextTokenizer) -> HeldoutLoss:
+def _heldout_loss(experiment: TextExperiment, dataset: TokenSequences, tokenizer: TextTokenizer) -> HeldoutTextHook:
     """On documents from all over the held-out split."""
     heldout = open_heldout(experiment, tokenizer, dataset.manifest.origin)
     documents, count = heldout.manifest.documents, experiment.eval.light_documents
     chosen = islice(heldout.documents(step=max(1, documents // count)), count)
-    return HeldoutLoss(chosen, eos=tokenizer.eos, **scoring_options(experiment))
+    return HeldoutTextHook(chosen, eos=tokenizer.eos, **scoring_options(experiment))
 
 
 def _keep(tokenizer: TextTokenizer, folder: Path) -> None:

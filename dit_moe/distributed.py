@@ -191,6 +191,11 @@ def on_main(call: Callable[[], object]) -> None:
     on_all(alone)
 
 
+def from_main(call: Callable[[], T]) -> T:
+    """Call it on the main process; all get what it returns, and what it raises is raised on all."""
+    return on_all(lambda: [call()] if join_processes().is_main_process else [])[0][0]
+
+
 @contextmanager
 def locked(folder: Path, *files: str) -> Iterator[None]:
     """While entered, no other command can enter the output `folder`, or these `files` in it.

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,12 +30,12 @@ from dit_moe.config import ConfigError, Tree, require
 from dit_moe.data import DATASETS, BrokenImages, Dataset
 from dit_moe.data.batch_sampler import load_batches
 from dit_moe.data.latents import LatentsConfig
-from dit_moe.data.manifest import DTYPES, MANIFEST, SHARDS, Manifest, Shard, write_manifest
-from dit_moe.distributed import join_processes, on_all, on_main
-from dit_moe.files import read_object, require_own, write_atomically
+from dit_moe.data.manifest import DTYPES, SHARDS, Manifest, Shard, write_manifest
+from dit_moe.distributed import from_main, join_processes, on_main
+from dit_moe.files import write_atomically
+from dit_moe.shards import FixedShards, ShardFolder
 
-ENCODING, BROKEN = "encoding.json", "broken.json"
-OWN = {"images", "first_stage"}  # keys of an encoding by which it is told from other files of that name
+BROKEN = "broken.json"
 # May change: the data set's fingerprint stands for its places, and limits decide only which images are refused.
 FREE = ("images.path", "images.heldout", "images.id", "images.min_side", "images.max_megapixels")
 
@@ -77,7 +76,8 @@ class Encoder:
         self.config, self.stage, self.dataset, self.folder = config, stage, dataset, folder
         stage.load()
         self.encoding = self._describe()
-        self.shards = math.ceil(len(dataset) / config.shard_size)
+        self.shards = FixedShards(len(dataset), config.shard_size, config.batch_size)
+        self.files = ShardFolder(folder, {"images", "first_stage"})
         self.row_shape = (  # F, M, C, H, W
             2 if config.flips else 1,
             2 if stage.config.kind == "AutoencoderKL" else 1,
@@ -103,12 +103,7 @@ class Encoder:
 
         Unless broken images are to be skipped, those that lack some too: they may have been mended.
         """
-        records = self._records(skip_broken)
-        return [shard for shard in range(self.shards) if shard not in records]
-
-    def count(self, shards: Sequence[int]) -> int:
-        """How many images belong into these shards."""
-        return sum(len(self._rows(shard)) for shard in shards)
+        return [shard for shard in range(len(self.shards)) if self._find(shard, skip_broken) is None]
 
     def run(self, skip_broken: bool = False, on_images: Callable[[int], object] = lambda count: None) -> Manifest:
         """Make what is missing, then the manifest. `on_images(n)` after every batch of this process.
@@ -116,84 +111,65 @@ class Encoder:
         Raises EncodingError, after all that can be encoded is, if images are broken and not to be skipped; ValueError,
         before it, if the folder holds files of the names that are to be written which no encoding wrote.
         """
-        on_main(lambda: require_own(self.folder, (MANIFEST, ENCODING, BROKEN, SHARDS), self._is_own()))
-        on_all(lambda: (self.folder / SHARDS).mkdir(parents=True, exist_ok=True))
-        on_main(self._begin)
-        state = join_processes()
-        # Only the main process reads records; of those made from now on it is told, as its view of the disk may be old.
-        records = on_all(lambda: self._records(skip_broken) if state.is_main_process else {})[0]
-        missing = [shard for shard in range(self.shards) if shard not in records]
-        mine = missing[state.process_index :: state.num_processes]
-        turns, batches = iter(mine), self._batches(mine)
-        broken: dict[int, str] = {}
-        for _ in range(0, len(missing), state.num_processes):  # together, so that no one waits long for another
-            for made, found in on_all(lambda: self._encode(next(turns, None), batches, skip_broken, on_images)):
-                records |= made
-                broken |= found
+        on_main(self._check_folder)
+        self.files.begin(self.encoding)
+        records = self.shards.make_missing(
+            find=lambda shard: self._find(shard, skip_broken),
+            read=self._read,
+            make=lambda shard, batches: self._make(shard, batches, skip_broken),
+            on_rows=on_images,
+        )
+        broken = {image: problem for record in records.values() for image, problem in record["skipped"]}
         if broken and not skip_broken:
             on_main(lambda: self._list_broken(broken))
             raise EncodingError(self._explain(broken))
-        manifest = on_all(lambda: self._finish(records) if state.is_main_process else None)[0]
-        assert manifest is not None, "the main process is the first"
-        return manifest
+        return from_main(lambda: self._finish([records[shard] for shard in range(len(self.shards))]))
 
-    def _is_own(self) -> bool:
-        """Whether an encoding was begun in the folder, of which its encoding.json is the first file, or finished."""
-        begun, finished = read_object(self.folder / ENCODING), read_object(self.folder / MANIFEST).get("encoding")
-        return any(isinstance(each, dict) and each.keys() >= OWN for each in (begun, finished))
-
-    def _begin(self) -> None:
-        path = self.folder / ENCODING
-        if path.is_file() and any((self.folder / SHARDS).glob("*.json")):  # before the first shard all may change
-            self.require_same(json.loads(path.read_text()))
-        write_atomically(path, json.dumps(self.encoding, indent=1) + "\n")
+    def _check_folder(self) -> None:
+        self.files.require_own(BROKEN)
+        if (earlier := self.files.identity()) is not None:
+            self.require_same(earlier)
 
     # ------------------------------------------------------------------------------------------------------- one shard
 
-    def _batches(self, shards: Sequence[int]) -> Iterator[Any]:
-        """Read rows, batch by batch, of these shards one after the other."""
-        batches = [part for shard in shards for part in self._parts(shard)]
+    def _find(self, shard: int, skip_broken: bool) -> Tree | None:
+        """The record of a shard that is done."""
+        record, path = self.files.record(shard), self.files.path(shard, ".safetensors")
+        if record is None or not path.is_file() or path.stat().st_size != record["shard"]["bytes"]:
+            return None
+        return record if skip_broken or not record["skipped"] else None
+
+    def _read(self, batches: Iterable[list[int]]) -> Iterator[Any]:
         pin = join_processes().device.type == "cuda"
-        return load_batches(_Tolerant(self.dataset), batches, self.config.workers, pin)
+        return load_batches(_ReadableRows(self.dataset), batches, self.config.workers, pin)
 
-    def _rows(self, shard: int) -> range:
-        size = self.config.shard_size
-        return range(shard * size, min((shard + 1) * size, len(self.dataset)))
-
-    def _parts(self, shard: int) -> list[list[int]]:
-        rows, size = self._rows(shard), self.config.batch_size
-        return [list(rows[i : i + size]) for i in range(0, len(rows), size)]
-
-    def _encode(
-        self, shard: int | None, batches: Iterator[Any], skip_broken: bool, on_images: Callable[[int], object]
-    ) -> tuple[dict[int, Tree], dict[int, str]]:
-        """Encode one shard, if there is one left, from the next `batches` and keep it.
-
-        Returns its record, if it was kept, under its number, and its broken images.
-        """
-        if shard is None:
-            return {}, {}
-        moments: list[Tensor] = []
-        labels: list[Tensor] = []
+    def _make(self, shard: int, batches: Iterator[tuple[list[int], Any]], skip_broken: bool) -> Tree:
+        """Encode a shard from its batches and keep it, unless it has broken images that are not to be skipped."""
+        moments: list[Tensor] = [torch.empty(0, *self.row_shape, dtype=DTYPES[self.config.dtype])]
+        labels: list[Tensor] = [torch.empty(0, dtype=torch.int64)]
         index: list[int] = []
         broken: dict[int, str] = {}
-        for part in self._parts(shard):
-            rows = next(batches)
+        for _, rows in batches:
             broken |= rows["broken"]
             index += rows["index"]
             if rows["index"]:
                 moments.append(self._moments(rows["images"], rows["index"]))
                 labels.append(rows["labels"])
-            on_images(len(part))
+        record: Tree = {"skipped": sorted(broken.items())}
         if broken and not skip_broken:
-            return {}, broken
-        empty = torch.empty(0, *self.row_shape, dtype=DTYPES[self.config.dtype])
+            return record
         tensors = {
-            "moments": torch.cat([empty, *moments]),
-            "labels": torch.cat([torch.empty(0, dtype=torch.int64), *labels]),
+            "moments": torch.cat(moments),
+            "labels": torch.cat(labels),
             "index": torch.tensor(index, dtype=torch.int64),
         }
-        return {shard: self._keep(shard, tensors, broken)}, broken
+        content, path = save(tensors), self.files.path(shard, ".safetensors")
+        write_atomically(path, content)
+        sums, squares = channel_statistics(tensors["moments"])
+        facts = Shard(path.name, len(index), len(content), hashlib.sha256(content).hexdigest())
+        record = {"shard": asdict(facts), "sums": sums.tolist(), "squares": squares.tolist()} | record
+        self.files.write_record(shard, record)
+        return record
 
     def _moments(self, images_BCHW: Tensor, index: Sequence[int]) -> Tensor:
         """[B, F, M, C, H, W] on the CPU. EncodingError if one does not fit the dtype, or all not the memory."""
@@ -212,43 +188,15 @@ class Encoder:
             raise EncodingError(f"{problem}; set encode.dtype=bf16 or fp32, and first_stage.precision=fp32")
         return moments
 
-    def _keep(self, shard: int, tensors: dict[str, Tensor], broken: dict[int, str]) -> Tree:
-        content, path = save(tensors), self._path(shard)
-        write_atomically(path, content)
-        sums, squares = channel_statistics(tensors["moments"])
-        record = {
-            "shard": asdict(Shard(path.name, len(tensors["index"]), len(content), hashlib.sha256(content).hexdigest())),
-            "sums": sums.tolist(),
-            "squares": squares.tolist(),
-            "skipped": sorted(broken.items()),
-        }
-        write_atomically(path.with_suffix(".json"), json.dumps(record) + "\n")
-        return record
-
-    def _path(self, shard: int) -> Path:
-        return self.folder / SHARDS / f"{shard:05d}.safetensors"
-
-    def _records(self, skip_broken: bool) -> dict[int, Tree]:
-        """Of the shards that are done."""
-        found = {shard: self._record(shard) for shard in range(self.shards)}
-        return {i: record for i, record in found.items() if record and (skip_broken or not record["skipped"])}
-
-    def _record(self, shard: int) -> Tree | None:
-        path = self._path(shard)
-        if not (path.is_file() and path.with_suffix(".json").is_file()):
-            return None
-        record = json.loads(path.with_suffix(".json").read_text())
-        return record if path.stat().st_size == record["shard"]["bytes"] else None
-
     # ---------------------------------------------------------------------------------------------------- all together
 
-    def _finish(self, records: dict[int, Tree]) -> Manifest:
+    def _finish(self, records: Sequence[Tree]) -> Manifest:
         there = os.listdir(self.folder / SHARDS)
-        if lost := sorted({self._path(shard).name for shard in range(self.shards)} - set(there)):
+        if lost := [record["shard"]["file"] for record in records if record["shard"]["file"] not in there]:
             more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
             problem = f"{lost[0]}{more} of the shards in {self.folder / SHARDS} are not there"
             raise EncodingError(f"{problem}; do all nodes see the same disk?")
-        manifest = self._manifest([records[shard] for shard in range(self.shards)])
+        manifest = self._manifest(records)
         write_manifest(self.folder, manifest)
         (self.folder / BROKEN).unlink(missing_ok=True)
         return manifest
@@ -288,8 +236,8 @@ class Encoder:
         return f"{first}{more}; {remedy}"
 
 
-class _Tolerant:
-    """A data set that gives what it can read of a batch, and says what it cannot."""
+class _ReadableRows:
+    """A data set that gives the rows of a batch that can be read, and says what is wrong with the others."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset

@@ -68,7 +68,7 @@ def encode(experiment: Experiment, split: str = "train", skip_broken: bool = Fal
     with locked(folder):
         encoder = Encoder(experiment.encode, stage, images, folder)
         missing, processes = encoder.missing(skip_broken), join_processes().num_processes
-        total, start = encoder.count(missing), time.perf_counter()
+        total, start = encoder.shards.rows_in(missing), time.perf_counter()
         with images_bar("encoding", total) as advance:  # the main process takes the others to be as quick as itself
             manifest = encoder.run(skip_broken, lambda count: advance(count * processes))
     seconds = time.perf_counter() - start

@@ -29,7 +29,7 @@ def main(what: str, folder: Path, model: str) -> None:
         made.run()
     else:
         stage.load()
-        killed_five_times(made.run, lambda: made.shards - len(made.missing()))
+        killed_five_times(made.run, lambda: len(made.shards) - len(made.missing()))
 
 
 def without_broken(folder: Path, stage: Autoencoder) -> None:

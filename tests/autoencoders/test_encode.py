@@ -252,7 +252,7 @@ def test_progress_counts_the_images_that_are_missing(tmp_path):
     encode(tmp_path / "latents")
     (tmp_path / "latents" / "shards" / "00002.safetensors").unlink()
     again, seen = encoder(tmp_path / "latents"), []
-    assert again.count(again.missing()) == 10
+    assert again.shards.rows_in(again.missing()) == 10
     again.run(on_images=seen.append)
     assert sum(seen) == 10
 

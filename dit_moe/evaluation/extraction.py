@@ -26,8 +26,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dit_moe.config import differences
+from dit_moe.data.npz import image_writer
 from dit_moe.distributed import join_processes, locked, on_all, on_main
-from dit_moe.evaluation.image_writer import image_writer
 from dit_moe.evaluation.sources.base import Source
 from dit_moe.evaluation.stored import (
     FORMAT,

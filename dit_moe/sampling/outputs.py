@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dit_moe.evaluation.image_writer import image_writer
+from dit_moe.data.npz import image_writer
 from dit_moe.files import read_object, require_own, require_replaceable, require_writable, write_atomically
 from dit_moe.pictures import foreign_pictures, grid_layout, image_grid, png_folder, save_png
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from dit_moe.data.npz import write_images
 from dit_moe.evaluation.extraction import Extraction
-from dit_moe.evaluation.image_writer import write_images
 
 from .evaluating import evaluate, refuse
 

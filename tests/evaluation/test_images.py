@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dit_moe.evaluation import images as checks
-from dit_moe.evaluation.images import blocks, require_images, require_labels
+from dit_moe.data import npz as checks
+from dit_moe.data.npz import blocks, require_images, require_labels
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 LABELS = np.arange(6)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dit_moe.evaluation.image_writer import image_writer, write_images
+from dit_moe.data.npz import image_writer, write_images
 from dit_moe.evaluation.sources import npz
 from dit_moe.evaluation.sources.base import ReadOptions
 from dit_moe.evaluation.sources.npz import open_npz

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dit_moe.data.images import crop
-from dit_moe.evaluation.image_writer import write_images
+from dit_moe.data.npz import write_images
 from dit_moe.evaluation.sources.base import ReadOptions
 from dit_moe.evaluation.sources.dataset import DatasetSource
 from dit_moe.evaluation.sources.folder import FolderSource

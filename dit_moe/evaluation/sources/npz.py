@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dit_moe.data.npz import Rows, extremes, require_images, require_labels, require_shape
 from dit_moe.distributed import on_main
-from dit_moe.evaluation.images import Rows, extremes, require_images, require_labels, require_shape
 from dit_moe.evaluation.sources.base import Opened, ReadOptions, Source, made_by, sha256_of_labels
 from dit_moe.evaluation.sources.statistics import NAMES as STATISTICS
 from dit_moe.evaluation.sources.statistics import statistics_of

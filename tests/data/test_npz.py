@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from dit_moe.evaluation.image_writer import image_writer, write_images
+from dit_moe.data.npz import image_writer, write_images
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
 LABELS = np.arange(7)

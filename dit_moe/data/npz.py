@@ -1,0 +1,171 @@
+"""`images.npz`: what its arrays must be, and how it is written, all at once or as the images come.
+
+A set of any size then takes the memory of one batch.
+"""
+
+# N images of the set, B images of a batch, C channels, H height, W width
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+
+from dit_moe.files import atomic_file
+
+NPY_HEADER = 1024  # bytes before the numbers of an npy file; those of plain arrays are 128
+CHANNELS = (1, 3)
+BLOCK = 2**26  # bytes that are looked at together
+
+
+class Rows(Protocol):
+    """An array as far as its rows are concerned; it may lie in a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __getitem__(self, rows: Any) -> np.ndarray: ...
+
+
+def require_images(images_NHWC: Rows, source: str) -> None:
+    """ValueError, beginning with `source`, unless these are at least one image, uint8 with 1 or 3 channels.
+
+    NaN and infinity are found before anything else is said of floats.
+    """
+    if np.issubdtype(images_NHWC.dtype, np.floating):
+        for _ in extremes(images_NHWC, source):
+            pass
+    if images_NHWC.dtype != np.uint8:
+        raise ValueError(f"{source}: images have dtype {images_NHWC.dtype}; save them as uint8 0..255")
+    require_shape(images_NHWC.shape, source)
+
+
+def require_shape(shape: tuple[int, ...], source: str) -> None:
+    """ValueError, with what was probably meant, unless `shape` is [N, H, W, C] with 1 or 3 channels and without a 0."""
+    if 0 in shape:
+        raise ValueError(f"{source}: there is nothing in images of shape {shape}; sample at least 2")
+    if len(shape) == 4 and shape[-1] in CHANNELS:
+        return
+    hint = ""
+    if len(shape) == 4 and shape[1] in CHANNELS:
+        hint = "; the channels seem to stand first: save images.transpose(0, 2, 3, 1)"
+    elif len(shape) == 3:
+        hint = "; an axis is missing: save grey images as images[..., None], a single image as image[None]"
+    wanted = "wanted [N, height, width, channels] with 1 or 3 channels"
+    raise ValueError(f"{source}: images have shape {shape}; {wanted}{hint}")
+
+
+def extremes(images_NHWC: Rows, source: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(place of the first, least and greatest value of some images) until all were there.
+
+    ValueError naming the first image that holds NaN or infinity.
+    """
+    for start, block in blocks(images_NHWC):
+        if block.size == 0:
+            continue
+        values = np.atleast_1d(block)
+        values = values.reshape(len(values), -1)
+        lows, highs = values.min(1), values.max(1)  # NaN, where there is one
+        finite = np.isfinite(lows) & np.isfinite(highs)
+        if not finite.all():
+            problem = f"image {start + int(finite.argmin())} holds NaN or infinity"
+            raise ValueError(f"{source}: {problem}; find out why the sampler made it, it cannot be evaluated")
+        yield start, lows, highs
+
+
+def blocks(rows: Rows) -> Iterator[tuple[int, np.ndarray]]:
+    """(place of the first, some rows) until all were there."""
+    if not rows.shape:
+        yield 0, rows[()]
+        return
+    step = max(1, BLOCK // max(1, int(np.prod(rows.shape[1:])) * rows.dtype.itemsize))
+    for start in range(0, rows.shape[0], step):
+        yield start, rows[start : start + step]
+
+
+def require_labels(labels_N: np.ndarray | None, count: int, source: str) -> None:
+    """ValueError, beginning with `source`, unless labels, if any, are one whole number ≥ 0 for each image."""
+    if labels_N is None:
+        return
+    if labels_N.shape != (count,) or not np.issubdtype(labels_N.dtype, np.integer):
+        found = f"labels are {labels_N.dtype} of shape {labels_N.shape}"
+        raise ValueError(f"{source}: {found}; wanted one whole number for each of {count} images")
+    if count and labels_N.min() < 0:
+        problem = f"label {labels_N.min()} of image {labels_N.argmin()} is negative"
+        raise ValueError(f"{source}: {problem}; classes count from 0")
+
+
+# ------------------------------------------------------------------------------------------------------------ writing
+
+
+def write_images(path: str | Path, images_NHWC: np.ndarray, labels_N: np.ndarray | None = None) -> None:
+    """Write an uncompressed npz that `open_npz` and ADM's evaluator read; complete or not at all."""
+    require_images(images_NHWC, str(path))
+    with image_writer(path, len(images_NHWC), labels_N) as add:
+        add(images_NHWC)
+
+
+@contextmanager
+def image_writer(
+    path: str | Path, count: int, labels_N: np.ndarray | None = None
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """Yields ``add(images_BHWC)``, to be called until `count` images are in; the file is in place when the block ends.
+
+    An exception in the block, from wherever, leaves what `path` was before. ``add`` raises ValueError for anything but
+    uint8 images of 1 or 3 channels, for images of another size, and for one too many; so does the end for one too few.
+    """
+    require_labels(labels_N, count, str(path))
+    with atomic_file(Path(path)) as file, zipfile.ZipFile(file, "w") as archive:
+        with ExitStack() as entry:
+            array = _Array(lambda size: entry.enter_context(_open_entry(archive, "arr_0.npy", size)), count, str(path))
+            yield array.add
+            array.require_complete()
+        if labels_N is not None:
+            with _open_entry(archive, "labels.npy", labels_N.nbytes + NPY_HEADER) as labels:
+                np.lib.format.write_array(labels, labels_N)
+
+
+def _open_entry(archive: zipfile.ZipFile, name: str, most: int) -> IO[bytes]:
+    """An entry to write up to `most` bytes into.
+
+    Beyond 2 GiB it needs zip64, which is decided here by its size: Python before 3.11.4 writes entries with
+    ``force_zip64`` that say they need no zip64 and yet have its fields, which some readers refuse.
+    """
+    entry = zipfile.ZipInfo(name)
+    entry.file_size = most if most > zipfile.ZIP64_LIMIT else 0
+    return archive.open(entry, "w")
+
+
+class _Array:
+    """An npy file of `count` images, written in order; the first ones decide what the header says of their size."""
+
+    file: IO[bytes]
+
+    def __init__(self, open_file: Callable[[int], IO[bytes]], count: int, source: str) -> None:
+        self.open_file, self.count, self.source = open_file, count, source
+        self.written, self.image_shape = 0, ()
+
+    def add(self, images_BHWC: np.ndarray) -> None:
+        require_images(images_BHWC, self.source)
+        if not self.written:
+            self.image_shape = images_BHWC.shape[1:]
+            header = {"descr": "|u1", "fortran_order": False, "shape": (self.count, *self.image_shape)}
+            self.file = self.open_file(self.count * images_BHWC[0].nbytes + NPY_HEADER)
+            np.lib.format.write_array_header_1_0(self.file, header)
+        if images_BHWC.shape[1:] != self.image_shape:
+            raise ValueError(f"{self.source}: images of {images_BHWC.shape[1:]} follow such of {self.image_shape}")
+        self.written += len(images_BHWC)
+        if self.written > self.count:
+            raise ValueError(f"{self.source}: more than the {self.count} images that it was to hold")
+        self.file.write(np.ascontiguousarray(images_BHWC).data)
+
+    def require_complete(self) -> None:
+        if self.written < self.count:
+            raise ValueError(f"{self.source}: {self.written} of {self.count} images; the rest was never made")

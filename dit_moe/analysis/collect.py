@@ -3,11 +3,11 @@
 All counts are whole numbers, so they do not depend on batches; memory does not grow with the number of tokens.
 """
 
-# L MoE layers, E experts, N tokens of a batch, K of them that count, G groups
+# L MoE layers, D width, E experts, N tokens of a batch, K of them that count, G groups
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from dit_moe import config
 from dit_moe.analysis.stats import Target, Training
 from dit_moe.experiments.image_run import Run
 from dit_moe.experiments.text_run import TextRun
-from dit_moe.moe import ROUTERS, MoEConfig, Routing, routers_of
+from dit_moe.moe import ROUTERS, MoEConfig, Routing, observe_routers, routers_of
 from dit_moe.moe.routers.topp import TopPConfig
 
 Groups = Mapping[str, Tensor]
@@ -52,8 +52,8 @@ class Tally:
         for name, group_K in groups_K.items():
             self.tokens_G[name] += group_K.bincount(minlength=len(self.tokens_G[name]))
 
-        def count(layer: int, routing: Routing, tokens: int) -> None:
-            mask_KE = mask_of(routing, tokens) if counts_N is None else mask_of(routing, tokens)[counts_N]
+        def count(layer: int, x_ND: Tensor, routing: Routing) -> None:
+            mask_KE = mask_of(routing, len(x_ND)) if counts_N is None else mask_of(routing, len(x_ND))[counts_N]
             experts = mask_KE.shape[1]
             self.with_LE[layer] += mask_KE.sum(1).bincount(minlength=experts + 1)[1:]
             with torch.autocast(mask_KE.device.type, enabled=False):
@@ -62,7 +62,7 @@ class Tally:
             for name, group_K in groups_K.items():
                 self.pairs_LGE[name][layer].index_add_(0, group_K, mask_KE.long())
 
-        with each_routing(self.model, count):
+        with observe_routers(routers_of(self.model), count):
             yield
 
     @property
@@ -100,24 +100,6 @@ def _numpy(counts: Tensor) -> np.ndarray:
     return counts.cpu().numpy().astype(np.float64)
 
 
-@contextmanager
-def each_routing(model: nn.Module, call: Callable[[int, Routing, int], object]) -> Iterator[None]:
-    """While entered, `call(layer, routing, tokens)` for whatever passes a router; layers count those with experts."""
-
-    def hook(layer: int) -> Callable[..., None]:
-        def on_routing(router: nn.Module, args: tuple[Tensor, ...], routing: Routing) -> None:
-            call(layer, routing, len(args[0]))
-
-        return on_routing
-
-    handles = [router.register_forward_hook(hook(layer)) for layer, router in enumerate(routers_of(model))]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def mask_of(routing: Routing, tokens: int) -> Tensor:
     """Bool [N, E]: the experts of each of so many tokens."""
     mask_NE = torch.zeros(tokens, len(routing.counts_E), dtype=torch.bool, device=routing.token_R.device)
@@ -129,7 +111,11 @@ def mask_of(routing: Routing, tokens: int) -> Tensor:
 def active_of_tokens(model: nn.Module) -> Iterator[list[Tensor]]:
     """While entered, for one forward pass, the active experts of every token, int64 [N], layer by layer."""
     found: list[Tensor] = []
-    with each_routing(model, lambda layer, routing, tokens: found.append(mask_of(routing, tokens).sum(1))):
+
+    def keep(layer: int, x_ND: Tensor, routing: Routing) -> None:
+        found.append(mask_of(routing, len(x_ND)).sum(1))
+
+    with observe_routers(routers_of(model), keep):
         yield found
 
 

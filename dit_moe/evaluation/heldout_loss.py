@@ -22,7 +22,7 @@ from dit_moe.autoencoders.base import Moments
 from dit_moe.config import require
 from dit_moe.data import Dataset
 from dit_moe.diffusion import OBJECTIVES, Objective
-from dit_moe.moe import Activity, measure_layers
+from dit_moe.moe import ActiveExperts, measure_layers
 from dit_moe.randomness import BatchRandom
 
 
@@ -47,7 +47,7 @@ class HeldoutLoss:
     """Means over images and draws: the objective's `terms` by name, "loss" among them, and what the routers did."""
 
     terms: dict[str, float]
-    layers: list[Activity]  # of each MoE layer; none in a dense model
+    layers: list[ActiveExperts]  # of each MoE layer; none in a dense model
     images: int
 
     @property
@@ -57,7 +57,7 @@ class HeldoutLoss:
     @property
     def active(self) -> float | None:
         """Mean active experts a token over all layers."""
-        return Activity.total(self.layers).mean
+        return ActiveExperts.total(self.layers).mean
 
 
 def heldout_loss(
@@ -71,7 +71,7 @@ def heldout_loss(
     """The loss of `model` on `dataset`, given each image's label: labels are not dropped. In fp32.
 
     Args:
-        model: in evaluation mode, on its device; routers are counted without touching training's counters.
+        model: in evaluation mode, on its device; routers are counted beside the statistics of training.
         on_batch: called after each batch of each draw.
 
     Raises ValueError if the loss is not finite.

@@ -1,15 +1,16 @@
-"""Mixture-of-Experts layers: routers, the threshold's controller, the experts' engine, losses and telemetry."""
+"""Mixture-of-Experts layers: routers, the threshold's controller, the experts' engine, losses and statistics."""
 
 from dit_moe.moe.calibrate import calibrate, starts_unsolved, steered_routers
 from dit_moe.moe.experts import MATRICES, Activation, Experts
 from dit_moe.moe.layer import FeedForward, MoEConfig, MoELayer
 from dit_moe.moe.router_update import (
-    Activity,
-    activities,
+    ActiveExperts,
     counted_active,
     measure_active,
     measure_layers,
+    no_active_experts,
     notes,
+    observe_routers,
     routers_of,
     update_routers,
 )
@@ -20,7 +21,7 @@ __all__ = [
     "MATRICES",
     "ROUTERS",
     "Activation",
-    "Activity",
+    "ActiveExperts",
     "Experts",
     "FeedForward",
     "MoEConfig",
@@ -28,12 +29,13 @@ __all__ = [
     "Router",
     "RouterConfig",
     "Routing",
-    "activities",
     "calibrate",
     "counted_active",
     "measure_active",
     "measure_layers",
+    "no_active_experts",
     "notes",
+    "observe_routers",
     "routers_of",
     "starts_unsolved",
     "steered_routers",

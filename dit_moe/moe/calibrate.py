@@ -11,10 +11,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from dit_moe.moe.router_update import Reduce, routers_of
+from dit_moe.moe.router_update import Reduce, observe_routers, routers_of
 from dit_moe.moe.routers.dtopp import DTopPRouter
 from dit_moe.moe.routers.topp import TopPRouter
-from dit_moe.moe.routing import LARGEST_U
+from dit_moe.moe.routing import LARGEST_U, Routing
 
 BINS = 16_384  # of ln(1 + u), with u = −ln(1 − p): to 0.0003 of u near 0, and to 0.02 near LARGEST_U
 LAST = math.log1p(LARGEST_U)
@@ -62,7 +62,7 @@ def steered_routers(model: nn.Module) -> list[DTopPRouter]:
 
 @contextmanager
 def record_joining(routers: Sequence[TopPRouter], when: Callable[[], bool] = lambda: True) -> Iterator[list[Tensor]]:
-    """While entered, count at which u each pair would join, by router, with training's counters and losses off.
+    """While entered, count at which u each pair would join, by router, with training's statistics and losses off.
 
     A histogram is [tokens, pairs that every threshold keeps, pairs per bin], float64. Nothing is counted while
     `when()` is false.
@@ -70,29 +70,24 @@ def record_joining(routers: Sequence[TopPRouter], when: Callable[[], bool] = lam
     histograms = [torch.zeros(2 + BINS, dtype=torch.float64, device=router.weight.device) for router in routers]
     modes = [router.training for router in routers]
 
-    def recorder(router: TopPRouter, histogram: Tensor) -> Callable[..., None]:
-        def record(module: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
-            if not when():
-                return
-            left_NE, _ = router.ranked(router.probabilities(args[0])[1])
-            u_NE = (-left_NE.clamp(min=0).log()).clamp(0, LARGEST_U)
-            bin_NE = (u_NE.log1p() * (BINS / LAST)).long().clamp(max=BINS - 1) + 1
-            bin_NE = torch.where(left_NE == torch.inf, 0, bin_NE)
-            joins = bin_NE[left_NE > 0]  # what every threshold leaves out has no place
-            histogram[0] += len(left_NE)
-            histogram[1:] += torch.bincount(joins, minlength=BINS + 1)
+    def record(i: int, x_ND: Tensor, routing: Routing) -> None:
+        if not when():
+            return
+        left_NE, _ = routers[i].ranked(routers[i].probabilities(x_ND)[1])
+        u_NE = (-left_NE.clamp(min=0).log()).clamp(0, LARGEST_U)
+        bin_NE = (u_NE.log1p() * (BINS / LAST)).long().clamp(max=BINS - 1) + 1
+        bin_NE = torch.where(left_NE == torch.inf, 0, bin_NE)
+        joins = bin_NE[left_NE > 0]  # what every threshold leaves out has no place
+        histograms[i][0] += len(left_NE)
+        histograms[i][1:] += torch.bincount(joins, minlength=BINS + 1)
 
-        return record
-
-    handles = []
-    for router, histogram in zip(routers, histograms, strict=True):
-        handles.append(router.register_forward_hook(recorder(router, histogram)))
+    for router in routers:
         router.eval()
     try:
-        yield histograms
+        with observe_routers(routers, record):
+            yield histograms
     finally:
-        for router, handle, mode in zip(routers, handles, modes, strict=True):
-            handle.remove()
+        for router, mode in zip(routers, modes, strict=True):
             router.train(mode)
 
 

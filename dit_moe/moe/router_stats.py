@@ -1,6 +1,7 @@
-"""Running sums that the controllers and the telemetry read once per optimizer step.
+"""Numbers computed from the routing of one layer: router losses, and the sums that are kept over an optimizer step.
 
-Only ratios are ever taken, so a forward pass that runs twice (activation recompute) changes nothing.
+A loss is a pure function to an unweighted scalar. Each is added to the training loss with a coefficient of the router's
+config (`balance_loss`, `dynamic_loss`, `z_loss`).
 """
 
 # N tokens, E experts
@@ -10,13 +11,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dit_moe.moe import losses
+
+def balance_loss(load_E: Tensor, prob_E: Tensor) -> Tensor:
+    """E · Σ_i f_i · P_i (Switch Transformer): 1 for a balanced router, E for one that uses a single expert.
+
+    `load_E` is f, the share of routed pairs that goes to each expert; it sums to 1 and has no gradient.
+    `prob_E` is P, the mean probability of each expert over the tokens.
+    """
+    return load_E.numel() * (load_E * prob_E).sum()
 
 
-class Counters:
-    """Sums over the tokens that passed a router: a float64 vector that ranks can add up.
+def entropy(prob_NE: Tensor) -> Tensor:
+    """Entropy of each token's expert distribution in nats, [N]."""
+    return -(prob_NE * (prob_NE + 1e-20).log()).sum(-1)
 
-    Not a buffer: each process counts its own tokens, and a step begun is a step that a resumed run begins again.
+
+def dynamic_loss(prob_NE: Tensor) -> Tensor:
+    """Mean entropy (Huang et al. 2024): keeps a top-p router decided."""
+    return entropy(prob_NE).mean()
+
+
+def z_loss(logits_NE: Tensor) -> Tensor:
+    """Mean squared log-partition of the raw logits (ST-MoE). DTop-p leaves it at 0: it flattens the router."""
+    return logits_NE.logsumexp(-1).square().mean()
+
+
+class RouterStats:
+    """Running sums over the tokens that passed a router in training: a float64 vector that ranks can add up.
+
+    Read once per optimizer step, by the threshold's controller and the log. Only ratios are ever taken, so a forward
+    pass that runs twice (activation recompute) changes nothing. Not a buffer: each process counts its own tokens, and a
+    resumed run starts its step over.
     """
 
     def __init__(self, experts: int, sums: Tensor | None = None) -> None:
@@ -27,10 +52,10 @@ class Counters:
     def add(self, mask_NE: Tensor, prob_NE: Tensor, slope: Tensor | None = None) -> None:
         """Count the routing `mask_NE` of tokens with expert probabilities `prob_NE`.
 
-        `slope` is how fast the pairs grow with a steered threshold (`PIController.slope`).
+        `slope` is how fast the pairs grow with a controlled threshold (`PIController.slope`).
         """
         active_N = mask_NE.sum(-1, dtype=torch.float64)
-        entropy_N = losses.entropy(prob_NE).to(torch.float64)
+        entropy_N = entropy(prob_NE).to(torch.float64)
         tokens, zero = active_N.new_full((), len(active_N)), active_N.new_zeros(())
         slope = zero if slope is None else slope.to(torch.float64)
         scalars = torch.stack([tokens, active_N.sum(), active_N.square().sum(), entropy_N.sum(), slope])
@@ -65,7 +90,7 @@ class Counters:
 
     @property
     def slope(self) -> Tensor:
-        """How fast `active` grows with the controller's u; 0 for routers that steer no threshold."""
+        """How fast `active` grows with the controller's u; 0 for routers without a controlled threshold."""
         return self._get(4) / self._get(0)
 
     @property
@@ -76,4 +101,4 @@ class Counters:
     @property
     def balance(self) -> Tensor:
         """E · Σ f·P of these counts: 1 is balanced, E is collapsed."""
-        return losses.balance_loss(self.load_E, self._get(slice(5 + self.experts, None)) / self._get(0))
+        return balance_loss(self.load_E, self._get(slice(5 + self.experts, None)) / self._get(0))

@@ -1,10 +1,10 @@
-"""What happens to a model's routers between two optimizer steps: count, control, report."""
+"""All routers of a model: observing what they do, and updating them after every optimizer step."""
 
-# L MoE layers, S sums of a layer's counters
+# L MoE layers, N tokens, S sums of a layer's statistics
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from dit_moe.moe.layer import MoELayer
-from dit_moe.moe.router_stats import Counters
+from dit_moe.moe.router_stats import RouterStats
 from dit_moe.moe.routers import Router
 from dit_moe.moe.routers.dtopp import DTopPRouter
 from dit_moe.moe.routing import Routing
@@ -27,59 +27,30 @@ def routers_of(model: nn.Module) -> list[Router]:
     return [module.router for module in model.modules() if isinstance(module, MoELayer)]
 
 
-def update_routers(model: nn.Module, reduce: Reduce = lambda sums: sums, report: bool = True) -> dict[str, Any]:
-    """Call once after every optimizer step: move the thresholds and return what the routers did in it.
-
-    Counts of all micro-batches since the last call are summed over ranks by one `reduce`, so that every rank moves by
-    the same error and holds the same p, bit for bit. A step without tokens on any rank moves nothing and reports NaN.
-
-    Returns {} for a dense model or without `report` (which saves waiting for the device), else
-    ``{"active", "p", "layers": {name: [one number per MoE layer]}}`` with `active` the mean number of active experts
-    per token over all layers and `p` the new threshold (mean over layers; None for routers without).
-    """
-    routers = routers_of(model)
-    if not routers:
-        return {}
-    sums_LS = reduce(torch.stack([router.counters.vector(router.load_E.device) for router in routers]))
-    total = Counters(routers[0].experts, sums_LS.sum(0))
-    layers = [Counters(router.experts, sums_S) for router, sums_S in zip(routers, sums_LS, strict=True)]
-    for router, own in zip(routers, layers, strict=True):
-        router.after_step(own, total)
-        router.counters.reset()
-    return _report(routers, layers, total) if report else {}
+# ---------------------------------------------------------------------------------------------------------- observing
 
 
-def counted_active(model: nn.Module) -> Tensor | None:
-    """Mean active experts of the tokens that this process has counted since the last step; None if dense."""
-    counted = [router.counters.vector(router.load_E.device) for router in routers_of(model)]
-    return Counters(routers_of(model)[0].experts, torch.stack(counted).sum(0)).active if counted else None
+@contextmanager
+def observe_routers(routers: Sequence[Router], on_routing: Callable[[int, Tensor, Routing], object]) -> Iterator[None]:
+    """While entered, call ``on_routing(i, x_ND, routing)`` after each forward pass of ``routers[i]``, in any mode."""
 
+    def hook(i: int) -> Callable[..., None]:
+        def after_forward(router: nn.Module, args: tuple[Tensor, ...], routing: Routing) -> None:
+            on_routing(i, args[0], routing)
 
-def notes(model: nn.Module) -> list[str]:
-    """What a user should know of the model's routers before training."""
-    said = (router.config.note(router.target) for router in routers_of(model))
-    return list(dict.fromkeys(note for note in said if note is not None))
+        return after_forward
 
-
-def _report(routers: list[Router], layers: list[Counters], total: Counters) -> dict[str, Any]:
-    columns = ("active", "active_std", "balance", "entropy")
-    # One transfer for all numbers: each .item() by itself would wait for the device.
-    table = torch.stack([torch.stack([getattr(own, name) for name in columns]) for own in [*layers, total]]).tolist()
-    report: dict[str, list[float]] = {name: [row[i] for row in table[:-1]] for i, name in enumerate(columns)}
-    thetas = [router.theta for router in routers if router.theta is not None]
-    if thetas:
-        theta_L1 = torch.stack([theta.detach().float() for theta in thetas])
-        report["theta"] = (theta_L1.full_tensor() if isinstance(theta_L1, DTensor) else theta_L1).flatten().tolist()
-    steered = [router.controller.p for router in routers if isinstance(router, DTopPRouter)]
-    if steered:
-        report["p"] = torch.stack(steered).tolist()
-    p = sum(report["p"]) / len(report["p"]) if steered else None
-    return {"active": table[-1][0], "p": p, "layers": report}
+    handles = [router.register_forward_hook(hook(i)) for i, router in enumerate(routers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass
-class Activity:
-    """What passed the routers of a model."""
+class ActiveExperts:
+    """How many experts were active for how many tokens."""
 
     pairs: int = 0
     tokens: int = 0
@@ -89,12 +60,12 @@ class Activity:
         """Mean number of active experts per token; None if there were no tokens, as in a model without experts."""
         return self.pairs / self.tokens if self.tokens else None
 
-    def add(self, other: Activity) -> None:
+    def add(self, other: ActiveExperts) -> None:
         self.pairs += other.pairs
         self.tokens += other.tokens
 
     @classmethod
-    def total(cls, parts: Iterable[Activity]) -> Activity:
+    def total(cls, parts: Iterable[ActiveExperts]) -> ActiveExperts:
         """Of all parts together."""
         whole = cls()
         for part in parts:
@@ -102,40 +73,95 @@ class Activity:
         return whole
 
 
-def activities(model: nn.Module) -> list[Activity]:
-    """One for each MoE layer, in which nothing was counted yet."""
-    return [Activity() for _ in routers_of(model)]
+def no_active_experts(model: nn.Module) -> list[ActiveExperts]:
+    """One count for each MoE layer, of no tokens yet."""
+    return [ActiveExperts() for _ in routers_of(model)]
 
 
 @contextmanager
-def measure_active(model: nn.Module) -> Iterator[Activity]:
-    """While entered, count every routing, in any mode and without touching training's counters."""
-    seen = Activity()
-    with _counting(model, lambda layer: seen):
-        yield seen
+def measure_layers(
+    model: nn.Module, layers: list[ActiveExperts] | None = None, counted_N: Tensor | None = None
+) -> Iterator[list[ActiveExperts]]:
+    """While entered, count the active experts of each MoE layer, in any mode and beside the statistics of training.
+
+    Args:
+        layers: what to add to; None: new counts.
+        counted_N: bool, the tokens to count in every forward pass; None: all.
+    """
+    counts = no_active_experts(model) if layers is None else layers
+
+    def count(i: int, x_ND: Tensor, routing: Routing) -> None:
+        if counted_N is None:
+            counts[i].add(ActiveExperts(len(routing.token_R), len(x_ND)))
+        else:
+            counts[i].add(ActiveExperts(int(counted_N[routing.token_R].sum()), int(counted_N.sum())))
+
+    with observe_routers(routers_of(model), count):
+        yield counts
 
 
 @contextmanager
-def measure_layers(model: nn.Module) -> Iterator[list[Activity]]:
-    """`measure_active` for each MoE layer by itself, in order of depth."""
-    layers = activities(model)
-    with _counting(model, layers.__getitem__):
-        yield layers
+def measure_active(model: nn.Module) -> Iterator[ActiveExperts]:
+    """`measure_layers` with one count for all layers together."""
+    total = ActiveExperts()
+    with measure_layers(model, [total] * len(routers_of(model))):
+        yield total
 
 
-@contextmanager
-def _counting(model: nn.Module, seen_by: Callable[[int], Activity]) -> Iterator[None]:
-    def counter(seen: Activity) -> Callable[..., None]:
-        def count(router: nn.Module, args: tuple[Tensor, ...], routing: Routing) -> None:
-            seen.pairs += len(routing.token_R)
-            seen.tokens += len(args[0])
+# ----------------------------------------------------------------------------------------------------------- updating
 
-        return count
 
-    routers = enumerate(routers_of(model))
-    handles = [router.register_forward_hook(counter(seen_by(layer))) for layer, router in routers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def update_routers(model: nn.Module, reduce: Reduce = lambda sums: sums, report: bool = True) -> dict[str, Any]:
+    """Call once after every optimizer step: move the thresholds and return what the routers did in it.
+
+    The statistics of all micro-batches since the last call are summed over ranks by one `reduce`, so that every rank
+    moves by the same error and holds the same p, bit for bit. A step without tokens on any rank moves nothing and
+    reports NaN.
+
+    Returns {} for a dense model or without `report` (which saves waiting for the device), else
+    ``{"active", "p", "layers": {name: [one number per MoE layer]}}`` with `active` the mean number of active experts
+    per token over all layers and `p` the new threshold (mean over layers; None for routers without).
+    """
+    routers = routers_of(model)
+    if not routers:
+        return {}
+    sums_LS = reduce(_sums_of(routers))
+    total = RouterStats(routers[0].experts, sums_LS.sum(0))
+    layers = [RouterStats(router.experts, sums_S) for router, sums_S in zip(routers, sums_LS, strict=True)]
+    for router, own in zip(routers, layers, strict=True):
+        router.after_step(own, total)
+        router.stats.reset()
+    return _report(routers, layers, total) if report else {}
+
+
+def counted_active(model: nn.Module) -> Tensor | None:
+    """Mean active experts of the tokens that this process has counted since the last update; None if dense."""
+    routers = routers_of(model)
+    return RouterStats(routers[0].experts, _sums_of(routers).sum(0)).active if routers else None
+
+
+def notes(model: nn.Module) -> list[str]:
+    """What a user should know of the model's routers before training."""
+    found = (router.config.note(router.target) for router in routers_of(model))
+    return list(dict.fromkeys(note for note in found if note is not None))
+
+
+def _sums_of(routers: Sequence[Router]) -> Tensor:
+    """[L, S], of this process."""
+    return torch.stack([router.stats.vector(router.load_E.device) for router in routers])
+
+
+def _report(routers: Sequence[Router], layers: Sequence[RouterStats], total: RouterStats) -> dict[str, Any]:
+    columns = ("active", "active_std", "balance", "entropy")
+    # One transfer for all numbers: each .item() by itself would wait for the device.
+    table = torch.stack([torch.stack([getattr(own, name) for name in columns]) for own in [*layers, total]]).tolist()
+    report: dict[str, list[float]] = {name: [row[i] for row in table[:-1]] for i, name in enumerate(columns)}
+    thetas = [router.theta for router in routers if router.theta is not None]
+    if thetas:
+        theta_L1 = torch.stack([theta.detach().float() for theta in thetas])
+        report["theta"] = (theta_L1.full_tensor() if isinstance(theta_L1, DTensor) else theta_L1).flatten().tolist()
+    controlled = [router.controller.p for router in routers if isinstance(router, DTopPRouter)]
+    if controlled:
+        report["p"] = torch.stack(controlled).tolist()
+    p = sum(report["p"]) / len(report["p"]) if controlled else None
+    return {"active": table[-1][0], "p": p, "layers": report}

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from dit_moe.config import ConfigError
 from dit_moe.distributed import join_processes, on_all
 from dit_moe.models import LM
-from dit_moe.moe import Activity, activities
-from dit_moe.text.activity import scored_activity
+from dit_moe.moe import ActiveExperts, measure_layers, no_active_experts
 from dit_moe.text.scores import Scores
 
 BUCKET = 64  # batches whose windows are sorted by length together, and dealt out to the processes
@@ -117,7 +116,7 @@ class Share(NamedTuple):
     """What one process made of a bucket: (document, nats) by the number of the window, and its experts."""
 
     costs: dict[int, tuple[int, float]]
-    layers: list[Activity]
+    layers: list[ActiveExperts]
 
 
 class _Scoring:
@@ -139,7 +138,7 @@ class _Scoring:
         self.nats: list[float] = []
         self.tokens: list[int] = []
         self.bytes: list[int] = []
-        self.layers = activities(network)
+        self.layers = no_active_experts(network)
 
     def windows(self, documents: Iterable[Document], length: int, stride: int) -> Iterator[Window]:
         """Of all documents in turn, which are noted as they come."""
@@ -158,7 +157,7 @@ class _Scoring:
         state, size = join_processes(), self.batch_size
         order = sorted(range(len(bucket)), key=lambda i: -len(bucket[i].inputs))
         batches = [order[start : start + size] for start in range(0, len(order), size)]
-        made = Share({}, activities(self.network))
+        made = Share({}, no_active_experts(self.network))
         for i in range(state.process_index, len(batches), state.num_processes):
             batch = [bucket[number] for number in batches[i]]
             for number, window, nats in zip(batches[i], batch, self._nats(batch, made.layers), strict=True):
@@ -179,7 +178,7 @@ class _Scoring:
             document, nats = costs[number]
             self.nats[document] += nats
 
-    def _nats(self, batch: list[Window], layers: list[Activity]) -> list[float]:
+    def _nats(self, batch: list[Window], layers: list[ActiveExperts]) -> list[float]:
         """Of each window, summed in float64. Padding stands to the right, where causal attention does not look."""
         ends = [len(window.inputs) for window in batch]
         tokens_BS = np.full((len(batch), max(ends)), self.eos)
@@ -191,7 +190,7 @@ class _Scoring:
         targets_R = torch.from_numpy(np.concatenate([window.targets for window in batch])).to(self.device)
         scored_N = torch.from_numpy(scored_BS.ravel()).to(self.device)
         try:
-            with torch.no_grad(), self._autocast(), scored_activity(self.network, layers, scored_N):
+            with torch.no_grad(), self._autocast(), measure_layers(self.network, layers, scored_N):
                 nats_R = self._cost(torch.from_numpy(tokens_BS).to(self.device), rows_R, targets_R)
         except torch.OutOfMemoryError as error:
             raise ScoringError("out of memory; lower batch_size") from error

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dit_moe.moe import Activity
+from dit_moe.moe import ActiveExperts
 
 LARGEST = math.log(sys.float_info.max)
 
@@ -27,7 +27,7 @@ class Scores:
     nats_N: np.ndarray
     tokens_N: np.ndarray
     bytes_N: np.ndarray
-    layers: list[Activity] = field(default_factory=list)  # at the positions that predict, of each MoE layer
+    layers: list[ActiveExperts] = field(default_factory=list)  # at the positions that predict, of each MoE layer
 
     @property
     def documents(self) -> int:
@@ -46,9 +46,9 @@ class Scores:
         return math.fsum(self.nats_N)
 
     @property
-    def active(self) -> Activity:
+    def active(self) -> ActiveExperts:
         """Of all layers together."""
-        return Activity.total(self.layers)
+        return ActiveExperts.total(self.layers)
 
     @property
     def loss(self) -> float:

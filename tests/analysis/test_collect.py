@@ -98,7 +98,7 @@ def test_counting_leaves_no_hook_and_trainings_counters_alone_even_after_an_erro
     assert not any(router._forward_hooks for router in routers_of(model))
     with torch.no_grad(), Tally(model.eval(), GROUPS).counting(groups_of(256)):
         model(batch())
-    assert all(router.counters.sums is None for router in routers_of(model))
+    assert all(router.stats.sums is None for router in routers_of(model))
 
 
 def test_a_group_without_tokens_is_nan_and_no_warning():

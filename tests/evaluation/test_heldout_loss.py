@@ -45,7 +45,7 @@ def test_it_is_the_same_number_each_time_whatever_the_global_generator_and_the_t
     first = measure(model, heldout)
     torch.manual_seed(5)
     assert measure(model, heldout) == first
-    assert all(router.counters.sums is None for router in routers_of(model))
+    assert all(router.stats.sums is None for router in routers_of(model))
 
 
 def test_a_network_that_knows_the_answer_has_no_loss_and_one_that_says_nothing_has_that_of_the_target(heldout):

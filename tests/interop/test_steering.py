@@ -64,7 +64,7 @@ def test_transformers_trainer_with_the_callback_trains_as_a_loop_with_end_step(t
     after = by_transformers(lm, tmp_path, parts, [RouterCallback()])
     moved = {name.rpartition(".")[2] for name in after if not torch.equal(after[name], before[name])}
     assert "load_E" in moved and (router == "topk" or {"u", "error_sum"} <= moved)
-    assert all(each.counters.sums is None for each in routers_of(lm))
+    assert all(each.stats.sums is None for each in routers_of(lm))
     for name, tensor in by_hand(tiny_lm(router), parts).items():
         torch.testing.assert_close(after[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
 

@@ -240,7 +240,7 @@ def test_generation_from_a_model_in_training_counts_nothing_and_moves_no_thresho
     model = wrap(lm)
     model.generate(tokens(2, 5), max_new_tokens=5)
     assert model.training and lm.training
-    assert all(router.counters.sums is None for router in routers_of(lm))
+    assert all(router.stats.sums is None for router in routers_of(lm))
     assert all(torch.equal(tensor, before[name]) for name, tensor in lm.state_dict().items())
 
 

@@ -95,7 +95,7 @@ def test_sums_over_ranks_decide_and_not_the_own_tokens():
 def test_calibration_counts_nothing_and_keeps_the_training_mode():
     model = stack()
     calibrate(model, lambda: model(batch()))
-    assert all(router.counters.sums is None and router.training for router in routers_of(model))
+    assert all(router.stats.sums is None and router.training for router in routers_of(model))
 
 
 def test_a_model_without_threshold_is_left_alone():

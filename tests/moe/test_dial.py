@@ -123,7 +123,7 @@ def test_weights_modes_and_counters_stay_and_behind_the_dial_the_model_is_as_tra
     walk(model, dial)
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(value, after[key]) for key, value in before.items())
-    assert all(router.counters.sums is None for router in routers_of(model))
+    assert all(router.stats.sums is None for router in routers_of(model))
     assert torch.equal(model.eval()(x), trained)
 
 

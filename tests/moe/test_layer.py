@@ -5,7 +5,7 @@ import torch
 
 from dit_moe.config import ConfigError, build
 from dit_moe.moe import MoEConfig, MoELayer
-from dit_moe.moe.losses import balance_loss, dynamic_loss, z_loss
+from dit_moe.moe.router_stats import balance_loss, dynamic_loss, z_loss
 from dit_moe.moe.routers.topk import TopKConfig
 
 

@@ -112,7 +112,7 @@ def test_evaluation_neither_counts_nor_changes_any_state(name):
     router = make(name).eval()
     before = {key: value.clone() for key, value in router.state_dict().items()}
     router(tokens())
-    assert router.counters.sums is None
+    assert router.stats.sums is None
     assert all(torch.equal(value, before[key]) for key, value in router.state_dict().items())
 
 
@@ -124,7 +124,7 @@ def test_zero_tokens_route_to_zero_pairs_and_change_nothing(name, drn):
     routing = router(tokens(count=0))
     assert len(routing.token_R) == 0 and routing.counts_E.tolist() == [0] * EXPERTS
     assert all(term == 0 for term in routing.aux.values())
-    router.after_step(router.counters, router.counters)
+    router.after_step(router.stats, router.stats)
     assert all(torch.equal(value, before[key]) for key, value in router.state_dict().items())
 
 
@@ -224,5 +224,5 @@ def test_fixed_top_p_does_not_move_and_dtopp_does():
     for router in (fixed, steered):
         for _ in range(2):
             pairs.append(len(router(tokens()).token_R))
-            router.after_step(router.counters, router.counters)
+            router.after_step(router.stats, router.stats)
     assert pairs[0] == pairs[1] == pairs[2] > pairs[3]  # 0.9 activates more than 2 of 8

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dit_moe.moe import counted_active, measure_active, notes, routers_of, update_routers
-from dit_moe.moe.router_stats import Counters
+from dit_moe.moe.router_stats import RouterStats
 from dit_moe.moe.routers.dtopp import DTopPConfig
 from dit_moe.moe.routers.topk import TopKConfig
 from tests.moe.stack import batch, stack, thresholds
@@ -60,7 +60,7 @@ def test_reduce_makes_every_rank_move_by_the_same_error():
     ranks = [stack(), stack()]
     for seed, model in enumerate(ranks):
         model(batch(seed))
-    sums = sum(torch.stack([router.counters.sums for router in routers_of(model)]) for model in ranks)
+    sums = sum(torch.stack([router.stats.sums for router in routers_of(model)]) for model in ranks)
     for model in ranks:
         update_routers(model, reduce=lambda _: sums)
     assert thresholds(ranks[0]) == thresholds(ranks[1])
@@ -71,7 +71,7 @@ def test_reduce_makes_every_rank_move_by_the_same_error():
 def test_a_rank_without_tokens_follows_the_others_and_a_step_without_any_moves_nothing(fed):
     idle, busy = stack(), stack()
     busy(batch())
-    sums = torch.stack([router.counters.sums for router in routers_of(busy)])
+    sums = torch.stack([router.stats.sums for router in routers_of(busy)])
     if fed:
         idle(batch(tokens=0))
     update_routers(idle, reduce=lambda own: own + sums)
@@ -122,7 +122,7 @@ def test_balance_loss_uses_the_load_of_the_step_before():
     model = stack(layers=1)
     router = routers_of(model)[0]
     model(batch())
-    counted = router.counters.load_E.clone()
+    counted = router.stats.load_E.clone()
     update_routers(model)
     torch.testing.assert_close(router.load_E, counted.float())
     prob = router.probabilities(batch(1).flatten(0, 1))[1]
@@ -134,7 +134,7 @@ def test_balance_is_one_for_an_even_load_and_experts_for_a_collapsed_one():
     even, collapsed = torch.eye(4), torch.zeros(8, 4)
     collapsed[:, 2] = 1
     for prob, expected in ((even, 1.0), (collapsed, 4.0)):
-        counters = Counters(4)
+        counters = RouterStats(4)
         counters.add(prob.bool(), prob)
         assert counters.balance.item() == pytest.approx(expected)
 
@@ -149,4 +149,4 @@ def test_measured_active_experts_are_pairs_per_token_in_any_mode():
         model(batch())
         model(batch(1, tokens=64))
     assert active.mean == pytest.approx(sum(pairs for pairs, _ in seen) / sum(tokens for _, tokens in seen))
-    assert all(router.counters.sums is None for router in routers_of(model))
+    assert all(router.stats.sums is None for router in routers_of(model))

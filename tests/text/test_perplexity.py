@@ -171,7 +171,7 @@ def test_scoring_leaves_counters_and_thresholds_and_takes_a_dense_network(lm):
     score(lm.train(), documents(), **HOW)
     assert not lm.training
     assert all(torch.equal(value, before[name]) for name, value in lm.state_dict().items())
-    assert all(router.counters.sums is None for router in routers_of(lm))
+    assert all(router.stats.sums is None for router in routers_of(lm))
     assert score(network(dense=True), documents(), **HOW).active.mean is None
 
 

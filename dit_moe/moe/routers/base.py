@@ -1,4 +1,4 @@
-"""What every router shares: fp32 logits, dynamic routing normalization, gates, losses and counters.
+"""What every router shares: fp32 logits, dynamic routing normalization, gates, losses and statistics.
 
 A new router is a config dataclass and a class with one method, `select`; see `topk.py` for the smallest one.
 """
@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_moe.config import ConfigError, require
-from dit_moe.moe import losses
-from dit_moe.moe.router_stats import Counters
+from dit_moe.moe.router_stats import RouterStats, balance_loss, dynamic_loss, z_loss
 from dit_moe.moe.routing import Routing, routing_from_mask
 from dit_moe.registry import Registry
 
@@ -98,7 +97,7 @@ class Router(nn.Module):
         self.theta = nn.Parameter(torch.ones(1)) if config.drn else None
         # f of the balance loss: the load of the optimizer step before, over all ranks and micro-batches.
         self.register_buffer("load_E", torch.full((experts,), 1 / experts))
-        self.counters = Counters(experts)
+        self.stats = RouterStats(experts)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -135,16 +134,16 @@ class Router(nn.Module):
             aux = self.losses(logits_NE, prob_NE)
             if not len(x_ND):  # the mean of no tokens is NaN
                 aux = {name: logits_NE.sum() for name in aux}
-            self.counters.add(mask_NE, prob_NE.detach(), slope)
+            self.stats.add(mask_NE, prob_NE.detach(), slope)
         return routing_from_mask(mask_NE, gate_NE, aux)
 
     def losses(self, logits_NE: Tensor, prob_NE: Tensor) -> dict[str, Tensor]:
         """The unweighted loss terms of this layer by name, means over its tokens."""
         return {
             # With last step's load as f the loss is linear in the batch: micro-batches and ranks add up exactly.
-            "balance": losses.balance_loss(self.load_E, prob_NE.mean(0)),
-            "dynamic": losses.dynamic_loss(prob_NE),
-            "z": losses.z_loss(logits_NE),
+            "balance": balance_loss(self.load_E, prob_NE.mean(0)),
+            "dynamic": dynamic_loss(prob_NE),
+            "z": z_loss(logits_NE),
         }
 
     def loss_weights(self) -> dict[str, float]:
@@ -156,6 +155,6 @@ class Router(nn.Module):
         }
 
     @torch.no_grad()
-    def after_step(self, own: Counters, model: Counters) -> None:
+    def after_step(self, own: RouterStats, model: RouterStats) -> None:
         """Once per optimizer step, with the counts of this layer and of all MoE layers, reduced over ranks."""
         self.load_E.copy_(torch.where(own.load_E.isnan(), self.load_E, own.load_E))

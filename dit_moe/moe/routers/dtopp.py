@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dit_moe.moe.control import ControllerConfig, PIController
-from dit_moe.moe.router_stats import Counters
+from dit_moe.moe.router_stats import RouterStats
 from dit_moe.moe.routers.base import ROUTERS, RouterConfig
 from dit_moe.moe.routers.topp import TopPRouter
 from dit_moe.moe.routing import prefix_mask
@@ -67,7 +67,7 @@ class DTopPRouter(TopPRouter):
         return prefix_mask(left_NE, order_NE, tail=self.tail()), slope
 
     @torch.no_grad()
-    def after_step(self, own: Counters, model: Counters) -> None:
+    def after_step(self, own: RouterStats, model: RouterStats) -> None:
         super().after_step(own, model)
         counted = own if self.config.layerwise else model
         self.controller.step(counted.active, counted.slope)

@@ -1,21 +1,20 @@
-"""What a run will hold in the memory of each GPU."""
+"""What a run will hold in the memory of each GPU: weights, gradients, optimizer state, and what autograd keeps."""
+
+# D width, H hidden width of a feed-forward, V vocabulary; e bytes of a number that matrices are multiplied in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from dit_moe.config import ConfigError
-from dit_moe.costs import decoder, dit
-from dit_moe.costs.gpus import GIB, GPUS, ROOM, precision_on
-from dit_moe.costs.saved import FP32, Network
 from dit_moe.models import DiTConfig, LMConfig
 from dit_moe.models.base import TransformerConfig
-from dit_moe.rounding import rounded
+from dit_moe.models.dit_config import FREQUENCIES
+from dit_moe.moe import MATRICES
+from dit_moe.text.objective import CHUNK
 
-# A new family: a file with a function like these.
-NETWORKS: dict[type, Callable[[Any, int, float], Network]] = {DiTConfig: dit.network, LMConfig: decoder.network}
+FP32 = 4  # bytes
 
 # A controller follows its router a step behind. About the largest mean of a step that the start of training showed, in
 # targets: docs/controller.md.
@@ -46,26 +45,8 @@ def memory(experiment: Any, precision: str, gpus: int, rows: int, active: float 
             held["gathered tables"] = 2 * tables  # they stay for the whole pass, and so do their gradients
     held["activations"] = activation_bytes(model, rows, precision, active=active)
     if isinstance(model, LMConfig):
-        held["logits"] = decoder.logits_bytes(rows * model.tokens * model.need("vocab_size"), e)
+        held["logits"] = logits_bytes(rows * model.tokens * model.need("vocab_size"), e)
     return held
-
-
-def network(model: TransformerConfig, e: int, active: float | None = None) -> Network:
-    """What autograd keeps of a model that multiplies numbers of `e` bytes, at `active` experts, or the target's."""
-    target = 0.0 if model.moe is None else model.moe.target
-    return NETWORKS[type(model)](model, e, target if active is None else active)
-
-
-def peak_active(model: TransformerConfig) -> float | None:
-    """The most active experts a token, on average over a step, that training is to be ready for; None: the target."""
-    moe = model.moe
-    if moe is None or not moe.router.controlled:
-        return None
-    return min(PEAK * moe.target, moe.router.max_experts or moe.experts)
-
-
-def _bytes(precision: str) -> int:
-    return 2 if precision == "bf16" else FP32
 
 
 def activation_bytes(
@@ -81,50 +62,153 @@ def activation_bytes(
     return network(model, e, active).bytes(rows * model.tokens, rows, e, recompute)
 
 
-def memory_lines(experiment: Any, name: str, gpus: int, unit: str) -> Iterator[str]:
-    """On the GPU `name`; a row is one of `unit`. ConfigError unless the GPUs can share the batch equally."""
-    train, gpu = experiment.train, GPUS[name]
-    precision = precision_on(name, train.mixed_precision)
-    if train.batch_size % gpus:
-        problem = f"={train.batch_size} cannot be shared equally by {gpus} GPUs; use a multiple"
-        raise ConfigError("train.batch_size", problem)
-    share = train.batch_size // gpus
-    rows = min(train.micro_batch or share, share)
-    held = memory(experiment, precision, gpus, rows)
-    parts = ", ".join(f"{part} {rounded(size / GIB, 1)}" for part, size in held.items())
-    total = sum(held.values())
-    in_all = rounded(total / GIB, 1)
-    yield f"memory per GPU    {in_all} GiB with {rows} {unit} at a time ({name}: {gpu.memory}): {parts}"
-    other = not experiment.model.recompute
-    instead = activation_bytes(experiment.model, rows, precision, recompute=other) / GIB
-    yield f"                  with model.recompute={str(other).lower()}: activations {rounded(instead, 1)}"
-    peak = peak_active(experiment.model)
-    if peak is not None:
-        total = sum(memory(experiment, precision, gpus, rows, peak).values())
-        share = f"{peak:g} active experts where the target is {experiment.model.moe.target:g}"
-        yield f"                  {rounded(total / GIB, 1)} GiB at {share}, a peak that early training may have"
-    if total > ROOM * gpu.memory * GIB:
-        tried = _remedies(experiment, precision, gpus, rows, ROOM * gpu.memory * GIB)
-        advice = "; or ".join(tried) or "no setting helps; use more GPUs with train.parallel=fsdp2, or larger ones"
-        yield f"warning: more than {ROOM:.0%} of that memory. What would fit: {advice}"
+def peak_active(model: TransformerConfig) -> float | None:
+    """The most active experts a token, on average over a step, that training is to be ready for; None: the target."""
+    moe = model.moe
+    if moe is None or not moe.router.controlled:
+        return None
+    return min(PEAK * moe.target, moe.router.max_experts or moe.experts)
 
 
-def _remedies(experiment: Any, precision: str, gpus: int, rows: int, limit: float) -> Iterator[str]:
-    """Overrides with which the experiment stays below `limit` bytes on each GPU, the cheapest first."""
-    for parallel in dict.fromkeys([experiment.train.parallel, "fsdp2" if gpus > 1 else experiment.train.parallel]):
-        for recompute in dict.fromkeys([experiment.model.recompute, True]):
-            changed = replace(
-                experiment,
-                model=replace(experiment.model, recompute=recompute),
-                train=replace(experiment.train, parallel=parallel),
-            )
-            parts = (n for n in range(rows, 0, -1) if rows % n == 0)
-            peak = peak_active(changed.model)
-            fitting = next((n for n in parts if sum(memory(changed, precision, gpus, n, peak).values()) <= limit), 0)
-            changes = {
-                "train.micro_batch": (str(fitting), fitting < rows),
-                "model.recompute": ("true", recompute != experiment.model.recompute),
-                "train.parallel": (parallel, parallel != experiment.train.parallel),
-            }
-            if fitting:
-                yield " ".join(f"{key}={value}" for key, (value, differs) in changes.items() if differs)
+def _bytes(precision: str) -> int:
+    return 2 if precision == "bf16" else FP32
+
+
+# ------------------------------------------------------------------------------------------- what autograd keeps
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What autograd keeps of a part of the network: bytes for each token and each row, and matrices it multiplies.
+
+    A row is one sample of a batch. In bf16 autograd keeps a copy of every matrix; in fp32 it keeps the parameter
+    itself, which costs nothing.
+    """
+
+    token: float = 0
+    row: float = 0
+    weights: int = 0  # elements
+    cached: int = 0  # those of them that autocast copies by itself
+
+    def bytes(self, tokens: float, rows: float, e: int) -> float:
+        return self.token * tokens + self.row * rows + (self.weights * e if e < FP32 else 0)
+
+    def __add__(self, other: Saved) -> Saved:
+        return Saved(
+            self.token + other.token, self.row + other.row, self.weights + other.weights, self.cached + other.cached
+        )
+
+
+@dataclass(frozen=True)
+class Network:
+    """A whole network: its blocks, and what is before and behind them."""
+
+    ends: Saved
+    blocks: Sequence[Saved]
+    stream: float  # bytes of a token between two blocks
+    tables: int = 0  # elements of embeddings outside of the blocks, where they count
+
+    def bytes(self, tokens: float, rows: float, e: int, recompute: bool) -> float:
+        """Of a forward pass; with `recompute` also what the pass through one block keeps again."""
+        ends = self.ends.bytes(tokens, rows, e)
+        if not recompute:
+            return ends + sum(block.bytes(tokens, rows, e) for block in self.blocks)
+        largest = max(block.bytes(tokens, rows, e) for block in self.blocks)
+        inputs = self.stream * tokens * (len(self.blocks) - 1)  # of the other blocks
+        # At the end of the forward pass autocast holds a copy of every matrix but the experts', which cast their own.
+        copies = sum(block.cached for block in self.blocks) * e if e < FP32 else 0
+        return ends + inputs + max(largest, copies)
+
+
+def network(model: TransformerConfig, e: int, active: float | None = None) -> Network:
+    """What autograd keeps of a model that multiplies numbers of `e` bytes, at `active` experts, or the target's."""
+    target = 0.0 if model.moe is None else model.moe.target
+    return NETWORKS[type(model)](model, e, target if active is None else active)
+
+
+def _experts(model: TransformerConfig, e: int, active: float) -> Saved:
+    """A feed-forward with experts, of which a token uses `active` on average."""
+    moe, d = model.moe, model.need("width")
+    assert moe is not None
+    w, gated = model.expert_hidden, MATRICES[moe.activation or model.ACTIVATION] == 3
+    into, acting = (2 * w, 4 * w) if gated else (w, 2 * w)  # first matrix; before and after the activation
+    token: float = FP32 * d + moe.experts * (25 if moe.router.drn else 21) + 16  # the router's input; probabilities
+    token += active * (e * (2 * d + acting) + 4 * d + 20)  # rows in and out, out once more weighted; indices
+    expert, cached = d * (into + w), 0
+    if moe.shared_experts:
+        token += moe.shared_experts * e * acting + (2 * d if e < FP32 else 0)
+        cached = moe.shared_experts * expert
+    return Saved(token, 0, cached + moe.experts * expert, cached)
+
+
+# ---------------------------------------------------------------------------------------- the Diffusion Transformer
+
+
+def _dit(model: DiTConfig, e: int, active: float) -> Network:
+    d = model.need("width")
+    # The final layer's norm and linear; the embedding of time, the conditioning c, and the final layer's adaLN.
+    ends = Saved(token=8 * d + 8 + e * d, row=e * (FREQUENCIES + 5 * d) + 4 * d, weights=3 * d * d)
+    return Network(ends, [_dit_block(model, index, e, active) for index in range(model.need("depth"))], stream=FP32 * d)
+
+
+def _dit_block(model: DiTConfig, index: int, e: int, active: float) -> Saved:
+    """One transformer block. The residual stream and its norms are in fp32."""
+    d, h = model.need("width"), model.need("mlp_hidden")
+    # Twice: input of a norm, its output and two statistics; input of qkv; q, k and v; output of attention, and its
+    # logarithm of sums for each head; output of the projection.
+    token: float = 2 * (8 * d + 8) + e * 6 * d + 4 * model.need("heads")
+    if model.qk_norm:  # without a fused kernel: q and k normalised and scaled, in bf16 also as fp32; attention's output
+        token += 8 * d + 3 * e * d + (8 * d if e < FP32 else 0)
+    row = e * 9 * d  # adaLN's input and six outputs, and 1 + scale twice
+    matrices = 10 * d * d  # adaLN, qkv, projection
+    block = Saved(token, row, matrices, matrices)
+    if model.has_experts(index):
+        return block + _experts(model, e, active) + Saved(FP32 * d)  # their sum, for the gate
+    # Input of the first matrix; before and after the activation; output, for the gate.
+    return block + Saved(e * (2 * d + 2 * h), 0, 2 * d * h, 2 * d * h)
+
+
+# ----------------------------------------------------------------------------------------------- the language model
+
+
+def _decoder(model: LMConfig, e: int, active: float) -> Network:
+    d, vocab = model.need("width"), model.need("vocab_size")
+    ends = Saved(token=_norm(d) + e * d, weights=vocab * d, cached=vocab * d)  # the last norm; the head's input
+    tables = vocab * d * (1 if model.tied else 2)
+    return Network(
+        ends, [_decoder_block(model, index, e, active) for index in range(model.need("depth"))], FP32 * d, tables
+    )
+
+
+def logits_bytes(logits: float, e: int, chunk: int = CHUNK) -> float:
+    """At most, while the loss and the gradient of so many logits are computed: `dit_moe.text.objective`."""
+    # Logits and, as chunks and put together, their gradients; of a chunk in fp32 its copy, softmax and two gradients.
+    return 2 * e * logits + (4 if e < FP32 else 3) * FP32 * min(logits, chunk)
+
+
+def _norm(width: int) -> float:
+    """Input and normalised input in fp32 (without a fused kernel), and their scale."""
+    return 2 * FP32 * width + FP32
+
+
+def _decoder_block(model: LMConfig, index: int, e: int, active: float) -> Saved:
+    """One decoder block. The residual stream and its norms are in fp32."""
+    d, k, h = model.need("width"), model.kv_width, model.need("mlp_hidden")
+    inputs = 3 if e < FP32 else 1  # of the matrices of q, k and v: each has its own copy, or all the same one
+    # Two norms; inputs; q, k, v and the output of attention, which is brought into order for its projection, and the
+    # logarithm of sums for each head.
+    token = 2 * _norm(d) + e * (inputs * d + 3 * d + 2 * k) + FP32 * model.need("heads")
+    if model.qk_norm:
+        token += _norm(d) + _norm(k)
+    if model.clip_qkv is not None:
+        token += e * (d + 2 * k)  # before it
+    matrices = 2 * d * d + 2 * d * k
+    block = Saved(token, 0, matrices, matrices)
+    if model.has_experts(index):
+        return block + _experts(model, e, active)
+    # Input of the first matrix; gate and up, the activation of one, and its product with the other.
+    return block + Saved(e * (d + 4 * h), 0, 3 * d * h, 3 * d * h)
+
+
+NETWORKS: dict[type, Callable[[Any, int, float], Network]] = {DiTConfig: _dit, LMConfig: _decoder}
+"""A new family of models: a function like these, and its line here."""

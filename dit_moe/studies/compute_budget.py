@@ -14,7 +14,7 @@ from typing import Any
 from dit_moe import config
 from dit_moe.cli.routing import open_split
 from dit_moe.config import ConfigError, section
-from dit_moe.costs.measured import forward_flops_at
+from dit_moe.costs import forward_flops_at
 from dit_moe.distributed import join_processes
 from dit_moe.evaluation.comparison import Comparison
 from dit_moe.evaluation.heldout_loss import HeldoutConfig, heldout_loss

@@ -65,12 +65,15 @@ def test_twice_the_experts_add_the_experts_cost_and_nothing_else():
     assert more == 2 * config.tokens * 3 * 2 * 32 * dense.mlp_hidden  # what two experts, and the dense one, cost
 
 
-@pytest.mark.parametrize("active", [None, -0.1, 8.1])
-def test_a_mean_that_experts_cannot_have_is_refused(active):
-    with pytest.raises(ValueError, match="active="):
-        forward_flops_at(DiTConfig(name="DiT-custom/2-8E2A", **DIT), active)
-
-
-def test_active_experts_of_a_dense_model_are_refused():
-    with pytest.raises(ValueError, match="without experts"):
-        forward_flops_at(DiTConfig(name="DiT-custom/2", **DIT), 2.0)
+@pytest.mark.parametrize(
+    ("name", "active", "message"),
+    [
+        ("DiT-custom/2-8E2A", None, "with experts"),
+        ("DiT-custom/2-8E2A", -0.1, "active=-0.1 must lie"),
+        ("DiT-custom/2-8E2A", 8.1, "active=8.1 must lie"),
+        ("DiT-custom/2", 2.0, "without experts"),
+    ],
+)
+def test_a_mean_that_the_model_cannot_have_is_refused(name, active, message):
+    with pytest.raises(ValueError, match=message):
+        forward_flops_at(DiTConfig(name=name, **DIT), active)

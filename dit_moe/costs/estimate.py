@@ -1,0 +1,255 @@
+"""FLOPs, time and the lines below a resolved config that say what it will cost."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dit_moe import config
+from dit_moe.autoencoders.autoencoder import AutoencoderConfig
+from dit_moe.config import ConfigError
+from dit_moe.costs.memory import activation_bytes, memory, peak_active
+from dit_moe.data.latents import LatentsConfig
+from dit_moe.diffusion import OBJECTIVES, SAMPLERS
+from dit_moe.experiments.image import Experiment
+from dit_moe.experiments.text import TextExperiment
+from dit_moe.models.base import TransformerConfig
+from dit_moe.registry import did_you_mean
+from dit_moe.rounding import rounded, speed
+from dit_moe.training import Unit
+
+GIB = 2**30
+MFU = 0.35  # share of the peak that a step reaches when none is stated
+ROOM = 0.9  # of a GPU's memory; the rest is the driver's, the allocator's gaps, and gradients on their way
+TIME_UNITS = (("days", 86_400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
+
+
+@dataclass(frozen=True)
+class GPU:
+    """Peak dense FLOP/s, products of matrices accumulated in fp32, and GiB of memory."""
+
+    bf16: float | None  # None: it has none, and trains in fp32
+    fp32: float  # without TF32, as `distributed` sets it
+    memory: int
+
+
+GPUS = {  # NVIDIA's data sheets and, for the RTX cards, the appendices of the GA102 and Ada architecture white papers
+    "V100": GPU(None, 15.7e12, 32),  # SXM2
+    "A100": GPU(312e12, 19.5e12, 80),
+    "L40S": GPU(362e12, 91.6e12, 48),
+    "H100": GPU(989e12, 67e12, 80),  # SXM
+    "H200": GPU(989e12, 67e12, 141),
+    "B200": GPU(2250e12, 75e12, 180),  # HGX, of 192 on the chip
+    "RTX4090": GPU(165e12, 82.6e12, 24),
+    "RTX3090": GPU(71e12, 35.6e12, 24),
+}
+
+
+def peak(gpu: str, precision: str) -> float:
+    """FLOP/s. ConfigError if the GPU does not compute in this precision."""
+    found = GPUS[gpu].bf16 if precision == "bf16" else GPUS[gpu].fp32
+    if found is None:
+        raise ConfigError("--gpu", f"={gpu} has no bf16; set train.mixed_precision=fp32 and sample.precision=fp32")
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------------- FLOPs
+
+
+def forward_flops_at(model: TransformerConfig, active: float | None) -> float:
+    """FLOPs of one sample, an image or a sequence, when a token uses `active` routed experts in the mean of MoE layers.
+
+    The target still decides how wide an expert is. A multiply-add counts 2, as in `Footprint.forward_flops`; divide by
+    ``model.tokens`` for those of a token.
+
+    Args:
+        model: resolved, with the fields that follow from the data.
+        active: measured; None for a model without experts, and for no other.
+
+    Raises ValueError for a mean that the model cannot have.
+    """
+    flops, moe = model.footprint().forward_flops, model.moe
+    if moe is None or active is None:
+        if moe is not None or active is not None:
+            raise ValueError(f"active={active} of a model {'without' if moe is None else 'with'} experts")
+        return flops
+    if not 0 <= active <= moe.experts:
+        raise ValueError(f"active={active:g} must lie in [0, {moe.experts}], the number of experts")
+    return flops + 2 * model.tokens * (active / moe.target - 1) * model.expert_weights().active
+
+
+def training_flops(experiment: Any) -> float:
+    """Of one row in training, activations computed twice where the config says so."""
+    passes = 4 if experiment.model.recompute else 3  # a backward pass costs two forward ones
+    return passes * experiment.model.footprint().forward_flops
+
+
+def evaluations(experiment: Experiment) -> int:
+    """Of the network, for one image made by the section `sample`."""
+    model, sample = experiment.model, experiment.sample
+    objective = OBJECTIVES.build(experiment.objective, num_classes=model.num_classes)
+    shape = (model.in_channels, model.input_size, model.input_size)
+    return SAMPLERS.build(sample.sampler, objective).evaluations(sample.guidance, shape)
+
+
+def sampling_flops(experiment: Experiment) -> float:
+    """Of one image made by the section `sample`, without its decoding.
+
+    With the experts of `sample.target` where that is one number, or else those of training.
+    """
+    model, target = experiment.model, experiment.sample.target
+    flops = forward_flops_at(model, target) if isinstance(target, float) else model.footprint().forward_flops
+    return evaluations(experiment) * flops
+
+
+# -------------------------------------------------------------------------------------------------------- the estimate
+
+
+def add_cost_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that are the arguments of `describe`."""
+    known = f"the GPU that --dry-run estimates for: {', '.join(GPUS)}; default %(default)s"
+    parser.add_argument("--gpu", default="H100", metavar="NAME", help=known)
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="how many of them; default %(default)s")
+    share = f"share of their peak FLOP/s that a step reaches, recompute counted; default {MFU}, an assumption"
+    parser.add_argument("--mfu", type=float, metavar="SHARE", help=share)
+
+
+def describe(
+    experiment: Experiment | TextExperiment, gpu: str = "H100", gpus: int = 1, mfu: float | None = None
+) -> str:
+    """The resolved config and, as YAML comments below it, what it will cost on `gpus` GPUs of one kind.
+
+    Args:
+        experiment: resolved.
+        gpu: a name of `GPUS`.
+        mfu: share of the peak FLOP/s that is reached; None assumes `MFU`.
+
+    Raises ConfigError for a GPU that is not in the table or cannot run the experiment, and for other impossible values.
+    """
+    if gpu not in GPUS:
+        raise ConfigError("--gpu", f"={gpu} is not in the table; {did_you_mean(gpu, GPUS)}")
+    if gpus < 1:
+        raise ConfigError("--gpus", f"={gpus} must be at least 1")
+    if mfu is not None and not 0 < mfu <= 1:
+        raise ConfigError("--mfu", f"={mfu} must be above 0 and at most 1")
+    return config.to_yaml(experiment) + "\n".join(f"# {line}" for line in _lines(experiment, gpu, gpus, mfu))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What differs between the estimates of images and of text."""
+
+    rows: str  # what the rows of a batch are called
+    unit: Unit  # what training is counted in
+    flops: str  # a line on one row
+    generation_flops: float = 0  # of everything that the section `sample` makes
+    generated: str = ""  # … and what that is
+    left_out: Sequence[str] = ()  # lines on what the others do not count
+
+
+def _work(experiment: Experiment | TextExperiment) -> _Work:
+    forward, training = experiment.model.footprint().forward_flops, training_flops(experiment)
+    if isinstance(experiment, TextExperiment):
+        length = experiment.model.tokens
+        token = f"{forward / length:.4g} forward, {training / length:.4g} in training"
+        flops = f"FLOPs per token   {token}; {forward:.4g} and {training:.4g} a sequence of {length:,}"
+        return _Work(rows="sequences", unit=Unit("tokens", length), flops=flops)
+    sampled, count = sampling_flops(experiment), experiment.sample.count
+    sampling = f"{sampled:.4g} to sample it in {evaluations(experiment)} evaluations"
+    encodes = isinstance(experiment.first_stage, AutoencoderConfig) and not isinstance(experiment.data, LatentsConfig)
+    return _Work(
+        rows="images",
+        unit=Unit("images"),
+        flops=f"FLOPs per image   {forward:.4g} forward, {training:.4g} in training, {sampling}",
+        generation_flops=sampled * count,
+        generated=f"{count:,} images",
+        left_out=["not in these      the encoder's time and memory; it runs for every image of every step"] * encodes,
+    )
+
+
+def _lines(experiment: Experiment | TextExperiment, gpu: str, gpus: int, mfu: float | None) -> Iterator[str]:
+    footprint, train, work = experiment.model.footprint(), experiment.train, _work(experiment)
+    row, rows = training_flops(experiment), train.steps * train.batch_size
+    count = f"{rows:,} {work.rows}"
+    if work.unit.per_row > 1:
+        count += f", {rows * work.unit.per_row:,} {work.unit.name}"
+    yield f"parameters        {footprint.total_params:,} in all, {footprint.active_params:,.0f} active per token"
+    yield work.flops
+    yield f"training          {train.steps:,} steps, {count}, {row * rows:.4g} FLOPs"
+    yield from _memory_lines(experiment, gpu, gpus, work.rows)
+    precision, share = _precision_on(gpu, train.mixed_precision), MFU if mfu is None else mfu
+    source = "an assumption, state another with --mfu" if mfu is None else "as stated"
+    rows_per_s = gpus * peak(gpu, precision) * share / row
+    units_per_s = speed(rows_per_s * work.unit.per_row)
+    where = f"{gpus} × {gpu} at {share:.0%} of {peak(gpu, precision) / 1e12:g} TFLOP/s in {precision} ({source})"
+    yield f"time              {_duration(rows / rows_per_s)}, {units_per_s} {work.unit.name}/s on {where}"
+    if work.generated:
+        precision = experiment.sample.precision
+        seconds = work.generation_flops / (gpus * peak(gpu, precision) * share)
+        yield f"sampling          {_duration(seconds)} for {work.generated} in {precision}"
+    yield from work.left_out
+    moe = experiment.model.moe
+    note = None if moe is None else moe.router.note(moe.target)
+    if note is not None:
+        yield f"note: {note}"
+
+
+def _precision_on(gpu: str, wanted: str) -> str:
+    """What ``mixed_precision=wanted`` comes to on this GPU."""
+    return ("fp32" if GPUS[gpu].bf16 is None else "bf16") if wanted == "auto" else wanted
+
+
+def _duration(seconds: float) -> str:
+    unit, length = next((each for each in TIME_UNITS if seconds >= 2 * each[1]), TIME_UNITS[-1])
+    return f"{rounded(seconds / length, 1)} {unit}"
+
+
+def _memory_lines(experiment: Any, name: str, gpus: int, unit: str) -> Iterator[str]:
+    """On the GPU `name`; a row is one of `unit`. ConfigError unless the GPUs can share the batch equally."""
+    train, gpu = experiment.train, GPUS[name]
+    precision = _precision_on(name, train.mixed_precision)
+    if train.batch_size % gpus:
+        problem = f"={train.batch_size} cannot be shared equally by {gpus} GPUs; use a multiple"
+        raise ConfigError("train.batch_size", problem)
+    share = train.batch_size // gpus
+    rows = min(train.micro_batch or share, share)
+    held = memory(experiment, precision, gpus, rows)
+    parts = ", ".join(f"{part} {rounded(size / GIB, 1)}" for part, size in held.items())
+    total = sum(held.values())
+    in_all = rounded(total / GIB, 1)
+    yield f"memory per GPU    {in_all} GiB with {rows} {unit} at a time ({name}: {gpu.memory}): {parts}"
+    other = not experiment.model.recompute
+    instead = activation_bytes(experiment.model, rows, precision, recompute=other) / GIB
+    yield f"                  with model.recompute={str(other).lower()}: activations {rounded(instead, 1)}"
+    most_active = peak_active(experiment.model)
+    if most_active is not None:
+        total = sum(memory(experiment, precision, gpus, rows, most_active).values())
+        active = f"{most_active:g} active experts where the target is {experiment.model.moe.target:g}"
+        yield f"                  {rounded(total / GIB, 1)} GiB at {active}, a peak that early training may have"
+    if total > ROOM * gpu.memory * GIB:
+        tried = _settings_that_fit(experiment, precision, gpus, rows, ROOM * gpu.memory * GIB)
+        advice = "; or ".join(tried) or "no setting helps; use more GPUs with train.parallel=fsdp2, or larger ones"
+        yield f"warning: more than {ROOM:.0%} of that memory. What would fit: {advice}"
+
+
+def _settings_that_fit(experiment: Any, precision: str, gpus: int, rows: int, limit: float) -> Iterator[str]:
+    """Overrides with which the experiment stays below `limit` bytes on each GPU, the cheapest first."""
+    for parallel in dict.fromkeys([experiment.train.parallel, "fsdp2" if gpus > 1 else experiment.train.parallel]):
+        for recompute in dict.fromkeys([experiment.model.recompute, True]):
+            changed = replace(
+                experiment,
+                model=replace(experiment.model, recompute=recompute),
+                train=replace(experiment.train, parallel=parallel),
+            )
+            parts = (n for n in range(rows, 0, -1) if rows % n == 0)
+            active = peak_active(changed.model)
+            fitting = next((n for n in parts if sum(memory(changed, precision, gpus, n, active).values()) <= limit), 0)
+            changes = {
+                "train.micro_batch": (str(fitting), fitting < rows),
+                "model.recompute": ("true", recompute != experiment.model.recompute),
+                "train.parallel": (parallel, parallel != experiment.train.parallel),
+            }
+            if fitting:
+                yield " ".join(f"{key}={value}" for key, (value, differs) in changes.items() if differs)

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from dit_moe import config
 from dit_moe.autoencoders.pixels import to_uint8
-from dit_moe.cli.sample import sample
 from dit_moe.diffusion import OBJECTIVES
 from dit_moe.experiments.image import Experiment, resolve_model
-from dit_moe.experiments.image_run import Run
+from dit_moe.experiments.run import ImageRun
 from dit_moe.sampling.outputs import parse_names
+from dit_moe.tasks.images import sample_images
 
 LATENT = 8  # height and width of what is sampled; the decoder enlarges it
 
@@ -52,7 +52,7 @@ class Enlarge:
         return small.repeat_interleave(self.factor, 2).repeat_interleave(self.factor, 3)
 
 
-def fake_run(images: int, size: int) -> Run:
+def fake_run(images: int, size: int) -> ImageRun:
     """A run whose `sample` section asks for `images` images of `size`×`size` pixels."""
     tree = {
         "model": {"name": "DiT-S/2", "in_channels": 3, "input_size": LATENT, "num_classes": 1000},
@@ -62,7 +62,7 @@ def fake_run(images: int, size: int) -> Run:
     }
     experiment = resolve_model(config.build(Experiment, tree))
     objective = OBJECTIVES.build(experiment.objective, num_classes=1000)
-    return Run(Path("none"), 0, "none", experiment, Nothing(), objective, Enlarge(size), None)  # type: ignore[arg-type]
+    return ImageRun(Path("none"), 0, "none", experiment, Nothing(), objective, Enlarge(size), None)  # type: ignore[arg-type]
 
 
 def resident(what: str) -> float:
@@ -81,7 +81,7 @@ def main() -> None:
     out = args.out or Path(tempfile.mkdtemp())
     try:
         run, before, start = fake_run(args.images, args.size), resident("VmRSS"), time.perf_counter()
-        sample(run, out, parse_names(args.save))
+        sample_images(run, out, parse_names(args.save))
         facts = {
             "images": args.images,
             "size": args.size,

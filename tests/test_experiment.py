@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from dit_moe.cli.train import load
 from dit_moe.config import ConfigError, build, dump
 from dit_moe.data import DATASETS
 from dit_moe.data.latents import LatentsConfig
 from dit_moe.experiments.image import Experiment, load_experiment, resolve, resolve_model
 from dit_moe.experiments.text import TextExperiment, resolve_text_model
+from dit_moe.tasks.train import load
 
 CONFIGS = [
     path

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from dit_moe.cli import COMMANDS
+
 PACKAGE = Path(__file__).parent.parent / "dit_moe"
 BOTTOM = {"registry", "yaml_text", "config", "randomness", "files", "locks", "precision", "rounding", "tables"}
 CORE = BOTTOM | {"moe", "models", "diffusion", "data", "autoencoders", "text", "checkpoint", "distributed", "shards"}
@@ -51,43 +53,38 @@ def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported_parts(path: Path) -> set[str]:
-    """The parts of dit_moe that a file imports anywhere in it."""
+def imported_names(path: Path) -> list[str]:
+    """The modules that a file imports anywhere in it, and whatever it imports from them, by their dotted names."""
     names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative imports hide the layer"
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
+            names += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names
+
+
+def imported_parts(path: Path) -> set[str]:
+    """The parts of dit_moe that a file imports anywhere in it."""
+    names = imported_names(path)
     return {name.split(".")[1] for name in names if name.startswith("dit_moe.")}
 
 
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
-# Libraries that still call commands. Each leaves this list, which is to become empty, once it no longer does.
-STILL_CALL_COMMANDS = {
-    "studies/compute_budget.py",
-    "studies/experiments.py",
-    "studies/run.py",
-    "studies/score.py",
-    "studies/timing.py",
-    "tasks/quickstart_text.py",
-    "tasks/text.py",
-}
 
 
-def case(path: Path):
-    """The file as a case; one that is listed must fail, so that the list cannot outlive its reason."""
-    name = str(path.relative_to(PACKAGE))
-    listed = name in STILL_CALL_COMMANDS
-    return pytest.param(path, id=name, marks=[pytest.mark.xfail(strict=True)] if listed else [])
-
-
-@pytest.mark.parametrize("path", [case(path) for path in FILES])
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_file_imports_only_from_the_layers_below_it(path):
     part = part_of(path)
     assert part in MAY_IMPORT, f"give {part} a place in the layers"
     assert imported_parts(path) - {part} <= MAY_IMPORT[part]
+
+
+def test_no_command_imports_another():
+    commands = {f"dit_moe.cli.{module}" for module, *_ in COMMANDS.values()}
+    for path in (PACKAGE / "cli").glob("*.py"):
+        assert not commands & set(imported_names(path)), path
 
 
 def test_the_layers_have_no_cycle():

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from dit_moe import config
 from dit_moe.analysis.stats import Target, Training
-from dit_moe.experiments.image_run import Run
-from dit_moe.experiments.text_run import TextRun
+from dit_moe.experiments.run import Run
 from dit_moe.moe import ROUTERS, MoEConfig, Routing, observe_routers, routers_of
 from dit_moe.moe.routers.topp import TopPConfig
 
@@ -128,7 +127,7 @@ def spaced(size: int, wanted: int) -> list[int]:
 # ------------------------------------------------------------------------------------------------------------- the run
 
 
-def experts_of(run: Run | TextRun) -> MoEConfig:
+def experts_of(run: Run) -> MoEConfig:
     """The section `model.moe` of a run; ValueError if its model is dense."""
     moe: MoEConfig | None = run.experiment.model.moe
     if moe is None:
@@ -137,7 +136,7 @@ def experts_of(run: Run | TextRun) -> MoEConfig:
     return moe
 
 
-def shape_of(run: Run | TextRun) -> dict[str, Any]:
+def shape_of(run: Run) -> dict[str, Any]:
     """The fields of `RoutingStats` that follow from the config."""
     model, moe, sample = run.experiment.model, experts_of(run), run.experiment.sample
     target = trained = Target(moe.target, held=not isinstance(moe.router, TopPConfig))
@@ -147,7 +146,7 @@ def shape_of(run: Run | TextRun) -> dict[str, Any]:
     return {"layers_L": layers, "experts": moe.experts, "target": target, "trained_target": trained}
 
 
-def run_facts(run: Run | TextRun, thresholds: Sequence[Any]) -> dict[str, Any]:
+def run_facts(run: Run, thresholds: Sequence[Any]) -> dict[str, Any]:
     """What a reader wants to know of the network, and of the thresholds in effect, by names to be shown."""
     model, moe, footprint = run.experiment.model, experts_of(run), run.experiment.model.footprint()
     facts = {

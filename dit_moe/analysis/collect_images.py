@@ -18,7 +18,7 @@ from dit_moe.analysis.stats import Examples, RoutingStats
 from dit_moe.config import ConfigError
 from dit_moe.data import Dataset
 from dit_moe.diffusion import DDPM, Objective, SamplingError
-from dit_moe.experiments.image_run import Run
+from dit_moe.experiments.run import ImageRun
 from dit_moe.randomness import generator, normal_like_images
 
 IMAGES, TIMES = 1000, 20
@@ -26,7 +26,7 @@ EXAMPLES, EXAMPLE_TIMES = 8, 5
 
 
 def collect_images(
-    run: Run,
+    run: ImageRun,
     dataset: Dataset,
     *,
     images: int = IMAGES,
@@ -118,7 +118,7 @@ def of_many_classes(rows: Sequence[int], labels: Sequence[int], wanted: int) -> 
 class _Walk:
     """A run's network, and the noisy images that it is shown."""
 
-    def __init__(self, run: Run, dataset: Dataset) -> None:
+    def __init__(self, run: ImageRun, dataset: Dataset) -> None:
         self.objective, self.stage, self.sample = run.objective, run.stage, run.experiment.sample
         made = run.generator()  # solves thresholds if the section `sample` asks for other compute than was trained
         self.network, self.device, self.dial, self.thresholds = made.model, made.device, made.dial, made.thresholds

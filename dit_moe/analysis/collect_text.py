@@ -12,7 +12,7 @@ import torch
 from dit_moe.analysis.collect import Tally, active_of_tokens, experts_of, run_facts, shape_of
 from dit_moe.analysis.stats import Passage, RoutingStats, TokenKinds
 from dit_moe.config import ConfigError
-from dit_moe.experiments.text_run import TextRun
+from dit_moe.experiments.run import TextRun
 from dit_moe.moe.compute_budget import thresholds
 from dit_moe.text.perplexity import Document, ScoringError, Window, require_in_vocabulary, rolling_windows
 from dit_moe.text.tokenizer import BYTES, TextTokenizer

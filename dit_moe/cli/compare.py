@@ -27,7 +27,6 @@ from typing import Any
 import torch
 
 from dit_moe import config
-from dit_moe.cli.train import predict
 from dit_moe.config import ConfigError
 from dit_moe.distributed import locked, use_cpu
 from dit_moe.files import read_object, require_own, require_writable, write_atomically
@@ -43,6 +42,7 @@ from dit_moe.studies.score import check_config, check_scoring
 from dit_moe.studies.study import Study, find_study, load_study
 from dit_moe.studies.table import to_csv, to_markdown
 from dit_moe.studies.timing import is_of_here, read_timing, time_variants
+from dit_moe.tasks.train import resolve_for_dry_run
 from dit_moe.training import TrainingError
 from dit_moe.training.run_folder import is_begun
 
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
             check_config(study, experiment)
     if not (args.list or args.report):
         prepare_data(experiments.values())
-    planned = plan(study, path.parent, out, resolved=predict if args.list else resolve)
+    planned = plan(study, path.parent, out, resolved=resolve_for_dry_run if args.list else resolve)
     require_unmixed(planned)
     require_own(out, WRITTEN, _is_begun(out, planned))
     if args.report:

@@ -26,11 +26,11 @@ from rich.console import Console
 
 from dit_moe.config import ConfigError
 from dit_moe.distributed import join_processes, locked
-from dit_moe.experiments.text_run import is_text_run
 from dit_moe.files import require_own, write_atomically
 from dit_moe.plotting import save_figure
 from dit_moe.studies.compute_budget import HIGHEST, LOWEST, POINTS, ImageOptions, ImageSubject, Subject, TextSubject
 from dit_moe.studies.draw_compute_budget import draw_dial, to_markdown
+from dit_moe.tasks import task_of
 
 FORMAT = 1
 OF_IMAGES = ("seeds", "images", "draws")  # options
@@ -88,7 +88,7 @@ def _require_sense(args: argparse.Namespace, folders: Sequence[Path], changes: S
             raise ValueError(f"--{option} {getattr(args, option)} must be at least 1")
     if args.no_metric and args.seeds is not None:
         raise ValueError("--seeds is for samples, which --no-metric leaves out; drop one")
-    if given and all(is_text_run(folder) for folder in folders):
+    if given and all(task_of(folder).kind == "text" for folder in folders):
         raise ValueError(f"--{given[0]} is for models of images, and these are language models; leave it out")
 
 
@@ -101,7 +101,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def _subject(folder: Path, changes: Sequence[str], targets: list[float] | None, args: argparse.Namespace) -> Subject:
-    if is_text_run(folder):
+    if task_of(folder).kind == "text":
         return TextSubject(folder, changes, targets)
     options = ImageOptions(metric=not args.no_metric, **{name: getattr(args, name) for name in OF_IMAGES})
     subject = ImageSubject(folder, changes, targets, options)

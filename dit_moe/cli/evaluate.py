@@ -45,7 +45,7 @@ from dit_moe.evaluation.sources.generated import GeneratedSource
 from dit_moe.evaluation.sources.open import open_word
 from dit_moe.evaluation.sources.statistics import require_same_space, states_fid, write_statistics
 from dit_moe.evaluation.stored import MANIFEST, Extracted, Stored
-from dit_moe.experiments.image_run import Run, of_sample, open_run
+from dit_moe.experiments.run import ImageRun, of_sample, open_image_run
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
 from dit_moe.extractors.digits_cnn import DigitsCNNConfig
 from dit_moe.extractors.inception import InceptionConfig
@@ -103,14 +103,14 @@ class Evaluation:
         """ValueError if what is to be written cannot be, or would take the place of something else."""
         on_main(lambda: require_places(self.args, self.reads))
 
-    def _open_run(self, word: str) -> Run:
+    def _open_run(self, word: str) -> ImageRun:
         overrides = list(self.overrides)
         if self.recipe is not None:
             overrides.insert(0, f"count={self.recipe.count}")
         if self.args.sampling is not None:
             trained = checkpoint.open_checkpoint(word).config()["objective"]["name"]
             overrides = [*sampling_recipe(self.args.sampling, trained, "--sampling").overrides, *overrides]
-        return open_run(word, overrides, device=join_processes().device)
+        return open_image_run(word, overrides, device=join_processes().device)
 
     def _open(self, word: str) -> Opened:
         folder = Path(word)

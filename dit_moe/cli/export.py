@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from dit_moe.experiments.text_run import open_text_run
+from dit_moe.experiments.run import open_text_run
 from dit_moe.moe.compute_budget import absorb
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import MISSING, fields, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,23 +35,18 @@ from dit_moe.analysis.report import REPORT, write_report
 from dit_moe.analysis.saved import JSON, NPZ, write_stats
 from dit_moe.analysis.stats import RoutingStats
 from dit_moe.checkpoint import find
-from dit_moe.config import ConfigError, section
-from dit_moe.data import Dataset
+from dit_moe.config import ConfigError
 from dit_moe.distributed import join_processes
-from dit_moe.evaluation.text import open_heldout
-from dit_moe.experiments.image import Experiment, open_data
-from dit_moe.experiments.image_run import Run, open_run
-from dit_moe.experiments.text_run import TextRun, is_text_run, open_text_run
+from dit_moe.experiments.image import open_split
+from dit_moe.experiments.run import ImageRun, TextRun, open_image_run, open_text_run
 from dit_moe.files import read_object, require_own
 from dit_moe.locks import exclusive
 from dit_moe.pictures import read_log
 from dit_moe.progress import images_bar, work_bar
 from dit_moe.rounding import rounded
-from dit_moe.text.sequences import open_shards
-from dit_moe.text.token_shards import TokenShards
+from dit_moe.tasks import task_of
 
 OF_IMAGES, OF_TEXT = ("images", "times"), ("tokens",)  # options
-NOTHING_HELD_OUT = "train (nothing was held out)"  # what is said of the split
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     """Count, write, and print a summary to stderr. ValueError for bad input, before the work starts."""
     if not join_processes().is_main_process:  # one process is enough, and the others would write the same files
         return
-    text = is_text_run(args.run_folder)
+    text = task_of(args.run_folder).kind == "text"
     _require_options(args, text)
     home = _run_folder(find(args.run_folder))
     out = args.out or home / "routing"
@@ -132,34 +127,14 @@ def _parted(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _of_images(args: argparse.Namespace) -> RoutingStats:
     of_data, others = _parted(args.overrides)
-    opened: Run = open_run(args.run_folder, others, device=join_processes().device)
+    opened: ImageRun = open_image_run(args.run_folder, others, device=join_processes().device)
     experts_of(opened)
-    dataset, split = open_split(_relocated(opened.experiment, of_data), args.split)
+    dataset, split = open_split(_relocated(opened.experiment, of_data).data, args.split)
     options = _counts(images=args.images, times=args.times)
     images, times = options.get("images", collect_images.IMAGES), options.get("times", collect_images.TIMES)
     with images_bar("routing", len(spaced(len(dataset), images)) * times) as on_progress:
         stats = collect_images.collect_images(opened, dataset, on_progress=on_progress, **options)
     return replace(stats, facts=stats.facts | {"split": split})
-
-
-def open_split(experiment: Experiment, split: str | None) -> tuple[Dataset, str]:
-    """A split of a run's data, and what to call it; None: what was held out, or if nothing was, what was trained on.
-
-    Raises what opening it raises; also for a held-out split that the config names and that cannot be opened. One that
-    is only a default may not suit the data: then it is told why they are those of training.
-    """
-    if split is not None:
-        return open_data(experiment.data, split), split
-    default = next((field.default for field in fields(experiment.data) if field.name == "heldout"), MISSING)
-    heldout = getattr(experiment.data, "heldout", MISSING)
-    if heldout is None:
-        return open_data(experiment.data, "train"), NOTHING_HELD_OUT
-    try:
-        return open_data(experiment.data, "heldout"), "heldout"
-    except ValueError as error:
-        if default is MISSING or heldout != default:
-            raise
-        return open_data(experiment.data, "train"), f"train (held-out data cannot be opened: {error})"
 
 
 # ---------------------------------------------------------------------------------------------------------------- text
@@ -169,7 +144,8 @@ def _of_text(args: argparse.Namespace) -> RoutingStats:
     of_data, others = _parted(args.overrides)
     opened: TextRun = open_text_run(args.run_folder, others, scoring=True, device=join_processes().device)
     experts_of(opened)
-    shards, split = _tokens(replace(opened, experiment=_relocated(opened.experiment, of_data)), args.split)
+    relocated = replace(opened, experiment=_relocated(opened.experiment, of_data))
+    shards, split = task_of(opened.experiment).open_split(relocated, args.split)
     most = opened.experiment.eval.max_documents
     wanted = collect_text.TOKENS if args.tokens is None else args.tokens
     step = max(1, len(shards) // wanted) if most is None else 1
@@ -177,21 +153,6 @@ def _of_text(args: argparse.Namespace) -> RoutingStats:
     with work_bar("routing", min(wanted, len(shards)), "tokens") as on_progress:
         stats = collect_text.collect_text(opened, documents, tokens=wanted, on_progress=on_progress)
     return replace(stats, facts=stats.facts | {"split": split})
-
-
-def _tokens(opened: TextRun, split: str | None) -> tuple[TokenShards, str]:
-    """As `open_split`, of tokens; ValueError too for held-out ones of another tokenizer."""
-    name = split or "heldout"
-    if split is None and opened.experiment.data.heldout is None:
-        return open_shards_of(opened, "train"), NOTHING_HELD_OUT
-    if name == "heldout":
-        return open_heldout(opened.experiment, opened.tokenizer, opened.trained), name
-    return open_shards_of(opened, name), name
-
-
-def open_shards_of(opened: TextRun, split: str) -> TokenShards:
-    with section("data"):
-        return open_shards(opened.experiment.data, split)
 
 
 # ------------------------------------------------------------------------------------------------------------- summary

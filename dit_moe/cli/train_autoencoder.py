@@ -25,7 +25,6 @@ from dit_moe.autoencoders.autoencoder import AutoencoderConfig
 from dit_moe.autoencoders.kl_export import MADE_BY, export, reconstruction_errors, require_own_export
 from dit_moe.autoencoders.kl_training import KLConfig, KLLoss, KLLossConfig, KLNetwork
 from dit_moe.autoencoders.pixels import from_uint8, to_uint8
-from dit_moe.cli.train import run_folder
 from dit_moe.config import ConfigError, require
 from dit_moe.data import DATASETS, Dataset
 from dit_moe.distributed import join_processes, locked, on_main
@@ -33,6 +32,7 @@ from dit_moe.experiments.image import identified
 from dit_moe.files import require_writable, write_atomically
 from dit_moe.pictures import image_grid, save_png
 from dit_moe.randomness import BatchRandom
+from dit_moe.tasks.train import run_folder
 from dit_moe.training import Hook, TrainConfig, Trainer
 
 SPLITS = ("train", "heldout")

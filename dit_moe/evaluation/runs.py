@@ -21,7 +21,7 @@ from dit_moe.evaluation.sources.dataset import open_dataset
 from dit_moe.evaluation.sources.generated import GeneratedSource
 from dit_moe.evaluation.sources.open import open_word
 from dit_moe.experiments.image import Experiment
-from dit_moe.experiments.image_run import Run
+from dit_moe.experiments.run import ImageRun
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
 from dit_moe.progress import images_bar
 from dit_moe.sampling.generator import SampleConfig
@@ -30,7 +30,7 @@ SEEDED = ("experiment.sample.seed", "labels_sha256")  # of a run's identity: wha
 ROUNDING_ONLY = ("batch_size", "decode_batch")  # of the section `sample`: no part in what the images are
 
 
-def run_source(opened: Run, sample: SampleConfig | None = None) -> GeneratedSource:
+def run_source(opened: ImageRun, sample: SampleConfig | None = None) -> GeneratedSource:
     """The images that a run makes by its section `sample`, or by another one."""
     sample = sample or opened.experiment.sample
     experiment = replace(opened.experiment, sample=sample)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -20,6 +20,8 @@ from dit_moe.models import MODELS
 from dit_moe.moe.compute_budget import DialConfig
 from dit_moe.sampling.generator import SampleConfig, check_labels
 from dit_moe.training import TrainConfig
+
+NOTHING_HELD_OUT = "train (nothing was held out)"  # how results call the split
 
 
 class Fingerprinted(Protocol):
@@ -63,14 +65,17 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 
 def image_experiment(tree: Tree) -> Experiment:
     """A config as read from a file or a checkpoint. ConfigError for any mistake in it, a language model among them."""
-    if is_text(tree):
+    if kind_of(tree) == "text":
         remedy = "dit-moe tokenize, train, sample, perplexity, export and lm-eval are for those"
         raise ConfigError("model", f" is a language model, and this needs a model of images; {remedy}")
     return config.build(Experiment, tree)
 
 
-def is_text(tree: Tree) -> bool:
-    """Whether a config, not yet typed, is a language model's. ConfigError if it names no model that there is."""
+def kind_of(tree: Tree) -> str:
+    """What the model of a config, not yet typed, is trained on: "images" or "text".
+
+    ConfigError if the config names no model that there is.
+    """
     model: Any = tree.get("model")
     name = model.get("name") if isinstance(model, dict) else model
     if not isinstance(name, str):
@@ -79,13 +84,34 @@ def is_text(tree: Tree) -> bool:
         config_class: Any = MODELS.config_class(name)
     except ValueError as error:
         raise ConfigError("model.name", f"={name}: {error}") from None
-    return config_class.KIND == "text"
+    kind: str = config_class.KIND
+    return kind
 
 
 def open_data(description: Any, split: str, name: str = "data") -> Dataset:
     """A split of the dataset that the section `name` of a config describes; ConfigError with the field's whole path."""
     with section(name):
         return DATASETS.build(description, split)
+
+
+def open_split(data: Any, split: str | None) -> tuple[Dataset, str]:
+    """A split of the data of a section `data`, and what to call it; None: what was held out, if anything was.
+
+    Raises what opening it raises, also for a held-out split that the config names and that cannot be opened. One that
+    is only a default may not suit the data: then what was trained on is opened, and its name says why.
+    """
+    if split is not None:
+        return open_data(data, split), split
+    default = next((field.default for field in fields(data) if field.name == "heldout"), MISSING)
+    heldout = getattr(data, "heldout", MISSING)
+    if heldout is None:
+        return open_data(data, "train"), NOTHING_HELD_OUT
+    try:
+        return open_data(data, "heldout"), "heldout"
+    except ValueError as error:
+        if default is MISSING or heldout != default:
+            raise
+        return open_data(data, "train"), f"train (held-out data cannot be opened: {error})"
 
 
 def resolve(experiment: Experiment, dataset: Dataset) -> Experiment:

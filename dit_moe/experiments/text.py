@@ -1,4 +1,4 @@
-"""The whole config of a language model's experiment, as `experiment.py` has that of an image model's."""
+"""The whole config of a language model's experiment, as `image.py` has that of a model of images."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Annotated, Any, Literal
 
 from dit_moe import config
 from dit_moe.config import ConfigError, Tree, require, section
-from dit_moe.experiments.image import check_dial, identified, is_text
+from dit_moe.experiments.image import check_dial, identified, kind_of
 from dit_moe.models import MODELS
 from dit_moe.moe.compute_budget import DialConfig
 from dit_moe.text.objective import NextTokenConfig
-from dit_moe.text.sequences import TokensConfig, TokenSequences
+from dit_moe.text.sequences import TokensConfig, TokenSequences, open_shards
+from dit_moe.text.token_shards import TokenShards, require_held_out
 from dit_moe.text.tokenization import TokenizeConfig
+from dit_moe.text.tokenizer import TextTokenizer
 from dit_moe.training import TrainConfig
 
 ROUNDING = 64  # of the embedding's rows: GEMMs are faster, and GPT-NeoX's 50,277 tokens become the usual 50,304
@@ -95,8 +97,10 @@ def load_text_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Tex
 
 def text_experiment(tree: Tree) -> TextExperiment:
     """A config as read from a file or a checkpoint. ConfigError for any mistake in it, a model of images among them."""
-    if not is_text(tree):
-        raise ConfigError("model", " is none of language, which this is for; name one, for instance LM-tiny-8E2A")
+    if kind_of(tree) != "text":
+        raise ConfigError(
+            "model", " is a model of images, and this needs a language model; name one, for instance LM-tiny-8E2A"
+        )
     return config.build(TextExperiment, tree)
 
 
@@ -125,3 +129,29 @@ def resolve_text_model(experiment: TextExperiment, vocab_size: int | None = None
     with section("model"):
         model = replace(model, vocab_size=vocab_size or model.need("vocab_size"), max_length=length)
     return replace(experiment, model=model)
+
+
+def open_heldout(experiment: TextExperiment, tokenizer: TextTokenizer, trained: Tree) -> TokenShards:
+    """The tokens of held-out text. ValueError unless they are of this tokenizer, and not of what is trained on.
+
+    `trained` is the `TokenManifest.origin` of that.
+    """
+    with section("data"):
+        shards = open_shards(experiment.data, "heldout")
+    try:
+        shards.manifest.require_tokenizer(tokenizer)
+    except ValueError as error:
+        raise ValueError(f"data.heldout={shards.folder}: {error}") from None
+    require_held_out(trained, shards.manifest)
+    return shards
+
+
+def scoring_options(experiment: TextExperiment) -> dict[str, Any]:
+    """Arguments of `score` and `HeldoutLoss` that an experiment states."""
+    return {
+        "length": experiment.data.length,
+        "vocab_size": experiment.model.vocab_size,
+        "stride": experiment.eval.stride,
+        "batch_size": experiment.eval.batch_size,
+        "precision": experiment.sample.precision,
+    }

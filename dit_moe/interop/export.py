@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_moe import config
-from dit_moe.experiments.text_run import TextRun
+from dit_moe.experiments.run import TextRun
 from dit_moe.files import atomic_folder, require_replaceable
 from dit_moe.interop.olmoe import to_olmoe
 from dit_moe.interop.transformers_lm import DitMoeForCausalLM, DitMoeLMConfig, set_tokens, wrap

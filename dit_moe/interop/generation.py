@@ -17,7 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from dit_moe.experiments.text_run import TextRun
+from dit_moe.experiments.run import TextRun
 from dit_moe.interop.transformers_lm import wrap
 from dit_moe.randomness import generator
 from dit_moe.text.tokenizer import TextTokenizer

@@ -42,6 +42,7 @@ def _grid(path: Path, labels_N: Tensor) -> Iterator[Take]:
 
 
 OUTPUTS = {"npz": ("images.npz", _npz), "png": ("png", png_folder), "grid": ("grid.png", _grid)}
+DEFAULT = ("npz", "grid")
 
 
 def parse_names(text: str) -> tuple[str, ...]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from dit_moe import config
-from dit_moe.cli.routing import open_split
 from dit_moe.config import ConfigError, section
 from dit_moe.costs import forward_flops_at
 from dit_moe.distributed import join_processes
@@ -20,10 +19,9 @@ from dit_moe.evaluation.comparison import Comparison
 from dit_moe.evaluation.heldout_loss import HeldoutConfig, heldout_loss
 from dit_moe.evaluation.runs import decisive, how_many, run_source, seeds_of, training_images
 from dit_moe.evaluation.sources.base import Opened
-from dit_moe.evaluation.text import full_key, heldout_text, perplexity
-from dit_moe.experiments.image import Experiment, check_dial
-from dit_moe.experiments.image_run import Run, of_sample, open_run
-from dit_moe.experiments.text_run import TextRun, open_text_run
+from dit_moe.evaluation.text import heldout_text, perplexity
+from dit_moe.experiments.image import Experiment, check_dial, open_split
+from dit_moe.experiments.run import ImageRun, TextRun, of_sample, open_image_run, open_text_run
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
 from dit_moe.metrics.frechet import FrechetDistanceConfig
 from dit_moe.moe import MoEConfig
@@ -125,12 +123,12 @@ class ImageSubject(Subject):
 
     def __init__(self, folder: Path, changes: Sequence[str], asked: list[float] | None, options: ImageOptions) -> None:
         overrides = of_sample([*changes, "target=null", "p=null", "vary=layer"])
-        self.run: Run = open_run(folder, overrides, device=join_processes().device)
+        self.run: ImageRun = open_image_run(folder, overrides, device=join_processes().device)
         experiment = self.run.experiment
         super().__init__(folder.resolve().name, experiment.model, experiment.sample, asked)
         stated = {name: value for name in ("images", "draws") if (value := getattr(options, name)) is not None}
         self.heldout = replace(HeldoutConfig(), **stated)
-        self.dataset, self.split = open_split(experiment, None)
+        self.dataset, self.split = open_split(experiment.data, None)
         shared = decisive(experiment)
         shared["sample"] = {name: value for name, value in shared["sample"].items() if name not in NOT_A_POINT_S}
         shared |= {"weights_sha256": self.run.sha256, "step": self.run.step, "data": config.dump(experiment.data)}
@@ -206,7 +204,7 @@ class TextSubject(Subject):
     kind = "text"
 
     def __init__(self, folder: Path, changes: Sequence[str], asked: list[float] | None) -> None:
-        self.folder, self.changes = folder, [full_key(each) for each in changes]
+        self.folder, self.changes = folder, list(changes)
         opened = self._open(None)
         experiment, text = opened.experiment, heldout_text(opened)
         super().__init__(folder.resolve().name, experiment.model, experiment.sample, asked)

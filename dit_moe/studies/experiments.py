@@ -9,16 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from dit_moe import config
-from dit_moe.cli.encode import encode
-from dit_moe.cli.train import prepare
 from dit_moe.config import ConfigError, Tree
-from dit_moe.data.latents import LatentsConfig
-from dit_moe.data.manifest import read_manifest
-from dit_moe.experiments.image import image_experiment, is_text, open_data
-from dit_moe.experiments.text import TextExperiment, text_experiment
+from dit_moe.experiments.text import TextExperiment
 from dit_moe.studies.plan import PlannedRun, run_folder
 from dit_moe.studies.study import Study, Variant, experiment_tree
-from dit_moe.text.sequences import open_shards
+from dit_moe.tasks import task_of
+from dit_moe.tasks.train import prepare
 
 AnyExperiment = Any
 TRAINING_ONLY = ("label_dropout", "flip", "document_mask")  # of objective and data: held-out losses know none of them
@@ -34,7 +30,7 @@ def experiments_of(study: Study, folder: Path, variants: Iterable[Variant] | Non
     for variant in study.variants if variants is None else variants:
         with of_variant(variant.name):
             tree = experiment_tree(study, variant, study.seeds[0], folder)
-            experiments[variant.name] = text_experiment(tree) if is_text(tree) else image_experiment(tree)
+            experiments[variant.name] = task_of(tree).experiment(tree)
     return experiments
 
 
@@ -120,9 +116,7 @@ def _without(section: Tree, keys: Iterable[str]) -> Tree:
 def _heldout_fingerprint(experiment: AnyExperiment) -> str | None:
     """Of the held-out split; None where code makes it, and where there is none, of which `check_scoring` tells."""
     try:
-        if isinstance(experiment, TextExperiment):
-            return open_shards(experiment.data, "heldout").manifest.fingerprint
-        return open_data(experiment.data, "heldout").fingerprint
+        return task_of(experiment).heldout_fingerprint(experiment)
     except ValueError:
         return None
 
@@ -143,21 +137,4 @@ def prepare_data(experiments: Iterable[AnyExperiment]) -> None:
         if experiment.data in done:
             continue
         done.append(experiment.data)
-        if isinstance(experiment, TextExperiment):
-            if experiment.tokenize is not None:
-                from dit_moe.cli.tokenize_text import tokenize_all  # and with it transformers
-
-                tokenize_all(experiment)
-        elif isinstance(experiment.data, LatentsConfig) and experiment.encode is not None:
-            for split, folder in (("train", experiment.data.path), ("heldout", experiment.data.heldout)):
-                if folder is not None and not _is_encoded(folder):
-                    encode(experiment, split)
-
-
-def _is_encoded(folder: str) -> bool:
-    """To the end: images and autoencoder are then not needed any more."""
-    try:
-        read_manifest(folder)
-    except ValueError:
-        return False  # `encode` mends it, or says what is wrong
-    return True
+        task_of(experiment).make_missing_data(experiment)

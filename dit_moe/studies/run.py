@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dit_moe.cli.train import prepare, train
 from dit_moe.distributed import join_processes, locked, on_all
 from dit_moe.files import require_writable, write_atomically
 from dit_moe.studies.plan import SCORE, PlannedRun, read_loss, read_score
 from dit_moe.studies.score import check_scoring, score_loss, score_metric
 from dit_moe.studies.study import Study
+from dit_moe.tasks.train import prepare, train
 
 T = TypeVar("T")
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from dit_moe.cli.train import AnyExperiment
 from dit_moe.config import ConfigError
 from dit_moe.costs import forward_flops_at
 from dit_moe.distributed import join_processes
@@ -20,14 +19,14 @@ from dit_moe.evaluation.sources.base import Opened
 from dit_moe.evaluation.stored import Extracted
 from dit_moe.experiments.evaluation import EvalConfig
 from dit_moe.experiments.image import open_data
-from dit_moe.experiments.image_run import open_run
+from dit_moe.experiments.run import open_image_run, open_text_run
 from dit_moe.experiments.text import TextExperiment, open_tokens
-from dit_moe.experiments.text_run import open_text_run
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
 from dit_moe.metrics import FeatureSet, configs_of
 from dit_moe.studies.plan import PlannedRun, loss_identity, metric_identity
 from dit_moe.studies.provenance import provenance
 from dit_moe.studies.study import Study
+from dit_moe.tasks import AnyExperiment
 
 TEXT_METRICS = {"bits_per_byte": "bits per byte", "perplexity": "perplexity"}  # what `dit-moe perplexity` reports
 LABELS = {  # how people call numbers of a report
@@ -59,7 +58,7 @@ def check_scoring(study: Study, run: PlannedRun) -> None:
     experiment = run.experiment
     check_config(study, experiment)
     if isinstance(experiment, TextExperiment):
-        from dit_moe.evaluation.text import open_heldout  # and with it transformers
+        from dit_moe.experiments.text import open_heldout
 
         tokens = open_tokens(experiment)
         open_heldout(experiment, tokens.tokenizer(), tokens.manifest.origin)
@@ -147,7 +146,7 @@ def score_loss(study: Study, run: PlannedRun) -> dict[str, Any]:
 
 def _loss_of_images(study: Study, run: PlannedRun) -> dict[str, Any]:
     experiment: Any = run.experiment
-    opened = open_run(run.folder, sample=experiment.sample, device=join_processes().device)
+    opened = open_image_run(run.folder, sample=experiment.sample, device=join_processes().device)
     dataset = open_data(experiment.data, "heldout")
     found = heldout_loss(opened.model, opened.objective, opened.stage, dataset, study.heldout)
     return {
@@ -189,7 +188,7 @@ def score_metric(study: Study, run: PlannedRun, score: dict[str, Any]) -> dict[s
 
 def _metric_of_images(name: str, run: PlannedRun) -> dict[str, Any]:
     experiment: Any = run.experiment
-    opened = open_run(run.folder, sample=experiment.sample, device=join_processes().device)
+    opened = open_image_run(run.folder, sample=experiment.sample, device=join_processes().device)
     opened = replace(opened, experiment=replace(opened.experiment, eval=experiment.eval))
     reference = training_images(experiment)
     settings = seeds_of(experiment.sample, how_many(experiment, reference), experiment.eval.seeds)

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from dit_moe import checkpoint
-from dit_moe.cli.train import parts_of, prepare
 from dit_moe.data.batch_sampler import own_rows
 from dit_moe.files import write_atomically
 from dit_moe.models import MODELS
@@ -22,6 +21,8 @@ from dit_moe.moe import update_routers
 from dit_moe.randomness import BatchRandom
 from dit_moe.studies.plan import PlannedRun
 from dit_moe.studies.provenance import provenance
+from dit_moe.tasks import task_of
+from dit_moe.tasks.train import prepare
 from dit_moe.training.devices import build_accelerator
 from dit_moe.training.ema import EMA
 from dit_moe.training.loss import training_loss
@@ -99,7 +100,7 @@ def _time(run: PlannedRun, steps: int) -> list[float]:
     experiment: Any
     experiment, dataset = prepare(run.experiment)
     opened = checkpoint.open_checkpoint(run.folder)
-    parts = parts_of(experiment, dataset, run.folder, opened)
+    parts = task_of(experiment).training_parts(experiment, dataset, run.folder, opened)
     model: nn.Module = MODELS.build(experiment.model)
     checkpoint.load_into(model, opened.weights("model"), opened.folder)
     config = experiment.train

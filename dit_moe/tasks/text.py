@@ -1,106 +1,326 @@
-"""Training a language model."""
+"""Language models."""
 
 from __future__ import annotations
 
+import json
+import math
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor, nn
 
-from dit_moe import checkpoint
-from dit_moe.cli.sample_text import page, write_texts
-from dit_moe.config import ConfigError
+from dit_moe import checkpoint, config
+from dit_moe.config import ConfigError, Tree, section
+from dit_moe.costs import forward_flops_at
 from dit_moe.distributed import join_processes, on_main
-from dit_moe.evaluation.text import HeldoutTextHook, open_heldout, scoring_options
-from dit_moe.experiments.text import TextExperiment
-from dit_moe.experiments.text_run import TOKENIZER, TextRun
+from dit_moe.evaluation.heldout_loss import HeldoutConfig
+from dit_moe.evaluation.text import heldout_text, perplexity
+from dit_moe.experiments.image import NOTHING_HELD_OUT
+from dit_moe.experiments.run import TOKENIZER, TextRun, open_text_run
+from dit_moe.experiments.text import (
+    TextExperiment,
+    open_heldout,
+    open_tokens,
+    resolve_text,
+    resolve_text_model,
+    scoring_options,
+    text_experiment,
+)
 from dit_moe.files import require_writable, write_atomically
+from dit_moe.locks import exclusive
 from dit_moe.models import LM
-from dit_moe.moe.compute_budget import turn
+from dit_moe.moe import measure_active
+from dit_moe.moe.compute_budget import thresholds, turn
 from dit_moe.randomness import BatchRandom
-from dit_moe.tasks.parts import TrainingParts
+from dit_moe.rounding import rounded
+from dit_moe.sampling.outputs import FACTS, require_own_samples
+from dit_moe.tasks import HeldoutResult, Report, Task, TrainingParts
 from dit_moe.text.compute_budget import read_some
+from dit_moe.text.heldout import HeldoutLoss
+from dit_moe.text.ngram import TrigramModel
 from dit_moe.text.objective import NextToken
-from dit_moe.text.sequences import TokenSequences
+from dit_moe.text.sequences import TokenSequences, open_shards
+from dit_moe.text.splits import tokenize_splits
+from dit_moe.text.token_shards import TokenShards
 from dit_moe.text.tokenizer import TextTokenizer
 from dit_moe.training import Hook, Unit
 from dit_moe.training.run_folder import is_begun
 
-
-def text_parts(
-    experiment: TextExperiment, dataset: TokenSequences, folder: Path, earlier: checkpoint.Checkpoint | None
-) -> TrainingParts:
-    """For a run in `folder` that goes on, or starts, from `earlier`. ValueError if that had another tokenizer."""
-    tokenizer = dataset.tokenizer()
-    if earlier is not None:
-        before = earlier.state.get("tokenizer", {})
-        if before.get("sha256") != tokenizer.config.sha256:
-            problem = f"={experiment.data.path} was made with the tokenizer {tokenizer.config.name}"
-            remedy = f"the run in {earlier.folder} had {before.get('name', 'none')}; tokenise with that one"
-            raise ConfigError("data.path", f"{problem}, {remedy}")
-    on_main(lambda: _keep(tokenizer, folder / TOKENIZER))
-
-    def prepare_batch(rows: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
-        return rows
-
-    @contextmanager
-    def dialled(network: nn.Module) -> Iterator[None]:
-        """While entered, it uses as many experts as the section `sample` says."""
-        assert isinstance(network, LM)
-        sample = experiment.sample
-        dial = turn(sample, network, lambda dial: read_some(network, dataset, dial, sample.precision))
-        with nullcontext() if dial is None else dial.at():
-            yield
-
-    def save_samples(step: int, network: nn.Module) -> None:
-        if not join_processes().is_main_process:
-            return
-        assert isinstance(network, LM)
-        run = TextRun(folder, step, "", experiment, network, tokenizer, trained=dataset.manifest.origin)
-        try:
-            with dialled(network):
-                written = page(run, write_texts(run))
-            (folder / "samples").mkdir(exist_ok=True)
-            write_atomically(folder / "samples" / f"step_{step:08d}.txt", written)
-        except ValueError as error:  # a preview is not worth a run
-            print(f"warning: no samples at step {step}: {error}", file=sys.stderr)
-
-    hooks = []
-    if every := experiment.train.sample_every:
-        hooks.append(Hook(every=every, call=save_samples))
-    if every := experiment.eval.light_every:
-        heldout = _heldout_loss(experiment, dataset, tokenizer)
-
-        def score(step: int, network: nn.Module) -> dict[str, Any] | None:
-            with dialled(network):
-                return heldout(step, network)
-
-        hooks.append(Hook(every=every, call=score, measures=True))
-    return TrainingParts(
-        objective=NextToken(experiment.objective),
-        prepare_batch=prepare_batch,
-        facts={
-            "tokenizer": {"name": tokenizer.config.name, "sha256": tokenizer.config.sha256},
-            "trained_on": dataset.manifest.origin,
-        },
-        hooks=hooks,
-        unit=Unit("tokens", experiment.data.length),
-    )
+TERMS = ("loss", "bits_per_byte", "perplexity")  # of the report of `perplexity`
+TRIGRAM_BYTES = 2**25  # of training text that the trigram model counts: 32 MiB take it some 2 GiB of memory
+RULE = "–" * 72
 
 
-def _heldout_loss(experiment: TextExperiment, dataset: TokenSequences, tokenizer: TextTokenizer) -> HeldoutTextHook:
-    """On documents from all over the held-out split."""
-    heldout = open_heldout(experiment, tokenizer, dataset.manifest.origin)
-    documents, count = heldout.manifest.documents, experiment.eval.light_documents
-    chosen = islice(heldout.documents(step=max(1, documents // count)), count)
-    return HeldoutTextHook(chosen, eos=tokenizer.eos, **scoring_options(experiment))
+class TextTask:
+    """See `Task`."""
+
+    kind, unit = "text", "tokens"
+    sample_files: tuple[str, ...] = (FACTS,)
+
+    # ------------------------------------------------------------------------------------------- the config, the data
+
+    def experiment(self, tree: Tree) -> TextExperiment:
+        return text_experiment(tree)
+
+    def make_data(self, experiment: TextExperiment, *, skip_broken: bool = False) -> None:
+        tokenize_splits(experiment.tokenize, experiment.data)
+
+    def make_missing_data(self, experiment: TextExperiment) -> None:
+        if experiment.tokenize is not None:
+            self.make_data(experiment)
+
+    def open_data(self, experiment: TextExperiment, split: str = "train") -> TokenSequences:
+        return open_tokens(experiment, split)
+
+    def heldout_fingerprint(self, experiment: TextExperiment) -> str | None:
+        return open_shards(experiment.data, "heldout").manifest.fingerprint
+
+    def resolve(self, experiment: TextExperiment, dataset: TokenSequences) -> TextExperiment:
+        return resolve_text(experiment, dataset)
+
+    def resolve_without_data(self, experiment: TextExperiment) -> TextExperiment:
+        return resolve_text_model(experiment)
+
+    # ----------------------------------------------------------------------------------------------------- the training
+
+    def training_parts(
+        self, experiment: TextExperiment, dataset: TokenSequences, folder: Path, earlier: checkpoint.Checkpoint | None
+    ) -> TrainingParts:
+        tokenizer = dataset.tokenizer()
+        if earlier is not None:
+            _require_same_tokenizer(experiment, tokenizer, earlier)
+        on_main(lambda: _keep(tokenizer, folder / TOKENIZER))
+
+        def prepare_batch(rows: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
+            return rows
+
+        def save_samples(step: int, network: nn.Module) -> None:
+            if not join_processes().is_main_process:
+                return
+            assert isinstance(network, LM)
+            run = TextRun(folder, step, "", experiment, network, tokenizer, trained=dataset.manifest.origin)
+            try:
+                with _sampled_experts(experiment, network, dataset):
+                    written = page(experiment.sample.prompts, write_texts(run))
+                (folder / "samples").mkdir(exist_ok=True)
+                write_atomically(folder / "samples" / f"step_{step:08d}.txt", written)
+            except ValueError as error:  # a preview is not worth a run
+                print(f"warning: no samples at step {step}: {error}", file=sys.stderr)
+
+        hooks = []
+        if every := experiment.train.sample_every:
+            hooks.append(Hook(every=every, call=save_samples))
+        if every := experiment.eval.light_every:
+            heldout = _heldout_loss(experiment, dataset, tokenizer)
+
+            def score(step: int, network: nn.Module) -> dict[str, Any] | None:
+                with _sampled_experts(experiment, network, dataset):
+                    return heldout(step, network)
+
+            hooks.append(Hook(every=every, call=score, measures=True))
+        return TrainingParts(
+            objective=NextToken(experiment.objective),
+            prepare_batch=prepare_batch,
+            facts={
+                "tokenizer": {"name": tokenizer.config.name, "sha256": tokenizer.config.sha256},
+                "trained_on": dataset.manifest.origin,
+            },
+            hooks=hooks,
+            unit=Unit(self.unit, experiment.data.length),
+        )
+
+    def objective_name(self, experiment: TextExperiment) -> str:
+        return "next token"
+
+    # --------------------------------------------------------------------------------------------------- a trained run
+
+    def open_run(
+        self, path: str | Path, overrides: Sequence[str] = (), *, experiment: TextExperiment | None = None
+    ) -> TextRun:
+        return open_text_run(path, overrides, experiment=experiment, device=join_processes().device)
+
+    def sample(
+        self,
+        path: Path,
+        overrides: Sequence[str] = (),
+        *,
+        out: Path | None = None,
+        save: str | None = None,
+        recipe: str | None = None,
+        prompts: Sequence[str] | None = None,
+    ) -> Report | None:
+        for name, value in (("save", save), ("recipe", recipe)):
+            if value is not None:
+                raise ConfigError(f"--{name}", f": {path} is a language model's run; leave it out")
+        run = self.open_run(path, overrides)
+        if prompts is not None:
+            sample = replace(run.experiment.sample, prompts=tuple(prompts))
+            run = replace(run, experiment=replace(run.experiment, sample=sample))
+        return sample_text(run, out or run.folder.parent.parent)
+
+    def require_heldout(self, experiment: TextExperiment) -> None:
+        tokens = self.open_data(experiment)
+        open_heldout(experiment, tokens.tokenizer(), tokens.manifest.origin)
+
+    def open_split(self, run: TextRun, split: str | None) -> tuple[TokenShards, str]:
+        data = run.experiment.data
+        if split == "heldout" or (split is None and data.heldout is not None):
+            return open_heldout(run.experiment, run.tokenizer, run.trained), "heldout"
+        with section("data"):
+            return open_shards(data, split or "train"), split or NOTHING_HELD_OUT
+
+    def heldout_loss(self, run: TextRun, config: HeldoutConfig) -> HeldoutResult:
+        report, model = perplexity(run, heldout_text(run)), run.experiment.model
+        return HeldoutResult(
+            loss=report["loss"],
+            terms={name: report[name] for name in TERMS},
+            active=report["active_experts"],
+            active_by_layer=report["active_experts_by_layer"] or None,
+            flops=forward_flops_at(model, report["active_experts"]) / model.tokens,
+        )
+
+    # ------------------------------------------------------------------------------------------------- the quick start
+
+    def check_quickstart(self, experiment: TextExperiment, *, skip_broken: bool = False) -> None:
+        if skip_broken:
+            raise ConfigError("--skip-broken", " is of images, and the config of a language model; leave it out")
+        if experiment.tokenize is None:
+            raise ConfigError("tokenize", " is missing; say there which text the tokens of `data` are made of")
+        if experiment.data.heldout is None:
+            raise ConfigError("data.heldout", " is missing; name a folder for the tokens of held-out text")
+
+    def evaluation(self, experiment: TextExperiment, dataset: TokenSequences) -> Callable[[Path], Report | None]:
+        self.require_heldout(experiment)
+
+        def evaluate(folder: Path) -> Report | None:
+            run = self.open_run(folder, experiment=experiment)
+            report = perplexity(run, heldout_text(run))
+            passage = sample_text(run, folder)
+            if passage is None:  # not the main process
+                return None
+            trigram = TrigramModel(_texts(experiment, run.tokenizer, "train", most=TRIGRAM_BYTES))
+            heldout = islice(_texts(experiment, run.tokenizer, "heldout"), experiment.eval.max_documents)
+            bits = {
+                "model": report["bits_per_byte"],
+                "model_std_error": report["bits_per_byte_std_error"],
+                "trigram": trigram.bits_per_byte(heldout),
+            }
+            return report | {"bits_per_byte": bits, "heldout_active_experts": report["active_experts"]}
+
+        return evaluate
+
+    def print_report(self, report: Report) -> None:
+        bits = report["bits_per_byte"]
+        error = bits["model_std_error"]  # None of a single document
+        spread = "" if error is None else f" ± {rounded(error, 3)}"
+        table = Table(show_header=False)
+        table.add_row("held-out bits per byte", f"{bits['model']:.3f}{spread}")
+        table.add_row("… of a trigram model of the same text", f"{bits['trigram']:.3f}")
+        Console(stderr=True).print(table)
+
+
+def _require_same_tokenizer(
+    experiment: TextExperiment, tokenizer: TextTokenizer, earlier: checkpoint.Checkpoint
+) -> None:
+    before = earlier.state.get("tokenizer", {})
+    if before.get("sha256") != tokenizer.config.sha256:
+        problem = f"={experiment.data.path} was made with the tokenizer {tokenizer.config.name}"
+        remedy = f"the run in {earlier.folder} had {before.get('name', 'none')}; tokenise with that one"
+        raise ConfigError("data.path", f"{problem}, {remedy}")
 
 
 def _keep(tokenizer: TextTokenizer, folder: Path) -> None:
     """ValueError if `folder` cannot be made, or holds what no run has kept there."""
     require_writable(folder.parent)
     tokenizer.keep(folder, replace=is_begun(folder.parent))
+
+
+@contextmanager
+def _sampled_experts(experiment: TextExperiment, network: nn.Module, dataset: TokenSequences) -> Iterator[None]:
+    """While entered, the network uses as many experts as the section `sample` says."""
+    assert isinstance(network, LM)
+    sample = experiment.sample
+    dial = turn(sample, network, lambda dial: read_some(network, dataset, dial, sample.precision))
+    with nullcontext() if dial is None else dial.at():
+        yield
+
+
+def _heldout_loss(experiment: TextExperiment, dataset: TokenSequences, tokenizer: TextTokenizer) -> HeldoutLoss:
+    """On documents from all over the held-out split."""
+    heldout = open_heldout(experiment, tokenizer, dataset.manifest.origin)
+    documents, count = heldout.manifest.documents, experiment.eval.light_documents
+    chosen = islice(heldout.documents(step=max(1, documents // count)), count)
+    return HeldoutLoss(chosen, eos=tokenizer.eos, **scoring_options(experiment))
+
+
+def _texts(experiment: TextExperiment, tokenizer: TextTokenizer, split: str, most: float = math.inf) -> Iterator[bytes]:
+    """The documents of a split, from its tokens: what the model saw. They end when there are `most` bytes."""
+    for ids, size in open_shards(experiment.data, split).documents():
+        yield tokenizer.decode(ids).encode()
+        most -= size
+        if most <= 0:
+            return
+
+
+def write_texts(run: TextRun) -> list[str]:
+    """What the run writes behind each prompt of its section ``sample``, by the settings there."""
+    from dit_moe.interop.generation import generate_text  # imports transformers, which takes seconds
+
+    sample = run.experiment.sample
+    return generate_text(
+        run,
+        sample.prompts,
+        max_new_tokens=sample.max_new_tokens,
+        temperature=sample.temperature,
+        top_k=sample.top_k,
+        top_p=sample.top_p,
+        seed=sample.seed,
+    )
+
+
+def page(prompts: Sequence[str], texts: Sequence[str]) -> str:
+    """Prompts and what follows them, to be read."""
+    passages = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+    return f"\n{RULE}\n".join(passages) + "\n"
+
+
+def sample_text(run: TextRun, out: Path) -> Report | None:
+    """Write texts, print them, and put them with all settings into sample.json in the folder `out`.
+
+    Returns what that holds; None on all processes but the main one, which works alone. Raises ValueError if `out`
+    cannot be written, or another command writes there.
+    """
+    if not join_processes().is_main_process:
+        return None
+    require_own_samples(out, ())
+    with exclusive(out, FACTS):
+        start = time.perf_counter()
+        with measure_active(run.model) as active:
+            texts = write_texts(run)
+        print(page(run.experiment.sample.prompts, texts), end="")
+        facts = {
+            "run": str(run.folder),
+            "step": run.step,
+            "weights_sha256": run.sha256,
+            "experiment": config.dump(run.experiment),
+            "texts": texts,
+            "active_experts": active.mean,
+            "thresholds": thresholds(run.model),
+            "device": str(next(run.model.parameters()).device),
+            "seconds": time.perf_counter() - start,
+            "versions": {name: version(name) for name in ("dit_moe", "torch", "transformers")},
+        }
+        write_atomically(out / FACTS, json.dumps(facts, indent=1) + "\n")
+    return facts
+
+
+TASK: Task = TextTask()

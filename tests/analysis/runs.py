@@ -13,9 +13,8 @@ from dit_moe.autoencoders import FIRST_STAGES
 from dit_moe.data import DATASETS
 from dit_moe.diffusion import OBJECTIVES
 from dit_moe.experiments.image import load_experiment, resolve
-from dit_moe.experiments.image_run import Run
+from dit_moe.experiments.run import ImageRun, TextRun
 from dit_moe.experiments.text import load_text_experiment, resolve_text_model
-from dit_moe.experiments.text_run import TextRun
 from dit_moe.models import MODELS
 from dit_moe.moe.routing import threshold_u
 from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
@@ -46,13 +45,13 @@ class Chosen:
         return self.whole.class_counts()
 
 
-def image_run(*changes: str, name: str = "DiT-custom/2-4E2A", p: float = 0.7) -> Run:
+def image_run(*changes: str, name: str = "DiT-custom/2-4E2A", p: float = 0.7) -> ImageRun:
     """On digits."""
     words = ["first_stage=identity", *SIZES, f"model.name={name}", "sample.sampler.steps=2", *changes]
     experiment = load_experiment(CONFIGS / "digits.yaml", words)
     experiment = resolve(experiment, Chosen([0]))
     model: Any = experiment.model
-    return Run(
+    return ImageRun(
         folder=Path("some/run"),
         step=7,
         sha256="ab" * 32,

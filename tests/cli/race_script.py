@@ -19,12 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from dit_moe.cli import main as dit_moe
-from dit_moe.cli import (
-    routing,
-    sample,  # noqa: F401  before forking: it takes seconds
-)
+from dit_moe.cli import routing
 from dit_moe.cli.routing import RoutingStats
 from dit_moe.files import write_atomically
+from dit_moe.tasks import images  # noqa: F401  before forking: it takes seconds
 
 KINDS = ("sample", "eval", "encode", "export", "routing")
 LATENTS = Path(__file__).parents[2] / "configs" / "digits_latent.yaml"

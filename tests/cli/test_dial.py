@@ -157,8 +157,8 @@ def test_a_fixed_threshold_is_turned_around_what_it_makes_of_the_tokens(topp_run
 def test_a_run_without_held_out_images_is_measured_on_the_others_and_that_is_said(a_run, monkeypatch, capsys):
     opened = compute_budget.open_split
 
-    def none_held_out(experiment, split):
-        return opened(experiment, "train")[0], "train (nothing was held out)"
+    def none_held_out(data, split):
+        return opened(data, "train")[0], "train (nothing was held out)"
 
     monkeypatch.setattr(compute_budget, "open_split", none_held_out)
     assert cli("dial", a_run, "--targets", "1", "--no-metric") == 0

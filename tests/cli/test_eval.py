@@ -199,10 +199,11 @@ def test_a_target_for_each_layer_or_time_is_evaluated_and_told(finished_run, tmp
 
 def test_features_that_were_kept_before_there_was_a_dial_are_still_the_run_s(finished_run):
     from dit_moe.evaluation.runs import decisive
-    from dit_moe.experiments.image_run import open_run
+    from dit_moe.experiments.run import open_image_run
 
     opened = {
-        change: open_run(finished_run, change.split()).experiment for change in ("", "p=0.9", "target=[1,2] vary=time")
+        change: open_image_run(finished_run, change.split()).experiment
+        for change in ("", "p=0.9", "target=[1,2] vary=time")
     }
     kept = {change: set(decisive(each)["sample"]) & {"target", "p", "vary"} for change, each in opened.items()}
     assert kept == {"": {"target"}, "p=0.9": {"target", "p"}, "target=[1,2] vary=time": {"target", "vary"}}

@@ -186,14 +186,10 @@ def test_before_its_first_checkpoint_a_run_may_begin_again_with_another_tokenize
 
 
 def test_what_a_language_model_needs_and_is_not_installed_is_named(run, monkeypatch, capsys):
-    for name in [name for name in sys.modules if name.startswith("dit_moe.cli.sample_text")]:
-        monkeypatch.delitem(sys.modules, name)
-    for name in [name for name in sys.modules if name.startswith("dit_moe.interop.generation")]:
-        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not there
     assert cli("sample", run) == 2
     error = capsys.readouterr().err.strip()
-    assert error == "error: this needs the package transformers, which is not installed; pip install 'dit_moe[lm]'"
+    assert error.endswith("needs the package transformers, which is not installed; pip install 'dit_moe[lm]'")
 
 
 def test_scores_of_held_out_tokens_that_have_moved(run, finished, tmp_path, capsys):
@@ -206,7 +202,7 @@ def test_scores_of_held_out_tokens_that_have_moved(run, finished, tmp_path, caps
 
 
 BAD = {  # words of a command, {run} and {data} filled in: what it says
-    "an image config for text": (["tokenize", CONFIG], "model is none of language"),
+    "an image config for text": (["tokenize", CONFIG], "model is a model of images"),
     "a text config for images": (["encode", LM_CONFIG], "model is a language model"),
     "judging text as images": (["eval", "{run}"], "model is a language model"),
     "saving text as pictures": (["sample", "{run}", "--save", "png"], "--save: .* leave it out"),

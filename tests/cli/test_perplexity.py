@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from dit_moe.cli.perplexity import print_table
-from dit_moe.experiments.text_run import open_text_run
+from dit_moe.experiments.run import open_text_run
 from dit_moe.text.corpora.files import FilesConfig
 from dit_moe.text.perplexity import score
 from dit_moe.text.tokenization import Tokenization, TokenizeConfig

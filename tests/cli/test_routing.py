@@ -8,8 +8,9 @@ import pytest
 
 from dit_moe.cli import routing
 from dit_moe.data import DATASETS
-from dit_moe.experiments.image import load_experiment
-from dit_moe.experiments.text_run import open_text_run
+from dit_moe.experiments.image import load_experiment, open_split
+from dit_moe.experiments.run import open_text_run
+from dit_moe.experiments.text import open_heldout
 from tests.autoencoders.encoded import encode
 from tests.cli.conftest import CONFIG, SMALL, cli
 from tests.cli.test_bad_input import refused, snapshot
@@ -51,7 +52,7 @@ def test_a_run_of_text_is_told_of_as_perplexity_does(trained, tmp_path, undrawn)
 
 def test_documents_are_spread_over_the_text_unless_the_first_are_asked_for(trained, tmp_path, undrawn):  # noqa: F811
     run = open_text_run(trained / "run")
-    sizes = [len(ids) for ids, _ in routing.open_heldout(run.experiment, run.tokenizer, run.trained).documents()]
+    sizes = [len(ids) for ids, _ in open_heldout(run.experiment, run.tokenizer, run.trained).documents()]
     half = (sum(sizes) + len(sizes)) // 2
     assert cli("routing", trained / "run", "--tokens", half, "--out", tmp_path / "spread") == 0
     assert numbers(tmp_path / "spread")["facts"]["tokens counted"] == sizes[0] + sizes[2]
@@ -91,17 +92,17 @@ def test_an_older_checkpoint_and_a_copy_of_one_are_told_of_with_the_log_there_is
 def test_latents_without_held_out_ones_are_those_of_training_and_it_says_so(tmp_path):
     encode(tmp_path / "latents")
     experiment = load_experiment(CONFIG, [f"data={{name: latents, path: {tmp_path / 'latents'}}}"])
-    dataset, split = routing.open_split(experiment, None)
+    dataset, split = open_split(experiment.data, None)
     assert len(dataset) == 100 and split == "train (nothing was held out)"  # and mirrored
     with pytest.raises(ValueError, match=r"data\.heldout is missing"):
-        routing.open_split(experiment, "heldout")
+        open_split(experiment.data, "heldout")
 
 
 def test_held_out_images_that_are_stated_and_gone_are_an_error(tmp_path):
     encode(tmp_path / "latents")
     where = f"data={{name: latents, path: {tmp_path / 'latents'}, heldout: {tmp_path / 'gone'}}}"
     with pytest.raises(ValueError, match="gone"):
-        routing.open_split(load_experiment(CONFIG, [where]), None)
+        open_split(load_experiment(CONFIG, [where]).data, None)
 
 
 def test_a_held_out_split_that_is_only_a_default_says_why_it_is_not_there(monkeypatch):
@@ -110,13 +111,13 @@ def test_a_held_out_split_that_is_only_a_default_says_why_it_is_not_there(monkey
             raise ValueError("data.heldout=validation is no split of them")
         return "the data"
 
-    monkeypatch.setattr(routing, "open_data", refuses)
+    monkeypatch.setattr("dit_moe.experiments.image.open_data", refuses)
     for description, label in (("", "is no split of them"), (", heldout: validation", "is no split of them")):
         experiment = load_experiment(CONFIG, [f"data={{name: huggingface, id: some{description}}}"])
-        dataset, split = routing.open_split(experiment, None)
+        dataset, split = open_split(experiment.data, None)
         assert dataset == "the data" and split.startswith("train (held-out") and label in split
     with pytest.raises(ValueError, match="no split of them"):
-        routing.open_split(load_experiment(CONFIG, ["data={name: huggingface, id: some, heldout: test}"]), None)
+        open_split(load_experiment(CONFIG, ["data={name: huggingface, id: some, heldout: test}"]).data, None)
 
 
 def test_every_dataset_says_whether_it_may_lack_held_out_data():

@@ -15,13 +15,13 @@ from matplotlib.figure import Figure
 from transformers import TrainingArguments
 
 from dit_moe.cli import parse, routing
-from dit_moe.cli.train import load
 from dit_moe.data import digits
 from dit_moe.evaluation.recipes import sampling_recipe
 from dit_moe.metrics import METRICS
 from dit_moe.moe import ROUTERS
 from dit_moe.studies.experiments import experiments_of
 from dit_moe.studies.study import find_study, load_study
+from dit_moe.tasks.train import load
 from tests.cli import small_forms
 from tests.interop.models import tokens
 from tests.shown import (

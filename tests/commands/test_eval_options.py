@@ -7,7 +7,7 @@ import pytest
 from dit_moe import cli
 from dit_moe.cli import evaluate
 from dit_moe.cli.eval_options import add_eval_arguments, extractor_config, metric_configs, read_options
-from dit_moe.experiments.image_run import of_sample
+from dit_moe.experiments.run import of_sample
 from dit_moe.extractors.digits_cnn import DigitsCNNConfig
 from dit_moe.extractors.function import FunctionConfig
 from dit_moe.extractors.inception import InceptionConfig

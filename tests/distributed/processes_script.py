@@ -19,10 +19,8 @@ import sklearn.datasets  # noqa: F401 (once, before the forks)
 import torch
 
 from dit_moe import distributed
-from dit_moe.cli import (
-    main,
-    train,  # noqa: F401
-)
+from dit_moe.cli import main
+from dit_moe.tasks import images  # noqa: F401 (before the forks, as the next)
 from dit_moe.text import perplexity  # noqa: F401
 from dit_moe.training.data_loader import Feed
 from tests.cli.conftest import CONFIG, SMALL

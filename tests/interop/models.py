@@ -2,8 +2,8 @@
 
 import torch
 
+from dit_moe.experiments.run import TextRun
 from dit_moe.experiments.text import TextExperiment, TextSampleConfig
-from dit_moe.experiments.text_run import TextRun
 from dit_moe.models import LM, MODELS, LMConfig
 from dit_moe.moe import MoEConfig, routers_of
 from dit_moe.moe.routers.dtopp import DTopPConfig

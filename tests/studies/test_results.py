@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dit_moe.cli.train import prepare
 from dit_moe.experiments.image import load_experiment
 from dit_moe.moe.routers import ROUTERS
 from dit_moe.moe.routers.base import Router
@@ -16,6 +15,7 @@ from dit_moe.studies.provenance import provenance
 from dit_moe.studies.results import curves, gather
 from dit_moe.studies.study import Study, Variant
 from dit_moe.studies.table import to_markdown
+from dit_moe.tasks.train import prepare
 
 from ..cli.conftest import CONFIG
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 
 from dit_moe.cli import COMMANDS
-from dit_moe.cli.train import predict
 from dit_moe.config import ConfigError
 from dit_moe.studies.experiments import plan
 from dit_moe.studies.study import BUILT_IN, experiment_tree, find_study, load_study
+from dit_moe.tasks.train import resolve_for_dry_run
 
 CONFIGS = BUILT_IN.parent
 
@@ -123,7 +123,7 @@ def test_an_unknown_study_is_told_apart_from_the_built_in_ones():
 @pytest.mark.parametrize("path", sorted(BUILT_IN.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_built_in_studies_have_variants_that_can_be_built_at_equal_active_compute(path, tmp_path):
     study = load_study(path)
-    runs = plan(study, path.parent, tmp_path, resolved=predict)
+    runs = plan(study, path.parent, tmp_path, resolved=resolve_for_dry_run)
     assert len(runs) == len(study.variants) * len(study.seeds)
     by_name = {run.variant.name: run.experiment.model.footprint() for run in runs}
     for variant in study.variants:

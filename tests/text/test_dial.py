@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from dit_moe.experiments.text_run import open_text_run
+from dit_moe.experiments.run import open_text_run
 from tests.cli.conftest import cli
 from tests.cli.test_language import LM_CONFIG, small
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from dit_moe.cli import tokenize_text
-from dit_moe.cli.tokenize_text import tokenize_all
 from dit_moe.experiments.text import load_text_experiment
+from dit_moe.text import splits
+from dit_moe.text.splits import tokenize_splits
 from dit_moe.text.token_shards import read_token_manifest
 from tests.cli.conftest import cli
 from tests.scripts import in_use
@@ -48,7 +48,7 @@ def test_both_splits_are_made_once_and_described(tmp_path, config, capsys):
 def test_finished_tokens_need_no_folder_that_can_be_written(config, monkeypatch):
     assert cli("tokenize", config) == 0
     for name in ("require_writable", "locked", "Tokenization"):
-        monkeypatch.setattr(tokenize_text, name, None)  # would be called
+        monkeypatch.setattr(splits, name, None)  # would be called
     assert cli("tokenize", config) == 0
 
 
@@ -71,10 +71,11 @@ def test_verifying_reads_what_is_there(tmp_path, config, capsys):
 
 
 def test_an_experiment_makes_what_is_missing(tmp_path, config):
-    facts = tokenize_all(load_text_experiment(config))
+    experiment = load_text_experiment(config)
+    facts = tokenize_splits(experiment.tokenize, experiment.data)
     assert set(facts) == {"train", "heldout"}
     only_train = load_text_experiment(config, ["data.heldout=null"])
-    assert set(tokenize_all(only_train)) == {"train"}
+    assert set(tokenize_splits(only_train.tokenize, only_train.data)) == {"train"}
 
 
 def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, config, capsys):

@@ -1,0 +1,211 @@
+"""A run folder, opened to be used: its experiment, its network, and what belongs to that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dit_moe import checkpoint, config
+from dit_moe.autoencoders import FIRST_STAGES, FirstStage
+from dit_moe.config import ConfigError, Tree, section
+from dit_moe.diffusion import OBJECTIVES, Objective
+from dit_moe.experiments.image import Experiment, identified, image_experiment, resolve_sampling
+from dit_moe.experiments.text import TextEvalConfig, TextExperiment, open_tokens, text_experiment
+from dit_moe.models import LM, MODELS
+from dit_moe.moe.compute_budget import turn
+from dit_moe.sampling.generator import Generator, SampleConfig, choose_labels
+from dit_moe.text.compute_budget import read_some
+from dit_moe.text.tokenizer import TextTokenizer, TokenizerConfig, open_tokenizer
+
+TOKENIZER = "tokenizer"  # folder of a language model's run that holds it
+EVAL_OPTIONS = {  # changes to the section `eval`, and the options of `dit-moe eval` that say the same
+    "eval.seeds": "--seeds {value}",
+    "eval.metrics": "--metrics",
+    "eval.extractor": "--extractor",
+    "eval.images": "count={value}",
+    "eval.reference": "a REFERENCE behind the run",
+}
+
+
+@dataclass
+class Run:
+    """What a checkpoint holds, built and loaded."""
+
+    folder: Path  # of the checkpoint
+    step: int
+    sha256: str  # of the weights' file
+    experiment: Any
+    model: nn.Module
+
+    @property
+    def home(self) -> Path:
+        """The run folder that the checkpoint lies in."""
+        return self.folder.absolute().parent.parent
+
+
+@dataclass
+class ImageRun(Run):
+    """A model of images, with its objective and its first stage."""
+
+    experiment: Experiment
+    objective: Objective
+    stage: FirstStage
+    class_counts: list[int] | None  # images of each class that it was trained on; None: it did not record them
+
+    def generator(self, sample: SampleConfig | None = None) -> Generator:
+        """A generator by the experiment's section `sample`, or by another one."""
+        network = self.experiment.model
+        shape = (network.in_channels, network.input_size, network.input_size)
+        return Generator(self.model, self.objective, self.stage, sample or self.experiment.sample, shape)
+
+    def labels(self, sample: SampleConfig | None = None) -> Tensor:
+        """The label of every image, int64, by the experiment's section `sample`, or by another one.
+
+        ConfigError if that wants the class frequencies of the data, and the run did not record them.
+        """
+        classes = self.experiment.model.num_classes
+        try:
+            return choose_labels(sample or self.experiment.sample, classes, self.class_counts)
+        except ConfigError as error:
+            raise error.below("sample") from None
+
+
+@dataclass
+class TextRun(Run):
+    """A language model, with its tokenizer."""
+
+    experiment: TextExperiment
+    model: LM
+    tokenizer: TextTokenizer
+    trained: Tree  # `TokenManifest.origin` of the tokens it was trained on
+
+
+def open_image_run(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    sample: SampleConfig | None = None,
+    device: str | torch.device = "cpu",
+) -> ImageRun:
+    """Open the newest checkpoint of a run folder, or a checkpoint folder, for sampling.
+
+    Args:
+        path: the folder.
+        overrides: ``key=value`` changes to the section ``sample`` ("guidance.scale=2"), and, written in full, to
+            ``first_stage`` ("first_stage.tiling=true"). The name of the former may stand before them, too.
+        sample: what takes the place of that section, before the changes; None is the run's own.
+        device: where the network goes.
+
+    Raises ValueError if there is no such run, if a file of it is damaged, or for a mistake in the overrides.
+    """
+    opened = checkpoint.open_checkpoint(path)
+    tree: Tree = opened.config()
+    if sample is not None:
+        tree["sample"] = config.dump(sample)
+    changes = of_sample(overrides)
+    whole = [change if change.startswith("first_stage.") else f"sample.{change}" for change in changes]
+    experiment = image_experiment(config.override(tree, whole))
+    objective = OBJECTIVES.build(experiment.objective, num_classes=experiment.model.num_classes)
+    experiment = replace(experiment, sample=resolve_sampling(experiment, objective))
+    stage: FirstStage = FIRST_STAGES.build(experiment.first_stage).to(device)
+    stage.load()
+    return ImageRun(
+        **_loaded(opened, experiment, device),
+        objective=objective,
+        stage=stage,
+        class_counts=opened.state.get("class_counts"),
+    )
+
+
+def of_sample(overrides: Sequence[str]) -> list[str]:
+    """Changes to the section ``sample``, without its name before them; those to ``first_stage`` as they are.
+
+    Raises ConfigError for what an option of the command says.
+    """
+    for change in overrides:
+        key, _, value = change.partition("=")
+        if key in EVAL_OPTIONS:
+            remedy = EVAL_OPTIONS[key].format(value=value)
+            raise ConfigError(key, f"={value} is no option of sampling; for dit-moe eval give {remedy}")
+    return [change.removeprefix("sample.") for change in overrides]
+
+
+def open_text_run(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    scoring: bool = False,
+    experiment: TextExperiment | None = None,
+    device: str | torch.device = "cpu",
+) -> TextRun:
+    """Open the newest checkpoint of a run folder, or a checkpoint folder.
+
+    Args:
+        path: the folder.
+        overrides: ``key=value`` changes to the section ``sample``, whose name may stand before them.
+        scoring: take changes to ``eval``, whose name may be left out, too, and to ``data.heldout``, written in full.
+        experiment: what the run was started with last, in place of the checkpoint's own and of changes to that.
+        device: where the network goes.
+
+    Raises ValueError if there is no such run, if a file of it is damaged, or for a mistake in the overrides.
+    """
+    opened = checkpoint.open_checkpoint(path)
+    changes = [_whole_key(each, scoring) for each in overrides]
+    experiment = experiment or text_experiment(config.override(opened.config(), changes))
+    loaded = _loaded(opened, experiment, device)
+    _set_experts(loaded["model"], experiment)
+    return TextRun(**loaded, tokenizer=run_tokenizer(opened), trained=opened.state["trained_on"])
+
+
+def _whole_key(change: str, scoring: bool) -> str:
+    """With the name of its section before the key."""
+    if change.startswith(("sample.", "eval.", "data.heldout=") if scoring else "sample."):
+        return change
+    of_eval = scoring and change.partition("=")[0] in {field.name for field in fields(TextEvalConfig)}
+    return f"eval.{change}" if of_eval else f"sample.{change}"
+
+
+def _loaded(opened: checkpoint.Checkpoint, experiment: Any, device: str | torch.device) -> dict[str, Any]:
+    """The fields that every run has, with the weights that the section `sample` names."""
+    weights = experiment.sample.weights
+    model = MODELS.build(experiment.model)
+    checkpoint.load_into(model, opened.weights(weights), opened.folder)
+    return {
+        "folder": opened.folder,
+        "step": opened.step,
+        "sha256": opened.state["files"][f"{weights}.safetensors"]["sha256"],
+        "experiment": experiment,
+        "model": model.to(device).eval(),
+    }
+
+
+def _set_experts(model: LM, experiment: TextExperiment) -> None:
+    """Let the model use as many experts as the section `sample` says, solved on tokens that it was trained on.
+
+    ConfigError if they are needed and not there.
+    """
+    sample = experiment.sample
+    if sample.target is not None:
+        try:
+            dataset = open_tokens(experiment)
+            identified(experiment.data, dataset)
+        except ValueError as error:
+            problem = f" is solved on the tokens that were trained on: {error}; bring them back, or set sample.p"
+            raise ConfigError("sample.target", problem) from None
+    dial = turn(sample, model, lambda dial: read_some(model, dataset, dial, sample.precision))
+    if dial is not None:
+        dial.keep()
+
+
+def run_tokenizer(opened: checkpoint.Checkpoint) -> TextTokenizer:
+    """The tokenizer that lies in the run folder. ValueError if it is gone, or another one."""
+    folder = opened.folder.absolute().parent.parent / TOKENIZER
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is missing; restore it from a copy, or from the folder of tokens trained on")
+    with section("tokenizer"):
+        return open_tokenizer(TokenizerConfig(**opened.state["tokenizer"]), folder)

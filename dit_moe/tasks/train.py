@@ -1,0 +1,89 @@
+"""Training the experiment of a config, whatever its task."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dit_moe import checkpoint, config
+from dit_moe.data.manifest import NoLatents
+from dit_moe.distributed import locked
+from dit_moe.models import MODELS
+from dit_moe.tasks import AnyExperiment, task_of
+from dit_moe.text.token_shards import NoTokens
+from dit_moe.training import Trainer
+from dit_moe.training.fine_tune import open_start
+
+
+def run_folder(config_path: Path, folder: Path | None = None) -> Path:
+    """Where a config's run lives unless the user says otherwise: configs/a/b.yaml in runs/a/b."""
+    if folder is not None:
+        return folder
+    parts = config_path.with_suffix("").parts
+    below = parts[parts.index("configs") + 1 :] if "configs" in parts else parts[-1:]
+    return Path("runs", *below)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> AnyExperiment:
+    """The experiment of a config file, of whichever task; fields that follow from the data are still open."""
+    tree = config.load(path, overrides)
+    experiment: AnyExperiment = task_of(tree).experiment(tree)
+    return experiment
+
+
+def prepare(experiment: AnyExperiment) -> tuple[Any, Any]:
+    """The experiment with all fields resolved, and its training data. ValueError for any mistake in either."""
+    task = task_of(experiment)
+    dataset = task.open_data(experiment)
+    return task.resolve(experiment, dataset), dataset
+
+
+def resolve_for_dry_run(experiment: AnyExperiment) -> Any:
+    """What would be trained, also where its data are yet to be made, if the config states what follows from them."""
+    try:
+        return prepare(experiment)[0]
+    except (NoLatents, NoTokens) as missing:
+        _note(f"{missing}; sizes are as the config states them")
+        return task_of(experiment).resolve_without_data(experiment)
+
+
+@lru_cache
+def _note(text: str) -> None:
+    """Once, also where many experiments have the same to say."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+def train(experiment: AnyExperiment, dataset: Any, folder: Path) -> None:
+    """Train `experiment` into the run folder `folder`, from its newest checkpoint if it has one.
+
+    Args:
+        experiment, dataset: as `prepare` returns them.
+    """
+    with locked(folder):
+        build_trainer(experiment, dataset, folder).train()
+
+
+def build_trainer(experiment: AnyExperiment, dataset: Any, folder: Path) -> Trainer:
+    """What trains `experiment`. ValueError if it cannot go on, or start, from what the config or the folder says."""
+    start = open_start(experiment.train, folder)
+    newest = checkpoint.latest(folder)
+    earlier = start if newest is None else checkpoint.open_checkpoint(newest)
+    parts = task_of(experiment).training_parts(experiment, dataset, folder, earlier)
+    torch.manual_seed(experiment.seed)  # the weights' initialisation is the only use of the global generator
+    model: nn.Module = MODELS.build(experiment.model)
+    return Trainer(
+        experiment.train,
+        model=model,
+        dataset=dataset,
+        run=folder,
+        config_yaml=config.to_yaml(experiment),
+        seed=experiment.seed,
+        start=start,
+        **vars(parts),
+    )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_moe import config
-from dit_moe.autoencoders.pixels import to_uint8
+from dit_moe.autoencoders.base import to_uint8
 from dit_moe.diffusion import OBJECTIVES
 from dit_moe.experiments.image import Experiment, resolve_model
 from dit_moe.experiments.run import ImageRun

@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 import torch
 
-from dit_moe.autoencoders.encode import EncodeConfig
+from dit_moe.autoencoders.encoder import EncodeConfig
 from dit_moe.config import build
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
 from dit_moe.experiments.evaluation import EvalConfig

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dit_moe.autoencoders import FIRST_STAGES
-from dit_moe.autoencoders.identity import IdentityConfig
+from dit_moe.autoencoders.base import IdentityConfig
 from dit_moe.config import ConfigError
 from dit_moe.diffusion import OBJECTIVES, DDPMConfig, Flow, FlowConfig, GuidanceConfig, SamplingError
 from dit_moe.diffusion.samplers.flow import EulerConfig, EulerMaruyamaConfig

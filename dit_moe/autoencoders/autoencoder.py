@@ -19,8 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dit_moe.autoencoders.base import FIRST_STAGES, FirstStage, Moments, Shape
-from dit_moe.autoencoders.pixels import from_uint8, to_uint8
+from dit_moe.autoencoders.base import FIRST_STAGES, FirstStage, Moments, Shape, from_uint8, to_uint8
 from dit_moe.config import ConfigError, require
 
 BUNDLED = {"digits": Path(__file__).parent / "weights" / "digits"}  # `dit-moe train-autoencoder` made them

@@ -1,276 +1,163 @@
-"""Images → shards of latents: any number of processes, stopped and continued at will, always the same bytes.
+"""What `dit-moe encode` does: encode the images of an experiment, and verify the latents that were made of them."""
 
-The same, that is, on the same kind of device, with the same number of threads per process: on a CPU, convolutions of
-larger networks round differently when cut among more threads.
-
-A shard holds the latents of fixed places in the data set, is encoded by one process in batches that start at its first
-image, and is followed by a record of itself. What is done is what has a record; the manifest is made of the records.
-"""
-
-# n rows of a shard, B batch, F flips, M moments, C channels, H height, W width of latents
+# P pictures, C channels, H height, W width
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import save
+from safetensors.torch import load
 from torch import Tensor
 
-from dit_moe import config as configs
-from dit_moe.autoencoders.autoencoder import Autoencoder
-from dit_moe.config import ConfigError, Tree, require
-from dit_moe.data import DATASETS, BrokenImages, Dataset
-from dit_moe.data.batch_sampler import load_batches
-from dit_moe.data.latents import LatentsConfig
-from dit_moe.data.manifest import DTYPES, SHARDS, Manifest, Shard, write_manifest
-from dit_moe.distributed import from_main, join_processes, on_main
-from dit_moe.files import write_atomically
-from dit_moe.shards import FixedShards, ShardFolder
+from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
+from dit_moe.autoencoders.base import FIRST_STAGES, FirstStage
+from dit_moe.autoencoders.encoder import EncodeConfig, Encoder, channel_statistics, mean_and_std
+from dit_moe.config import ConfigError, section
+from dit_moe.data import DATASETS, Dataset
+from dit_moe.data.latents import LatentsConfig, LatentShards
+from dit_moe.data.manifest import SHARDS, Manifest, read_manifest
+from dit_moe.distributed import join_processes, locked
+from dit_moe.files import require_writable
+from dit_moe.pictures import image_grid, save_png
+from dit_moe.progress import images_bar
+from dit_moe.rounding import significant
 
-BROKEN = "broken.json"
-# May change: the data set's fingerprint stands for its places, and limits decide only which images are refused.
-FREE = ("images.path", "images.heldout", "images.id", "images.min_side", "images.max_megapixels")
-
-
-class EncodingError(Exception):
-    """The encoding could not be finished; what is done of it is kept."""
+PICTURES = 8  # images that verify.png shows
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncodeConfig:
-    """Which images to encode, and how to keep their latents. Where they go is ``data.path``."""
+class Sections(Protocol):
+    """An experiment, as far as it says what to encode, by which autoencoder, and where the latents go."""
 
-    images: Annotated[Any, DATASETS]
-    dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
-    flips: bool = True  # mirrored images as a second entry
-    batch_size: int = 32
-    shard_size: int = 4096  # images in a file: what an interruption costs at most
-    workers: int = 0  # processes that read and crop images ahead
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "shard_size"):
-            require(getattr(self, name) >= 1, self, name, "must be at least 1")
-        require(self.workers >= 0, self, "workers", "must be at least 0")
-        if isinstance(self.images, LatentsConfig):
-            raise ConfigError("images.name", "=latents holds latents; name a data set of images")
-        if getattr(self.images, "flip", False):
-            raise ConfigError("images.flip", "=True: flips are encode.flips here; drop the line")
+    @property
+    def encode(self) -> EncodeConfig | None: ...
+    @property
+    def first_stage(self) -> Any: ...
+    @property
+    def data(self) -> Any: ...
 
 
-class Encoder:
-    """Encodes the images of `dataset` with `stage` into `folder`, together with all other processes.
+def encode(experiment: Sections, split: str = "train", skip_broken: bool = False) -> dict[str, Any]:
+    """Make the latents of an experiment, or what is missing of them; returns a summary. All processes take part."""
+    encoder = _open_encoder(experiment, split)
+    with locked(encoder.folder):
+        missing, processes = encoder.missing(skip_broken), join_processes().num_processes
+        total, start = encoder.shards.rows_in(missing), time.perf_counter()
+        with images_bar("encoding", total) as advance:  # the main process takes the others to be as quick as itself
+            manifest = encoder.run(skip_broken, lambda count: advance(count * processes))
+    seconds = time.perf_counter() - start
+    return _summary(encoder.folder, manifest) | {
+        "shards_made": len(missing),
+        "seconds": round(seconds, 3),
+        "images_per_s": significant(total / seconds),
+    }
 
-    Raises:
-        ConfigError: `folder` holds an encoding of other images, or in another way.
+
+def verify_latents(experiment: Sections, split: str) -> dict[str, Any]:
+    """Check the latents of an experiment and draw verify.png; returns a summary.
+
+    ConfigError if the experiment would encode other images, or in another way.
     """
-
-    def __init__(self, config: EncodeConfig, stage: Autoencoder, dataset: Dataset, folder: Path) -> None:
-        self.config, self.stage, self.dataset, self.folder = config, stage, dataset, folder
-        stage.load()
-        self.encoding = self._describe()
-        self.shards = FixedShards(len(dataset), config.shard_size, config.batch_size)
-        self.files = ShardFolder(folder, {"images", "first_stage"})
-        self.row_shape = (  # F, M, C, H, W
-            2 if config.flips else 1,
-            2 if stage.config.kind == "AutoencoderKL" else 1,
-            *stage.latent_shape(dataset.image_shape),
-        )
-
-    def _describe(self) -> Tree:
-        """What decides the bytes of the latents, apart from the machine."""
-        how = {name: getattr(self.stage.config, name) for name in ("kind", "sha256", "precision", "tiling")}
-        kept = {name: value for name, value in asdict(self.config).items() if name not in ("images", "workers")}
-        images = {"name": DATASETS.name_of(self.config.images), **configs.dump(self.config.images)}
-        what = {"images": images, "fingerprint": self.dataset.fingerprint, "count": len(self.dataset)}
-        return json.loads(json.dumps(what | {"first_stage": how} | kept))
-
-    def require_same(self, earlier: Tree) -> None:
-        """ConfigError unless an `earlier` encoding in the folder was of the same images in the same way."""
-        remedy = "take that value, encode into another data.path, or delete that folder"
-        where = f"the encoding in {self.folder}"
-        configs.require_same(self.encoding, earlier, "encode", where, remedy, FREE)
-
-    def missing(self, skip_broken: bool = False) -> list[int]:
-        """The shards still to make: those without a record, or whose file is not as long as that says.
-
-        Unless broken images are to be skipped, those that lack some too: they may have been mended.
-        """
-        return [shard for shard in range(len(self.shards)) if self._find(shard, skip_broken) is None]
-
-    def run(self, skip_broken: bool = False, on_images: Callable[[int], object] = lambda count: None) -> Manifest:
-        """Make what is missing, then the manifest. `on_images(n)` after every batch of this process.
-
-        Raises EncodingError, after all that can be encoded is, if images are broken and not to be skipped; ValueError,
-        before it, if the folder holds files of the names that are to be written which no encoding wrote.
-        """
-        on_main(self._check_folder)
-        self.files.begin(self.encoding)
-        records = self.shards.make_missing(
-            find=lambda shard: self._find(shard, skip_broken),
-            read=self._read,
-            make=lambda shard, batches: self._make(shard, batches, skip_broken),
-            on_rows=on_images,
-        )
-        broken = {image: problem for record in records.values() for image, problem in record["skipped"]}
-        if broken and not skip_broken:
-            on_main(lambda: self._list_broken(broken))
-            raise EncodingError(self._explain(broken))
-        return from_main(lambda: self._finish([records[shard] for shard in range(len(self.shards))]))
-
-    def _check_folder(self) -> None:
-        self.files.require_own(BROKEN)
-        if (earlier := self.files.identity()) is not None:
-            self.require_same(earlier)
-
-    # ------------------------------------------------------------------------------------------------------- one shard
-
-    def _find(self, shard: int, skip_broken: bool) -> Tree | None:
-        """The record of a shard that is done."""
-        record, path = self.files.record(shard), self.files.path(shard, ".safetensors")
-        if record is None or not path.is_file() or path.stat().st_size != record["shard"]["bytes"]:
-            return None
-        return record if skip_broken or not record["skipped"] else None
-
-    def _read(self, batches: Iterable[list[int]]) -> Iterator[Any]:
-        pin = join_processes().device.type == "cuda"
-        return load_batches(_ReadableRows(self.dataset), batches, self.config.workers, pin)
-
-    def _make(self, shard: int, batches: Iterator[tuple[list[int], Any]], skip_broken: bool) -> Tree:
-        """Encode a shard from its batches and keep it, unless it has broken images that are not to be skipped."""
-        moments: list[Tensor] = [torch.empty(0, *self.row_shape, dtype=DTYPES[self.config.dtype])]
-        labels: list[Tensor] = [torch.empty(0, dtype=torch.int64)]
-        index: list[int] = []
-        broken: dict[int, str] = {}
-        for _, rows in batches:
-            broken |= rows["broken"]
-            index += rows["index"]
-            if rows["index"]:
-                moments.append(self._moments(rows["images"], rows["index"]))
-                labels.append(rows["labels"])
-        record: Tree = {"skipped": sorted(broken.items())}
-        if broken and not skip_broken:
-            return record
-        tensors = {
-            "moments": torch.cat(moments),
-            "labels": torch.cat(labels),
-            "index": torch.tensor(index, dtype=torch.int64),
-        }
-        content, path = save(tensors), self.files.path(shard, ".safetensors")
-        write_atomically(path, content)
-        sums, squares = channel_statistics(tensors["moments"])
-        facts = Shard(path.name, len(index), len(content), hashlib.sha256(content).hexdigest())
-        record = {"shard": asdict(facts), "sums": sums.tolist(), "squares": squares.tolist()} | record
-        self.files.write_record(shard, record)
-        return record
-
-    def _moments(self, images_BCHW: Tensor, index: Sequence[int]) -> Tensor:
-        """[B, F, M, C, H, W] on the CPU. EncodingError if one does not fit the dtype, or all not the memory."""
-        try:
-            images = images_BCHW.to(join_processes().device, non_blocking=True)
-            ways = [images, images.flip(-1)] if self.config.flips else [images]
-            each = [torch.stack([m for m in self.stage.encode_raw(way) if m is not None], 1) for way in ways]
-        except torch.OutOfMemoryError:
-            problem = f"the device has too little memory for encode.batch_size={self.config.batch_size}"
-            raise EncodingError(f"{problem}; lower it, or set first_stage.slicing=true") from None
-        moments = torch.stack(each, 1).to(DTYPES[self.config.dtype]).cpu()
-        finite_B = moments.isfinite().flatten(1).all(1)
-        if not finite_B.all():
-            bad = [i for i, fine in zip(index, finite_B.tolist(), strict=True) if not fine]
-            problem = f"the latents of images {bad[:8]} are not finite in {self.config.dtype}"
-            raise EncodingError(f"{problem}; set encode.dtype=bf16 or fp32, and first_stage.precision=fp32")
-        return moments
-
-    # ---------------------------------------------------------------------------------------------------- all together
-
-    def _finish(self, records: Sequence[Tree]) -> Manifest:
-        there = os.listdir(self.folder / SHARDS)
-        if lost := [record["shard"]["file"] for record in records if record["shard"]["file"] not in there]:
-            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-            problem = f"{lost[0]}{more} of the shards in {self.folder / SHARDS} are not there"
-            raise EncodingError(f"{problem}; do all nodes see the same disk?")
-        manifest = self._manifest(records)
-        write_manifest(self.folder, manifest)
-        (self.folder / BROKEN).unlink(missing_ok=True)
-        return manifest
-
-    def _manifest(self, records: Sequence[Tree]) -> Manifest:
-        shards = tuple(Shard(**record["shard"]) for record in records)
-        if not any(shard.count for shard in shards):
-            raise EncodingError(f"all {len(self.dataset)} images are broken; nothing was encoded")
-        flips, moments, channels, height, width = self.row_shape
-        mean_C, std_C = mean_and_std(
-            [(record["sums"], record["squares"]) for record in records],
-            sum(shard.count for shard in shards) * flips * height * width,
-        )
-        return Manifest(
-            class_names=tuple(self.dataset.class_names),
-            image_shape=self.dataset.image_shape,
-            latent_shape=(channels, height, width),
-            moments=moments,
-            flips=self.config.flips,
-            dtype=self.config.dtype,
-            autoencoder=configs.dump(self.stage.config),
-            mean=tuple(mean_C.tolist()),
-            std=tuple(std_C.tolist()),
-            encoding=self.encoding,
-            skipped=tuple((i, problem) for record in records for i, problem in record["skipped"]),
-            shards=shards,
-        )
-
-    def _list_broken(self, broken: dict[int, str]) -> None:
-        listed = [{"index": i, "problem": problem} for i, problem in sorted(broken.items())]
-        write_atomically(self.folder / BROKEN, json.dumps(listed, indent=1) + "\n")
-
-    def _explain(self, broken: dict[int, str]) -> str:
-        first, others = broken[min(broken)], len(broken) - 1
-        more, them = (f" and {others} more, listed in {self.folder / BROKEN}", "them") if others else ("", "it")
-        remedy = f"mend {them} in place and run the same command again, or leave {them} out by --skip-broken"
-        return f"{first}{more}; {remedy}"
+    encoder = _open_encoder(experiment, split)
+    folder = encoder.folder
+    found = read_manifest(folder)
+    encoder.require_same(found.encoding)
+    with images_bar("verifying", len(found)) as advance:
+        manifest = check_shards(folder, advance)
+    pairs = reconstruct(folder, manifest, encoder.stage, encoder.dataset, PICTURES)
+    save_png(image_grid(pairs.flatten(0, 1), columns=pairs.shape[1]), folder / "verify.png")
+    error = (pairs[0].double() - pairs[1].double()).abs().mean().item()
+    return _summary(folder, manifest) | {
+        "verified": True,
+        "mean_absolute_error": significant(error),  # of the pictures, in grey levels of 0..255
+        "picture": str(folder / "verify.png"),
+    }
 
 
-class _ReadableRows:
-    """A data set that gives the rows of a batch that can be read, and says what is wrong with the others."""
+def _open_encoder(experiment: Sections, split: str) -> Encoder:
+    """The encoder of a split's images. ConfigError if a section is missing or does not fit."""
+    data, first_stage, config = experiment.data, experiment.first_stage, experiment.encode
+    if config is None:
+        wanted = "say which images to encode, for instance encode.images.name=image_folder"
+        raise ConfigError("encode", f" is missing; {wanted}")
+    if not isinstance(data, LatentsConfig):
+        name = DATASETS.name_of(data)
+        raise ConfigError("data.name", f"={name} takes no encoded latents; use data: {{name: latents, path: FOLDER}}")
+    if not isinstance(first_stage, AutoencoderConfig):
+        raise ConfigError("first_stage", " names no autoencoder; add first_stage: {name: autoencoder, model: …}")
+    folder = data.path if split == "train" else data.heldout
+    if folder is None:
+        raise ConfigError("data.heldout", " is missing; name the folder that the held-out latents go into")
+    with section("encode.images"):
+        images: Dataset = DATASETS.build(config.images, split)
+    # Latents are kept as the network makes them, whatever normalisation training will choose.
+    stage: Autoencoder = FIRST_STAGES.build(replace(first_stage, normalization="model", shift=None, scale=None))
+    stage.latent_shape(images.image_shape)
+    stage.to(join_processes().device).load()
+    require_writable(Path(folder))
+    return Encoder(config, stage, images, Path(folder))
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
-        """The rows that could be read, with their `index`, and what is `broken`: a dict, which torch can pin."""
-        broken: dict[int, str] = {}
-        try:
-            rows = self.dataset.__getitems__(indices)
-        except BrokenImages as error:
-            broken = error.problems
-            indices = [i for i in indices if i not in broken]
-            rows = self.dataset.__getitems__(indices) if indices else {"images": Tensor(), "labels": Tensor()}
-        return {"index": indices, "images": rows["images"], "labels": rows["labels"], "broken": broken}
+def _summary(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    return {
+        "folder": str(folder),
+        "images": len(manifest),
+        "skipped": len(manifest.skipped),
+        "shards": len(manifest.shards),
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "latents": manifest.describe(),
+        "mean": manifest.mean,
+        "std": manifest.std,
+    }
 
 
-def channel_statistics(moments: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Per channel, over stored moments [n, F, M, C, H, W]: sums of the mean and of the second moment of a draw.
+def check_shards(folder: Path, on_images: Callable[[int], object] = lambda count: None) -> Manifest:
+    """Compare every shard with its hash, and the statistics of all with the manifest, which says both.
 
-    NumPy adds in the same order whatever the number of threads.
+    `on_images(n)` with every shard. ValueError names the first shard that was changed, and how many others were.
     """
-    sums, squares = np.zeros((2, moments.shape[3]))
-    for part in moments.split(64):  # in float64 a whole shard would be large
-        first, *rest = part.double().numpy().swapaxes(0, 2)
-        sums += first.sum((0, 1, 3, 4))
-        squares += sum((std**2 for std in rest), first**2).sum((0, 1, 3, 4))
-    return sums, squares
+    manifest = read_manifest(folder)
+    changed, parts = [], []
+    for shard in manifest.shards:
+        content = (folder / SHARDS / shard.file).read_bytes()
+        on_images(shard.count)
+        if hashlib.sha256(content).hexdigest() == shard.sha256:
+            parts.append(channel_statistics(load(content)["moments"]))
+        else:
+            changed.append(shard.file)
+    if changed:
+        more = f" and {len(changed) - 1} more shards" if len(changed) > 1 else ""
+        problem = (
+            f"{changed[0]}{more} changed after they were written"
+            if more
+            else f"{changed[0]} was changed after it was written"
+        )
+        remedy = "delete these shards and run `dit-moe encode` again, which makes them anew"
+        raise ValueError(f"{folder}: {problem}; {remedy}")
+    values = len(manifest) * (2 if manifest.flips else 1) * math.prod(manifest.latent_shape[1:])
+    for name, found in zip(("mean", "std"), mean_and_std(parts, values), strict=True):
+        stated = getattr(manifest, name)
+        if not np.allclose(found, stated, rtol=1e-6, atol=1e-7):  # other machines add in another order
+            problem = f"the {name} per channel is {found.tolist()}, the manifest says {list(stated)}"
+            remedy = "restore the manifest or delete it and run `dit-moe encode` again"
+            raise ValueError(f"{folder}: {problem}; {remedy}")
+    return manifest
 
 
-def mean_and_std(parts: Sequence[tuple[Any, Any]], values: int) -> tuple[np.ndarray, np.ndarray]:
-    """Per channel, of `values` numbers whose sums and second moments are the sums of these `parts`."""
-    mean_C, square_C = np.sum(np.asarray(parts, dtype=np.float64), axis=0) / values
-    return mean_C, np.sqrt(np.maximum(square_C - mean_C**2, 0))
+@torch.no_grad()
+def reconstruct(folder: Path, manifest: Manifest, stage: FirstStage, images: Dataset, count: int) -> Tensor:
+    """[2, P, C, H, W] uint8: `count` images spread evenly over the data set, and what their latents decode to."""
+    places = np.linspace(0, len(manifest) - 1, min(count, len(manifest))).round().astype(int)
+    index = np.delete(np.arange(len(images)), [image for image, _ in manifest.skipped])[places]
+    rows = LatentShards(LatentsConfig(path=str(folder), flip=False), "train").__getitems__(places.tolist())
+    device = next(stage.buffers()).device
+    mean = stage.moments_of({"moments": rows["moments"].to(device)}).mean
+    originals = images.__getitems__(index.tolist())["images"]
+    return torch.stack([originals, torch.cat([stage.decode(one[None]).cpu() for one in mean])])

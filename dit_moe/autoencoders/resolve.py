@@ -9,8 +9,7 @@ from typing import Any
 
 from dit_moe import config as configs
 from dit_moe.autoencoders.autoencoder import BUNDLED, IDENTITY, AutoencoderConfig
-from dit_moe.autoencoders.base import FIRST_STAGES, FirstStage, Shape
-from dit_moe.autoencoders.identity import IdentityConfig
+from dit_moe.autoencoders.base import FIRST_STAGES, FirstStage, IdentityConfig, Shape
 from dit_moe.config import ConfigError
 from dit_moe.data import Dataset
 from dit_moe.data.latents import LatentShards
@@ -65,7 +64,7 @@ def _check_model(resolved: AutoencoderConfig, own: AutoencoderConfig) -> None:
         warnings.warn(note, stacklevel=2)
 
 
-def require_same_space(wanted: Any, found: Any, where: str, whose: str) -> Any:
+def require_same_latents(wanted: Any, found: Any, where: str, whose: str) -> Any:
     """`found`, at `where` in the config, if latents mean the same as for `wanted`, the resolved section of `whose`.
 
     Else ConfigError with both in words.

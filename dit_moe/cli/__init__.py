@@ -80,7 +80,7 @@ def _joined(argv: Sequence[str]) -> list[str]:
 
 
 def _guarded(args: argparse.Namespace) -> int:
-    from dit_moe.autoencoders.encode import EncodingError
+    from dit_moe.autoencoders.encoder import EncodingError
     from dit_moe.diffusion import SamplingError
     from dit_moe.distributed import ProcessLost, ending_together
     from dit_moe.text.perplexity import ScoringError

@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 
+from dit_moe.autoencoders.encode import encode, verify_latents
 from dit_moe.cli.config_arguments import add_config_arguments
 from dit_moe.distributed import on_main
 from dit_moe.experiments.image import load_experiment
-from dit_moe.tasks.encoding import encode, verify_latents
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,9 +22,17 @@ from torch import Tensor, nn
 from dit_moe import checkpoint, config
 from dit_moe.autoencoders import FIRST_STAGES
 from dit_moe.autoencoders.autoencoder import AutoencoderConfig
-from dit_moe.autoencoders.kl_export import MADE_BY, export, reconstruction_errors, require_own_export
-from dit_moe.autoencoders.kl_training import KLConfig, KLLoss, KLLossConfig, KLNetwork
-from dit_moe.autoencoders.pixels import from_uint8, to_uint8
+from dit_moe.autoencoders.base import from_uint8, to_uint8
+from dit_moe.autoencoders.kl import (
+    MADE_BY,
+    KLConfig,
+    KLLoss,
+    KLLossConfig,
+    KLNetwork,
+    export,
+    reconstruction_errors,
+    require_own_export,
+)
 from dit_moe.config import ConfigError, require
 from dit_moe.data import DATASETS, Dataset
 from dit_moe.distributed import join_processes, locked, on_main

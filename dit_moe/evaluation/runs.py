@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dit_moe import config
 from dit_moe.autoencoders import FIRST_STAGES, FirstStage
-from dit_moe.autoencoders.identity import IdentityConfig
+from dit_moe.autoencoders.base import IdentityConfig
 from dit_moe.data.latents import LatentsConfig
 from dit_moe.distributed import join_processes
 from dit_moe.evaluation.comparison import Comparison

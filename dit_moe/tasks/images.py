@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from dit_moe import checkpoint, config
 from dit_moe.autoencoders import FIRST_STAGES, FirstStage
-from dit_moe.autoencoders.resolve import require_same_space
+from dit_moe.autoencoders.encode import encode
+from dit_moe.autoencoders.resolve import require_same_latents
 from dit_moe.config import ConfigError, Tree
 from dit_moe.costs import forward_flops_at
 from dit_moe.data import Dataset
@@ -43,7 +44,6 @@ from dit_moe.sampling.generator import Generator, choose_labels
 from dit_moe.sampling.outputs import DEFAULT, FACTS, OUTPUTS, Take, open_outputs, parse_names, require_possible
 from dit_moe.sampling.sharing import generate_together, stream_together
 from dit_moe.tasks import HeldoutResult, Report, Task, TrainingParts
-from dit_moe.tasks.encoding import encode
 from dit_moe.training import Hook, Unit
 
 
@@ -87,7 +87,7 @@ class ImageTask:
     ) -> TrainingParts:
         if earlier is not None:
             before: Experiment = config.build(Experiment, earlier.config())
-            require_same_space(
+            require_same_latents(
                 before.first_stage, experiment.first_stage, "first_stage", f"the run in {earlier.folder}"
             )
         class_counts = dataset.class_counts()

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
-from dit_moe.autoencoders.encode import BROKEN, EncodingError
+from dit_moe.autoencoders.encoder import BROKEN, EncodingError
 from dit_moe.data import DATASETS
 from dit_moe.distributed import join_processes
 from tests.autoencoders.encoded import DIGITS, Spoilt, encoder

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
-from dit_moe.autoencoders.encode import EncodeConfig, Encoder
+from dit_moe.autoencoders.encoder import EncodeConfig, Encoder
 from dit_moe.data import DATASETS, BrokenImages
 from dit_moe.data.manifest import Manifest
 from tests.autoencoders.small import make

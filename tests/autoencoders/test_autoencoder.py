@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dit_moe.autoencoders.autoencoder import BUNDLED, Autoencoder, AutoencoderConfig
-from dit_moe.autoencoders.pixels import from_uint8, to_uint8
+from dit_moe.autoencoders.base import from_uint8, to_uint8
 from tests.autoencoders.small import SMALL, images, make
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
-from dit_moe.autoencoders.encode import BROKEN, EncodeConfig, EncodingError
-from dit_moe.autoencoders.verify import reconstruct, verify
+from dit_moe.autoencoders.encode import check_shards, reconstruct
+from dit_moe.autoencoders.encoder import BROKEN, EncodeConfig, EncodingError
 from dit_moe.data import DATASETS
 from dit_moe.data.manifest import NoLatents, read_manifest, write_manifest
 from tests.autoencoders.encoded import DIGITS, Spoilt, autoencoder, bits, encode, encoder
@@ -126,7 +126,7 @@ def test_broken_images_are_left_out_on_demand_and_named_in_the_manifest(tmp_path
     assert [i for i, _ in manifest.skipped] == [3, 7, 25]
     index = torch.cat([load_file(path)["index"] for path in sorted(folder.glob("shards/*.safetensors"))])
     assert index.tolist() == [i for i in range(50) if i not in Spoilt.broken]
-    verify(folder)
+    check_shards(folder)
 
 
 def test_a_shard_of_nothing_but_broken_images_is_empty_and_harmless(tmp_path, spoilt):
@@ -167,13 +167,13 @@ def test_latents_that_do_not_fit_the_dtype_stop_the_encoding(tmp_path):
 def test_verifying_finds_a_changed_byte_and_a_nan(tmp_path):
     folder = tmp_path / "latents"
     encode(folder)
-    verify(folder)
+    check_shards(folder)
     shard = folder / "shards" / "00001.safetensors"
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
     with pytest.raises(ValueError, match=r"00001.safetensors was changed after it was written"):
-        verify(folder)
+        check_shards(folder)
 
 
 @pytest.mark.parametrize("name", ["mean", "std"])
@@ -182,7 +182,7 @@ def test_verifying_finds_statistics_of_other_latents(tmp_path, name):
     manifest = encode(folder)
     write_manifest(folder, replace(manifest, **{name: tuple(1.001 * value for value in getattr(manifest, name))}))
     with pytest.raises(ValueError, match=f"the {name} per channel is .*; restore the manifest or delete it and run"):
-        verify(folder)
+        check_shards(folder)
     (folder / "manifest.json").unlink()
     assert encode(folder) == manifest
 

@@ -5,7 +5,7 @@ import torch
 
 from dit_moe.autoencoders import FIRST_STAGES, Moments
 from dit_moe.autoencoders.autoencoder import AutoencoderConfig
-from dit_moe.autoencoders.identity import IdentityConfig
+from dit_moe.autoencoders.base import IdentityConfig
 from tests.autoencoders.small import make
 
 IMAGE_SHAPE = (3, 32, 32)

@@ -3,12 +3,10 @@ import json
 import pytest
 import torch
 
-from dit_moe.autoencoders import kl_export
+from dit_moe.autoencoders import kl
 from dit_moe.autoencoders.autoencoder import BUNDLED, Autoencoder, AutoencoderConfig
-from dit_moe.autoencoders.identity import Identity, IdentityConfig
-from dit_moe.autoencoders.kl_export import CONFIG, MADE_BY, WEIGHTS, export, latent_statistics, reconstruction_errors
-from dit_moe.autoencoders.kl_training import KLConfig
-from dit_moe.autoencoders.pixels import from_uint8
+from dit_moe.autoencoders.base import Identity, IdentityConfig, from_uint8
+from dit_moe.autoencoders.kl import CONFIG, MADE_BY, WEIGHTS, KLConfig, export, latent_statistics, reconstruction_errors
 from dit_moe.data import DATASETS
 from dit_moe.data.digits import DigitsConfig
 from dit_moe.extractors import EXTRACTORS
@@ -69,7 +67,7 @@ def test_a_crash_in_the_middle_leaves_nothing_that_loads(tmp_path, network, digi
         if path.name == WEIGHTS:
             raise OSError("the disk is full")
 
-    monkeypatch.setattr(kl_export, "write_atomically", fail)
+    monkeypatch.setattr(kl, "write_atomically", fail)
     with pytest.raises(OSError, match="full"):
         export(network, digits, tmp_path)
     assert not (tmp_path / CONFIG).exists()
@@ -107,7 +105,7 @@ def test_without_any_error_there_is_no_psnr(digits):
 
 
 def test_of_many_images_some_spread_over_all_are_measured(digits, monkeypatch):
-    monkeypatch.setattr(kl_export, "MOST_IMAGES", 100)
+    monkeypatch.setattr(kl, "MOST_IMAGES", 100)
     asked = []
 
     class Recorded:

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from dit_moe import checkpoint, config
-from dit_moe.autoencoders.kl_training import KLConfig, KLLoss, KLLossConfig, KLNetwork, kl_nats
-from dit_moe.autoencoders.pixels import from_uint8
+from dit_moe.autoencoders.base import from_uint8
+from dit_moe.autoencoders.kl import KLConfig, KLLoss, KLLossConfig, KLNetwork, kl_nats
 from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS
 from dit_moe.data.digits import DigitsConfig

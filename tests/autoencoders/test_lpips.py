@@ -5,7 +5,7 @@ import torch
 import torch_fidelity.sample_similarity_lpips as fidelity
 from torchvision.models.vgg import cfgs, make_layers
 
-from dit_moe.autoencoders.kl_training import KLLoss, KLLossConfig
+from dit_moe.autoencoders.kl import KLLoss, KLLossConfig
 from dit_moe.autoencoders.lpips import LINEAR, LPIPS, VGG, WIDTHS
 from dit_moe.config import ConfigError
 from dit_moe.randomness import BatchRandom

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dit_moe.autoencoders.pixels import from_uint8, to_uint8
+from dit_moe.autoencoders.base import from_uint8, to_uint8
 
 EVERY_GREY_LEVEL = torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8)
 

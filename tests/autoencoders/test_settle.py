@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
-from dit_moe.autoencoders.identity import IdentityConfig
-from dit_moe.autoencoders.resolve import require_same_space, resolve_first_stage
+from dit_moe.autoencoders.base import IdentityConfig
+from dit_moe.autoencoders.resolve import require_same_latents, resolve_first_stage
 from dit_moe.data import DATASETS
 from dit_moe.data.latents import LatentsConfig
 from tests.autoencoders.encoded import DIGITS, autoencoder, encode
@@ -91,6 +91,6 @@ def test_pixels_and_latents_are_not_mixed(made):
     with pytest.raises(
         ValueError, match=r"first_stage is of the latent space pixels in .*, but the run in runs/a is of"
     ):
-        require_same_space(config, IdentityConfig(), "first_stage", "the run in runs/a")
+        require_same_latents(config, IdentityConfig(), "first_stage", "the run in runs/a")
     moved = replace(config, model="elsewhere", tiling=True)
-    assert require_same_space(config, moved, "first_stage", "the run in runs/a") is moved
+    assert require_same_latents(config, moved, "first_stage", "the run in runs/a") is moved

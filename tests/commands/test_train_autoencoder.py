@@ -9,8 +9,8 @@ from PIL import Image
 
 from dit_moe import config
 from dit_moe.autoencoders.autoencoder import BUNDLED, Autoencoder, AutoencoderConfig
-from dit_moe.autoencoders.kl_export import export
-from dit_moe.autoencoders.pixels import from_uint8
+from dit_moe.autoencoders.base import from_uint8
+from dit_moe.autoencoders.kl import export
 from dit_moe.cli.train_autoencoder import AutoencoderTraining, averaged, describe, prepare
 from dit_moe.config import ConfigError
 from dit_moe.data.digits import Digits

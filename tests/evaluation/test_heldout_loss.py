@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dit_moe.autoencoders import FIRST_STAGES
-from dit_moe.autoencoders.identity import IdentityConfig
+from dit_moe.autoencoders.base import IdentityConfig
 from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS
 from dit_moe.data.digits import DigitsConfig

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dit_moe.data import DATASETS
 from dit_moe.data.digits import DigitsConfig
-from dit_moe.extractors.train_digits_cnn import fit
+from dit_moe.extractors.digits_cnn import fit
 from dit_moe.metrics import FeatureMoments, frechet_distance
 from dit_moe.randomness import generator
 

@@ -28,6 +28,7 @@ from dit_moe.cli.eval_options import add_eval_arguments, extractor_config, metri
 from dit_moe.distributed import join_processes, on_main
 from dit_moe.evaluation.comparability import reasons_not_comparable, vouched
 from dit_moe.evaluation.comparison import Comparison
+from dit_moe.evaluation.features import ExtractedFeatures, FeatureFolder
 from dit_moe.evaluation.places import features_folder, locked_places, require_places
 from dit_moe.evaluation.recipes import EVALUATION, sampling_recipe
 from dit_moe.evaluation.report_table import print_table
@@ -39,17 +40,15 @@ from dit_moe.evaluation.runs import (
     seeds_of,
     training_images,
 )
-from dit_moe.evaluation.sources.base import Opened
-from dit_moe.evaluation.sources.converted import converted
+from dit_moe.evaluation.sources import EvaluationInput, converted, open_input
+from dit_moe.evaluation.sources.base import FEATURES_MANIFEST
 from dit_moe.evaluation.sources.generated import GeneratedSource
-from dit_moe.evaluation.sources.open import open_word
-from dit_moe.evaluation.sources.statistics import require_same_space, states_fid, write_statistics
-from dit_moe.evaluation.stored import MANIFEST, Extracted, Stored
+from dit_moe.evaluation.sources.statistics import is_verified_inception, require_extractor, write_statistics
 from dit_moe.experiments.run import ImageRun, of_sample, open_image_run
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
+from dit_moe.extractors.base import StatisticsOnly
 from dit_moe.extractors.digits_cnn import DigitsCNNConfig
 from dit_moe.extractors.inception import InceptionConfig
-from dit_moe.extractors.statistics_only import StatedSpace
 from dit_moe.files import write_atomically
 from dit_moe.progress import images_bar
 
@@ -112,12 +111,16 @@ class Evaluation:
             overrides = [*sampling_recipe(self.args.sampling, trained, "--sampling").overrides, *overrides]
         return open_image_run(word, overrides, device=join_processes().device)
 
-    def _open(self, word: str) -> Opened:
+    def _open(self, word: str) -> EvaluationInput:
         folder = Path(word)
-        return Opened(features=folder) if (folder / MANIFEST).is_file() else open_word(word, self.options)
+        return (
+            EvaluationInput(features=folder)
+            if (folder / FEATURES_MANIFEST).is_file()
+            else open_input(word, self.options)
+        )
 
-    def _samples(self, reference: Opened | None) -> list[Opened]:
-        opened: list[Opened] = []
+    def _samples(self, reference: EvaluationInput | None) -> list[EvaluationInput]:
+        opened: list[EvaluationInput] = []
         for word in self.sample_words:
             run = self.runs.get(word)
             if run is None:
@@ -125,13 +128,13 @@ class Evaluation:
                 continue
             stated = self.args.sampling or self.recipe or any(each.startswith("count=") for each in self.overrides)
             sample = run.experiment.sample
-            count = sample.count if stated else how_many(run.experiment, reference or Opened())
+            count = sample.count if stated else how_many(run.experiment, reference or EvaluationInput())
             seeds = (1 if self.recipe else run.experiment.eval.seeds) if self.args.seeds is None else self.args.seeds
-            opened += [Opened(source=run_source(run, each)) for each in seeds_of(sample, count, seeds)]
+            opened += [EvaluationInput(source=run_source(run, each)) for each in seeds_of(sample, count, seeds)]
         require_seeds_of_one(opened)
         return [converted(one, self.options) if isinstance(one.source, GeneratedSource) else one for one in opened]
 
-    def _extractor(self, sides: list[Opened]) -> tuple[FeatureExtractor, Any]:
+    def _extractor(self, sides: list[EvaluationInput]) -> tuple[FeatureExtractor, Any]:
         """The extractor, and its config; None for the space that statistics state, where there is nothing else."""
         asked = self.args.extractor or self.args.weights or self.args.any_weights or self.recipe
         files = [one.statistics for one in sides if one.source is None and one.statistics is not None]
@@ -146,13 +149,15 @@ class Evaluation:
             )
         first, width = stated[0] if stated else None, len(files[0].moments.mean_D)
         spatial = all(one.spatial_moments is not None for one in files)
-        return StatedSpace(first, width, states_fid(first, width), spatial), None
+        return StatisticsOnly(first, width, is_verified_inception(first, width), spatial), None
 
-    def _default_extractor(self, sides: list[Opened]) -> Any:
+    def _default_extractor(self, sides: list[EvaluationInput]) -> Any:
         """That of the run's config, or of features that were kept; the digits' own, or else the Inception."""
         if self.runs:
             return next(iter(self.runs.values())).experiment.eval.extractor
-        kept = [Stored.of(one.features).manifest["extractor"]["name"] for one in sides if one.features is not None]
+        kept = [
+            FeatureFolder.open(one.features).manifest.extractor["name"] for one in sides if one.features is not None
+        ]
         if kept and kept[0] in EXTRACTORS.names():
             return EXTRACTORS.config_class(kept[0])()
         words = [*self.sample_words, *([] if self.reference_word is None else [self.reference_word])]
@@ -168,7 +173,7 @@ class Evaluation:
     def run(self) -> None:
         """All of it."""
         run = next(iter(self.runs.values()), None)
-        reference: Opened | None = None
+        reference: EvaluationInput | None = None
         if self.reference_word is not None:
             reference = self._open(self.reference_word)
         elif run is not None:
@@ -178,12 +183,12 @@ class Evaluation:
         if self.recipe is not None:  # before its weights are looked for
             metrics = metric_configs(self.args, InceptionConfig(), None) or ()
             told: dict[str, Any] = {"options": self.options, "extractor": "inception", "is_fid": True}
-            self._require_recipe(reasons_not_comparable(samples, reference or Opened(), metrics, **told))
+            self._require_recipe(reasons_not_comparable(samples, reference or EvaluationInput(), metrics, **told))
         extractor, chosen = self._extractor([*samples, *([] if reference is None else [reference])])
         if self.recipe is not None and not extractor.is_fid:
             self._require_recipe([f"the features are those of {extractor.name}, not of the verified Inception"])
         if self.recipe is not None and reference is not None and reference.statistics is not None:
-            require_same_space(reference.statistics, extractor)
+            require_extractor(reference.statistics, extractor)
         decoded = None
         if self.reference_word is None and run is not None and reference is not None and not self.options.changes:
             decoded = reconstructed(run.experiment, reference)
@@ -203,7 +208,7 @@ class Evaluation:
         if join_processes().is_main_process:  # the others need not wait: there is nothing left for them to do
             self._finish(comparison, samples, made)
 
-    def _require_one_set(self, samples: list[Opened]) -> None:
+    def _require_one_set(self, samples: list[EvaluationInput]) -> None:
         for option in ("save_npz", "save_stats"):
             if getattr(self.args, option) is not None and len(samples) > 1:
                 problem = f"--{option.replace('_', '-')} takes one set of SAMPLES, and there are {len(samples)}"
@@ -211,7 +216,7 @@ class Evaluation:
         if self.args.save_npz is not None and samples[0].source is None:
             raise ValueError(f"--save-npz needs images, and {self.sample_words[0]} holds none; drop it")
 
-    def _finish(self, comparison: Comparison, samples: list[Opened], made: list[Extracted]) -> None:
+    def _finish(self, comparison: Comparison, samples: list[EvaluationInput], made: list[ExtractedFeatures]) -> None:
         if self.args.save_stats is not None:
             write_statistics(self.args.save_stats, made[0].features, comparison.extractor)
         if comparison.reference is None:

@@ -1,13 +1,19 @@
-"""`images.npz`: what its arrays must be, and how it is written, all at once or as the images come.
+"""`images.npz`: what its arrays must be, how they are read, and how they are written.
 
-A set of any size then takes the memory of one batch.
+Arrays of an uncompressed npz stay in the file and are mapped into memory as they are read. Images are written all at
+once or as they come. A set of any size then takes the memory of one batch.
 """
 
 # N images of the set, B images of a batch, C channels, H height, W width
 
 from __future__ import annotations
 
+import hashlib
+import math
+import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,13 +23,18 @@ import numpy as np
 
 from dit_moe.files import atomic_file
 
-NPY_HEADER = 1024  # bytes before the numbers of an npy file; those of plain arrays are 128
 CHANNELS = (1, 3)
-BLOCK = 2**26  # bytes that are looked at together
+BLOCK = 2**26  # bytes that are checked together
+NPY_HEADER = 1024  # most bytes before the numbers of an npy file; plain arrays have 128
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's entry: magic, and the lengths of what follows it (APPNOTE 4.3.7)
+_DAMAGE = (
+    *(OSError, EOFError, ValueError, TypeError, KeyError, struct.error, zipfile.BadZipFile, zlib.error),
+    *(NotImplementedError, RuntimeError),  # a compression of another kind, a password
+)
 
 
 class Rows(Protocol):
-    """An array as far as its rows are concerned; it may lie in a file."""
+    """An array, in memory or in a file, whose rows can be read."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -32,6 +43,9 @@ class Rows(Protocol):
     def dtype(self) -> np.dtype[Any]: ...
 
     def __getitem__(self, rows: Any) -> np.ndarray: ...
+
+
+# ------------------------------------------------------------------------------------------------------------- checks
 
 
 def require_images(images_NHWC: Rows, source: str) -> None:
@@ -102,7 +116,107 @@ def require_labels(labels_N: np.ndarray | None, count: int, source: str) -> None
         raise ValueError(f"{source}: {problem}; classes count from 0")
 
 
-# ------------------------------------------------------------------------------------------------------------ writing
+# ----------------------------------------------------------------------------------------------------------- reading
+
+
+class NpzFile:
+    """An npz file to read; nothing in it is unpickled. It stays open: a file that replaces it has no effect."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise ValueError(f"{path} does not exist; name an npz file of images or statistics")
+        try:
+            self.file = path.open("rb")
+            self.archive = zipfile.ZipFile(self.file)
+        except _DAMAGE as error:
+            raise self._damaged(error) from None
+        self.names = [name.removesuffix(".npy") for name in self.archive.namelist()]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def read(self, name: str) -> np.ndarray:
+        """An array, read into memory in C order."""
+        try:
+            with self.archive.open(f"{name}.npy") as entry:
+                return np.asarray(np.lib.format.read_array(entry, allow_pickle=False), order="C")
+        except _DAMAGE as error:
+            raise self._damaged(error) from None
+
+    def array(self, name: str) -> Rows:
+        """An array that stays in the file if it lies there as it is in memory."""
+        entry = self.archive.getinfo(f"{name}.npy")
+        try:
+            if entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1:  # 1: encrypted
+                start = _content_start(self.file, entry)
+                self.file.seek(start)
+                shape, fortran, dtype = _read_header(self.file)
+                if not fortran and not dtype.hasobject:
+                    offset = self.file.tell()
+                    self._require_length(name, offset - start + math.prod(shape) * dtype.itemsize, entry)
+                    return _MappedArray(self.file, offset, shape, dtype)
+        except _DAMAGE as error:
+            raise self._damaged(error) from None
+        return self.read(name)
+
+    def sha256(self, name: str, array: Rows) -> str:
+        """Of the bytes of an array. A mapped one is held to the zip's check sum, as reading into memory does."""
+        if isinstance(array, np.ndarray):
+            return hashlib.sha256(array.data).hexdigest()
+        digest = hashlib.sha256()
+        try:
+            with self.archive.open(f"{name}.npy") as entry:
+                _read_header(entry)
+                while content := entry.read(2**20):
+                    digest.update(content)
+        except _DAMAGE as error:
+            raise self._damaged(error) from None
+        return digest.hexdigest()
+
+    def _require_length(self, name: str, wanted: int, entry: zipfile.ZipInfo) -> None:
+        end = _content_start(self.file, entry) + wanted
+        if entry.file_size != wanted or end > os.fstat(self.file.fileno()).st_size:
+            raise ValueError(f"{name} has {entry.file_size} bytes where its header says {wanted}")
+
+    def _damaged(self, error: Exception) -> ValueError:
+        reason = str(error) or type(error).__name__
+        remedy = "make it again or copy it anew, with np.savez of plain arrays"
+        return ValueError(f"{self.path} is not a readable npz of plain arrays: {reason}; {remedy}")
+
+
+class _MappedArray:
+    """An array in a file. Each read maps it anew, so that pages once read do not count as memory of the process."""
+
+    def __init__(self, file: IO[bytes], offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.file, self.offset, self.shape, self.dtype = file, offset, shape, dtype
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        if 0 in self.shape:
+            return np.empty(self.shape, self.dtype)[rows]
+        return np.asarray(np.memmap(self.file, self.dtype, "r", self.offset, self.shape)[rows])
+
+
+def _content_start(file: IO[bytes], entry: zipfile.ZipInfo) -> int:
+    """Where the content of a zip's entry begins: its local header need not be as long as the central directory says."""
+    file.seek(entry.header_offset)
+    magic, name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+    if magic != b"PK\3\4":
+        raise zipfile.BadZipFile(f"no header of {entry.filename}")
+    return entry.header_offset + _LOCAL_HEADER.size + name + extra
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran's order, and dtype of the npy file that begins here; then its numbers do."""
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(file)
+    raise ValueError(f"npy version {version}, which is for records, not for images")
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
 
 
 def write_images(path: str | Path, images_NHWC: np.ndarray, labels_N: np.ndarray | None = None) -> None:

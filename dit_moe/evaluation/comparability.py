@@ -8,17 +8,17 @@ from typing import Any
 from torch import Tensor
 
 from dit_moe import config
+from dit_moe.evaluation.features import FeatureFolder
 from dit_moe.evaluation.recipes import Conditions, not_comparable
-from dit_moe.evaluation.sources.base import Opened, ReadOptions, Statistics
-from dit_moe.evaluation.stored import Stored
+from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, Statistics
 from dit_moe.metrics import METRICS, configs_of
 from dit_moe.moe.compute_budget import DialConfig
 
 
 def vouched(
     report: dict[str, Any],
-    samples: Sequence[Opened],
-    reference: Opened,
+    samples: Sequence[EvaluationInput],
+    reference: EvaluationInput,
     options: ReadOptions,
     metrics: Sequence[object] | None,
     **how: Any,
@@ -44,8 +44,8 @@ def _used(given: Statistics, described: dict[str, Any]) -> bool:
 
 
 def reasons_not_comparable(
-    samples: Sequence[Opened],
-    reference: Opened,
+    samples: Sequence[EvaluationInput],
+    reference: EvaluationInput,
     metrics: Sequence[object],
     *,
     options: ReadOptions,
@@ -78,22 +78,21 @@ def reasons_not_comparable(
     return not_comparable(conditions)
 
 
-def _extent(side: Opened) -> tuple[int | None, tuple[int, int, int] | None]:
+def _extent(side: EvaluationInput) -> tuple[int | None, tuple[int, int, int] | None]:
     """Number and shape of its images, where it has any."""
     if side.features is not None:
-        manifest = Stored.of(side.features).manifest
-        channels, height, width = manifest["image_shape"]
-        return manifest["count"], (channels, height, width)
+        manifest = FeatureFolder.open(side.features).manifest
+        return manifest.count, manifest.image_shape
     if side.source is None:
         return None, None
     return len(side.source), side.source.image_shape
 
 
-def _told(side: Opened) -> tuple[dict[str, Any], Tensor | None]:
+def _told(side: EvaluationInput) -> tuple[dict[str, Any], Tensor | None]:
     """What a side says of itself, and its labels, be they read or kept with features."""
     if side.features is not None:
-        stored = Stored.of(side.features)
-        return stored.manifest["source"] | stored.manifest["facts"], stored.labels()
+        stored = FeatureFolder.open(side.features)
+        return stored.manifest.source | stored.manifest.facts, stored.labels()
     if side.source is None:
         return {}, None
     return side.source.facts(), side.source.labels_N

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 
 from dit_moe.distributed import join_processes, on_main
-from dit_moe.evaluation.extraction import Extraction, temporary_unless
-from dit_moe.evaluation.planning import plan, prospect, require_enough, require_shape, require_two
+from dit_moe.evaluation.features import ExtractedFeatures, Extraction, FeatureFolder, temporary_unless
+from dit_moe.evaluation.planning import plan, require_enough, require_shape, require_two, summarize
 from dit_moe.evaluation.report import Report, evaluate
-from dit_moe.evaluation.sources.base import Opened, Source, Statistics
-from dit_moe.evaluation.sources.statistics import require_same_space
-from dit_moe.evaluation.stored import Extracted, Stored
+from dit_moe.evaluation.sources.base import EvaluationInput, Source, Statistics
+from dit_moe.evaluation.sources.statistics import require_extractor
 from dit_moe.extractors import FeatureExtractor
-from dit_moe.extractors.statistics_only import UNVERIFIED
+from dit_moe.extractors.base import UNKNOWN_EXTRACTOR
 from dit_moe.metrics import METRICS, FeatureSet, configs_of, frechet_distance
 from dit_moe.metrics.neighbours import NearestNeighbourConfig
 
@@ -50,7 +49,7 @@ class Comparison:
 
     def __init__(
         self,
-        reference: Opened | None,
+        reference: EvaluationInput | None,
         extractor: FeatureExtractor,
         metrics: Sequence[object] | None = None,
         *,
@@ -63,22 +62,22 @@ class Comparison:
         self.reference, self.extractor, self.metrics = reference, extractor, metrics
         self.folder, self.reconstructed, self.progress, self.allow_few = folder, reconstructed, progress, allow_few
         self.statistics = statistics
-        self._real: dict[str, Extracted | None] = {}  # None: another process has it
+        self._real: dict[str, ExtractedFeatures | None] = {}  # None: another process has it
         self._prepared = False
-        self._samples: Sequence[Opened] | None = None  # that were checked last, and what came of it
+        self._samples: Sequence[EvaluationInput] | None = None  # that were checked last, and what came of it
         self._planned: list[object] = []
         self._left_out: list[str] = []
 
-    def check(self, samples: Sequence[Opened] = ()) -> None:
+    def check(self, samples: Sequence[EvaluationInput] = ()) -> None:
         """ValueError unless these can be compared with the reference: before the work."""
-        sides = [prospect(one, self.extractor) for one in samples]
-        others = [Opened(source=one) for name, one in self._images().items() if name != "reference"]
-        sides += [prospect(one, self.extractor) for one in others]
+        sides = [summarize(one, self.extractor) for one in samples]
+        others = [EvaluationInput(source=one) for name, one in self._images().items() if name != "reference"]
+        sides += [summarize(one, self.extractor) for one in others]
         require_two(sides)
         self._samples, self._planned, self._left_out = samples, [], []
         if self.reference is None:
             return
-        reference = prospect(self.reference, self.extractor, as_reference=True)
+        reference = summarize(self.reference, self.extractor, as_reference=True)
         require_shape(sides, reference)
         if self.extractor.is_fid and not self.allow_few:
             require_enough([*sides, reference])
@@ -96,11 +95,11 @@ class Comparison:
             self._real["reference"] = self._read(self.reference.features)
         self._prepared = True
 
-    def features(self, samples: Sequence[Opened], save_npz: Path | None = None) -> list[Extracted]:
+    def features(self, samples: Sequence[EvaluationInput], save_npz: Path | None = None) -> list[ExtractedFeatures]:
         """Of samples, on the main process; empty on the others. `save_npz` gets the images of the first."""
         if self._samples is not samples:
             self.check(samples)
-        made: list[Extracted | None] = []
+        made: list[ExtractedFeatures | None] = []
         for i, one in enumerate(samples):
             if one.source is not None:
                 made.append(self._extract(one.source, f"samples_{i}", None if i else save_npz))
@@ -111,11 +110,11 @@ class Comparison:
                 made.append(self._stated(one.statistics))
         return [one for one in made if one is not None] if join_processes().is_main_process else []
 
-    def report(self, made: Sequence[Extracted]) -> Report:
+    def report(self, made: Sequence[ExtractedFeatures]) -> Report:
         """Of the features of samples, on the main process after `prepare`; it waits for no other."""
         reference, notes = self._reference()
         files = [one.statistics for one in self._samples or () if one.source is None and one.statistics is not None]
-        notes += [note for one in files if (note := require_same_space(one, self.extractor))]
+        notes += [note for one in files if (note := require_extractor(one, self.extractor))]
         found = evaluate(
             made,
             reference,
@@ -123,14 +122,14 @@ class Comparison:
             self._planned,
             heldout=self._real.get("heldout"),
             reconstructed=self._real.get("reconstruction"),
-            called=None if all(one.extractor for one in files) else UNVERIFIED,
+            called=None if all(one.extractor for one in files) else UNKNOWN_EXTRACTOR,
             device=join_processes().device,
         )
         identical = _identical(made, reference)
         found["provenance"]["identical"] = identical
         return found | {"warnings": [*self._left_out, *notes, *identical, *_decoded(made), *found["warnings"]]}
 
-    def judge(self, samples: Sequence[Opened]) -> Report | None:
+    def judge(self, samples: Sequence[EvaluationInput]) -> Report | None:
         """All of it: the report on the main process, None on the others, which do not wait for it."""
         self.check(samples)
         self.prepare()
@@ -138,7 +137,7 @@ class Comparison:
         return self.report(made) if join_processes().is_main_process else None
 
     def _images(self) -> dict[str, Source]:
-        reference = self.reference or Opened()
+        reference = self.reference or EvaluationInput()
         named = {
             "reference": reference.source,
             "heldout": reference.heldout,
@@ -155,10 +154,10 @@ class Comparison:
             needs |= {"thumbnails_NP"}  # which it does not insist on
         return frozenset(needs)
 
-    def _extract(self, source: Source, name: str, save_npz: Path | None = None) -> Extracted | None:
+    def _extract(self, source: Source, name: str, save_npz: Path | None = None) -> ExtractedFeatures | None:
         with temporary_unless(self.folder and self.folder / name) as folder:
             extraction = Extraction(source, self.extractor, folder, keep_images=save_npz is not None)
-            processes, missing = join_processes().num_processes, extraction.count(extraction.missing())
+            processes, missing = join_processes().num_processes, extraction.images_to_make()
             with self.progress(f"features of {source.name}", missing) as advance:
                 # the others are taken to be as quick as this process
                 found = extraction.run(lambda count: advance(count * processes), self._needs())
@@ -166,20 +165,20 @@ class Comparison:
                 on_main(lambda: extraction.save_npz(save_npz))
         return found
 
-    def _read(self, folder: Path) -> Extracted | None:
-        read: list[Extracted] = []
-        on_main(lambda: read.append(Stored.open(folder, self.extractor).read(self.extractor)))
+    def _read(self, folder: Path) -> ExtractedFeatures | None:
+        read: list[ExtractedFeatures] = []
+        on_main(lambda: read.append(FeatureFolder.open(folder, self.extractor).read(self.extractor)))
         return read[0] if read else None
 
-    def _stated(self, given: Statistics) -> Extracted:
+    def _stated(self, given: Statistics) -> ExtractedFeatures:
         """Statistics in place of images. ValueError if they are of another space."""
-        require_same_space(given, self.extractor)
+        require_extractor(given, self.extractor)
         moments: dict[str, Any] = {"given_moments": given.moments, "given_spatial_moments": given.spatial_moments}
         features = FeatureSet(given.source, given.moments.n, **moments)
         identity = {"kind": "statistics", "sha256": given.sha256, "extractor": given.extractor}
-        return Extracted(features, identity, identity | {"name": given.source, "count": given.moments.n})
+        return ExtractedFeatures(features, identity, identity | {"name": given.source, "count": given.moments.n})
 
-    def _reference(self) -> tuple[Extracted, list[str]]:
+    def _reference(self) -> tuple[ExtractedFeatures, list[str]]:
         """With what has to be said about it."""
         assert self.reference is not None
         images, given = self._real.get("reference"), self.reference.statistics
@@ -188,9 +187,9 @@ class Comparison:
             return images, []
         if images is None:
             stated = self._stated(given)
-            return stated, [note] if (note := require_same_space(given, self.extractor)) else []
+            return stated, [note] if (note := require_extractor(given, self.extractor)) else []
         try:
-            stated, note = self._stated(given), require_same_space(given, self.extractor)
+            stated, note = self._stated(given), require_extractor(given, self.extractor)
         except ValueError as error:
             return images, [f"{error}; its images are used in place of its statistics"]
         own = images.features.moments
@@ -206,7 +205,7 @@ class Comparison:
         return replace(images, features=both, described=said), [note] if note else []
 
 
-def _identical(samples: Sequence[Extracted], reference: Extracted) -> list[str]:
+def _identical(samples: Sequence[ExtractedFeatures], reference: ExtractedFeatures) -> list[str]:
     """What is said of sets that are the same images: nothing is learned of comparing them."""
     found = [
         f"{one.described['name']} and the reference are the same images" for one in samples if _same(one, reference)
@@ -217,7 +216,7 @@ def _identical(samples: Sequence[Extracted], reference: Extracted) -> list[str]:
     return found
 
 
-def _same(a: Extracted, b: Extracted) -> bool:
+def _same(a: ExtractedFeatures, b: ExtractedFeatures) -> bool:
     x_ND, y_ND = a.features.features_ND, b.features.features_ND
     if a.identity == b.identity:
         return True
@@ -226,7 +225,7 @@ def _same(a: Extracted, b: Extracted) -> bool:
     return torch.allclose(x_ND, y_ND)  # the layout of images in memory decides how a convolution rounds
 
 
-def _decoded(samples: Sequence[Extracted]) -> list[str]:
+def _decoded(samples: Sequence[ExtractedFeatures]) -> list[str]:
     if not any(one.identity.get("kind") == "latents" for one in samples):
         return []
     return ["samples are decoded latents: if of the reference's own images, their floor is 0, not `floor`"]

@@ -15,7 +15,7 @@ from dit_moe.diffusion import Objective, SamplingError
 from dit_moe.distributed import join_processes
 from dit_moe.evaluation.comparison import Comparison
 from dit_moe.evaluation.runs import training_images
-from dit_moe.evaluation.sources.base import Opened, Source
+from dit_moe.evaluation.sources.base import EvaluationInput, Source
 from dit_moe.evaluation.sources.generated import GeneratedSource
 from dit_moe.experiments.image import Experiment
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
@@ -40,7 +40,7 @@ class LightEvaluation:
         self.labels_N = choose_labels(self.sample, experiment.model.num_classes, class_counts)
         extractor: FeatureExtractor = EXTRACTORS.build(experiment.eval.extractor).to(join_processes().device)
         self.comparison = Comparison(_thinned(training_images(experiment)), extractor, [FrechetDistanceConfig()])
-        self.comparison.check([Opened(source=Blank(stage, self._latent_shape()))])
+        self.comparison.check([EvaluationInput(source=Blank(stage, self._latent_shape()))])
         self.comparison.prepare()
 
     def _latent_shape(self) -> tuple[int, int, int]:
@@ -52,7 +52,7 @@ class LightEvaluation:
         try:
             generator = Generator(network, self.objective, self.stage, self.sample, self._latent_shape())
             source = GeneratedSource(generator, self.labels_N, name=f"step {step}", identity={"step": step})
-            report = self.comparison.judge([Opened(source=source)])
+            report = self.comparison.judge([EvaluationInput(source=source)])
         except (ValueError, SamplingError, OSError) as error:
             if join_processes().is_main_process:
                 print(f"warning: no evaluation at step {step}: {error}", file=sys.stderr)
@@ -93,7 +93,7 @@ def named(report: dict[str, Any]) -> dict[str, Any]:
     return numbers | {"sampled_active_experts": facts["samples"][0].get("active_experts")}
 
 
-def _thinned(opened: Opened) -> Opened:
+def _thinned(opened: EvaluationInput) -> EvaluationInput:
     """At most `MOST` images on either side."""
     sides = (one if one is None or len(one) <= MOST else Thinned(one, MOST) for one in (opened.source, opened.heldout))
     source, heldout = sides

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dit_moe.distributed import locked
-from dit_moe.evaluation.sources.open import IMAGES_FILE
+from dit_moe.evaluation.sources import IMAGES_FILE
 from dit_moe.files import require_writable
 from dit_moe.sampling.outputs import FACTS
 

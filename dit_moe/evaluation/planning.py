@@ -1,4 +1,4 @@
-"""What is known of images before their features are, and which metrics can be had of them: checked before the work."""
+"""What is known of samples and reference before their features are made, and which metrics can be computed of them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dit_moe.evaluation.features import FeatureFolder
 from dit_moe.evaluation.report import lacking
-from dit_moe.evaluation.sources.base import Opened, Statistics
-from dit_moe.evaluation.sources.statistics import require_same_space
-from dit_moe.evaluation.stored import Stored
+from dit_moe.evaluation.sources.base import EvaluationInput, Statistics
+from dit_moe.evaluation.sources.statistics import require_extractor
 from dit_moe.extractors import FeatureExtractor
 from dit_moe.metrics import METRICS, Metric, configs_of
 
@@ -18,8 +18,8 @@ FEW = 2048  # images: fewer than features of the Inception network
 
 
 @dataclass(frozen=True, eq=False)
-class Prospect:
-    """What is known of a side before its features are."""
+class InputSummary:
+    """What is known of samples or a reference before their features are."""
 
     name: str
     count: int | None
@@ -29,54 +29,52 @@ class Prospect:
     label_remedy: str | None = None
 
 
-def prospect(side: Opened, extractor: FeatureExtractor, as_reference: bool = False) -> Prospect:
-    """ValueError if the extractor does not take its images, or if what stands for them is of another extractor."""
-    seen: set[str] = {"logits_NK"} if extractor.has_logits else set()
-    seen |= set() if extractor.classes is None else {"predictions_N"}
-    if side.features is not None:
-        stored = Stored.open(side.features, extractor)
-        spatial = {"spatial_moments"} if "spatial_NS" in stored.tensors else set()
-        of_folder = stored.tensors | seen | spatial | {"moments"}
-        channels, height, width = stored.manifest["image_shape"]
-        shape = (channels, height, width)
-        return Prospect(str(side.features), stored.manifest["count"], of_folder, stored.labels(), shape)
-    source, given = side.source, side.statistics
+def summarize(given: EvaluationInput, extractor: FeatureExtractor, as_reference: bool = False) -> InputSummary:
+    """ValueError if the extractor does not take its images, or if its features or statistics are of another one."""
+    of_features: set[str] = {"logits_NK"} if extractor.has_logits else set()
+    of_features |= set() if extractor.classes is None else {"predictions_N"}
+    source, statistics = given.source, given.statistics
+    if given.features is not None:
+        folder = FeatureFolder.open(given.features, extractor)
+        spatial = {"spatial_moments"} if "spatial_NS" in folder.known else set()
+        known = folder.known | of_features | spatial | {"moments"}
+        manifest = folder.manifest
+        return InputSummary(str(given.features), manifest.count, known, folder.labels(), manifest.image_shape)
     if source is None:
-        assert given is not None, "a side is something"
-        require_same_space(given, extractor)
-        spatial = set() if given.spatial_moments is None else {"spatial_moments"}
-        return Prospect(given.source, given.moments.n, frozenset({"moments"} | spatial))
+        assert statistics is not None, "an input is features, images or statistics"
+        require_extractor(statistics, extractor)
+        spatial = set() if statistics.spatial_moments is None else {"spatial_moments"}
+        return InputSummary(statistics.source, statistics.moments.n, frozenset({"moments"} | spatial))
     try:
         extractor.check(source.image_shape)
     except ValueError as error:
         raise ValueError(f"{source.name}: {error}") from None
-    known: set[str] = seen | {"features_ND", "moments", "thumbnails_NP"}
-    known |= {"spatial_NS", "spatial_moments"} if extractor.has_spatial else set()
-    known |= set() if source.labels_N is None else {"labels_N"}
-    if as_reference and given is not None and given.spatial_moments is None and usable(given, extractor):
-        known -= {"spatial_NS", "spatial_moments"}  # FID and sFID are to be of one reference
-    return Prospect(
-        source.name, len(source), frozenset(known), source.labels_N, source.image_shape, source.label_remedy
-    )
+    found: set[str] = of_features | {"features_ND", "moments", "thumbnails_NP"}
+    found |= {"spatial_NS", "spatial_moments"} if extractor.has_spatial else set()
+    found |= set() if source.labels_N is None else {"labels_N"}
+    if as_reference and statistics and statistics.spatial_moments is None and _usable(statistics, extractor):
+        found -= {"spatial_NS", "spatial_moments"}  # FID and sFID are to be of one reference
+    shape, remedy = source.image_shape, source.label_remedy
+    return InputSummary(source.name, len(source), frozenset(found), source.labels_N, shape, remedy)
 
 
-def usable(given: Statistics, extractor: FeatureExtractor) -> bool:
-    """Whether statistics are of the extractor's space, as far as they say."""
+def _usable(statistics: Statistics, extractor: FeatureExtractor) -> bool:
+    """Whether statistics are of the extractor's features, as far as they say."""
     try:
-        require_same_space(given, extractor)
+        require_extractor(statistics, extractor)
     except ValueError:
         return False
     return True
 
 
-def require_two(sides: Sequence[Prospect]) -> None:
+def require_two(sides: Sequence[InputSummary]) -> None:
     """ValueError for one with fewer than 2 images."""
     for one in sides:
         if one.count is not None and one.count < 2:
             raise ValueError(f"{one.name} has {one.count} image; an evaluation needs at least 2")
 
 
-def require_shape(sides: Sequence[Prospect], reference: Prospect) -> None:
+def require_shape(sides: Sequence[InputSummary], reference: InputSummary) -> None:
     """ValueError for images of another shape than the reference's."""
     for one in sides:
         if one.image_shape and reference.image_shape and one.image_shape != reference.image_shape:
@@ -85,7 +83,7 @@ def require_shape(sides: Sequence[Prospect], reference: Prospect) -> None:
             raise ValueError(f"{problem} of {wanted}; make them equal, for instance by --size and --channels")
 
 
-def require_enough(sides: Sequence[Prospect]) -> None:
+def require_enough(sides: Sequence[InputSummary]) -> None:
     """ValueError for fewer images than a FID can be of."""
     counts = [one.count for one in sides if one.count is not None]
     if counts and min(counts) < FEW:
@@ -94,7 +92,10 @@ def require_enough(sides: Sequence[Prospect]) -> None:
 
 
 def plan(
-    metrics: Sequence[object] | None, extractor: FeatureExtractor, sides: Sequence[Prospect], reference: Prospect
+    metrics: Sequence[object] | None,
+    extractor: FeatureExtractor,
+    sides: Sequence[InputSummary],
+    reference: InputSummary,
 ) -> tuple[list[object], list[str]]:
     """Configs of the metrics that can be computed, and why others of the default were left out.
 
@@ -118,7 +119,7 @@ def plan(
 
 
 def _require(
-    name: str, metric: Metric, extractor: FeatureExtractor, sides: Sequence[Prospect], reference: Prospect
+    name: str, metric: Metric, extractor: FeatureExtractor, sides: Sequence[InputSummary], reference: InputSummary
 ) -> None:
     remedies = {one.name: one.label_remedy for one in sides if one.label_remedy}
     known = [(one.name, one.known) for one in sides]

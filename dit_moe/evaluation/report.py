@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dit_moe.evaluation.stored import Extracted
+from dit_moe.evaluation.features import ExtractedFeatures
 from dit_moe.extractors import FeatureExtractor, key_of
 from dit_moe.metrics import METRICS, FeatureSet, Metric, Moments, expected_floor
 
@@ -44,13 +44,13 @@ LACKS = {  # attribute of a FeatureSet: what a metric needs, what a set without 
 
 
 def evaluate(
-    samples: Sequence[Extracted],
-    reference: Extracted,
+    samples: Sequence[ExtractedFeatures],
+    reference: ExtractedFeatures,
     extractor: FeatureExtractor,
     metrics: Sequence[object],
     *,
-    heldout: Extracted | None = None,
-    reconstructed: Extracted | None = None,
+    heldout: ExtractedFeatures | None = None,
+    reconstructed: ExtractedFeatures | None = None,
     called: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Report:
@@ -220,7 +220,7 @@ def _ratio(value: float | None, floor: float | None) -> float | None:
     return None if value is None or not floor else value / floor
 
 
-def _few(n: int | None, reference: Extracted, extractor: FeatureExtractor) -> list[str]:
+def _few(n: int | None, reference: ExtractedFeatures, extractor: FeatureExtractor) -> list[str]:
     moments = reference.features.moments
     counts = [count for count in (n, None if moments is None else moments.n) if count is not None]
     if not counts or min(counts) >= extractor.dim:

@@ -15,11 +15,10 @@ from dit_moe.autoencoders.base import IdentityConfig
 from dit_moe.data.latents import LatentsConfig
 from dit_moe.distributed import join_processes
 from dit_moe.evaluation.comparison import Comparison
-from dit_moe.evaluation.sources.base import Opened, ReadOptions, Source
-from dit_moe.evaluation.sources.converted import converted
+from dit_moe.evaluation.sources import open_input
+from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, Source, converted
 from dit_moe.evaluation.sources.dataset import open_dataset
 from dit_moe.evaluation.sources.generated import GeneratedSource
-from dit_moe.evaluation.sources.open import open_word
 from dit_moe.experiments.image import Experiment
 from dit_moe.experiments.run import ImageRun
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
@@ -72,17 +71,17 @@ def decisive(experiment: Experiment) -> config.Tree:
     return found
 
 
-def training_images(experiment: Experiment, options: ReadOptions = ReadOptions()) -> Opened:  # noqa: B008 (frozen)
+def training_images(experiment: Experiment, options: ReadOptions = ReadOptions()) -> EvaluationInput:  # noqa: B008 (frozen)
     """What a run is compared with: as its section `eval` says, or the images that it was trained on."""
     if experiment.eval.reference is not None:
-        return open_word(experiment.eval.reference, options)
+        return open_input(experiment.eval.reference, options)
     if isinstance(experiment.images, LatentsConfig):
         problem = f"the run was trained on latents in {experiment.images.path} and does not say of which images"
         raise ValueError(f"{problem}; name a REFERENCE, or set eval.reference")
     return converted(open_dataset(experiment.images, options=options), options)
 
 
-def reconstructed(experiment: Experiment, reference: Opened) -> Source | None:
+def reconstructed(experiment: Experiment, reference: EvaluationInput) -> Source | None:
     """The held-out images of the run's own data as its autoencoder gives them back; None if there is no such thing."""
     if experiment.eval.reference is not None or reference.heldout is None:
         return None
@@ -113,14 +112,14 @@ class Reconstructed(Source):
                 yield self.stage.decode(self.stage.encode(images.to(device)).mean).cpu()
 
 
-def compare(experiment: Experiment, reference: Opened) -> Comparison:
+def compare(experiment: Experiment, reference: EvaluationInput) -> Comparison:
     """The comparison that a config's section `eval` describes."""
     extractor: FeatureExtractor = EXTRACTORS.build(experiment.eval.extractor).to(join_processes().device)
     decoded = reconstructed(experiment, reference)
     return Comparison(reference, extractor, experiment.eval.metrics, reconstructed=decoded, progress=images_bar)
 
 
-def how_many(experiment: Experiment, reference: Opened) -> int:
+def how_many(experiment: Experiment, reference: EvaluationInput) -> int:
     """Images of a sampling seed: as the config says, or as many as there are held-out ones."""
     if experiment.eval.images is not None:
         return experiment.eval.images
@@ -135,7 +134,7 @@ def seeds_of(sample: SampleConfig, count: int, seeds: int) -> list[SampleConfig]
     return [replace(sample, count=count, seed=sample.seed + i) for i in range(seeds)]
 
 
-def require_seeds_of_one(samples: Sequence[Opened]) -> None:
+def require_seeds_of_one(samples: Sequence[EvaluationInput]) -> None:
     """ValueError if several runs are averaged that differ in more than their sampling seed."""
     runs = [one.source.identity() for one in samples if isinstance(one.source, GeneratedSource)]
     for one in runs[1:]:

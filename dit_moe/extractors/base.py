@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple, Self
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from dit_moe.registry import Registry
 
 EXTRACTORS = Registry("feature extractor")
+UNKNOWN_EXTRACTOR = "unverified"  # the name of the space of statistics that do not say which network made them
 
 
 class Features(NamedTuple):
@@ -26,7 +28,7 @@ class FeatureExtractor(ABC):
     """uint8 images → `Features`. An image's features depend on it alone, but for rounding."""
 
     name: str
-    """The feature space. It stands in the key of every number, ``fd_<name>``."""
+    """The name of the feature space. The key of every number has it: ``fd_<name>``."""
     dim: int
     """D; 0 while that is not known."""
     sha256: str
@@ -57,7 +59,7 @@ class FeatureExtractor(ABC):
         return self
 
     def identity(self) -> dict[str, str | int]:
-        """All that decides its features, JSON-ready: stands in results, and features kept on disk are held to it."""
+        """All that decides its features, JSON-ready. Results record it; kept features are used only if it is equal."""
         return {"name": self.name, "dim": self.dim, "sha256": self.sha256}
 
 
@@ -66,3 +68,29 @@ def key_of(measure: str, extractor_name: str, is_fid: bool) -> str:
     if is_fid:
         return {"fd": "fid", "sfd": "sfid"}.get(measure, measure)
     return f"{measure}_{extractor_name}"
+
+
+class StatisticsOnly(FeatureExtractor):
+    """The feature space of files of statistics where there are no images; it cannot extract.
+
+    Args:
+        identity: of the extractor that the files name; None if none names one.
+        dim: the width of their means.
+        is_fid: whether that identity is the verified Inception's.
+        has_spatial: whether all files have moments of spatial features, too.
+    """
+
+    def __init__(self, identity: Mapping[str, Any] | None, dim: int, is_fid: bool, has_spatial: bool) -> None:
+        self.has_spatial, self.metrics = has_spatial, ("fd", "sfd") if has_spatial else ("fd",)
+        self._identity = dict(identity or {"name": UNKNOWN_EXTRACTOR, "dim": dim, "sha256": ""})
+        self.name, self.sha256, self.dim = self._identity["name"], self._identity["sha256"], dim
+        self.is_fid = is_fid and identity is not None
+
+    def identity(self) -> dict[str, str | int]:
+        return self._identity
+
+    def check(self, image_shape: tuple[int, int, int]) -> None:
+        raise NotImplementedError("statistics have no images")
+
+    def __call__(self, images_BCHW: Tensor) -> Features:
+        raise NotImplementedError("statistics have no images")

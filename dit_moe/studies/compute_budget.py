@@ -18,7 +18,7 @@ from dit_moe.distributed import join_processes
 from dit_moe.evaluation.comparison import Comparison
 from dit_moe.evaluation.heldout_loss import HeldoutConfig, heldout_loss
 from dit_moe.evaluation.runs import decisive, how_many, run_source, seeds_of, training_images
-from dit_moe.evaluation.sources.base import Opened
+from dit_moe.evaluation.sources.base import EvaluationInput
 from dit_moe.evaluation.text import heldout_text, perplexity
 from dit_moe.experiments.image import Experiment, check_dial, open_split
 from dit_moe.experiments.run import ImageRun, TextRun, of_sample, open_image_run, open_text_run
@@ -169,7 +169,7 @@ class ImageSubject(Subject):
 
     def _distance(self, generator: Generator, sample: SampleConfig) -> Measure:
         sources = [run_source(self.run, each) for each in seeds_of(sample, self.count, self.seeds)]
-        report = self.comparison.judge([Opened(source=source) for source in sources])
+        report = self.comparison.judge([EvaluationInput(source=source) for source in sources])
         assert report is not None
         active = statistics.fmean(one["active_experts"] for one in report["provenance"]["samples"])
         distance = next(value for value in report.values() if isinstance(value, dict) and "generated" in value)
@@ -182,14 +182,14 @@ class ImageSubject(Subject):
         }
 
 
-def _reference(experiment: Experiment) -> Opened:
+def _reference(experiment: Experiment) -> EvaluationInput:
     try:
         return training_images(experiment)
     except ValueError as error:
         raise ValueError(f"{error}; or measure the held-out loss alone, with --no-metric") from None
 
 
-def _identity(reference: Opened) -> Tree:
+def _identity(reference: EvaluationInput) -> Tree:
     """What samples are compared with."""
     sides = {"images": reference.source, "heldout": reference.heldout}
     found: Tree = {name: source.identity() for name, source in sides.items() if source is not None}

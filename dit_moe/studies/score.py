@@ -12,11 +12,11 @@ import torch
 from dit_moe.config import ConfigError
 from dit_moe.costs import forward_flops_at
 from dit_moe.distributed import join_processes
+from dit_moe.evaluation.features import ExtractedFeatures
 from dit_moe.evaluation.heldout_loss import heldout_loss
 from dit_moe.evaluation.report import evaluate
 from dit_moe.evaluation.runs import compare, how_many, reconstructed, run_source, seeds_of, training_images
-from dit_moe.evaluation.sources.base import Opened
-from dit_moe.evaluation.stored import Extracted
+from dit_moe.evaluation.sources.base import EvaluationInput
 from dit_moe.experiments.evaluation import EvalConfig
 from dit_moe.experiments.image import open_data
 from dit_moe.experiments.run import open_image_run, open_text_run
@@ -106,7 +106,7 @@ def _numbers_to_come(config: EvalConfig, heldout: bool, decoded: bool) -> list[s
     return numbers_of(report)
 
 
-def _noise(seed: int, extractor: FeatureExtractor) -> Extracted:
+def _noise(seed: int, extractor: FeatureExtractor) -> ExtractedFeatures:
     """Features of 64 images that there are not."""
     random = torch.Generator().manual_seed(seed)
     rows, classes = torch.randn(64, 8, generator=random), torch.randint(8, (64,), generator=random)
@@ -120,7 +120,7 @@ def _noise(seed: int, extractor: FeatureExtractor) -> Extracted:
         labels_N=classes,
         thumbnails_NP=(rows * 10 + 128).to(torch.uint8),
     )
-    return Extracted(features, {}, {})
+    return ExtractedFeatures(features, {}, {})
 
 
 def numbers_of(report: dict[str, Any], above: Sequence[str] = ()) -> list[str]:
@@ -192,7 +192,7 @@ def _metric_of_images(name: str, run: PlannedRun) -> dict[str, Any]:
     opened = replace(opened, experiment=replace(opened.experiment, eval=experiment.eval))
     reference = training_images(experiment)
     settings = seeds_of(experiment.sample, how_many(experiment, reference), experiment.eval.seeds)
-    samples = [Opened(source=run_source(opened, each)) for each in settings]
+    samples = [EvaluationInput(source=run_source(opened, each)) for each in settings]
     report = compare(experiment, reference).judge(samples)
     if report is None:
         return {}  # not the main process

@@ -33,8 +33,8 @@ from dit_moe.evaluation.heldout_loss import HeldoutConfig, heldout_loss
 from dit_moe.evaluation.recipes import sampling_recipe
 from dit_moe.evaluation.report_table import print_table
 from dit_moe.evaluation.runs import compare, how_many, seeds_of, training_images
+from dit_moe.evaluation.sources import IMAGES_FILE, open_input
 from dit_moe.evaluation.sources.base import ReadOptions
-from dit_moe.evaluation.sources.open import IMAGES_FILE, open_word
 from dit_moe.experiments.image import Experiment, image_experiment, open_data, open_split, resolve, resolve_model
 from dit_moe.experiments.run import ImageRun, open_image_run
 from dit_moe.files import write_atomically
@@ -200,7 +200,7 @@ class ImageTask:
                 run = open_image_run(folder, sample=settings, device=join_processes().device)
                 sample_images(run, out)
                 samples.append(out / IMAGES_FILE)
-            opened = [open_word(str(path), ReadOptions()) for path in samples]
+            opened = [open_input(str(path), ReadOptions()) for path in samples]
             report = comparison.judge(opened)
             return report and vouched(report, opened, reference, ReadOptions(), comparison.metrics)
 

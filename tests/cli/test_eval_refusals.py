@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from dit_moe.data.npz import write_images
-from dit_moe.evaluation.extraction import Extraction
+from dit_moe.evaluation.features import Extraction
 
 from .evaluating import evaluate, refuse
 

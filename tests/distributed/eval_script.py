@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from dit_moe.cli import main
-from dit_moe.evaluation.extraction import Extraction
+from dit_moe.evaluation.features import Extraction
 from dit_moe.evaluation.sources.generated import GeneratedSource
 from tests.scripts import die
 

@@ -33,7 +33,7 @@ class NoiseSource(Source):
             self.made += len(part)
             yield self.images[list(part)]
 
-    def tally(self):
+    def take_counts(self):
         made, self.made = self.made, 0
         return {"pairs": 3 * made, "tokens": 2 * made}
 

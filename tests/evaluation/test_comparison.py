@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dit_moe.evaluation.comparison import Comparison
-from dit_moe.evaluation.sources.base import Opened, Statistics
+from dit_moe.evaluation.sources.base import EvaluationInput, Statistics
 from dit_moe.metrics import METRICS, FeatureMoments, GivenMoments, Metric
 
 from .fakes import NoiseSource, PixelExtractor
@@ -24,15 +24,15 @@ def configs(*names):
 
 def judge(reference, *samples, metrics=None, **options):
     comparison = Comparison(reference, PixelExtractor(), metrics, **options)
-    return comparison.judge([Opened(source=each) for each in samples])
+    return comparison.judge([EvaluationInput(source=each) for each in samples])
 
 
 def test_a_reference_of_statistics_and_images_gives_each_metric_its_own():
     many, few = NoiseSource(count=400, seed=1), NoiseSource(count=60, seed=2)
-    reference = Opened(source=few, statistics=given(many, PixelExtractor()))
+    reference = EvaluationInput(source=few, statistics=given(many, PixelExtractor()))
     report = judge(reference, NoiseSource(), metrics=configs("fd", "sfd", "precision_recall"))
-    of_many = judge(Opened(source=many), NoiseSource(), metrics=configs("fd", "sfd"))
-    of_few = judge(Opened(source=few), NoiseSource(), metrics=configs("precision_recall"))
+    of_many = judge(EvaluationInput(source=many), NoiseSource(), metrics=configs("fd", "sfd"))
+    of_few = judge(EvaluationInput(source=few), NoiseSource(), metrics=configs("precision_recall"))
     for key in ("fd_pixels", "sfd_pixels"):
         assert report[key]["generated"] == pytest.approx(of_many[key]["generated"])
         assert report[key]["n_reference"] is None
@@ -43,7 +43,7 @@ def test_a_reference_of_statistics_and_images_gives_each_metric_its_own():
 
 
 def test_spatial_distances_are_never_of_the_images_beside_statistics_that_lack_them():
-    reference = Opened(
+    reference = EvaluationInput(
         source=NoiseSource(seed=2), statistics=given(NoiseSource(seed=1), PixelExtractor(), spatial=False)
     )
     with pytest.raises(ValueError, match="sfd needs spatial features"):
@@ -52,11 +52,11 @@ def test_spatial_distances_are_never_of_the_images_beside_statistics_that_lack_t
 
 def test_statistics_of_another_network_are_passed_over_for_the_images_beside_them():
     other = PixelExtractor(dim=7)
-    reference = Opened(source=NoiseSource(seed=2), statistics=given(NoiseSource(seed=1), other))
+    reference = EvaluationInput(source=NoiseSource(seed=2), statistics=given(NoiseSource(seed=1), other))
     report = judge(reference, NoiseSource(), metrics=configs("fd"))
     assert (
         report["fd_pixels"]
-        == judge(Opened(source=NoiseSource(seed=2)), NoiseSource(), metrics=configs("fd"))["fd_pixels"]
+        == judge(EvaluationInput(source=NoiseSource(seed=2)), NoiseSource(), metrics=configs("fd"))["fd_pixels"]
     )
     assert any("its images are used in place of its statistics" in note for note in report["warnings"])
 
@@ -64,18 +64,18 @@ def test_statistics_of_another_network_are_passed_over_for_the_images_beside_the
 def test_statistics_to_be_saved_hold_all_there_is_whatever_is_measured():
     for statistics in (False, True):
         comparison = Comparison(
-            Opened(source=NoiseSource(seed=2)), PixelExtractor(), configs("fd"), statistics=statistics
+            EvaluationInput(source=NoiseSource(seed=2)), PixelExtractor(), configs("fd"), statistics=statistics
         )
         comparison.prepare()
-        [made] = comparison.features([Opened(source=NoiseSource())])
+        [made] = comparison.features([EvaluationInput(source=NoiseSource())])
         assert (made.features.spatial_moments is not None) == statistics
 
 
 def test_features_of_the_reference_are_made_once_for_any_number_of_judgements():
     reference = NoiseSource(count=50, seed=2)
-    comparison = Comparison(Opened(source=reference), PixelExtractor(), configs("fd"))
-    first = comparison.judge([Opened(source=NoiseSource())])
-    assert comparison.judge([Opened(source=NoiseSource())])["fd_pixels"] == first["fd_pixels"]
+    comparison = Comparison(EvaluationInput(source=reference), PixelExtractor(), configs("fd"))
+    first = comparison.judge([EvaluationInput(source=NoiseSource())])
+    assert comparison.judge([EvaluationInput(source=NoiseSource())])["fd_pixels"] == first["fd_pixels"]
     assert sorted(reference.asked) == list(range(50))
 
 
@@ -87,23 +87,23 @@ def test_kept_features_survive_an_interruption_and_nothing_is_made_twice(tmp_pat
                     raise OSError("the disk is gone")
                 yield images
 
-    reference = Opened(source=NoiseSource(count=50, seed=2))
+    reference = EvaluationInput(source=NoiseSource(count=50, seed=2))
     with pytest.raises(OSError, match="the disk is gone"):
         judge(reference, Fails(), metrics=configs("fd"), folder=tmp_path)
     source, again = NoiseSource(), NoiseSource(count=50, seed=2)
-    report = judge(Opened(source=again), source, metrics=configs("fd"), folder=tmp_path)
+    report = judge(EvaluationInput(source=again), source, metrics=configs("fd"), folder=tmp_path)
     assert source.asked == list(range(64, 100)) and again.asked == []
     assert report["fd_pixels"] == judge(reference, NoiseSource(), metrics=configs("fd"))["fd_pixels"]
 
 
 def test_nothing_is_left_behind_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    judge(Opened(source=NoiseSource(seed=2)), NoiseSource())
+    judge(EvaluationInput(source=NoiseSource(seed=2)), NoiseSource())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_same_images_are_recognised_by_their_features():
-    report = judge(Opened(source=NoiseSource()), NoiseSource(), metrics=configs("fd"))
+    report = judge(EvaluationInput(source=NoiseSource()), NoiseSource(), metrics=configs("fd"))
     assert report["provenance"]["identical"] == ["noise and the reference are the same images"]
     assert torch.tensor(report["fd_pixels"]["generated"]).abs() < 1e-6
 
@@ -129,7 +129,7 @@ def test_a_metric_of_ones_own_is_asked_before_the_work_whatever_it_needs(needs, 
     monkeypatch.setattr(METRICS, "_configs", {**METRICS._configs, "picky": PickyConfig})
     monkeypatch.setattr(Picky, "needs", frozenset({needs}))
     images, source = NoiseSource(count=60, seed=2), NoiseSource()
-    alone = Opened(statistics=given(images, PixelExtractor()))
+    alone = EvaluationInput(statistics=given(images, PixelExtractor()))
     with pytest.raises(ValueError, match=message):
-        judge(Opened(source=images) if needs == "moments" else alone, source, metrics=[PickyConfig()])
+        judge(EvaluationInput(source=images) if needs == "moments" else alone, source, metrics=[PickyConfig()])
     assert source.asked == []

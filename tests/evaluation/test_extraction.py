@@ -1,13 +1,14 @@
 import fcntl
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save
 
-from dit_moe.evaluation.extraction import Extraction, thumbnails
-from dit_moe.evaluation.stored import MANIFEST, Stored
+from dit_moe.evaluation.features import Extraction, FeatureFolder, thumbnails
+from dit_moe.evaluation.sources.base import FEATURES_MANIFEST
 
 from .fakes import NoiseSource, PixelExtractor
 
@@ -31,21 +32,21 @@ def test_features_are_those_of_every_image_in_order(tmp_path):
 def test_exchanged_shards_are_refused_and_those_of_older_versions_read(tmp_path):
     first, other = (Extraction(NoiseSource(seed=seed), PixelExtractor(), tmp_path / str(seed)) for seed in (0, 1))
     found = [each.run().features.features_ND for each in (first, other)]
-    here, there, elsewhere = first.folder / "00000.safetensors", first.folder / "00001.safetensors", other.folder
-    before = files(first.folder)
-    for wrong in (there, elsewhere / "00000.safetensors"):
+    here, there = (first.folder.shard_path(shard) for shard in (0, 1))
+    before = files(first.folder.path)
+    for wrong in (there, other.folder.shard_path(0)):
         here.write_bytes(wrong.read_bytes())
-        for call in (first.missing, lambda: Stored.open(first.folder, PixelExtractor())):
+        for call in (first.images_to_make, lambda: FeatureFolder.open(first.folder.path, PixelExtractor())):
             with pytest.raises(
                 ValueError, match=r"00000.safetensors holds the features of other images.*delete it and"
             ):
                 call()
     for name, content in before.items():
         if name.endswith(".safetensors"):
-            tally = json.dumps(NoiseSource().tally())
-            (first.folder / name).write_bytes(save(load(content), {"tally": tally}))
-    read = Stored.open(first.folder, PixelExtractor()).read(PixelExtractor())
-    assert torch.equal(read.features.features_ND, found[0]) and first.missing() == []
+            tally = json.dumps(NoiseSource().take_counts())
+            (first.folder.path / name).write_bytes(save(load(content), {"tally": tally}))
+    read = FeatureFolder.open(first.folder.path, PixelExtractor()).read(PixelExtractor())
+    assert torch.equal(read.features.features_ND, found[0]) and first.images_to_make() == 0
 
 
 def test_a_second_run_reads_what_is_there_and_makes_nothing(tmp_path):
@@ -121,22 +122,22 @@ def test_a_result_says_what_was_counted_while_the_images_were_made(tmp_path):
 
 def test_a_folder_of_features_can_be_read_without_its_source(tmp_path):
     made = Extraction(NoiseSource(), PixelExtractor(), tmp_path).run()
-    read = Stored.open(tmp_path, PixelExtractor()).read(PixelExtractor())
+    read = FeatureFolder.open(tmp_path, PixelExtractor()).read(PixelExtractor())
     assert torch.equal(made.features.features_ND, read.features.features_ND) and read.described == made.described
     assert torch.equal(made.features.labels_N, read.features.labels_N) and read.identity == made.identity
     with pytest.raises(ValueError, match=r"another extractor, name=pixels, not other.*--extractor"):
-        Stored.open(tmp_path, PixelExtractor(name="other"))
+        FeatureFolder.open(tmp_path, PixelExtractor(name="other"))
     (tmp_path / "00001.safetensors").unlink()
     with pytest.raises(ValueError, match=r"00001.safetensors is not there; run the command that makes it again"):
-        Stored.open(tmp_path, PixelExtractor())
+        FeatureFolder.open(tmp_path, PixelExtractor())
 
 
 def test_what_is_known_of_a_folder_of_features_is_known_before_they_are_read(tmp_path):
     source = NoiseSource()
     Extraction(source, PixelExtractor(), tmp_path).run()
-    stored = Stored.open(tmp_path, PixelExtractor())
-    assert stored.tensors == {"features_ND", "spatial_NS", "thumbnails_NP", "labels_N"}
-    assert stored.manifest["count"] == 100 and stored.manifest["image_shape"] == [1, 4, 4]
+    stored = FeatureFolder.open(tmp_path, PixelExtractor())
+    assert stored.known == {"features_ND", "spatial_NS", "thumbnails_NP", "labels_N"}
+    assert stored.manifest.count == 100 and stored.manifest.image_shape == (1, 4, 4)
     assert torch.equal(stored.labels(), source.labels_N)
 
 
@@ -195,19 +196,19 @@ def test_features_that_are_not_finite_name_the_image(tmp_path, bad, which):
 
     with pytest.raises(ValueError, match="noise: the features of image 3 are NaN or infinite"):
         Extraction(NoiseSource(), Broken(), tmp_path).run()
-    assert {path.name for path in tmp_path.iterdir()} == {MANIFEST}
+    assert {path.name for path in tmp_path.iterdir()} == {FEATURES_MANIFEST}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}'])
 def test_a_manifest_that_is_none_is_refused(tmp_path, content):
-    (tmp_path / MANIFEST).write_text(content)
+    (tmp_path / FEATURES_MANIFEST).write_text(content)
     with pytest.raises(ValueError, match="no manifest of features; name another folder by --features"):
         Extraction(NoiseSource(), PixelExtractor(), tmp_path)
 
 
 def test_shards_keep_the_size_that_they_were_begun_with(tmp_path):
-    manifest = Extraction(NoiseSource(), PixelExtractor(), tmp_path).manifest
-    (tmp_path / MANIFEST).write_text(json.dumps(manifest | {"shard_size": 50}))
+    manifest = asdict(Extraction(NoiseSource(), PixelExtractor(), tmp_path).folder.manifest)
+    (tmp_path / FEATURES_MANIFEST).write_text(json.dumps(manifest | {"shard_size": 50}))
     Extraction(NoiseSource(), PixelExtractor(), tmp_path).run()
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 

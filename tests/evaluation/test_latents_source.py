@@ -8,9 +8,8 @@ import torch
 
 from dit_moe.data import DATASETS
 from dit_moe.data.latents import LatentsConfig
-from dit_moe.evaluation.sources import latents
-from dit_moe.evaluation.sources.dataset import open_dataset
-from dit_moe.evaluation.sources.latents import open_latents
+from dit_moe.evaluation.sources import dataset
+from dit_moe.evaluation.sources.dataset import open_dataset, open_latents
 from tests.autoencoders.encoded import DIGITS, autoencoder, encode
 
 
@@ -64,7 +63,7 @@ def test_identity_is_of_the_latents_and_their_autoencoder(folder, tmp_path):
 
 def test_an_autoencoder_that_is_gone_or_another_is_its_error_before_the_work(tmp_path):
     encode(tmp_path / "latents")
-    latents._load.cache_clear()
+    dataset._load.cache_clear()
     autoencoder(tmp_path / "autoencoder", seed=1)
     with pytest.raises(ValueError, match=r"latents: its autoencoder cannot be loaded: .*use that autoencoder; put it"):
         open_latents(tmp_path / "latents")

@@ -10,8 +10,8 @@ from sklearn.datasets import load_digits
 
 from dit_moe.config import ConfigError
 from dit_moe.data.digits import pixels_to_uint8, split_indices
+from dit_moe.evaluation.features import ExtractedFeatures
 from dit_moe.evaluation.report import evaluate
-from dit_moe.evaluation.stored import Extracted
 from dit_moe.experiments.evaluation import EvalConfig
 from dit_moe.extractors import EXTRACTORS
 from dit_moe.extractors.digits_cnn import DigitsCNNConfig
@@ -41,7 +41,7 @@ def of(pair, name="samples"):
         labels_N=None if labels is None else torch.from_numpy(labels),
         thumbnails_NP=images_NCHW.flatten(1),
     )
-    return Extracted(features, {"kind": "digits", "name": name}, {"name": name})
+    return ExtractedFeatures(features, {"kind": "digits", "name": name}, {"name": name})
 
 
 def judge(digits, *samples, **others):
@@ -181,7 +181,7 @@ def test_statistics_in_place_of_the_reference_give_the_same_distance_and_leave_o
     images = of(digits["train"], "train")
     moments = images.features.moments
     given = GivenMoments(898, moments.mean_D, moments.covariance())
-    statistics = Extracted(FeatureSet("train.npz", 898, given_moments=given), {}, {"name": "train.npz"})
+    statistics = ExtractedFeatures(FeatureSet("train.npz", 898, given_moments=given), {}, {"name": "train.npz"})
     metrics = [METRICS.config_class(name)() for name in ("fd", "class_accuracy")]
     report = evaluate([of(digits["heldout"])], statistics, EXTRACTOR, metrics)
     assert distance(report)["generated"] == pytest.approx(distance(judge(digits, digits["heldout"]))["generated"])
@@ -196,7 +196,7 @@ def test_statistics_in_place_of_the_reference_give_the_same_distance_and_leave_o
 def test_the_floors_estimate_is_of_both_counts(digits, n_reference):
     moments = of(digits["train"]).features.moments
     given = GivenMoments(n_reference, moments.mean_D, moments.covariance())
-    reference = Extracted(FeatureSet("train.npz", n_reference, given_moments=given), {}, {"name": "train.npz"})
+    reference = ExtractedFeatures(FeatureSet("train.npz", n_reference, given_moments=given), {}, {"name": "train.npz"})
     metrics = [METRICS.config_class("fd")()]
     found = distance(evaluate([of(digits["heldout"])], reference, EXTRACTOR, metrics))
     assert found["n_reference"] == n_reference
@@ -209,7 +209,7 @@ def test_statistics_as_samples_have_no_other_count_than_their_own(digits):
     metrics = [METRICS.config_class("fd")()]
     for n, floor in ((300, True), (898, False), (None, False)):
         given = GivenMoments(n, moments.mean_D, moments.covariance())
-        samples = Extracted(FeatureSet("samples.npz", n, given_moments=given), {}, {"name": "samples.npz"})
+        samples = ExtractedFeatures(FeatureSet("samples.npz", n, given_moments=given), {}, {"name": "samples.npz"})
         report = evaluate([samples], of(digits["train"]), EXTRACTOR, metrics, heldout=of(digits["heldout"], "heldout"))
         assert distance(report)["n"] == report["provenance"]["n_gen"] == n
         assert (distance(report)["floor"] is not None) == (distance(report)["ratio"] is not None) == floor

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dit_moe.evaluation.sources.npz import open_npz
-from dit_moe.evaluation.sources.statistics import require_same_space, states_fid, write_statistics
+from dit_moe.evaluation.sources.statistics import is_verified_inception, require_extractor, write_statistics
 from dit_moe.extractors import inception
 from dit_moe.metrics import FeatureSet
 
@@ -64,7 +64,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 
 def test_statistics_of_the_extractor_are_taken_without_a_word(tmp_path):
-    assert require_same_space(written(tmp_path / "s.npz"), Extractor()) is None
+    assert require_extractor(written(tmp_path / "s.npz"), Extractor()) is None
 
 
 @pytest.mark.parametrize(
@@ -83,23 +83,23 @@ def test_statistics_of_the_extractor_are_taken_without_a_word(tmp_path):
 )
 def test_statistics_of_another_space_are_refused_naming_both(tmp_path, made_by, message):
     with pytest.raises(ValueError, match=message):
-        require_same_space(written(tmp_path / "s.npz", **made_by), Extractor())
+        require_extractor(written(tmp_path / "s.npz", **made_by), Extractor())
 
 
 def test_statistics_that_state_another_width_are_refused(tmp_path):
     np.savez(tmp_path / "s.npz", mu=MU, sigma=SIGMA, extractor=stating(name="pixels", dim=7))
     for dim in (3, 6):
         with pytest.raises(ValueError, match="dim differ"):
-            require_same_space(open_npz(tmp_path / "s.npz").statistics, Extractor(dim=dim))
+            require_extractor(open_npz(tmp_path / "s.npz").statistics, Extractor(dim=dim))
 
 
 def test_a_file_that_does_not_say_its_extractor_is_taken_with_a_warning_if_the_width_fits(tmp_path):
     np.savez(tmp_path / "s.npz", mu=MU, sigma=SIGMA)
     statistics = open_npz(tmp_path / "s.npz").statistics
-    warning = require_same_space(statistics, Extractor(dim=3))
+    warning = require_extractor(statistics, Extractor(dim=3))
     assert "s.npz does not say which extractor made it" in warning and "taken for pixels" in warning
     with pytest.raises(ValueError, match=r"s.npz is of 3 features, but pixels .* has 6; choose another --extractor"):
-        require_same_space(statistics, Extractor())
+        require_extractor(statistics, Extractor())
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
@@ -118,15 +118,19 @@ def test_an_extractor_that_knows_its_width_only_once_it_was_called_reads_what_it
     statistics = written(tmp_path / "s.npz", dim=0)
     assert statistics.extractor["dim"] == 6
     for dim in (0, 6):
-        assert require_same_space(statistics, Extractor(dim=dim)) is None
+        assert require_extractor(statistics, Extractor(dim=dim)) is None
 
 
 def test_only_a_file_that_states_the_verified_inception_throughout_is_of_fid():
     official = {"name": "inception", "dim": 2048, "sha256": inception.SHA256, "resize": inception.RESIZE}
-    assert states_fid(official, 2048) and not states_fid(official, 2047) and not states_fid(None, 2048)
+    assert (
+        is_verified_inception(official, 2048)
+        and not is_verified_inception(official, 2047)
+        and not is_verified_inception(None, 2048)
+    )
     for change in ({"name": "own"}, {"dim": 2047}, {"sha256": "a" * 64}, {"resize": "bilinear"}):
-        assert not states_fid({**official, **change, "is_fid": True}, 2048)
-    assert not states_fid({"is_fid": True}, 2048)
+        assert not is_verified_inception({**official, **change, "is_fid": True}, 2048)
+    assert not is_verified_inception({"is_fid": True}, 2048)
 
 
 def changed(value, *where):

@@ -9,12 +9,11 @@ from PIL import Image
 
 from dit_moe.data.images import crop
 from dit_moe.data.npz import write_images
+from dit_moe.evaluation.sources import open_input
 from dit_moe.evaluation.sources.base import ReadOptions
-from dit_moe.evaluation.sources.dataset import DatasetSource
+from dit_moe.evaluation.sources.dataset import DatasetSource, LatentSource
 from dit_moe.evaluation.sources.folder import FolderSource
-from dit_moe.evaluation.sources.latents import LatentSource
 from dit_moe.evaluation.sources.npz import NpzSource
-from dit_moe.evaluation.sources.open import open_word
 from tests.autoencoders.encoded import encode
 from tests.data.examples import class_files, write_tree
 
@@ -41,28 +40,28 @@ def test_a_word_may_be_an_npz_or_a_folder_of_one(tmp_path):
     write_tree(tmp_path, class_files(1))  # beside it
     shutil.copy(tmp_path / "images.npz", tmp_path / "images.zip")
     for word in (tmp_path, tmp_path / "images.npz", tmp_path / "images.zip"):
-        opened = open_word(str(word))
+        opened = open_input(str(word))
         assert isinstance(opened.source, NpzSource) and np.array_equal(images(opened), COLOUR)
 
 
 def test_a_word_may_be_a_file_of_statistics(tmp_path):
     np.savez(tmp_path / "s.npz", mu=np.zeros(3), sigma=np.eye(3))
-    opened = open_word(str(tmp_path / "s.npz"), ReadOptions(size=8, channels=3))
+    opened = open_input(str(tmp_path / "s.npz"), ReadOptions(size=8, channels=3))
     assert opened.source is None and opened.heldout is None and opened.statistics.moments.n is None
 
 
 def test_a_word_may_be_a_folder_of_images(tmp_path):
-    opened = open_word(str(write_tree(tmp_path, class_files(2))))
+    opened = open_input(str(write_tree(tmp_path, class_files(2))))
     assert isinstance(opened.source, FolderSource) and len(opened.source) == 4 and opened.heldout is None
 
 
 def test_a_word_may_be_a_folder_of_latents_and_an_unfinished_one_is_said_to_be_so(tmp_path):
     encode(tmp_path / "latents")
-    opened = open_word(str(tmp_path / "latents"), ReadOptions(channels=3))
+    opened = open_input(str(tmp_path / "latents"), ReadOptions(channels=3))
     assert isinstance(opened.source.source, LatentSource) and opened.source.image_shape == (3, 16, 16)
     (tmp_path / "latents" / "manifest.json").unlink()
     with pytest.raises(ValueError, match="unfinished encoding"):
-        open_word(str(tmp_path / "latents"))
+        open_input(str(tmp_path / "latents"))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +74,7 @@ def test_a_word_may_be_a_folder_of_latents_and_an_unfinished_one_is_said_to_be_s
     ],
 )
 def test_a_word_may_be_a_dataset_with_a_split_and_options(word, split, size, count):
-    opened = open_word(word)
+    opened = open_input(word)
     assert isinstance(opened.source, DatasetSource) and opened.source.name == f"digits/{split}"
     assert (len(opened.source), opened.source.image_shape) == (count, (1, size, size))
     assert (opened.heldout is not None) == (split == "train")
@@ -83,11 +82,11 @@ def test_a_word_may_be_a_dataset_with_a_split_and_options(word, split, size, cou
 
 def test_a_dataset_with_a_path_is_opened_and_a_file_goes_before_a_dataset(tmp_path, monkeypatch):
     tree = write_tree(tmp_path / "digits", class_files(2))
-    source = open_word(f"{{name: image_folder, path: {tree}, heldout: {tree}, split: heldout, size: 8}}").source
+    source = open_input(f"{{name: image_folder, path: {tree}, heldout: {tree}, split: heldout, size: 8}}").source
     assert source.name == "image_folder/heldout" and source.image_shape == (3, 8, 8)
     monkeypatch.chdir(tmp_path)
-    assert isinstance(open_word("digits").source, FolderSource)
-    assert isinstance(open_word("{name: digits}").source, DatasetSource)
+    assert isinstance(open_input("digits").source, FolderSource)
+    assert isinstance(open_input("{name: digits}").source, DatasetSource)
 
 
 @pytest.mark.parametrize(
@@ -108,16 +107,16 @@ def test_a_dataset_with_a_path_is_opened_and_a_file_goes_before_a_dataset(tmp_pa
 )
 def test_what_names_nothing_is_refused_with_what_was_probably_meant(word, message):
     with pytest.raises(ValueError, match=message):
-        open_word(word)
+        open_input(word)
 
 
 def test_another_file_or_an_empty_folder_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"a.png is no npz; name an npz file, a run, a folder of images"):
-        open_word(str(tmp_path / "a.png"))
+        open_input(str(tmp_path / "a.png"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty has no images"):
-        open_word(str(tmp_path / "empty"))
+        open_input(str(tmp_path / "empty"))
 
 
 def test_runs_and_what_is_in_them_are_told_from_images(tmp_path):
@@ -125,38 +124,38 @@ def test_runs_and_what_is_in_them_are_told_from_images(tmp_path):
     step = run / "checkpoints" / "step_00000010"
     step.mkdir(parents=True)
     with pytest.raises(ValueError, match=r"run is a run, which can only be SAMPLES; put it first$"):
-        open_word(str(run))
+        open_input(str(run))
     with pytest.raises(ValueError, match=r"run/checkpoints holds the checkpoints of a run; name the run, .*run, as"):
-        open_word(str(run / "checkpoints"))
+        open_input(str(run / "checkpoints"))
     write_images(run / "images.npz", COLOUR)
     with pytest.raises(ValueError, match=r"put it first, or name its images, .*run/images.npz"):
-        open_word(str(run))
+        open_input(str(run))
     (step / "state.json").write_text("{}")
     with pytest.raises(ValueError, match="step_00000010 is a run"):
-        open_word(str(step))
+        open_input(str(step))
     begun = write_tree(tmp_path / "begun", {"config.yaml": b"model: dit\nobjective: flow\n"})
     with pytest.raises(ValueError, match="begun is a run without a checkpoint; train it"):
-        open_word(str(begun))
+        open_input(str(begun))
 
 
 def test_a_folder_of_images_may_have_a_config_of_something_else(tmp_path):
-    assert len(open_word(str(write_tree(tmp_path, class_files(1) | {"config.yaml": b"a: b"}))).source) == 2
+    assert len(open_input(str(write_tree(tmp_path, class_files(1) | {"config.yaml": b"a: b"}))).source) == 2
 
 
 def test_above_folders_of_features_one_of_them_is_named(tmp_path):
     write_tree(tmp_path, {f"{name}/features.json": b"{}" for name in ("heldout", "reference", "samples_0")})
     with pytest.raises(ValueError, match=r"holds folders of features; name one of them, for instance .*samples_0"):
-        open_word(str(tmp_path))
+        open_input(str(tmp_path))
 
 
 # ----------------------------------------------------------------------------------------------------------- conversion
 
 
 def test_colour_becomes_grey_as_pillow_makes_it_and_grey_is_repeated(npz):
-    grey = open_word(str(npz / "c.npz"), ReadOptions(channels=1))
+    grey = open_input(str(npz / "c.npz"), ReadOptions(channels=1))
     wanted = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in COLOUR])
     assert grey.source.image_shape == (1, 12, 16) and np.array_equal(images(grey)[..., 0], wanted)
-    colour = open_word(str(npz / "g.npz"), ReadOptions(channels=3))
+    colour = open_input(str(npz / "g.npz"), ReadOptions(channels=3))
     assert colour.source.image_shape == (3, 12, 16) and np.array_equal(images(colour), GREY.repeat(3, -1))
 
 
@@ -164,13 +163,13 @@ def test_every_colour_of_a_lattice_becomes_the_grey_that_pillow_makes_of_it(tmp_
     levels = np.array([*range(0, 256, 15), 1, 254], np.uint8)
     lattice = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, len(levels), -1, 3)
     write_images(tmp_path / "c.npz", lattice)
-    found = images(open_word(str(tmp_path / "c.npz"), ReadOptions(channels=1)))
+    found = images(open_input(str(tmp_path / "c.npz"), ReadOptions(channels=1)))
     assert np.array_equal(found[0, ..., 0], np.asarray(Image.fromarray(lattice[0]).convert("L")))
 
 
 @pytest.mark.parametrize("name, pixels", [("c.npz", COLOUR), ("g.npz", GREY)])
 def test_another_size_is_adms_crop(npz, name, pixels):
-    opened = open_word(str(npz / name), ReadOptions(size=6))
+    opened = open_input(str(npz / name), ReadOptions(size=6))
     wanted = [crop(Image.fromarray(image.squeeze()), 6).reshape(6, 6, -1) for image in pixels]
     assert opened.source.image_shape == (pixels.shape[-1], 6, 6) and np.array_equal(images(opened), np.stack(wanted))
 
@@ -178,7 +177,7 @@ def test_another_size_is_adms_crop(npz, name, pixels):
 def test_images_that_are_as_wanted_are_left_alone_and_others_have_another_identity(tmp_path):
     write_images(tmp_path / "a.npz", COLOUR[:, :, :12], np.arange(3))
     plain, same, *changed = (
-        open_word(str(tmp_path / "a.npz"), options).source
+        open_input(str(tmp_path / "a.npz"), options).source
         for options in (
             ReadOptions(),
             ReadOptions(size=12, channels=3),
@@ -192,16 +191,16 @@ def test_images_that_are_as_wanted_are_left_alone_and_others_have_another_identi
     assert all(identities.count(identity) == 1 for identity in identities)
     assert all(source.labels_N.tolist() == [0, 1, 2] and len(source) == 3 for source in changed)
     assert all(source.label_remedy == plain.label_remedy for source in changed)
-    assert all(source.facts() == plain.facts() and source.tally() == {} for source in changed)
+    assert all(source.facts() == plain.facts() and source.take_counts() == {} for source in changed)
 
 
 def test_converted_images_are_the_same_in_any_parts(npz):
-    source = open_word(str(npz / "c.npz"), ReadOptions(size=6, channels=1)).source
+    source = open_input(str(npz / "c.npz"), ReadOptions(size=6, channels=1)).source
     whole = next(source.batches([range(3)]))
     assert torch.equal(torch.cat(list(source.batches([[2], [], [0, 1]]))), whole[[2, 0, 1]])
 
 
 def test_held_out_images_are_converted_too():
-    opened = open_word("digits", ReadOptions(size=16, channels=3))
+    opened = open_input("digits", ReadOptions(size=16, channels=3))
     assert opened.source.image_shape == opened.heldout.image_shape == (3, 16, 16)
     assert opened.source.source.image_shape == (1, 16, 16)  # the dataset enlarges by itself

@@ -2,7 +2,7 @@ import torch
 
 from dit_moe.data import DATASETS
 from dit_moe.data.digits import DigitsConfig
-from dit_moe.extractors.train_digits_cnn import fit
+from dit_moe.extractors.digits_cnn import fit
 
 
 def test_fitting_learns_is_repeatable_and_leaves_the_global_generator_alone():

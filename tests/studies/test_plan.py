@@ -150,7 +150,7 @@ def test_a_metric_that_the_report_will_not_have_is_named_before_the_training_bes
 def test_no_number_that_a_report_has_is_refused_before_it_is_made(runs):
     experiment = runs[1].experiment
     opened = score.open_image_run(runs[1].folder, sample=experiment.sample)
-    samples = [score.Opened(source=score.run_source(opened))]
+    samples = [score.EvaluationInput(source=score.run_source(opened))]
     report = score.compare(experiment, score.training_images(experiment)).judge(samples)
     assert {*numbers_of(report)} <= {*score._numbers_to_come(experiment.eval, True, False)}
 

@@ -1,1 +1,130 @@
-"""What can be evaluated, by the word that names it."""
+"""What an evaluation reads: a name or a path of the command line → images, statistics, or both."""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from dit_moe import checkpoint, yaml_text
+from dit_moe import config as configs
+from dit_moe.config import ConfigError
+from dit_moe.data import DATASETS
+from dit_moe.data.manifest import MANIFEST
+from dit_moe.evaluation.sources.base import (
+    FEATURES_MANIFEST,
+    EvaluationInput,
+    ReadOptions,
+    Source,
+    Statistics,
+    converted,
+)
+from dit_moe.evaluation.sources.dataset import open_dataset, open_latents
+from dit_moe.evaluation.sources.folder import FolderSource
+from dit_moe.evaluation.sources.npz import open_npz
+from dit_moe.registry import did_you_mean
+
+__all__ = ["EvaluationInput", "ReadOptions", "Source", "Statistics", "converted", "open_dataset", "open_input"]
+
+IMAGES_FILE = "images.npz"
+ENCODING = "encoding.json"  # of latents that may not be finished
+KINDS = "an npz file, a run, a folder of images or of encoded latents"
+EXAMPLE = "'{name: image_folder, path: …, size: 256, split: heldout}'"
+
+
+def open_input(given: str, options: ReadOptions | None = None) -> EvaluationInput:
+    """Images, statistics or both, with the size and the channels that `options` asks for.
+
+    Args:
+        given: an npz file, or a folder with images.npz in it that is no run; a folder of encoded latents, which are
+            decoded; a folder of images; a dataset, ``digits`` or ``digits/heldout``, or with options
+            ``{name: image_folder, path: …, split: heldout}``. What exists as a file is not taken for a dataset.
+        options: how files are read.
+
+    Raises ValueError: it names nothing of these, or what it names cannot be evaluated.
+    """
+    options = options or ReadOptions()
+    opened = _open_path(Path(given), options) if os.path.exists(given) else _open_dataset(given, options)
+    return converted(opened, options)
+
+
+def _open_path(path: Path, options: ReadOptions) -> EvaluationInput:
+    if path.is_dir():
+        if (path / MANIFEST).is_file() or (path / ENCODING).is_file():
+            return EvaluationInput(open_latents(path))
+        _refuse_run(path)
+        if (path / IMAGES_FILE).is_file():
+            return open_npz(path / IMAGES_FILE, options)
+        _refuse_neighbour(path)
+        return EvaluationInput(FolderSource(path, options))
+    if path.suffix.lower() == ".npz" or zipfile.is_zipfile(path):
+        return open_npz(path, options)
+    raise ValueError(f"{path} is no npz; name {KINDS}")
+
+
+def _refuse_run(path: Path) -> None:
+    if checkpoint.is_run(path):
+        images = f", or name its images, {path / IMAGES_FILE}" if (path / IMAGES_FILE).is_file() else ""
+        raise ValueError(f"{path} is a run, which can only be SAMPLES; put it first{images}")
+
+
+def _refuse_neighbour(path: Path) -> None:
+    """ValueError for a folder that holds something that can be evaluated, or lies in it."""
+    inside = sorted(each.parent for each in path.glob(f"*/{FEATURES_MANIFEST}"))
+    if inside:
+        named = next((each for each in inside if each.name.startswith("samples")), inside[0])
+        raise ValueError(f"{path} holds folders of features; name one of them, for instance {named}")
+    if checkpoint.is_run(path.parent):
+        raise ValueError(f"{path} holds the checkpoints of a run; name the run, {path.parent}, as SAMPLES")
+    settings = path / checkpoint.CONFIG
+    if settings.is_file() and re.search(r"^objective:", settings.read_text(errors="replace"), re.M):
+        remedy = "train it until it has written one, or name another"
+        raise ValueError(f"{path} is a run without a checkpoint; {remedy}")
+
+
+def _open_dataset(given: str, options: ReadOptions) -> EvaluationInput:
+    config, split = _read_dataset(given, options)
+    try:
+        return open_dataset(config, split, options)
+    except ConfigError as error:
+        raise ValueError(f"{given}: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Given:
+    dataset: Annotated[Any, DATASETS]
+
+
+def _read_dataset(given: str, options: ReadOptions) -> tuple[Any, str]:
+    """Config and split."""
+    if given.lstrip().startswith("{"):
+        section = _parse(given)
+    else:
+        name, _, split = given.partition("/")
+        section = {"name": name, "split": split or "train"}
+        if name not in DATASETS.names():
+            meant = did_you_mean(name, DATASETS.names()).replace("known:", "datasets are")
+            raise ValueError(f"{given} does not exist, and is no dataset; name {KINDS}, or a dataset: {meant}")
+    split = str(section.pop("split", "train"))
+    if options.size and "size" in {field.name for field in fields(DATASETS.config_class(section["name"]))}:
+        section = {"size": options.size, **section}
+    try:
+        return configs.build(_Given, {"dataset": section}).dataset, split
+    except ConfigError as error:
+        raise ValueError(f"{given}: {error.path.removeprefix('dataset.')}{error.problem}, as in {EXAMPLE}") from None
+
+
+def _parse(given: str) -> dict[str, Any]:
+    try:
+        section: Any = yaml_text.read(given)
+    except ValueError as error:
+        raise ValueError(f"{given} is not valid YAML ({error}); wanted {EXAMPLE}") from None
+    name = section.get("name") if isinstance(section, dict) else None
+    if not isinstance(name, str):
+        raise ValueError(f"{given} has no name of a dataset; wanted {EXAMPLE}")
+    if name not in DATASETS.names():
+        raise ValueError(f"{given}: there is no dataset {name!r}; {did_you_mean(name, DATASETS.names())}")
+    return section

@@ -1,4 +1,4 @@
-"""What can be evaluated: a numbered set of images, made or read on demand, and statistics that stand for one."""
+"""What can be evaluated: a numbered set of images, made or read on demand, and statistics in place of images."""
 
 # B batch, N images, C channels, H height, W width
 
@@ -9,15 +9,21 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 
+from dit_moe.data.images import crop
 from dit_moe.metrics import Moments
 
-HOW = (  # of sample.json: how the images were made; when, where and how fast differs between equal ones
+FEATURES_MANIFEST = "features.json"  # in a folder of features
+# Entries of sample.json that say how images were made. When, where and how fast they were made is left out.
+SAMPLING_FACTS = (
     *("run", "step", "weights_sha256", "experiment", "recipe", "evaluations"),
     *("parameters", "active_parameters", "active_experts", "thresholds"),
 )
@@ -33,18 +39,18 @@ class Source(ABC):
     labels_N: Tensor | None = None
     """int64, in the order of the images."""
     batch_size: int | None = None
-    """How many to ask for at a time, which decides rounding only; None: as one likes."""
+    """How many to ask for at a time, which decides rounding only; None: any number."""
     label_remedy: str = "save them as `labels` beside arr_0"
-    """What gives it labels where it has none."""
+    """How a user can add labels to images of this kind."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """JSON-ready, with a ``kind``: all that decides the images, by hashes rather than by where it lies.
+        """JSON-ready, with a ``kind``: all that decides the images, by hashes instead of paths. May read all images.
 
-        Features kept on disk are held to it, and it stands in results. May read all of the images.
+        Features kept on disk are used again only for images of the same identity, and results record it.
         """
 
     @abstractmethod
@@ -52,34 +58,34 @@ class Source(ABC):
         """uint8 images [B, C, H, W] of each part, a list of indices, in turn."""
 
     def facts(self) -> dict[str, Any]:
-        """JSON-ready: what else a result should say of it, such as the run that made the images."""
+        """JSON-ready: what else a result should record, such as the run that made the images."""
         return {}
 
-    def tally(self) -> dict[str, int]:
-        """What was counted while `batches` made its images, since the last call: summed over all of them later."""
+    def take_counts(self) -> dict[str, int]:
+        """What was counted while `batches` made images, since the last call: to be summed over all images."""
         return {}
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Moments of a file in place of images, and the feature space that they are in, as far as the file says."""
+    """Moments from a file in place of images, and the extractor of their features, if the file names it."""
 
     source: str
     sha256: str  # of the numbers, not of the file: a zip holds times
     moments: Moments
     spatial_moments: Moments | None  # None: the file has none
-    extractor: dict[str, Any] | None  # FeatureExtractor.identity(); None: the file does not say
+    extractor: dict[str, Any] | None  # FeatureExtractor.identity(); None: the file does not name it
 
 
 @dataclass(frozen=True, eq=False)
-class Opened:
-    """One side of a comparison: images, statistics, or both (ADM's reference batches: statistics of many images, and
+class EvaluationInput:
+    """Samples or a reference: images, statistics, or both (ADM's reference batches: statistics of many images and
     some of the images). `heldout` are real images of the same kind, not among the others: they give the floor."""
 
     source: Source | None = None
     statistics: Statistics | None = None
     heldout: Source | None = None
-    features: Path | None = None  # a folder of features that were made before, in place of all others
+    features: Path | None = None  # a folder of features that were made before, instead of all others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +99,7 @@ class ReadOptions:
 
     @property
     def changes(self) -> bool:
-        """Whether images of any kind are made into others."""
+        """Whether images of any kind are resized or converted."""
         return self.size is not None or self.channels is not None
 
     def __post_init__(self) -> None:
@@ -103,7 +109,7 @@ class ReadOptions:
             raise ValueError(f"--channels {self.channels}: images have 1 channel or 3; give one of them")
         low, high = self.value_range or (0.0, 1.0)
         if not -math.inf < low < high < math.inf:  # false for NaN, too
-            raise ValueError(f"--range {low:g},{high:g} is empty or endless; give LOW,HIGH, for instance --range=-1,1")
+            raise ValueError(f"--range {low:g},{high:g} is empty or infinite; give LOW,HIGH, for instance --range=-1,1")
         if self.workers < 0:
             raise ValueError(f"--workers {self.workers} is negative; give 0 to read in this process")
 
@@ -113,12 +119,93 @@ def sha256_of_labels(labels_N: Tensor | None) -> str | None:
     return None if labels_N is None else hashlib.sha256(labels_N.cpu().numpy().tobytes()).hexdigest()
 
 
-def made_by(path: Path) -> dict[str, Any]:
-    """Facts of a file or folder of images: where it is and, if `dit-moe sample` wrote it, how they were made."""
+def facts_of_images(path: Path) -> dict[str, Any]:
+    """Where a file or folder of images is and, if `dit-moe sample` wrote it, how the images were made."""
     facts: dict[str, Any] = {"path": str(path)}
     try:
         sample = json.loads((path.absolute().parent / "sample.json").read_text())
     except (OSError, ValueError):
         return facts
-    listed = isinstance(sample, dict) and path.absolute().name in sample.get("files", ())
-    return facts | ({"sample": {name: sample[name] for name in HOW if name in sample}} if listed else {})
+    if not isinstance(sample, dict) or path.absolute().name not in sample.get("files", ()):
+        return facts
+    return facts | {"sample": {name: sample[name] for name in SAMPLING_FACTS if name in sample}}
+
+
+# ------------------------------------------------------------------------------------------------- size and channels
+
+
+def converted(given: EvaluationInput, options: ReadOptions) -> EvaluationInput:
+    """The same images, the held-out ones too, with the size and the number of channels that `options` asks for."""
+    return replace(
+        given,
+        source=given.source and _converted(given.source, options),
+        heldout=given.heldout and _converted(given.heldout, options),
+    )
+
+
+def _converted(source: Source, options: ReadOptions) -> Source:
+    """`source` itself if nothing is to be changed."""
+    found, height, width = source.image_shape
+    size = None if options.size is None or options.size == height == width else options.size
+    channels = None if options.channels in (None, found) else options.channels
+    return ConvertedSource(source, size, channels) if size or channels else source
+
+
+class ConvertedSource(Source):
+    """The images of another source.
+
+    Args:
+        source: the images.
+        size: ADM's centre crop to so many pixels square; None: as they are.
+        channels: 3 repeats grey, 1 takes the luminance of colours; None: as they are.
+    """
+
+    def __init__(self, source: Source, size: int | None, channels: int | None) -> None:
+        self.source, self.size, self.channels = source, size, channels
+        self.name, self.batch_size, self.label_remedy = source.name, source.batch_size, source.label_remedy
+        found, height, width = source.image_shape
+        self.image_shape = (channels or found, size or height, size or width)
+
+    @property
+    def labels_N(self) -> Tensor | None:  # type: ignore[override]
+        return self.source.labels_N  # read when they are asked for
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def identity(self) -> dict[str, Any]:
+        changes = {"size": self.size, "channels": self.channels}
+        return self.source.identity() | {"converted": {name: value for name, value in changes.items() if value}}
+
+    def facts(self) -> dict[str, Any]:
+        return self.source.facts()
+
+    def take_counts(self) -> dict[str, int]:
+        return self.source.take_counts()
+
+    def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        for images_BCHW in self.source.batches(parts):
+            if self.size:
+                images_BCHW = _resized(images_BCHW, self.size)
+            if self.channels == 3:
+                images_BCHW = images_BCHW.expand(-1, 3, -1, -1)
+            elif self.channels == 1:
+                images_BCHW = _luminance(images_BCHW)
+            yield images_BCHW
+
+
+def _resized(images_BCHW: Tensor, size: int) -> Tensor:
+    """ADM's centre crop of uint8 images, [B, C, size, size]."""
+    count, channels = images_BCHW.shape[:2]
+    resized_BHWC = np.empty((count, size, size, channels), np.uint8)
+    for resized, image in zip(resized_BHWC, images_BCHW.permute(0, 2, 3, 1).cpu().numpy(), strict=True):
+        picture = Image.fromarray(image.squeeze(-1) if channels == 1 else image)
+        resized[:] = crop(picture, size).reshape(size, size, channels)
+    return torch.from_numpy(resized_BHWC).permute(0, 3, 1, 2)
+
+
+def _luminance(images_B3HW: Tensor) -> Tensor:
+    """uint8 [B, 1, H, W]: ITU-R 601-2 in 16 bits and rounded, as Pillow makes grey of colours."""
+    weights_C11 = torch.tensor((19595, 38470, 7471), device=images_B3HW.device).view(3, 1, 1)
+    sums_B1HW = (images_B3HW.long() * weights_C11).sum(1, keepdim=True)
+    return ((sums_B1HW + 0x8000) >> 16).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""A registered dataset: the images that a model was trained on, and those that were held out."""
+"""A registered dataset: the images that a model was trained on, and those that were held out; latents are decoded."""
 
 # B batch, N images, C channels, H height, W width
 
@@ -7,34 +7,39 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from dit_moe import config as configs
+from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from dit_moe.data import DATASETS, BrokenImages, Dataset
 from dit_moe.data.batch_sampler import load_batches
 from dit_moe.data.image_source import ImageSource
 from dit_moe.data.images import BadImage
-from dit_moe.data.latents import LatentShards
-from dit_moe.evaluation.sources.base import Opened, ReadOptions, Source, sha256_of_labels
-from dit_moe.evaluation.sources.latents import LatentSource
+from dit_moe.data.latents import LatentsConfig, LatentShards
+from dit_moe.data.manifest import SHARDS
+from dit_moe.distributed import join_processes
+from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, Source, sha256_of_labels
 
-# Where it lies, what only decides which images are refused, and what is not used here.
-_FREE = ("path", "heldout", "id", "min_side", "max_megapixels", "flip", "fingerprint")
-_TOGETHER = 256  # rows that are fetched for their labels, or to be hashed
+# Options without a part in the identity: where the images lie, which are refused, and what is not used here.
+NOT_IN_IDENTITY = ("path", "heldout", "id", "min_side", "max_megapixels", "flip", "fingerprint")
+AUTOENCODER_IDENTITY = ("kind", "channels", "sha256", "shift", "scale", "precision", "tiling")
+ROWS_AT_A_TIME = 256  # that are read for their labels, or to be hashed
 READ_AT_MOST = 100_000  # images whose content is hashed: of ImageNet's it would be hours
 
 
-def open_dataset(config: Any, split: str = "train", options: ReadOptions | None = None) -> Opened:
-    """The images of a split, each once, be it mirrored in training or not; beside those of training the held-out ones.
+def open_dataset(config: Any, split: str = "train", options: ReadOptions | None = None) -> EvaluationInput:
+    """The images of a split, each once, never mirrored; beside those of training the held-out ones.
 
     Encoded latents are decoded. A config that leaves the size open takes `options.size`.
 
-    Raises what building the dataset raises. Without held-out images, or where those that the config names by default
-    are not to be had, there are none.
+    Raises what building the dataset raises. `heldout` is None if there are no held-out images, or if those that the
+    config names by default cannot be opened.
     """
     options = options or ReadOptions()
     names = {field.name for field in fields(config)}
@@ -48,9 +53,17 @@ def open_dataset(config: Any, split: str = "train", options: ReadOptions | None 
         try:
             heldout = _source(config, "heldout", options)
         except ValueError:
-            if _states_heldout(config):
+            if _sets_heldout(config):
                 raise
-    return Opened(source, heldout=heldout)
+    return EvaluationInput(source, heldout=heldout)
+
+
+def open_latents(folder: str | Path) -> LatentSource:
+    """The images of a folder that `dit-moe encode` wrote.
+
+    Raises ValueError: there are none, they are damaged, or their autoencoder cannot be loaded.
+    """
+    return LatentSource(LatentShards(LatentsConfig(path=str(folder), flip=False), "train"), name=str(folder))
 
 
 def _source(config: Any, split: str, options: ReadOptions) -> Source:
@@ -60,8 +73,8 @@ def _source(config: Any, split: str, options: ReadOptions) -> Source:
     return DatasetSource(dataset, config, split, options.workers)
 
 
-def _states_heldout(config: Any) -> bool:
-    """Whether the config says where held-out images are; a default may not suit its data."""
+def _sets_heldout(config: Any) -> bool:
+    """Whether the config itself says where held-out images are; a default may not suit its data."""
     default = next((field.default for field in fields(config) if field.name == "heldout"), MISSING)
     return default is not MISSING and config.heldout not in (None, default)
 
@@ -88,23 +101,28 @@ class DatasetSource(Source):
     def labels_N(self) -> Tensor:  # type: ignore[override]
         if (known := getattr(self.dataset, "labels_N", None)) is not None:
             return torch.as_tensor(known, dtype=torch.int64)
-        rows = range(len(self))
-        parts = [rows[i : i + _TOGETHER] for i in range(0, len(rows), _TOGETHER)]
-        return torch.cat([self.dataset.__getitems__(part)["labels"] for part in parts])
+        return torch.cat([self.dataset.__getitems__(part)["labels"] for part in self._parts()])
 
     def identity(self) -> dict[str, Any]:
         """Of the content of all images; of more than `READ_AT_MOST`, of their names, sizes and times of change.
 
         Reads them all, once. ValueError if one cannot be read.
         """
-        config = {name: value for name, value in configs.dump(self.config).items() if name not in _FREE}
+        config = {name: value for name, value in configs.dump(self.config).items() if name not in NOT_IN_IDENTITY}
         identity = {"kind": "dataset", "name": DATASETS.name_of(self.config), "config": config, "split": self.split}
         labels_sha256 = sha256_of_labels(self.labels_N)
         return identity | {"sha256": self._sha256, "labels_sha256": labels_sha256, "count": len(self)}
 
     def facts(self) -> dict[str, Any]:
-        listed = {"compared_by": "listing"} if self._is_large else {}
-        return {"config": configs.dump(self.config), **listed}
+        return {"config": configs.dump(self.config)} | ({"compared_by": "listing"} if self._is_large else {})
+
+    def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """Raises ValueError naming all images of a batch that are broken."""
+        return images_of(self.dataset, parts, self.workers)
+
+    def _parts(self) -> list[list[int]]:
+        rows = range(len(self))
+        return [list(rows[i : i + ROWS_AT_A_TIME]) for i in range(0, len(rows), ROWS_AT_A_TIME)]
 
     @property
     def _is_large(self) -> bool:
@@ -122,14 +140,9 @@ class DatasetSource(Source):
             for image in range(len(self)):
                 digest.update(hashlib.sha256(_content(dataset, image)).digest())
         else:
-            rows = range(len(self))
-            for images_BCHW in self.batches([rows[i : i + _TOGETHER] for i in range(0, len(rows), _TOGETHER)]):
+            for images_BCHW in self.batches(self._parts()):
                 digest.update(images_BCHW.contiguous().numpy().tobytes())
         return digest.hexdigest()
-
-    def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        """Raises ValueError naming all images of a batch that are broken."""
-        return images_of(self.dataset, parts, self.workers)
 
 
 def _content(dataset: ImageSource, image: int) -> bytes:
@@ -141,7 +154,7 @@ def _content(dataset: ImageSource, image: int) -> bytes:
 
 
 def images_of(dataset: Any, parts: Sequence[Sequence[int]], workers: int) -> Iterator[Tensor]:
-    """The images of these rows, part by part. ValueError, with what helps here, for images that are broken."""
+    """The images of these rows, part by part. ValueError naming all images of a part that are broken."""
     try:
         for rows in load_batches(dataset, [list(part) for part in parts], workers):
             yield rows["images"]
@@ -149,3 +162,59 @@ def images_of(dataset: Any, parts: Sequence[Sequence[int]], workers: int) -> Ite
         first, *others = dict.fromkeys(error.problems.values())
         more = f", and {len(others)} more" if others else ""
         raise ValueError(f"{first}{more}; mend what is broken, or take it out") from None
+
+
+class LatentSource(Source):
+    """What the autoencoder of latents makes of the mean of each entry, as it was encoded, not mirrored.
+
+    This is the best that a model of the latents can reach. Images are decoded one at a time: in a batch, convolutions
+    may round differently.
+    """
+
+    def __init__(self, dataset: LatentShards, name: str) -> None:
+        assert not dataset.flip, "each image once"
+        self.dataset, self.name, self.image_shape = dataset, name, dataset.image_shape
+        try:
+            self.stage = _load(configs.build(AutoencoderConfig, dataset.manifest.autoencoder))
+        except ValueError as error:
+            remedy = "put it in that place again, or encode the images again"
+            raise ValueError(f"{dataset.folder}: its autoencoder cannot be loaded: {error}; {remedy}") from None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @cached_property
+    def labels_N(self) -> Tensor:  # type: ignore[override]
+        labels = []
+        for shard in self.dataset.manifest.shards:
+            with safe_open(self.dataset.folder / SHARDS / shard.file, "pt") as file:
+                labels.append(file.get_tensor("labels"))
+        return torch.cat(labels)
+
+    def identity(self) -> dict[str, Any]:
+        """By the hashes of the shards, as their manifest has them, and of the autoencoder's weights."""
+        settings = configs.dump(self.stage.config)
+        autoencoder = {name: value for name, value in settings.items() if name in AUTOENCODER_IDENTITY}
+        latents = {"kind": "latents", "fingerprint": self.dataset.fingerprint, "count": len(self)}
+        return latents | {"autoencoder": autoencoder}
+
+    def facts(self) -> dict[str, Any]:
+        return {"path": str(self.dataset.folder), "autoencoder": self.stage.config.model}
+
+    @torch.no_grad()
+    def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        device = join_processes().device
+        for part in parts:
+            rows = self.dataset.__getitems__(part)
+            mean_BCHW = self.stage.moments_of({"moments": rows["moments"].to(device)}).mean
+            images_BCHW = torch.empty(len(part), *self.image_shape, dtype=torch.uint8)
+            for image, latent in zip(images_BCHW, mean_BCHW, strict=True):
+                image.copy_(self.stage.decode(latent[None])[0])
+            yield images_BCHW
+
+
+@lru_cache(maxsize=1)  # training and held-out latents share theirs
+def _load(config: AutoencoderConfig) -> Autoencoder:
+    stage = Autoencoder(config).to(join_processes().device)
+    stage.load()
+    return stage

@@ -1,4 +1,4 @@
-"""A folder of image files, flat or in sub-folders: whatever any other program has written."""
+"""A folder of image files, flat or in sub-folders, written by any program."""
 
 # N images, C channels, H height, W width
 
@@ -8,11 +8,11 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,21 +22,18 @@ from torch import Tensor
 from dit_moe.data.image_source import ImageSource, ImageSourceConfig
 from dit_moe.data.images import EXTENSIONS, FORMATS
 from dit_moe.data.links import goes_on
-from dit_moe.evaluation.sources.base import ReadOptions, Source, made_by, sha256_of_labels
+from dit_moe.evaluation.sources.base import ReadOptions, Source, facts_of_images, sha256_of_labels
 from dit_moe.evaluation.sources.dataset import images_of
 
-T = TypeVar("T")
-
 LABELS = "labels.json"  # as `dit-moe sample --save png` leaves it: {"000000.png": 3, …}
-TOGETHER = 64  # files that a thread takes
 
 
 class FolderSource(Source):
-    """Images in the order of their paths, folder by folder; hidden ones, and other files, are passed over.
+    """Images in the order of their paths, folder by folder; hidden ones, and other files, are left out.
 
-    They stay as they are, all of one size, unless `options.size` says how large they are to be; they have 1 channel if
-    all are grey, and 3 otherwise. Labels come from labels.json, or else from two or more sub-folders, in sorted order,
-    if all images lie in them. Only headers are read here.
+    They must all be of one size, unless `options.size` gives the size to crop them to; they have 1 channel if all are
+    grey, and 3 otherwise. Labels come from labels.json, or else from two or more sub-folders, in sorted order, if all
+    images lie in them. Only headers are read here.
 
     Raises ValueError: no images, a file that is none, several sizes, or labels that do not fit the images.
     """
@@ -49,11 +46,12 @@ class FolderSource(Source):
         if not self.files:
             known = ", ".join(EXTENSIONS)
             raise ValueError(f"{folder} has no images; known are {known}, in it or in folders in it, or an images.npz")
+        self._paths = [os.path.join(self.name, file) for file in self.files]
         headers = self._read_headers()
         self.labels_N = _labels(self.folder, self.files)
         size, channels = self.options.size, 1 if all(header.grey for header in headers) else 3
         self.image_shape = (channels, size, size) if size else (channels, headers[0].height, headers[0].width)
-        self._images = _Files(self.folder, self.files, size)
+        self._images = _Files(self._paths, size)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -70,7 +68,7 @@ class FolderSource(Source):
         }
 
     def facts(self) -> dict[str, Any]:
-        return made_by(self.folder)
+        return facts_of_images(self.folder)
 
     def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Raises ValueError naming all images of a batch that are broken."""
@@ -78,9 +76,9 @@ class FolderSource(Source):
             yield images_BCHW[:, : self.image_shape[0]]  # all three of a grey one are the same
 
     def _read_headers(self) -> list[_Header]:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
             warnings.simplefilter("ignore")  # Pillow's, of odd metadata and many pixels
-            headers = in_threads(_read_header, [os.path.join(self.name, file) for file in self.files])
+            headers = list(pool.map(_read_header, self._paths))
         first = headers[0]
         for header, file in zip(headers, self.files, strict=True):
             if self.options.size is None and (header.width, header.height) != (first.width, first.height):
@@ -91,25 +89,25 @@ class FolderSource(Source):
     @cached_property
     def _sha256(self) -> str:
         digest = hashlib.sha256()
-        contents = in_threads(_sha256_of, [os.path.join(self.name, file) for file in self.files])
-        for file, content in zip(self.files, contents, strict=True):
-            digest.update(os.fsencode(file) + b"\0" + content)
+        with ThreadPoolExecutor() as pool:
+            for file, content in zip(self.files, pool.map(_sha256_of, self._paths), strict=True):
+                digest.update(os.fsencode(file) + b"\0" + content)
         return digest.hexdigest()
 
 
 class _Files(ImageSource):
     """Reads and decodes as the datasets of images do."""
 
-    def __init__(self, folder: Path, files: Sequence[str], size: int | None) -> None:
-        labels_N = np.zeros(len(files), np.int64)  # of no use here
+    def __init__(self, paths: Sequence[str], size: int | None) -> None:
+        labels_N = np.zeros(len(paths), np.int64)  # not used
         super().__init__(ImageSourceConfig(size=size, min_side=1), "train", labels_N, (), fingerprint="")
-        self.folder, self.files = str(folder), files
+        self.paths = paths
 
     def locate(self, image: int) -> str:
-        return os.path.join(self.folder, self.files[image])
+        return self.paths[image]
 
     def read(self, image: int) -> bytes:
-        with open(self.locate(image), "rb", buffering=0) as file:
+        with open(self.paths[image], "rb", buffering=0) as file:
             return file.read()
 
 
@@ -138,13 +136,6 @@ def _sha256_of(path: str) -> bytes:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); mend it, or take it out") from None
-
-
-def in_threads(call: Callable[[str], T], paths: Sequence[str]) -> list[T]:
-    """What `call` returns for each path, in order."""
-    pieces = [paths[i : i + TOGETHER] for i in range(0, len(paths), TOGETHER)]
-    with ThreadPoolExecutor() as pool:
-        return [made for piece in pool.map(lambda piece: [*map(call, piece)], pieces) for made in piece]
 
 
 def _images_in(folder: str) -> list[str]:

@@ -21,8 +21,10 @@ class GeneratedSource(Source):
         labels_N: the label of every image.
         name: what messages and results call it.
         identity: all that decides the images, JSON-ready.
-        facts: what else a result should say.
+        facts: what else a result should record.
     """
+
+    labels_N: Tensor
 
     def __init__(
         self,
@@ -34,20 +36,19 @@ class GeneratedSource(Source):
         facts: dict[str, Any] | None = None,
     ) -> None:
         self.generator, self.labels_N, self.name = generator, labels_N, name
-        self._labels_N = labels_N
         with torch.no_grad():
             blank = generator.decode(torch.zeros(1, *generator.latent_shape, device=generator.device))
         channels, height, width = blank.shape[1:]
         self.image_shape = (channels, height, width)
         self.batch_size = generator.config.batch_size
         self._identity, self._facts = identity, facts or {}
-        self._pairs, self._tokens = 0, 0
+        self._counts = {"pairs": 0, "tokens": 0}  # of experts and tokens; tokens
 
     def __len__(self) -> int:
-        return len(self._labels_N)
+        return len(self.labels_N)
 
     def identity(self) -> dict[str, Any]:
-        return {"kind": "run", **self._identity, "labels_sha256": sha256_of_labels(self._labels_N)}
+        return {"kind": "run", **self._identity, "labels_sha256": sha256_of_labels(self.labels_N)}
 
     def facts(self) -> dict[str, Any]:
         return self._facts
@@ -55,11 +56,11 @@ class GeneratedSource(Source):
     def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         for part in parts:
             with measure_active(self.generator.model) as active:
-                images = torch.cat(list(self.generator.batches(part, self._labels_N)))
-            self._pairs, self._tokens = self._pairs + active.pairs, self._tokens + active.tokens
+                images = torch.cat(list(self.generator.batches(part, self.labels_N)))
+            self._counts["pairs"] += active.pairs
+            self._counts["tokens"] += active.tokens
             yield images
 
-    def tally(self) -> dict[str, int]:
-        counted = {"pairs": self._pairs, "tokens": self._tokens}
-        self._pairs = self._tokens = 0
-        return counted
+    def take_counts(self) -> dict[str, int]:
+        counts, self._counts = self._counts, {"pairs": 0, "tokens": 0}
+        return counts

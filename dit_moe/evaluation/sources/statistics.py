@@ -1,4 +1,4 @@
-"""Statistics in place of images: mean and covariance of features, in a file that ADM's evaluator reads as well."""
+"""Statistics in place of images: mean and covariance of features, in a file that ADM's evaluator can read, too."""
 
 # D feature width, S spatial feature width
 
@@ -16,26 +16,26 @@ from torch import Tensor
 
 from dit_moe.evaluation.sources.base import Statistics
 from dit_moe.extractors import FeatureExtractor, inception
-from dit_moe.extractors.statistics_only import UNVERIFIED
+from dit_moe.extractors.base import UNKNOWN_EXTRACTOR
 from dit_moe.files import atomic_file
 from dit_moe.metrics import FeatureSet, GivenMoments
 from dit_moe.metrics.frechet import CLAMP
 
 NAMES = ("mu", "sigma", "mu_s", "sigma_s", "n", "extractor")
-SAYS = {"name": str, "dim": int, "sha256": str}  # of its extractor, at least
+EXTRACTOR_KEYS = {"name": str, "dim": int, "sha256": str}  # that the record of an extractor has, at least
 SYMMETRY = 1e-6  # of the largest entry: what float32 may lose
-AGAIN = "make it again from images by --save-stats"
+REMEDY = "make it again from images by --save-stats"
 
 
 def statistics_of(arrays: Mapping[str, np.ndarray], source: str) -> Statistics:
-    """What a file says, of whose arrays `arrays` are those called as in `NAMES`. Messages begin with `source`.
+    """Statistics from the arrays of a file, of which those in `NAMES` are read. Messages begin with `source`.
 
-    Raises ValueError: one of a pair is missing, shapes that do not fit, NaN or infinity, or no covariance.
+    Raises ValueError: one of a pair is missing, shapes do not fit, NaN or infinity, or sigma is no covariance.
     """
     n, extractor = _read_count(arrays.get("n"), source), _read_extractor(arrays.get("extractor"), source)
     moments, spatial = (_moments(arrays, names, n, source) for names in (("mu", "sigma"), ("mu_s", "sigma_s")))
     if moments is None:
-        raise ValueError(f"{source} has neither mu nor sigma; {AGAIN}")
+        raise ValueError(f"{source} has neither mu nor sigma; {REMEDY}")
     digest = hashlib.sha256(json.dumps([n, extractor], sort_keys=True).encode())
     for each in (moments, spatial):
         if each is not None:
@@ -62,10 +62,10 @@ def write_statistics(path: str | Path, feature_set: FeatureSet, extractor: Featu
         np.savez(file, **found)
 
 
-def require_same_space(statistics: Statistics, extractor: FeatureExtractor) -> str | None:
-    """ValueError unless the statistics are of this extractor's features, as far as the file says.
+def require_extractor(statistics: Statistics, extractor: FeatureExtractor) -> str | None:
+    """ValueError if the statistics are of another extractor's features, by the file's record or by their number.
 
-    Returns a warning if it does not say by which extractor it was made.
+    Returns a warning if the file does not name its extractor.
     """
     width, found = len(statistics.moments.mean_D), statistics.extractor
     wanted = json.loads(json.dumps({"dim": extractor.dim or width, **extractor.identity()}))  # as a file has it
@@ -74,31 +74,29 @@ def require_same_space(statistics: Statistics, extractor: FeatureExtractor) -> s
         theirs = f"{found.get('name')} (weights {str(found.get('sha256'))[:12]})"
         differing = sorted(key for key in {**found, **wanted} if found.get(key) != wanted.get(key))
         problem = f"is of the features of {theirs}, not of {name} (weights {sha256}): {', '.join(differing)} differ"
-        remedy = f"choose --extractor {found.get('name')}, or {AGAIN}"
+        remedy = f"choose --extractor {found.get('name')}, or {REMEDY}"
         raise ValueError(f"{statistics.source} {problem}; {remedy}")
     if extractor.dim and width != extractor.dim:
         problem = f"is of {width} features, but {name} (weights {sha256}) has {extractor.dim}"
-        remedy = f"choose another --extractor, or {AGAIN}"
+        remedy = f"choose another --extractor, or {REMEDY}"
         raise ValueError(f"{statistics.source} {problem}; {remedy}")
     if found is None:
-        silent = f"{statistics.source} does not say which extractor made it"
-        taken = f"; it is taken for {name} (weights {sha256}), which has as many features, {width}"
-        return silent if name == UNVERIFIED else silent + taken
+        warning = f"{statistics.source} does not say which extractor made it"
+        assumed = f"; it is taken for {name} (weights {sha256}), which has as many features, {width}"
+        return warning if name == UNKNOWN_EXTRACTOR else warning + assumed
     return None
 
 
-def states_fid(extractor: Mapping[str, Any] | None, width: int) -> bool:
-    """Whether a file of statistics of `width` features says that the verified Inception made them.
+def is_verified_inception(extractor: Mapping[str, Any] | None, width: int) -> bool:
+    """Whether a file's record of its extractor, beside means of `width`, is that of the verified Inception.
 
-    What else it says of itself, `is_fid` among it, is not relied on.
+    Its entry `is_fid`, if any, is not relied on.
     """
     official = {"name": "inception", "dim": inception.DIM, "sha256": inception.SHA256, "resize": inception.RESIZE}
-    if extractor is None:
-        return False
-    return width == inception.DIM and all(extractor.get(key) == official[key] for key in official)
+    return extractor is not None and width == inception.DIM and official.items() <= extractor.items()
 
 
-# ---------------------------------------------------------------------------------------------------- what a file says
+# ------------------------------------------------------------------------------------------------------------- reading
 
 
 def _moments(
@@ -110,18 +108,18 @@ def _moments(
         return None
     for name in names:
         if name not in arrays:
-            raise ValueError(f"{source} has {present[0]} but no {name}; {AGAIN}")
+            raise ValueError(f"{source} has {present[0]} but no {name}; {REMEDY}")
         if not np.issubdtype(arrays[name].dtype, np.floating):
             raise ValueError(f"{source}: {name} has dtype {arrays[name].dtype}; save it as float64")
         if not np.isfinite(arrays[name]).all():
-            raise ValueError(f"{source}: {name} holds NaN or infinity; {AGAIN}")
+            raise ValueError(f"{source}: {name} holds NaN or infinity; {REMEDY}")
     mu, sigma = (np.ascontiguousarray(arrays[name], dtype=np.float64) for name in names)
     if mu.ndim != 1 or mu.size == 0 or sigma.shape != mu.shape * 2:
         raise ValueError(
             f"{source}: {names[0]} has shape {mu.shape} and {names[1]} {sigma.shape}; wanted [D] and [D, D]"
         )
     if problem := _covariance_problem(torch.from_numpy(sigma)):
-        raise ValueError(f"{source}: {names[1]} is no covariance, {problem}; {AGAIN}")
+        raise ValueError(f"{source}: {names[1]} is no covariance, {problem}; {REMEDY}")
     return GivenMoments(n, torch.from_numpy(mu), torch.from_numpy(sigma))
 
 
@@ -140,7 +138,7 @@ def _read_count(array: np.ndarray | None, source: str) -> int | None:
     if array is None:
         return None
     if array.shape != () or not np.issubdtype(array.dtype, np.integer) or array < 2:
-        raise ValueError(f"{source}: n={array.tolist()} is no number of images, 2 or more; {AGAIN}")
+        raise ValueError(f"{source}: n={array.tolist()} is no number of images, 2 or more; {REMEDY}")
     return int(array)
 
 
@@ -152,9 +150,9 @@ def _read_extractor(array: np.ndarray | None, source: str) -> dict[str, Any] | N
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise ValueError(f"{source}: extractor is no JSON object; {AGAIN}")
-    for name, kind in SAYS.items():
+        raise ValueError(f"{source}: extractor is no JSON object; {REMEDY}")
+    for name, kind in EXTRACTOR_KEYS.items():
         if type(found.get(name)) is not kind:
             problem = f"extractor has {name}={found.get(name)!r}; wanted {kind.__name__}"
-            raise ValueError(f"{source}: {problem}; {AGAIN}")
+            raise ValueError(f"{source}: {problem}; {REMEDY}")
     return found

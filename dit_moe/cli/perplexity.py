@@ -1,4 +1,4 @@
-"""Score text by a language model: bits per byte, perplexity, and the experts that it takes.
+"""Score text by a language model: bits per byte, perplexity, and how many experts a token uses.
 
 By default that is the held-out split of the run's data; or else files of UTF-8 text, each a document. Every document is
 scored by itself, in windows as lm-evaluation-harness cuts them. `key=value` changes the sections `eval` and `sample`;
@@ -23,51 +23,33 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dit_moe.distributed import join_processes, on_main
-from dit_moe.evaluation.text import heldout_text, of_files, perplexity, read_text
-from dit_moe.experiments.run import open_text_run
-from dit_moe.files import require_writable, write_atomically
+from dit_moe.distributed import join_processes
+from dit_moe.evaluation.text import RESULT, score_run
 from dit_moe.rounding import rounded
 
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
-OPTIONS = ("stride", "batch_size", "max_documents")  # of the section `eval` that have one of the command's own
-FILE = "perplexity.json"
+OPTIONS = ("stride", "batch_size", "max_documents")  # of the command that are keys of the section `eval`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `run` reads."""
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, or one of its checkpoint folders")
     parser.add_argument("words", nargs="*", metavar="TEXT", help="files of UTF-8 text; or key=value; see above")
-    parser.add_argument("--out", type=Path, metavar="FILE", help=f"where the result goes; default RUN/{FILE}")
+    parser.add_argument("--out", type=Path, metavar="FILE", help=f"where the result goes; default RUN/{RESULT}")
     parser.add_argument("--stride", metavar="N", help="tokens that each window predicts; fewer see more context")
     parser.add_argument("--batch-size", metavar="N", help="windows at a time")
     parser.add_argument("--max-documents", metavar="N", help="score the first so many only")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Score, write JSON, print it to stdout and a table to stderr. ValueError for bad input, before the work starts."""
-    words = [word for word in args.words if OVERRIDE.match(word) and not Path(word).exists()]
-    files = [Path(word) for word in args.words if word not in words]
-    texts = [read_text(path) for path in files]
-    stated = [f"{name}={value}" for name in OPTIONS if (value := getattr(args, name)) is not None]
-    opened = open_text_run(args.run_folder, [*words, *stated], scoring=True, device=join_processes().device)
-    out = args.out or opened.folder.absolute().parent.parent / FILE
-    on_main(lambda: _require_place(out, files))
-    text = of_files(files, texts, opened.tokenizer) if files else heldout_text(opened)
-    report = perplexity(opened, text)
+    """Score; print JSON to stdout and a table to stderr."""
+    changes = [word for word in args.words if OVERRIDE.match(word) and not Path(word).exists()]
+    files = [Path(word) for word in args.words if word not in changes]
+    changes += [f"{name}={value}" for name in OPTIONS if (value := getattr(args, name)) is not None]
+    report = score_run(args.run_folder, changes, files, args.out)
     if join_processes().is_main_process:
-        told = json.dumps(report, indent=1, allow_nan=False)
-        write_atomically(out, told + "\n")
-        print(told)
+        print(json.dumps(report, indent=1, allow_nan=False))
         print_table(report)
-
-
-def _require_place(out: Path, files: Sequence[Path]) -> None:
-    if out.is_dir():
-        raise ValueError(f"--out={out} is a folder; name a file, for instance {out / FILE}")
-    if any(out.absolute() == path.absolute() for path in files):
-        raise ValueError(f"--out={out} is a text to score; name another file")
-    require_writable(out.parent)
 
 
 def print_table(report: dict[str, Any], console: Console | None = None) -> None:
@@ -77,17 +59,16 @@ def print_table(report: dict[str, Any], console: Console | None = None) -> None:
     table.add_column(f"step {report['step']}", justify="right")
     table.add_column("± standard error", justify="right")
     for name, label in (("bits_per_byte", "bits per byte"), ("perplexity", "perplexity per token"), ("loss", "loss")):
-        table.add_row(label, *(_shown(report[key]) for key in (name, f"{name}_std_error")))
+        numbers = report[name], report[f"{name}_std_error"]
+        table.add_row(label, *("" if number is None else rounded(number, 4, 2) for number in numbers))
     if report["active_experts"] is not None:
         table.add_row("active experts", f"{report['active_experts']:.4f}", _target(report["target_experts"]))
     (console or Console(stderr=True)).print(table)
 
 
-def _target(asked: float | Sequence[float] | None) -> str:
-    if asked is None:
+def _target(experts: float | Sequence[float] | None) -> str:
+    if experts is None:
         return ""
-    return f"target {asked:g}" if isinstance(asked, float) else f"targets {', '.join(f'{one:g}' for one in asked)}"
-
-
-def _shown(value: float | None) -> str:
-    return "" if value is None else rounded(value, 4, 2)
+    return (
+        f"target {experts:g}" if isinstance(experts, float) else f"targets {', '.join(f'{one:g}' for one in experts)}"
+    )

@@ -1,90 +1,149 @@
-"""Text scored by a language model's run: bits per byte, perplexity, and the experts that it takes."""
+"""How well a language model predicts text: a trained run on held-out text or on files, and a run while it trains."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dit_moe.experiments.run import TextRun
+from torch import nn
+
+from dit_moe.distributed import join_processes, on_main
+from dit_moe.experiments.run import TextRun, open_text_run
 from dit_moe.experiments.text import open_heldout, scoring_options
+from dit_moe.files import require_writable, write_atomically
 from dit_moe.moe.compute_budget import thresholds
 from dit_moe.progress import work_bar
-from dit_moe.text.corpora.base import decoded
-from dit_moe.text.perplexity import Document, score
-from dit_moe.text.scores import Scores
-from dit_moe.text.tokenizer import TextTokenizer
+from dit_moe.text.corpora.base import decode_utf8
+from dit_moe.text.perplexity import ScoringError, require_stride, score
+from dit_moe.text.tokenizer import Document, TextTokenizer
+
+RESULT = "perplexity.json"
+
+
+def score_run(folder: Path, changes: Sequence[str], files: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
+    """Score `files`, each a document, or else the run's held-out text, and write the report as JSON.
+
+    All processes call it together, and get the same report.
+
+    Args:
+        folder: of a run, or one of its checkpoints.
+        changes: ``key=value``, of the sections `eval` and `sample`.
+        out: where the report goes; None: perplexity.json in the run folder.
+
+    Raises ValueError for bad input, before the work starts.
+    """
+    texts = [_read(path) for path in files]
+    run = open_text_run(folder, changes, scoring=True, device=join_processes().device)
+    place = out or run.folder.absolute().parent.parent / RESULT
+    on_main(lambda: _require_place(place, files))
+    report = perplexity(run, _text_of_files(files, texts, run.tokenizer) if files else heldout_text(run))
+    if join_processes().is_main_process:
+        write_atomically(place, json.dumps(report, indent=1, allow_nan=False) + "\n")
+    return report
+
+
+def _require_place(out: Path, files: Sequence[Path]) -> None:
+    if out.is_dir():
+        raise ValueError(f"--out={out} is a folder; name a file, for instance {out / RESULT}")
+    if any(out.absolute() == path.absolute() for path in files):
+        raise ValueError(f"--out={out} is a text to score; name another file")
+    require_writable(out.parent)
+
+
+# ------------------------------------------------------------------------------------------------------------ the text
 
 
 @dataclass(frozen=True)
-class Text:
+class EvaluationText:
     """Documents to score."""
 
     documents: Iterable[Document]
     tokens: int | None  # as far as it is known
-    identity: dict[str, Any]  # JSON-ready: what they are
+    identity: dict[str, Any]  # JSON-ready: which documents they are
 
 
-def read_text(path: Path) -> str:
-    """The text of a file; ValueError if it is not there, empty or no UTF-8."""
+def _read(path: Path) -> str:
+    """The text of a file; ValueError if it is not there, empty or not UTF-8."""
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise ValueError(f"{path} {found}; name files of UTF-8 text")
-    text = decoded(path.read_bytes(), str(path))
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(f"{path} {problem}; name files of UTF-8 text")
+    text = decode_utf8(path.read_bytes(), str(path))
     if not text:
         raise ValueError(f"{path} is empty; leave it out")
     return text
 
 
-def of_files(files: Sequence[Path], texts: Sequence[str], tokenizer: TextTokenizer) -> Text:
-    """Each file as a document."""
-    raw = [text.encode() for text in texts]
-    documents = [(tokenizer.encode(text), len(each)) for text, each in zip(texts, raw, strict=True)]
-    hashes = [hashlib.sha256(each).hexdigest() for each in raw]
+def _text_of_files(files: Sequence[Path], texts: Sequence[str], tokenizer: TextTokenizer) -> EvaluationText:
+    documents = [tokenizer.encode_document(text) for text in texts]
+    hashes = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
     named = [{"file": str(path), "sha256": sha256} for path, sha256 in zip(files, hashes, strict=True)]
-    return Text(documents, sum(len(ids) for ids, _ in documents), {"files": named})
+    return EvaluationText(documents, sum(len(ids) for ids, _ in documents), {"files": named})
 
 
-def heldout_text(opened: TextRun) -> Text:
-    """The held-out split of the run's data. ValueError if there is none, it is of another tokenizer, or no held-out."""
-    shards = open_heldout(opened.experiment, opened.tokenizer, opened.trained)
-    counted = shards.manifest.tokens - shards.manifest.documents  # one by one they stand behind an end of text
-    whole = opened.experiment.eval.max_documents is None
+def heldout_text(run: TextRun) -> EvaluationText:
+    """The held-out split of the run's data. Raises what `open_heldout` raises."""
+    shards = open_heldout(run.experiment, run.tokenizer, run.trained)
+    predicted = shards.manifest.tokens - shards.manifest.documents  # all but the end of text before each document
+    everything = run.experiment.eval.max_documents is None
     identity = {"folder": str(shards.folder), "fingerprint": shards.manifest.fingerprint}
-    return Text(shards.documents(), counted if whole else None, identity)
+    return EvaluationText(shards.documents(), predicted if everything else None, identity)
 
 
-def perplexity(opened: TextRun, text: Text) -> dict[str, Any]:
-    """What perplexity.json holds: the same on all processes, which call it together, and however many they are."""
-    experiment = opened.experiment
+# ------------------------------------------------------------------------------------------------------------- scoring
+
+
+def perplexity(run: TextRun, text: EvaluationText) -> dict[str, Any]:
+    """What perplexity.json holds: the same on all processes, which call it together, however many they are."""
+    experiment, tokenizer = run.experiment, run.tokenizer
     options, most = scoring_options(experiment), experiment.eval.max_documents
-    with work_bar("scoring", text.tokens, "tokens") as on_progress:
-        scores: Scores = score(
-            opened.model,
-            text.documents,
-            eos=opened.tokenizer.eos,
-            max_documents=most,
-            on_progress=on_progress,
-            **options,
-        )
+    with work_bar("scoring", text.tokens, "tokens") as advance:
+        scores = score(run.model, text.documents, eos=tokenizer.eos, max_documents=most, on_progress=advance, **options)
     footprint, moe, sample = experiment.model.footprint(), experiment.model.moe, experiment.sample
-    settings = {**options, "stride": options["stride"] or options["length"], "max_documents": most}
     return scores.report() | {
         "target_experts": None if moe is None or sample.p is not None else sample.target or moe.target,
-        "thresholds": thresholds(opened.model),
+        "thresholds": thresholds(run.model),
         "text": text.identity,
-        "run": str(opened.folder),
-        "step": opened.step,
-        "weights": experiment.sample.weights,
-        "weights_sha256": opened.sha256,
+        "run": str(run.folder),
+        "step": run.step,
+        "weights": sample.weights,
+        "weights_sha256": run.sha256,
         "model": experiment.model.name,
         "parameters": footprint.total_params,
         "active_parameters": footprint.active_params,
-        "tokenizer": {"name": opened.tokenizer.name, "sha256": opened.tokenizer.config.sha256},
-        "settings": settings,
-        "device": next(opened.model.parameters()).device.type,
+        "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.config.sha256},
+        "settings": {**options, "stride": options["stride"] or options["length"], "max_documents": most},
+        "device": next(run.model.parameters()).device.type,
         "versions": {name: version(name) for name in ("dit_moe", "torch", "transformers", "tokenizers")},
     }
+
+
+class HeldoutTextHook:
+    """A hook of the trainer that scores some documents: loss, bits per byte and active experts.
+
+    It keeps the documents in memory. Arguments as of `score`. ValueError at once for a stride that the length does not
+    allow, or for no documents.
+    """
+
+    def __init__(self, documents: Iterable[Document], *, length: int, stride: int | None = None, **how: Any) -> None:
+        require_stride(stride, length)
+        self.documents, self.how = list(documents), {"length": length, "stride": stride, **how}
+        if not any(len(ids) for ids, _ in self.documents):
+            raise ValueError("there is no held-out text to score; name some, or do not ask for its loss")
+
+    def __call__(self, step: int, network: nn.Module) -> dict[str, Any] | None:
+        """The numbers, on the main process; if scoring fails, a warning and None: training goes on."""
+        main = join_processes().is_main_process
+        try:
+            scores = score(network, self.documents, **self.how)
+        except (ValueError, ScoringError) as error:
+            if main:
+                print(f"warning: no held-out loss at step {step}: {error}", file=sys.stderr)
+            return None
+        numbers = {"loss": scores.loss, "bits_per_byte": scores.bits_per_byte, "active_experts": scores.active.mean}
+        return {f"heldout_{name}": value for name, value in numbers.items()} if main else None

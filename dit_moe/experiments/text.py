@@ -147,7 +147,7 @@ def open_heldout(experiment: TextExperiment, tokenizer: TextTokenizer, trained: 
 
 
 def scoring_options(experiment: TextExperiment) -> dict[str, Any]:
-    """Arguments of `score` and `HeldoutLoss` that an experiment states."""
+    """The arguments of `dit_moe.text.perplexity.score` that an experiment decides."""
     return {
         "length": experiment.data.length,
         "vocab_size": experiment.model.vocab_size,

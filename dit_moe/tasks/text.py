@@ -23,7 +23,7 @@ from dit_moe.config import ConfigError, Tree, section
 from dit_moe.costs import forward_flops_at
 from dit_moe.distributed import join_processes, on_main
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
-from dit_moe.evaluation.text import heldout_text, perplexity
+from dit_moe.evaluation.text import HeldoutTextHook, heldout_text, perplexity
 from dit_moe.experiments.image import NOTHING_HELD_OUT
 from dit_moe.experiments.run import TOKENIZER, TextRun, open_text_run
 from dit_moe.experiments.text import (
@@ -45,7 +45,6 @@ from dit_moe.rounding import rounded
 from dit_moe.sampling.outputs import FACTS, require_own_samples
 from dit_moe.tasks import HeldoutResult, Report, Task, TrainingParts
 from dit_moe.text.compute_budget import read_some
-from dit_moe.text.heldout import HeldoutLoss
 from dit_moe.text.ngram import TrigramModel
 from dit_moe.text.objective import NextToken
 from dit_moe.text.sequences import TokenSequences, open_shards
@@ -254,12 +253,12 @@ def _sampled_experts(experiment: TextExperiment, network: nn.Module, dataset: To
         yield
 
 
-def _heldout_loss(experiment: TextExperiment, dataset: TokenSequences, tokenizer: TextTokenizer) -> HeldoutLoss:
+def _heldout_loss(experiment: TextExperiment, dataset: TokenSequences, tokenizer: TextTokenizer) -> HeldoutTextHook:
     """On documents from all over the held-out split."""
     heldout = open_heldout(experiment, tokenizer, dataset.manifest.origin)
     documents, count = heldout.manifest.documents, experiment.eval.light_documents
     chosen = islice(heldout.documents(step=max(1, documents // count)), count)
-    return HeldoutLoss(chosen, eos=tokenizer.eos, **scoring_options(experiment))
+    return HeldoutTextHook(chosen, eos=tokenizer.eos, **scoring_options(experiment))
 
 
 def _texts(experiment: TextExperiment, tokenizer: TextTokenizer, split: str, most: float = math.inf) -> Iterator[bytes]:

@@ -1,12 +1,12 @@
-"""A trigram model over bytes: what a network has to beat, computed in a second.
+"""A trigram model over bytes: a baseline for language models, computed in a second.
 
 Interpolated Witten–Bell smoothing (Witten and Bell 1991, method C; Chen and Goodman 1998, Eq. 16): behind a context h
 that was met c(h) times, and followed by T(h) different bytes,
 
     p(w | h) = (c(h, w) + T(h) · p(w | h without its first)) / (c(h) + T(h)),
 
-down to the empty context, whose predecessor is uniform. Every document begins in the same context: two symbols that no
-byte is, as a language model begins with its end-of-document token.
+down to the empty context, below which p is uniform. Every document begins in the same context, a symbol beyond the
+bytes, twice, as a language model begins with its end-of-document token.
 """
 
 # N bytes of a text, U different n-grams
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from dit_moe.text.scores import Scores
+from dit_moe.text.perplexity import TextScores
 
 BYTES = 256
 START = 256  # the symbol before a document
@@ -36,17 +36,13 @@ class TrigramModel:
         self._tables = [_Table(contexts_N % SYMBOLS**order, bytes_N, SYMBOLS**order) for order in ORDERS]
 
     def probabilities(self, contexts_N: np.ndarray, bytes_N: np.ndarray) -> np.ndarray:
-        """p of each byte behind each context, float64 [N]; a context is `context_of` of what comes before."""
+        """p of each byte behind each context (the two symbols before it, a number in base SYMBOLS), float64 [N]."""
         p_N = np.full(len(bytes_N), 1 / BYTES)
         for order, table in zip(ORDERS, self._tables, strict=True):
             p_N = table.refine(p_N, contexts_N % SYMBOLS**order, bytes_N)
         return p_N
 
-    def distribution(self, before: bytes) -> np.ndarray:
-        """p of all 256 bytes behind the beginning of a document."""
-        return self.probabilities(np.full(BYTES, context_of(before)), np.arange(BYTES))
-
-    def score(self, documents: Iterable[bytes]) -> Scores:
+    def score(self, documents: Iterable[bytes]) -> TextScores:
         """What documents cost, with each byte as a token. ValueError if they hold none."""
         documents = list(documents)
         lengths_N = np.array([len(document) for document in documents], dtype=np.int64)
@@ -55,7 +51,7 @@ class TrigramModel:
         costs = -np.log(self.probabilities(*_positions(documents)))
         parts = np.split(costs, np.cumsum(lengths_N)[:-1])
         nats_N = np.array([math.fsum(part) for part in parts])
-        return Scores(nats_N=nats_N, tokens_N=lengths_N, bytes_N=lengths_N)
+        return TextScores(nats_N=nats_N, tokens_N=lengths_N, bytes_N=lengths_N)
 
     def bits_per_byte(self, documents: Iterable[bytes]) -> float:
         """`score(…).bits_per_byte`."""
@@ -78,12 +74,6 @@ class _Table:
         totals_N, kinds_N = self.totals[contexts_N], self.kinds[contexts_N]
         met_N = totals_N > 0
         return np.where(met_N, (counts_N + kinds_N * lower_N) / np.maximum(totals_N + kinds_N, 1), lower_N)
-
-
-def context_of(before: bytes) -> int:
-    """The two last symbols of a document's beginning as one number, the last in its lowest digit."""
-    first, second = [START, START, *before][-2:]
-    return first * SYMBOLS + second
 
 
 def _positions(documents: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:

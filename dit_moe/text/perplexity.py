@@ -1,14 +1,17 @@
-"""What documents cost a language model, each by itself, in the windows of lm-evaluation-harness.
+"""Perplexity: how well a language model predicts documents, each by itself, in lm-evaluation-harness's windows.
 
 A document's number depends neither on the others nor, but for rounding, on the batch it is in. Batches are the same
 however many processes share them, so that the numbers do not depend on that at all.
 """
 
-# B windows of a batch, S tokens of the longest, R predicted tokens of all, D width, V vocabulary
+# N documents, B windows of a batch, S tokens of the longest, R predicted tokens of all, V vocabulary
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
@@ -21,17 +24,97 @@ from dit_moe.config import ConfigError
 from dit_moe.distributed import join_processes, on_all
 from dit_moe.models import LM
 from dit_moe.moe import ActiveExperts, measure_layers, no_active_experts
-from dit_moe.text.scores import Scores
+from dit_moe.text.tokenizer import Document
 
 BUCKET = 64  # batches whose windows are sorted by length together, and dealt out to the processes
 CHUNK = 2**25  # logits that are held in fp32 at a time: 128 MB
-
-Document = tuple[Sequence[int] | np.ndarray, int]
-"""A document's token ids, without special ones, and its length in bytes of UTF-8."""
+LARGEST = math.log(sys.float_info.max)
 
 
 class ScoringError(RuntimeError):
     """Scoring that failed in the middle."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextScores:
+    """How well documents were predicted: the cost of each in nats, float64 [N], its tokens and UTF-8 bytes, int64 [N].
+
+    The numbers are ratios of sums over all documents, so a long one counts for more. Their standard errors are those of
+    ratio estimators (Cochran 1977, Eq. 6.13), over documents drawn independently of each other; None for a single one.
+    """
+
+    nats_N: np.ndarray
+    tokens_N: np.ndarray
+    bytes_N: np.ndarray
+    layers: list[ActiveExperts] = field(default_factory=list)  # at the positions that predict, of each MoE layer
+
+    @property
+    def documents(self) -> int:
+        return len(self.nats_N)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.tokens_N.sum())
+
+    @property
+    def bytes(self) -> int:
+        return int(self.bytes_N.sum())
+
+    @property
+    def nats(self) -> float:
+        return math.fsum(self.nats_N)
+
+    @property
+    def active(self) -> ActiveExperts:
+        """Of all layers together."""
+        return ActiveExperts.total(self.layers)
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.tokens
+
+    @property
+    def loss_std_error(self) -> float | None:
+        return self._std_error(self.tokens_N)
+
+    @property
+    def perplexity(self) -> float:
+        """Per token; infinite for a loss above 709, where floats end."""
+        return math.exp(self.loss) if self.loss < LARGEST else math.inf
+
+    @property
+    def perplexity_std_error(self) -> float | None:
+        """To first order, from that of the loss."""
+        error = self.loss_std_error
+        return None if error is None else self.perplexity * error
+
+    @property
+    def bits_per_byte(self) -> float:
+        """What can be compared between models with different tokenizers."""
+        return self.nats / self.bytes / math.log(2)
+
+    @property
+    def bits_per_byte_std_error(self) -> float | None:
+        error = self._std_error(self.bytes_N)
+        return None if error is None else error / math.log(2)
+
+    def _std_error(self, sizes_N: np.ndarray) -> float | None:
+        """Of nats per size."""
+        n, size = self.documents, int(sizes_N.sum())
+        if n < 2:
+            return None
+        residuals_N = self.nats_N - self.nats / size * sizes_N
+        return math.sqrt(n / (n - 1) * math.fsum(residuals_N**2)) / size
+
+    def report(self) -> dict[str, Any]:
+        """All numbers, ready for JSON: None for infinite ones."""
+        names = ("bits_per_byte", "perplexity", "loss")
+        numbers = {key: getattr(self, key) for name in names for key in (name, f"{name}_std_error")}
+        numbers = {key: None if value == math.inf else value for key, value in numbers.items()}
+        counts = {name: getattr(self, name) for name in ("tokens", "bytes", "documents")}
+        active = {"active_experts": self.active.mean, "active_experts_by_layer": [layer.mean for layer in self.layers]}
+        return numbers | counts | active
 
 
 def score(
@@ -46,7 +129,7 @@ def score(
     max_documents: int | None = None,
     precision: Literal["fp32", "bf16"] = "fp32",
     on_progress: Callable[[int], Any] | None = None,
-) -> Scores:
+) -> TextScores:
     """Score documents. All processes call it together, with the same ones, and get the same result.
 
     Args:
@@ -70,7 +153,7 @@ def score(
     require_in_vocabulary(np.asarray([eos]), vocab_size, "the tokenizer")
     scoring = _Scoring(network.eval(), eos, vocab_size, batch_size, precision, on_progress or (lambda count: None))
     windows = scoring.windows(islice(documents, max_documents), length, stride or length)
-    # What one process cannot read or compute is raised on all, a bucket later at most.
+    # An error of one process is raised on all, at the latest after the next bucket.
     while any(parts := on_all(lambda: scoring.share(list(islice(windows, BUCKET * batch_size))))):
         scoring.add(parts)
     return scoring.scores()
@@ -84,7 +167,7 @@ def require_stride(stride: int | None, length: int) -> None:
 
 
 def require_in_vocabulary(ids: np.ndarray, vocab_size: int, whose: str) -> None:
-    """ValueError, saying whose they are, unless all ids lie in 0 … vocab_size − 1."""
+    """ValueError, naming `whose` ids they are, unless all lie in 0 … vocab_size − 1."""
     outside = ids[(ids < 0) | (ids >= vocab_size)]
     if len(outside):
         problem = f"{whose} has the token id {outside[0]}, and the model's vocabulary ends at {vocab_size - 1}"
@@ -92,7 +175,7 @@ def require_in_vocabulary(ids: np.ndarray, vocab_size: int, whose: str) -> None:
 
 
 class Window(NamedTuple):
-    """A document's tokens that the network sees, and the `targets` behind as many last ones of them."""
+    """A document's tokens that the network sees, and the `targets` that it predicts at as many last positions."""
 
     document: int
     inputs: np.ndarray
@@ -113,35 +196,32 @@ def rolling_windows(document: int, ids: np.ndarray, eos: int, length: int, strid
 
 
 class Share(NamedTuple):
-    """What one process made of a bucket: (document, nats) by the number of the window, and its experts."""
+    """One process's part of a bucket: (document, nats) by the number of the window, and the active experts."""
 
     costs: dict[int, tuple[int, float]]
     layers: list[ActiveExperts]
 
 
+@dataclass
 class _Scoring:
     """Sums over the documents so far, the same on every process: each reads all windows and scores its share."""
 
-    def __init__(
-        self,
-        network: nn.Module,
-        eos: int,
-        vocab_size: int,
-        batch_size: int,
-        precision: str,
-        on_progress: Callable[[int], Any],
-    ) -> None:
-        self.network, self.eos, self.vocab_size = network, eos, vocab_size
-        self.batch_size, self.precision = batch_size, precision
-        self.on_progress = on_progress
-        self.device = next(network.parameters()).device
+    network: nn.Module
+    eos: int
+    vocab_size: int
+    batch_size: int
+    precision: str
+    on_progress: Callable[[int], Any]
+
+    def __post_init__(self) -> None:
+        self.device = next(self.network.parameters()).device
         self.nats: list[float] = []
         self.tokens: list[int] = []
         self.bytes: list[int] = []
-        self.layers = no_active_experts(network)
+        self.layers = no_active_experts(self.network)
 
     def windows(self, documents: Iterable[Document], length: int, stride: int) -> Iterator[Window]:
-        """Of all documents in turn, which are noted as they come."""
+        """The windows of all documents in turn, whose sizes are kept."""
         for number, (ids, size) in enumerate(documents):
             ids = np.asarray(ids, dtype=np.int64)
             require_in_vocabulary(ids, self.vocab_size, f"document {number + 1}")
@@ -168,7 +248,7 @@ class _Scoring:
         return made
 
     def add(self, parts: Sequence[Share | None]) -> None:
-        """The shares of all processes, in the order of the windows: sums are the same whoever had which."""
+        """Add the shares of all processes in the order of the windows: sums do not depend on who scored which."""
         costs: dict[int, tuple[int, float]] = {}
         for part in filter(None, parts):
             costs |= part.costs
@@ -179,7 +259,7 @@ class _Scoring:
             self.nats[document] += nats
 
     def _nats(self, batch: list[Window], layers: list[ActiveExperts]) -> list[float]:
-        """Of each window, summed in float64. Padding stands to the right, where causal attention does not look."""
+        """The cost of each window, summed in float64. Padding is to the right, where causal attention does not look."""
         ends = [len(window.inputs) for window in batch]
         tokens_BS = np.full((len(batch), max(ends)), self.eos)
         scored_BS = np.zeros(tokens_BS.shape, dtype=bool)
@@ -212,8 +292,8 @@ class _Scoring:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
-    def scores(self) -> Scores:
-        """Of all documents. ValueError if there was nothing to predict, or it cannot be told what it costs."""
+    def scores(self) -> TextScores:
+        """The scores of all documents. ValueError if there was nothing to predict, or a cost is not finite."""
         if not sum(self.tokens):
             raise ValueError(f"{len(self.tokens)} documents without any tokens; name some that hold text")
         nats_N = np.array(self.nats)
@@ -221,4 +301,4 @@ class _Scoring:
             problem = f"document {number + 1} costs {nats_N[number]} nats: the network's outputs are not finite"
             raise ValueError(f"{problem}; take an earlier checkpoint")
         tokens_N, bytes_N = np.array(self.tokens), np.array(self.bytes)
-        return Scores(nats_N=nats_N, tokens_N=tokens_N, bytes_N=bytes_N, layers=self.layers)
+        return TextScores(nats_N=nats_N, tokens_N=tokens_N, bytes_N=bytes_N, layers=self.layers)

@@ -29,7 +29,7 @@ import numpy as np
 
 from dit_moe.config import ConfigError, Tree
 from dit_moe.files import read_sealed, require_size, sha256_of, write_sealed
-from dit_moe.text.tokenizer import TextTokenizer, TokenizerConfig, open_tokenizer
+from dit_moe.text.tokenizer import Document, TextTokenizer, TokenizerConfig, open_tokenizer
 
 FORMAT = 1
 MANIFEST, SHARDS, TOKENIZER = "manifest.json", "shards", "tokenizer"
@@ -224,13 +224,14 @@ class TokenShards:
             into[done : done + len(part)] = part
             done, number = done + len(part), number + 1
 
-    def documents(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[tuple[list[int], int]]:
-        """Every so many-th document: its ids without the end of text before it, and the bytes of its text."""
+    def documents(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[Document]:
+        """The documents, or every `step`-th of them."""
         for document in range(self.manifest.documents)[start:stop:step]:
             number = int(np.searchsorted(self._first, document, side="right")) - 1
             index, place = self._index(number), document - int(self._first[number])
             end = int(index[place + 1, 0]) if place + 1 < len(index) else None
-            yield self._tokens(number)[int(index[place, 0]) + 1 : end].tolist(), int(index[place, 1])
+            ids = self._tokens(number)[int(index[place, 0]) + 1 : end].tolist()
+            yield Document(ids, int(index[place, 1]))
 
     def verify(self, on_bytes: Callable[[int], object] = lambda count: None) -> None:
         """Read everything. ValueError if a file was changed, or the tokenizer is not as it was."""

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,6 +32,13 @@ class TokenizerConfig:
     sha256: str | None = None  # (recorded) of its vocabulary and rules, wherever they lie
 
 
+class Document(NamedTuple):
+    """A tokenised document: its ids, without special ones, and how many bytes its text has in UTF-8."""
+
+    ids: Sequence[int] | np.ndarray
+    bytes: int
+
+
 class TextTokenizer:
     """Text to token ids and back. `open_tokenizer` makes one.
 
@@ -52,7 +59,7 @@ class TextTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, whole numbers [n]. All cores work on them."""
-        if self.name == BYTES:  # a hundred times faster than by way of merges that there are none of
+        if self.name == BYTES:  # a hundred times faster than BPE, which has no merges to make here
             return [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
         if self._backend is None:
             each = [self.hf.encode(text, add_special_tokens=False, split_special_tokens=True) for text in texts]
@@ -60,8 +67,11 @@ class TextTokenizer:
             each = [found.ids for found in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
         return [np.array(ids, dtype=np.uint32) for ids in each]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; special tokens as they are spelt, bytes that are no UTF-8 as U+FFFD."""
+    def encode_document(self, text: str) -> Document:
+        return Document(self.encode(text), len(text.encode()))
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of ids; special tokens as they are spelt, bytes that are not UTF-8 as U+FFFD."""
         plain = np.asarray(ids, dtype=np.int64).tolist()
         return self.hf.decode(plain, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
@@ -75,10 +85,10 @@ class TextTokenizer:
             path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
     def keep(self, folder: Path, *, replace: bool) -> None:
-        """Put into `folder` what `save` writes, whole or not at all; nothing is done where all of that is there.
+        """Put into `folder` what `save` writes, whole or not at all, unless all of it is there.
 
-        With `replace` in place of an earlier copy, which the caller knows to be ours. ValueError if anything else would
-        be lost.
+        With `replace` an earlier copy, which the caller knows to be ours, is replaced. ValueError if anything else
+        would be lost.
         """
         with tempfile.TemporaryDirectory() as temporary:
             self.save(Path(temporary))
@@ -88,12 +98,12 @@ class TextTokenizer:
             self.save(unfinished)
 
     def _foreign(self, folder: Path) -> list[str]:
-        """What in a folder is no file of a tokenizer."""
+        """What in a folder is not a file of a tokenizer."""
         own = {*FILES, *self.hf.vocab_files_names.values()}
         return sorted(name for name in _content(folder) if Path(name).parts[0] not in own)
 
     def _identity(self) -> str:
-        """The same for the same ids of any text, whatever the path, or what is put around texts for other purposes."""
+        """A hash of what decides the ids of a text: not of the path, nor of what is put around texts elsewhere."""
         content: dict[str, Any] = {"eos": self.eos, "class": type(self.hf).__name__, "vocab": self.hf.get_vocab()}
         if self._backend is not None:
             whole = json.loads(self._backend.to_str())
@@ -105,17 +115,17 @@ class TextTokenizer:
 
 
 def is_remote(config: TokenizerConfig) -> bool:
-    """Whether it takes the network, or what was kept of it, to open the tokenizer."""
+    """Whether it takes the network, or its cache, to open the tokenizer."""
     return config.name != BYTES and not Path(config.name).exists()
 
 
 def open_tokenizer(
     config: TokenizerConfig, folder: Path | None = None, remedy: str = "restore it from a copy"
 ) -> TextTokenizer:
-    """The tokenizer that `config` names; with a `folder`, the copy that was saved there under that name.
+    """The tokenizer that `config` names; with a `folder`, the copy of it that was saved there.
 
-    Raises ConfigError if it cannot be loaded, has no end-of-text token, or is another than the recorded one; if a copy
-    is missing or has such a fault, a ValueError that names the folder and the `remedy`.
+    Raises ConfigError if it cannot be loaded, has no end-of-text token, or differs from the recorded one; for a copy,
+    a ValueError that names the folder and the `remedy`.
     """
 
     def fault(problem: str, advice: str = "") -> ValueError:
@@ -172,14 +182,14 @@ def _bytes_tokenizer(transformers: Any) -> Any:
 
 
 def _byte_letters() -> list[str]:
-    """The letter by which byte-level BPE writes each byte: itself if it shows, else one from U+0100 on (GPT-2)."""
-    shown = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return [chr(byte if byte in shown else 256 + hidden.index(byte)) for byte in range(256)]
+    """The character by which byte-level BPE writes each byte: itself if printable, else one from U+0100 on (GPT-2)."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    hidden = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte if byte in printable else 256 + hidden.index(byte)) for byte in range(256)]
 
 
 def _plain_backend(hf: Any) -> Any:
-    """A copy of the fast tokenizer's engine that cuts nothing, pads nothing and knows no special token in a text."""
+    """A copy of the fast tokenizer's engine without truncation, padding and special tokens in texts."""
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_str(hf.backend_tokenizer.to_str())

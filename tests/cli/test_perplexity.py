@@ -2,14 +2,10 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
 
 from dit_moe.cli.perplexity import print_table
@@ -63,15 +59,6 @@ def tokenize(root, **tokenizer):
     for split in ("train", "heldout"):
         if not (root / split).exists():
             Tokenization(config, root / split, split).run()
-
-
-@pytest.fixture
-def one_thread():
-    """As each of several processes has: with more, a matrix product may round otherwise."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def result(out):
@@ -131,20 +118,6 @@ def test_keys_of_the_section_sample_choose_weights_and_precision(trained, tmp_pa
 def test_an_earlier_checkpoint_leaves_its_result_in_the_run_folder_too(trained):
     assert cli("perplexity", trained / "run" / "checkpoints" / "step_00000002") == 0
     assert result(trained / "run" / "perplexity.json")["step"] == 2
-
-
-def test_two_processes_write_the_same_file(trained, tmp_path, one_thread):
-    words = ["perplexity", trained / "run", "--stride", 9, "--batch-size", 5, "--out"]
-    assert cli(*words, tmp_path / "one.json") == 0
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dit_moe.cli"]
-    command = [sys.executable, *launcher, *words, tmp_path / "two.json"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, timeout=300, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "two.json").read_bytes() == (tmp_path / "one.json").read_bytes()
-    assert done.stdout == (tmp_path / "one.json").read_text()  # once
 
 
 def test_the_table_fits_a_narrow_terminal_and_leaves_out_what_is_not_known(capsys):

@@ -1,7 +1,6 @@
 """Corpora: every document once, in a fixed order, and what is no text is named."""
 
 import gzip
-import json
 import re
 
 import pytest
@@ -48,11 +47,14 @@ def read(section, split="train", start=0):
     return list(CORPORA.build(section, split).documents(start))
 
 
-def test_every_corpus_gives_the_same_documents_from_any_place_on(made):
-    whole = read(made)
-    assert len(whole) > 10 and all(isinstance(text, str) for text in whole)
-    for start in (0, 1, 3, 7, len(whole) - 1, len(whole)):
-        assert read(made, start=start) == whole[start:]
+def test_every_corpus_gives_each_split_from_any_place_on_and_holds_out_what_is_not_trained_on(made):
+    train, heldout = read(made), read(made, "heldout")
+    assert len(train) > 10 and len(heldout) >= len(train) // 15 and not set(heldout) & set(train) - {""}
+    for split, whole in (("train", train), ("heldout", heldout)):
+        for start in (0, 1, 3, 7, len(whole) - 1, len(whole)):
+            assert read(made, split, start) == whole[start:]
+    with pytest.raises(ValueError, match=r"no split 'test'; .*known: train, heldout"):
+        CORPORA.build(made, "test")
 
 
 def test_a_link_that_leads_back_is_left_out_of_a_pattern(tmp_path, capsys):
@@ -62,41 +64,24 @@ def test_a_link_that_leads_back_is_left_out_of_a_pattern(tmp_path, capsys):
     assert "text/loop leads back to" in capsys.readouterr().err
 
 
-def test_every_corpus_holds_out_what_is_not_trained_on(made):
-    train, heldout = read(made), read(made, "heldout")
-    assert len(heldout) >= len(train) // 15 and not set(heldout) & set(train) - {""}
-    for start in range(min(len(heldout), 6)):
-        assert read(made, "heldout", start) == heldout[start:]
-    with pytest.raises(ValueError, match=r"no split 'test'; .*known: train, heldout"):
-        CORPORA.build(made, "test")
-
-
 def test_every_corpus_comes_back_from_its_config_and_knows_itself_again(made):
     tree = {"name": CORPORA.name_of(made), **config.dump(made)}
     again = config.build(CORPORA.config_class(tree["name"]), {k: v for k, v in tree.items() if k != "name"})
     assert CORPORA.build(again, "train").fingerprint == CORPORA.build(made, "train").fingerprint
 
 
-@pytest.mark.parametrize("every", [2, 3, 10])
-def test_holding_out_shares_all_documents_between_the_splits(tmp_path, every):
-    documents = [str(number) for number in range(35)]
-    section = corpus("jsonl", path=str(write_lines(tmp_path / "a.jsonl", documents)), heldout_every=every)
-    assert read(section, "heldout") == documents[every - 1 :: every]
-    assert sorted(read(section) + read(section, "heldout"), key=int) == documents
-
-
-@pytest.mark.parametrize("first", [1, 7, 12, 100])
-def test_the_first_documents_of_a_source_are_those_of_both_splits(tmp_path, first):
-    documents = texts(12)
-    section = corpus("jsonl", path=str(write_lines(tmp_path / "a.jsonl", documents)), heldout_every=4, first=first)
-    train, heldout = (list(CORPORA.build(section, split).documents()) for split in ("train", "heldout"))
-    kept = documents[:first]
-    assert train == [text for i, text in enumerate(kept) if i % 4 != 3] and heldout == kept[3::4]
+@pytest.mark.parametrize("every, first", [(2, None), (3, None), (10, None), (4, 1), (4, 7), (4, 12), (4, 100)])
+def test_every_nth_of_the_first_documents_is_held_out_and_the_others_are_trained_on(tmp_path, every, first):
+    path = str(write_lines(tmp_path / "a.jsonl", [str(number) for number in range(35)]))
+    section = corpus("jsonl", path=path, heldout_every=every, first=first)
+    kept = [str(number) for number in range(35)][:first]
+    assert read(section, "heldout") == kept[every - 1 :: every]
+    train = [text for number, text in enumerate(kept) if number % every != every - 1]
     for start in range(len(train) + 1):
-        assert list(CORPORA.build(section, "train").documents(start)) == train[start:]
+        assert read(section, start=start) == train[start:]
 
 
-def test_what_is_held_out_is_said_once(tmp_path):
+def test_what_is_held_out_is_stated_once(tmp_path):
     path = str(write_lines(tmp_path / "a.jsonl", ["text"]))
     with pytest.raises(ConfigError, match=r"^heldout is missing; name held-out text, or set heldout_every"):
         read(corpus("jsonl", path=path), "heldout")
@@ -104,22 +89,18 @@ def test_what_is_held_out_is_said_once(tmp_path):
         corpus("jsonl", path=path, heldout=path, heldout_every=5)
     with pytest.raises(ConfigError, match=r"^heldout_every=1 must be at least 2"):
         corpus("jsonl", path=path, heldout_every=1)
+    with pytest.raises(ConfigError, match=r"^heldout=validation is trained on; name another split, or set"):
+        corpus("huggingface", id="some/set", train="validation", heldout="validation")
 
 
-@pytest.mark.parametrize("split", ["train", "heldout"])
-@pytest.mark.parametrize("name", ["files", "jsonl"])
-def test_a_file_of_both_splits_is_refused_by_whatever_name(tmp_path, name, split):
-    path = write_lines(tmp_path / "all" / f"a.{'txt' if name == 'files' else 'jsonl'}", ["text"])
+@pytest.mark.parametrize("name, suffix", [("files", "txt"), ("jsonl", "jsonl")])
+def test_a_file_of_both_splits_is_refused_by_whatever_name(tmp_path, name, suffix):
+    path = write_lines(tmp_path / "all" / f"a.{suffix}", ["text"])
     (tmp_path / "link").symlink_to(path)
-    for heldout in (path, path.parent, tmp_path / "link"):
+    for heldout, split in ((path, "train"), (path.parent, "heldout"), (tmp_path / "link", "train")):
         section = corpus(name, path=str(path.parent), heldout=str(heldout))
         with pytest.raises(ConfigError, match=r"^heldout=.* names .*/all/a\..*, which path=.*all names too; name text"):
             CORPORA.build(section, split)
-
-
-def test_a_split_of_a_dataset_is_not_held_out_of_itself():
-    with pytest.raises(ConfigError, match=r"^heldout=validation is trained on; name another split, or set"):
-        corpus("huggingface", id="some/set", train="validation", heldout="validation")
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -146,13 +127,6 @@ def test_no_files_are_an_error_that_names_the_option(tmp_path, name):
         read(corpus(name, path=str(tmp_path), heldout=str(tmp_path / "nowhere")), "heldout")
 
 
-def test_a_file_that_is_not_utf8_is_named_with_the_byte(tmp_path):
-    (tmp_path / "good.txt").write_text("naïve")
-    (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin.txt is not UTF-8: byte 0xef at position 2; convert it"):
-        read(corpus("files", path=str(tmp_path)))
-
-
 def test_the_fingerprint_tells_other_files_but_not_another_place(tmp_path):
     def fingerprint(folder):
         return CORPORA.build(corpus("files", path=str(folder)), "train").fingerprint
@@ -170,8 +144,9 @@ def test_lines_are_read_across_files_packed_or_not(tmp_path):
     lines = write_lines(tmp_path / "all", documents).read_bytes().splitlines(keepends=True)
     (tmp_path / "1.jsonl").write_bytes(b"".join(lines[:10]) + b"\n  \n")
     (tmp_path / "2.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[10:]).rstrip()))
+    (tmp_path / "3.jsonl").write_bytes(rb'{"text": "\ud83e\udd8a"}')  # a pair of surrogates is one character
     section = corpus("jsonl", path=str(tmp_path))
-    assert [read(section, start=start) for start in (0, 9, 10, 24)] == [documents[i:] for i in (0, 9, 10, 24)]
+    assert [read(section, start=start) for start in (0, 9, 10, 24)] == [[*documents[i:], "🦊"] for i in (0, 9, 10, 24)]
 
 
 @pytest.mark.parametrize(
@@ -181,13 +156,13 @@ def test_lines_are_read_across_files_packed_or_not(tmp_path):
         (b'{"body": "x"}', r"line 3, has no field 'text'; known: body"),
         (b'{"texts": "x"}', r"line 3, has no field 'text'; did you mean 'texts'\?"),
         (b'{"text": 3}', r"line 3, has no text in the field 'text' but int"),
-        (b'["x"]', r"line 3, is no JSON object but list"),
+        (b'["x"]', r"line 3, is not a JSON object but list"),
         (b"[" * 100_000, r"line 3, is not JSON.*; mend"),
         (b'{"text": "\xff"}', r"line 3, is not UTF-8: byte 0xff at position 38; convert it"),
         (rb'{"text": "a\ud83e"}', r"line 3, holds half a character \(the lone surrogate U\+D83E\) at letter 1"),
     ],
 )
-def test_a_line_that_is_no_document_is_named(tmp_path, line, problem):
+def test_a_line_that_is_not_a_document_is_named(tmp_path, line, problem):
     path = write_lines(tmp_path / "bad.jsonl", ["a", "b"])
     assert path.stat().st_size == 28
     path.write_bytes(path.read_bytes() + line + b"\n")
@@ -196,16 +171,17 @@ def test_a_line_that_is_no_document_is_named(tmp_path, line, problem):
     assert len(str(error.value)) < 300
 
 
-def test_a_pair_of_surrogates_is_one_character(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(rb'{"text": "\ud83e\udd8a"}')
-    assert read(corpus("jsonl", path=str(tmp_path))) == ["🦊"]
-
-
-def test_a_packed_file_that_is_cut_off_is_named(tmp_path):
-    whole = gzip.compress(json.dumps({"text": "x" * 1000}).encode())
-    (tmp_path / "a.jsonl.gz").write_bytes(whole[:-10])
-    with pytest.raises(ValueError, match=r"a.jsonl.gz cannot be unpacked \(.*\); restore it"):
-        read(corpus("jsonl", path=str(tmp_path)))
+@pytest.mark.parametrize(
+    "file, content, problem",
+    [
+        ("latin.txt", "naïve".encode("latin-1"), r"is not UTF-8: byte 0xef at position 2; convert it"),
+        ("cut.jsonl.gz", gzip.compress(b'{"text": "' + bytes(1000))[:-10], r"cannot be unpacked \(.*\); restore it"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, file, content, problem):
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{file} {problem}"):
+        read(corpus("files" if file.endswith("txt") else "jsonl", path=str(tmp_path)))
 
 
 # --------------------------------------------------------------------------------------------------------- huggingface
@@ -223,7 +199,7 @@ def test_rows_are_documents_streamed_or_not(tmp_path, streaming):
     place = str(huggingface(tmp_path / "set", column="content"))
     section = corpus("huggingface", id=place, field="content", streaming=streaming)
     assert [read(section, start=start) for start in (0, 7)] == [texts(25), texts(25)[7:]]
-    with pytest.raises(ConfigError, match=r"^field=text is no column of .*; .*known: content"):
+    with pytest.raises(ConfigError, match=r"^field=text is not a column of .*; .*known: content"):
         read(corpus("huggingface", id=place, streaming=streaming))
     with pytest.raises(ConfigError, match=r"^id=.* cannot be loaded, split test: "):
         read(corpus("huggingface", id=place, heldout="test", streaming=streaming), "heldout")
@@ -250,24 +226,16 @@ def test_a_dataset_that_cannot_be_reached_is_named_in_one_line(monkeypatch):
 # --------------------------------------------------------------------------------------------------------- python_docs
 
 
-def test_python_has_about_two_megabytes_of_english_of_which_a_tenth_is_held_out():
-    section = corpus("python_docs")
-    sizes = [sum(len(text.encode()) for text in read(section, split)) for split in ("train", "heldout")]
-    assert 1e6 < sum(sizes) < 5e6 and 0.05 < sizes[1] / sum(sizes) < 0.2
-
-
-def test_the_name_of_a_python_document_decides_its_split():
+def test_python_docs_are_two_megabytes_whose_names_decide_the_split_and_no_paragraph_is_in_both():
     splits = {split: CORPORA.build(corpus("python_docs"), split).texts for split in ("train", "heldout")}
-    assert {name for texts in splits.values() for name in texts if is_held_out(name)} == set(splits["heldout"])
-    assert "topic assert" in splits["train"] | splits["heldout"]
-    assert (splits["train"] | splits["heldout"])["module textwrap"].startswith("textwrap\n\nText wrapping and filling")
-
-
-def test_no_held_out_paragraph_stands_in_training():
-    def paragraphs(split):
-        found = CORPORA.build(corpus("python_docs"), split).texts.values()
-        return [" ".join(each.split()) for text in found for each in text.split("\n\n")]
-
-    train, heldout = set(paragraphs("train")), paragraphs("heldout")
+    sizes = [sum(len(text.encode()) for text in texts.values()) for texts in splits.values()]
+    assert 1e6 < sum(sizes) < 5e6 and 0.05 < sizes[1] / sum(sizes) < 0.2
+    together = splits["train"] | splits["heldout"]
+    assert {name for name in together if is_held_out(name)} == set(splits["heldout"])
+    assert "topic assert" in together
+    assert together["module textwrap"].startswith("textwrap\n\nText wrapping and filling")
+    train, heldout = (
+        [" ".join(each.split()) for text in texts.values() for each in text.split("\n\n")] for texts in splits.values()
+    )
     assert len(heldout) > 1000
-    assert not [each for each in heldout if len(each) >= 60 and each in train]
+    assert not set(train) & {each for each in heldout if len(each) >= 60}

@@ -16,24 +16,17 @@ def table(tokens_BS, weight_VV):
     return weight_VV[tokens_BS]
 
 
-def test_the_loss_is_the_cross_entropy_of_each_token_behind_those_before_it():
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_loss_is_the_cross_entropy_of_each_token_behind_those_before_it(masked):
     weight_VV, tokens = torch.randn(7, 7), torch.randint(7, (2, 6))
-    terms = NextToken(NextTokenConfig())(lambda seen: table(seen, weight_VV), {"tokens": tokens}, RANDOM)
+    batch = {"tokens": tokens} | ({"documents": torch.arange(12).view(2, 6)} if masked else {})
+    seen = []
+    terms = NextToken(NextTokenConfig())(lambda *args: seen.append(args) or table(args[0], weight_VV), batch, RANDOM)
     expected = F.cross_entropy(weight_VV[tokens[:, :-1]].flatten(0, 1), tokens[:, 1:].flatten())
     torch.testing.assert_close(terms["loss"], expected)
     assert set(terms) == {"loss", "next_token"}
-
-
-def test_documents_reach_the_network_for_the_tokens_that_it_sees():
-    seen = []
-
-    def network(tokens, documents):
-        seen.append((tokens, documents))
-        return torch.zeros(*tokens.shape, 7)
-
-    tokens, documents = torch.randint(7, (2, 6)), torch.arange(12).view(2, 6)
-    NextToken(NextTokenConfig())(network, {"tokens": tokens, "documents": documents}, RANDOM)
-    assert torch.equal(seen[0][0], tokens[:, :-1]) and torch.equal(seen[0][1], documents[:, :-1])
+    for argument, rows in zip(seen[0], batch.values(), strict=True):
+        assert torch.equal(argument, rows[:, :-1])
 
 
 def test_the_z_loss_is_the_mean_squared_log_denominator():
@@ -42,6 +35,8 @@ def test_the_z_loss_is_the_mean_squared_log_denominator():
     z = weight_VV[tokens[:, :-1]].logsumexp(-1).square().mean()
     torch.testing.assert_close(terms["z_loss"], z)
     torch.testing.assert_close(terms["loss"], terms["next_token"] + 0.1 * z)
+    with pytest.raises(ConfigError, match=r"z_loss=-1\.0 must be at least 0"):
+        NextTokenConfig(z_loss=-1.0)
 
 
 @pytest.mark.parametrize("chunk", [1, 20, 33, 10_000])
@@ -63,8 +58,3 @@ def test_the_loss_of_bf16_logits_is_computed_in_fp32():
     loss, z = next_token_losses(logits_NV, targets_N)
     assert loss.dtype == z.dtype == torch.float32
     torch.testing.assert_close(loss, F.cross_entropy(logits_NV.float(), targets_N))
-
-
-def test_a_negative_z_loss_is_refused():
-    with pytest.raises(ConfigError, match=r"z_loss=-1\.0 must be at least 0"):
-        NextTokenConfig(z_loss=-1.0)

@@ -1,4 +1,4 @@
-"""Scores are those of lm-evaluation-harness, and depend on nothing that they should not depend on."""
+"""Scores are those of lm-evaluation-harness and depend on nothing else; their means and standard errors are right."""
 
 import json
 import math
@@ -10,9 +10,7 @@ from torch import nn
 
 from dit_moe.moe import measure_active, routers_of
 from dit_moe.text import perplexity
-from dit_moe.text.perplexity import ScoringError, rolling_windows, score
-from tests.scripts import said
-from tests.text import scoring_script
+from dit_moe.text.perplexity import ScoringError, TextScores, rolling_windows, score
 from tests.text.scoring import EOS, HOW, LENGTH, VOCAB, Uniform, documents, network
 
 
@@ -64,14 +62,10 @@ def test_nats_are_those_of_lm_evaluation_harness():
     assert made.tokens_N.tolist() == made.bytes_N.tolist() == [len(text.encode()) for text in texts]
 
 
-def test_a_document_costs_what_a_plain_call_says(lm):
-    ids = documents()[3][0][: LENGTH - 1]
-    assert score(lm, [(ids, 5)], **HOW).nats == pytest.approx(sum(alone(lm, ids)), rel=1e-6)
-
-
-def test_a_smaller_stride_gives_every_later_token_more_context(lm):
+def test_a_document_costs_what_plain_calls_say_and_a_smaller_stride_gives_later_tokens_more_context(lm):
     ids = documents()[0][0][: 2 * LENGTH + 5]
     wanted = sum(alone(lm, ids[:LENGTH]))
+    assert score(lm, [(ids[:LENGTH], 5)], **HOW).nats == pytest.approx(wanted, rel=1e-6)
     with torch.no_grad():
         for i in range(LENGTH, len(ids)):  # one token at a time, behind all that fit in
             wanted -= lm(torch.tensor([ids[i - LENGTH : i]]))[0, -1].double().log_softmax(-1)[ids[i]].item()
@@ -101,21 +95,16 @@ def test_padding_is_not_seen_at_all(lm, monkeypatch):
     assert plain.active == other.active
 
 
-def test_buckets_and_the_chunks_of_the_softmax_change_nothing(lm, monkeypatch):
+def test_buckets_and_the_chunks_of_logits_in_fp32_change_nothing(lm, monkeypatch):
     plain = score(lm, documents(), batch_size=3, **HOW)
     monkeypatch.setattr(perplexity, "BUCKET", 2)
     monkeypatch.setattr(perplexity, "CHUNK", 5 * VOCAB)
+    sizes, project = [], lm.project
+    monkeypatch.setattr(lm, "project", lambda states: sizes.append(states.shape[:-1].numel()) or project(states))
     again = score(lm, documents(), batch_size=3, **HOW)
     assert again.nats_N == pytest.approx(plain.nats_N, rel=1e-6)
     assert again.tokens_N.tolist() == plain.tokens_N.tolist()
-
-
-def test_no_more_logits_are_made_in_fp32_at_a_time_than_said(lm, monkeypatch):
-    monkeypatch.setattr(perplexity, "CHUNK", 5 * VOCAB)
-    sizes, project = [], lm.project
-    monkeypatch.setattr(lm, "project", lambda states: sizes.append(states.shape[:-1].numel()) or project(states))
-    made = score(lm, documents(), **HOW)
-    assert max(sizes) == 5 and sum(sizes) == made.tokens  # and none for a context or for padding
+    assert max(sizes) == 5 and sum(sizes) == again.tokens  # and none for a context or for padding
 
 
 def test_a_network_that_only_returns_logits_gets_the_same_scores(lm):
@@ -138,19 +127,6 @@ def test_a_network_that_only_returns_logits_gets_the_same_scores(lm):
         assert made.active == wanted.active
 
 
-def test_two_processes_share_the_work_and_get_the_same_bytes_as_one(tmp_path):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as each of several has: with more, a matrix product may round otherwise
-    scoring_script.main(tmp_path / "alone")
-    torch.set_num_threads(threads)
-    said(scoring_script.__file__, tmp_path / "shared", processes=2)
-    alone = (tmp_path / "alone" / "rank_0.json").read_bytes()
-    assert json.loads(alone)["documents"] == len(documents())
-    assert all((tmp_path / "shared" / f"rank_{rank}.json").read_bytes() == alone for rank in range(2))
-    calls = [int((tmp_path / "shared" / f"rank_{rank}.calls").read_text()) for rank in range(2)]
-    assert sum(calls) == int((tmp_path / "alone" / "rank_0.calls").read_text()) and max(calls) - min(calls) <= 1
-
-
 # ------------------------------------------------------------------------------------------------------- active experts
 
 
@@ -161,7 +137,6 @@ def test_active_experts_are_counted_once_for_every_predicted_token(lm):
             lm(torch.tensor([[EOS, *each[:-1]]]))
     made = score(lm, [(each, len(each)) for each in ids], batch_size=5, **HOW)
     assert made.active == wanted
-    assert made.active.tokens == made.tokens * len(routers_of(lm))
     long = score(lm, documents(), stride=3, **HOW)
     assert long.active.tokens == long.tokens * len(routers_of(lm))  # however often they are context
 
@@ -178,23 +153,65 @@ def test_scoring_leaves_counters_and_thresholds_and_takes_a_dense_network(lm):
 # -------------------------------------------------------------------------------------------------------------- reading
 
 
-def test_only_the_first_documents_are_scored_if_so_many_are_wanted_and_no_more_are_read(lm):
-    read = []
-
-    def reading():
-        for number, document in enumerate(documents()):
-            read.append(number)
-            yield document
-
-    made = score(lm, reading(), max_documents=4, **HOW)
-    assert made.documents == 4 and read == [0, 1, 2, 3]
-    assert made.nats == pytest.approx(score(lm, documents()[:4], **HOW).nats, rel=1e-12)
+def test_no_more_documents_are_read_than_are_to_be_scored_and_progress_adds_up_to_their_tokens(lm):
+    read, done = iter(documents()), []
+    made = score(lm, read, max_documents=4, stride=5, batch_size=4, on_progress=done.append, **HOW)
+    assert made.documents == 4 and len(list(read)) == len(documents()) - 4
+    assert made.nats == pytest.approx(score(lm, documents()[:4], stride=5, **HOW).nats, rel=1e-6)
+    assert sum(done) == made.tokens and len(done) > 3
 
 
-def test_progress_adds_up_to_all_tokens(lm):
-    done = []
-    made = score(lm, documents(), stride=5, batch_size=4, on_progress=done.append, **HOW)
-    assert sum(done) == made.tokens and len(done) > 5
+# ------------------------------------------------------------------------------------------- means and standard errors
+
+
+def test_a_network_that_knows_nothing_costs_ln_v_per_token():
+    made = score(Uniform(), [([1, 2, 3], 3), ([4] * 30, 60)], **HOW)
+    assert made.loss == pytest.approx(math.log(VOCAB), rel=1e-6)
+    assert made.perplexity == pytest.approx(VOCAB, rel=1e-5)
+    assert made.bits_per_byte == pytest.approx(33 / 63 * math.log2(VOCAB), rel=1e-6)
+    assert (made.tokens, made.bytes, made.documents) == (33, 63, 2)
+
+
+def test_costs_are_summed_in_float64_and_a_document_without_tokens_counts_with_its_bytes():
+    one, many = (score(Uniform(), [([1] * count, 1)], **HOW | {"length": 5000}) for count in (1, 4999))
+    assert many.nats == pytest.approx(4999 * one.nats, rel=1e-14)  # in fp32 it would be 1e-7
+    made = score(Uniform(), [([], 2), ([1], 1), ([], 0)], **HOW)
+    assert (made.tokens, made.bytes, made.documents) == (1, 3, 3) and made.nats_N.tolist()[::2] == [0, 0]
+
+
+def test_standard_errors_tell_how_estimates_from_other_documents_scatter():
+    random = np.random.default_rng(0)
+
+    def draw():
+        bytes_N = random.geometric(1 / 50, 200)
+        nats_N = bytes_N * random.gamma(40, 1 / 40, 200) + random.normal(0, 2, 200)
+        return TextScores(nats_N=nats_N, tokens_N=bytes_N // 4 + 1, bytes_N=bytes_N)
+
+    drawn = [draw() for _ in range(2000)]
+    for name in ("bits_per_byte", "loss", "perplexity"):
+        scatter = np.std([getattr(each, name) for each in drawn])
+        stated = np.mean([getattr(each, f"{name}_std_error") for each in drawn])
+        assert stated == pytest.approx(scatter, rel=0.05)  # 2000 draws give the scatter to 1.6 %
+
+
+def test_the_standard_error_of_a_mean_is_the_usual_one_where_all_documents_are_as_long():
+    made = TextScores(nats_N=np.array([1.0, 2.0, 6.0]), tokens_N=np.array([1, 1, 1]), bytes_N=np.array([2, 2, 2]))
+    assert made.loss == 3 and made.loss_std_error == pytest.approx(math.sqrt(7 / 3), rel=1e-12)
+    assert made.perplexity_std_error == pytest.approx(math.exp(3) * math.sqrt(7 / 3), rel=1e-12)
+    assert made.bits_per_byte_std_error == pytest.approx(math.sqrt(7 / 3) / 2 / math.log(2), rel=1e-12)
+
+
+def test_documents_that_are_all_alike_have_no_error_and_a_single_one_states_none():
+    made = score(Uniform(), [([1, 2], 3)] * 5, **HOW)
+    assert made.bits_per_byte_std_error == pytest.approx(0, abs=1e-12)
+    report = score(Uniform(), [([1, 2], 3)], **HOW).report()
+    assert report["loss_std_error"] is report["bits_per_byte_std_error"] is report["perplexity_std_error"] is None
+
+
+def test_a_loss_too_large_for_a_perplexity_can_still_be_written():
+    report = TextScores(nats_N=np.array([1e6, 3e6]), tokens_N=np.array([1000, 1000]), bytes_N=np.array([9, 9])).report()
+    assert report["loss"] == 2000 and report["perplexity"] is report["perplexity_std_error"] is None
+    json.dumps(report, allow_nan=False)
 
 
 # ------------------------------------------------------------------------------------------------------------- mistakes
@@ -218,19 +235,16 @@ def test_bad_input_is_one_clear_message(change, message):
         score(Uniform(), options.pop("documents"), **options)
 
 
-def test_outputs_that_are_not_finite_name_their_document():
+def test_outputs_that_are_not_finite_and_too_little_memory_are_errors_with_a_remedy():
     class Spoilt(Uniform):
         def forward(self, tokens):
             return super().forward(tokens) + torch.where(tokens == 7, math.nan, 0.0)[..., None]
 
-    with pytest.raises(ValueError, match=r"document 2 costs nan nats: .*not finite; take an earlier checkpoint"):
-        score(Spoilt(), [([1, 2], 2), ([7, 1], 2), ([7, 2], 2)], **HOW)
-
-
-def test_too_little_memory_is_said_with_the_remedy():
     class Huge(Uniform):
         def forward(self, tokens):
             raise torch.OutOfMemoryError("…")
 
+    with pytest.raises(ValueError, match=r"document 2 costs nan nats: .*not finite; take an earlier checkpoint"):
+        score(Spoilt(), [([1, 2], 2), ([7, 1], 2), ([7, 2], 2)], **HOW)
     with pytest.raises(ScoringError, match="out of memory; lower batch_size"):
         score(Huge(), [([1], 1)], **HOW)

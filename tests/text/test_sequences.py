@@ -42,28 +42,23 @@ def test_rows_laid_end_to_end_are_the_documents(folder, length):
     assert tokens[:, 1:].flatten().tolist() == STREAM[1 : len(rows) * length + 1]
 
 
-def test_rows_do_not_depend_on_the_order_they_are_asked_for(folder):
-    rows = sequences(folder, length=50, document_mask=True)
+def test_rows_do_not_depend_on_their_order_and_document_numbers_change_at_every_end_of_text(folder):
+    rows = sequences(folder, length=300, document_mask=True)
     all_rows, some = rows.__getitems__(range(len(rows))), [5, 0, len(rows) - 1, 5]
     for name, tensor in rows.__getitems__(some).items():
         assert torch.equal(tensor, all_rows[name][some])
-    assert rows.__getitems__([])["tokens"].shape == (0, 51)
-
-
-def test_document_numbers_change_at_every_end_of_text(folder):
-    rows = sequences(folder, length=300, document_mask=True).__getitems__([0, 3])
-    assert rows["documents"].shape == rows["tokens"].shape and rows["documents"].dtype == torch.int64
-    for tokens, documents in zip(rows["tokens"], rows["documents"], strict=True):
+    assert rows.__getitems__([])["tokens"].shape == (0, 301)
+    assert all_rows["documents"].dtype == torch.int64
+    for tokens, documents in zip(all_rows["tokens"], all_rows["documents"], strict=True):
         assert torch.equal(documents.diff(), (tokens[1:] == 256).long())
         assert documents[0] == (tokens[0] == 256)
     assert "documents" not in sequences(folder, length=300).__getitems__([0])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_of_the_trainer_are_the_same_with_workers(folder, workers):
+def test_batches_of_the_trainer_are_the_same_with_workers(folder):
     rows = pickle.loads(pickle.dumps(sequences(folder, length=40)))
     order = BatchOrder(len(rows), 6, seed=0)
-    batches = load_batches(rows, MicroBatches(order, [range(6)], 0, 4), workers)
+    batches = load_batches(rows, MicroBatches(order, [range(6)], 0, 4), workers=2)
     for step, batch in enumerate(batches):
         assert torch.equal(batch["tokens"], rows.__getitems__(order.batch(step))["tokens"])
 
@@ -87,16 +82,12 @@ def test_the_fingerprint_is_of_the_tokens_wherever_they_lie(tmp_path, folder):
     assert sequences(tmp_path / "other" / "tokens", length=10).fingerprint != first
 
 
-def test_a_length_beyond_the_data_is_refused(folder):
-    with pytest.raises(
-        ConfigError, match=rf"^length={len(STREAM)} is longer than the data: .* at most {len(STREAM) - 1}"
-    ):
-        sequences(folder, length=len(STREAM))
+def test_a_length_beyond_the_data_and_a_split_without_tokens_are_refused(tmp_path, folder):
+    longest = len(STREAM) - 1
+    with pytest.raises(ConfigError, match=rf"^length={longest + 1} is longer than the data: .* at most {longest}"):
+        sequences(folder, length=longest + 1)
     with pytest.raises(ConfigError, match=r"^length=0 must be at least 1"):
         sequences(folder, length=0)
-
-
-def test_splits_are_folders(tmp_path, folder):
     with pytest.raises(ConfigError, match=r"^heldout is missing; name a folder"):
         sequences(folder, "heldout")
     with pytest.raises(ValueError, match=r"tokens have no split 'test'; .*known: train, heldout"):
@@ -109,58 +100,45 @@ def test_splits_are_folders(tmp_path, folder):
 
 
 @pytest.mark.parametrize("file", ["00001.tokens", "00002.documents"])
-def test_shards_that_are_missing_or_truncated_are_named(folder, file):
+def test_shards_that_are_changed_truncated_or_missing_are_named(folder, file):
+    TokenShards(folder).verify()
     path = folder / "shards" / file
-    path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(
-        ValueError, match=rf"{file} has \d+ bytes where manifest.json says \d+; restore .* makes it anew"
-    ):
+    content = path.read_bytes()
+    path.write_bytes(content[:20] + bytes([content[20] ^ 1]) + content[21:])
+    with pytest.raises(ValueError, match=f"{file} was changed after it was written; restore it, or delete it and run"):
+        TokenShards(folder).verify()
+    path.write_bytes(content[:-2])
+    sizes = r"has \d+ bytes where manifest.json says \d+; restore .* makes it anew"
+    with pytest.raises(ValueError, match=f"{file} {sizes}"):
         sequences(folder)
     path.unlink()
     with pytest.raises(ValueError, match=f"{file} is missing; restore it"):
         sequences(folder)
 
 
-@pytest.mark.parametrize("file", ["00001.tokens", "00002.documents"])
-def test_a_changed_byte_is_found_by_verifying(folder, file):
-    TokenShards(folder).verify()
-    path = folder / "shards" / file
-    content = bytearray(path.read_bytes())
-    content[20] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{file} was changed after it was written; restore it, or delete it and run"):
-        TokenShards(folder).verify()
-
-
-def test_an_id_that_the_manifest_knows_nothing_of_is_refused_when_it_is_read(folder):
+def test_an_id_above_those_of_the_manifest_is_refused_when_it_is_read(folder):
     path = folder / "shards" / "00000.tokens"
     tokens = np.fromfile(path, "<u2")
     tokens[30] = 60_000
     tokens.tofile(path)
     rows = sequences(folder, length=20)
     rows.__getitems__([0])
-    with pytest.raises(
-        ValueError, match=r"has the token 60000 where its manifest knows of none above 256; a shard was"
-    ):
+    problem = "has the token 60000 where its manifest knows of none above 256; a shard was"
+    with pytest.raises(ValueError, match=problem):
         rows.__getitems__([0, 1])
 
 
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        (
-            lambda text: text.replace('"eos": 256', '"eos": 255'),
-            "was changed after it was written; .* or delete it and",
-        ),
-        (lambda text: text[:-200], "is truncated or damaged"),
-        (lambda text: text.replace('"format": 1', '"format": 9'), "has format 9, this version reads 1"),
-    ],
-)
-def test_a_manifest_that_was_changed_is_refused(folder, change, problem):
+def test_a_manifest_that_was_changed_is_refused(folder):
     path = folder / "manifest.json"
-    path.write_text(change(path.read_text()))
-    with pytest.raises(ValueError, match=f"manifest.json {problem}"):
-        sequences(folder)
+    text = path.read_text()
+    for changed, problem in (
+        (text.replace('"eos": 256', '"eos": 255'), "was changed after it was written; .* or delete it and"),
+        (text[:-200], "is truncated or damaged"),
+        (text.replace('"format": 1', '"format": 9'), "has format 9, this version reads 1"),
+    ):
+        path.write_text(changed)
+        with pytest.raises(ValueError, match=f"manifest.json {problem}"):
+            sequences(folder)
 
 
 def test_a_changed_tokenizer_in_the_folder_is_refused(folder):
@@ -203,13 +181,15 @@ def test_what_was_held_out_together_is_held_out(tmp_path):
     for every, first in ((5, 50), (5, None), (10, None)):
         heldout = of_corpus(tmp_path / f"heldout {every} {first}", "heldout", heldout_every=every, first=first)
         require_held_out(train.origin, heldout)
-    other = str(write_lines(tmp_path / "other.jsonl", texts(20, seed=1)))
-    train = of_corpus(tmp_path / "all", "train")
-    require_held_out(train.origin, of_corpus(tmp_path / "other", "heldout", heldout=other))
 
 
-def test_python_holds_out_by_name(tmp_path):
-    made = TokenizeConfig(corpus=corpus("python_docs"))
+@pytest.mark.parametrize("name", ["jsonl", "python_docs", "files"])
+def test_other_text_is_held_out_also_by_name_and_in_files_of_equal_names_and_sizes(tmp_path, name):
+    for folder, text in (("a", "one text"), ("b", "another!")):
+        write_lines(tmp_path / folder / "0.jsonl", [text])
+        (tmp_path / folder / "0.txt").write_text(text)
+    places = {} if name == "python_docs" else {"path": str(tmp_path / "a"), "heldout": str(tmp_path / "b")}
+    made = TokenizeConfig(corpus=corpus(name, **places))
     train, heldout = (tokenize(made, tmp_path / split, split) for split in ("train", "heldout"))
     require_held_out(train.origin, heldout)
 
@@ -223,7 +203,7 @@ def test_text_that_was_held_out_of_other_training_is_refused(tmp_path, trained):
         require_held_out(train.origin, heldout)
 
 
-def test_the_text_itself_is_not_held_out_of_training_on_it(tmp_path):
+def test_the_text_that_was_trained_on_is_not_held_out(tmp_path):
     write_lines(tmp_path / "text.jsonl", texts())
     train = of_corpus(tmp_path / "train", "train")
     with pytest.raises(ConfigError, match=r"^data.heldout is the same text as data.path; name held-out text"):
@@ -233,28 +213,15 @@ def test_the_text_itself_is_not_held_out_of_training_on_it(tmp_path):
     with pytest.raises(ConfigError, match=r"^data.heldout is the same text"):
         require_held_out(theirs.origin, same)
     require_held_out(train.origin, theirs)  # another corpus, whatever its split is called
-
-
-def test_numbers_that_have_shifted_are_known(tmp_path):
-    write_lines(tmp_path / "text.jsonl", texts())
-    train = of_corpus(tmp_path / "train", "train", heldout_every=5)
-    write_lines(tmp_path / "text.jsonl", ["one more, before all the others", *texts()])
-    heldout = of_corpus(tmp_path / "heldout", "heldout", heldout_every=5)
+    write_lines(tmp_path / "text.jsonl", ["one more, before all the others", *texts()])  # which shifts the numbers
+    held_out_now = of_corpus(tmp_path / "shifted", "heldout", heldout_every=5)
+    before = train.origin | {"encoding": train.encoding | {"corpus": train.encoding["corpus"] | {"heldout_every": 5}}}
     with pytest.raises(ConfigError, match=r"the source has changed in between; tokenise both anew"):
-        require_held_out(train.origin, heldout)
-
-
-def test_files_of_equal_names_and_sizes_may_be_different_text(tmp_path):
-    for name, text in (("a", "one text"), ("b", "another!")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "0.txt").write_text(text)
-    made = TokenizeConfig(corpus=corpus("files", path=str(tmp_path / "a"), heldout=str(tmp_path / "b")))
-    train, heldout = (tokenize(made, tmp_path / split, split) for split in ("train", "heldout"))
-    require_held_out(train.origin, heldout)
+        require_held_out(before, held_out_now)
 
 
 @pytest.mark.parametrize(("heldout", "known"), [("validation", True), ("train", False)])
-def test_a_stream_is_told_by_the_name_of_its_split(tmp_path, heldout, known):
+def test_a_stream_is_told_by_the_name_of_its_split(heldout, known):
     """Its fingerprint is None."""
 
     def manifest(split, **options):

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import glob
-import hashlib
-import json
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from dit_moe.config import ConfigError, require
-from dit_moe.data.links import goes_on
 from dit_moe.registry import Registry, did_you_mean
 
 CORPORA = Registry("corpus")  # CORPORA.build(config, split)
@@ -28,12 +22,9 @@ class Corpus(ABC):
     `first` n: the source ends behind its first n documents, of both splits.
     """
 
-    # Of what the source holds, as far as names and sizes tell, wherever it lies; None: it cannot be known beforehand.
-    fingerprint: str | None
-    size: int | None = None  # bytes to read, as far as it is known
-    # Options that leave the split's text as it is: they are of the other split, or of places, which the fingerprint
-    # stands for.
-    free: Collection[str] = ()
+    fingerprint: str | None  # of the source's content as far as names and sizes tell, not of its place; None: unknown
+    size: int | None = None  # bytes to read, if known
+    unchecked_options: Collection[str] = ()  # that may change: of the other split, or places that `fingerprint` covers
 
     def __init__(self, split: str, heldout_every: int | None = None, first: int | None = None) -> None:
         if split not in SPLITS:
@@ -47,13 +38,13 @@ class Corpus(ABC):
 
     @abstractmethod
     def read(self, start: int) -> Iterator[tuple[str, str]]:
-        """The documents of the source, whatever the split, from number `start` on: where one stands, and its text.
+        """The documents of the source, of all splits, from number `start` on: the place of each, and its text.
 
-        Raises ValueError, naming the place, for what is no text.
+        Raises ValueError, naming the place, for what is not text.
         """
 
     def documents(self, start: int = 0) -> Iterator[str]:
-        """The texts of the split from number `start` on. ValueError, naming the place, for what is no text."""
+        """The texts of the split from number `start` on. ValueError, naming the place, for what is not text."""
         begin = self._number(start)
         left = None if self.first is None else max(0, self.first - begin)
         for number, (where, text) in enumerate(islice(self.read(begin), left), begin):
@@ -78,10 +69,10 @@ class Corpus(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """A corpus in files that `train` and `heldout` are read from, or that every so many-th document is held out of."""
+    """A source with documents of its own for each split, or whose every n-th document is held out."""
 
     heldout_every: int | None = None
-    first: int | None = None  # read so many documents of the source, whatever their split; None: all
+    first: int | None = None  # read only the first n documents of the source, of all splits; None: all
 
     def __post_init__(self) -> None:
         require(self.first is None or self.first >= 1, self, "first", "must be at least 1, or null for all")
@@ -92,58 +83,17 @@ class SourceConfig:
 
 
 def source_of(config: Any, split: str, train: str) -> tuple[str, str]:
-    """The option that says where a split is read from (`train` is the one of the training split), and what it says."""
-    own = {"train": train, "heldout": train if config.heldout_every else "heldout"}
-    option = own.get(split, train)
+    """The option that says where a split is read from, and its value; `train` is the option of the training split."""
+    option = "heldout" if split == "heldout" and not config.heldout_every else train
     if getattr(config, option) is None:
-        remedy = "name held-out text, or set heldout_every to hold out every so many-th document"
+        remedy = "name held-out text, or set heldout_every to hold out every n-th document"
         raise ConfigError(option, f" is missing; {remedy}")
     require(getattr(config, option) != "", config, option, "is empty; say where the text is")
     return option, getattr(config, option)
 
 
-def find_files(config: Any, split: str, suffixes: Sequence[str]) -> list[Path]:
-    """The files of a split, in order: one, or those that match a pattern, or those in a folder with such suffixes.
-
-    Raises ConfigError if there are none, or one is of both splits.
-    """
-    option, place = source_of(config, split, train="path")
-    files = _matching(place, suffixes)
-    if not files:
-        problem = f"={place} names no files of text"
-        raise ConfigError(option, f"{problem}; name a file, a pattern, or a folder of {' or '.join(suffixes)} files")
-    if config.heldout is not None:
-        held_out = {each.resolve() for each in _matching(config.heldout, suffixes)}
-        for each in _matching(config.path, suffixes):
-            if each.resolve() in held_out:
-                problem = f"={config.heldout} names {each}, which path={config.path} names too"
-                raise ConfigError("heldout", f"{problem}; name text that is not trained on, or set heldout_every")
-    return files
-
-
-def _matching(place: str, suffixes: Sequence[str]) -> list[Path]:
-    path = Path(place)
-    named = path if path.is_dir() else Path(re.split(r"[*?[]", place)[0] + "x").parent  # what a user named as it is
-    if path.is_dir():
-        found = [each for each in path.rglob("*") if each.name.endswith(tuple(suffixes))]
-    else:
-        found = [path] if path.is_file() else [Path(each) for each in glob.glob(place, recursive=True)]
-    folders = {folder for each in found for folder in each.parents if folder != named and folder.is_relative_to(named)}
-    around = {folder for folder in folders if not goes_on(str(folder))}
-    return sorted(each for each in found if each.is_file() and around.isdisjoint(each.parents))
-
-
-def fingerprint_of(files: Sequence[Path]) -> str:
-    """Of the names below the folder that all are in, and the sizes."""
-    shared = files[0].parent
-    while not all(each.is_relative_to(shared) for each in files):
-        shared = shared.parent
-    listing = [(each.relative_to(shared).as_posix(), each.stat().st_size) for each in files]
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-
-
-def decoded(raw: bytes, where: str, offset: int = 0) -> str:
-    """UTF-8 as text, every letter as it stands; ValueError, naming the byte (raw begins at `offset`), if it is none."""
+def decode_utf8(raw: bytes, where: str, offset: int = 0) -> str:
+    """The text of UTF-8 bytes, unchanged; ValueError, naming the byte (the first is number `offset`), if it is not."""
     try:
         return raw.decode()
     except UnicodeDecodeError as error:

@@ -24,7 +24,7 @@ class HuggingFaceTextConfig(SourceConfig):
     train: str = "train"
     heldout: str | None = None
     field: str = "text"  # column
-    streaming: bool = True  # read over the network while it is tokenised, and keep nothing of it on disk
+    streaming: bool = True  # read over the network during tokenisation, without keeping a copy on disk
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -35,7 +35,7 @@ class HuggingFaceTextConfig(SourceConfig):
 class HuggingFaceText(Corpus):
     """Documents in the order of the dataset's rows.
 
-    The fingerprint is of what the dataset says of the split's size; streams often say nothing.
+    The fingerprint is of the split's size as the dataset states it; streams often do not.
 
     Raises ConfigError: `datasets` is not installed or cannot load the split (offline, for instance), or it has no such
     column.
@@ -45,11 +45,11 @@ class HuggingFaceText(Corpus):
         super().__init__(split, config.heldout_every, config.first)
         option, self.name = source_of(config, split, train="train")
         self.config = config
-        self.free = ("streaming", "heldout" if option == "train" else "train")
+        self.unchecked_options = ("streaming", "heldout" if option == "train" else "train")
         self.rows = load_split(config.id, config.subset, option, self.name, config.streaming)
         known = self.rows.column_names
         if known is not None and config.field not in known:
-            problem = f"={config.field} is no column of {config.id}"
+            problem = f"={config.field} is not a column of {config.id}"
             raise ConfigError("field", f"{problem}; {did_you_mean(config.field, known)}")
         self.fingerprint = _fingerprint(self.rows, self.name)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dit_moe.text.corpora.base import CORPORA, Corpus
 
-HELD_OUT = 10  # every so many-th document
+HELD_OUT = 10  # one document of so many
 SHORT = 60  # letters; paragraphs below it may repeat: "Example:"
 NO_PROSE = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "pydoc_data", "site-packages"}
 
@@ -28,7 +28,7 @@ class PythonDocsConfig:
 class PythonDocs(Corpus):
     """A document is a topic, or the docstrings of a module. Its name decides the split it is in.
 
-    No paragraph comes twice, as many do in the original, or held-out text would have been trained on.
+    Paragraphs that repeat in the original come once, so that no held-out text is trained on.
     """
 
     def __init__(self, config: PythonDocsConfig, split: str) -> None:
@@ -67,7 +67,7 @@ def _is_private(part: str) -> bool:
 
 
 def _docstrings(tree: ast.Module, module: str, seen: set[str]) -> str:
-    """Those not `seen` yet, each under the name of what it describes."""
+    """The docstrings of a module that were not `seen` yet, each under the name of what it describes."""
     written: list[str] = []
 
     def visit(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> None:

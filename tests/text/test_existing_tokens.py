@@ -1,4 +1,4 @@
-"""Tokens that are there: finished ones are left alone, and others go on only as they were begun."""
+"""Existing tokens: finished ones are left alone, and others go on only as they were begun."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,17 +11,9 @@ from dit_moe.text import tokenization as tokenizing
 from dit_moe.text.token_shards import TokenShards
 from dit_moe.text.tokenization import Tokenization, TokenizeConfig, finished, tokenize
 from dit_moe.text.tokenizer import TokenizerConfig
-from tests.text.tokens import bits, config, corpus, save_bpe, texts, tokenization, tokenized, write_lines
+from tests.text.tokens import bits, config, corpus, save_bpe, texts, tokenized, write_lines
 
 pytest.importorskip("transformers")
-
-
-def test_finished_tokens_are_not_made_again(tmp_path):
-    tokenized(tmp_path / "tokens")
-    before, again = bits(tmp_path / "tokens"), tokenization(tmp_path / "tokens")
-    again.corpus.documents = None  # would be called
-    again.run()
-    assert again.made == 0 and bits(tmp_path / "tokens") == before
 
 
 @pytest.mark.parametrize("suffixes", [("tokens", "documents"), ("tokens",)])
@@ -127,18 +119,13 @@ def test_a_folder_goes_on_only_with_the_text_and_tokenizer_it_was_begun_with(tmp
         problem = rf"^tokenize.{key}=.* differs from the tokens in .*; {remedy}, {otherwise}"
         with pytest.raises(ConfigError, match=problem):
             call()
-    assert bits(folder) == before
-
-
-def test_moving_the_text_does_not_begin_another_tokenisation(tmp_path):
-    folder = tmp_path / "tokens"
-    tokenized(folder)
-    moved = tmp_path / "elsewhere" / "text.jsonl"
-    moved.parent.mkdir()
-    (tmp_path / "text.jsonl").rename(moved)
+    moved = write_lines(tmp_path / "elsewhere" / "text.jsonl", texts())
     again = Tokenization(config(moved), folder, "train")
+    again.corpus.documents = None  # would be called
     again.run()
-    assert again.made == 0
+    assert again.made == 0 and bits(folder / "shards") == {
+        name.removeprefix("shards/"): sha256 for name, sha256 in before.items() if name.startswith("shards/")
+    }
 
 
 def test_a_folder_does_not_mix_two_splits_of_a_dataset_of_which_nothing_is_known(tmp_path, monkeypatch):
@@ -162,18 +149,18 @@ def test_a_folder_does_not_mix_two_splits_of_a_dataset_of_which_nothing_is_known
 def test_until_the_first_shard_is_made_everything_may_change(tmp_path):
     folder = tmp_path / "tokens"
     path = tmp_path / "text.jsonl"
-    path.write_text("no json\n")
-    with pytest.raises(ValueError, match="line 1, is not JSON"):
-        tokenize(config(path), folder, "train")
+    for content, problem in (("no json\n", "line 1, is not JSON"), ("", "^tokenize.corpus is empty: the split train")):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=problem):
+            tokenize(config(path), folder, "train")
     assert (folder / "encoding.json").exists()
     tokenized(folder, texts(), shard_tokens=500)
 
 
-@pytest.mark.parametrize("documents", [[], [""] * 5])
 @pytest.mark.parametrize("shard_tokens", [1, 1000])
-def test_an_empty_corpus_is_refused(tmp_path, documents, shard_tokens):
+def test_a_corpus_of_empty_documents_is_refused(tmp_path, shard_tokens):
     with pytest.raises(ValueError, match=r"^tokenize.corpus is empty: the split train has no text; name some"):
-        tokenized(tmp_path / "tokens", documents, shard_tokens=shard_tokens)
+        tokenized(tmp_path / "tokens", [""] * 5, shard_tokens=shard_tokens)
     assert not (tmp_path / "tokens" / "manifest.json").exists()
 
 

@@ -19,8 +19,9 @@ from lm_eval.tasks import TaskManager
 
 from dit_moe import config
 from dit_moe.cli import lm_eval as command
-from dit_moe.cli.lm_eval import Subject, TaskConfig, choose_tasks, harness_of, judge, open_subject
+from dit_moe.interop import harness as harnessing
 from dit_moe.interop.export import export_run
+from dit_moe.interop.harness import HarnessModel, TaskConfig, choose_tasks, evaluate, harness_of, open_model
 from dit_moe.interop.transformers_lm import wrap
 from tests.interop.models import tiny_lm, tiny_run
 
@@ -123,19 +124,19 @@ def test_likelihoods_are_fp32_whatever_the_model_computes_in(tmp_path, monkeypat
     if how == "a run computed in bf16":
         sample = replace(run.experiment.sample, precision="bf16")
         run = replace(run, experiment=replace(run.experiment, sample=sample))
-        monkeypatch.setattr(command, "open_text_run", lambda *args, **kwargs: run)
-        subject = open_subject(tmp_path / "run", [], torch.device("cpu"))
+        monkeypatch.setattr(harnessing, "open_text_run", lambda *args, **kwargs: run)
+        opened = open_model(tmp_path / "run", [], torch.device("cpu"))
     else:
         wrap(run.model, run.tokenizer).to(torch.bfloat16).save_pretrained(tmp_path / "out")
         run.tokenizer.save(tmp_path / "out")
-        subject = open_subject(tmp_path / "out", [], torch.device("cpu"))
-        assert subject.model.dtype == torch.bfloat16
+        opened = open_model(tmp_path / "out", [], torch.device("cpu"))
+        assert opened.model.dtype == torch.bfloat16
     ids = run.tokenizer.encode("Once upon a time there was")
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "a run computed in bf16"):
-        logits = subject.model(torch.tensor([ids[:-1]])).logits
+        logits = opened.model(torch.tensor([ids[:-1]])).logits
     assert logits.dtype == torch.bfloat16
     logp = logits.float().log_softmax(-1)[0, 10:].gather(-1, torch.tensor(ids[11:])[:, None])
-    [(value, _)] = harness_of(subject).loglikelihood(
+    [(value, _)] = harness_of(opened).loglikelihood(
         [Instance("loglikelihood", {}, ("Once upon a", " time there was"), 0)]
     )
     assert value == pytest.approx(logp.sum().item(), rel=1e-6)
@@ -154,10 +155,10 @@ def test_the_papers_thirteen_tasks_are_known_to_the_harness(index):
 @pytest.mark.parametrize(
     "names, both",
     [
-        (["mmlu", "piqa", "mmlu_anatomy"], "'mmlu_anatomy' is judged twice, in 'mmlu' and 'mmlu_anatomy'"),
-        (["mmlu_stem", "mmlu"], "is judged twice, in 'mmlu_stem' and 'mmlu'"),
-        (["arc_easy", "ai2_arc"], "'arc_easy' is judged twice, in 'arc_easy' and 'ai2_arc'"),  # a tag
-        (["piqa", "piqa"], "'piqa' is judged twice, in 'piqa' and 'piqa'"),
+        (["mmlu", "piqa", "mmlu_anatomy"], "'mmlu_anatomy' is listed twice, in 'mmlu' and 'mmlu_anatomy'"),
+        (["mmlu_stem", "mmlu"], "is listed twice, in 'mmlu_stem' and 'mmlu'"),
+        (["arc_easy", "ai2_arc"], "'arc_easy' is listed twice, in 'arc_easy' and 'ai2_arc'"),  # a tag
+        (["piqa", "piqa"], "'piqa' is listed twice, in 'piqa' and 'piqa'"),
     ],
 )
 def test_a_task_listed_twice_is_told_before_anything_is_loaded(index, names, both):
@@ -168,11 +169,11 @@ def test_a_task_listed_twice_is_told_before_anything_is_loaded(index, names, bot
 def test_a_folder_without_weights_is_told_in_a_line(tmp_path):
     wrap(tiny_lm()).config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"^{tmp_path} cannot be opened: [^\\n]*model.safetensors[^\\n]*$"):
-        open_subject(tmp_path, [], torch.device("cpu"))
+        open_model(tmp_path, [], torch.device("cpu"))
 
 
 def test_every_metric_of_the_list_is_one_of_its_tasks():
-    listed = config.build(command.TasksConfig, config.load(CONFIGS / "tasks.yaml"))
+    listed = config.build(harnessing.TasksConfig, config.load(CONFIGS / "tasks.yaml"))
     index = manager_of(CONFIGS / "tasks", *FOLDERS).task_index
     for task in listed.tasks:
         text, path = "", index[task.name].yaml_path
@@ -227,14 +228,14 @@ def test_our_svamp_counts_the_first_number_of_the_answer(tmp_path):
     assert parrot.asked[0] == "Question: Jo has 1,000 pens. How many are left?\nAnswer:"
 
 
-def subject_of(run, folder):
-    return Subject(wrap(run.model, run.tokenizer), run.tokenizer.hf, None, folder, {"model": "tiny"})
+def model_of(run, folder):
+    return HarnessModel(wrap(run.model, run.tokenizer), run.tokenizer.hf, None, folder, {"model": "tiny"})
 
 
 def test_a_report_holds_the_wanted_numbers_their_mean_and_the_versions(tmp_path, tasks, capsys):
     listed = [TaskConfig(name="sums", metric="acc", shots=0), TaskConfig(name="arithmetic_of_ours", metric="acc")]
     run = tiny_run(tmp_path)
-    report = judge(subject_of(run, tmp_path), listed, manager_of(tasks), batch_size=4)
+    report = evaluate(model_of(run, tmp_path), listed, manager_of(tasks), batch_size=4)
     expected = sum(chosen(run.model, run.tokenizer, each) == each["gold"] for each in QUESTIONS) / len(QUESTIONS)
     assert [(row["task"], row["value"]) for row in report["tasks"]] == [
         ("sums", expected),
@@ -242,9 +243,9 @@ def test_a_report_holds_the_wanted_numbers_their_mean_and_the_versions(tmp_path,
     ]
     assert report["mean"] == expected and report["tasks"][0]["shots"] == 0 and report["tasks"][0]["stderr"] > 0
     assert {"dit_moe", "torch", "transformers", "lm_eval"} <= report["versions"].keys()
-    every = judge(subject_of(run, tmp_path), [TaskConfig(name="sums")], manager_of(tasks), limit=2)
+    every = evaluate(model_of(run, tmp_path), [TaskConfig(name="sums")], manager_of(tasks), limit=2)
     assert every["mean"] is None and every["harness"]["n-samples"]["sums"]["effective"] == every["limit"] == 2
-    wrong = judge(subject_of(run, tmp_path), [TaskConfig(name="sums", metric="acc_norm")], manager_of(tasks), limit=2)
+    wrong = evaluate(model_of(run, tmp_path), [TaskConfig(name="sums", metric="acc_norm")], manager_of(tasks), limit=2)
     assert wrong["mean"] is None and wrong["tasks"][0]["value"] is None and wrong["harness"]["results"]["sums"]
     assert "warning: task sums reports no acc_norm, but acc" in capsys.readouterr().err
     command.print_table(wrong)
@@ -261,7 +262,7 @@ def test_the_command_judges_a_run_and_its_exported_folder_alike(tmp_path, tasks,
     export_run(run, tmp_path / "out")
     listed = tmp_path / "list.yaml"
     listed.write_text("include: tasks\ntasks: [{name: sums, metric: acc, shots: 0}]\n")
-    monkeypatch.setattr(command, "open_text_run", lambda *args, **kwargs: run)
+    monkeypatch.setattr(harnessing, "open_text_run", lambda *args, **kwargs: run)
     call(tmp_path / "run", "--config", listed, "--limit", 5, "--out", tmp_path / "run.json")
     call(tmp_path / "out", "--config", listed, "--limit", 5)
     by_run, by_folder = (
@@ -284,9 +285,3 @@ def test_the_command_judges_a_run_and_its_exported_folder_alike(tmp_path, tasks,
 def test_mistakes_are_told_before_the_work_starts(words, message):
     with pytest.raises(ValueError, match=message):
         call(*words)
-
-
-def test_without_the_harness_the_command_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="the package lm_eval is not installed; pip install"):
-        call("x")

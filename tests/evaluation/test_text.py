@@ -4,14 +4,14 @@ import math
 
 import pytest
 
-from dit_moe.text.heldout import HeldoutLoss
+from dit_moe.evaluation.text import HeldoutTextHook
 from dit_moe.text.perplexity import score
 from tests.text.scoring import HOW, Uniform, documents, network
 
 
 def test_the_hook_gives_the_numbers_of_scoring_the_same_each_time():
     lm = network()
-    hook = HeldoutLoss(iter(documents()[:5]), **HOW)
+    hook = HeldoutTextHook(iter(documents()[:5]), **HOW)
     wanted = score(lm, documents()[:5], **HOW)
     for step in (10, 20):
         assert hook(step, lm) == {
@@ -26,12 +26,12 @@ def test_a_network_that_cannot_be_scored_is_a_warning_and_no_end_of_a_run(capsys
         def forward(self, tokens):
             return super().forward(tokens) * math.nan
 
-    assert HeldoutLoss([([1], 1)], **HOW)(30, Broken()) is None
+    assert HeldoutTextHook([([1], 1)], **HOW)(30, Broken()) is None
     assert "warning: no held-out loss at step 30: document 1" in capsys.readouterr().err
 
 
 def test_the_hook_refuses_at_once_what_could_never_be_scored():
     with pytest.raises(ValueError, match="stride=99"):
-        HeldoutLoss([([1], 1)], stride=99, **HOW)
+        HeldoutTextHook([([1], 1)], stride=99, **HOW)
     with pytest.raises(ValueError, match="no held-out text"):
-        HeldoutLoss([], **HOW)
+        HeldoutTextHook([], **HOW)

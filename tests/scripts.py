@@ -13,21 +13,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+FORKED = [str(Path(__file__).with_name("forked.py"))]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
-def start(script: str | Path, *words: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """How a script ended; it can import what the test can."""
-    launcher = [*LAUNCHER, str(processes), "--"] if processes > 1 else []
-    command = [sys.executable, *launcher, *map(str, (script, *words))]
+def start(
+    script: str | Path, *words: object, processes: int = 1, torchrun: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """How a script ended; it can import what the test can. Forks start in a fraction of the time of `torchrun`."""
+    launcher = [*TORCHRUN, str(processes), "--"] if torchrun else [*FORKED, str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), *map(str, (script, *words))]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     # A process left alone by the others would wait for half an hour; the longest took 77 s on two busy cores.
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
-def said(script: str | Path, *words: object, processes: int = 1) -> list[str]:
+def said(script: str | Path, *words: object, processes: int = 1, torchrun: bool = False) -> list[str]:
     """The words that a script printed, which must end well."""
-    done = start(script, *words, processes=processes)
+    done = start(script, *words, processes=processes, torchrun=torchrun)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 

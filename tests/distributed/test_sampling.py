@@ -1,4 +1,4 @@
-"""Two processes sample the same images as one."""
+"""Two processes, started by torchrun as a user starts them, sample the same images as one."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def test_images_do_not_depend_on_the_number_of_processes(tmp_path):
     assert cli("train", CONFIG, "--run", run, *SMALL) == 0
     words = [str(run), "count=7", "batch_size=3", "sampler={name: euler_maruyama, steps: 3}"]
     assert cli("sample", *words, "--out", tmp_path / "one") == 0
-    said(ROOT / "sample.py", *words, "--out", tmp_path / "two", processes=2)
+    said(ROOT / "sample.py", *words, "--out", tmp_path / "two", processes=2, torchrun=True)
     one, two = (np.load(tmp_path / name / "images.npz") for name in ("one", "two"))
     assert np.array_equal(one["arr_0"], two["arr_0"]) and np.array_equal(one["labels"], two["labels"])
     assert {path.name for path in (tmp_path / "two").iterdir()} == {"images.npz", "grid.png", "sample.json"}

@@ -1,7 +1,7 @@
-"""Two processes over gloo, started as a user starts them, against one; with whole models (ddp) and with slices (fsdp2).
+"""Two processes over gloo against one; with whole models (ddp) and with slices (fsdp2).
 
 They add up in another order than one process does, in fp32: no more should tell them apart. The worst relative
-difference of a logged number in 50 steps was 3.1e-7.
+difference of a logged number in 50 steps, of which 20 are taken here, was 3.1e-7.
 """
 
 import json
@@ -48,8 +48,8 @@ def assert_same_curve(run, other, rel=1e-5):
 
 
 @BOTH
-def test_two_processes_train_like_one_for_50_steps(folder, parallel):
-    assert len(tiny_run.log(folder / "one")) == 50
+def test_two_processes_train_like_one_for_20_steps(folder, parallel):
+    assert len(tiny_run.log(folder / "one")) == 20
     assert_same_curve(folder / "one", folder / parallel)
 
 
@@ -87,7 +87,7 @@ def test_sharded_weights_average_and_moments_are_held_once_by_all_processes_toge
 
 @ONCE
 def test_a_resumed_sharded_run_is_the_unbroken_one_bit_for_bit(folder):
-    assert tiny_run.bits(folder / "fsdp2_again", 50) == tiny_run.bits(folder / "fsdp2", 50)
+    assert tiny_run.bits(folder / "fsdp2_again", 20) == tiny_run.bits(folder / "fsdp2", 20)
     assert tiny_run.log(folder / "fsdp2_again") == tiny_run.log(folder / "fsdp2")
 
 
@@ -172,7 +172,7 @@ def test_rows_that_one_process_cannot_prepare_stop_both_before_their_step(ranks,
 @BOTH
 def test_hooks_may_call_the_averaged_model_a_different_number_of_times(ranks, parallel):
     parameters = ranks[0]["ddp"]["held"][1]
-    assert [rank[parallel]["calls"] for rank in ranks] == [[[25, True, parameters], [50, True, parameters]]] * 2
+    assert [rank[parallel]["calls"] for rank in ranks] == [[[10, True, parameters], [20, True, parameters]]] * 2
 
 
 @ONCE

@@ -111,7 +111,7 @@ def train_both_ways(folder: Path, parallel: str) -> dict[str, Any]:
     run = folder.joinpath
     seen: dict[str, Any] = {"calls": []}
     seen["nan"] = ending(run(f"{parallel}_nan"), objective=overflowing, parallel=parallel, p0=0.7)
-    hook = Hook(every=25, call=partial(unequal_calls, seen["calls"]))
+    hook = Hook(every=10, call=partial(unequal_calls, seen["calls"]))
     trainer = build(run(parallel), hooks=[hook], **UNEVEN | {"parallel": parallel})
     seen["second_half"] = trainer.feed.order.batch(0)[16:]
     trainer.train()
@@ -157,7 +157,7 @@ def once(folder: Path) -> dict[str, Any]:
 
 
 def go_on(folder: Path, old: str, new: str, **options: Any) -> None:
-    """Go on from step 40 of the run `old` in the folder `new`."""
+    """Go on from step 10 of the run `old` in the folder `new`."""
 
     def copy() -> None:
         shutil.copytree(folder / old, folder / new)

@@ -33,7 +33,7 @@ from tests.text.tokens import tokenized
 SEED = 5
 DIGITS = tuple("0123456789")
 DEFAULTS = {"steps": 20, "batch_size": 32, "lr": 1e-3, "log_every": 5, "checkpoint_every": 10}
-LONG = {"steps": 50, "log_every": 1, "grad_clip": 0.3}
+LONG = {"steps": 20, "log_every": 1, "grad_clip": 0.3}
 OTHER_CLASSES = ("9", *"abcdefgh", "0", "1")
 LENGTH = 16  # tokens of a row, as many as a DiT has of an image
 VOCAB = 257  # bytes, and the end of text

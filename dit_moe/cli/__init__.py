@@ -11,6 +11,7 @@ import importlib
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 COMMANDS = {  # name: module of dit_moe.cli, what it does
     "encode": ("encode", "turn images into latents to train on"),
@@ -66,6 +67,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         else:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return args
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, example: str) -> None:
+    """The arguments of a command that reads a config file: `config`, for instance `example`, and `overrides`."""
+    parser.add_argument("config", type=Path, help=f"a YAML file, for instance {example}")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+
+
+def add_run_argument(parser: argparse.ArgumentParser) -> None:
+    """`--run`, of a command that trains; see `tasks.train.run_folder` for its default."""
+    parser.add_argument(
+        "--run", dest="folder", type=Path, metavar="FOLDER", help="run folder; default runs/<name of the config>"
+    )
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

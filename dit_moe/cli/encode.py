@@ -13,7 +13,7 @@ import argparse
 import json
 
 from dit_moe.autoencoders.encode import encode, verify_latents
-from dit_moe.cli.config_arguments import add_config_arguments
+from dit_moe.cli import add_config_arguments
 from dit_moe.distributed import on_main
 from dit_moe.experiments.image import load_experiment
 

@@ -11,9 +11,8 @@ Everything goes into runs/<name of the config>/; a second call goes on where the
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from dit_moe.cli.config_arguments import add_config_arguments
+from dit_moe.cli import add_config_arguments, add_run_argument
 from dit_moe.tasks.quickstart import quickstart
 from dit_moe.tasks.train import load, run_folder
 
@@ -21,9 +20,7 @@ from dit_moe.tasks.train import load, run_folder
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `run` reads."""
     add_config_arguments(parser, "configs/digits.yaml")
-    parser.add_argument(
-        "--run", dest="folder", type=Path, metavar="FOLDER", help="run folder; default runs/<name of the config>"
-    )
+    add_run_argument(parser)
     parser.add_argument(
         "--skip-broken", action="store_true", help="encode without the images that cannot be read, as dit-moe encode"
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from dit_moe.cli.config_arguments import add_config_arguments
+from dit_moe.cli import add_config_arguments
 from dit_moe.distributed import on_main
 from dit_moe.experiments.text import load_text_experiment
 from dit_moe.text.splits import splits_of, tokenize_split, verify_tokens

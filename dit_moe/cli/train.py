@@ -8,9 +8,8 @@ Running the same command again goes on where it stopped. Started by torchrun or 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from dit_moe.cli.config_arguments import add_config_arguments
+from dit_moe.cli import add_config_arguments, add_run_argument
 from dit_moe.costs import add_cost_arguments, describe
 from dit_moe.tasks.train import load, prepare, resolve_for_dry_run, run_folder, train
 
@@ -18,9 +17,7 @@ from dit_moe.tasks.train import load, prepare, resolve_for_dry_run, run_folder, 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `run` reads."""
     add_config_arguments(parser, "configs/digits.yaml")
-    parser.add_argument(
-        "--run", dest="folder", type=Path, metavar="FOLDER", help="run folder; default runs/<name of the config>"
-    )
+    add_run_argument(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config, sizes and costs, and stop")
     add_cost_arguments(parser)
 

@@ -12,8 +12,6 @@ from functools import partial
 from typing import Literal, overload
 
 import torch
-from timm.layers import Mlp, PatchEmbed
-from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 from dit_moe.models.base import MODELS, Aux, RMSNorm, Transformer, run_blocks
@@ -58,6 +56,9 @@ class Block(nn.Module):
     """Attention and feed-forward, each under adaptive layer norm with a zero-initialised gate (adaLN-Zero)."""
 
     def __init__(self, config: DiTConfig, index: int) -> None:
+        from timm.layers import Mlp  # here, as importing timm takes seconds, and a dry run builds no model
+        from timm.models.vision_transformer import Attention
+
         super().__init__()
         width, hidden = config.need("width"), config.need("mlp_hidden")
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
@@ -105,6 +106,8 @@ class DiT(Transformer):
     label_table = "y_embedder.embedding_table.weight"  # the parameter with a row per class, and last the null class
 
     def __init__(self, config: DiTConfig) -> None:
+        from timm.layers import PatchEmbed
+
         super().__init__()
         self.config = config
         width, size, patch = config.need("width"), config.need("input_size"), config.need("patch_size")

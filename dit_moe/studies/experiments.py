@@ -30,7 +30,7 @@ def experiments_of(study: Study, folder: Path, variants: Iterable[Variant] | Non
     for variant in study.variants if variants is None else variants:
         with of_variant(variant.name):
             tree = experiment_tree(study, variant, study.seeds[0], folder)
-            experiments[variant.name] = task_of(tree).experiment(tree)
+            experiments[variant.name] = task_of(tree).build_experiment(tree)
     return experiments
 
 

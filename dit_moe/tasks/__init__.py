@@ -1,7 +1,7 @@
 """What differs between models of images and of text, one module for each; chosen once, where a config or run is loaded.
 
-A new modality is one file: `dit_moe/tasks/KIND.py` with a `TASK` that fits the protocol `Task`, where KIND is what the
-config classes of its models say.
+A new modality is one file: a module `dit_moe/tasks/KIND.py` with the functions of the protocol `Task`, where KIND is
+what the config classes of its models say.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dit_moe import checkpoint
 from dit_moe.config import Tree
@@ -62,7 +62,7 @@ class Task(Protocol):
 
     # ------------------------------------------------------------------------------------------- the config, the data
 
-    def experiment(self, tree: Tree) -> Any:
+    def build_experiment(self, tree: Tree) -> Any:
         """A config, as read from a file or a checkpoint, typed and checked; what follows from the data is still open.
 
         ConfigError for any mistake in it.
@@ -157,5 +157,12 @@ def task_of(source: str | Path | Tree | AnyExperiment) -> Task:
     if isinstance(source, str | Path):
         source = checkpoint.open_checkpoint(source).config()
     kind = kind_of(source) if isinstance(source, dict) else source.model.KIND
-    task: Task = import_module(f"dit_moe.tasks.{kind}").TASK
+    task: Task = import_module(f"dit_moe.tasks.{kind}")
     return task
+
+
+if TYPE_CHECKING:
+    from dit_moe.tasks import images, text
+
+    _images: Task = images
+    _text: Task = text

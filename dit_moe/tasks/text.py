@@ -1,4 +1,4 @@
-"""Language models."""
+"""The task "text": language models. `Task` says what each of its functions is for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from dit_moe import checkpoint, config
-from dit_moe.config import ConfigError, Tree, section
+from dit_moe.config import ConfigError, section
 from dit_moe.costs import forward_flops_at
 from dit_moe.distributed import join_processes, on_main
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
@@ -43,7 +43,7 @@ from dit_moe.moe.compute_budget import thresholds, turn
 from dit_moe.randomness import BatchRandom
 from dit_moe.rounding import rounded
 from dit_moe.sampling.outputs import FACTS, require_own_samples
-from dit_moe.tasks import HeldoutResult, Report, Task, TrainingParts
+from dit_moe.tasks import HeldoutResult, Report, TrainingParts
 from dit_moe.text.compute_budget import read_some
 from dit_moe.text.ngram import TrigramModel
 from dit_moe.text.objective import NextToken
@@ -59,172 +59,176 @@ TRIGRAM_BYTES = 2**25  # of training text that the trigram model counts: 32 MiB 
 RULE = "–" * 72
 
 
-class TextTask:
-    """See `Task`."""
+kind, unit = "text", "tokens"
+sample_files: tuple[str, ...] = (FACTS,)
 
-    kind, unit = "text", "tokens"
-    sample_files: tuple[str, ...] = (FACTS,)
+# ------------------------------------------------------------------------------------------- the config, the data
 
-    # ------------------------------------------------------------------------------------------- the config, the data
 
-    def experiment(self, tree: Tree) -> TextExperiment:
-        return text_experiment(tree)
+build_experiment = text_experiment
+open_data = open_tokens
+resolve = resolve_text
+resolve_without_data = resolve_text_model
 
-    def make_data(self, experiment: TextExperiment, *, skip_broken: bool = False) -> None:
-        tokenize_splits(experiment.tokenize, experiment.data)
 
-    def make_missing_data(self, experiment: TextExperiment) -> None:
-        if experiment.tokenize is not None:
-            self.make_data(experiment)
+def make_data(experiment: TextExperiment, *, skip_broken: bool = False) -> None:
+    tokenize_splits(experiment.tokenize, experiment.data)
 
-    def open_data(self, experiment: TextExperiment, split: str = "train") -> TokenSequences:
-        return open_tokens(experiment, split)
 
-    def heldout_fingerprint(self, experiment: TextExperiment) -> str | None:
-        return open_shards(experiment.data, "heldout").manifest.fingerprint
+def make_missing_data(experiment: TextExperiment) -> None:
+    if experiment.tokenize is not None:
+        make_data(experiment)
 
-    def resolve(self, experiment: TextExperiment, dataset: TokenSequences) -> TextExperiment:
-        return resolve_text(experiment, dataset)
 
-    def resolve_without_data(self, experiment: TextExperiment) -> TextExperiment:
-        return resolve_text_model(experiment)
+def heldout_fingerprint(experiment: TextExperiment) -> str | None:
+    return open_shards(experiment.data, "heldout").manifest.fingerprint
 
-    # ----------------------------------------------------------------------------------------------------- the training
 
-    def training_parts(
-        self, experiment: TextExperiment, dataset: TokenSequences, folder: Path, earlier: checkpoint.Checkpoint | None
-    ) -> TrainingParts:
-        tokenizer = dataset.tokenizer()
-        if earlier is not None:
-            _require_same_tokenizer(experiment, tokenizer, earlier)
-        on_main(lambda: _keep(tokenizer, folder / TOKENIZER))
+# ----------------------------------------------------------------------------------------------------- the training
 
-        def prepare_batch(rows: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
-            return rows
 
-        def save_samples(step: int, network: nn.Module) -> None:
-            if not join_processes().is_main_process:
-                return
-            assert isinstance(network, LM)
-            run = TextRun(folder, step, "", experiment, network, tokenizer, trained=dataset.manifest.origin)
-            try:
-                with _sampled_experts(experiment, network, dataset):
-                    written = page(experiment.sample.prompts, write_texts(run))
-                (folder / "samples").mkdir(exist_ok=True)
-                write_atomically(folder / "samples" / f"step_{step:08d}.txt", written)
-            except ValueError as error:  # a preview is not worth a run
-                print(f"warning: no samples at step {step}: {error}", file=sys.stderr)
+def training_parts(
+    experiment: TextExperiment, dataset: TokenSequences, folder: Path, earlier: checkpoint.Checkpoint | None
+) -> TrainingParts:
+    tokenizer = dataset.tokenizer()
+    if earlier is not None:
+        _require_same_tokenizer(experiment, tokenizer, earlier)
+    on_main(lambda: _keep(tokenizer, folder / TOKENIZER))
 
-        hooks = []
-        if every := experiment.train.sample_every:
-            hooks.append(Hook(every=every, call=save_samples))
-        if every := experiment.eval.light_every:
-            heldout = _heldout_loss(experiment, dataset, tokenizer)
+    def prepare_batch(rows: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
+        return rows
 
-            def score(step: int, network: nn.Module) -> dict[str, Any] | None:
-                with _sampled_experts(experiment, network, dataset):
-                    return heldout(step, network)
+    def save_samples(step: int, network: nn.Module) -> None:
+        if not join_processes().is_main_process:
+            return
+        assert isinstance(network, LM)
+        run = TextRun(folder, step, "", experiment, network, tokenizer, trained=dataset.manifest.origin)
+        try:
+            with _sampled_experts(experiment, network, dataset):
+                written = page(experiment.sample.prompts, write_texts(run))
+            (folder / "samples").mkdir(exist_ok=True)
+            write_atomically(folder / "samples" / f"step_{step:08d}.txt", written)
+        except ValueError as error:  # a preview is not worth a run
+            print(f"warning: no samples at step {step}: {error}", file=sys.stderr)
 
-            hooks.append(Hook(every=every, call=score, measures=True))
-        return TrainingParts(
-            objective=NextToken(experiment.objective),
-            prepare_batch=prepare_batch,
-            facts={
-                "tokenizer": {"name": tokenizer.config.name, "sha256": tokenizer.config.sha256},
-                "trained_on": dataset.manifest.origin,
-            },
-            hooks=hooks,
-            unit=Unit(self.unit, experiment.data.length),
-        )
+    hooks = []
+    if every := experiment.train.sample_every:
+        hooks.append(Hook(every=every, call=save_samples))
+    if every := experiment.eval.light_every:
+        heldout = _heldout_loss(experiment, dataset, tokenizer)
 
-    def objective_name(self, experiment: TextExperiment) -> str:
-        return "next token"
+        def score(step: int, network: nn.Module) -> dict[str, Any] | None:
+            with _sampled_experts(experiment, network, dataset):
+                return heldout(step, network)
 
-    # --------------------------------------------------------------------------------------------------- a trained run
+        hooks.append(Hook(every=every, call=score, measures=True))
+    return TrainingParts(
+        objective=NextToken(experiment.objective),
+        prepare_batch=prepare_batch,
+        facts={
+            "tokenizer": {"name": tokenizer.config.name, "sha256": tokenizer.config.sha256},
+            "trained_on": dataset.manifest.origin,
+        },
+        hooks=hooks,
+        unit=Unit(unit, experiment.data.length),
+    )
 
-    def open_run(
-        self, path: str | Path, overrides: Sequence[str] = (), *, experiment: TextExperiment | None = None
-    ) -> TextRun:
-        return open_text_run(path, overrides, experiment=experiment, device=join_processes().device)
 
-    def sample(
-        self,
-        path: Path,
-        overrides: Sequence[str] = (),
-        *,
-        out: Path | None = None,
-        save: str | None = None,
-        recipe: str | None = None,
-        prompts: Sequence[str] | None = None,
-    ) -> Report | None:
-        for name, value in (("save", save), ("recipe", recipe)):
-            if value is not None:
-                raise ConfigError(f"--{name}", f": {path} is a language model's run; leave it out")
-        run = self.open_run(path, overrides)
-        if prompts is not None:
-            sample = replace(run.experiment.sample, prompts=tuple(prompts))
-            run = replace(run, experiment=replace(run.experiment, sample=sample))
-        return sample_text(run, out or run.folder.parent.parent)
+def objective_name(experiment: TextExperiment) -> str:
+    return "next token"
 
-    def require_heldout(self, experiment: TextExperiment) -> None:
-        tokens = self.open_data(experiment)
-        open_heldout(experiment, tokens.tokenizer(), tokens.manifest.origin)
 
-    def open_split(self, run: TextRun, split: str | None) -> tuple[TokenShards, str]:
-        data = run.experiment.data
-        if split == "heldout" or (split is None and data.heldout is not None):
-            return open_heldout(run.experiment, run.tokenizer, run.trained), "heldout"
-        with section("data"):
-            return open_shards(data, split or "train"), split or NOTHING_HELD_OUT
+# --------------------------------------------------------------------------------------------------- a trained run
 
-    def heldout_loss(self, run: TextRun, config: HeldoutConfig) -> HeldoutResult:
-        report, model = perplexity(run, heldout_text(run)), run.experiment.model
-        return HeldoutResult(
-            loss=report["loss"],
-            terms={name: report[name] for name in TERMS},
-            active=report["active_experts"],
-            active_by_layer=report["active_experts_by_layer"] or None,
-            flops=forward_flops_at(model, report["active_experts"]) / model.tokens,
-        )
 
-    # ------------------------------------------------------------------------------------------------- the quick start
+def open_run(path: str | Path, overrides: Sequence[str] = (), *, experiment: TextExperiment | None = None) -> TextRun:
+    return open_text_run(path, overrides, experiment=experiment, device=join_processes().device)
 
-    def check_quickstart(self, experiment: TextExperiment, *, skip_broken: bool = False) -> None:
-        if skip_broken:
-            raise ConfigError("--skip-broken", " is of images, and the config of a language model; leave it out")
-        if experiment.tokenize is None:
-            raise ConfigError("tokenize", " is missing; say there which text the tokens of `data` are made of")
-        if experiment.data.heldout is None:
-            raise ConfigError("data.heldout", " is missing; name a folder for the tokens of held-out text")
 
-    def evaluation(self, experiment: TextExperiment, dataset: TokenSequences) -> Callable[[Path], Report | None]:
-        self.require_heldout(experiment)
+def sample(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    save: str | None = None,
+    recipe: str | None = None,
+    prompts: Sequence[str] | None = None,
+) -> Report | None:
+    for name, value in (("save", save), ("recipe", recipe)):
+        if value is not None:
+            raise ConfigError(f"--{name}", f": {path} is a language model's run; leave it out")
+    run = open_run(path, overrides)
+    if prompts is not None:
+        sample = replace(run.experiment.sample, prompts=tuple(prompts))
+        run = replace(run, experiment=replace(run.experiment, sample=sample))
+    return sample_text(run, out or run.folder.parent.parent)
 
-        def evaluate(folder: Path) -> Report | None:
-            run = self.open_run(folder, experiment=experiment)
-            report = perplexity(run, heldout_text(run))
-            passage = sample_text(run, folder)
-            if passage is None:  # not the main process
-                return None
-            trigram = TrigramModel(_texts(experiment, run.tokenizer, "train", most=TRIGRAM_BYTES))
-            heldout = islice(_texts(experiment, run.tokenizer, "heldout"), experiment.eval.max_documents)
-            bits = {
-                "model": report["bits_per_byte"],
-                "model_std_error": report["bits_per_byte_std_error"],
-                "trigram": trigram.bits_per_byte(heldout),
-            }
-            return report | {"bits_per_byte": bits, "heldout_active_experts": report["active_experts"]}
 
-        return evaluate
+def require_heldout(experiment: TextExperiment) -> None:
+    tokens = open_data(experiment)
+    open_heldout(experiment, tokens.tokenizer(), tokens.manifest.origin)
 
-    def print_report(self, report: Report) -> None:
-        bits = report["bits_per_byte"]
-        error = bits["model_std_error"]  # None of a single document
-        spread = "" if error is None else f" ± {rounded(error, 3)}"
-        table = Table(show_header=False)
-        table.add_row("held-out bits per byte", f"{bits['model']:.3f}{spread}")
-        table.add_row("… of a trigram model of the same text", f"{bits['trigram']:.3f}")
-        Console(stderr=True).print(table)
+
+def open_split(run: TextRun, split: str | None) -> tuple[TokenShards, str]:
+    data = run.experiment.data
+    if split == "heldout" or (split is None and data.heldout is not None):
+        return open_heldout(run.experiment, run.tokenizer, run.trained), "heldout"
+    with section("data"):
+        return open_shards(data, split or "train"), split or NOTHING_HELD_OUT
+
+
+def heldout_loss(run: TextRun, config: HeldoutConfig) -> HeldoutResult:
+    report, model = perplexity(run, heldout_text(run)), run.experiment.model
+    return HeldoutResult(
+        loss=report["loss"],
+        terms={name: report[name] for name in TERMS},
+        active=report["active_experts"],
+        active_by_layer=report["active_experts_by_layer"] or None,
+        flops=forward_flops_at(model, report["active_experts"]) / model.tokens,
+    )
+
+
+# ------------------------------------------------------------------------------------------------- the quick start
+
+
+def check_quickstart(experiment: TextExperiment, *, skip_broken: bool = False) -> None:
+    if skip_broken:
+        raise ConfigError("--skip-broken", " is of images, and the config of a language model; leave it out")
+    if experiment.tokenize is None:
+        raise ConfigError("tokenize", " is missing; say there which text the tokens of `data` are made of")
+    if experiment.data.heldout is None:
+        raise ConfigError("data.heldout", " is missing; name a folder for the tokens of held-out text")
+
+
+def evaluation(experiment: TextExperiment, dataset: TokenSequences) -> Callable[[Path], Report | None]:
+    require_heldout(experiment)
+
+    def evaluate(folder: Path) -> Report | None:
+        run = open_run(folder, experiment=experiment)
+        report = perplexity(run, heldout_text(run))
+        passage = sample_text(run, folder)
+        if passage is None:  # not the main process
+            return None
+        trigram = TrigramModel(_texts(experiment, run.tokenizer, "train", most=TRIGRAM_BYTES))
+        heldout = islice(_texts(experiment, run.tokenizer, "heldout"), experiment.eval.max_documents)
+        bits = {
+            "model": report["bits_per_byte"],
+            "model_std_error": report["bits_per_byte_std_error"],
+            "trigram": trigram.bits_per_byte(heldout),
+        }
+        return report | {"bits_per_byte": bits, "heldout_active_experts": report["active_experts"]}
+
+    return evaluate
+
+
+def print_report(report: Report) -> None:
+    bits = report["bits_per_byte"]
+    error = bits["model_std_error"]  # None of a single document
+    spread = "" if error is None else f" ± {rounded(error, 3)}"
+    table = Table(show_header=False)
+    table.add_row("held-out bits per byte", f"{bits['model']:.3f}{spread}")
+    table.add_row("… of a trigram model of the same text", f"{bits['trigram']:.3f}")
+    Console(stderr=True).print(table)
 
 
 def _require_same_tokenizer(
@@ -320,6 +324,3 @@ def sample_text(run: TextRun, out: Path) -> Report | None:
         }
         write_atomically(out / FACTS, json.dumps(facts, indent=1) + "\n")
     return facts
-
-
-TASK: Task = TextTask()

@@ -33,7 +33,7 @@ def run_folder(config_path: Path, folder: Path | None = None) -> Path:
 def load(path: str | Path, overrides: Sequence[str] = ()) -> AnyExperiment:
     """The experiment of a config file, of whichever task; fields that follow from the data are still open."""
     tree = config.load(path, overrides)
-    experiment: AnyExperiment = task_of(tree).experiment(tree)
+    experiment: AnyExperiment = task_of(tree).build_experiment(tree)
     return experiment
 
 

@@ -11,9 +11,9 @@ from dit_moe import config
 from dit_moe.autoencoders.autoencoder import BUNDLED, Autoencoder, AutoencoderConfig
 from dit_moe.autoencoders.base import from_uint8
 from dit_moe.autoencoders.kl import export
-from dit_moe.cli.train_autoencoder import AutoencoderTraining, averaged, describe, prepare
 from dit_moe.config import ConfigError
 from dit_moe.data.digits import Digits
+from dit_moe.tasks.autoencoder import AutoencoderTraining, averaged, describe, prepare
 from tests.cli.conftest import cli
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "autoencoder_digits.yaml")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dit_moe.distributed import join_processes
-from dit_moe.sampling.sharing import generate_together, stream_together
+from dit_moe.sampling.generator import generate_together, stream_together
 
 
 def numbered(indices, labels, on_step=None):

@@ -3,6 +3,8 @@
 diffusers' schedulers disagree on which levels a given number of steps visits, and its DDIM assumes equal integer
 strides when it looks up the next one. So each scheduler is given the respaced chain as its whole world: K levels, all
 of them visited, so that the one below k is k-1 for every scheduler. Only the network is told the training level.
+
+diffusers is imported where a scheduler is made, as that takes seconds, and reading a config needs none.
 """
 
 # B batch, C channels, H height, W width, K levels of the respaced chain
@@ -15,9 +17,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from dit_moe.config import ConfigError, require
@@ -113,6 +112,8 @@ class DDPMSampler(ChainSampler):
     """Draws noise in every step but the last."""
 
     def _scheduler(self) -> Any:
+        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
         return DDPMScheduler(**self.scheduler_options, variance_type=self.trained.config.variance, clip_sample=False)
 
     def _step(self, scheduler: Any, output: Tensor, k: int, x: Tensor, generators: list[torch.Generator]) -> Tensor:
@@ -129,6 +130,8 @@ class DDIMSampler(ChainSampler):
         self.eta = config.eta
 
     def _scheduler(self) -> Any:
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
         return DDIMScheduler(**self.scheduler_options, clip_sample=False)
 
     def _step(self, scheduler: Any, output: Tensor, k: int, x: Tensor, generators: list[torch.Generator]) -> Tensor:
@@ -151,6 +154,8 @@ class DPMSolverSampler(ChainSampler):
         self.order = config.order
 
     def _scheduler(self) -> Any:
+        from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
         return DPMSolverMultistepScheduler(**self.scheduler_options, solver_order=self.order)
 
     def _step(self, scheduler: Any, output: Tensor, k: int, x: Tensor, generators: list[torch.Generator]) -> Tensor:

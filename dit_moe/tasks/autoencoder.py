@@ -1,0 +1,164 @@
+"""Training of an autoencoder from a config, and its export in diffusers' layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from dit_moe import checkpoint, config
+from dit_moe.autoencoders import FIRST_STAGES
+from dit_moe.autoencoders.autoencoder import AutoencoderConfig
+from dit_moe.autoencoders.base import from_uint8, to_uint8
+from dit_moe.autoencoders.kl import (
+    MADE_BY,
+    KLConfig,
+    KLLoss,
+    KLLossConfig,
+    KLNetwork,
+    export,
+    reconstruction_errors,
+    require_own_export,
+)
+from dit_moe.config import ConfigError, require
+from dit_moe.data import DATASETS, Dataset
+from dit_moe.distributed import join_processes, locked, on_main
+from dit_moe.experiments.image import identified
+from dit_moe.files import require_writable, write_atomically
+from dit_moe.pictures import image_grid, save_png
+from dit_moe.randomness import BatchRandom
+from dit_moe.tasks import Report
+from dit_moe.training import Hook, TrainConfig, Trainer
+
+SPLITS = ("train", "heldout")
+SHOWN = 8  # images in a grid of reconstructions, above what became of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderTraining:
+    """One training of an autoencoder."""
+
+    autoencoder: KLConfig
+    data: Annotated[Any, DATASETS]
+    loss: KLLossConfig = field(default_factory=KLLossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**63, self, "seed", "must be a whole number from 0 to 2^63 − 1")
+
+
+def train_and_export(
+    settings: AutoencoderTraining, images: dict[str, Dataset], run: Path, out: Path | None = None
+) -> Report | None:
+    """Train in the run folder `run`, or go on there, and export to the folder `out`, by default one in `run`.
+
+    Args:
+        settings, images: as `prepare` returns them.
+
+    Returns what was exported and how well it reconstructs; None on all processes but the main one. ValueError, before
+    the training, if something of others lies at `out`.
+    """
+    out, stated = out or run / "autoencoder", out is not None
+    on_main(lambda: require_own_export(out))
+    if stated:
+        on_main(lambda: require_writable(out))
+    reports: list[Report] = []
+    with locked(run), locked(out.parent, out.name):
+        train(settings, images["train"], run)
+        on_main(lambda: reports.append(_export(settings, images, run, out)))
+    return reports[0] if reports else None
+
+
+def _export(settings: AutoencoderTraining, images: dict[str, Dataset], run: Path, out: Path) -> Report:
+    export(averaged(settings, images["train"], run), images["train"], out)
+    versions = {name: version(name) for name in ("dit_moe", "torch", "diffusers")}
+    report = describe(out, images) | {"config": config.dump(settings), "versions": versions}
+    write_atomically(out / MADE_BY, json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def prepare(path: Path, overrides: Sequence[str]) -> tuple[AutoencoderTraining, dict[str, Dataset]]:
+    """The resolved config, and its images: "train" and, if the data has any, "heldout". ValueError for any mistake."""
+    settings = config.build(AutoencoderTraining, config.load(path, overrides))
+    has_heldout = getattr(settings.data, "heldout", True) is not None
+    try:
+        splits = SPLITS if has_heldout else SPLITS[:1]
+        images: dict[str, Dataset] = {split: DATASETS.build(settings.data, split) for split in splits}
+        if "images" not in images["train"].__getitems__([0]):
+            name = DATASETS.name_of(settings.data)
+            raise ConfigError("data.name", f"={name} holds latents; name a data set of images")
+    except ConfigError as error:
+        raise error if error.path.startswith("data") else error.below("data") from None
+    return replace(settings, data=identified(settings.data, images["train"])), images
+
+
+def train(settings: AutoencoderTraining, images: Dataset, folder: Path) -> None:
+    """Train into the run folder `folder`, from its newest checkpoint if it has one."""
+    torch.manual_seed(settings.seed)  # the weights' initialisation is the only use of the global generator
+    try:
+        model = KLNetwork(settings.autoencoder.build(images.image_shape))
+    except ConfigError as error:
+        raise error.below("autoencoder") from None
+    try:
+        objective = KLLoss(settings.loss)
+    except ConfigError as error:
+        raise error.below("loss") from None
+
+    def prepare_batch(rows: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
+        return {"images": from_uint8(rows["images"])}
+
+    def save_reconstructions(step: int, network: nn.Module) -> None:
+        if join_processes().is_main_process:
+            originals = images.__getitems__(range(min(SHOWN, len(images))))["images"]
+            decoded = reconstruct(network, originals)
+            (folder / "samples").mkdir(exist_ok=True)
+            picture = image_grid(torch.cat([originals, decoded]), columns=len(originals))
+            save_png(picture, folder / "samples" / f"step_{step:08d}.png")
+
+    every = settings.train.sample_every
+    Trainer(
+        settings.train,
+        model=model,
+        objective=objective,
+        dataset=images,
+        prepare_batch=prepare_batch,
+        run=folder,
+        config_yaml=config.to_yaml(settings),
+        seed=settings.seed,
+        hooks=[Hook(every=every, call=save_reconstructions)] if every else [],
+    ).train()
+
+
+def averaged(settings: AutoencoderTraining, images: Dataset, folder: Path) -> Any:
+    """The network of the run's newest checkpoint, with the averaged weights."""
+    saved = checkpoint.open_checkpoint(folder)
+    model = KLNetwork(settings.autoencoder.build(images.image_shape))
+    checkpoint.load_into(model, saved.weights("ema"), saved.folder)
+    return model.to(join_processes().device).eval().autoencoder
+
+
+def reconstruct(network: Any, images_BCHW: Tensor) -> Tensor:
+    """uint8 images → what their mean latents decode to, uint8 on the CPU."""
+    pixels = from_uint8(images_BCHW.to(network.autoencoder.device))
+    return to_uint8(network.autoencoder(pixels).sample).cpu()
+
+
+def describe(folder: Path, images: dict[str, Dataset]) -> dict[str, Any]:
+    """What was exported, and the errors of its reconstructions of the images; null where there are no held-out ones."""
+    stage = FIRST_STAGES.build(AutoencoderConfig(model=str(folder.resolve()))).to(join_processes().device)
+    facts = stage.resolved()
+    errors = {split: reconstruction_errors(stage, images[split]) if split in images else None for split in SPLITS}
+    return {
+        "sha256": facts.sha256,
+        "latent_shape": stage.latent_shape(images["train"].image_shape),
+        "parameters": sum(parameter.numel() for parameter in stage.parameters()),
+        "shift": facts.shift[0],
+        "scale": facts.scale[0],
+    } | errors

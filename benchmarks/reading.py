@@ -25,8 +25,7 @@ from PIL import Image
 
 from dit_moe.data import DATASETS
 from dit_moe.data.batch_sampler import BatchOrder
-from dit_moe.data.latents import LatentsConfig
-from dit_moe.data.manifest import SHARDS, Manifest, Shard, write_manifest
+from dit_moe.data.latents import SHARDS, LatentsConfig, Manifest, Shard, write_manifest
 
 SHARD, BATCH = 4096, 256
 ROW = (2, 2, 4, 32, 32)  # flips, moments, channels, height, width

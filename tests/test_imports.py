@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "moe": BOTTOM,
     "models": BOTTOM | {"moe"},
     "diffusion": BOTTOM,
-    "data": BOTTOM,
+    "data": BOTTOM | {"shards"},
     "autoencoders": BOTTOM | {"distributed", "shards", "data", "progress", "pictures"},
     "extractors": BOTTOM,
     "metrics": BOTTOM,

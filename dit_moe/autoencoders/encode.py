@@ -22,8 +22,7 @@ from dit_moe.autoencoders.base import FIRST_STAGES, FirstStage
 from dit_moe.autoencoders.encoder import EncodeConfig, Encoder, channel_statistics, mean_and_std
 from dit_moe.config import ConfigError, section
 from dit_moe.data import DATASETS, Dataset
-from dit_moe.data.latents import LatentsConfig, LatentShards
-from dit_moe.data.manifest import SHARDS, Manifest, read_manifest
+from dit_moe.data.latents import SHARDS, LatentsConfig, LatentShards, Manifest, read_manifest
 from dit_moe.distributed import join_processes, locked
 from dit_moe.files import require_writable
 from dit_moe.pictures import image_grid, save_png

@@ -29,8 +29,7 @@ from dit_moe.autoencoders.autoencoder import Autoencoder
 from dit_moe.config import ConfigError, Tree, require
 from dit_moe.data import DATASETS, BrokenImages, Dataset
 from dit_moe.data.batch_sampler import load_batches
-from dit_moe.data.latents import LatentsConfig
-from dit_moe.data.manifest import DTYPES, SHARDS, Manifest, Shard, write_manifest
+from dit_moe.data.latents import DTYPES, SHARDS, LatentsConfig, Manifest, Shard, write_manifest
 from dit_moe.distributed import from_main, join_processes, on_main
 from dit_moe.files import write_atomically
 from dit_moe.shards import FixedShards, ShardFolder

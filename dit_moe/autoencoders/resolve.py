@@ -12,8 +12,7 @@ from dit_moe.autoencoders.autoencoder import BUNDLED, IDENTITY, AutoencoderConfi
 from dit_moe.autoencoders.base import FIRST_STAGES, FirstStage, IdentityConfig, Shape
 from dit_moe.config import ConfigError
 from dit_moe.data import Dataset
-from dit_moe.data.latents import LatentShards
-from dit_moe.data.manifest import Manifest
+from dit_moe.data.latents import LatentShards, Manifest
 
 
 def resolve_first_stage(given: Any, dataset: Dataset) -> tuple[Any, Shape]:

@@ -1,15 +1,21 @@
-"""What a dataset is: labelled images, or moments of latents they were encoded to, fetched a whole batch at a time."""
+"""What a dataset is: labelled images, or moments of latents they were encoded to, fetched a whole batch at a time.
+
+And what datasets share: where a split is, and which links to folders are followed.
+"""
 
 # B batch, M moments, C channels, H height, W width (of images or of latents, as the name says)
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, AnyStr, Protocol
 
 from torch import Tensor
 
-from dit_moe.registry import Registry
+from dit_moe.config import require
+from dit_moe.registry import Registry, did_you_mean
 
 DATASETS = Registry("dataset")  # DATASETS.build(config, split)
 
@@ -55,3 +61,36 @@ class BrokenImages(ValueError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.problems,)  # so that a loader's process can hand it over
+
+
+def place_of(config: Any, split: str, contents: str, train: str = "path") -> tuple[str, str]:
+    """The option of `config` that says where the `contents` of a split are, and what it says.
+
+    Raises ValueError if there is no such split, ConfigError if the option is not given.
+    """
+    options = {"train": train, "heldout": "heldout"}
+    if split not in options:
+        raise ValueError(f"{contents} have no split {split!r}; {did_you_mean(split, options)}")
+    option = options[split]
+    place = getattr(config, option)
+    require(place is not None, config, option, f"names no held-out {contents}; say where they are")
+    require(place != "", config, option, f"is empty; say where the {contents} are")
+    return option, place
+
+
+def is_to_follow(link: AnyStr) -> bool:
+    """Whether to read what is in a folder, maybe a link to one: not if it leads back to a folder that it lies in.
+
+    Followed, such a link would count the same files again and again. stderr names what is left out.
+    """
+    if not os.path.islink(link):
+        return True
+    target, place = os.path.realpath(link), os.path.abspath(link)
+    below_target = os.path.join(target, target[:0])
+    while place != os.path.dirname(place):
+        place = os.path.dirname(place)
+        if os.path.join(os.path.realpath(place), target[:0]).startswith(below_target):
+            shown = (os.fsdecode(link), os.fsdecode(target))
+            print("warning: {} leads back to {}, which it lies in; it is left out".format(*shown), file=sys.stderr)
+            return False
+    return True

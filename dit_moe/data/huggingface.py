@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from dit_moe.config import ConfigError
-from dit_moe.data.base import DATASETS
-from dit_moe.data.image_source import ImageSource, ImageSourceConfig, place_of
-from dit_moe.data.images import BadImage
+from dit_moe.data.base import DATASETS, place_of
+from dit_moe.data.images import BadImage, ImageSource, ImageSourceConfig
 from dit_moe.registry import did_you_mean
 
 
@@ -43,7 +42,7 @@ class HuggingFace(ImageSource):
     """
 
     def __init__(self, config: HuggingFaceConfig, split: str) -> None:
-        option, name = place_of(config, split, train="train")
+        option, name = place_of(config, split, "images", train="train")
         datasets = import_datasets()
         rows = load_split(config.id, config.config_name, option, name)
         image = _column(config, "image", rows.features, datasets.Image)

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dit_moe.config import ConfigError
-from dit_moe.data.base import DATASETS
-from dit_moe.data.image_source import ImageSource, ImageSourceConfig, PackedNames, place_of
-from dit_moe.data.images import EXTENSIONS
-from dit_moe.data.links import goes_on
+from dit_moe.data.base import DATASETS, is_to_follow, place_of
+from dit_moe.data.images import EXTENSIONS, ImageSource, ImageSourceConfig, PackedNames
 
 SIZES = 1000  # files, spread evenly over all, whose sizes are in the fingerprint
 
@@ -41,10 +39,10 @@ class ImageFolder(ImageSource):
     """
 
     def __init__(self, config: ImageFolderConfig, split: str) -> None:
-        option, folder = place_of(config, split)
+        option, folder = place_of(config, split, "images")
         classes = _class_folders(option, folder)
         if split == "heldout":
-            _require_same(config, classes, _class_folders("path", config.path))
+            _require_same_classes(config, classes, _class_folders("path", config.path))
         self.folder, self.files = folder, PackedNames()
         counts, empty, listing = [], [], hashlib.sha256()
         for name in classes:
@@ -84,7 +82,7 @@ def _class_folders(option: str, folder: str) -> list[str]:
         raise ConfigError(option, f"={folder} {problem}; name a folder that has one folder of images per class")
     with os.scandir(folder) as entries:
         shown = [entry for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
-    names = sorted(entry.name for entry in shown if goes_on(entry.path))
+    names = sorted(entry.name for entry in shown if is_to_follow(entry.path))
     if not names:
         raise ConfigError(option, f"={folder} has no class folders; put the images into one folder per class")
     return names
@@ -101,7 +99,7 @@ def _images_in(folder: bytes) -> list[bytes]:
                     continue
                 if entry.name.lower().endswith(_SUFFIXES):
                     found.append(inside + entry.name)
-                elif entry.is_dir() and goes_on(entry.path):
+                elif entry.is_dir() and is_to_follow(entry.path):
                     waiting.append(inside + entry.name + b"/")
     return found
 
@@ -123,7 +121,7 @@ def _refuse_empty(option: str, folder: str, empty: Sequence[str], classes: int) 
     raise ConfigError(option, f"={folder} {problem}; add some, or remove the empty folders")
 
 
-def _require_same(config: ImageFolderConfig, found: Sequence[str], wanted: Sequence[str]) -> None:
+def _require_same_classes(config: ImageFolderConfig, found: Sequence[str], wanted: Sequence[str]) -> None:
     """ConfigError unless the held-out classes are those of training."""
     if differing := sorted(set(found) ^ set(wanted)):
         problem = f"{'has' if differing[0] in found else 'lacks'} the class {differing[0]}, unlike path={config.path}"

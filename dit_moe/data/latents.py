@@ -1,29 +1,131 @@
-"""Latents that `dit-moe encode` wrote, read by memory map: no process holds a copy, and any row is one short read."""
+"""Latents that `dit-moe encode` wrote, read by memory map: no process holds a copy, and any row is one short read.
 
-# B batch, F flips, M moments, C channels, H height, W width of latents
+    data/imagenet256/
+        manifest.json                 written last: a folder without it holds no latents yet; its last entry is the hash
+                                      of its text without that entry
+        encoding.json                 what is being encoded and how; an interrupted encoding goes on only with the same
+        shards/00000.safetensors …    moments [n, F, M, C, H, W], labels [n], index [n]
+        shards/00000.json …           written after its shard: hash, size and sums of it
+
+F is 1, or 2 with the mirrored image second; M is 2, mean and std, or 1 from a deterministic autoencoder. Latents are
+as the autoencoder makes them, before scale and shift. Rows follow the order of the images, and `index` is the place of
+a row's image there.
+"""
+
+# n rows of a shard, B batch, F flips, M moments, C channels, H height, W width of latents
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dit_moe.config import ConfigError, Tree
-from dit_moe.data.base import DATASETS
-from dit_moe.data.folders import folder_of_split
-from dit_moe.data.manifest import DTYPES, MANIFEST, SHARDS, Shard, read_manifest
+from dit_moe.data.base import DATASETS, place_of
+from dit_moe.files import read_sealed, require_size, write_sealed
+from dit_moe.shards import MANIFEST, SHARDS
 
+FORMAT = 1
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 MOST_OPEN = 512  # mapped files: each holds a descriptor, of which a process often may have 1024
 _HEADER_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}  # as safetensors calls them
+
+
+class NoLatents(ValueError):
+    """There are no finished latents in the folder."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of latents."""
+
+    file: str
+    count: int  # rows
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that is known of encoded latents. `read_manifest` gets one that is whole."""
+
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]  # (C, H, W)
+    latent_shape: tuple[int, int, int]
+    moments: int  # M
+    flips: bool
+    dtype: str
+    autoencoder: Tree  # the resolved section first_stage
+    mean: tuple[float, ...]  # per channel, of sampled latents before scale and shift
+    std: tuple[float, ...]
+    encoding: Tree  # images, crop, precision, …: what an interrupted encoding must find again
+    skipped: tuple[tuple[int, str], ...]  # broken images that were left out: place, reason
+    shards: tuple[Shard, ...]
+
+    def __len__(self) -> int:
+        """Encoded images; with flips there are twice as many rows to train on."""
+        return sum(shard.count for shard in self.shards)
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels of an image's side to one of its latents'."""
+        return self.image_shape[1] // self.latent_shape[1]
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same latents with the same labels, wherever they lie."""
+        content = [self.autoencoder["sha256"], self.class_names, [shard.sha256 for shard in self.shards]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def describe(self) -> str:
+        """The latents in a few words."""
+        shape = "×".join(map(str, self.latent_shape))
+        flips = ", both ways round" if self.flips else ""
+        return f"{len(self):,} latents {shape} in {self.dtype}{flips}, {len(self.class_names):,} classes"
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Put the manifest in place, sealed by a hash of its text."""
+    body = {"format": FORMAT, **asdict(manifest), "downsampling": manifest.downsampling}
+    write_sealed(folder / MANIFEST, body)
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """The manifest of a folder whose shards are all there at their right sizes.
+
+    Raises:
+        NoLatents: there is none, or the encoding was not finished.
+        ValueError: it was changed, is of another format, or a shard is missing or truncated.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not path.is_file():
+        found = "holds an unfinished encoding" if (folder / SHARDS).is_dir() else "holds no encoded latents"
+        raise NoLatents(f"{folder} {found}; run `dit-moe encode CONFIG`, or name another folder in data.path")
+    body = read_sealed(path, FORMAT, "encode anew")
+    values = {field.name: _as_tuples(body[field.name]) for field in fields(Manifest)}
+    manifest = Manifest(**values | {"shards": tuple(Shard(**each) for each in body["shards"])})
+    for shard in manifest.shards:
+        again = "run `dit-moe encode` again, which makes it anew"
+        require_size(folder / SHARDS / shard.file, shard.bytes, MANIFEST, again)
+    return manifest
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +148,7 @@ class LatentShards:
     """
 
     def __init__(self, config: LatentsConfig, split: str) -> None:
-        folders = {"train": config.path, "heldout": config.heldout}
-        self.folder = folder_of_split(folders, split, "latents", "of encoded held-out images")
+        self.folder = Path(place_of(config, split, "latents")[1])
         self.manifest = read_manifest(self.folder)
         self.class_names, self.image_shape = self.manifest.class_names, self.manifest.image_shape
         self.fingerprint = self.manifest.fingerprint
@@ -119,9 +220,9 @@ def _map(path: Path, shard: Shard, dtype: str, row: tuple[int, ...], places: ran
         end = 8 + int.from_bytes(mapped[:8], "little")
         header = json.loads(mapped[8:end])
         moments, labels, index = header["moments"], header["labels"], header["index"]
-        _require_same("moments", moments, _HEADER_DTYPES[dtype], shape)
-        _require_same("labels", labels, "I64", shape[:1])
-        _require_same("index", index, "I64", shape[:1])
+        _require_header("moments", moments, _HEADER_DTYPES[dtype], shape)
+        _require_header("labels", labels, "I64", shape[:1])
+        _require_header("index", index, "I64", shape[:1])
         start = end + moments["data_offsets"][0]
         width = {2: np.int16, 4: np.int32}[DTYPES[dtype].itemsize]
         flat = np.frombuffer(mapped, width, math.prod(shape), start)
@@ -135,17 +236,17 @@ def _map(path: Path, shard: Shard, dtype: str, row: tuple[int, ...], places: ran
         raise ValueError(f"{path} cannot be read ({error}); restore it, or run `dit-moe encode` again") from None
 
 
-def _require_same(name: str, header: Tree, dtype: str, shape: tuple[int, ...]) -> None:
+def _require_header(name: str, header: Tree, dtype: str, shape: tuple[int, ...]) -> None:
     if (header["dtype"], header["shape"]) != (dtype, list(shape)):
         found = f"{header['dtype']} {header['shape']}"
         raise ValueError(f"{name} are {found} where {MANIFEST} says {dtype} {list(shape)}")
 
 
 def _require_within(what: str, values_n: np.ndarray, allowed: range, because: str) -> None:
-    strays = np.flatnonzero((values_n < allowed.start) | (values_n >= allowed.stop))
-    if strays.size:
-        row, stray = int(strays[0]), int(values_n[strays[0]])
-        problem = f"{what} outside of {allowed.start} to {allowed.stop - 1}: {stray} in row {row}"
+    outside = np.flatnonzero((values_n < allowed.start) | (values_n >= allowed.stop))
+    if outside.size:
+        row = int(outside[0])
+        problem = f"{what} outside of {allowed.start} to {allowed.stop - 1}: {int(values_n[row])} in row {row}"
         raise ValueError(f"{problem}; {because}")
 
 

@@ -9,22 +9,26 @@ or, if there is no such file in any of the tars, from class folders, ``…/<clas
 from __future__ import annotations
 
 import glob
+import hashlib
 import io
+import json
 import os
 import re
-from collections.abc import Sequence
+import tarfile
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from dit_moe.config import ConfigError, require
-from dit_moe.data.base import DATASETS
-from dit_moe.data.image_source import ImageSource, ImageSourceConfig, place_of
-from dit_moe.data.images import EXTENSIONS
-from dit_moe.data.tar_index import UNLABELLED, TarIndex
+from dit_moe.data.base import DATASETS, place_of
+from dit_moe.data.images import EXTENSIONS, ImageSource, ImageSourceConfig, PackedNames
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+UNLABELLED = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,33 +57,70 @@ class TarsConfig(ImageSourceConfig):
 class Tars(ImageSource):
     """Images tar by tar, in the order they lie there. Only headers and labels are read here.
 
+    The fingerprint is of all names, sizes and labels.
+
     Raises:
-        ValueError: no such split; or a tar that is damaged, or whose images and labels are no pairs.
+        ValueError: no such split; a damaged tar; an image without label, a label without image, or one that is no
+            class number.
         ConfigError: no tars, compressed ones, no images, or labels outside of the classes.
     """
 
     def __init__(self, config: TarsConfig, split: str) -> None:
-        option, place = place_of(config, split)
-        self.index = TarIndex(find_tars(option, place))
-        if not len(self.index):
+        option, place = place_of(config, split, "images")
+        self.tars, self._names = find_tars(option, place), PackedNames()
+        self._stamps = [(each.st_size, each.st_mtime_ns) for each in map(os.stat, self.tars)]
+        places, labels, listing = array("q"), array("q"), hashlib.sha256()
+        for number, tar in enumerate(self.tars):
+            for (name, offset, size), label in read_samples(tar):
+                self._names.append(os.fsencode(name))
+                places.extend((number, offset, size))
+                labels.append(label)
+                listing.update(os.fsencode(f"{name}\0{size}\0{label}\0"))
+        if not labels:
             raise ConfigError(option, f"={place} has no images; known are {', '.join(EXTENSIONS)}")
-        classes = config.class_names or tuple(map(str, range(config.classes or 0)))
-        if not classes and split == "heldout":
-            classes = Tars(config, "train").class_names
-        label = _folder_labels if self.index.labels_N[0] == UNLABELLED else _number_labels
-        labels_N, class_names = label(self.index, classes)
-        super().__init__(config, split, labels_N, class_names, self.index.fingerprint)
+        self._places_N3, labels_N = np.array(places).reshape(-1, 3), np.array(labels)
+        names = config.class_names or tuple(map(str, range(config.classes or 0)))
+        if not names and split == "heldout":
+            names = Tars(config, "train").class_names
+        label = self._labels_of_folders if (labels_N == UNLABELLED).all() else self._checked_labels
+        super().__init__(config, split, *label(labels_N, names), listing.hexdigest())
 
     def locate(self, image: int) -> str:
-        return self.index.locate(image)
+        return f"{self.tars[self._places_N3[image, 0]]}: {os.fsdecode(self._names[image])}"
 
     def read(self, image: int) -> bytes:
-        number, offset, size = self.index.places_N3[image].tolist()
-        tar = _open(self.index.tars[number], self.index.stamps[number])
+        number, offset, size = self._places_N3[image].tolist()
+        tar = _open(self.tars[number], self._stamps[number])
         return os.pread(tar.fileno(), size, offset)
 
     def stamps(self) -> Sequence[tuple[int, int]]:
-        return self.index.stamps
+        return self._stamps
+
+    def _checked_labels(self, labels_N: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, Sequence[str]]:
+        """The labels as files give them, and the names of all classes: `names` unless that is empty."""
+        if labels_N.min() == UNLABELLED:
+            problem = "has no label, though other tars have files of labels; add them, or name tars of one kind"
+            raise ValueError(f"{self.locate(int(labels_N.argmin()))} {problem}")
+        largest = labels_N.max()
+        names = names or [str(label) for label in range(min(largest + 1, len(labels_N)))]
+        if largest >= len(names):
+            found = f": {self.locate(int(labels_N.argmax()))} has the label {largest}"
+            raise ConfigError("classes", f"{found}, but there are {len(names)} classes; correct it, or say how many")
+        return labels_N, names
+
+    def _labels_of_folders(self, labels_N: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, Sequence[str]]:
+        """Labels by class folder, and the names of all classes: `names` unless that is empty."""
+        folder_of = [os.path.basename(os.path.dirname(os.fsdecode(self._names[i]))) for i in range(len(labels_N))]
+        folders, folder_N = np.unique(folder_of, return_inverse=True)
+        for folder, image in zip(folders.tolist(), np.unique(folder_N, return_index=True)[1].tolist(), strict=True):
+            if folder in ("", "."):
+                problem = "has neither a label nor a class folder; put key.cls beside key.jpg, or use <class>/name.jpg"
+                raise ValueError(f"{self.locate(image)} {problem}")
+            if names and folder not in names:
+                found = f": {self.locate(image)} is in the folder {folder}, which is none of the {len(names)} classes"
+                raise ConfigError("class_names", f"{found}; name it, or move it")
+        names = list(names or folders.tolist())
+        return np.array([names.index(folder) for folder in folders.tolist()])[folder_N], names
 
 
 def find_tars(option: str, place: str) -> list[str]:
@@ -110,24 +151,95 @@ def _expand(pattern: str) -> list[str]:
     return [name for each in numbers for name in _expand(pattern[: found.start()] + each + pattern[found.end() :])]
 
 
-def _number_labels(index: TarIndex, classes: Sequence[str]) -> tuple[np.ndarray, Sequence[str]]:
-    """Labels as files give them, checked, and the names of all classes: `classes` unless that is empty."""
-    largest = index.labels_N.max()
-    classes = classes or [str(label) for label in range(min(largest + 1, len(index)))]
-    if largest >= len(classes):
-        found = f": {index.locate(int(index.labels_N.argmax()))} has the label {largest}"
-        raise ConfigError("classes", f"{found}, but there are {len(classes)} classes; correct it, or say how many")
-    return index.labels_N, classes
+# ------------------------------------------------------------------------------------------------- what is in one tar
 
 
-def _folder_labels(index: TarIndex, classes: Sequence[str]) -> tuple[np.ndarray, Sequence[str]]:
-    """Labels by class folder, and the names of all classes: `classes` unless that is empty."""
-    folders, folder_N = np.unique([index.class_folder(image) for image in range(len(index))], return_inverse=True)
-    classes = list(classes or folders.tolist())
-    if unknown := [folder for folder in folders.tolist() if folder not in classes]:
-        found = f": {index.locate(int((folders[folder_N] == unknown[0]).argmax()))} is in the folder {unknown[0]}"
-        raise ConfigError("class_names", f"{found}, which is none of the {len(classes)} classes; name it, or move it")
-    return np.array([classes.index(folder) for folder in folders.tolist()])[folder_N], classes
+class Member(NamedTuple):
+    """A file in a tar: its name there, where its content begins, and its size in bytes."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def read_samples(tar: str) -> list[tuple[Member, int]]:
+    """The images of one tar in order, each with its label; `UNLABELLED` throughout if there is no file of labels.
+
+    webdataset's rules: a file's key is its name up to the first dot behind the last slash, and the rest is the field.
+    ``cls``, or else ``json``, is the label of the image with the same key. Other fields are passed over, and so are
+    hidden files.
+
+    Raises ValueError as `Tars` does.
+    """
+    images: list[tuple[str, str, Member]] = []
+    labels: dict[str, dict[str, Member]] = {}
+    for member in members(tar):
+        stem, _, field = os.path.basename(member.name).partition(".")
+        key, field = member.name.removesuffix(f".{field}"), field.lower()
+        if stem and field in ("cls", "json"):
+            labels.setdefault(key, {})[field] = member
+        elif stem and field and f".{field.rpartition('.')[2]}" in EXTENSIONS:
+            images.append((key, field, member))
+    if not labels:
+        return [(member, UNLABELLED) for _, _, member in images]
+    pairs = [(key, member) for key, field, member in images if "." not in field]  # key.seg.png is another field
+    _require_pairs(tar, pairs, labels)
+    with open(tar, "rb", buffering=0) as file:
+        label_of = {key: _read_label(tar, file.fileno(), fields) for key, fields in labels.items()}
+    return [(member, label_of[key]) for key, member in pairs]
+
+
+def members(tar: str) -> Iterator[Member]:
+    """The files in a tar; what they hold is jumped over.
+
+    Raises ValueError if the tar is cut off, compressed or no tar, or has links, which have no content of their own.
+    """
+    size, last = os.path.getsize(tar), "its beginning"
+    try:
+        with tarfile.open(tar, "r:") as headers:
+            while (header := headers.next()) is not None:
+                headers.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+                last = header.name
+                if header.issym() or header.islnk():
+                    raise ValueError(f"{tar}: {last} is a link; pack the tar with --dereference --hard-dereference")
+                if header.offset_data + header.size > size:
+                    raise tarfile.ReadError("unexpected end of data")
+                if header.isfile():
+                    yield Member(header.name, header.offset_data, header.size)
+            with open(tar, "rb", buffering=0) as file:  # a damaged header ends the loop too, but not with this mark
+                if os.pread(file.fileno(), tarfile.BLOCKSIZE, headers.offset) != tarfile.NUL * tarfile.BLOCKSIZE:
+                    raise tarfile.ReadError("no end mark")
+    except tarfile.TarError as error:
+        remedy = "fetch it again, or unpack it if it is compressed"
+        raise ValueError(f"{tar} is cut off or damaged at {last} ({error}); {remedy}") from None
+
+
+def _require_pairs(tar: str, images: list[tuple[str, Member]], labels: dict[str, dict[str, Member]]) -> None:
+    """ValueError unless each key has one image and a label."""
+    seen: set[str] = set()
+    for key, member in images:
+        if key not in labels:
+            raise ValueError(f"{tar}: {member.name} has no label; add {key}.cls, or remove the image")
+        if key in seen:
+            raise ValueError(f"{tar}: {member.name} is the second image of {key}; keep one")
+        seen.add(key)
+    for key, fields in labels.items():
+        if key not in seen:
+            name = next(iter(fields.values())).name
+            raise ValueError(f"{tar}: {name} is the label of no image; add {key}.jpg, or remove the label")
+
+
+def _read_label(tar: str, descriptor: int, fields: dict[str, Member]) -> int:
+    member = fields.get("cls") or fields["json"]
+    content = os.pread(descriptor, member.size, member.offset)
+    try:
+        label = int(content) if "cls" in fields else json.loads(content)["label"]
+    except (ValueError, KeyError, TypeError):
+        label = None
+    if type(label) is not int or not 0 <= label < 2**31:
+        wanted = 'a whole number from 0 up, in json under "label"'
+        raise ValueError(f"{tar}: {member.name} holds {content[:50].decode(errors='replace')!r}; it must be {wanted}")
+    return label
 
 
 class _Tar(io.FileIO):

@@ -21,8 +21,7 @@ from dit_moe.autoencoders.resolve import require_same_latents
 from dit_moe.config import ConfigError
 from dit_moe.costs import forward_flops_at
 from dit_moe.data import Dataset
-from dit_moe.data.latents import LatentsConfig
-from dit_moe.data.manifest import read_manifest
+from dit_moe.data.latents import LatentsConfig, read_manifest
 from dit_moe.diffusion import OBJECTIVES, SamplingError
 from dit_moe.distributed import join_processes, locked, on_main
 from dit_moe.evaluation import heldout_loss as heldout

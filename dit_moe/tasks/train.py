@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dit_moe import checkpoint, config
-from dit_moe.data.manifest import NoLatents
+from dit_moe.data.latents import NoLatents
 from dit_moe.distributed import locked
 from dit_moe.models import MODELS
 from dit_moe.tasks import AnyExperiment, task_of

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dit_moe.config import ConfigError, require
-from dit_moe.data.folders import folder_of_split
+from dit_moe.data.base import place_of
 from dit_moe.text.token_shards import TokenManifest, TokenShards
 from dit_moe.text.tokenizer import TextTokenizer
 
@@ -98,5 +98,4 @@ def open_shards(config: TokensConfig, split: str) -> TokenShards:
 
 def folder_of(config: TokensConfig, split: str) -> Path:
     """The folder of a split; ConfigError if there is none."""
-    folders = {"train": config.path, "heldout": config.heldout}
-    return folder_of_split(folders, split, "tokens", "for the tokens of held-out text")
+    return Path(place_of(config, split, "tokens")[1])

@@ -11,7 +11,7 @@ from torch import Tensor
 from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from dit_moe.autoencoders.encoder import EncodeConfig, Encoder
 from dit_moe.data import DATASETS, BrokenImages
-from dit_moe.data.manifest import Manifest
+from dit_moe.data.latents import Manifest
 from tests.autoencoders.small import make
 
 DIGITS = DATASETS.config_class("digits")(size=16)

@@ -12,7 +12,7 @@ from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from dit_moe.autoencoders.encode import check_shards, reconstruct
 from dit_moe.autoencoders.encoder import BROKEN, EncodeConfig, EncodingError
 from dit_moe.data import DATASETS
-from dit_moe.data.manifest import NoLatents, read_manifest, write_manifest
+from dit_moe.data.latents import NoLatents, read_manifest, write_manifest
 from tests.autoencoders.encoded import DIGITS, Spoilt, autoencoder, bits, encode, encoder
 
 

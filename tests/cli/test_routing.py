@@ -94,7 +94,7 @@ def test_latents_without_held_out_ones_are_those_of_training_and_it_says_so(tmp_
     experiment = load_experiment(CONFIG, [f"data={{name: latents, path: {tmp_path / 'latents'}}}"])
     dataset, split = open_split(experiment.data, None)
     assert len(dataset) == 100 and split == "train (nothing was held out)"  # and mirrored
-    with pytest.raises(ValueError, match=r"data\.heldout is missing"):
+    with pytest.raises(ValueError, match=r"data\.heldout=None names no held-out latents"):
         open_split(experiment.data, "heldout")
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dit_moe.data import DATASETS, image_source
+from dit_moe.data import DATASETS, images
 from dit_moe.data.batch_sampler import BatchOrder, MicroBatches, load_batches
 from tests.data.examples import example
 
@@ -53,7 +53,7 @@ def test_class_counts_are_of_the_images_and_no_image_is_read_for_them(dataset, m
         raise AssertionError("an image was read")
 
     with monkeypatch.context() as patch:
-        patch.setattr(image_source, "decode", refuse)
+        patch.setattr(images, "decode", refuse)
         counts = dataset.class_counts()
     labels = dataset.__getitems__(range(len(dataset)))["labels"]
     ways = len(dataset) // sum(counts)  # mirrored ones are rows too

@@ -8,7 +8,7 @@ import torch
 
 from dit_moe.config import ConfigError
 from dit_moe.data import BrokenImages
-from dit_moe.data.image_source import ImageSource, ImageSourceConfig, PackedNames
+from dit_moe.data.images import ImageSource, ImageSourceConfig, PackedNames
 from tests.data.examples import encoded, pixels
 
 

@@ -11,8 +11,7 @@ from safetensors.torch import load, load_file, save
 from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS
 from dit_moe.data.batch_sampler import BatchOrder, MicroBatches, load_batches
-from dit_moe.data.latents import MOST_OPEN, LatentsConfig
-from dit_moe.data.manifest import NoLatents, read_manifest
+from dit_moe.data.latents import MOST_OPEN, LatentsConfig, NoLatents, read_manifest
 from dit_moe.experiments.image import load_experiment
 from tests.autoencoders.encoded import encode
 
@@ -55,7 +54,7 @@ def test_without_flips_there_are_only_the_images_themselves(folder):
 
 def test_the_heldout_split_is_another_folder_and_never_mirrored(folder):
     assert len(read("nowhere", split="heldout", heldout=str(folder))) == 50
-    with pytest.raises(ValueError, match="heldout is missing"):
+    with pytest.raises(ValueError, match="heldout=None names no held-out latents"):
         read(folder, split="heldout")
 
 
@@ -91,7 +90,7 @@ def test_what_is_not_there_or_not_finished_is_named(tmp_path, folder):
         read(tmp_path / "begun")
     with pytest.raises(ValueError, match=r"no split 'test'; known: train, heldout"):
         read(folder, split="test")
-    with pytest.raises(ConfigError, match=r"^path= is empty; name a folder"):
+    with pytest.raises(ConfigError, match=r"^path= is empty; say where the latents are"):
         read("")
 
 

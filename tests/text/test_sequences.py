@@ -88,7 +88,7 @@ def test_a_length_beyond_the_data_and_a_split_without_tokens_are_refused(tmp_pat
         sequences(folder, length=longest + 1)
     with pytest.raises(ConfigError, match=r"^length=0 must be at least 1"):
         sequences(folder, length=0)
-    with pytest.raises(ConfigError, match=r"^heldout is missing; name a folder"):
+    with pytest.raises(ConfigError, match=r"^heldout=None names no held-out tokens; say where they are"):
         sequences(folder, "heldout")
     with pytest.raises(ValueError, match=r"tokens have no split 'test'; .*known: train, heldout"):
         sequences(folder, "test")

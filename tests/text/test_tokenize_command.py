@@ -95,7 +95,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, config, capsys):
         said = capsys.readouterr().err
         assert problem in said and said.count("error: ") == 1, said
     assert cli("tokenize", config, "data.heldout=null", "--split", "heldout") == 2
-    assert "data.heldout is missing; name a folder" in capsys.readouterr().err
+    assert "data.heldout=None names no held-out tokens; say where" in capsys.readouterr().err
 
 
 def test_another_tokenizer_than_the_folder_was_begun_with_is_refused(tmp_path, config, capsys):

@@ -13,7 +13,7 @@ from dit_moe import checkpoint, yaml_text
 from dit_moe import config as configs
 from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS
-from dit_moe.data.manifest import MANIFEST
+from dit_moe.data.latents import MANIFEST
 from dit_moe.evaluation.sources.base import (
     FEATURES_MANIFEST,
     EvaluationInput,

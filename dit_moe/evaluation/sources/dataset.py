@@ -19,10 +19,8 @@ from dit_moe import config as configs
 from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from dit_moe.data import DATASETS, BrokenImages, Dataset
 from dit_moe.data.batch_sampler import load_batches
-from dit_moe.data.image_source import ImageSource
-from dit_moe.data.images import BadImage
-from dit_moe.data.latents import LatentsConfig, LatentShards
-from dit_moe.data.manifest import SHARDS
+from dit_moe.data.images import BadImage, ImageSource
+from dit_moe.data.latents import SHARDS, LatentsConfig, LatentShards
 from dit_moe.distributed import join_processes
 from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, Source, sha256_of_labels
 

@@ -19,9 +19,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from dit_moe.data.image_source import ImageSource, ImageSourceConfig
-from dit_moe.data.images import EXTENSIONS, FORMATS
-from dit_moe.data.links import goes_on
+from dit_moe.data.base import is_to_follow
+from dit_moe.data.images import EXTENSIONS, FORMATS, ImageSource, ImageSourceConfig
 from dit_moe.evaluation.sources.base import ReadOptions, Source, facts_of_images, sha256_of_labels
 from dit_moe.evaluation.sources.dataset import images_of
 
@@ -142,7 +141,7 @@ def _images_in(folder: str) -> list[str]:
     """Paths, below `folder`, of the images in it."""
     found = []
     for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [each for each in folders if not each.startswith(".") and goes_on(os.path.join(place, each))]
+        folders[:] = [each for each in folders if not each.startswith(".") and is_to_follow(os.path.join(place, each))]
         below = place[len(folder) :].strip("/")
         images = [name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
         found += [f"{below}/{name}" if below else name for name in images]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from dit_moe.config import ConfigError
-from dit_moe.data.links import goes_on
+from dit_moe.data.base import is_to_follow
 from dit_moe.registry import did_you_mean
 from dit_moe.text.corpora.base import CORPORA, Corpus, SourceConfig, decode_utf8, source_of
 
@@ -125,7 +125,7 @@ def _matching(place: str, suffixes: Sequence[str]) -> list[Path]:
     else:
         found = [path] if path.is_file() else [Path(each) for each in glob.glob(place, recursive=True)]
     folders = {folder for each in found for folder in each.parents if folder != named and folder.is_relative_to(named)}
-    around = {folder for folder in folders if not goes_on(str(folder))}
+    around = {folder for folder in folders if not is_to_follow(str(folder))}
     return sorted(each for each in found if each.is_file() and around.isdisjoint(each.parents))
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_moe import config
-from dit_moe.analysis.stats import Target, Training
+from dit_moe.analysis.statistics import Target
 from dit_moe.experiments.run import Run
 from dit_moe.moe import ROUTERS, MoEConfig, Routing, observe_routers, routers_of
 from dit_moe.moe.routers.topp import TopPConfig
@@ -175,21 +175,3 @@ def _router(moe: MoEConfig) -> str:
     router, default = moe.router, type(moe.router)().resolved(moe.experts, moe.target)
     changed = config.differences(config.dump(default), config.dump(router))
     return ", ".join([ROUTERS.name_of(router), *sorted(f"{name}={value}" for name, (_, value) in changed)])
-
-
-def training_of(log: Sequence[Mapping[str, Any]], step: int) -> Training | None:
-    """The routers up to `step`, from the lines of a run's log; None if there are no lines."""
-    lines = [line for line in log if line["step"] <= step]
-    if not lines:
-        return None
-
-    def layers(name: str) -> np.ndarray:
-        return np.array([line["layers"][name] for line in lines]).T
-
-    return Training(
-        step_U=np.array([line["step"] for line in lines]),
-        active_U=np.array([line["active"] for line in lines]),
-        active_LU=layers("active"),
-        p_LU=layers("p") if "p" in lines[0]["layers"] else None,
-        theta_LU=layers("theta") if "theta" in lines[0]["layers"] else None,
-    )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dit_moe.analysis.collect import Tally, active_of_tokens, experts_of, run_facts, shape_of, spaced
-from dit_moe.analysis.stats import Examples, RoutingStats
+from dit_moe.analysis.statistics import Examples, RoutingStats
 from dit_moe.config import ConfigError
 from dit_moe.data import Dataset
 from dit_moe.diffusion import DDPM, Objective, SamplingError

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dit_moe.analysis.collect import Tally, active_of_tokens, experts_of, run_facts, shape_of
-from dit_moe.analysis.stats import Passage, RoutingStats, TokenKinds
+from dit_moe.analysis.statistics import Passage, RoutingStats, TokenKinds
 from dit_moe.config import ConfigError
 from dit_moe.experiments.run import TextRun
 from dit_moe.moe.compute_budget import thresholds

@@ -1,97 +1,134 @@
-"""The report of a network's routing: pictures as files, and one HTML page that holds all of them."""
+"""The report of a network's routing: figures as files, and one HTML page that holds all of them."""
 
-# L layers, T noise levels, C classes, W tokens
+# L layers, T noise levels, K classes or tokens, W tokens of a passage
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
-from html import escape
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader
 
-from dit_moe.analysis.choose import specialisation
-from dit_moe.analysis.gallery import figures_of, fixed_number
-from dit_moe.analysis.page import folded, page, section, table
-from dit_moe.analysis.picture import Picture, images_a_class
-from dit_moe.analysis.stats import CLASS_IMAGES, Passage, RoutingStats
+from dit_moe.analysis.drawing import ReportFigure, images_per_class
+from dit_moe.analysis.figures import figures_of
+from dit_moe.analysis.statistics import CLASS_IMAGES, RoutingStats, specialisation
 from dit_moe.files import write_atomically
 from dit_moe.plotting import png_of
 from dit_moe.rounding import rounded
 
-REPORT = "report.html"
+REPORT, TEMPLATE = "report.html", "report.html.jinja"
 SMALL_TABLE = 600  # numbers
 SHADES = 5  # of a passage's tokens
 PASSAGE_LAYERS = 12  # shown one by one
-BITS = ("bits", "of these")  # how the names of columns begin that hold bits, which are few
+FEW_BITS = ("bits", "of these")  # how the names of columns begin that hold small numbers, of bits
 
 
 def write_report(stats: RoutingStats, folder: Path) -> list[str]:
-    """Write `report.html` and the pictures as PNGs, for light paper, into the folder; returns the names of these.
+    """Write `report.html` and the figures as PNGs, for light paper, into the folder; returns the names of these.
 
     The page asks for nothing outside itself and follows the reader's choice of light or dark.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sections: dict[str, str] = {}
-    pictures = []
-    for picture in figures_of(stats):
-        light, size = _rendered(picture, dark=False)
-        dark, _ = _rendered(picture, dark=True)
-        pictures.append(f"{picture.name}.png")
-        write_atomically(folder / pictures[-1], light)
-        sections[picture.section] = sections.get(picture.section, "") + _figure(picture, light, dark, size)
-    for name, body in _told(stats).items():
-        sections[name] = sections.get(name, "") + body
-    write_atomically(folder / REPORT, report_html(stats, sections).encode("utf-8", "replace"))
-    return pictures
+    sections: dict[str, _Section] = {}
 
+    def section(title: str) -> _Section:
+        return sections.setdefault(title, _Section(title))
 
-def report_html(stats: RoutingStats, sections: Mapping[str, str]) -> str:
-    """The page: what is found at a glance, the sections given, and the facts."""
-    name = str(stats.facts.get("run", "a network"))
-    split = f"<br>{escape(_split(stats))}" if "split" in stats.facts else ""
-    title = f"<h1>Where the experts go</h1><p class='soft path'>{escape(name)}{split}</p>"
-    header = title + _tiles(stats) + _notes(stats)
-    facts = "".join(
-        f"<tr><th scope=row>{escape(str(key))}</th><td>{escape(_plain(value))}</td></tr>\n"
-        for key, value in stats.facts.items()
+    names = []
+    for figure in figures_of(stats):
+        light = figure.draw(dark=False)
+        png = png_of(light)
+        names.append(f"{figure.name}.png")
+        write_atomically(folder / names[-1], png)
+        width, height = (round(100 * inches) for inches in light.get_size_inches())
+        dark = _data_uri(png_of(figure.draw(dark=True)))
+        section(figure.section).figures.append(_ShownFigure(figure, _data_uri(png), dark, width, height))
+    for title, table in _tables(stats):
+        section(title).tables.append(table)
+    if stats.passage is not None and stats.fixed_number is None:
+        section("A passage").passages.extend(_passages(stats))
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    known = f"<div class=wide><table class=facts><tbody>{facts}</tbody></table></div>"
-    main = "".join(section(title, body) for title, body in sections.items()) + section("Facts", known)
-    return page(f"Routing of {name}", header, [*sections, "Facts"], main)
-
-
-def _split(stats: RoutingStats) -> str:
-    return f"split {stats.facts['split']}"
-
-
-def _rendered(picture: Picture, *, dark: bool) -> tuple[bytes, tuple[int, int]]:
-    figure = picture.draw(dark)
-    width, height = figure.get_size_inches()
-    return png_of(figure), (round(100 * width), round(100 * height))
-
-
-def _figure(picture: Picture, light: bytes, dark: bytes, size: tuple[int, int]) -> str:
-    return (
-        f"<h3>{escape(picture.title)}</h3>\n<figure><picture>"
-        f'<source media="(prefers-color-scheme: dark)" srcset="{_data_uri(dark)}">'
-        f'<img src="{_data_uri(light)}" alt="{escape(picture.alt)}" width={size[0]} height={size[1]}></picture>\n'
-        f"<figcaption>{escape(picture.caption)}</figcaption></figure>\n"
+    page = environment.get_template(TEMPLATE).render(
+        name=str(stats.facts.get("run", "a network")),
+        split=_split(stats),
+        tiles=list(_tiles(stats)),
+        notes=list(_notes(stats)),
+        sections=list(sections.values()),
+        facts=[(str(name), _readable(value)) for name, value in stats.facts.items()],
     )
+    write_atomically(folder / REPORT, page.encode("utf-8", "replace"))
+    return names
+
+
+@dataclass(frozen=True)
+class _ShownFigure:
+    figure: ReportFigure
+    light: str  # data URIs
+    dark: str
+    width: int  # CSS pixels
+    height: int
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Texts; the first of each row is its name."""
+
+    summary: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class _Token:
+    text: str
+    active: str
+    shade: int
+
+
+@dataclass(frozen=True)
+class _ShadedPassage:
+    """A passage with every token shaded and underlined by its active experts."""
+
+    title: str
+    source: str
+    tokens: Sequence[_Token]
+    lowest: _Token
+    highest: _Token
+    legend: Sequence[tuple[int, str, str]]  # a shade, from and to how many experts
+
+
+@dataclass(frozen=True)
+class _Section:
+    title: str
+    figures: list[_ShownFigure] = field(default_factory=list)
+    tables: list[_Table] = field(default_factory=list)
+    passages: list[_ShadedPassage] = field(default_factory=list)
+
+    @property
+    def anchor(self) -> str:
+        return "".join(letter if letter.isalnum() else "-" for letter in self.title.lower())
 
 
 def _data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def _plain(value: Any) -> str:
+def _split(stats: RoutingStats) -> str | None:
+    return f"split {stats.facts['split']}" if "split" in stats.facts else None
+
+
+def _readable(value: Any) -> str:
     """A fact as people write it."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+        return ", ".join(f"{key} {_readable(inner)}" for key, inner in value.items())
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_plain, value))
+        return ", ".join(map(_readable, value))
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, int):
@@ -99,81 +136,66 @@ def _plain(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-# ------------------------------------------------------------------------------------------------------ at a glance
+# --------------------------------------------------------------------------------------------------------- at a glance
 
 
-def _tiles(stats: RoutingStats) -> str:
-    effective_L = stats.experts**stats.balance_L
-    low, high = int(stats.active_L.argmin()), int(stats.active_L.argmax())
-    tiles = [(f"{stats.active:.2f}", f"active experts per token ({stats.target})")]
-    if fixed_number(stats) is None:
-        tiles.append(
-            (
-                f"{stats.active_L[low]:.2f}–{stats.active_L[high]:.2f}",
-                f"from the thriftiest layer ({stats.layers_L[low]}) to the most expensive ({stats.layers_L[high]})",
-            )
-        )
-    if stats.active_LT is not None and stats.times_T is not None and fixed_number(stats) is None:
-        mean_T = stats.active_LT.mean(0)[np.argsort(-stats.times_T)]
-        tiles.append((f"{mean_T[0]:.2f} → {mean_T[-1]:.2f}", "from noise to data, mean of the layers"))
-    tiles.append((f"{effective_L.mean():.1f} of {stats.experts}", "experts effectively in use, mean of the layers"))
-    return (
-        "<dl class=tiles>" + "".join(f"<div><dt>{escape(t)}</dt><dd>{escape(v)}</dd></div>" for v, t in tiles) + "</dl>"
-    )
+def _tiles(stats: RoutingStats) -> Iterator[dict[str, str]]:
+    yield {"value": f"{stats.active:.2f}", "label": f"active experts per token ({stats.target})"}
+    if stats.fixed_number is None:
+        low, high = int(stats.active_L.argmin()), int(stats.active_L.argmax())
+        label = f"from the thriftiest layer ({stats.layers_L[low]}) to the most expensive ({stats.layers_L[high]})"
+        yield {"value": f"{stats.active_L[low]:.2f}–{stats.active_L[high]:.2f}", "label": label}
+        if stats.active_LT is not None and stats.times_T is not None:
+            mean_T = stats.active_LT.mean(0)[np.argsort(-stats.times_T)]
+            label = "from noise to data, mean of the layers"
+            yield {"value": f"{mean_T[0]:.2f} → {mean_T[-1]:.2f}", "label": label}
+    effective = f"{stats.effective_L.mean():.1f} of {stats.experts}"
+    yield {"value": effective, "label": "experts effectively in use, mean of the layers"}
 
 
-def _notes(stats: RoutingStats) -> str:
-    notes = []
-    if (number := fixed_number(stats)) is not None:
-        notes.append(
-            f"Every token uses exactly {number:g} of {stats.experts} experts in every layer, so there are no pictures "
-            "of how many; those of which ones follow."
+def _notes(stats: RoutingStats) -> Iterator[str]:
+    if stats.fixed_number is not None:
+        yield (
+            f"Every token uses exactly {stats.fixed_number:g} of {stats.experts} experts in every layer, so there are "
+            "no pictures of how many; those of which ones follow."
         )
     elif not stats.target.held:
-        notes.append(
+        yield (
             f"Nothing holds the routers to a number of experts here: {stats.target} is what the experts' width is made "
             "for."
         )
     if stats.images_C is not None and len(stats.images_C) > 1 and not stats.tells_classes:
-        notes.append(
-            f"Classes are left out: with {images_a_class(stats.images_C)}, differences between them are mostly those "
+        yield (
+            f"Classes are left out: with {images_per_class(stats.images_C)}, differences between them are mostly those "
             f"of single images. From a mean of {CLASS_IMAGES} on they are drawn; --images takes more."
         )
-    return "".join(f"<p>{escape(note)}</p>" for note in notes)
 
 
-# ------------------------------------------------------------------------------------------------ tables and passages
+# ------------------------------------------------------------------------------------------------- tables and passages
 
 
-def _told(stats: RoutingStats) -> dict[str, str]:
-    """What sections have besides pictures."""
-    told = {}
-    if fixed_number(stats) is None:
-        told["Layers"] = _layers_table(stats)
-        if stats.active_LT is not None and stats.times_T is not None and stats.active_LT.size <= SMALL_TABLE:
-            heads = ["layer", *(f"t = {time:.2f}" for time in stats.times_T)]
-            told["Noise levels"] = _numbers("Active experts as a table", heads, stats, stats.active_LT)
-        if stats.tells_classes and stats.active_LC is not None and stats.active_LC.size <= SMALL_TABLE:
-            told["Classes"] = _by_kind("class", stats.class_names_C, stats.active_LC, stats)
-        if stats.tokens is not None and stats.tokens.active_LV.size <= SMALL_TABLE:
-            names = [
-                f"{token} ({_plain(int(count))}×)"
-                for token, count in zip(stats.tokens.tokens_V, stats.tokens.count_V, strict=True)
-            ]
-            told["Tokens"] = _by_kind("token", names, stats.tokens.active_LV, stats)
-        if stats.passage is not None:
-            source = f"The beginning of a document ({_split(stats)})" if "split" in stats.facts else "A passage"
-            told["A passage"] = _passage(stats.passage, stats.layers_L, source)
-    else:
-        told["Experts"] = _layers_table(stats)
-    return told
+def _tables(stats: RoutingStats) -> Iterator[tuple[str, _Table]]:
+    """With the titles of their sections."""
+    if stats.fixed_number is not None:
+        yield "Experts", _layers_table(stats)
+        return
+    yield "Layers", _layers_table(stats)
+    if stats.active_LT is not None and stats.times_T is not None and stats.active_LT.size <= SMALL_TABLE:
+        columns = {f"t = {time:.2f}": active_L for time, active_L in zip(stats.times_T, stats.active_LT.T, strict=True)}
+        yield "Noise levels", _by_layer("Active experts as a table", columns, stats)
+    if stats.tells_classes and stats.active_LC is not None and stats.active_LC.size <= SMALL_TABLE:
+        yield "Classes", _by_kind("class", stats.class_names_C, stats.active_LC, stats)
+    if stats.tokens is not None and stats.tokens.active_LV.size <= SMALL_TABLE:
+        counted = zip(stats.tokens.tokens_V, stats.tokens.count_V, strict=True)
+        names = [f"{token} ({_readable(int(count))}×)" for token, count in counted]
+        yield "Tokens", _by_kind("token", names, stats.tokens.active_LV, stats)
 
 
-def _layers_table(stats: RoutingStats) -> str:
+def _layers_table(stats: RoutingStats) -> _Table:
     columns = {
         "active": stats.active_L,
         "± over tokens": stats.active_std_L,
-        "effective experts": stats.experts**stats.balance_L,
+        "effective experts": stats.effective_L,
         "busiest, × even": stats.load_LE.max(1) * stats.experts,
         "idlest, × even": stats.load_LE.min(1) * stats.experts,
     }
@@ -185,59 +207,45 @@ def _layers_table(stats: RoutingStats) -> str:
         columns["of these by chance"] = specialisation(stats.shuffled_LCE)
     if stats.tokens is not None and stats.tokens.load_LVE is not None:
         columns["bits on token"] = specialisation(stats.tokens.load_LVE)
-    return _numbers("The layers as a table", ["layer", *columns], stats, np.stack([*columns.values()], axis=1))
+    return _by_layer("The layers as a table", columns, stats)
 
 
-def _numbers(summary: str, heads: list[str], stats: RoutingStats, values_LX: np.ndarray) -> str:
-    rows = [
-        [str(layer), *(_number(value, head) for value, head in zip(values_X, heads[1:], strict=True))]
-        for layer, values_X in zip(stats.layers_L, values_LX, strict=True)
+def _by_layer(summary: str, columns: Mapping[str, np.ndarray], stats: RoutingStats) -> _Table:
+    texts = [
+        [rounded(value, 3 if head.startswith(FEW_BITS) else 2) for value in values_L]
+        for head, values_L in columns.items()
     ]
-    return folded(summary, table(heads, rows))
+    rows = [[str(layer), *row] for layer, *row in zip(stats.layers_L, *texts, strict=True)]
+    return _Table(summary, ["layer", *columns], rows)
 
 
-def _number(value: float, head: str) -> str:
-    return rounded(value, 3 if head.startswith(BITS) else 2)
-
-
-def _by_kind(kind: str, names: list[str], active_LK: np.ndarray, stats: RoutingStats) -> str:
+def _by_kind(kind: str, names: Sequence[str], active_LK: np.ndarray, stats: RoutingStats) -> _Table:
     rows = [
         [name, f"{active_L.mean():.2f}", *(f"{value:.2f}" for value in active_L)]
         for name, active_L in zip(names, active_LK.T, strict=True)
     ]
-    heads = [kind, "mean", *(f"layer {layer}" for layer in stats.layers_L)]
-    return folded("Active experts as a table", table(heads, rows))
+    return _Table("Active experts as a table", [kind, "mean", *(f"layer {layer}" for layer in stats.layers_L)], rows)
 
 
-def _passage(passage: Passage, layers: list[int], source: str) -> str:
-    """The text with every token shaded and underlined by its active experts: the mean of the layers, then each."""
-    mean_W = passage.active_LW.mean(0)
-    low, high = int(mean_W.argmin()), int(mean_W.argmax())
-    told = (
-        f"<p>{escape(source)}. The stronger a token's colour and the thicker its line, the more experts it "
-        f"takes, as a mean of the layers: from {mean_W[low]:.2f} (<q>{escape(_visible(passage.tokens_W[low]))}</q>) to "
-        f"{mean_W[high]:.2f} (<q>{escape(_visible(passage.tokens_W[high]))}</q>).</p>"
-    )
-    body = told + _shaded(passage.tokens_W, mean_W)
-    for index, layer in list(enumerate(layers))[:PASSAGE_LAYERS]:
-        body += folded(f"Layer {layer} alone", _shaded(passage.tokens_W, passage.active_LW[index]))
-    return body
+def _passages(stats: RoutingStats) -> Iterator[_ShadedPassage]:
+    """The text shaded by the mean of the layers, then by each layer."""
+    assert stats.passage is not None
+    split, tokens_W = _split(stats), [_visible(token) for token in stats.passage.tokens_W]
+    source = "A passage" if split is None else f"The beginning of a document ({split})"
+    yield _shaded("Mean of the layers", source, tokens_W, stats.passage.active_LW.mean(0))
+    for layer, active_W in list(zip(stats.layers_L, stats.passage.active_LW, strict=True))[:PASSAGE_LAYERS]:
+        yield _shaded(f"Layer {layer} alone", source, tokens_W, active_W)
 
 
-def _shaded(tokens: list[str], active_W: np.ndarray) -> str:
-    """Tokens in equal steps of active experts, with a legend of the steps."""
+def _shaded(title: str, source: str, texts: Sequence[str], active_W: np.ndarray) -> _ShadedPassage:
+    """Tokens in equal steps of active experts."""
     edges = np.linspace(active_W.min(), active_W.max(), SHADES + 1)
     shade_W = np.clip(np.searchsorted(edges[1:-1], active_W, side="left") + 1, 1, SHADES)
-    words = "".join(
-        f'<span class=v{shade} title="{active:.2f} experts">{escape(_visible(token))}</span>'
-        for token, active, shade in zip(tokens, active_W, shade_W, strict=True)
-    )
-    names = "".join(
-        f"<li><span class=v{shade}>&nbsp;{edges[shade - 1]:.2f} – {edges[shade]:.2f}&nbsp;</span></li>"
-        for shade in range(1, SHADES + 1)
-        if bool((shade_W == shade).any())
-    )
-    return f"<ul class=legend><li>active experts:</li>{names}</ul><div class=passage>{words}</div>"
+    tokens = [
+        _Token(text, f"{active:.2f}", int(shade)) for text, active, shade in zip(texts, active_W, shade_W, strict=True)
+    ]
+    legend = [(shade, f"{edges[shade - 1]:.2f}", f"{edges[shade]:.2f}") for shade in np.unique(shade_W).tolist()]
+    return _ShadedPassage(title, source, tokens, tokens[active_W.argmin()], tokens[active_W.argmax()], legend)
 
 
 def _visible(token: str) -> str:

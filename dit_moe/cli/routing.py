@@ -30,10 +30,9 @@ from rich.table import Table
 
 from dit_moe import config
 from dit_moe.analysis import collect_images, collect_text
-from dit_moe.analysis.collect import experts_of, spaced, training_of
+from dit_moe.analysis.collect import experts_of, spaced
 from dit_moe.analysis.report import REPORT, write_report
-from dit_moe.analysis.saved import JSON, NPZ, write_stats
-from dit_moe.analysis.stats import RoutingStats
+from dit_moe.analysis.statistics import JSON, NPZ, RoutingStats, write_stats
 from dit_moe.checkpoint import find
 from dit_moe.config import ConfigError
 from dit_moe.distributed import join_processes
@@ -41,7 +40,7 @@ from dit_moe.experiments.image import open_split
 from dit_moe.experiments.run import ImageRun, TextRun, open_image_run, open_text_run
 from dit_moe.files import read_object, require_own
 from dit_moe.locks import exclusive
-from dit_moe.pictures import read_log
+from dit_moe.pictures import read_log, router_curves
 from dit_moe.progress import images_bar, work_bar
 from dit_moe.rounding import rounded
 from dit_moe.tasks import task_of
@@ -82,7 +81,7 @@ def _write(args: argparse.Namespace, text: bool, home: Path, out: Path) -> None:
     stats = (_of_text if text else _of_images)(args)
     facts = {"device": join_processes().device.type, "seconds": round(time.perf_counter() - start, 1)}
     facts["versions"] = ", ".join(f"{name} {version(name)}" for name in ("dit_moe", "torch", "numpy"))
-    training = training_of(read_log(home / "log.jsonl"), stats.facts["step"])
+    training = router_curves(read_log(home / "log.jsonl"), stats.facts["step"])
     stats = replace(stats, facts=stats.facts | facts, training=training)
     write_stats(stats, out, pictures=write_report(stats, out))
     print_table(stats)

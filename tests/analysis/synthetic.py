@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from dit_moe.analysis.stats import Examples, Passage, RoutingStats, Target, TokenKinds, Training
+from dit_moe.analysis.statistics import Examples, Passage, RoutingStats, Target, TokenKinds
+from dit_moe.pictures import RouterCurves
 
 WORDS = ["the", " cat", "\n", "<b>", "$x$", " sat", ",", "&amp;", "中", " on", "'", '"', " mat", ".", "😀", " a"]
 
@@ -43,14 +44,14 @@ def made(layers: int, experts: int, places: int, seed: int, target: float) -> di
     }
 
 
-def training(layers: int, steps: int, target: float) -> Training:
+def training(layers: int, steps: int, target: float) -> RouterCurves:
     random = np.random.default_rng(1)
     step_U = np.arange(1, steps + 1) * 5
     p_U = 0.85 - 0.35 * np.exp(-step_U / 200)
     active_LU = target + np.linspace(-0.5, 0.5, layers)[:, None] * (1 - np.exp(-step_U / 300))
     active_LU = active_LU + 0.05 * random.standard_normal((layers, steps))
     theta_LU = 1 + np.linspace(0.2, 0.6, layers)[:, None] * (1 - np.exp(-step_U / 500))
-    return Training(
+    return RouterCurves(
         step_U=step_U,
         active_U=active_LU.mean(0),
         active_LU=active_LU,

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dit_moe.analysis.gallery import figures_of
-from dit_moe.analysis.stats import Examples, RoutingStats, Target, TokenKinds, Training
+from dit_moe.analysis.figures import figures_of
+from dit_moe.analysis.statistics import Examples, RoutingStats, Target, TokenKinds
+from dit_moe.pictures import RouterCurves
 
-TRAINING = Training(
+TRAINING = RouterCurves(
     step_U=np.arange(1, 5),
     active_U=np.array([3.0, 2.5, 2.1, 2.0]),
     active_LU=np.array([[3.0, 2.5, 2.1, 1.5], [3.0, 2.5, 2.1, 2.5]]),

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dit_moe.analysis.collect import Tally, active_of_tokens, experts_of, run_facts, shape_of, spaced, training_of
-from dit_moe.analysis.stats import Target
+from dit_moe.analysis.collect import Tally, active_of_tokens, experts_of, run_facts, shape_of, spaced
+from dit_moe.analysis.statistics import Target
 from dit_moe.moe import ROUTERS, measure_layers, routers_of
 from tests.analysis.runs import image_run, with_sample
 from tests.moe.stack import batch, stack
@@ -162,18 +162,3 @@ def test_a_dense_model_is_refused_in_one_sentence():
     run = image_run("model.moe=null", name="DiT-custom/2")
     with pytest.raises(ValueError, match=r"some/run is of the dense model DiT-custom/2.*; name a run with experts"):
         experts_of(run)
-
-
-def log_line(step, **layers):
-    return {"step": step, "active": 2.0 + step, "layers": {"active": [1.0 + step, 3.0 + step], **layers}}
-
-
-def test_training_is_the_log_up_to_the_checkpoint():
-    log = [log_line(step, p=[0.1 * step, 0.2], theta=[1.0, 1.1]) for step in (1, 2, 3, 4)]
-    training = training_of(log, 3)
-    assert training.step_U.tolist() == [1, 2, 3] and training.active_U.tolist() == [3, 4, 5]
-    assert training.active_LU.tolist() == [[2, 3, 4], [4, 5, 6]]
-    assert training.p_LU[0] == pytest.approx([0.1, 0.2, 0.3]) and training.theta_LU.shape == (2, 3)
-    bare = training_of([log_line(1)], 1)
-    assert bare.p_LU is None and bare.theta_LU is None
-    assert training_of([], 3) is None and training_of(log, 0) is None

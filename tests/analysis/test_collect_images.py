@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dit_moe.analysis.choose import specialisation
 from dit_moe.analysis.collect_images import collect_images, noise_levels, of_many_classes
+from dit_moe.analysis.statistics import specialisation
 from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS
 from dit_moe.diffusion import OBJECTIVES

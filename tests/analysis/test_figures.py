@@ -1,3 +1,5 @@
+"""The figures of routing: legible on a phone, whole, and showing what the statistics hold."""
+
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -10,28 +12,36 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
-from dit_moe.analysis.axes import around, log_ratios, readable, signed
-from dit_moe.analysis.draw_active import draw_kinds, draw_layers_and_times, draw_spread
-from dit_moe.analysis.gallery import figures_of, fixed_number
-from dit_moe.analysis.picture import Picture
-from dit_moe.analysis.stats import RoutingStats, Target
+from dit_moe.analysis.active_experts import (
+    draw_active_by_kind,
+    draw_active_by_layer,
+    draw_active_by_layer_and_time,
+    highest_and_lowest,
+)
+from dit_moe.analysis.drawing import ReportFigure, log_ratios, readable, scale_around, signed, some_layers
+from dit_moe.analysis.figures import figures_of
+from dit_moe.analysis.statistics import RoutingStats, Target
 from dit_moe.plotting import PAPER, WIDTH
 from tests.analysis import synthetic
 
 PHONE = 360  # CSS pixels
+FEW = synthetic.images()
 STATS = {
-    "few": synthetic.images(),
+    "few": FEW,
     "many": synthetic.images(layers=28, experts=64, times=20, classes=1000, side=16, target=8.0),
-    "one layer": synthetic.images(layers=1, times=2, classes=2),
-    "text": synthetic.text(),
-    "much text": synthetic.text(layers=24, experts=64, target=8.0),
+    "text": synthetic.text(layers=24, experts=64, target=8.0),
 }
-PICTURES = {f"{name}: {picture.name}": picture for name, stats in STATS.items() for picture in figures_of(stats)}
+FIGURES = {f"{name}: {figure.name}": figure for name, stats in STATS.items() for figure in figures_of(stats)}
 
 
-@pytest.fixture(scope="module", params=PICTURES.values(), ids=PICTURES)
+def named(stats: RoutingStats, name: str) -> ReportFigure:
+    (found,) = [figure for figure in figures_of(stats) if figure.name == name]
+    return found
+
+
+@pytest.fixture(scope="module", params=FIGURES.values(), ids=FIGURES)
 def figure(request: Any) -> Any:
-    drawn = request.param.draw(False)
+    drawn = request.param.draw()
     FigureCanvasAgg(drawn)
     drawn.draw_without_rendering()
     return drawn
@@ -81,15 +91,9 @@ def test_every_axis_with_ticks_is_named(figure: Any):
         assert not with_ticks or shared or any(axis.label.get_text() for axis in axises)
 
 
-@pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES)
-def test_a_caption_has_numbers_and_every_picture_is_described(picture: Picture):
-    assert any(letter.isdigit() for letter in picture.caption) and picture.alt.endswith(".") and picture.title
-    assert "nan" not in picture.caption and "inf" not in picture.caption
-
-
-@pytest.mark.parametrize("picture", figures_of(STATS["few"]), ids=lambda picture: picture.name)
-def test_dark_pictures_are_on_dark_paper_with_light_letters(picture: Picture):
-    dark = picture.draw(True)
+@pytest.mark.parametrize("name", ["active_per_token", "load", "maps_by_layer", "training"])
+def test_dark_figures_are_on_dark_paper_with_light_letters(name: str):
+    dark = named(FEW, name).draw(dark=True)
     assert to_hex(dark.get_facecolor()) == PAPER[True]
     label = next(text for axes in dark.axes for text in (axes.xaxis.label, axes.yaxis.label) if text.get_text())
     assert sum(matplotlib.colors.to_rgb(label.get_color())) > 2
@@ -97,19 +101,11 @@ def test_dark_pictures_are_on_dark_paper_with_light_letters(picture: Picture):
 
 def test_drawing_leaves_the_settings_of_matplotlib_alone():
     before = dict(matplotlib.rcParams)
-    figures_of(STATS["few"])[0].draw(True)
+    named(FEW, "load").draw(dark=True)
     assert dict(matplotlib.rcParams) == before
 
 
-def test_names_of_pictures_are_files_and_each_is_taken_once():
-    for stats in STATS.values():
-        names = [picture.name for picture in figures_of(stats)]
-        assert len(set(names)) == len(names) and all(name.replace("_", "").isalnum() for name in names)
-
-
-def test_parts_that_are_missing_are_left_out():
-    names = {picture.name for picture in figures_of(synthetic.bare(STATS["few"]))}
-    assert names == {"active_per_token", "active_by_position", "load", "together"}
+# ---------------------------------------------------------------------------------------------- which figures there are
 
 
 def same_for_all(stats: RoutingStats, number: int) -> RoutingStats:
@@ -119,43 +115,67 @@ def same_for_all(stats: RoutingStats, number: int) -> RoutingStats:
     return replace(stats, active_L=np.full(layers, float(number)), active_std_L=np.zeros(layers), share_LE=share)
 
 
+def test_names_of_figures_are_files_and_each_is_taken_once():
+    for stats in STATS.values():
+        names = [figure.name for figure in figures_of(stats)]
+        assert len(set(names)) == len(names) and all(name.replace("_", "").isalnum() for name in names)
+
+
+def test_parts_that_are_missing_are_left_out():
+    names = {figure.name for figure in figures_of(synthetic.bare(FEW))}
+    assert names == {"active_per_token", "active_by_position", "load", "together"}
+
+
 def test_where_every_token_uses_the_same_number_only_which_experts_is_drawn():
-    stats = same_for_all(STATS["few"], 2)
-    assert fixed_number(stats) == 2 and fixed_number(STATS["few"]) is None
-    assert not any(picture.name.startswith(("active", "maps")) for picture in figures_of(stats))
-    assert {"load", "together", "experts_by_time"} <= {picture.name for picture in figures_of(stats)}
+    stats = same_for_all(FEW, 2)
+    assert stats.fixed_number == 2 and FEW.fixed_number is None
+    names = {figure.name for figure in figures_of(stats)}
+    assert {"load", "together", "experts_by_time"} <= names
+    assert not any(name.startswith(("active", "maps")) for name in names)
+    assert "together" not in {figure.name for figure in figures_of(same_for_all(FEW, 1))}  # nothing is shared
 
 
-def test_with_one_expert_a_token_nobody_shares():
-    assert "together" not in {picture.name for picture in figures_of(same_for_all(STATS["few"], 1))}
+def test_of_too_few_images_a_class_nothing_is_drawn_of_classes():
+    few = replace(FEW, images_C=np.full(10, 9))
+    names = {figure.name for figure in figures_of(few)}
+    assert not any(name.endswith("class") for name in names) and "class" not in named(few, "specialisation").caption
 
 
-def test_experts_never_used_are_drawn_and_told_without_fuss():
-    load = np.zeros((4, 8))
-    load[:, 0] = 1.0
-    together = np.zeros((4, 8, 8))
-    together[:, 0, 0] = 1.0
-    stats = replace(synthetic.bare(STATS["few"]), load_LE=load, together_LEE=together)
-    for picture in figures_of(stats):
-        picture.draw(False).draw_without_rendering()
-        assert "nan" not in picture.caption
+def never_used() -> RoutingStats:
+    load, together = np.zeros((4, 8)), np.zeros((4, 8, 8))
+    load[:, 0] = together[:, 0, 0] = 1.0
+    return replace(synthetic.bare(FEW), load_LE=load, together_LEE=together)
+
+
+@pytest.mark.parametrize(
+    "stats",
+    [never_used(), synthetic.images(experts=1, target=1.0), synthetic.images(layers=1, times=2, classes=2)],
+    ids=["experts never used", "a single expert", "a single layer"],
+)
+def test_the_least_there_can_be_is_drawn_and_told(stats: RoutingStats):
+    for figure in figures_of(replace(stats, examples=None)):
+        figure.draw().draw_without_rendering()
+        assert "nan" not in figure.caption and "inf" not in figure.caption
+
+
+# ---------------------------------------------------------------------------------------------------- what they show
 
 
 def test_the_middle_of_the_scale_is_the_target_and_small_differences_stay_pale():
-    figure = draw_layers_and_times(np.array([[1.98, 2.03]]), np.array([0.25, 0.75]), [0], Target(2.0))
+    figure = draw_active_by_layer_and_time(np.array([[1.98, 2.03]]), np.array([0.25, 0.75]), [0], Target(2.0))
     (image,) = figure.axes[0].images
     assert image.norm(2.0) == 0.5 and 0.3 < image.norm(1.98) < 0.5 < image.norm(2.03) < 0.7
-    assert around(np.array([5.0]), 2.0, 0.1)(5.0) == 1.0
+    assert scale_around(np.array([5.0]), 2.0, 0.1)(5.0) == 1.0
 
 
 def test_numbers_in_the_cells_are_those_given():
     active = np.array([[1.234, 2.345], [3.0, 1.0]])
-    figure = draw_layers_and_times(active, np.array([0.25, 0.75]), [0, 1], Target(2.0))
+    figure = draw_active_by_layer_and_time(active, np.array([0.25, 0.75]), [0, 1], Target(2.0))
     assert [text.get_text() for text in figure.axes[0].texts] == ["1.23", "2.35", "3.00", "1.00"]
 
 
 def test_shares_are_written_as_percent_and_the_mark_is_at_the_mean():
-    figure = draw_spread(np.array([[0.25, 0.5, 0.25, 0.0]]), np.array([2.0]), [0])
+    figure = draw_active_by_layer(np.array([[0.25, 0.5, 0.25, 0.0]]), np.array([2.0]), [0])
     axis = figure.axes[0]
     assert [text.get_text() for text in axis.texts] == ["25", "50", "25"]
     assert axis.lines[0].get_xdata()[0] == 1  # the column of 2 experts
@@ -164,56 +184,22 @@ def test_shares_are_written_as_percent_and_the_mark_is_at_the_mean():
 
 def test_of_many_kinds_the_highest_and_the_lowest_are_drawn():
     active = np.arange(100.0)[None] / 50
-    figure = draw_kinds(active, [f"k{i}" for i in range(100)], [0], "Class")
+    figure = draw_active_by_kind(active, [f"k{i}" for i in range(100)], [0], "Class")
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert len(labels) == 40 and labels[0] == "k99" and labels[-1] == "k0"
+    assert highest_and_lowest(np.array([3.0, 1.0, 9.0, 5.0, 7.0, 2.0]), 4) == [2, 4, 5, 1]
 
 
-def test_a_label_of_dollars_is_no_mathematics():
-    figure = draw_kinds(np.array([[1.0, 2.0]]), ["$x^2$", r"$\frac"], [0], "Token")
+def test_labels_are_short_plain_text_and_letters_without_a_glyph_are_spelt():
+    assert readable("中") == "U+4E2D" and readable("␣the↵") == "␣the↵" and readable("\x07") == "U+0007"
+    assert len(readable("sulphur-crested cockatoo, Kakatoe galerita")) <= 24
+    figure = draw_active_by_kind(np.array([[1.0, 2.0]]), ["$x^2$", r"$\frac"], [0], "Token")
     figure.draw_without_rendering()
     assert all(not label.get_parse_math() for label in figure.axes[0].get_yticklabels())
 
 
-def test_labels_are_short_and_letters_without_a_glyph_are_spelt():
-    assert readable("中") == "U+4E2D" and readable("␣the↵") == "␣the↵" and readable("\x07") == "U+0007"
-    assert len(readable("sulphur-crested cockatoo, Kakatoe galerita")) <= 24
-
-
 def test_a_deviation_of_nothing_has_no_sign():
     assert [signed(value) for value in (-0.001, 0.25, -0.25, 1.234)] == ["0", "+.25", "−.25", "+1.2"]
-
-
-def test_places_in_a_text_are_counted_in_tokens_and_those_that_few_reach_are_left_out():
-    stats = synthetic.text()
-    stats = replace(stats, tokens_S=np.where(np.arange(64) < 60, 1000, 10))
-    (picture,) = [p for p in figures_of(stats) if p.name == "active_by_position"]
-    line = picture.draw(False).axes[0].lines[0]
-    assert line.get_xdata()[[0, -1]].tolist() == [1.5, 237.5]  # the middles of 4 tokens each
-    assert "few windows reach" in picture.caption
-
-
-def test_chance_is_dashed_beside_what_the_classes_make():
-    (picture,) = [p for p in figures_of(STATS["few"]) if p.name == "specialisation"]
-    lines = {line.get_label(): line for line in picture.draw(False).axes[0].lines}
-    assert set(lines) == {"between classes", "classes by chance", "between noise levels"}
-    chance, found = lines["classes by chance"], lines["between classes"]
-    assert chance.get_color() == found.get_color() and max(chance.get_ydata()) < min(found.get_ydata())
-
-
-def test_of_too_few_images_a_class_nothing_is_drawn_of_classes():
-    few = replace(STATS["few"], images_C=np.full(10, 9))
-    names = {picture.name for picture in figures_of(few)}
-    assert "specialisation" in names and not any(name.endswith("class") for name in names)
-    assert not any("class" in p.caption for p in figures_of(few) if p.name == "specialisation")
-
-
-def test_a_single_expert_is_drawn_and_balanced():
-    stats = synthetic.images(experts=1, target=1.0)
-    assert stats.balance_L.tolist() == [1.0] * 4
-    for picture in figures_of(stats):
-        picture.draw(False).draw_without_rendering()
-        assert "nan" not in picture.caption
 
 
 def test_scales_of_ratios_are_symmetric_and_zero_is_at_their_end():
@@ -222,7 +208,25 @@ def test_scales_of_ratios_are_symmetric_and_zero_is_at_their_end():
     assert logs[0] == norm.vmin and np.isnan(logs[4]) and logs[1] == -1.0
 
 
+def test_some_layers_hold_the_first_and_the_last():
+    assert some_layers(28, 6) == [0, 5, 11, 16, 22, 27] and some_layers(4, 6) == [0, 1, 2, 3]
+
+
+def test_places_in_a_text_are_counted_in_tokens_and_those_that_few_reach_are_left_out():
+    stats = replace(synthetic.text(), tokens_S=np.where(np.arange(64) < 60, 1000, 10))
+    figure = named(stats, "active_by_position")
+    line = figure.draw().axes[0].lines[0]
+    assert line.get_xdata()[[0, -1]].tolist() == [1.5, 237.5]  # the middles of 4 tokens each
+    assert "few windows reach" in figure.caption
+
+
+def test_chance_is_dashed_beside_what_the_classes_make():
+    lines = {line.get_label(): line for line in named(FEW, "specialisation").draw().axes[0].lines}
+    assert set(lines) == {"between classes", "classes by chance", "between noise levels"}
+    chance, found = lines["classes by chance"], lines["between classes"]
+    assert chance.get_color() == found.get_color() and max(chance.get_ydata()) < min(found.get_ydata())
+
+
 def test_images_are_drawn_from_noise_to_data():
-    (picture,) = [p for p in figures_of(STATS["few"]) if p.name == "maps"]
-    titles = [axes.get_title() for axes in picture.draw(False).axes if axes.get_title()]
+    titles = [axes.get_title() for axes in named(FEW, "maps").draw().axes if axes.get_title()]
     assert titles == ["t = 0.95", "t = 0.77", "t = 0.59", "t = 0.41", "t = 0.23", "t = 0.05"]

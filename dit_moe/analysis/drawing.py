@@ -1,25 +1,63 @@
-"""What the pictures of routing have in common: lines by layer, coloured matrices, their scales, and labels that fit."""
+"""What the figures of routing share: their description, labels that fit, coloured matrices and their scales."""
 
-# L layers, X places along an axis, Y rows
+# X places along an axis, Y rows
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from dit_moe.analysis.stats import Target
-from dit_moe.plotting import INK, LINES, MARKERS, PAPER, SEQUENTIAL, labels_above
+from dit_moe.plotting import INK, PAPER, SEQUENTIAL
+from dit_moe.rounding import rounded
 
-Written = Callable[[float], str]
-
-FEW_LAYERS = len(LINES)  # so many lines have a colour and a marker each; more have a scale of colours
+NOISE = "Noise level t (0: data, 1: noise)"
+LEAST = 0.1  # experts; differences below it stay pale
 LABEL_LETTERS = 24
 UNKNOWN = "#8b9098"  # a cell without a value: grey is on no scale
 RATIOS = (1.25, 1.5, 2.0, 4.0, 8.0)  # how far scales around "as often as on average" may reach
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFigure:
+    """A figure of the report, and what is said about it."""
+
+    name: str  # of its file
+    section: str
+    title: str
+    caption: str  # what to look at, with the numbers
+    alt: str  # what kind of figure it is, for those who do not see it
+    draw: Callable[..., Any]  # (dark=False) → a figure of matplotlib
+
+
+# ----------------------------------------------------------------------------------------------------------- captions
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{rounded(100 * share, 1)} %"
+
+
+def images_per_class(images_C: np.ndarray) -> str:
+    low, high = int(images_C.min()), int(images_C.max())
+    return f"{low} images a class" if low == high else f"{low} to {high} images a class"
+
+
+def some_layers_drawn(count: int, most: int) -> str:
+    return "" if count <= most else f" Drawn: {most} of {count} layers, evenly from the first to the last."
+
+
+def class_or_token(kind: str, name: str) -> str:
+    """A class or a token in a sentence; a token in quotes, as it may be a comma."""
+    return f"{kind} “{name}”" if kind == "token" else f"{kind} {name}"
+
+
+def some_layers(count: int, most: int) -> list[int]:
+    """Indices of at most `most` layers, evenly from the first to the last."""
+    return list(range(count)) if count <= most else [round(i) for i in np.linspace(0, count - 1, most)]
 
 
 # ----------------------------------------------------------------------------------------------------------- labels
@@ -43,7 +81,7 @@ def _letters_of_font() -> frozenset[int]:
 
 
 def signed(value: float) -> str:
-    """A deviation with two digits and a sign, which nothing has not: +1.3, −.25, 0."""
+    """A deviation with two digits and a sign; 0 has none: +1.3, −.25, 0."""
     text = f"{value:+.2f}" if abs(value) < 0.995 else f"{value:+.1f}"
     return "0" if text[1:] == "0.00" else text.replace("-", "−").replace("0.", ".")
 
@@ -64,7 +102,7 @@ def text_ticks(axis: Any, labels: Sequence[str]) -> None:
 # ----------------------------------------------------------------------------------------------------------- scales
 
 
-def around(values: np.ndarray, middle: float, least: float) -> Any:
+def scale_around(values: np.ndarray, middle: float, least: float) -> Any:
     """Colours symmetric around `middle`, as far as the values reach, and at least `least`: noise stays pale."""
     from matplotlib.colors import Normalize
 
@@ -72,7 +110,7 @@ def around(values: np.ndarray, middle: float, least: float) -> Any:
     return Normalize(middle - reach, middle + reach)
 
 
-def from_to(values: np.ndarray, least: float) -> Any:
+def scale_over(values: np.ndarray, least: float) -> Any:
     """Colours over the range of the values, widened to at least `least`."""
     from matplotlib.colors import Normalize
 
@@ -107,38 +145,32 @@ def ratio_ticks(bar: Any, norm: Any) -> None:
 # --------------------------------------------------------------------------------------------------------- matrices
 
 
-def matrix(
-    axis: Any, values_YX: np.ndarray, norm: Any, colours: str = SEQUENTIAL, written: Written | None = None
+def draw_matrix(
+    axis: Any,
+    values_YX: np.ndarray,
+    norm: Any,
+    colours: str = SEQUENTIAL,
+    text_of: Callable[[float], str] | None = None,
 ) -> Any:
-    """A coloured matrix, first row on top; `written` puts each number in its cell, where it can be read."""
+    """A coloured matrix, first row on top; `text_of` writes each number into its cell."""
     from matplotlib import colormaps
 
     known = colormaps[colours].with_extremes(bad=UNKNOWN)
     image = axis.imshow(values_YX, cmap=known, norm=norm, aspect="auto", interpolation="nearest")
-    bare(axis)
-    if written is not None:
+    hide_frame(axis)
+    if text_of is not None:
         for (row, column), value in np.ndenumerate(values_YX):
             ink = "#ffffff" if _brightness(image.cmap(norm(value))) < 0.45 else "#000000"
-            axis.text(column, row, written(value), ha="center", va="center", color=ink, fontsize=8)
+            axis.text(column, row, text_of(value), ha="center", va="center", color=ink, fontsize=8)
     return image
 
 
-def bare(axis: Any) -> None:
-    """No grid, no frame, no tick marks: the cells speak."""
+def hide_frame(axis: Any) -> None:
+    """No grid, no frame, no tick marks."""
     axis.grid(False)
     axis.tick_params(length=0)
     for spine in axis.spines.values():
         spine.set_visible(False)
-
-
-def colour_bar(figure: Any, image: Any, axes: Any, label: str, values: np.ndarray | None = None) -> Any:
-    """A colour bar above `axes`, where it costs no width, which ends where the values do."""
-    bar = figure.colorbar(image, ax=axes, location="top", aspect=40, pad=0.02, label=label)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(length=2)
-    if values is not None and (high := float(values.max())) > (low := float(values.min())):
-        bar.ax.set_xlim(max(low, image.norm.vmin), min(high, image.norm.vmax))
-    return bar
 
 
 def _brightness(rgba: Sequence[float]) -> float:
@@ -146,74 +178,14 @@ def _brightness(rgba: Sequence[float]) -> float:
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
-# ------------------------------------------------------------------------------------------------------------ lines
-
-
-def layer_lines(
-    figure: Any,
-    axis: Any,
-    x_X: np.ndarray,
-    values_LX: np.ndarray,
-    layers: Sequence[int],
-    *,
-    dark: bool,
-    names: bool = True,
-) -> None:
-    """A line for each layer: few have a colour and a marker each, many a scale of colours by depth."""
-    few = len(layers) <= FEW_LAYERS
-    for index, (layer, values_X) in enumerate(zip(layers, values_LX, strict=True)):
-        look: dict[str, Any]
-        if few:
-            every = max(1, len(x_X) // 8)
-            look = {"color": LINES[index], "marker": MARKERS[index], "markevery": (index * every // len(layers), every)}
-        else:
-            look = {"color": depth_colours(len(layers), dark)(index), "linewidth": 1.0}
-        axis.plot(x_X, values_X, label=f"layer {layer}" if few else None, **look)
-    if names and not few:
-        from matplotlib.cm import ScalarMappable
-        from matplotlib.colors import Normalize
-
-        scale = ScalarMappable(Normalize(layers[0], layers[-1]), depth_colours(len(layers), dark))
-        colour_bar(figure, scale, axis, "Layer").locator = _whole_numbers()
-
-
-def depth_colours(count: int, dark: bool) -> Any:
-    """Colours by depth that are seen on the paper: the ends of the scale too like it are left out."""
-    from matplotlib import colormaps
-    from matplotlib.colors import ListedColormap
-
-    low, high = (0.25, 1.0) if dark else (0.0, 0.85)
-    return ListedColormap(colormaps[SEQUENTIAL](np.linspace(low, high, count)))
-
-
-def mean_and_target(axis: Any, x_X: np.ndarray, mean_X: np.ndarray, target: Target, *, dark: bool) -> None:
-    """The mean over layers as a thick line in ink, and the target as a dashed one."""
-    axis.plot(x_X, mean_X, color=INK[dark], linewidth=2.4, label="mean of layers", zorder=4)
-    axis.axhline(target.mean, color=INK[dark], linewidth=1.0, linestyle=(0, (4, 3)), label=str(target), zorder=1.5)
-
-
-def name_lines(axis: Any, layers: Sequence[int]) -> None:
-    """A legend: above the axes, or within them where a colour bar of layers is above."""
-    if len(layers) <= FEW_LAYERS:
-        labels_above(axis, 3 if len(layers) <= 4 else 4)
-    else:
-        axis.legend(loc="best", ncols=2)
-
-
-def _whole_numbers() -> Any:
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(integer=True)
-
-
-def small_panels(axes: np.ndarray, used: int) -> list[Any]:
-    """The first `used` axes of a grid; the others vanish."""
+def used_panels(axes: np.ndarray, used: int) -> list[Any]:
+    """The first `used` axes of a grid; the others are hidden."""
     flat = list(axes.flat)
     for axis in flat[used:]:
         axis.set_axis_off()
     return flat[:used]
 
 
-def halo(dark: bool) -> dict[str, Any]:
+def mark_look(dark: bool) -> dict[str, Any]:
     """The look of a mark that must be seen on any colour."""
     return {"color": PAPER[not dark], "markeredgecolor": INK[not dark], "markeredgewidth": 1.0}

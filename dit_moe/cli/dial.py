@@ -29,7 +29,7 @@ from dit_moe.distributed import join_processes, locked
 from dit_moe.files import require_own, write_atomically
 from dit_moe.plotting import save_figure
 from dit_moe.studies.compute_budget import HIGHEST, LOWEST, POINTS, ImageOptions, ImageSubject, Subject, TextSubject
-from dit_moe.studies.draw_compute_budget import draw_dial, to_markdown
+from dit_moe.studies.compute_budget_figure import draw_dial, to_markdown
 from dit_moe.tasks import task_of
 
 FORMAT = 1

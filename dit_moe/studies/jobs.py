@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from dit_moe.distributed import use_cpu
 
 POLL = 0.2  # seconds
 TIED = "DIT_MOE_ENDS_WITH_PARENT"  # set for a command that is to end when its standard input does
+TAIL = 4096  # bytes of a log that hold its last line's beginning
 
 
 @dataclass
@@ -22,13 +32,33 @@ class Job:
     name: str
     command: Sequence[str]
     output: Path
+    log: Path | None = None  # whose last line has the step at which it is …
+    steps: int = 0  # … of so many
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     returncode: int | None = None  # None: it has not ended
 
-    def last_words(self) -> str:
+    def last_line(self) -> str:
         """The last line that it wrote."""
         lines = self.output.read_text(errors="replace").split("\n") if self.output.exists() else []
         return next((line.strip() for line in reversed(lines) if line.strip()), "it wrote nothing")
+
+    def step(self) -> int:
+        """That of the log's last whole line; 0 where there is none."""
+        if self.log is None or not self.log.exists():
+            return 0
+        with self.log.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - TAIL))
+            lines = file.read().split(b"\n")
+        for line in reversed(lines[:-1]):
+            try:
+                return int(json.loads(line)["step"])
+            except (ValueError, KeyError, TypeError):
+                continue
+        return 0
+
+
+# ------------------------------------------------------------------------------------------------- sharing the machine
 
 
 @dataclass(frozen=True)
@@ -44,6 +74,15 @@ class Share:
         return {**os.environ, **threads, **({"CUDA_VISIBLE_DEVICES": self.gpus[slot]} if self.gpus else {})}
 
 
+def gpu_names() -> list[str]:
+    """Of the GPUs that may be used, as CUDA_VISIBLE_DEVICES is to name them; none where the CPU is to be used."""
+    if use_cpu():
+        return []
+    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, range(count)) if named is None else (name.strip() for name in named.split(","))
+    return list(names)[:count]
+
+
 def share_machine(missing: int, jobs: int | None, gpus: Sequence[str]) -> Share:
     """`jobs` at a time: as many as there are GPUs, or without any, cores. Each gets a GPU, or its part of the cores.
 
@@ -57,37 +96,33 @@ def share_machine(missing: int, jobs: int | None, gpus: Sequence[str]) -> Share:
     return Share(taken, max(1, cores // wanted), tuple(gpus[:taken]))
 
 
-def run_jobs(
-    waiting: Sequence[Job],
-    share: Share,
-    on_change: Callable[[list[Job]], None] = lambda running: None,
-    on_end: Callable[[Job], None] = lambda job: None,
-) -> None:
-    """Run all, in order, `share.jobs` at a time. One that fails does not stop the others.
+# ------------------------------------------------------------------------------------------------------------- running
+
+
+def run_jobs(jobs: Sequence[Job], share: Share) -> list[Job]:
+    """Run all, in order, `share.jobs` at a time; returns those that failed. One that fails does not stop the others.
 
     Whatever ends this function early, or kills this process, ends the jobs too, as SIGTERM does: they save themselves.
-
-    Args:
-        on_change: called every moment with those that run.
-        on_end: called with each that has ended.
     """
-    left, slots = list(waiting), dict[int, Job]()
-    try:
-        while left or slots:
-            for slot in range(share.jobs):
-                if slot not in slots and left:
-                    slots[slot] = left.pop(0)
-                    _start(slots[slot], share.environment(slot))
-            for slot, job in list(slots.items()):
-                assert job.process is not None
-                job.returncode = job.process.poll()
-                if job.returncode is not None:
-                    del slots[slot]
-                    on_end(job)
-            on_change(list(slots.values()))
-            time.sleep(POLL)
-    finally:
-        _stop(list(slots.values()))
+    waiting, slots = list(jobs), dict[int, Job]()
+    with JobsProgress(jobs) as progress:
+        try:
+            while waiting or slots:
+                for slot in range(share.jobs):
+                    if slot not in slots and waiting:
+                        slots[slot] = waiting.pop(0)
+                        _start(slots[slot], share.environment(slot))
+                for slot, job in list(slots.items()):
+                    assert job.process is not None
+                    job.returncode = job.process.poll()
+                    if job.returncode is not None:
+                        del slots[slot]
+                        progress.ended(job)
+                progress.update(list(slots.values()))
+                time.sleep(POLL)
+        finally:
+            _stop(list(slots.values()))
+    return [job for job in jobs if job.returncode]
 
 
 def _start(job: Job, environment: dict[str, str]) -> None:
@@ -124,3 +159,45 @@ def end_with_parent() -> None:
 
     if os.environ.pop(TIED, None):
         threading.Thread(target=wait, daemon=True).start()
+
+
+class JobsProgress:
+    """A line on stderr for each job that has ended, and on a terminal a bar for each that runs."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.number, self.ended_jobs, self.start = len(jobs), 0, time.monotonic()
+        self.console = Console(stderr=True, soft_wrap=True)
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn())
+        shown = self.console.is_terminal
+        self.bars = Progress(*columns, console=self.console, disable=not shown, transient=True)
+        self.tasks = {job.name: self.bars.add_task(job.name, total=job.steps, visible=False) for job in jobs}
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def update(self, running: Sequence[Job]) -> None:
+        if not self.console.is_terminal:
+            return
+        for job in running:
+            step = job.step()
+            doing = f"{job.name}: {'scoring' if step >= job.steps else 'training'}"
+            self.bars.update(self.tasks[job.name], visible=True, completed=step, description=doing)
+
+    def ended(self, job: Job) -> None:
+        self.bars.update(self.tasks[job.name], visible=False)
+        self.ended_jobs += 1
+        outcome = "done" if job.returncode == 0 else f"FAILED: {job.last_line()}"
+        elapsed, left = time.monotonic() - self.start, self.number - self.ended_jobs
+        times = _minutes(elapsed) + (f", about {_minutes(elapsed / self.ended_jobs * left)} left" if left else "")
+        line = f"[{self.ended_jobs}/{self.number}] {job.name} {outcome} ({times})"
+        self.console.print(line, markup=False, highlight=False)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,22 +1,22 @@
-"""Which runs a study consists of, where each lies, and whether what lies there is of this study."""
+"""The runs of a study: where each lies, with which config, and whether they can be compared."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dit_moe import checkpoint, config
-from dit_moe.config import ConfigError
-from dit_moe.experiments.image import Experiment
-from dit_moe.experiments.text import TextExperiment
-from dit_moe.studies.study import Study, Variant
+from dit_moe.config import ConfigError, Tree
+from dit_moe.studies.study import Study, Variant, experiment_tree
+from dit_moe.tasks import AnyExperiment, task_of
+from dit_moe.tasks.train import prepare
 from dit_moe.training.run_folder import differing
 
-SCORE = "score.json"
+TRAINING_ONLY = ("label_dropout", "flip", "document_mask")  # keys of objective and data without a part in the scores
+NOT_OF_SCORES = ("batch_size", "light_every", "light_images", "light_documents")  # … and keys of `eval`
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class PlannedRun:
     variant: Variant
     seed: int
     folder: Path
-    experiment: Experiment | TextExperiment  # resolved
+    experiment: AnyExperiment  # resolved
     heldout: str | None = None  # fingerprint of the split that is scored, if it has one
 
     @property
@@ -49,66 +49,142 @@ class PlannedRun:
         return str(checkpoint.open_checkpoint(self.folder).state["precision"])
 
 
-def run_folder(out: Path, variant: Variant, seed: int) -> Path:
-    return out / variant.name / f"seed-{seed}"
+def first_of_variants(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """The first run of each variant."""
+    return list({run.variant.name: run for run in reversed(runs)}.values())
 
 
-def require_unmixed(runs: Sequence[PlannedRun]) -> None:
-    """ConfigError if a run folder holds a run of another config than the study has now: results are never mixed."""
-    for run in runs:
-        newest = checkpoint.latest(run.folder)
-        if newest is None:
-            continue
-        was = checkpoint.open_checkpoint(newest).config()
-        found = differing(was, config.dump(run.experiment), fixed=("train.steps",))
-        if found:
-            (key, (old, new)), *others = found.items()
-            also = f" ({', '.join(key for key, _ in others)} differ too)" if others else ""
-            problem = f"={new} in the study, but the run in {run.folder} was trained with {old}{also}"
-            raise ConfigError(key, f"{problem}; name another --out, or remove that folder to train it anew")
+def experiments_of(study: Study, folder: Path, variants: Iterable[Variant] | None = None) -> dict[str, AnyExperiment]:
+    """By the variant's name; fields that follow from the data are open. ConfigError, naming the variant, for mistakes.
 
-
-def loss_identity(study: Study, run: PlannedRun) -> dict[str, Any]:
-    """What a run's held-out loss, experts and FLOPs depend on: they are measured anew when any of this changes."""
-    tree = config.dump(run.experiment)
-    if isinstance(run.experiment, TextExperiment):
-        how = {name: tree["eval"][name] for name in ("stride", "batch_size", "max_documents")}
-        how["precision"] = tree["sample"]["precision"]
-    else:
-        how = config.dump(study.heldout)
-    return {
-        "weights_sha256": run.weights_sha256(),
-        "heldout": how | {"data": run.heldout or tree["data"].get("heldout")},
-        "dit_moe": version("dit_moe"),
-    }
-
-
-def metric_identity(study: Study, run: PlannedRun) -> dict[str, Any]:
-    """What the metric depends on beside that."""
-    tree = config.dump(run.experiment)
-    text = isinstance(run.experiment, TextExperiment)  # whose metrics come with the loss
-    return {"metric": study.metric} | ({} if text else {"eval": tree["eval"], "sample": tree["sample"]})
-
-
-def read_loss(study: Study, run: PlannedRun) -> dict[str, Any] | None:
-    """What score.json holds of a run that is trained to its end, if its loss is of this study; its metric may not be.
-
-    None if there is no such thing.
+    `folder` is the study's, which its files are named relative to.
     """
-    path = run.folder / SCORE
-    if not path.exists() or not run.is_trained():
-        return None
+    experiments = {}
+    for variant in study.variants if variants is None else variants:
+        with of_variant(variant.name):
+            tree = experiment_tree(study, variant, study.seeds[0], folder)
+            experiments[variant.name] = task_of(tree).build_experiment(tree)
+    return experiments
+
+
+def resolve(experiment: AnyExperiment) -> AnyExperiment:
+    """With what follows from its data, which are there."""
+    return prepare(experiment)[0]
+
+
+def plan(
+    study: Study,
+    folder: Path,
+    out: Path,
+    only: str | None = None,
+    resolved: Callable[[AnyExperiment], AnyExperiment] = resolve,
+) -> list[PlannedRun]:
+    """All runs of a study in the order of its seeds, so that the first seed is there first; or the one called `only`.
+
+    `resolved` fills in what follows from the data. ConfigError for any mistake in one of them, and for a run folder of
+    another config: results are never mixed.
+    """
+    variants, seeds = study.variants, study.seeds
+    if only is not None:
+        name, _, seed = only.rpartition("/")
+        if seed not in map(str, seeds):
+            raise ConfigError("--only", f"={only} must be VARIANT/SEED, with a seed of {', '.join(map(str, seeds))}")
+        variants, seeds = (study.variant(name),), (int(seed),)
+    experiments, heldout = experiments_of(study, folder, variants), {}
+    for name, experiment in experiments.items():
+        with of_variant(name):
+            experiments[name] = resolved(experiment)
+        heldout[name] = _heldout_fingerprint(experiments[name])
+    _require_comparable(study, experiments, heldout)
+    runs = [
+        PlannedRun(
+            variant,
+            seed,
+            out / variant.name / f"seed-{seed}",
+            replace(experiments[variant.name], seed=seed),
+            heldout[variant.name],
+        )
+        for seed in seeds
+        for variant in variants
+    ]
+    for run in runs:
+        _require_same_config(run)
+    return runs
+
+
+def _require_comparable(
+    study: Study, experiments: Mapping[str, AnyExperiment], heldout: Mapping[str, str | None]
+) -> None:
+    """ConfigError for a variant that is scored in another way than its baseline."""
+    for variant in study.variants:
+        baseline = study.baseline_of(variant)
+        if not {variant.name, baseline} <= experiments.keys():
+            continue  # only one run was asked for
+        own, other = (
+            _scored_by(experiments[name], study.metric is not None) | {"held-out data": heldout[name]}
+            for name in (variant.name, baseline)
+        )
+        found = dict(config.differences(own, other))
+        if found:
+            key = "objective.name" if "objective.name" in found else min(found)
+            mine, its = found[key]
+            problem = f"={mine}, but its baseline {baseline} has {its}, and their scores cannot be compared"
+            remedy = "give it the same, or another `baseline`, itself for one"
+            raise ConfigError(f"variant {variant.name}: {key}", f"{problem}; {remedy}")
+
+
+def _scored_by(experiment: AnyExperiment, metric: bool) -> Tree:
+    """The parts of a config that decide what a score is, whatever the network."""
+    tree, text = config.dump(experiment), task_of(experiment).kind == "text"
+    parts = {name: _without(tree[name], TRAINING_ONLY) for name in ("objective", "data")}
+    if text:
+        parts["sample"] = {"precision": tree["sample"]["precision"]}
+    else:
+        parts["first_stage"] = tree["first_stage"]
+    if text or metric:
+        parts["eval"] = _without(tree["eval"], NOT_OF_SCORES)
+    return parts
+
+
+def _without(section: Tree, keys: Iterable[str]) -> Tree:
+    return {key: value for key, value in section.items() if key not in keys}
+
+
+def _heldout_fingerprint(experiment: AnyExperiment) -> str | None:
+    """Of the held-out split; None where it has none, and where the split is missing, which `check_scoring` reports."""
     try:
-        score: dict[str, Any] = json.loads(path.read_text())
+        return task_of(experiment).heldout_fingerprint(experiment)
     except ValueError:
-        return None  # it is made anew
-    return score if score.get("identity") == loss_identity(study, run) else None
+        return None
 
 
-def read_score(study: Study, run: PlannedRun) -> dict[str, Any] | None:
-    """The score of a finished run; None if it is not trained to its end, or not scored, or in another way."""
-    score = read_loss(study, run)
-    if score is None or study.metric is None:
-        return None if score is None else score | {"metric": None}
-    metric = score["metric"]
-    return score if metric is not None and metric["identity"] == metric_identity(study, run) else None
+def _require_same_config(run: PlannedRun) -> None:
+    """ConfigError if the run folder holds a run of another config than the study has now."""
+    newest = checkpoint.latest(run.folder)
+    if newest is None:
+        return
+    trained_with = checkpoint.open_checkpoint(newest).config()
+    found = differing(trained_with, config.dump(run.experiment), fixed=("train.steps",))
+    if found:
+        (key, (old, new)), *others = found.items()
+        also = f" ({', '.join(key for key, _ in others)} differ too)" if others else ""
+        problem = f"={new} in the study, but the run in {run.folder} was trained with {old}{also}"
+        raise ConfigError(key, f"{problem}; name another --out, or remove that folder to train it anew")
+
+
+@contextmanager
+def of_variant(name: str) -> Iterator[None]:
+    """Within it a mistake in a config says whose it is."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"variant {name}: {error.path}", error.problem) from None
+
+
+def prepare_data(experiments: Iterable[AnyExperiment]) -> None:
+    """Encode or tokenise what is trained on, where configs say of what; finished data are kept, and not looked into."""
+    done: list[Any] = []
+    for experiment in experiments:
+        if experiment.data not in done:
+            done.append(experiment.data)
+            task_of(experiment).make_missing_data(experiment)

@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dit_moe import config
-from dit_moe.diffusion import OBJECTIVES
-from dit_moe.experiments.image import Experiment
-from dit_moe.experiments.text import TextExperiment
 from dit_moe.moe import MoEConfig
 from dit_moe.moe.routers import ROUTERS
 from dit_moe.pictures import read_log
-from dit_moe.studies.plan import PlannedRun, read_score
+from dit_moe.studies.plan import PlannedRun
+from dit_moe.studies.score import read_score
 from dit_moe.studies.study import Study
+from dit_moe.tasks import task_of
 from dit_moe.training.summary import active_experts
 
 Results = dict[str, Any]
@@ -34,7 +33,7 @@ def gather(study: Study, name: str, runs: Sequence[PlannedRun], timing: Mapping[
     scores = {run.name: read_score(study, run) for run in runs}
     missing = [[run.variant.name, run.seed] for run in runs if scores[run.name] is None]
     seconds = timing["seconds_per_step"] if timing else {}
-    text = isinstance(runs[0].experiment, TextExperiment)
+    text = task_of(runs[0].experiment).kind == "text"
     metric = next((score["metric"] for score in scores.values() if score and score["metric"]), None)
     return {
         "study": name,
@@ -64,7 +63,7 @@ def _variant(
         "name": variant.name,
         "label": variant.label or variant.name,
         "baseline": study.baseline_of(variant),
-        "objective": objective_name(experiment),
+        "objective": task_of(experiment).objective_name(experiment),
         "model": experiment.model.name,
         "experts": moe and moe.experts,
         "target": moe and moe.target,
@@ -75,11 +74,6 @@ def _variant(
         "active_parameters": footprint.active_params,
         "runs": [_run(run, scores[run.name], moe) for run in runs if scores[run.name] is not None],
     }
-
-
-def objective_name(experiment: Experiment | TextExperiment) -> str:
-    """What is trained: held-out losses can only be compared of one objective."""
-    return "next token" if isinstance(experiment, TextExperiment) else OBJECTIVES.name_of(experiment.objective)
 
 
 def _run(run: PlannedRun, score: Mapping[str, Any], moe: MoEConfig | None) -> dict[str, Any]:

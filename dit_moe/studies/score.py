@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
+import json
+import os
+import platform
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from dit_moe import config
 from dit_moe.config import ConfigError
-from dit_moe.costs import forward_flops_at
-from dit_moe.distributed import join_processes
 from dit_moe.evaluation.features import ExtractedFeatures
-from dit_moe.evaluation.heldout_loss import heldout_loss
 from dit_moe.evaluation.report import evaluate
 from dit_moe.evaluation.runs import compare, how_many, reconstructed, run_source, seeds_of, training_images
 from dit_moe.evaluation.sources.base import EvaluationInput
 from dit_moe.experiments.evaluation import EvalConfig
-from dit_moe.experiments.image import open_data
-from dit_moe.experiments.run import open_image_run, open_text_run
-from dit_moe.experiments.text import TextExperiment, open_tokens
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
 from dit_moe.metrics import FeatureSet, configs_of
-from dit_moe.studies.plan import PlannedRun, loss_identity, metric_identity
-from dit_moe.studies.provenance import provenance
+from dit_moe.studies.plan import PlannedRun
 from dit_moe.studies.study import Study
-from dit_moe.tasks import AnyExperiment
+from dit_moe.tasks import AnyExperiment, task_of
 
+SCORE = "score.json"  # in the run folder
+PACKAGES = ("dit_moe", "torch", "torchvision", "diffusers", "timm", "numpy")
 TEXT_METRICS = {"bits_per_byte": "bits per byte", "perplexity": "perplexity"}  # what `dit-moe perplexity` reports
 LABELS = {  # how people call numbers of a report
     "fd_digits_cnn64.ratio": "Fréchet distance ÷ held-out digits'",
     "fd_digits_cnn64.generated": "Fréchet distance, digits CNN",
     "fid.generated": "FID",
 }
+
+
+def _is_text(experiment: AnyExperiment) -> bool:
+    return task_of(experiment).kind == "text"
+
 
 # ---------------------------------------------------------------------------------------------- before the training
 
@@ -44,7 +49,7 @@ def check_config(study: Study, experiment: AnyExperiment) -> None:
         field, value = experiment.sample.asked
         remedy = "a study compares runs as they were trained; drop it, or see dit-moe dial"
         raise ConfigError(f"sample.{field}", f"={value}: {remedy}")
-    if isinstance(experiment, TextExperiment):
+    if _is_text(experiment):
         if study.metric not in (None, *TEXT_METRICS):
             raise ConfigError("metric", f"={study.metric} is none of a language model's: {', '.join(TEXT_METRICS)}")
         if experiment.data.heldout is None:
@@ -55,19 +60,13 @@ def check_config(study: Study, experiment: AnyExperiment) -> None:
 
 def check_scoring(study: Study, run: PlannedRun) -> None:
     """ValueError, before the training, for what could not be scored after it."""
-    experiment = run.experiment
+    experiment: Any = run.experiment
     check_config(study, experiment)
-    if isinstance(experiment, TextExperiment):
-        from dit_moe.experiments.text import open_heldout
-
-        tokens = open_tokens(experiment)
-        open_heldout(experiment, tokens.tokenizer(), tokens.manifest.origin)
-        return
     try:
-        open_data(experiment.data, "heldout")
+        task_of(experiment).require_heldout(experiment)
     except ValueError as error:
-        raise ValueError(f"a study needs held-out images, and variant {run.variant.name} has none: {error}") from None
-    if study.metric is not None:
+        raise ValueError(f"variant {run.variant.name} cannot be scored on held-out data: {error}") from None
+    if study.metric is not None and not _is_text(experiment):
         reference = training_images(experiment)
         how_many(experiment, reference)
         compare(experiment, reference).check()
@@ -75,22 +74,22 @@ def check_scoring(study: Study, run: PlannedRun) -> None:
         _require_number(study.metric, experiment.eval, heldout=reference.heldout is not None, decoded=decoded)
 
 
-def _require_number(name: str, config: EvalConfig, *, heldout: bool, decoded: bool) -> None:
-    """ConfigError unless the evaluation by `config` will report a number of that name."""
-    known = _numbers_to_come(config, heldout, decoded)
+def _require_number(name: str, settings: EvalConfig, *, heldout: bool, decoded: bool) -> None:
+    """ConfigError unless the evaluation by `settings` will report a number of that name."""
+    known = _numbers_to_come(settings, heldout, decoded)
     if known and name not in known:
         raise ConfigError("metric", f"={name} is no number of the evaluation's report; it has {', '.join(known)}")
 
 
 @lru_cache
-def _numbers_to_come(config: EvalConfig, heldout: bool, decoded: bool) -> list[str]:
+def _numbers_to_come(settings: EvalConfig, heldout: bool, decoded: bool) -> list[str]:
     """The names in a report, read off one of noise; none where options do not suit so few rows.
 
     Args:
         heldout, decoded: whether there will be held-out images, and these once an autoencoder has had them.
     """
-    extractor: FeatureExtractor = EXTRACTORS.build(config.extractor)
-    metrics = configs_of(extractor.metrics) if config.metrics is None else config.metrics
+    extractor: FeatureExtractor = EXTRACTORS.build(settings.extractor)
+    metrics = configs_of(extractor.metrics) if settings.metrics is None else settings.metrics
     sides = [_noise(seed, extractor) for seed in range(4)]
     try:
         report = evaluate(
@@ -107,7 +106,7 @@ def _numbers_to_come(config: EvalConfig, heldout: bool, decoded: bool) -> list[s
 
 
 def _noise(seed: int, extractor: FeatureExtractor) -> ExtractedFeatures:
-    """Features of 64 images that there are not."""
+    """Features of 64 imagined images."""
     random = torch.Generator().manual_seed(seed)
     rows, classes = torch.randn(64, 8, generator=random), torch.randint(8, (64,), generator=random)
     features = FeatureSet(
@@ -139,39 +138,19 @@ def numbers_of(report: dict[str, Any], above: Sequence[str] = ()) -> list[str]:
 
 def score_loss(study: Study, run: PlannedRun) -> dict[str, Any]:
     """Of a trained run: held-out loss, experts, FLOPs, and what measured them; its metric is yet to come."""
-    text = isinstance(run.experiment, TextExperiment)
-    found = _loss_of_text(run) if text else _loss_of_images(study, run)
-    return {"identity": loss_identity(study, run), "made": provenance(run.precision())} | found | {"metric": None}
-
-
-def _loss_of_images(study: Study, run: PlannedRun) -> dict[str, Any]:
-    experiment: Any = run.experiment
-    opened = open_image_run(run.folder, sample=experiment.sample, device=join_processes().device)
-    dataset = open_data(experiment.data, "heldout")
-    found = heldout_loss(opened.model, opened.objective, opened.stage, dataset, study.heldout)
+    task = task_of(run.experiment)
+    opened = task.open_run(run.folder, experiment=run.experiment)
+    found = task.heldout_loss(opened, study.heldout)
     return {
+        "identity": loss_identity(study, run),
+        "made": provenance(run.precision()),
         "step": opened.step,
         "loss": found.loss,
         "terms": found.terms,
         "active": found.active,
-        "active_layers": [layer.mean for layer in found.layers] or None,
-        "flops": forward_flops_at(opened.experiment.model, found.active),
-    }
-
-
-def _loss_of_text(run: PlannedRun) -> dict[str, Any]:
-    from dit_moe.evaluation.text import heldout_text, perplexity  # and with it transformers
-
-    experiment: Any = run.experiment
-    opened = open_text_run(run.folder, experiment=experiment, device=join_processes().device)
-    report = perplexity(opened, heldout_text(opened))
-    return {
-        "step": opened.step,
-        "loss": report["loss"],
-        "terms": {name: report[name] for name in ("loss", *TEXT_METRICS)},
-        "active": report["active_experts"],
-        "active_layers": report["active_experts_by_layer"] or None,
-        "flops": forward_flops_at(experiment.model, report["active_experts"]) / experiment.model.tokens,
+        "active_layers": found.active_by_layer,
+        "flops": found.flops,
+        "metric": None,
     }
 
 
@@ -179,7 +158,7 @@ def score_metric(study: Study, run: PlannedRun, score: dict[str, Any]) -> dict[s
     """`score` with the study's metric. Complete on the main process."""
     name = study.metric
     assert name is not None
-    if isinstance(run.experiment, TextExperiment):
+    if _is_text(run.experiment):
         found = {"label": TEXT_METRICS[name], "better": "lower", "value": score["terms"][name]}
     else:
         found = _metric_of_images(name, run)
@@ -188,8 +167,7 @@ def score_metric(study: Study, run: PlannedRun, score: dict[str, Any]) -> dict[s
 
 def _metric_of_images(name: str, run: PlannedRun) -> dict[str, Any]:
     experiment: Any = run.experiment
-    opened = open_image_run(run.folder, sample=experiment.sample, device=join_processes().device)
-    opened = replace(opened, experiment=replace(opened.experiment, eval=experiment.eval))
+    opened: Any = task_of(experiment).open_run(run.folder, experiment=experiment)
     reference = training_images(experiment)
     settings = seeds_of(experiment.sample, how_many(experiment, reference), experiment.eval.seeds)
     samples = [EvaluationInput(source=run_source(opened, each)) for each in settings]
@@ -204,3 +182,76 @@ def _metric_of_images(name: str, run: PlannedRun) -> dict[str, Any]:
         raise ConfigError("metric", f"={name} is no number of the evaluation's report; it has {known}")
     better = report["provenance"]["better"].get(name.partition(".")[0])
     return {"label": LABELS.get(name, name), "better": better, "value": found}
+
+
+# ------------------------------------------------------------------------------------------------------- kept in files
+
+
+def loss_identity(study: Study, run: PlannedRun) -> dict[str, Any]:
+    """What a run's held-out loss, experts and FLOPs depend on: they are measured anew when any of this changes."""
+    tree = config.dump(run.experiment)
+    if _is_text(run.experiment):
+        how = {name: tree["eval"][name] for name in ("stride", "batch_size", "max_documents")}
+        how["precision"] = tree["sample"]["precision"]
+    else:
+        how = config.dump(study.heldout)
+    return {
+        "weights_sha256": run.weights_sha256(),
+        "heldout": how | {"data": run.heldout or tree["data"].get("heldout")},
+        "dit_moe": version("dit_moe"),
+    }
+
+
+def metric_identity(study: Study, run: PlannedRun) -> dict[str, Any]:
+    """What the metric depends on beside that."""
+    tree = config.dump(run.experiment)
+    text = _is_text(run.experiment)  # whose metrics come with the loss
+    return {"metric": study.metric} | ({} if text else {"eval": tree["eval"], "sample": tree["sample"]})
+
+
+def read_loss(study: Study, run: PlannedRun) -> dict[str, Any] | None:
+    """What score.json holds of a run that is trained to its end, if its loss is of this study; its metric may not be.
+
+    None if there is no such thing.
+    """
+    path = run.folder / SCORE
+    if not path.exists() or not run.is_trained():
+        return None
+    try:
+        score: dict[str, Any] = json.loads(path.read_text())
+    except ValueError:
+        return None  # it is made anew
+    return score if score.get("identity") == loss_identity(study, run) else None
+
+
+def read_score(study: Study, run: PlannedRun) -> dict[str, Any] | None:
+    """The score of a finished run; None if it is not trained to its end, or not scored, or in another way."""
+    score = read_loss(study, run)
+    if score is None or study.metric is None:
+        return None if score is None else score | {"metric": None}
+    metric = score["metric"]
+    return score if metric is not None and metric["identity"] == metric_identity(study, run) else None
+
+
+def provenance(precision: str) -> dict[str, Any]:
+    """Of this process: {"machine": {"cpu", "cores", "gpu"}, "versions", "threads", "precision"}.
+
+    Args:
+        precision: of the computation, as in the section train.
+    """
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "gpu": gpu},
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()

@@ -1,4 +1,4 @@
-"""From the runs of a study to what its table and its pictures show: means, spreads and paired differences."""
+"""From the runs of a study to what its table and its figures show: means, spreads and paired differences."""
 
 from __future__ import annotations
 
@@ -61,36 +61,20 @@ def paired_difference(
     if differences is None:
         return None
     mean, std, n = differences.mean, differences.std, differences.n
-    half = None if std is None else t_quantile(confidence, n - 1) * std / math.sqrt(n)
-    low, high = (None, None) if half is None else (mean - half, mean + half)
+    low = high = None
+    if std is not None:
+        from scipy.stats import t  # it takes long to import
+
+        half = float(t.ppf((1 + confidence) / 2, n - 1)) * std / math.sqrt(n)
+        low, high = mean - half, mean + half
     return Paired(mean, low, high, n, float(np.mean([baseline[seed] for seed in seeds])))
-
-
-def t_quantile(confidence: float, freedom: int) -> float:
-    """t so that Student's distribution with so many degrees of freedom has the share `confidence` in [-t, t]."""
-    low, high = 0.0, math.pi / 2  # of the angle whose tangent is t / √freedom
-    for _ in range(64):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, freedom) < confidence else (low, middle)
-    return math.sqrt(freedom) * math.tan(low)
-
-
-def _within(angle: float, freedom: int) -> float:
-    """Probability of [-t, t]: Abramowitz & Stegun, 26.7.3 (odd) and 26.7.4 (even degrees of freedom)."""
-    odd = freedom % 2
-    term, total = math.cos(angle) ** odd, 0.0
-    for power in range(odd, freedom - 1, 2):
-        total += term
-        term *= math.cos(angle) ** 2 * (power + 1) / (power + 2)
-    inside = math.sin(angle) * total
-    return (angle + inside) * 2 / math.pi if odd else inside
 
 
 # ------------------------------------------------------------------------------------------------ variants of a study
 
 
 @dataclass(frozen=True)
-class Scores:
+class VariantSummary:
     """A variant of a study with its numbers over seeds."""
 
     variant: Mapping[str, Any]  # as in the results
@@ -137,29 +121,31 @@ class Scores:
         return float(self.variant["target"])
 
 
-def scores(results: Mapping[str, Any]) -> list[Scores]:
+def summaries(results: Mapping[str, Any]) -> list[VariantSummary]:
     """All variants, in their order. ValueError for a baseline that is no variant."""
     variants = {variant["name"]: variant for variant in results["variants"]}
     first = next((variant["objective"] for variant in variants.values()), None)
-    return [_scores(variant, variants, first) for variant in variants.values()]
+    return [_summary(variant, variants, first) for variant in variants.values()]
 
 
-def by_objective(results: Mapping[str, Any]) -> dict[str, list[Scores]]:
+def by_objective(results: Mapping[str, Any]) -> dict[str, list[VariantSummary]]:
     """Objective → variants: only losses of one objective can be compared."""
-    groups: dict[str, list[Scores]] = {}
-    for each in scores(results):
+    groups: dict[str, list[VariantSummary]] = {}
+    for each in summaries(results):
         groups.setdefault(each.variant["objective"], []).append(each)
     return groups
 
 
-def _scores(variant: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]], first: str | None) -> Scores:
+def _summary(
+    variant: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]], first: str | None
+) -> VariantSummary:
     if variant["baseline"] not in variants:
         raise ValueError(f"{variant['name']}.baseline={variant['baseline']} is no variant; these are {list(variants)}")
     baseline = variants[variant["baseline"]]
     losses, others = ({run["seed"]: run["loss"] for run in each["runs"]} for each in (variant, baseline))
     seconds, reference = variant["seconds_per_step"], baseline["seconds_per_step"]
     runs = variant["runs"]
-    return Scores(
+    return VariantSummary(
         variant=variant,
         objective="" if variant["objective"] == first else f"({variant['objective']})",
         baseline=baseline,

@@ -5,17 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from dit_moe.rounding import rounded
-from dit_moe.studies.notes import notes, several, signed
-from dit_moe.studies.statistics import CONFIDENCE, Paired, Scores, Spread, by_objective, scores
+from dit_moe.studies.statistics import CONFIDENCE, Paired, Spread, VariantSummary, by_objective, summaries
 from dit_moe.tables import markdown_table
 
 # ------------------------------------------------------------------------------------------------------------ Markdown
 
-Column = tuple[str, Callable[[Scores], str]]
+Column = tuple[str, Callable[[VariantSummary], str]]
 MOST = 6  # decimals
 POWERS = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
 
@@ -36,7 +36,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
     return "\n".join([f"# {results['title']}\n", *tables, said])
 
 
-def _columns(results: Mapping[str, Any], rows: Sequence[Scores]) -> list[Column]:
+def _columns(results: Mapping[str, Any], rows: Sequence[VariantSummary]) -> list[Column]:
     loss, metric, unit = results["loss"], results["metric"], results["unit"]
     compared = {row.baseline["name"]: row.baseline["label"] for row in rows if not row.is_baseline}
     to = next(iter(compared.values())) if len(compared) == 1 else "its baseline"
@@ -65,13 +65,13 @@ def _columns(results: Mapping[str, Any], rows: Sequence[Scores]) -> list[Column]
     ]
 
 
-def flops_unit(rows: Iterable[Scores]) -> tuple[str, float]:
+def flops_unit(rows: Iterable[VariantSummary]) -> tuple[str, float]:
     """SI prefix and its factor, in which the cheapest variant's FLOPs are at least 1."""
     least = min((row.flops.mean for row in rows if row.flops is not None), default=1.0)
     return next(((prefix, power) for prefix, power in POWERS.items() if least >= power), ("", 1.0))
 
 
-def _wanted(row: Scores) -> str:
+def _wanted(row: VariantSummary) -> str:
     target, experts = row.variant["target"], row.variant["experts"]
     if experts is None:
         return ""
@@ -99,7 +99,7 @@ def _digits(size: float, digits: int) -> int:
     return max(digits - 1 - math.floor(math.log10(size)), 0)
 
 
-def _spreads(rows: Sequence[Scores], name: str) -> Callable[[Scores], str]:
+def _spreads(rows: Sequence[VariantSummary], name: str) -> Callable[[VariantSummary], str]:
     decimals = _decimals(getattr(row, name) for row in rows)
     return lambda row: _show(getattr(row, name), decimals)
 
@@ -111,7 +111,7 @@ def _show(spread: Spread | None, decimals: int, power: float = 1.0) -> str:
     return f"{mean} ± {rounded(spread.std / power, decimals)}" if spread.std else mean
 
 
-def _difference(row: Scores, decimals: int) -> str:
+def _difference(row: VariantSummary, decimals: int) -> str:
     paired = row.difference
     if paired is None:
         return ""
@@ -121,6 +121,154 @@ def _difference(row: Scores, decimals: int) -> str:
         return mean + pairs
     mean = f"**{mean}**" if paired.excludes_zero else mean
     return f"{mean} [{signed(paired.low, decimals)}, {signed(paired.high, decimals)}]{pairs}"
+
+
+# --------------------------------------------------------------------------------------------------------------- notes
+
+
+def notes(results: Mapping[str, Any], rows: Sequence[VariantSummary]) -> list[str]:
+    """A sentence or two each: what was run, on what, what the numbers are, and what is missing."""
+    found = [_missing(results), _seeds(rows), _no_log(rows), _loss(results), _intervals(results, rows)]
+    found += [_control(rows), _drift(rows), _flops(results, rows), _time(results, rows), *_made(rows)]
+    return [note for note in found if note]
+
+
+def _missing(results: Mapping[str, Any]) -> str:
+    if results["finished"] and not results["missing"]:
+        return ""
+    labels = {row.variant["name"]: row.label_of_all for row in summaries(results)}
+    seeds: dict[str, list[str]] = {}
+    for name, seed in results["missing"]:
+        seeds.setdefault(name, []).append(str(seed))
+    what = "; ".join(f"{labels.get(name, name)} with seed {', '.join(which)}" for name, which in seeds.items())
+    return f"**Not finished.** Missing: {what or 'scores'}. Numbers are of the runs that are there."
+
+
+def _seeds(rows: Sequence[VariantSummary]) -> str:
+    steps = sorted({run["step"] for row in rows for run in row.runs})
+    if not steps:
+        return "No run is there yet."
+    seeds = sorted({seed for row in rows for seed in row.seeds})
+    trained = f"{steps[0]:,} steps" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,} steps, **not all as long**"
+    return f"Trained for {trained}, seeds {', '.join(map(str, seeds))}; ± is the standard deviation over seeds (n − 1)."
+
+
+def _no_log(rows: Sequence[VariantSummary]) -> str:
+    folders = [run["folder"] for row in rows for run in row.runs if not run["curves"]["step"]]
+    return f"**No log.jsonl**, and so nothing of the training, in {', '.join(folders)}." if folders else ""
+
+
+def _loss(results: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{name} {_plain(value)}" for name, value in (results["settings"]["heldout"] or {}).items())
+    label, given = results["loss"]["label"], f" ({settings})" * bool(settings)
+    same = "held-out text" if results["unit"] == "token" else "held-out images, times and noise"
+    return f"{label[:1].upper() + label[1:]}: the same {same} for all runs{given}."
+
+
+def _intervals(results: Mapping[str, Any], rows: Sequence[VariantSummary]) -> str:
+    bounded = [row.difference for row in rows if row.difference is not None and row.difference.low is not None]
+    if not any(row.difference for row in rows):
+        return ""
+    if not bounded:
+        return "Differences are of runs with the same seed; one seed has no interval."
+    clear = sum(each.excludes_zero for each in bounded)
+    tested = "text" if results["unit"] == "token" else "images, times and noise"
+    return (
+        f"Differences are of runs with the same seed, which share initial weights, data and noise; below 0 is better. "
+        f"Intervals are Student's, for one comparison each, and tell of other training seeds with these held-out "
+        f"{tested}, not of others; {clear} of {len(bounded)} exclude 0 (bold)."
+    )
+
+
+def _control(rows: Sequence[VariantSummary]) -> str:
+    steered = [(abs(row.off_target), row) for row in rows if _is_steered(row) and row.off_target is not None]
+    if not steered:
+        return ""
+    furthest, row = max(steered, key=lambda each: each[0])
+    which = row.label_of_all + " is the furthest" * (len(steered) > 1)
+    return (
+        f"Steered routers are within {100 * furthest:.2g} % of their target in the mean over the last quarter of "
+        f"training, with every seed ({which})."
+    )
+
+
+def _drift(rows: Sequence[VariantSummary]) -> str:
+    free = [row for row in rows if not _is_steered(row) and row.off_target is not None and abs(row.off_target) > 0.01]
+    drifts = ", ".join(f"{row.label_of_all} {signed(100 * (row.off_target or 0.0), 0)} %" for row in free)
+    return f"Not at their target there, as nothing steers them; with the furthest seed: {drifts}." if drifts else ""
+
+
+def _is_steered(row: VariantSummary) -> bool:
+    return bool(row.variant["controlled"])
+
+
+def _flops(results: Mapping[str, Any], rows: Sequence[VariantSummary]) -> str:
+    note = f"FLOPs of a forward pass per {results['unit']}; a multiply-add counts 2"
+    if all(row.active is None for row in rows):
+        return note + "."
+    measured = "They follow the experts that held-out tokens really used, the mean over MoE layers"
+    return (
+        f"{note}. {measured}. Active: mean experts per token; in training over the last quarter, ± over its steps too."
+    )
+
+
+def _time(results: Mapping[str, Any], rows: Sequence[VariantSummary]) -> str:
+    compared = {row.variant["baseline"] for row in rows}
+    timed = [row for row in rows if row.variant["seconds_per_step"] is not None]
+    baselines = [row for row in timed if row.variant["name"] in compared]
+    if results["timing"] is None or not baselines:
+        return ""
+    times = ", ".join(f"{_seconds(row.variant['seconds_per_step'])} of {row.label_of_all}" for row in baselines)
+    made = results["timing"]["made"]
+    return f"Time per step relative to the baseline's: 1× is {times}, with nothing beside it on {_machine(made)}."
+
+
+def _made(rows: Sequence[VariantSummary]) -> list[str]:
+    """The machine and the versions that scored each run, and as a rule trained it, each once."""
+    made = [run["made"] for row in rows for run in row.runs]
+    return [
+        f"{what} {_shares([show(each) for each in made])}."
+        for what, show in {"Scored on": _machine, "Scored with": _versions}.items()
+        if made
+    ]
+
+
+def _shares(found: Sequence[str]) -> str:
+    counts = Counter(found)
+    if len(counts) == 1:
+        return found[0]
+    return "**not all alike**: " + "; ".join(f"{several(count, 'run')} with {what}" for what, count in counts.items())
+
+
+def _machine(made: Mapping[str, Any]) -> str:
+    machine = made["machine"]
+    used = [several(machine["cores"], "core"), several(made["threads"], "thread"), made["precision"]]
+    return ", ".join(filter(None, [machine["gpu"], machine["cpu"], *used]))
+
+
+def _versions(made: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+
+
+def several(count: int, name: str) -> str:
+    """So many of what a noun names."""
+    return f"{count} {name}{'s' * (count != 1)}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{rounded(1000 * seconds, 0)} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return "all"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def signed(number: float, decimals: int) -> str:
+    """With a sign, which nothing has not."""
+    text = f"{number:+.{decimals}f}".replace("-", "−")
+    return text if text.strip("+−0.") else text[1:]
 
 
 # ----------------------------------------------------------------------------------------------------------------- CSV
@@ -138,7 +286,7 @@ def to_csv(results: Mapping[str, Any]) -> str:
     spreads = [f"{titles.get(name, name)}{end}" for name in SPREADS for end in ("", "_std")]
     paired = ("difference", "difference_low", "difference_high", "difference_pairs")
     writer.writerow([*FACTS, "seeds", *spreads, *paired, *SIZES, "relative_time"])
-    for row in scores(results):
+    for row in summaries(results):
         known = [(each.mean, each.std) if each else (None, None) for each in (getattr(row, name) for name in SPREADS)]
         difference = row.difference
         pair = (difference.mean, difference.low, difference.high, difference.n) if difference else (None,) * 4

@@ -20,7 +20,7 @@ from dit_moe.models import MODELS
 from dit_moe.moe import update_routers
 from dit_moe.randomness import BatchRandom
 from dit_moe.studies.plan import PlannedRun
-from dit_moe.studies.provenance import provenance
+from dit_moe.studies.score import provenance
 from dit_moe.tasks import task_of
 from dit_moe.tasks.train import prepare
 from dit_moe.training.devices import build_accelerator

@@ -13,7 +13,7 @@ from dit_moe.moe.routers.topk import TopKConfig
 from dit_moe.plotting import png_of
 from dit_moe.studies import compute_budget
 from dit_moe.studies.compute_budget import default_targets
-from dit_moe.studies.draw_compute_budget import draw_dial, to_markdown
+from dit_moe.studies.compute_budget_figure import draw_dial, to_markdown
 from tests.cli.conftest import CONFIG, SMALL, cli
 
 

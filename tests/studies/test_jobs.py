@@ -1,6 +1,8 @@
 """Commands side by side: how many, with what, and how they end."""
 
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,8 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from rich.console import Console
 
-from dit_moe.studies.jobs import TIED, Job, Share, run_jobs, share_machine
+from dit_moe.studies import jobs
+from dit_moe.studies.jobs import TIED, Job, JobsProgress, Share, gpu_names, run_jobs, share_machine
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,26 +23,29 @@ def job(folder, name, code):
     return Job(name, [sys.executable, "-c", code], folder / name / "output.txt")
 
 
-def test_no_more_than_the_share_run_at_a_time_and_all_are_run_in_order(tmp_path):
+@pytest.fixture
+def watch(monkeypatch):
+    """Call it with a function, which then gets the running jobs at every moment."""
+    return lambda look: monkeypatch.setattr(JobsProgress, "update", lambda self, running: look(running))
+
+
+def test_no_more_than_the_share_run_at_a_time_and_all_are_run_in_order(tmp_path, watch):
     note = f"import time; open({str(tmp_path / 'log')!r}, 'a').write('{{}}'); time.sleep(0.3)"
-    jobs = [job(tmp_path, str(i), note.replace("{}", str(i))) for i in range(4)]
-    most, ended = 0, []
-
-    def look(running):
-        nonlocal most
-        most = max(most, len(running))
-
-    run_jobs(jobs, Share(2, 1), look, ended.append)
-    assert most == 2 and len(ended) == 4
+    waiting = [job(tmp_path, str(i), note.replace("{}", str(i))) for i in range(4)]
+    counts = []
+    watch(lambda running: counts.append(len(running)))
+    assert run_jobs(waiting, Share(2, 1)) == []
+    assert max(counts) == 2 and all(each.returncode == 0 for each in waiting)
     log = (tmp_path / "log").read_text()
     assert sorted(log[:2]) == ["0", "1"] and sorted(log[2:]) == ["2", "3"]
 
 
-def test_one_that_fails_does_not_stop_the_others_and_its_last_words_are_known(tmp_path):
-    jobs = [job(tmp_path, "bad", "print('so far', flush=True); exit('no more')"), job(tmp_path, "good", "pass")]
-    run_jobs(jobs, Share(1, 1))
-    assert [each.returncode for each in jobs] == [1, 0]
-    assert jobs[0].last_words() == "no more" and jobs[1].last_words() == "it wrote nothing"
+def test_one_that_fails_does_not_stop_the_others_and_its_last_line_is_known(tmp_path):
+    bad = job(tmp_path, "bad", "print('so far', flush=True); exit('no more')")
+    good = job(tmp_path, "good", "pass")
+    assert run_jobs([bad, good], Share(1, 1)) == [bad]
+    assert (bad.returncode, good.returncode) == (1, 0)
+    assert bad.last_line() == "no more" and good.last_line() == "it wrote nothing"
 
 
 def test_output_of_a_second_start_follows_that_of_the_first(tmp_path):
@@ -46,21 +54,22 @@ def test_output_of_a_second_start_follows_that_of_the_first(tmp_path):
     assert (tmp_path / "a" / "output.txt").read_text().split() == ["one", "two"]
 
 
-def test_what_interrupts_it_ends_the_jobs_by_sigterm_and_waits_for_them_to_save(tmp_path):
+def test_what_interrupts_it_ends_the_jobs_by_sigterm_and_waits_for_them_to_save(tmp_path, watch):
     code = f"""
 import signal, sys, time
 def save(*_):
     time.sleep(0.3); open({str(tmp_path / "saved")!r}, "w").close(); sys.exit(143)
 signal.signal(signal.SIGTERM, save); print("ready", flush=True); time.sleep(60)
 """
-    jobs = [job(tmp_path, "a", code)]
+    patient = job(tmp_path, "a", code)
 
     def interrupt(running):
-        if jobs[0].output.exists() and "ready" in jobs[0].output.read_text():
+        if patient.output.exists() and "ready" in patient.output.read_text():
             raise KeyboardInterrupt
 
+    watch(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run_jobs(jobs, Share(1, 1), interrupt)
+        run_jobs([patient], Share(1, 1))
     assert (tmp_path / "saved").exists()
 
 
@@ -109,3 +118,70 @@ def test_each_slot_has_its_gpu_and_threads(monkeypatch):
     environment = Share(2, 4, ("0", "1")).environment(1)
     assert environment["CUDA_VISIBLE_DEVICES"] == "1" and environment["OMP_NUM_THREADS"] == "4" and environment[TIED]
     assert "CUDA_VISIBLE_DEVICES" not in Share(2, 4).environment(1)
+
+
+@pytest.mark.parametrize(
+    ("named", "names"), [(None, ["0", "1"]), ("2,3", ["2", "3"]), ("GPU-a, GPU-b", ["GPU-a", "GPU-b"])]
+)
+def test_gpus_are_those_that_the_environment_allows(monkeypatch, named, names):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(jobs, "use_cpu", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert gpu_names() == names
+    monkeypatch.setattr(jobs, "use_cpu", lambda: True)
+    assert gpu_names() == []
+
+
+# ------------------------------------------------------------------------------------------------- what is seen of it
+
+
+@pytest.mark.parametrize(
+    ("text", "step"),
+    [
+        (None, 0),
+        ("", 0),
+        ('{"step": 3, "loss": 1}\n', 3),
+        ('{"step": 3}\n{"step": 4}\n', 4),
+        ('{"step": 3}\n{"st', 3),  # a line that is being written
+        ('{"step": 3}\n{"step": 4}', 3),
+        ('{"step": 3}\nnonsense\n', 3),
+        ('{"step": 1}\n' * 1000 + '{"step": 12345}\n', 12345),
+    ],
+)
+def test_a_jobs_step_is_that_of_its_logs_last_whole_line(tmp_path, text, step):
+    log = tmp_path / "log.jsonl"
+    if text is not None:
+        log.write_text(text)
+    assert Job("topk/0", [], tmp_path / "output.txt", log=log, steps=10).step() == step
+
+
+def two_jobs(folder):
+    return [Job(f"topk/{i}", [], folder / f"{i}.txt", log=folder / f"{i}.jsonl", steps=10) for i in range(2)]
+
+
+def test_elsewhere_than_on_a_terminal_every_end_is_a_line(tmp_path, capsys):
+    first, second = two_jobs(tmp_path)
+    with JobsProgress([first, second]) as progress:
+        first.returncode = 0
+        progress.ended(first)
+        second.returncode = 1
+        second.output.write_text("it was\nthe end\n")
+        progress.ended(second)
+    one, two = capsys.readouterr().err.splitlines()
+    assert one.startswith("[1/2] topk/0 done (0:00, about 0:0") and one.endswith(" left)")
+    assert two.startswith("[2/2] topk/1 FAILED: the end (0:0")
+
+
+def test_on_a_terminal_jobs_that_run_are_shown_with_their_steps(tmp_path, monkeypatch):
+    file = io.StringIO()
+    monkeypatch.setattr(jobs, "Console", lambda **how: Console(file=file, force_terminal=True, width=80))
+    running = two_jobs(tmp_path)
+    running[0].log.write_text('{"step": 7}\n')
+    running[1].log.write_text('{"step": 10}\n')
+    with JobsProgress(running) as progress:
+        progress.update(running)
+        progress.bars.refresh()
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+    assert re.search(r"topk/0: training .* 7/10", shown) and re.search(r"topk/1: scoring .* 10/10", shown)

@@ -9,13 +9,11 @@ import pytest
 
 from dit_moe.config import ConfigError
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
-from dit_moe.studies import run, score
-from dit_moe.studies.experiments import plan
-from dit_moe.studies.plan import SCORE, read_loss, read_score, require_unmixed
-from dit_moe.studies.provenance import provenance
+from dit_moe.studies import compare, score
+from dit_moe.studies.compare import train_and_score, wait_for
+from dit_moe.studies.plan import plan
 from dit_moe.studies.results import gather
-from dit_moe.studies.run import run_one, wait_for
-from dit_moe.studies.score import check_config, check_scoring, numbers_of
+from dit_moe.studies.score import SCORE, check_config, check_scoring, numbers_of, provenance, read_loss, read_score
 from dit_moe.studies.study import load_study
 
 from ..cli.conftest import CONFIG, SMALL
@@ -37,7 +35,7 @@ def study(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(study, tmp_path_factory):
     planned = plan(study, tmp_path_factory.mktemp("none"), tmp_path_factory.mktemp("out"))
-    run_one(study, planned[1])
+    train_and_score(study, planned[1])
     return planned
 
 
@@ -49,7 +47,7 @@ def test_a_run_is_trained_and_scored_once(study, runs):
     assert score["metric"]["name"] == study.metric and score["metric"]["better"] == "lower"
     assert score["made"] == provenance("fp32")
     before = [(path, path.stat().st_mtime_ns) for path in sorted(runs[1].folder.rglob("*"))]
-    run_one(study, runs[1])
+    train_and_score(study, runs[1])
     assert [(path, path.stat().st_mtime_ns) for path in sorted(runs[1].folder.rglob("*"))] == before
 
 
@@ -59,7 +57,7 @@ def test_another_way_of_scoring_makes_the_score_anew_and_trains_nothing(study, r
     weights = runs[1].weights_sha256()
     path = runs[1].folder / SCORE
     before = path.read_text()
-    run_one(other, runs[1])
+    train_and_score(other, runs[1])
     score = read_score(other, runs[1])
     assert score["metric"] is None and score["loss"] != json.loads(before)["loss"]
     assert runs[1].weights_sha256() == weights
@@ -69,7 +67,7 @@ def test_another_way_of_scoring_makes_the_score_anew_and_trains_nothing(study, r
 def test_other_held_out_data_and_another_version_are_another_score(study, runs, monkeypatch):
     assert read_score(study, runs[1]) is not None
     assert read_score(study, replace(runs[1], heldout="others")) is None
-    monkeypatch.setattr("dit_moe.studies.plan.version", lambda name: "0.0")
+    monkeypatch.setattr("dit_moe.studies.score.version", lambda name: "0.0")
     assert read_score(study, runs[1]) is None
 
 
@@ -77,7 +75,7 @@ def test_a_metric_that_is_left_out_and_taken_in_again_measures_nothing_anew(stud
     path = runs[1].folder / SCORE
     before = path.read_text()
     without = replace(study, metric=None)
-    run_one(without, runs[1])
+    train_and_score(without, runs[1])
     assert path.read_text() == before and read_score(without, runs[1])["metric"] is None
     assert read_score(study, runs[1])["metric"] == json.loads(before)["metric"]
 
@@ -93,11 +91,11 @@ def test_a_metric_that_fails_leaves_the_loss_which_is_not_measured_again(study, 
     with monkeypatch.context() as broken:
         broken.setattr(score, "_metric_of_images", fail)
         with pytest.raises(ValueError, match="no metric today"):
-            run_one(study, runs[1])
+            train_and_score(study, runs[1])
     assert read_score(study, runs[1]) is None
     assert read_loss(study, runs[1])["loss"] == json.loads(before)["loss"]
-    monkeypatch.setattr(run, "score_loss", fail)
-    run_one(study, runs[1])
+    monkeypatch.setattr(compare, "score_loss", fail)
+    train_and_score(study, runs[1])
     assert path.read_text() == before
 
 
@@ -117,14 +115,13 @@ def test_a_run_that_was_trained_with_another_config_is_refused_by_key_and_both_v
     study, runs, change, said, tmp_path
 ):
     out = runs[1].folder.parent.parent
-    changed = plan(replace(study, changes=(*study.changes, change)), tmp_path, out)
     with pytest.raises(ConfigError, match=f"{said} in the study, but the run in .* was trained with .*--out"):
-        require_unmixed(changed)
+        plan(replace(study, changes=(*study.changes, change)), tmp_path, out)
 
 
 @pytest.mark.parametrize("change", ["train.workers=2", "train.checkpoint_every=3", "sample.count=5"])
 def test_what_has_no_part_in_the_weights_may_change(study, runs, change, tmp_path):
-    require_unmixed(plan(replace(study, changes=(*study.changes, change)), tmp_path, runs[1].folder.parent.parent))
+    assert plan(replace(study, changes=(*study.changes, change)), tmp_path, runs[1].folder.parent.parent)
 
 
 def test_results_hold_what_is_there_and_name_what_is_missing(study, runs):
@@ -149,7 +146,7 @@ def test_a_metric_that_the_report_will_not_have_is_named_before_the_training_bes
 
 def test_no_number_that_a_report_has_is_refused_before_it_is_made(runs):
     experiment = runs[1].experiment
-    opened = score.open_image_run(runs[1].folder, sample=experiment.sample)
+    opened = score.task_of(experiment).open_run(runs[1].folder, experiment=experiment)
     samples = [score.EvaluationInput(source=score.run_source(opened))]
     report = score.compare(experiment, score.training_images(experiment)).judge(samples)
     assert {*numbers_of(report)} <= {*score._numbers_to_come(experiment.eval, True, False)}
@@ -157,9 +154,9 @@ def test_no_number_that_a_report_has_is_refused_before_it_is_made(runs):
 
 @pytest.mark.parametrize("change", ["sample.target=1.5", "sample.p=0.5"])
 def test_a_dial_is_refused_as_a_study_compares_runs_as_they_were_trained(study, runs, change, tmp_path):
-    dialled = plan(replace(study, changes=(*study.changes, change)), tmp_path, tmp_path / "out", only="dtopp/0")
+    (asked,) = plan(replace(study, changes=(*study.changes, change)), tmp_path, tmp_path / "out", only="dtopp/0")
     with pytest.raises(ConfigError, match=f"{change}: a study compares runs as they were trained; .*dit-moe dial"):
-        check_scoring(study, dialled[0])
+        check_scoring(study, asked)
 
 
 def test_a_folder_that_a_killed_study_left_in_use_is_waited_for(tmp_path):
@@ -180,5 +177,5 @@ def test_data_without_held_out_images_are_refused_before_the_training(study, tmp
         Image.new("L", (8, 8)).save(tmp_path / "images" / name / "0.png")
     data = [f"data={{name: image_folder, path: {tmp_path / 'images'}, size: 8}}"]
     (run, _) = plan(replace(study, changes=(*study.changes, *data)), tmp_path, tmp_path / "out")
-    with pytest.raises(ValueError, match=r"variant topk has none: .*heldout"):
+    with pytest.raises(ValueError, match=r"variant topk cannot be scored on held-out data: .*heldout"):
         check_scoring(study, run)

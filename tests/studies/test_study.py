@@ -7,7 +7,7 @@ import pytest
 
 from dit_moe.cli import COMMANDS
 from dit_moe.config import ConfigError
-from dit_moe.studies.experiments import plan
+from dit_moe.studies.plan import plan
 from dit_moe.studies.study import BUILT_IN, experiment_tree, find_study, load_study
 from dit_moe.tasks.train import resolve_for_dry_run
 

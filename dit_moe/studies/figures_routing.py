@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from dit_moe.plotting import DIVERGING, GRID, INK, canvas, labels_above, styled
-from dit_moe.studies.marks import LETTERS, LINE, Mark, label_ends, marks
+from dit_moe.studies.figure_styles import FONT_SIZE, LINE_SPACING, Label, Style, add_labels, styles_of
 from dit_moe.studies.results import WINDOW
-from dit_moe.studies.statistics import Scores, scores
+from dit_moe.studies.statistics import VariantSummary, summaries
 
 MOVING = 0.1  # of all steps
 STRIP = 0.42  # inches
-NEAR = 0.01  # of its target, as a steered router is wanted to be
+NEAR = 0.01  # of its target, as a controlled router is wanted to be
 GOLDEN = 0.618  # multiples of it spread evenly over [0, 1) modulo 1
 LEAST = 4  # halvings of the target, below which a layer's colour is the same
 NUMBERED = 10  # layers whose numbers fit beside each other
@@ -22,15 +22,15 @@ NUMBERED = 10  # layers whose numbers fit beside each other
 
 @styled
 def draw_active_over_training(results: Mapping[str, Any], *, dark: bool = False) -> Any:
-    """Active experts over training, ± over steps and seeds; below, how far each seed of a steered router is off."""
-    rows = [row for row in scores(results) if any(run["curves"]["active"] for run in row.runs)]
-    steered = [row for row in rows if row.variant["controlled"]]
-    looks = marks(results["variants"])
-    heights = [max(3.2, LETTERS * LINE * len(rows) / 72 + 0.4), *[STRIP] * len(steered)]
-    extra = 0.85 if steered else 0.6  # for what is written above and below
+    """Active experts over training, ± over steps and seeds; below, how far each seed of a controlled router is off."""
+    rows = [row for row in summaries(results) if any(run["curves"]["active"] for run in row.runs)]
+    controlled = [row for row in rows if row.variant["controlled"]]
+    styles = styles_of(results["variants"])
+    heights = [max(3.2, FONT_SIZE * LINE_SPACING * len(rows) / 72 + 0.4), *[STRIP] * len(controlled)]
+    extra = 0.85 if controlled else 0.6  # for what is written above and below
     figure, axes = canvas(len(heights), 1, height=sum(heights) + extra, sharex=True, height_ratios=heights)
     upper, *strips = axes[:, 0]
-    ends = _bands(upper, rows, "active", looks)
+    ends = _bands(upper, rows, "active", styles)
     for target in {row.target for row in rows}:
         upper.axhline(target, color=INK[dark], linestyle=":", linewidth=1.0, zorder=1)
     labels_above(upper, handles=[_dotted("target T", dark)])
@@ -38,24 +38,24 @@ def draw_active_over_training(results: Mapping[str, Any], *, dark: bool = False)
     upper.set_ylabel("active experts per token\n(± σ over seeds and steps)")
     axes[-1, 0].set_xlabel("optimizer steps")
     named = [(upper, ends)]
-    if steered:
-        _off_target(strips, steered, looks, dark)
-        zeros = [(0.0, row.label_of_all, looks[row.variant["name"]]) for row in steered]
+    if controlled:
+        _off_target(strips, controlled, styles, dark)
+        zeros = [(0.0, row.label_of_all, styles[row.variant["name"]]) for row in controlled]
         named += [(strip, [zero]) for strip, zero in zip(strips, zeros, strict=True)]
-    _named(figure, named, dark)
+    add_labels(figure, named, dark)
     return figure
 
 
 @styled
 def draw_p_over_training(results: Mapping[str, Any], *, dark: bool = False) -> Any:
     """Thresholds over training, the mean over layers, ± over seeds."""
-    rows = [row for row in scores(results) if any(run["curves"]["p"] for run in row.runs)]
-    figure, axes = canvas(height=max(3.0, LETTERS * LINE * len(rows) / 72 + 0.8))
+    rows = [row for row in summaries(results) if any(run["curves"]["p"] for run in row.runs)]
+    figure, axes = canvas(height=max(3.0, FONT_SIZE * LINE_SPACING * len(rows) / 72 + 0.8))
     axis = axes[0, 0]
-    ends = _bands(axis, rows, "p", marks(results["variants"]))
+    ends = _bands(axis, rows, "p", styles_of(results["variants"]))
     axis.set_xlabel("optimizer steps")
     axis.set_ylabel("threshold p (mean over layers)")
-    _named(figure, [(axis, ends)], dark)
+    add_labels(figure, [(axis, ends)], dark)
     return figure
 
 
@@ -65,26 +65,18 @@ def _dotted(label: str, dark: bool) -> Any:
     return Line2D([], [], color=INK[dark], linestyle=":", linewidth=1.0, label=label)
 
 
-def _named(figure: Any, panes: Sequence[tuple[Any, Sequence[tuple[float, str, Mark]]]], dark: bool) -> None:
-    """Names at the ends of curves; the layout makes room for them when the figure is drawn."""
-    figure.draw_without_rendering()
-    for axis, ends in panes:
-        axis.autoscale(False)
-        label_ends(axis, ends, dark)
-
-
-def _bands(axis: Any, rows: Sequence[Scores], name: str, looks: dict[str, Mark]) -> list[tuple[float, str, Mark]]:
+def _bands(axis: Any, rows: Sequence[VariantSummary], name: str, styles: dict[str, Style]) -> list[Label]:
     """Mean over seeds and its band; returns where the curves end."""
     ends = []
     for row in rows:
         steps, mean, std = _spread(row, name)
-        mark = looks[row.variant["name"]]
-        axis.fill_between(steps, mean - std, mean + std, color=mark.colour, alpha=0.2, linewidth=0)
-        ends.append(_line(axis, steps, mean, row, mark))
+        style = styles[row.variant["name"]]
+        axis.fill_between(steps, mean - std, mean + std, color=style.colour, alpha=0.2, linewidth=0)
+        ends.append(_line(axis, steps, mean, row, style))
     return ends
 
 
-def _off_target(strips: Sequence[Any], rows: Sequence[Scores], looks: dict[str, Mark], dark: bool) -> None:
+def _off_target(strips: Sequence[Any], rows: Sequence[VariantSummary], styles: dict[str, Style], dark: bool) -> None:
     """A strip for each variant: the moving mean of every seed, in per cent off the target.
 
     The limits are those of what follows the first tenth: how far a router starts off, the axes above show.
@@ -96,7 +88,7 @@ def _off_target(strips: Sequence[Any], rows: Sequence[Scores], looks: dict[str, 
         furthest = max(furthest, 1.1 * float(np.abs(off_SX[:, len(steps) // 10 :]).max()))
         strip.axhspan(-100 * NEAR, 100 * NEAR, color=GRID[dark], alpha=0.7, linewidth=0, zorder=0)
         strip.axhline(0, color=INK[dark], linestyle=":", linewidth=1.0, zorder=1)
-        strip.plot(steps, off_SX.T, color=looks[row.variant["name"]].colour, linewidth=1.0)
+        strip.plot(steps, off_SX.T, color=styles[row.variant["name"]].colour, linewidth=1.0)
     tick = 100 * NEAR if furthest < 300 * NEAR else float(f"{furthest / 2:.1g}")
     for strip in strips:
         strip.margins(x=0)
@@ -104,17 +96,17 @@ def _off_target(strips: Sequence[Any], rows: Sequence[Scores], looks: dict[str, 
         strip.set_yticks([-tick, tick], [f"−{tick:g}", f"+{tick:g}"])
     seeds = ", each seed" * any(len(row.runs) > 1 for row in rows)
     how = f"off target, % (moving mean{seeds}; shaded: ± {100 * NEAR:g} %)"
-    strips[0].set_title(how, loc="left", fontsize=LETTERS, pad=4)
+    strips[0].set_title(how, loc="left", fontsize=FONT_SIZE, pad=4)
 
 
-def _line(axis: Any, steps: np.ndarray, values: np.ndarray, row: Scores, mark: Mark) -> tuple[float, str, Mark]:
+def _line(axis: Any, steps: np.ndarray, values: np.ndarray, row: VariantSummary, style: Style) -> Label:
     """A curve with a few of its markers, at other steps than those of the variants before and after it."""
     apart = max(len(steps) // 5, 1)
-    how = {"marker": mark.marker, "markersize": 0.75 * mark.size, "markeredgewidth": 0}
-    start = int(mark.number * GOLDEN % 1 * apart)
-    axis.plot(steps, values, color=mark.colour, linestyle=mark.style, markevery=(start, apart), **how)
+    how = {"marker": style.marker, "markersize": 0.75 * style.size, "markeredgewidth": 0}
+    start = int(style.number * GOLDEN % 1 * apart)
+    axis.plot(steps, values, color=style.colour, linestyle=style.line, markevery=(start, apart), **how)
     axis.margins(x=0)
-    return float(values[-1]), row.label_of_all, mark
+    return float(values[-1]), row.label_of_all, style
 
 
 def _moving_mean(values_SX: np.ndarray, share: float) -> np.ndarray:
@@ -124,14 +116,14 @@ def _moving_mean(values_SX: np.ndarray, share: float) -> np.ndarray:
     return np.array([np.convolve(values, kernel, "same") / counts for values in values_SX])
 
 
-def _curves(row: Scores, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _curves(row: VariantSummary, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps, and the values of every seed there."""
     curves = [run["curves"] for run in row.runs if run["curves"][name]]
     steps = np.array(max((curve["step"] for curve in curves), key=len), float)
     return steps, np.array([np.interp(steps, curve["step"], curve[name]) for curve in curves])
 
 
-def _spread(row: Scores, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _spread(row: VariantSummary, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Steps, mean over seeds, and standard deviation over seeds and, where it is known, over the steps around.
 
     The two are added by the law of total variance: seeds differ in their means over the same steps.
@@ -150,7 +142,7 @@ def _spread(row: Scores, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 @styled
 def draw_active_by_layer(results: Mapping[str, Any], *, dark: bool = False) -> Any:
     """Active experts of every MoE layer, held-out, mean over seeds; colours say how far from the target."""
-    rows = [row for row in scores(results) if any(run["active_layers"] for run in row.runs)]
+    rows = [row for row in summaries(results) if any(run["active_layers"] for run in row.runs)]
     means = [np.mean([run["active_layers"] for run in row.runs if run["active_layers"]], axis=0) for row in rows]
     layers = max(map(len, means))
     ratio_RL = np.full((len(rows), layers), np.nan)
@@ -164,7 +156,7 @@ def draw_active_by_layer(results: Mapping[str, Any], *, dark: bool = False) -> A
         for i, mean in enumerate(means):
             for j, value in enumerate(mean):
                 ink = INK[abs(ratio_RL[i, j]) > 0.6 * most]  # light letters on the colours' dark ends
-                axis.text(j, i, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=LETTERS)
+                axis.text(j, i, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=FONT_SIZE)
     axis.set_yticks(range(len(rows)), [row.label_of_all for row in rows])
     axis.set_xticks(range(0, layers, -(-layers // NUMBERED)))
     axis.set_xlabel("MoE layer, from the input on" + ("; numbers: active experts per token" * (layers <= NUMBERED)))

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
 from dit_moe.plotting import INK, PAPER, canvas, styled
-from dit_moe.studies.marks import LETTERS, Mark, label_points, legible, marks
-from dit_moe.studies.statistics import CONFIDENCE, Scores, Spread, by_objective, scores
+from dit_moe.studies.figure_styles import Style, add_labels, styles_of
+from dit_moe.studies.statistics import CONFIDENCE, Spread, VariantSummary, by_objective, summaries
 from dit_moe.studies.table import flops_unit
 
 NARROWEST = 0.1  # width of an axis as a share of its middle: what costs the same stands in one place
 
-Get = Callable[[Scores], Spread | None]
+Get = Callable[[VariantSummary], Spread | None]
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class Panel:
     """Axes of their own for some variants."""
 
     label: str
-    rows: Sequence[Scores]
+    rows: Sequence[VariantSummary]
     up: Get
 
     @property
@@ -36,7 +33,7 @@ class Panel:
 @styled
 def draw_loss_vs_flops(results: Mapping[str, Any], *, dark: bool = False) -> Any:
     """Held-out loss against measured FLOPs, ± over seeds; a panel for each objective."""
-    prefix, power = flops_unit(scores(results))
+    prefix, power = flops_unit(summaries(results))
     label = f"forward {prefix}FLOPs per {results['unit']}, measured"
     panels = _panels(results, results["loss"]["label"], results["loss"]["unit"], lambda row: row.loss)
     return _scatter(results, panels, lambda row: _scaled(row.flops, power), label, dark)
@@ -66,72 +63,52 @@ def _panels(results: Mapping[str, Any], name: str, remark: str, up: Get) -> list
 
 
 def _scatter(results: Mapping[str, Any], panels: Sequence[Panel], across: Get, label: str, dark: bool) -> Any:
-    """Labelled points with bars of one standard deviation; what has no place across is a dashed line."""
-    looks = marks(results["variants"])
+    """Points with bars of one standard deviation; what has no place across is a dashed line."""
+    styles = styles_of(results["variants"])
     inches = [panel.inches for panel in panels]
     figure, axes = canvas(len(panels), 1, height=sum(inches) + 0.2, sharex=True, height_ratios=inches)
+    labels = []
     for axis, panel in zip(axes[:, 0], panels, strict=True):
         axis.set_ylabel(panel.label)
         axis.margins(0.14, 0.1)
+        entries = []
         for row in panel.rows:
-            _point(axis, row, across(row), panel.up(row), row.label, looks[row.variant["name"]], dark)
-        for chain, colour in _chains(panel, across, looks):
+            y, style = panel.up(row), styles[row.variant["name"]]
+            if y is not None:
+                _point(axis, across(row), y, style, dark)
+                entries.append((y.mean, row.label, style))
+        for chain, colour in _chains(panel, across, styles):
             axis.plot(*zip(*chain, strict=True), color=colour, linewidth=1.0, alpha=0.45, zorder=1)
         axis.ticklabel_format(useOffset=False)
+        labels.append((axis, entries))
     axes[-1, 0].set_xlabel(label)
     low, high = axes[-1, 0].get_xlim()
     least = NARROWEST * (low + high) / 2
     if high - low < least:
         axes[-1, 0].set_xlim((low + high - least) / 2, (low + high + least) / 2)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # names are placed by what is there
-    for axis, panel in zip(axes[:, 0], panels, strict=True):
-        axis.autoscale(False)
-        _name(axis, panel, across, looks, dark)
+    add_labels(figure, labels, dark)
     return figure
 
 
-def _point(axis: Any, row: Scores, x: Spread | None, y: Spread | None, name: str, mark: Mark, dark: bool) -> None:
-    how: dict[str, Any]
-    if x is not None and y is not None:
-        how = {"elinewidth": 1.0, "capsize": 2.0, "markersize": mark.size, "markeredgewidth": 0.6}
-        how |= {"color": mark.colour, "markeredgecolor": PAPER[dark]}
-        axis.errorbar(x.mean, y.mean, xerr=x.std, yerr=y.std, fmt=mark.marker, **how)
-    elif y is not None:
-        axis.axhline(y.mean, color=mark.colour, linestyle="--", zorder=1)
-        how = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": LETTERS}
-        axis.annotate(name, (1.0, y.mean), (-2, 2.5), ha="right", color=legible(mark.colour, dark), **how)
+def _point(axis: Any, x: Spread | None, y: Spread, style: Style, dark: bool) -> None:
+    if x is None:
+        axis.axhline(y.mean, color=style.colour, linestyle="--", zorder=1)
+        return
+    how: dict[str, Any] = {"elinewidth": 1.0, "capsize": 2.0, "markersize": style.size, "markeredgewidth": 0.6}
+    how |= {"color": style.colour, "markeredgecolor": PAPER[dark]}
+    axis.errorbar(x.mean, y.mean, xerr=x.std, yerr=y.std, fmt=style.marker, **how)
 
 
-def _chains(panel: Panel, across: Get, looks: Mapping[str, Mark]) -> Iterator[tuple[list[tuple[float, float]], str]]:
+def _chains(panel: Panel, across: Get, styles: Mapping[str, Style]) -> Iterator[tuple[list[tuple[float, float]], str]]:
     """The points of fixed thresholds of one kind of experts, from little to much compute, and their colour."""
     chains: dict[Any, list[tuple[float, float]]] = defaultdict(list)
     for row in panel.rows:
         x, y, variant = across(row), panel.up(row), row.variant
         if x is not None and y is not None and variant["router"] == "topp":
-            kind = (looks[variant["name"]].colour, variant["objective"], variant["experts"], variant["target"])
+            kind = (styles[variant["name"]].colour, variant["objective"], variant["experts"], variant["target"])
             chains[kind].append((x.mean, y.mean))
     for kind, chain in chains.items():
         yield sorted(chain), kind[0]
-
-
-def _name(axis: Any, panel: Panel, across: Get, looks: Mapping[str, Mark], dark: bool) -> None:
-    """Names beside the points, off bars, dashed lines and chains as far as there is room."""
-    points, obstacles = [], []
-    (left, right), pieces = axis.get_xlim(), np.linspace(0, 1, 25)[:, None]
-    for row in panel.rows:
-        x, y = across(row), panel.up(row)
-        if x is not None and y is not None:
-            points.append((x.mean, y.mean, row.label, looks[row.variant["name"]].colour))
-            wide, high = x.std or 0.0, y.std or 0.0
-            obstacles.append((x.mean - wide, y.mean, x.mean + wide, y.mean))
-            obstacles.append((x.mean, y.mean - high, x.mean, y.mean + high))
-        elif y is not None:
-            obstacles.append((left, y.mean, right, y.mean))
-    for chain, _ in _chains(panel, across, looks):
-        for start, end in pairwise(map(np.array, chain)):
-            obstacles += [(x, y, x, y) for x, y in start + pieces * (end - start)]
-    label_points(axis, points, dark, obstacles)
 
 
 @styled
@@ -141,13 +118,13 @@ def draw_differences(results: Mapping[str, Any], *, dark: bool = False) -> Any:
     groups = {name: rows for name, rows in groups.items() if rows}
     baselines = Counter(row.baseline["label"] for rows in groups.values() for row in rows)
     usual = baselines.most_common(1)[0][0]
-    looks, counts = marks(results["variants"]), [len(rows) for rows in groups.values()]
+    styles, counts = styles_of(results["variants"]), [len(rows) for rows in groups.values()]
     inches = 1.3 + 0.35 * len(groups) + (0.25 if len(baselines) == 1 else 0.32) * sum(counts)
     figure, axes = canvas(len(groups), 1, height=inches, sharex=True, height_ratios=counts)
     for axis, (objective, rows) in zip(axes[:, 0], groups.items(), strict=True):
         axis.axvline(0, color=INK[dark], linewidth=1.0)
         for y, row in enumerate(rows):
-            _difference(axis, y, row, looks[row.variant["name"]], dark)
+            _difference(axis, y, row, styles[row.variant["name"]], dark)
         others = [f"\nto {each}" * (each != usual) for each in (row.baseline["label"] for row in rows)]
         axis.set_yticks(range(len(rows)), [row.label + other for row, other in zip(rows, others, strict=True)])
         axis.set_ylim(len(rows) - 0.4, -0.6)
@@ -165,7 +142,7 @@ def draw_differences(results: Mapping[str, Any], *, dark: bool = False) -> Any:
     return figure
 
 
-def _legend(groups: Mapping[str, Sequence[Scores]], dark: bool) -> list[Any]:
+def _legend(groups: Mapping[str, Sequence[VariantSummary]], dark: bool) -> list[Any]:
     from matplotlib.lines import Line2D
 
     pairs = [row.difference for rows in groups.values() for row in rows if row.difference]
@@ -182,18 +159,18 @@ def _legend(groups: Mapping[str, Sequence[Scores]], dark: bool) -> list[Any]:
     ]
 
 
-def _difference(axis: Any, y: int, row: Scores, mark: Mark, dark: bool) -> None:
+def _difference(axis: Any, y: int, row: VariantSummary, style: Style, dark: bool) -> None:
     paired = row.difference
     assert paired is not None
     others = {run["seed"]: run["loss"] for run in row.baseline["runs"]}
     seeds = [100 * (run["loss"] - others[run["seed"]]) / paired.baseline for run in row.runs if run["seed"] in others]
     if paired.low is not None and paired.high is not None:
         low, high = (100 * end / paired.baseline for end in (paired.low, paired.high))
-        axis.plot([low, high], [y, y], color=mark.colour, linewidth=2.2, solid_capstyle="butt")
-        axis.plot(seeds, [y + 0.33] * len(seeds), ".", color=mark.colour, markersize=5, markeredgewidth=0)
-    face = mark.colour if paired.excludes_zero else PAPER[dark]
-    point = {"color": mark.colour, "markerfacecolor": face, "markersize": mark.size, "markeredgewidth": 1.2}
-    axis.plot(100 * paired.relative, y, mark.marker, **point)
+        axis.plot([low, high], [y, y], color=style.colour, linewidth=2.2, solid_capstyle="butt")
+        axis.plot(seeds, [y + 0.33] * len(seeds), ".", color=style.colour, markersize=5, markeredgewidth=0)
+    face = style.colour if paired.excludes_zero else PAPER[dark]
+    point = {"color": style.colour, "markerfacecolor": face, "markersize": style.size, "markeredgewidth": 1.2}
+    axis.plot(100 * paired.relative, y, style.marker, **point)
 
 
 def _scaled(spread: Spread | None, power: float) -> Spread | None:

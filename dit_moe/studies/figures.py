@@ -1,4 +1,4 @@
-"""A study as pictures: which ones it has numbers for."""
+"""The figures of a study: which ones there are numbers for, and their files."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from dit_moe.plotting import save_figure
-from dit_moe.studies.draw_quality import draw_differences, draw_loss_vs_flops, draw_quality_vs_active
-from dit_moe.studies.draw_routing import draw_active_by_layer, draw_active_over_training, draw_p_over_training
-from dit_moe.studies.statistics import scores
+from dit_moe.studies.figures_quality import draw_differences, draw_loss_vs_flops, draw_quality_vs_active
+from dit_moe.studies.figures_routing import draw_active_by_layer, draw_active_over_training, draw_p_over_training
+from dit_moe.studies.statistics import summaries
 
 Draw = Callable[..., Any]  # (dark: bool = False) → Figure
-PICTURES: dict[str, Draw] = {
+FIGURES: dict[str, Draw] = {
     "loss_vs_flops": draw_loss_vs_flops,
     "difference_to_baseline": draw_differences,
     "active_over_training": draw_active_over_training,
@@ -23,8 +23,8 @@ PICTURES: dict[str, Draw] = {
 
 
 def figures_of(results: Mapping[str, Any]) -> list[tuple[str, Draw]]:
-    """Name and picture of all that the study has numbers for; call one with `dark` or without for a `Figure`."""
-    rows = scores(results)
+    """Name and function of each figure that there are numbers for; call one with `dark` or without for a `Figure`."""
+    rows = summaries(results)
     runs = [run for row in rows for run in row.runs]
     curves = [run["curves"] for run in runs]
     wanted = {
@@ -35,13 +35,13 @@ def figures_of(results: Mapping[str, Any]) -> list[tuple[str, Draw]]:
         "active_by_layer": any(run["active_layers"] for run in runs),
         "quality_vs_active": any(row.active for row in rows),
     }
-    return [(name, _of(draw, results)) for name, draw in PICTURES.items() if wanted[name]]
+    return [(name, _of(draw, results)) for name, draw in FIGURES.items() if wanted[name]]
 
 
-def save_pictures(results: Mapping[str, Any], folder: Path) -> None:
-    """Each as a PNG; one of an earlier state of the study that is not drawn any more is removed."""
+def save_figures(results: Mapping[str, Any], folder: Path) -> None:
+    """Each as a PNG; a figure of an earlier state of the study that is no longer drawn is removed."""
     drawn = dict(figures_of(results))
-    for name in PICTURES:
+    for name in FIGURES:
         if name in drawn:
             save_figure(drawn[name](), folder / f"{name}.png")
         else:

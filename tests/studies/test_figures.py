@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dit_moe.plotting import LINES, WIDTH
-from dit_moe.studies.draw import figures_of, save_pictures
-from dit_moe.studies.marks import marks, spread_apart
+from dit_moe.studies.figure_styles import spread_apart, styles_of
+from dit_moe.studies.figures import figures_of, save_figures
 from tests.studies.examples import ROWS, results
 
 PHONE = 360  # CSS pixels
@@ -175,7 +175,7 @@ def test_runs_whose_logs_differ_in_length_are_drawn_together():
 
 
 def test_a_variant_looks_alike_in_every_study_of_its_routers_and_unlike_any_other():
-    looks, fewer = (marks(results(names)["variants"]) for names in (None, ["dense", "dtopp"]))
+    looks, fewer = (styles_of(results(names)["variants"]) for names in (None, ["dense", "dtopp"]))
     assert len({(look.colour, look.marker) for look in looks.values()}) == 13
     assert (looks["dtopp"].colour, looks["dtopp"].marker) == (fewer["dtopp"].colour, fewer["dtopp"].marker)
     assert {look.colour for look in looks.values()} <= set(LINES)
@@ -184,7 +184,7 @@ def test_a_variant_looks_alike_in_every_study_of_its_routers_and_unlike_any_othe
 def test_a_router_that_is_not_built_in_gets_a_colour_of_its_own():
     made = results(["dense", "topk", "dtopp"])
     made["variants"][2]["router"] = "expert_choice"
-    assert len({look.colour for look in marks(made["variants"]).values()}) == 3
+    assert len({look.colour for look in styles_of(made["variants"]).values()}) == 3
 
 
 def test_the_band_of_active_experts_is_the_spread_over_seeds_and_steps():
@@ -208,16 +208,16 @@ def test_each_seed_of_a_steered_router_is_seen_off_its_target():
 
 
 def test_variants_of_one_router_have_lines_of_their_own():
-    looks = marks(results()["variants"])
+    looks = styles_of(results()["variants"])
     steered = ["dtopp", "dtopp-layerwise", "dtopp-no-drn", "dtopp-no-pi", "dtopp-16E4A"]
-    assert len({looks[name].style for name in steered}) == 5
+    assert len({looks[name].line for name in steered}) == 5
 
 
 def test_a_picture_that_is_not_drawn_any_more_is_removed(tmp_path):
     other = tmp_path / "other.png"
     for path in (tmp_path / "p_over_training.png", other):
         path.write_bytes(b"old")
-    save_pictures(results(["dense"]), tmp_path)
+    save_figures(results(["dense"]), tmp_path)
     assert sorted(tmp_path.iterdir()) == [tmp_path / "loss_vs_flops.png", other]
 
 

@@ -1,0 +1,196 @@
+"""What `dit-moe compare` does: train and score the runs of a study that are missing, and report on those that exist."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import torch
+
+from dit_moe import config
+from dit_moe.config import ConfigError
+from dit_moe.distributed import join_processes, locked, on_all
+from dit_moe.files import read_object, require_own, require_writable, write_atomically
+from dit_moe.locks import exclusive
+from dit_moe.studies.figures import FIGURES, save_figures
+from dit_moe.studies.jobs import Job, gpu_names, run_jobs, share_machine
+from dit_moe.studies.plan import PlannedRun, experiments_of, first_of_variants, of_variant, plan, prepare_data
+from dit_moe.studies.results import gather
+from dit_moe.studies.score import SCORE, check_config, check_scoring, read_loss, read_score, score_loss, score_metric
+from dit_moe.studies.study import Study, find_study, load_study
+from dit_moe.studies.table import to_csv, to_markdown
+from dit_moe.studies.timing import is_of_here, read_timing, time_variants
+from dit_moe.tasks.train import prepare, resolve_for_dry_run, train
+from dit_moe.training.run_folder import is_begun
+
+STUDY, RESULTS = "study.yaml", "results.json"
+WRITTEN = (STUDY, "table.md", "table.csv", RESULTS, *(f"{name}.png" for name in FIGURES))
+PATIENCE = 60  # seconds that a job of a study which was killed may take to save itself
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """A study and the folder `out` of its runs and results."""
+
+    study: Study
+    path: Path  # of its file
+    overrides: Sequence[str]
+    out: Path
+
+    @classmethod
+    def open(cls, name: str, overrides: Sequence[str], out: Path | None) -> Self:
+        """Of a file, or of a built-in study. ConfigError for mistakes in it."""
+        path = find_study(name)
+        return cls(load_study(path, overrides), path, overrides, out or Path("runs", f"compare-{path.stem}"))
+
+    def run_only(self, name: str) -> None:
+        """Train and score the run VARIANT/SEED."""
+        (run,) = plan(self.study, self.path.parent, self.out, only=name)
+        train_and_score(self.study, run)
+
+    def missing_commands(self) -> list[str]:
+        """A shell command for each run that is missing. Data that do not exist yet are not made."""
+        self._experiments()
+        runs = plan(self.study, self.path.parent, self.out, resolved=resolve_for_dry_run)
+        self._require_own(runs)
+        return [shlex.join(["dit-moe", *self._command(run)]) for run in self._missing(runs)]
+
+    def report(self) -> str:
+        """Write results.json and what is made of it, of the runs that exist; returns the table."""
+        if not self.out.is_dir():
+            problem = f": {self.out} holds no runs; name their folder by --out, or leave --report out"
+            raise ConfigError("--report", problem)
+        self._experiments()
+        runs = plan(self.study, self.path.parent, self.out)
+        self._require_own(runs)
+        return self._report(runs)
+
+    def run_missing(self, at_a_time: int | None) -> tuple[str, list[Job]]:
+        """Run what is missing, `at_a_time` side by side, time the variants, and report; the table, and what failed.
+
+        Ended early, also by a Ctrl-C, it reports on what exists by then.
+        """
+        if at_a_time is not None and at_a_time < 1:
+            raise ConfigError("--jobs", f"={at_a_time} must be at least 1")
+        prepare_data(self._experiments().values())
+        runs = plan(self.study, self.path.parent, self.out)
+        self._require_own(runs)
+        missing = self._missing(runs)
+        for run in first_of_variants(missing):
+            check_scoring(self.study, run)
+        share = share_machine(len(missing), at_a_time, gpu_names())
+        require_writable(self.out)
+        with locked(self.out):
+            write_atomically(self.out / STUDY, config.OF_A_STUDY + config.to_yaml(self.study))
+            failed: list[Job] = []
+            try:
+                failed = run_jobs([self._job(run) for run in missing], share)
+            finally:  # before the times, which matter least
+                table = self._report(runs)
+            if self.study.timing_steps and not failed and self._time(runs):
+                table = self._report(runs)
+        return table, failed
+
+    def _experiments(self) -> dict[str, Any]:
+        """By variant, checked as far as the config alone tells."""
+        experiments = experiments_of(self.study, self.path.parent)
+        for name, experiment in experiments.items():
+            with of_variant(name):
+                check_config(self.study, experiment)
+        return experiments
+
+    def _require_own(self, runs: Sequence[PlannedRun]) -> None:
+        """ValueError if files would be written over that are not of a study."""
+        study = self.out / STUDY
+        begun = study.is_file() and study.read_bytes().startswith(config.OF_A_STUDY.encode())
+        begun = begun or "settings" in read_object(self.out / RESULTS) or any(is_begun(run.folder) for run in runs)
+        require_own(self.out, WRITTEN, begun)
+
+    def _missing(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+        return [run for run in runs if read_score(self.study, run) is None]
+
+    def _command(self, run: PlannedRun) -> list[str]:
+        return ["compare", str(self.path), *self.overrides, "--out", str(self.out), "--only", run.name]
+
+    def _job(self, run: PlannedRun) -> Job:
+        command = [sys.executable, "-m", "dit_moe.cli", *self._command(run)]
+        steps = run.experiment.train.steps
+        return Job(run.name, command, run.folder / "output.txt", log=run.folder / "log.jsonl", steps=steps)
+
+    def _time(self, runs: Sequence[PlannedRun]) -> bool:
+        """Time the variants, unless this machine did so with the same runs, software and threads; whether it did."""
+        first, steps = first_of_variants(runs), self.study.timing_steps
+        timing = read_timing(self.out, first, steps)
+        if timing is not None and is_of_here(timing, first):
+            return False
+        try:
+            time_variants(self.out, first, steps)
+        except torch.OutOfMemoryError as error:
+            problem = str(error).splitlines()[0]
+            remedy = "lower train.micro_batch, or set timing_steps=0"
+            print(f"note: no times per step: {problem}; {remedy}", file=sys.stderr)
+            return False
+        return True
+
+    def _report(self, runs: Sequence[PlannedRun]) -> str:
+        first, steps = first_of_variants(runs), self.study.timing_steps
+        with exclusive(self.out, RESULTS, wait=True):  # --report also writes them, while the runs go on
+            timed = steps and all(run.is_trained() for run in first)
+            results = gather(self.study, self.path.stem, runs, read_timing(self.out, first, steps) if timed else None)
+            table = to_markdown(results)
+            write_atomically(self.out / "table.md", table)
+            write_atomically(self.out / "table.csv", to_csv(results))
+            save_figures(results, self.out)
+            write_atomically(self.out / RESULTS, json.dumps(results, indent=1, allow_nan=False) + "\n")
+        return table
+
+
+# ------------------------------------------------------------------------------------------------------------- one run
+
+
+def train_and_score(study: Study, run: PlannedRun) -> None:
+    """Train to the end, or go on, and score; what is done already is left alone. All processes call it together."""
+    wait_for(run.folder)
+    if _of_main(lambda: read_score(study, run)) is not None:
+        return
+    check_scoring(study, run)
+    if not _of_main(run.is_trained):
+        experiment, dataset = prepare(run.experiment)
+        train(experiment, dataset, run.folder)
+    score = _of_main(lambda: read_loss(study, run))
+    if score is None:
+        score = score_loss(study, run)
+        _keep(score, run)  # also if the metric, which takes longer, fails
+    if study.metric is not None:
+        _keep(score_metric(study, run, score), run)
+
+
+def wait_for(folder: Path, seconds: int = PATIENCE) -> None:
+    """Until no other command is in `folder`; ValueError if that takes too long."""
+    require_writable(folder)
+    for left in reversed(range(seconds)):  # the processes count alike
+        try:
+            with locked(folder):
+                return
+        except ValueError:
+            if not left:
+                raise
+            time.sleep(1)
+
+
+def _of_main(call: Callable[[], T]) -> T:
+    """The main process's answer, so that all do the same next."""
+    return on_all(call)[0]
+
+
+def _keep(score: dict[str, Any], run: PlannedRun) -> None:
+    if join_processes().is_main_process:
+        write_atomically(run.folder / SCORE, json.dumps(score, indent=1, allow_nan=False) + "\n")

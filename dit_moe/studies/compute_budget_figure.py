@@ -35,7 +35,7 @@ def _labels(runs: Sequence[Entry]) -> list[str]:
 
 
 @styled
-def draw_dial(runs: Sequence[Entry], *, dark: bool = False) -> Any:
+def draw_compute_budget(runs: Sequence[Entry], *, dark: bool = False) -> Any:
     """A panel for each quality, a line for each run, the point as trained ringed; beside points, active experts."""
     names = _measures(runs)
     figure, axes = canvas(len(names), height=0.35 + 2.75 * len(names))

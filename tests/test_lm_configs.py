@@ -39,8 +39,12 @@ def test_the_paper_s_runs_are_there():
 
 
 @EACH
-def test_a_file_holds_the_model_and_the_router_that_it_is_called_by(path):
-    model, router = experiment(path).model, router_of(path)
+def test_a_file_differs_from_the_base_in_its_model_alone_which_is_the_one_that_it_is_called_by(path):
+    found, base = load_text_experiment(path), load_text_experiment(FOLDER / "base.yaml")
+    assert set(yaml.safe_load(path.read_text())) == {"base", "model"}
+    for section in ("data", "train", "tokenize", "objective"):
+        assert getattr(found, section) == getattr(base, section)
+    model, router = resolve_text_model(found).model, router_of(path)
     assert re.sub(r"-[\d.]+B(?=-\d+E)", "", model.name) == path.stem.removesuffix(f"-{router}")
     if router:
         options = {"balance_loss": 1e-4, **ROUTERS[router]}
@@ -49,18 +53,6 @@ def test_a_file_holds_the_model_and_the_router_that_it_is_called_by(path):
         dense = experiment(FOLDER / f"{path.stem.split('B')[0]}B.yaml").model.footprint()
         assert model.footprint().active_params == pytest.approx(dense.active_params, rel=5e-3)
         assert model.footprint().forward_flops == pytest.approx(dense.forward_flops, rel=5e-3)
-
-
-@EACH
-def test_runs_differ_in_their_model_alone(path):
-    found, base = load_text_experiment(path), load_text_experiment(FOLDER / "base.yaml")
-    assert set(yaml.safe_load(path.read_text())) == {"base", "model"}
-    assert (found.data, found.train, found.tokenize, found.objective) == (
-        base.data,
-        base.train,
-        base.tokenize,
-        base.objective,
-    )
 
 
 def test_the_data_is_100_billion_tokens_of_dclm_by_gpt_neox_s_tokenizer():
@@ -78,32 +70,20 @@ def test_the_recipe_is_olmoe_s():
     assert (train.schedule, train.warmup_steps, train.min_lr_ratio, train.grad_clip) == ("cosine", 2000, 0.1, 1.0)
     assert train.batch_size * 2048 == pytest.approx(4e6, rel=0.05)
     lines = (FOLDER / "base.yaml").read_text().splitlines()
-    taken = (
-        "lr:",
-        "betas:",
-        "eps:",
-        "weight_decay:",
-        "warmup_steps:",
-        "min_lr_ratio:",
-        "grad_clip:",
-        "batch_size: 2048",
-    )
-    assert all("# OLMoE" in line for line in lines if line.strip().startswith(taken))
+    taken = ["lr", "betas", "eps", "weight_decay", "warmup_steps", "min_lr_ratio", "grad_clip"]
+    starts = (*(f"{name}:" for name in taken), "batch_size: 2048")
+    assert all("# OLMoE" in line for line in lines if line.strip().startswith(starts))
 
 
 @EACH
-def test_what_the_first_line_of_a_config_says_is_true(path):
-    footprint = experiment(path).model.footprint()
+def test_the_first_line_of_a_config_says_what_it_costs_and_it_fits_64_gpus_of_80_gib(path):
+    found = experiment(path)
+    footprint = found.model.footprint()
     line = path.read_text().splitlines()[0]
     shown = [float(number) * {"M": 1e6, "B": 1e9}[unit] for number, unit in re.findall(r"([\d.]+) ([MB])\b", line)]
     assert shown == pytest.approx([footprint.total_params, footprint.active_params][: len(shown)], rel=0.005)
     assert len(shown) == (2 if router_of(path) else 1)
     assert f"{footprint.forward_flops / 2048 / 1e9:.2f} GFLOPs a token" in line
-
-
-@EACH
-def test_every_run_fits_64_gpus_of_80_gib(path):
-    found = experiment(path)
     assert sum(memory(found, "bf16", 64, found.train.micro_batch).values()) < ROOM * 80 * GIB
 
 

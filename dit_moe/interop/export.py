@@ -15,7 +15,7 @@ from dit_moe.interop.transformers_lm import DitMoeForCausalLM, DitMoeLMConfig, s
 from dit_moe.locks import exclusive
 
 PROVENANCE = "dit_moe.json"
-CODE = "modeling_dit_moe_lm"  # for programs that know the folder only: they load it with trust_remote_code=True
+CODE = "modeling_dit_moe_lm"  # for programs that have only the folder: they load it with trust_remote_code=True
 AUTO_MAP = {"AutoConfig": DitMoeLMConfig.__name__, "AutoModelForCausalLM": DitMoeForCausalLM.__name__}
 
 
@@ -26,7 +26,7 @@ def export_run(run: TextRun, folder: str | Path, *, olmoe: bool = False) -> dict
         olmoe: as an OlmoeForCausalLM, which needs none of our code; for top-k routers only.
 
     Returns what the folder's dit_moe.json holds. ValueError if the folder is not empty or cannot be written, if another
-    process writes it, or if the model is none of OLMoE's shape.
+    process writes it, or if the model cannot be an OLMoE.
     """
     folder = Path(folder)
     require_replaceable(folder)

@@ -1,10 +1,9 @@
-"""Text from prompts, by the generation loop of transformers: KV cache, left-padded batches, limits of its sampling."""
+"""Text from prompts, by the generation loop of transformers: KV cache, left-padded batches, top-k and top-p."""
 
 # B batch, S tokens of a prompt, V vocabulary
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -36,12 +35,12 @@ def generate_text(
 ) -> list[str]:
     """What the run writes after each prompt, taken as the beginning of a document, up to the document's end.
 
-    A prompt's draws come from (seed, its index), so that they depend on no other prompt, and no global random state is
-    touched. Computes in the precision of the run's section `sample`.
+    A prompt's draws come from (seed, its index): they do not depend on the other prompts, and the global random state
+    is not touched. Computes in the precision of the run's section `sample`.
 
     Args:
-        prompts: "" begins a document from nothing.
-        max_new_tokens: of each text, if its document does not end before.
+        prompts: "" begins a new document.
+        max_new_tokens: of each text, unless its document ends before.
         temperature: 0 takes the most probable token every time.
         top_k: draw from so many most probable tokens only; None: from all.
         top_p: draw from the fewest tokens that have this probability together; None: from all.
@@ -58,7 +57,8 @@ def generate_text(
             processors.extend([TopKLogitsWarper(top_k)] if top_k is not None else [])
             processors.extend([TopPLogitsWarper(top_p)] if top_p is not None else [])
             processors.append(Draw(draws))
-        with _precision(run, model.device):
+        reduced = run.experiment.sample.precision == "bf16"
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=reduced):
             out_BS = model.generate(
                 tokens_BS,
                 attention_mask=mask_BS,
@@ -71,9 +71,9 @@ def generate_text(
 
 
 class Draw(LogitsProcessor):
-    """Adds Gumbel noise to the logits: the greatest one then is a draw from their distribution.
+    """Adds Gumbel noise to the logits, so that the greatest one is a draw from their distribution.
 
-    Each row has its own generator, which transformers' sampling from the global one cannot give it.
+    Each row has its own generator; transformers' own sampling uses the global one.
     """
 
     def __init__(self, generators: Sequence[torch.Generator]) -> None:
@@ -85,7 +85,7 @@ class Draw(LogitsProcessor):
 
 
 def _left_padded(tokenizer: TextTokenizer, prompts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, [B, S] both; every document begins behind an end of one, as in training."""
+    """Token ids and mask, [B, S] both; every document begins behind an end of text, as in training."""
     rows = [[tokenizer.eos, *tokenizer.encode(prompt)] for prompt in prompts]
     length = max(map(len, rows))
     padded = [[tokenizer.eos] * (length - len(row)) + row for row in rows]
@@ -95,9 +95,3 @@ def _left_padded(tokenizer: TextTokenizer, prompts: Sequence[str], device: torch
 
 def _document(tokenizer: TextTokenizer, ids: list[int]) -> str:
     return tokenizer.decode(ids[: ids.index(tokenizer.eos)] if tokenizer.eos in ids else ids)
-
-
-def _precision(run: TextRun, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    if run.experiment.sample.precision == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext()

@@ -48,11 +48,11 @@ TRANSPOSED = ("experts.w_in", "experts.w_out", "experts.gate_up_proj", "experts.
 def from_olmoe(source: OlmoeForCausalLM | str | PathLike[str], implementation: Implementation = "grouped") -> LM:
     """Our model with the weights of an OLMoE: one in memory, a folder, or a name on the Hugging Face hub.
 
-    Weights become fp32, whatever they were. What OLMoE's config calls `router_aux_loss_coef` becomes the coefficient
-    of our balance loss, which counts each layer by itself and the share of pairs, as OLMoE was trained; transformers
-    pools the layers and counts pairs per token, k times as much.
+    Weights become fp32. The config's `router_aux_loss_coef` becomes the coefficient of our balance loss, which takes
+    each layer by itself and shares of pairs, as OLMoE was trained; that of transformers pools the layers and takes
+    pairs per token, k times as much.
 
-    ValueError names the field of a config that asks for what our model does not have.
+    ValueError names a field of the config that our model cannot follow.
     """
     if not isinstance(source, OlmoeForCausalLM):
         source = OlmoeForCausalLM.from_pretrained(source, dtype=torch.float32)
@@ -67,8 +67,8 @@ def from_olmoe(source: OlmoeForCausalLM | str | PathLike[str], implementation: I
 def to_olmoe(lm: LM, *, eos_token_id: int | None = None, pad_token_id: int | None = None) -> OlmoeForCausalLM:
     """`lm` as an OlmoeForCausalLM with copies of its weights; the token ids go into its config.
 
-    Raises ConfigError that says why, unless `lm` has top-k routers without normalization of their logits, experts in
-    every block, and none that are shared.
+    ConfigError that says why unless `lm` has top-k routers without normalised logits, experts in every block, and no
+    shared experts.
     """
     with no_init_weights():  # they are all loaded
         model = OlmoeForCausalLM(config_to_olmoe(lm.config, eos_token_id, pad_token_id))
@@ -87,7 +87,7 @@ def weights_from_olmoe(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def weights_to_olmoe(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by our names → by OLMoE's; what it has no place for, such as the routers' last loads, is left out."""
+    """Tensors by our names → by OLMoE's; what it does not have, such as the routers' last loads, is left out."""
     return {
         _renamed(name, NAMES): _laid_out(name, tensor)
         for name, tensor in state.items()
@@ -99,7 +99,7 @@ def _renamed(name: str, names: Mapping[str, str]) -> str:
     block = re.search(r"\.(\d+)\.", name)
     pattern = re.sub(r"\.\d+\.", ".#.", name, count=1)
     if pattern not in names:
-        raise ValueError(f"the weight {name} is none of OLMoE's")
+        raise ValueError(f"the weight {name} is not one of OLMoE's")
     return names[pattern].replace("#", block[1]) if block else names[pattern]
 
 
@@ -111,7 +111,7 @@ def _laid_out(name: str, tensor: Tensor) -> Tensor:
 
 
 def config_from_olmoe(theirs: OlmoeConfig, implementation: Implementation = "grouped") -> LMConfig:
-    """The shape of an OLMoE. ValueError names a field that asks for what our model does not have."""
+    """The shape of an OLMoE. ValueError names a field that our model cannot follow."""
     rope: dict[str, Any] = dict(theirs.rope_parameters or {})
     _require(theirs.attention_bias is False, theirs, "attention_bias", "our attention has no biases")
     _require(theirs.attention_dropout == 0, theirs, "attention_dropout", "our model has no dropout; set it to 0")

@@ -1,4 +1,4 @@
-"""The language model as one of `transformers`: from_pretrained, save_pretrained, generate with a KV cache.
+"""The language model as one of `transformers`: from_pretrained, save_pretrained, generate with a KV cache, Trainer.
 
 Importing this module registers the model type ``dit_moe_lm`` with AutoConfig and AutoModelForCausalLM.
 """
@@ -10,12 +10,23 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import reduce
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
@@ -24,7 +35,7 @@ from transformers.utils.generic import can_return_tuple
 from dit_moe import config
 from dit_moe.interop.upgrade import load_upgraded
 from dit_moe.models import LM, MODELS, LMConfig
-from dit_moe.moe import routers_of
+from dit_moe.moe import routers_of, update_routers
 
 if TYPE_CHECKING:
     from dit_moe.text.tokenizer import TextTokenizer
@@ -35,33 +46,24 @@ CACHE_NAMES = ("cache", "past_key_values")
 CACHE = next(name for name in CACHE_NAMES if name in inspect.signature(create_causal_mask).parameters)
 
 
-class Follows:
-    """An attribute that the architecture decides: it can be set to what it is, and ValueError to anything else.
+def _decided_by_lm(name: str, value: Callable[[LMConfig], Any]) -> Any:
+    """A field that the architecture decides: it can be set to the value it has, and ValueError to any other."""
 
-    Args:
-        rule: its value.
-    """
+    def get(self: DitMoeLMConfig) -> Any:
+        return value(self.architecture)
 
-    def __init__(self, rule: Callable[[LMConfig], Any]) -> None:
-        self.rule = rule
+    def require_equal(self: DitMoeLMConfig, given: Any) -> None:
+        if given != get(self):
+            raise ValueError(f"{name}={given} contradicts the model, which has {get(self)}; leave it out")
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, instance: DitMoeLMConfig | None, owner: type) -> Any:
-        return self if instance is None else self.rule(instance.architecture)
-
-    def __set__(self, instance: DitMoeLMConfig, value: Any) -> None:
-        has = self.rule(instance.architecture)
-        if value != has:
-            raise ValueError(f"{self.name}={value} contradicts the model, which has {has}; leave it out")
+    return property(get, require_equal)
 
 
 class DitMoeLMConfig(PreTrainedConfig):
     """An `LMConfig` as JSON, and the token ids that generation needs.
 
     Args:
-        lm: the fields of `LMConfig`, as `dit_moe.config.dump` writes them; there is no second list of them here.
+        lm: the fields of `LMConfig`, as `dit_moe.config.dump` writes them.
     """
 
     model_type = "dit_moe_lm"
@@ -92,21 +94,21 @@ class DitMoeLMConfig(PreTrainedConfig):
         """What the model is built from. ConfigError for a field that is wrong or missing."""
         return config.build(LMConfig, self.lm or {}, "lm")
 
-    # The names by which transformers' caches and lm-evaluation-harness ask.
-    vocab_size = Follows(lambda lm: lm.need("vocab_size"))
-    hidden_size = Follows(lambda lm: lm.need("width"))
-    num_hidden_layers = Follows(lambda lm: lm.need("depth"))
-    num_attention_heads = Follows(lambda lm: lm.need("heads"))
-    num_key_value_heads = Follows(lambda lm: lm.kv_heads or lm.need("heads"))
-    max_position_embeddings = Follows(lambda lm: lm.need("max_length"))
-    tie_word_embeddings = Follows(lambda lm: lm.tied)
+    # Fields that transformers' caches and lm-evaluation-harness read.
+    vocab_size = _decided_by_lm("vocab_size", lambda lm: lm.need("vocab_size"))
+    hidden_size = _decided_by_lm("hidden_size", lambda lm: lm.need("width"))
+    num_hidden_layers = _decided_by_lm("num_hidden_layers", lambda lm: lm.need("depth"))
+    num_attention_heads = _decided_by_lm("num_attention_heads", lambda lm: lm.need("heads"))
+    num_key_value_heads = _decided_by_lm("num_key_value_heads", lambda lm: lm.kv_heads or lm.need("heads"))
+    max_position_embeddings = _decided_by_lm("max_position_embeddings", lambda lm: lm.need("max_length"))
+    tie_word_embeddings = _decided_by_lm("tie_word_embeddings", lambda lm: lm.tied)
 
 
 class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
     """`LM` behind the interface of transformers.
 
-    Thresholds of the routers are buffers and travel with the weights; `RouterCallback` moves them. Routers stay in the
-    precision they have, fp32, whatever dtype the rest is loaded in or cast to: a threshold in bf16 is up to 0.4 % off.
+    The routers' thresholds are buffers that are saved with the weights; `RouterCallback` moves them. Routers stay in
+    fp32, whatever dtype the rest is loaded in or cast to: a threshold in bf16 is up to 0.4 % off.
 
     Args:
         config: what to build.
@@ -131,7 +133,7 @@ class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As in transformers, but ValueError, not a warning and random weights, where the file lacks some."""
+        """As in transformers, but missing weights are a ValueError, where that warns and makes random ones."""
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
         source = args[0] if args else kwargs["pretrained_model_name_or_path"]
@@ -144,10 +146,10 @@ class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
         return (model, info) if output_loading_info else model
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: the network comes initialised, and from_pretrained takes no incomplete file."""
+        """Nothing: the network is initialised already, and from_pretrained refuses incomplete files."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Moves and casts, such as ``.to(torch.bfloat16)``; the latter leave routers as they are."""
+        """Move or cast, as ``.to(torch.bfloat16)`` does; a cast leaves routers as they are."""
         routers = [tensor for router in routers_of(self.lm) for tensor in (*router.parameters(), *router.buffers())]
         kept = {id(each) for each in [*routers, *(tensor.grad for tensor in routers)]}
 
@@ -167,7 +169,7 @@ class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
         return self.lm.embed if self.lm.head is None else self.lm.head
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, but always in evaluation mode, in which routers count no tokens."""
+        """As in transformers, but always in evaluation mode, in which routers keep no statistics."""
         with _evaluating(self):
             parent: Any = super()
             return parent.generate(*args, **kwargs)
@@ -205,7 +207,7 @@ class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
         In training mode, `aux_loss` is the weighted sum of the routers' loss terms, and `loss` includes it, as the
         trainer's does. With `num_items_in_batch`, `loss` is this micro-batch's share of both.
 
-        Raises ValueError for outputs that this model has not, TypeError for arguments it does not know.
+        Raises ValueError for outputs that this model does not have, TypeError for unknown arguments.
         """
         outputs = {
             "output_attentions": output_attentions,
@@ -282,7 +284,7 @@ def wrap(lm: LM, tokenizer: TextTokenizer | None = None) -> DitMoeForCausalLM:
 
 
 def set_tokens(model: PreTrainedModel, tokenizer: TextTokenizer) -> None:
-    """Let generation begin and stop with the tokenizer's end of a document, and write none but its ids."""
+    """Let generation begin and stop with the tokenizer's end of text, and write only ids that it has."""
     pad = tokenizer.hf.pad_token_id
     ids = {"bos_token_id": tokenizer.eos, "eos_token_id": tokenizer.eos}
     ids["pad_token_id"] = tokenizer.eos if pad is None else pad
@@ -290,13 +292,13 @@ def set_tokens(model: PreTrainedModel, tokenizer: TextTokenizer) -> None:
     for name, value in ids.items():
         setattr(model.config, name, value)
         setattr(generation, name, value)
-    # Rows of the embedding beyond the tokenizer's ids only round its size up; nothing could be written for them.
+    # Rows of the embedding beyond the tokenizer's ids only round its size up.
     generation.suppress_tokens = list(range(tokenizer.vocab_size, model.config.vocab_size)) or None
 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """While entered, every module is in evaluation mode; then each in its own again."""
+    """While entered, every module is in evaluation mode; afterwards each is in its own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -304,6 +306,18 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+class RouterCallback(TrainerCallback):
+    """Moves thresholds and the loads of the balance loss, by the counts of all micro-batches and processes.
+
+    `Trainer(model, args, callbacks=[RouterCallback()], ...)`. Tokens of padding count as any other.
+    """
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        update_routers(kwargs["model"], partial(reduce, reduction="sum"), report=False)
 
 
 AutoConfig.register(DitMoeLMConfig.model_type, DitMoeLMConfig, exist_ok=True)

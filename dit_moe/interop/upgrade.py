@@ -14,12 +14,12 @@ from dit_moe.checkpoint import upgraded
 
 
 def load_upgraded(model: nn.Module, info: dict[str, Any], source: str | PathLike[str], options: dict[str, Any]) -> None:
-    """Load what the modules of `model` had another form of before, and take it off the lists of what does not fit.
+    """Load weights whose modules had another form before, and remove their names from the lists of what does not fit.
 
     Args:
         info: what `from_pretrained` found; its lists of missing and unexpected keys are changed.
-        source: a folder, or a name on the hub whose files `from_pretrained` has just fetched …
-        options: … with these.
+        source: a folder, or a name on the hub whose files `from_pretrained` has just fetched.
+        options: its keyword arguments.
     """
     folder = Path(source)
     if not folder.is_dir():

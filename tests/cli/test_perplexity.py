@@ -87,32 +87,27 @@ def test_the_held_out_split_is_scored_by_default_with_all_that_made_the_number(t
     assert {"dit_moe", "torch", "transformers"} <= set(report["versions"])
 
 
-def test_files_of_text_are_documents_each(trained, tmp_path):
+def test_words_are_files_of_a_document_each_or_keys_of_the_sections_eval_and_sample(trained, tmp_path):
     files = [trained / "text" / f"{number:02}.txt" for number in (2, 5, 8, 11)]
-    assert cli("perplexity", trained / "run", *files, "--out", tmp_path / "files.json") == 0
-    assert cli("perplexity", trained / "run", "--out", tmp_path / "heldout.json") == 0
-    of_files, of_split = result(tmp_path / "files.json"), result(tmp_path / "heldout.json")
-    assert [each["file"] for each in of_files.pop("text")["files"]] == list(map(str, files))
-    del of_split["text"]
-    assert of_files == of_split
-
-
-def test_options_are_short_for_keys_of_the_section_eval(trained, tmp_path):
-    options = ["--stride", 8, "--batch-size", 3, "--max-documents", 2]
-    keys = ["stride=8", "batch_size=3", "eval.max_documents=2"]
-    for name, words in (("options", options), ("keys", keys)):
-        assert cli("perplexity", trained / "run", "--out", tmp_path / f"{name}.json", *words) == 0
-    assert result(tmp_path / "options.json") == result(tmp_path / "keys.json")
-    report = result(tmp_path / "keys.json")
-    assert report["documents"] == 2 and report["settings"]["stride"] == 8 and report["settings"]["batch_size"] == 3
-
-
-def test_keys_of_the_section_sample_choose_weights_and_precision(trained, tmp_path):
-    for name, words in (("plain", []), ("model", ["weights=model"]), ("bf16", ["sample.precision=bf16"])):
-        assert cli("perplexity", trained / "run", *words, "--out", tmp_path / f"{name}.json") == 0
-    plain, model, bf16 = (result(tmp_path / f"{name}.json") for name in ("plain", "model", "bf16"))
-    assert model["weights_sha256"] != plain["weights_sha256"] and model["loss"] != plain["loss"]
-    assert bf16["loss"] != plain["loss"] and bf16["loss"] == pytest.approx(plain["loss"], rel=1e-2)
+    words = {
+        "plain": [],
+        "files": files,
+        "options": ["--stride", 8, "--batch-size", 3, "--max-documents", 2],
+        "keys": ["stride=8", "batch_size=3", "eval.max_documents=2"],
+        "model": ["weights=model"],
+        "bf16": ["sample.precision=bf16"],
+    }
+    reports = {}
+    for name, each in words.items():
+        assert cli("perplexity", trained / "run", "--out", tmp_path / f"{name}.json", *each) == 0
+        reports[name] = result(tmp_path / f"{name}.json")
+    plain, of_files, keys = reports["plain"], reports["files"], reports["keys"]
+    assert [each["file"] for each in of_files["text"]["files"]] == list(map(str, files))
+    assert of_files == plain | {"text": of_files["text"]}
+    assert reports["options"] == keys and keys["documents"] == 2
+    assert (keys["settings"]["stride"], keys["settings"]["batch_size"]) == (8, 3)
+    assert reports["model"]["weights_sha256"] != plain["weights_sha256"] and reports["model"]["loss"] != plain["loss"]
+    assert reports["bf16"]["loss"] != plain["loss"] == pytest.approx(reports["bf16"]["loss"], rel=1e-2)
 
 
 def test_an_earlier_checkpoint_leaves_its_result_in_the_run_folder_too(trained):
@@ -134,9 +129,16 @@ def test_the_table_fits_a_narrow_terminal_and_leaves_out_what_is_not_known(capsy
 # ------------------------------------------------------------------------------------------------------------ mistakes
 
 
-@pytest.mark.parametrize(
-    "words, message",
-    [
+def test_bad_input_is_one_message_and_nothing_is_written(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    (run / "perplexity.json").unlink(missing_ok=True)
+    Path("folder").mkdir()
+    Path("empty.txt").touch()
+    Path("latin.txt").write_bytes("Café".encode("latin-1"))
+    Path("good.txt").write_text("Good.")
+    before = sorted(Path().rglob("*"))
+    for words, message in (
         (["gone.txt"], "gone.txt does not exist; name files of UTF-8 text"),
         (["folder"], "folder is a folder; name files of UTF-8 text"),
         (["empty.txt"], "empty.txt is empty; leave it out"),
@@ -148,21 +150,11 @@ def test_the_table_fits_a_narrow_terminal_and_leaves_out_what_is_not_known(capsy
         (["--batch-size", "few"], "eval.batch_size=few"),
         (["--max-documents", "0"], "eval.max_documents=0 must be at least 1"),
         (["strides=3"], "sample.strides is not a known key"),
-    ],
-)
-def test_bad_input_is_one_message_and_nothing_is_written(trained, tmp_path, monkeypatch, capsys, words, message):
-    monkeypatch.chdir(tmp_path)
-    run = shutil.copytree(trained / "run", tmp_path / "run")
-    (run / "perplexity.json").unlink(missing_ok=True)
-    Path("folder").mkdir()
-    Path("empty.txt").touch()
-    Path("latin.txt").write_bytes("Café".encode("latin-1"))
-    Path("good.txt").write_text("Good.")
-    before = sorted(Path().rglob("*"))
-    assert cli("perplexity", run, *words) == 2
-    printed = capsys.readouterr()
-    assert f"error: {message}" in printed.err and not printed.out
-    assert sorted(Path().rglob("*")) == before and Path("good.txt").read_text() == "Good."
+    ):
+        assert cli("perplexity", run, *words) == 2
+        printed = capsys.readouterr()
+        assert f"error: {message}" in printed.err and not printed.out
+        assert sorted(Path().rglob("*")) == before and Path("good.txt").read_text() == "Good."
 
 
 def test_a_run_of_images_and_a_folder_that_is_no_run_are_refused(finished_run, tmp_path, capsys):
@@ -181,17 +173,15 @@ def without_heldout(trained):
     moved.rename(trained / "heldout")
 
 
-def test_held_out_tokens_that_are_gone_are_named(without_heldout, capsys):
+def test_held_out_tokens_that_are_gone_or_of_another_tokenizer_are_refused(without_heldout, tmp_path, capsys):
+    folder = without_heldout / "heldout"
     assert cli("perplexity", without_heldout / "run") == 2
-    assert f"{without_heldout / 'heldout'} holds no tokens" in capsys.readouterr().err
-
-
-def test_held_out_tokens_of_another_tokenizer_are_refused(without_heldout, tmp_path, capsys):
+    assert f"{folder} holds no tokens" in capsys.readouterr().err
     other = open_tokenizer(TokenizerConfig())
     other.hf.add_tokens(["Document"])
     other.save(tmp_path / "other")
     tokenize(without_heldout, name=str(tmp_path / "other"))
     assert cli("perplexity", without_heldout / "run") == 2
     message = capsys.readouterr().err
-    assert f"data.heldout={without_heldout / 'heldout'}: the tokens were made by the tokenizer" in message
+    assert f"data.heldout={folder}: the tokens were made by the tokenizer" in message
     assert "use that tokenizer, or tokenise the text anew" in message

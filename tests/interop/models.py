@@ -12,6 +12,7 @@ from dit_moe.text.sequences import TokensConfig
 from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
 
 ROUTERS = {"dtopp": DTopPConfig(), "layerwise": DTopPConfig(layerwise=True), "topk": TopKConfig(renormalize=False)}
+ROUTERS["topk_drn"] = TopKConfig(drn=True)
 ROUTERS["heavy"] = DTopPConfig(balance_loss=1.0, dynamic_loss=0.3, z_loss=0.1)  # whose loss terms tell
 
 

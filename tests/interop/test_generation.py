@@ -19,27 +19,20 @@ def run(tmp_path):
     return tiny_run(tmp_path)
 
 
-def test_the_same_seed_writes_the_same_and_another_one_something_else(run):
+def test_a_text_depends_on_the_seed_and_its_number_and_on_nothing_else(run):
+    state = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     how = {"max_new_tokens": 20, "temperature": 0.9, "top_p": 0.95, "top_k": 100}
-    once = generate_text(run, PROMPTS, seed=3, **how)
-    assert generate_text(run, PROMPTS, seed=3, **how) == once
-    assert all(a != b for a, b in zip(generate_text(run, PROMPTS, seed=4, **how), once, strict=True))
-    assert once[1] != once[4]  # the same prompt twice is written on in two ways
-
-
-def test_a_text_depends_on_no_other_prompt_nor_on_the_batch(run):
-    whole = generate_text(run, PROMPTS, max_new_tokens=20, seed=3)
-    assert generate_text(run, PROMPTS, max_new_tokens=20, seed=3, batch_size=1) == whole
-    assert generate_text(run, PROMPTS[:2], max_new_tokens=20, seed=3) == whole[:2]
-
-
-def test_the_global_random_state_is_neither_read_nor_touched(run):
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    once = generate_text(run, PROMPTS, max_new_tokens=5)
+    once = generate_text(run, PROMPTS, seed=3, **how)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(1)
-    assert generate_text(run, PROMPTS, max_new_tokens=5) == once
+    assert generate_text(run, PROMPTS, seed=3, batch_size=1, **how) == once
+    assert generate_text(run, PROMPTS[:2], seed=3, **how) == once[:2]
+    assert all(a != b for a, b in zip(generate_text(run, PROMPTS, seed=4, **how), once, strict=True))
+    assert once[1] != once[4]  # the same prompt twice is written on in two ways
+    assert not run.model.training  # and the model is left as it was
+    assert all(torch.equal(tensor, state[name]) for name, tensor in run.model.state_dict().items())
 
 
 def test_without_temperature_it_is_the_most_probable_text_whatever_the_seed(run):
@@ -71,10 +64,3 @@ def test_draws_follow_the_distribution_and_leave_out_what_is_forbidden():
     assert share[4] == 0
     for found, wanted in zip(share[:4].tolist(), prob[:4].tolist(), strict=True):
         assert abs(found - wanted) < 4 * math.sqrt(wanted * (1 - wanted) / 4000)
-
-
-def test_the_model_is_left_as_it_was(run):
-    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
-    generate_text(run, PROMPTS, max_new_tokens=5)
-    assert not run.model.training
-    assert all(torch.equal(tensor, before[name]) for name, tensor in run.model.state_dict().items())

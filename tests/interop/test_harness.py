@@ -86,7 +86,7 @@ def chosen(lm, tokenizer, question):
     return max(range(2), key=scores.__getitem__)
 
 
-def test_the_hf_interface_judges_an_exported_folder_as_our_model_would(tmp_path, tasks):
+def test_the_hf_interface_evaluates_an_exported_folder_as_our_model_would(tmp_path, tasks):
     run = tiny_run(tmp_path)
     export_run(run, tmp_path / "out")
     made = lm_eval.simple_evaluate(
@@ -102,7 +102,6 @@ def test_the_hf_interface_judges_an_exported_folder_as_our_model_would(tmp_path,
     assert 0 < sum(expected) < len(expected)
     found = [sample["acc"] for sample in sorted(made["samples"]["sums"], key=lambda sample: sample["doc_id"])]
     assert found == expected
-    assert made["results"]["sums"]["acc,none"] == sum(expected) / len(expected)
 
 
 def test_likelihoods_of_the_harness_are_those_of_our_model(tmp_path):
@@ -152,21 +151,18 @@ def test_the_papers_thirteen_tasks_are_known_to_the_harness(index):
         choose_tasks(CONFIGS / "tasks.yaml", ["piqa", "arc_eazy"])
 
 
-@pytest.mark.parametrize(
-    "names, both",
-    [
+def test_a_task_listed_twice_is_refused_before_anything_is_loaded(index):
+    for names, both in (
         (["mmlu", "piqa", "mmlu_anatomy"], "'mmlu_anatomy' is listed twice, in 'mmlu' and 'mmlu_anatomy'"),
         (["mmlu_stem", "mmlu"], "is listed twice, in 'mmlu_stem' and 'mmlu'"),
         (["arc_easy", "ai2_arc"], "'arc_easy' is listed twice, in 'arc_easy' and 'ai2_arc'"),  # a tag
         (["piqa", "piqa"], "'piqa' is listed twice, in 'piqa' and 'piqa'"),
-    ],
-)
-def test_a_task_listed_twice_is_told_before_anything_is_loaded(index, names, both):
-    with pytest.raises(ValueError, match=both):
-        choose_tasks(CONFIGS / "tasks.yaml", names)
+    ):
+        with pytest.raises(ValueError, match=both):
+            choose_tasks(CONFIGS / "tasks.yaml", names)
 
 
-def test_a_folder_without_weights_is_told_in_a_line(tmp_path):
+def test_a_folder_without_weights_is_refused_in_one_line(tmp_path):
     wrap(tiny_lm()).config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"^{tmp_path} cannot be opened: [^\\n]*model.safetensors[^\\n]*$"):
         open_model(tmp_path, [], torch.device("cpu"))
@@ -257,7 +253,7 @@ def call(*words):
     command.run(parser.parse_args([str(word) for word in words]))
 
 
-def test_the_command_judges_a_run_and_its_exported_folder_alike(tmp_path, tasks, index, monkeypatch, capsys):
+def test_the_command_evaluates_a_run_and_its_exported_folder_alike(tmp_path, tasks, index, monkeypatch, capsys):
     run = tiny_run(tmp_path, tiny_lm("topk"))
     export_run(run, tmp_path / "out")
     listed = tmp_path / "list.yaml"
@@ -274,14 +270,11 @@ def test_the_command_judges_a_run_and_its_exported_folder_alike(tmp_path, tasks,
     assert capsys.readouterr().out.count("sums") == 2
 
 
-@pytest.mark.parametrize(
-    "words, message",
-    [
+def test_mistakes_are_refused_before_the_work_starts():
+    for words, message in (
         (["x", "--limit", "0"], "--limit 0 must be at least 1"),
         (["x", "--batch-size", "0"], "--batch-size 0 must be at least 1"),
         (["x", "--config", "no.yaml"], "no.yaml does not exist"),
-    ],
-)
-def test_mistakes_are_told_before_the_work_starts(words, message):
-    with pytest.raises(ValueError, match=message):
-        call(*words)
+    ):
+        with pytest.raises(ValueError, match=message):
+            call(*words)

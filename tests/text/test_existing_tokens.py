@@ -161,15 +161,3 @@ def test_until_the_first_shard_is_made_everything_may_change(tmp_path):
 def test_a_corpus_of_empty_documents_is_refused(tmp_path, shard_tokens):
     with pytest.raises(ValueError, match=r"^tokenize.corpus is empty: the split train has no text; name some"):
         tokenized(tmp_path / "tokens", [""] * 5, shard_tokens=shard_tokens)
-    assert not (tmp_path / "tokens" / "manifest.json").exists()
-
-
-def test_mistakes_in_the_sections_are_named_with_their_whole_path(tmp_path):
-    nowhere = corpus("files", path=str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigError, match=r"^tokenize.corpus.path=.*nowhere names no files"):
-        Tokenization(TokenizeConfig(corpus=nowhere), tmp_path, "train")
-    missing = TokenizerConfig(name=str(tmp_path))
-    with pytest.raises(ConfigError, match=r"^tokenize.tokenizer.name=.* cannot be loaded"):
-        Tokenization(TokenizeConfig(corpus=nowhere, tokenizer=missing), tmp_path, "train")
-    with pytest.raises(ConfigError, match=r"^shard_tokens=0 must be at least 1"):
-        TokenizeConfig(corpus=nowhere, shard_tokens=0)

@@ -1,4 +1,4 @@
-"""images.npz written as the images come: what readers find, and that nothing half-written is ever in place."""
+"""images.npz: what its arrays must be, what readers find in a written one, and that no half-written one is in place."""
 
 import os
 import struct
@@ -7,10 +7,62 @@ import zipfile
 import numpy as np
 import pytest
 
-from dit_moe.data.npz import image_writer, write_images
+from dit_moe.data import npz
+from dit_moe.data.npz import blocks, image_writer, require_images, require_labels, write_images
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
 LABELS = np.arange(7)
+
+
+def with_a_nan(image):
+    floats = IMAGES.astype(np.float32)
+    floats[image, 3, 4, 1] = np.nan
+    return floats
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (IMAGES / 255, "dtype float64; save them as uint8"),
+        (IMAGES.astype(np.int64), "dtype int64; save them as uint8"),
+        (with_a_nan(4), "image 4 holds NaN or infinity"),
+        (np.full((2, 3), np.inf), "image 0 holds NaN or infinity"),
+        (IMAGES[0], r"\(8, 8, 3\); wanted \[N, height, width, channels\] with 1 or 3 channels; an axis is missing"),
+        (IMAGES.transpose(0, 3, 1, 2), r"the channels seem to stand first: save images.transpose\(0, 2, 3, 1\)"),
+        (IMAGES[..., :2], r"\(7, 8, 8, 2\); wanted .* with 1 or 3 channels"),
+        (IMAGES[:0], r"nothing in images of shape \(0, 8, 8, 3\)"),
+        (IMAGES[:, :0], r"nothing in images of shape \(7, 0, 8, 3\)"),
+        (np.ones((), np.uint8), r"images have shape \(\)"),
+    ],
+)
+def test_other_arrays_than_images_are_refused_naming_their_source_and_a_remedy(images, message):
+    with pytest.raises(ValueError, match=f"run 7: .*{message}"):
+        require_images(images, "run 7")
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (LABELS[:5], r"int64 of shape \(5,\); wanted one whole number for each of 7 images"),
+        (LABELS / 2, "labels are float64"),
+        (LABELS[:, None], r"of shape \(7, 1\)"),
+        (LABELS - 1, "label -1 of image 0 is negative"),
+    ],
+)
+def test_other_arrays_than_labels_are_refused(labels, message):
+    with pytest.raises(ValueError, match=f"run 7: .*{message}"):
+        require_labels(labels, 7, "run 7")
+
+
+def test_a_nan_is_found_in_every_block(monkeypatch):
+    monkeypatch.setattr(npz, "BLOCK", 2 * 8 * 8 * 3 * 4)  # two images
+    assert [start for start, _ in blocks(with_a_nan(0))] == [0, 2, 4, 6]
+    for image in range(7):
+        with pytest.raises(ValueError, match=f"image {image} holds NaN"):
+            require_images(with_a_nan(image), "run 7")
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
 
 
 def written(path, parts, count=7, labels=LABELS):
@@ -25,18 +77,15 @@ def read(path):
 
 
 @pytest.mark.parametrize("cuts", [[], [3], [1, 2, 6]])
-def test_a_set_written_in_batches_is_byte_for_byte_the_one_written_at_once(tmp_path, cuts):
-    written(tmp_path / "parts.npz", np.split(IMAGES, cuts))
-    write_images(tmp_path / "whole.npz", IMAGES, LABELS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_set_written_in_batches_is_byte_for_byte_the_one_written_at_once(tmp_path, cuts, channels):
+    images = IMAGES[..., :channels]  # a view of another layout, if of one channel
+    written(tmp_path / "parts.npz", np.split(images, cuts))
+    write_images(tmp_path / "whole.npz", images, LABELS)
     assert (tmp_path / "parts.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
     with np.load(tmp_path / "parts.npz") as arrays:
         assert arrays.files == ["arr_0", "labels"]
-        assert np.array_equal(arrays["arr_0"], IMAGES) and np.array_equal(arrays["labels"], LABELS)
-
-
-def test_images_that_are_views_of_another_layout_are_written_in_order(tmp_path):
-    written(tmp_path / "images.npz", [IMAGES.transpose(0, 3, 1, 2).copy().transpose(0, 2, 3, 1)])
-    assert np.array_equal(read(tmp_path / "images.npz"), IMAGES)
+        assert np.array_equal(arrays["arr_0"], images) and np.array_equal(arrays["labels"], LABELS)
 
 
 def test_adms_way_of_reading_finds_the_images_without_loading_them(tmp_path):
@@ -70,46 +119,39 @@ def test_only_an_entry_beyond_two_gigabytes_has_the_fields_of_zip64_and_says_so(
     assert found == (plain if limit is None else [(45, 0xFFFFFFFF, 20), plain[1]])
 
 
+def interrupted():
+    yield IMAGES[:3]
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize(
-    ("parts", "message"),
+    "parts, labels, error, message",
     [
-        ([IMAGES[:3]], "3 of 7 images; the rest was never made"),
-        ([], "0 of 7 images"),
-        ([IMAGES, IMAGES[:1]], "more than the 7 images"),
-        ([IMAGES[:3], IMAGES[3:, :4]], r"images of \(4, 8, 3\) follow such of \(8, 8, 3\)"),
-        ([IMAGES[:3], np.full((4, 8, 8, 3), np.nan)], "image 0 holds NaN or infinity"),
-        ([IMAGES / 255], "dtype float64; save them as uint8"),
-        ([IMAGES[..., :2]], "with 1 or 3 channels"),
+        ([IMAGES[:3]], LABELS, ValueError, "images.npz: 3 of 7 images; the rest was never made"),
+        ([], LABELS, ValueError, "images.npz: 0 of 7 images"),
+        ([IMAGES, IMAGES[:1]], LABELS, ValueError, "images.npz: more than the 7 images"),
+        ([IMAGES[:3], IMAGES[3:, :4]], LABELS, ValueError, r"images of \(4, 8, 3\) follow such of \(8, 8, 3\)"),
+        ([IMAGES[:3], IMAGES[3:] / 255], LABELS, ValueError, "images.npz: .*save them as uint8"),
+        ([IMAGES], LABELS[:6], ValueError, r"images.npz: labels are int64 of shape \(6,\)"),
+        (interrupted(), LABELS, KeyboardInterrupt, None),
     ],
+    ids=["few", "none", "many", "size", "dtype", "labels", "interrupted"],
 )
-def test_an_incomplete_or_impossible_set_is_refused_and_the_old_file_stays(tmp_path, parts, message):
+def test_a_set_that_is_not_finished_or_is_refused_leaves_the_old_file(tmp_path, parts, labels, error, message):
     write_images(tmp_path / "images.npz", IMAGES[:2])
-    with pytest.raises(ValueError, match=f"images.npz: .*{message}"):
-        written(tmp_path / "images.npz", parts)
+    with pytest.raises(error, match=message):
+        written(tmp_path / "images.npz", parts, labels=labels)
     assert [path.name for path in tmp_path.iterdir()] == ["images.npz"]
     assert np.array_equal(read(tmp_path / "images.npz"), IMAGES[:2])
 
 
-def test_an_error_in_between_or_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
-    write_images(tmp_path / "images.npz", IMAGES[:2])
-
-    def interrupted():
-        yield IMAGES[:3]
-        raise KeyboardInterrupt
-
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*args):
         raise OSError("no space left")
 
-    with pytest.raises(KeyboardInterrupt):
-        written(tmp_path / "images.npz", interrupted())
+    write_images(tmp_path / "images.npz", IMAGES[:2])
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
         write_images(tmp_path / "images.npz", IMAGES)
     assert [path.name for path in tmp_path.iterdir()] == ["images.npz"]
     assert np.array_equal(read(tmp_path / "images.npz"), IMAGES[:2])
-
-
-def test_labels_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ValueError, match=r"images.npz: labels are int64 of shape \(6,\).* each of 7 images"):
-        write_images(tmp_path / "images.npz", IMAGES, LABELS[:6])
-    assert not any(tmp_path.iterdir())

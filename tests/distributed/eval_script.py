@@ -32,7 +32,7 @@ def mortal(self, *args):
         if shards == 0:
             die()
         shards -= 1
-    make(self, *args)
+    return make(self, *args)
 
 
 def die_after(count):

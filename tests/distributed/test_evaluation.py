@@ -1,6 +1,5 @@
 """However many processes evaluate, and however often they are killed: the same features, the same result."""
 
-import random
 from collections import Counter
 from pathlib import Path
 
@@ -37,21 +36,12 @@ def alone(run, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_make_every_image_once_and_get_the_same_result(run, alone, tmp_path, processes):
-    evaluate(run, tmp_path, processes)
-    made = {rank: (tmp_path / f"rank_{rank}.txt").read_text().split() for rank in range(processes)}
-    counts = Counter(index for each in made.values() for index in each)
-    assert len(counts) == COUNT and set(counts.values()) == {1} and all(made.values())
-    assert features(tmp_path) == features(alone)
-    assert (tmp_path / "metrics.json").read_text() == (alone / "metrics.json").read_text()
-
-
-def test_killed_five_times_after_random_shards_it_ends_with_the_same_result(run, alone, tmp_path):
-    draw = random.Random(0)
-    evaluate(run, tmp_path, deaths=",".join(str(draw.randint(1, 3)) for _ in range(5)))
-    made = Counter((tmp_path / "rank_0.txt").read_text().split())
-    assert len(made) == COUNT and set(made.values()) == {1}  # a shard that was whole is not made again
+@pytest.mark.parametrize("processes, deaths", [(3, "none"), (1, "2,1")], ids=["processes", "killed"])
+def test_every_image_is_made_once_and_the_result_is_the_same(run, alone, tmp_path, processes, deaths):
+    evaluate(run, tmp_path, processes, deaths)
+    made = [(tmp_path / f"rank_{rank}.txt").read_text().split() for rank in range(processes)]
+    counts = Counter(index for each in made for index in each)
+    assert len(counts) == COUNT and set(counts.values()) == {1} and all(made)
     assert features(tmp_path) == features(alone)
     assert (tmp_path / "metrics.json").read_text() == (alone / "metrics.json").read_text()
 

@@ -1,3 +1,5 @@
+"""The digits' own extractor: what its features are worth, and which images it takes."""
+
 import re
 
 import pytest
@@ -21,35 +23,21 @@ def split(name: str, size: int = 8):
     return batch["images"], batch["labels"]
 
 
-def heldout():
-    return split("heldout")
-
-
 def accuracy(extractor, features, labels):
     return (extractor.logits(features).argmax(1) == labels).double().mean()
 
 
-def test_it_reads_held_out_digits(extractor):
-    images, labels = heldout()
-    assert accuracy(extractor, extractor(images).features_BD, labels) >= 0.99  # 448 of 450 when committed
-
-
-def test_its_features_are_64_and_all_of_them_vary(extractor):
-    features = extractor(heldout()[0]).features_BD
+def test_it_reads_held_out_digits_by_64_features_that_all_vary(extractor):
+    images, labels = split("heldout")
+    features = extractor(images).features_BD
+    assert accuracy(extractor, features, labels) >= 0.99  # 448 of 450 when committed
     assert features.shape == (450, extractor.dim) and features.dtype == torch.float64
     spread = torch.linalg.eigvalsh(FeatureMoments.of(features).covariance())
     assert spread.min() > 1e-5 * spread.max()  # 8.6e-5 when committed; a dead feature would give 0
 
 
-def test_features_of_an_image_do_not_depend_on_the_images_around_it(extractor):
-    images = heldout()[0]
-    alone = torch.cat([extractor(image[None]).features_BD for image in images[::50]])
-    # float64 kernels differ with the batch size: worst 5.3e-15, at features up to 13
-    torch.testing.assert_close(extractor(images).features_BD[::50], alone, rtol=0, atol=1e-12)
-
-
 def test_logits_follow_from_features_alone(extractor):
-    images = heldout()[0][:50]
+    images = split("heldout")[0][:50]
     with torch.inference_mode():
         _, expected = extractor.network(images)
     torch.testing.assert_close(extractor.logits(extractor(images).features_BD), expected, rtol=0, atol=1e-12)
@@ -64,18 +52,27 @@ def test_other_weights_are_refused(tmp_path):
         digits_cnn.load(path, digits_cnn.SHA256)
 
 
-@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 8, 16), (1, 12, 12), (1, 4, 4), (1, 0, 0)])
-def test_images_of_another_shape_are_refused(extractor, shape):
-    found = re.escape("×".join(map(str, shape)))
-    wanted = f"square images of 1 channel whose side is a multiple of 8, not {found}"
+@pytest.mark.parametrize(
+    "shape, remedy",
+    [
+        ((3, 32, 32), "--channels 1"),
+        ((1, 8, 16), "--size 8 (or another multiple of 8)"),
+        ((1, 4, 4), "--size 8 (or another multiple of 8)"),
+        ((1, 0, 0), "--size 8 (or another multiple of 8)"),
+        ((3, 9, 9), "--channels 1, --size 8 (or another multiple of 8)"),
+    ],
+)
+def test_images_of_another_shape_are_refused_with_the_options_that_would_help(extractor, shape, remedy):
+    found = "×".join(map(str, shape))
+    problem = f"takes square images of 1 channel whose side is a multiple of 8, not {found}; try {remedy}, or another"
     for look in (lambda: extractor.check(shape), lambda: extractor(torch.zeros(2, *shape, dtype=torch.uint8))):
-        with pytest.raises(ValueError, match=f"--extractor digits_cnn64 takes {wanted}; try --.*, or another"):
+        with pytest.raises(ValueError, match=re.escape(f"--extractor digits_cnn64 {problem} --extractor")):
             look()
 
 
 @pytest.mark.parametrize("factor", [2, 4, 5])
 def test_larger_images_have_the_features_of_their_means_over_areas(extractor, factor):
-    images = heldout()[0][:50]
+    images = split("heldout")[0][:50]
     blocks = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     torch.testing.assert_close(extractor(blocks).features_BD, extractor(images).features_BD, rtol=0, atol=1e-12)
     blocks[:, :, ::factor] ^= 1  # one row in each block, by one grey level
@@ -96,16 +93,11 @@ def test_enlarged_digits_are_as_well_read_and_as_far_from_the_training_set_as_th
     assert floors[1] == pytest.approx(floors[0], rel=0.01)  # 1.9320 and 1.9401 when the method was chosen
 
 
-def test_only_the_options_that_would_help_are_named(extractor):
-    for shape, hint in {
-        (3, 8, 8): "try --channels 1, or another --extractor",
-        (1, 9, 9): r"try --size 8 \(or another multiple of 8\), or another --extractor",
-        (3, 9, 9): r"try --channels 1, --size 8 \(or another multiple of 8\), or another",
-    }.items():
-        with pytest.raises(ValueError, match=hint):
-            extractor.check(shape)
-
-
-def test_its_logits_are_of_the_digits_own_labels(extractor):
-    assert extractor.has_logits and extractor.classes == 10
-    assert extractor.logits(torch.zeros(2, 64)).shape == (2, 10)
+def test_fitting_learns_is_repeatable_and_leaves_the_global_generator_alone():
+    images, labels = split("extractor")
+    before = torch.get_rng_state()
+    network = digits_cnn.fit(images, labels, steps=150, seed=1)
+    first, again = (digits_cnn.fit(images, labels, steps=5, seed=1) for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(map(torch.equal, first.parameters(), again.parameters()))
+    assert (network(images)[1].argmax(1) == labels).double().mean() > 0.8  # 0.90 to 0.93 for seeds 0 to 4

@@ -125,10 +125,3 @@ def test_the_copy_in_the_hubs_cache_is_taken_without_asking_anyone(monkeypatch, 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", at_hand)
     monkeypatch.setattr(dinov2, "require_reachable", None)
     assert EXTRACTORS.build(DINOv2Config(model=SMALL)).name == build(dinov2_weights).name
-
-
-def test_grey_images_are_refused(extractor):
-    with pytest.raises(
-        ValueError, match=r"--extractor dinov2_vits14_.* takes images of 3 channels, not 1; give --channels 3"
-    ):
-        extractor.check((1, 32, 32))

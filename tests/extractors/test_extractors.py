@@ -11,6 +11,7 @@ from dit_moe.metrics import METRICS
 from tests.extractors.random_networks import noise
 
 SHAPES = {"digits_cnn64": (1, 16, 16)}  # (C, H, W) that it takes, if not (3, 40, 32)
+ANY_CHANNELS = {"function"}  # extractors that take images of any number of channels
 
 
 def example(name, request, tmp_path_factory):
@@ -22,16 +23,12 @@ def example(name, request, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.syspath_prepend(str(folder))
             return EXTRACTORS.build(EXTRACTORS.config_class(name)(path="example_features:rough"))
-    options = {
-        "digits_cnn64": dict,
-        "inception": lambda: {"weights": str(request.getfixturevalue("inception_weights")), "verify": False},
-        "dinov2": lambda: {
-            "model": "vit_small_patch14_dinov2",
-            "weights": str(request.getfixturevalue("dinov2_weights")),
-        },
-    }
+    if name == "digits_cnn64":
+        return EXTRACTORS.build(EXTRACTORS.config_class(name)())
+    options = {"inception": {"verify": False}, "dinov2": {"model": "vit_small_patch14_dinov2"}}
     assert name in options, f"the extractor {name} is registered without an example; add one to {__file__}"
-    return EXTRACTORS.build(EXTRACTORS.config_class(name)(**options[name]()))
+    weights = str(request.getfixturevalue(f"{name}_weights"))
+    return EXTRACTORS.build(EXTRACTORS.config_class(name)(weights=weights, **options[name]))
 
 
 @pytest.fixture(scope="module", params=EXTRACTORS.names())
@@ -82,8 +79,17 @@ def test_features_are_as_stated(extractor, images, features):
 
 def test_an_image_has_the_same_features_beside_other_images(extractor, images, features):
     for alone, among in zip(extractor(images[1:2]), features, strict=True):
-        if among is not None:  # fp32 kernels differ with the batch: worst 1e-5 of DINOv2's, up to 4
-            torch.testing.assert_close(alone[0], among[1], rtol=1e-4, atol=1e-4)
+        if among is not None:  # kernels differ with the batch: worst 1e-5 of DINOv2's, up to 4; 5e-15 in float64
+            tolerance = 1e-12 if among.dtype == torch.float64 else 1e-4
+            torch.testing.assert_close(alone[0], among[1], rtol=tolerance, atol=tolerance)
+
+
+def test_images_of_another_number_of_channels_are_refused_naming_the_option(name, extractor, images):
+    if name in ANY_CHANNELS:
+        return
+    wanted = images.shape[1]
+    with pytest.raises(ValueError, match=rf"--extractor {extractor.name} takes .*--channels {wanted}"):
+        extractor.check((4 - wanted, *images.shape[2:]))
 
 
 def test_autocast_and_reduced_precision_around_it_change_nothing(extractor, images, features):

@@ -5,7 +5,6 @@ import hashlib
 import pytest
 import torch
 
-from dit_moe.config import ConfigError
 from dit_moe.extractors import EXTRACTORS
 from dit_moe.extractors.function import FunctionConfig
 
@@ -31,6 +30,7 @@ def module(tmp_path, monkeypatch):
     path = tmp_path / "own_features.py"
     path.write_text(CODE)
     (tmp_path / "needs_more.py").write_text("import there_is_no_such_module")
+    (tmp_path / "unfinished.py").write_text("\ndef f(:")
     monkeypatch.syspath_prepend(str(tmp_path))
     return path
 
@@ -48,14 +48,11 @@ def test_features_are_what_the_function_returns(module):
     assert extractor.logits(extractor(IMAGES).features_BD) is None
 
 
-def test_float64_stays_and_whole_numbers_become_float32():
-    assert build("fid")(IMAGES).features_BD.dtype == torch.float64
+def test_float64_stays_whole_numbers_become_float32_and_no_name_of_a_function_makes_a_fid():
+    named_fid = build("fid")
+    assert named_fid.name == "function_own_features_fid" and not named_fid.is_fid
+    assert named_fid(IMAGES).features_BD.dtype == torch.float64
     assert build("whole")(IMAGES).features_BD.dtype == torch.float32
-
-
-def test_a_function_called_fid_gives_no_fid():
-    extractor = build("fid")
-    assert extractor.name == "function_own_features_fid" and not extractor.is_fid
 
 
 def test_the_weights_it_reads_are_part_of_its_identity(tmp_path):
@@ -71,7 +68,7 @@ def test_the_weights_it_reads_are_part_of_its_identity(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["array", "flat", "short", "nan"])
-def test_what_is_no_table_of_finite_features_is_refused_when_tried_and_later(name):
+def test_anything_but_a_table_of_finite_features_is_refused_when_tried_and_later(name):
     wanted = f"own_features:{name} returned .*; it must return a tensor of finite numbers"
     with pytest.raises(ValueError, match=wanted):
         build(name).check((3, 4, 4))
@@ -82,7 +79,7 @@ def test_what_is_no_table_of_finite_features_is_refused_when_tried_and_later(nam
 @pytest.mark.parametrize(
     "name, line, said", [("boom", 12, "KeyError 'oops'"), ("refuses", 13, "ValueError not so grey")]
 )
-def test_what_it_raises_when_tried_is_told_in_one_line_with_its_place(name, line, said):
+def test_an_error_of_the_function_is_told_in_one_line_with_its_place(name, line, said):
     wanted = (
         f"^--extractor own_features:{name} failed on 2 blank images 1×8×8: {said} .own_features.py:{line}.; mend it$"
     )
@@ -90,16 +87,13 @@ def test_what_it_raises_when_tried_is_told_in_one_line_with_its_place(name, line
         build(name).check((1, 8, 8))
 
 
-def test_its_identity_is_the_same_before_and_after_it_was_called():
+def test_its_identity_is_its_own_and_the_same_before_and_after_it_was_called(tmp_path):
+    (tmp_path / "other_features.py").write_text(CODE)
     extractor = build("means")
     before = extractor.identity()
     extractor.check((3, 4, 4))
     assert extractor.identity() == before and before["name"] == "function_own_features_means"
-
-
-def test_functions_of_one_name_in_two_modules_have_two_names(module, tmp_path):
-    (tmp_path / "other_features.py").write_text(CODE)
-    assert build("means").name != build("means", module="other_features").name
+    assert build("means", module="other_features").identity() != before
 
 
 def test_a_width_that_changes_is_refused():
@@ -109,24 +103,19 @@ def test_a_width_that_changes_is_refused():
         extractor(torch.zeros(2, 3, 4, 8, dtype=torch.uint8))
 
 
-def test_what_is_not_there_is_refused_with_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match="no module own_fetures; put its folder on PYTHONPATH"):
-        build("means", module="own_fetures")
-    with pytest.raises(ValueError, match=r"no module own_features.deeper; put its folder on PYTHONPATH"):
-        build("means", module="own_features.deeper")
-    missing = (
-        r"needs_more:means failed as needs_more was imported: ModuleNotFoundError .*such_module' \(needs_more.py:1\)"
-    )
-    with pytest.raises(ValueError, match=missing):  # its own mistake
-        build("means", module="needs_more")
-    (tmp_path / "unfinished.py").write_text("\ndef f(:")
-    with pytest.raises(ValueError, match=r"failed as unfinished was imported: SyntaxError .* \(unfinished.py:2\)"):
-        build("f", module="unfinished")
-    with pytest.raises(ValueError, match=r"own_features.py has no maens; name a function"):
-        build("maens")
-    with pytest.raises(ValueError, match=r"own_features.py is no function: number; name a function"):
-        build("number")
-    with pytest.raises(ValueError, match="builtins has no source file"):
-        build("len", module="builtins")
-    with pytest.raises(ConfigError, match=r"path=features.py must be package.module:function"):
-        FunctionConfig(path="features.py")
+@pytest.mark.parametrize(
+    "where, name, message",
+    [
+        ("own_fetures", "means", "no module own_fetures; put its folder on PYTHONPATH"),
+        ("own_features.deeper", "means", "no module own_features.deeper; put its folder on PYTHONPATH"),
+        ("needs_more", "means", r"failed as needs_more was .* ModuleNotFoundError .*such_module' \(needs_more.py:1\)"),
+        ("unfinished", "f", r"failed as unfinished was imported: SyntaxError .* \(unfinished.py:2\)"),
+        ("own_features", "maens", r"own_features.py has no maens; name a function"),
+        ("own_features", "number", r"own_features.py is no function: number; name a function"),
+        ("builtins", "len", "builtins has no source file"),
+        ("features.py", "", r"path=features.py: must be package.module:function"),
+    ],
+)
+def test_a_function_that_cannot_be_used_is_refused_with_a_remedy(where, name, message):
+    with pytest.raises(ValueError, match=message):
+        build(name, module=where)

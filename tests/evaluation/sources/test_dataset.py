@@ -1,7 +1,9 @@
-"""Registered datasets as images to compare with."""
+"""Registered datasets as images to compare with, encoded latents among them."""
 
 import json
 import os
+import shutil
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,18 +11,17 @@ import pytest
 import torch
 
 from dit_moe.data import DATASETS
-from dit_moe.evaluation.sources import dataset
-from dit_moe.evaluation.sources.base import ReadOptions
-from dit_moe.evaluation.sources.dataset import open_dataset
+from dit_moe.data.latents import LatentsConfig
+from dit_moe.evaluation.sources import ReadOptions, dataset
+from dit_moe.evaluation.sources.dataset import open_dataset, open_latents
 from dit_moe.evaluation.sources.generated import GeneratedSource
+from tests.autoencoders.encoded import DIGITS, autoencoder, encode
 from tests.data.examples import EXAMPLES, class_files, encoded, example, pixels, write_tree
 
 
 @pytest.fixture(scope="module", params=sorted(set(EXAMPLES) - {"latents"}))
 def opened(request, tmp_path_factory):
     """Of each dataset of images: what `open_dataset` makes of its example, and the dataset itself, never mirrored."""
-    from dataclasses import fields, replace
-
     config = example(request.param, tmp_path_factory.mktemp("data"))
     plain = replace(config, flip=False) if "flip" in {field.name for field in fields(config)} else config
     return open_dataset(config), DATASETS.build(plain, "train"), request.param
@@ -37,14 +38,11 @@ def test_a_source_has_each_image_of_training_once_in_order_with_labels(opened):
         assert torch.equal(images, rows["images"][part])
 
 
-def test_the_held_out_images_come_along(opened):
+def test_the_held_out_images_come_along_with_an_identity_of_their_own_and_identities_have_no_paths(opened):
     found, _, name = opened
-    assert found.heldout is not None and len(found.heldout) > 0 and found.heldout.name == f"{name}/heldout"
-
-
-def test_identity_has_no_paths(opened):
-    identity = opened[0].source.identity()
-    assert identity["kind"] == "dataset" and identity["split"] == "train" and identity != opened[0].heldout.identity()
+    assert len(found.heldout) > 0 and found.heldout.name == f"{name}/heldout"
+    identity = found.source.identity()
+    assert identity["kind"] == "dataset" and identity["split"] == "train" and identity != found.heldout.identity()
     assert identity == json.loads(json.dumps(identity)) and "/" not in json.dumps(identity)
 
 
@@ -96,14 +94,6 @@ def test_a_large_data_set_is_compared_by_its_listing_and_says_so(tmp_path, monke
     assert open_dataset(image_folder(folder)).source.identity() != before.identity()
 
 
-def test_an_image_that_cannot_be_read_is_named_when_the_identity_is_asked_for(tmp_path):
-    folder = write_tree(tmp_path / "a", class_files(2))
-    source = open_dataset(image_folder(folder)).source
-    (folder / "ant" / "000.png").unlink()
-    with pytest.raises(ValueError, match=r"ant/000.png cannot be read \(No such file.*; mend it, or take it out"):
-        source.identity()
-
-
 def test_identity_of_generated_images_has_their_labels():
     class Generator(SimpleNamespace):
         def decode(self, latents):
@@ -122,7 +112,7 @@ def test_mirrored_rows_do_not_count(tmp_path):
     assert len(open_dataset(image_folder(folder, flip=True)).source) == 4
 
 
-def test_without_held_out_images_there_are_none_but_stated_ones_must_be_there(tmp_path):
+def test_held_out_images_may_be_missing_unless_the_config_says_where_they_are(tmp_path):
     folder = write_tree(tmp_path / "a", class_files(2))
     assert open_dataset(image_folder(folder)).heldout is None
     assert open_dataset(image_folder(folder, heldout=str(folder)), "heldout").heldout is None
@@ -146,17 +136,90 @@ def test_images_are_the_same_for_any_number_of_workers(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
 
 
-def test_a_broken_image_is_named_with_a_remedy_that_is_for_here(tmp_path):
+def test_an_image_that_is_broken_or_gone_is_named_with_a_remedy(tmp_path):
     folder = write_tree(tmp_path / "a", class_files(2) | {"ant/000.png": b"no image"})
+    source = open_dataset(image_folder(folder, size=8)).source
     with pytest.raises(ValueError, match=r"ant/000.png is not an image.*; mend what is broken, or take it out"):
-        list(open_dataset(image_folder(folder, size=8)).source.batches([[0, 1]]))
+        list(source.batches([[0, 1]]))
+    (folder / "ant" / "000.png").unlink()
+    with pytest.raises(ValueError, match=r"ant/000.png cannot be read \(No such file.*; mend it, or take it out"):
+        source.identity()
 
 
-def test_an_unknown_split_is_refused():
-    with pytest.raises(ValueError, match=r"no split 'test'; .*known: train, heldout, extractor"):
-        open_dataset(DATASETS.config_class("digits")(), "test")
-
-
-def test_the_digits_split_of_the_extractor_can_be_looked_at():
-    source = open_dataset(DATASETS.config_class("digits")(), "extractor").source
+def test_every_split_can_be_opened_and_an_unknown_one_is_refused():
+    digits = DATASETS.config_class("digits")()
+    source = open_dataset(digits, "extractor").source
     assert len(source) == 449 and np.bincount(source.labels_N).min() > 30
+    with pytest.raises(ValueError, match=r"no split 'test'; .*known: train, heldout, extractor"):
+        open_dataset(digits, "test")
+
+
+# ------------------------------------------------------------------------------------------------------------- latents
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """50 digits, both ways round, in three shards."""
+    place = tmp_path_factory.mktemp("made") / "latents"
+    encode(place)
+    return place
+
+
+def test_images_are_the_decoded_means_of_the_entries_that_are_not_mirrored(folder):
+    source = open_latents(folder)
+    assert (len(source), source.image_shape) == (50, (1, 16, 16))
+    digits = DATASETS.build(DIGITS, "train").__getitems__(range(50))
+    assert torch.equal(source.labels_N, digits["labels"])
+    stage = autoencoder(folder.parent / "autoencoder")
+    means = stage.encode(digits["images"]).mean.half()  # as shards keep them, but for scale and shift
+    images = torch.cat(list(source.batches([range(50)])))
+    wanted = torch.cat([stage.decode(mean[None].float()) for mean in means])
+    assert images.dtype == torch.uint8
+    assert (images.int() - wanted.int()).abs().max() <= 1  # fp16 of raw latents, not of scaled ones
+
+
+def test_images_are_the_same_for_any_parts_and_order(folder):
+    source = open_latents(folder)
+    whole = next(source.batches([range(50)]))
+    parts = [[49, 0, 21], [], [20, 20]]
+    for part, images in zip(parts, source.batches(parts), strict=True):
+        assert torch.equal(images, whole[part])
+
+
+def test_a_dataset_of_latents_is_decoded_with_its_held_out_part_and_without_mirrored_rows(folder):
+    opened = open_dataset(LatentsConfig(path=str(folder), heldout=str(folder), flip=True))
+    assert len(opened.source) == len(opened.heldout) == 50
+    assert opened.source.identity() == open_latents(folder).identity()
+    assert opened.source.stage is opened.heldout.stage
+    assert open_dataset(LatentsConfig(path=str(folder))).heldout is None
+
+
+def test_identity_is_of_the_latents_and_their_autoencoder(folder, tmp_path):
+    identity = open_latents(folder).identity()
+    assert identity == json.loads(json.dumps(identity)) and identity["kind"] == "latents"
+    assert len(identity["autoencoder"]["sha256"]) == 64 and str(folder.parent) not in json.dumps(identity)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    assert open_latents(copy).identity() == identity
+    encode(tmp_path / "other", stage=autoencoder(tmp_path / "autoencoder", seed=1))
+    other = open_latents(tmp_path / "other").identity()
+    assert other["fingerprint"] != identity["fingerprint"] and other["autoencoder"] != identity["autoencoder"]
+
+
+def test_an_autoencoder_that_is_gone_or_another_is_its_error_before_the_work(tmp_path):
+    encode(tmp_path / "latents")
+    dataset._load.cache_clear()
+    autoencoder(tmp_path / "autoencoder", seed=1)
+    with pytest.raises(ValueError, match=r"latents: its autoencoder cannot be loaded: .*use that autoencoder; put it"):
+        open_latents(tmp_path / "latents")
+    shutil.rmtree(tmp_path / "autoencoder")
+    with pytest.raises(ValueError, match=r"latents: its autoencoder cannot be loaded: .*autoencoder has no readable"):
+        open_latents(tmp_path / "latents")
+
+
+def test_a_folder_without_finished_latents_is_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="holds no encoded latents; run `dit-moe encode"):
+        open_latents(tmp_path)
+    unfinished = shutil.copytree(folder, tmp_path / "unfinished")
+    (unfinished / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="holds an unfinished encoding"):
+        open_latents(unfinished)

@@ -1,4 +1,4 @@
-"""What a word of the command line names, and images brought to a size and a number of channels."""
+"""What a name or path of the command line opens, and images converted to a size and a number of channels."""
 
 import shutil
 
@@ -9,8 +9,7 @@ from PIL import Image
 
 from dit_moe.data.images import crop
 from dit_moe.data.npz import write_images
-from dit_moe.evaluation.sources import open_input
-from dit_moe.evaluation.sources.base import ReadOptions
+from dit_moe.evaluation.sources import ReadOptions, open_input
 from dit_moe.evaluation.sources.dataset import DatasetSource, LatentSource
 from dit_moe.evaluation.sources.folder import FolderSource
 from dit_moe.evaluation.sources.npz import NpzSource
@@ -35,37 +34,29 @@ def images(opened):
     return next(source.batches([range(len(source))])).permute(0, 2, 3, 1).numpy()
 
 
-def test_a_word_may_be_an_npz_or_a_folder_of_one(tmp_path):
+def test_an_npz_and_a_folder_with_one_are_opened(tmp_path):
     write_images(tmp_path / "images.npz", COLOUR)
     write_tree(tmp_path, class_files(1))  # beside it
     shutil.copy(tmp_path / "images.npz", tmp_path / "images.zip")
-    for word in (tmp_path, tmp_path / "images.npz", tmp_path / "images.zip"):
-        opened = open_input(str(word))
+    for given in (tmp_path, tmp_path / "images.npz", tmp_path / "images.zip"):
+        opened = open_input(str(given))
         assert isinstance(opened.source, NpzSource) and np.array_equal(images(opened), COLOUR)
 
 
-def test_a_word_may_be_a_file_of_statistics(tmp_path):
+def test_a_file_of_statistics_a_folder_of_images_and_one_of_latents_are_opened(tmp_path):
     np.savez(tmp_path / "s.npz", mu=np.zeros(3), sigma=np.eye(3))
-    opened = open_input(str(tmp_path / "s.npz"), ReadOptions(size=8, channels=3))
-    assert opened.source is None and opened.heldout is None and opened.statistics.moments.n is None
-
-
-def test_a_word_may_be_a_folder_of_images(tmp_path):
-    opened = open_input(str(write_tree(tmp_path, class_files(2))))
-    assert isinstance(opened.source, FolderSource) and len(opened.source) == 4 and opened.heldout is None
-
-
-def test_a_word_may_be_a_folder_of_latents_and_an_unfinished_one_is_said_to_be_so(tmp_path):
+    statistics = open_input(str(tmp_path / "s.npz"), ReadOptions(size=8, channels=3))
+    assert statistics.source is None and statistics.heldout is None and statistics.statistics.moments.n is None
+    other_config = {"config.yaml": b"a: b"}  # of another program than ours
+    folder = open_input(str(write_tree(tmp_path / "images", class_files(2) | other_config)))
+    assert isinstance(folder.source, FolderSource) and len(folder.source) == 4 and folder.heldout is None
     encode(tmp_path / "latents")
-    opened = open_input(str(tmp_path / "latents"), ReadOptions(channels=3))
-    assert isinstance(opened.source.source, LatentSource) and opened.source.image_shape == (3, 16, 16)
-    (tmp_path / "latents" / "manifest.json").unlink()
-    with pytest.raises(ValueError, match="unfinished encoding"):
-        open_input(str(tmp_path / "latents"))
+    latents = open_input(str(tmp_path / "latents"), ReadOptions(channels=3))
+    assert isinstance(latents.source.source, LatentSource) and latents.source.image_shape == (3, 16, 16)
 
 
 @pytest.mark.parametrize(
-    "word, split, size, count",
+    "given, split, size, count",
     [
         ("digits", "train", 8, 898),
         ("digits/heldout", "heldout", 8, 450),
@@ -73,8 +64,8 @@ def test_a_word_may_be_a_folder_of_latents_and_an_unfinished_one_is_said_to_be_s
         (" {name: digits, split: extractor}", "extractor", 8, 449),
     ],
 )
-def test_a_word_may_be_a_dataset_with_a_split_and_options(word, split, size, count):
-    opened = open_input(word)
+def test_a_dataset_is_opened_with_a_split_and_options(given, split, size, count):
+    opened = open_input(given)
     assert isinstance(opened.source, DatasetSource) and opened.source.name == f"digits/{split}"
     assert (len(opened.source), opened.source.image_shape) == (count, (1, size, size))
     assert (opened.heldout is not None) == (split == "train")
@@ -90,7 +81,7 @@ def test_a_dataset_with_a_path_is_opened_and_a_file_goes_before_a_dataset(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "word, message",
+    "given, message",
     [
         ("digit", "digit does not exist, and is no dataset; name an npz file, .*did you mean 'digits'\\? datasets are"),
         ("samples/none.npz", "samples/none.npz does not exist, and is no dataset; .*datasets are digits"),
@@ -105,66 +96,62 @@ def test_a_dataset_with_a_path_is_opened_and_a_file_goes_before_a_dataset(tmp_pa
         ("{name: image_folder, path: '${oc.env:HOME}', size: 8}", r"path=\$\{oc\.env:HOME\} does not exist"),
     ],
 )
-def test_what_names_nothing_is_refused_with_what_was_probably_meant(word, message):
+def test_an_unknown_name_is_refused_with_what_was_probably_meant(given, message):
     with pytest.raises(ValueError, match=message):
-        open_input(word)
+        open_input(given)
 
 
-def test_another_file_or_an_empty_folder_is_refused(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"a.png is no npz; name an npz file, a run, a folder of images"):
-        open_input(str(tmp_path / "a.png"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty has no images"):
-        open_input(str(tmp_path / "empty"))
+def test_runs_folders_around_them_and_other_files_are_refused_with_what_to_name_instead(tmp_path):
+    def refused(path, message):
+        with pytest.raises(ValueError, match=message):
+            open_input(str(path))
 
-
-def test_runs_and_what_is_in_them_are_told_from_images(tmp_path):
     run = tmp_path / "run"
     step = run / "checkpoints" / "step_00000010"
     step.mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"run is a run, which can only be SAMPLES; put it first$"):
-        open_input(str(run))
-    with pytest.raises(ValueError, match=r"run/checkpoints holds the checkpoints of a run; name the run, .*run, as"):
-        open_input(str(run / "checkpoints"))
+    refused(run, r"run is a run, which can only be SAMPLES; put it first$")
+    refused(run / "checkpoints", r"run/checkpoints holds the checkpoints of a run; name the run, .*run, as")
     write_images(run / "images.npz", COLOUR)
-    with pytest.raises(ValueError, match=r"put it first, or name its images, .*run/images.npz"):
-        open_input(str(run))
+    refused(run, r"put it first, or name its images, .*run/images.npz")
     (step / "state.json").write_text("{}")
-    with pytest.raises(ValueError, match="step_00000010 is a run"):
-        open_input(str(step))
+    refused(step, "step_00000010 is a run")
     begun = write_tree(tmp_path / "begun", {"config.yaml": b"model: dit\nobjective: flow\n"})
-    with pytest.raises(ValueError, match="begun is a run without a checkpoint; train it"):
-        open_input(str(begun))
+    refused(begun, "begun is a run without a checkpoint; train it")
+    features = {f"{name}/features.json": b"{}" for name in ("heldout", "reference", "samples_0")}
+    above = write_tree(tmp_path / "features", features)
+    refused(above, r"holds folders of features; name one of them, for instance .*samples_0")
+    write_tree(tmp_path, {"a.png": b"", "empty/.hidden": b""})
+    refused(tmp_path / "a.png", r"a.png is no npz; name an npz file, a run, a folder of images")
+    refused(tmp_path / "empty", "empty has no images")
 
 
-def test_a_folder_of_images_may_have_a_config_of_something_else(tmp_path):
-    assert len(open_input(str(write_tree(tmp_path, class_files(1) | {"config.yaml": b"a: b"}))).source) == 2
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"size": 0}, "--size 0"),
+        ({"channels": 2}, "--channels 2"),
+        ({"value_range": (1.0, -1.0)}, "--range 1,-1 .*for instance --range=-1,1"),
+        ({"value_range": (0.0, float("nan"))}, "--range 0,nan"),
+        ({"workers": -1}, "--workers -1"),
+    ],
+)
+def test_impossible_options_are_refused_naming_the_flag(options, message):
+    with pytest.raises(ValueError, match=message):
+        ReadOptions(**options)
 
 
-def test_above_folders_of_features_one_of_them_is_named(tmp_path):
-    write_tree(tmp_path, {f"{name}/features.json": b"{}" for name in ("heldout", "reference", "samples_0")})
-    with pytest.raises(ValueError, match=r"holds folders of features; name one of them, for instance .*samples_0"):
-        open_input(str(tmp_path))
+# --------------------------------------------------------------------------------------------------- size and channels
 
 
-# ----------------------------------------------------------------------------------------------------------- conversion
-
-
-def test_colour_becomes_grey_as_pillow_makes_it_and_grey_is_repeated(npz):
-    grey = open_input(str(npz / "c.npz"), ReadOptions(channels=1))
-    wanted = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in COLOUR])
-    assert grey.source.image_shape == (1, 12, 16) and np.array_equal(images(grey)[..., 0], wanted)
-    colour = open_input(str(npz / "g.npz"), ReadOptions(channels=3))
-    assert colour.source.image_shape == (3, 12, 16) and np.array_equal(images(colour), GREY.repeat(3, -1))
-
-
-def test_every_colour_of_a_lattice_becomes_the_grey_that_pillow_makes_of_it(tmp_path):
+def test_every_colour_of_a_lattice_becomes_the_grey_that_pillow_makes_of_it_and_grey_is_repeated(npz):
     levels = np.array([*range(0, 256, 15), 1, 254], np.uint8)
     lattice = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, len(levels), -1, 3)
-    write_images(tmp_path / "c.npz", lattice)
-    found = images(open_input(str(tmp_path / "c.npz"), ReadOptions(channels=1)))
-    assert np.array_equal(found[0, ..., 0], np.asarray(Image.fromarray(lattice[0]).convert("L")))
+    write_images(npz / "lattice.npz", lattice)
+    grey = open_input(str(npz / "lattice.npz"), ReadOptions(channels=1))
+    assert grey.source.image_shape == (1, *lattice.shape[1:3])
+    assert np.array_equal(images(grey)[0, ..., 0], np.asarray(Image.fromarray(lattice[0]).convert("L")))
+    colour = open_input(str(npz / "g.npz"), ReadOptions(channels=3))
+    assert colour.source.image_shape == (3, 12, 16) and np.array_equal(images(colour), GREY.repeat(3, -1))
 
 
 @pytest.mark.parametrize("name, pixels", [("c.npz", COLOUR), ("g.npz", GREY)])
@@ -174,17 +161,11 @@ def test_another_size_is_adms_crop(npz, name, pixels):
     assert opened.source.image_shape == (pixels.shape[-1], 6, 6) and np.array_equal(images(opened), np.stack(wanted))
 
 
-def test_images_that_are_as_wanted_are_left_alone_and_others_have_another_identity(tmp_path):
+def test_images_that_are_as_wanted_are_not_converted_and_converted_ones_have_another_identity(tmp_path):
     write_images(tmp_path / "a.npz", COLOUR[:, :, :12], np.arange(3))
     plain, same, *changed = (
-        open_input(str(tmp_path / "a.npz"), options).source
-        for options in (
-            ReadOptions(),
-            ReadOptions(size=12, channels=3),
-            ReadOptions(channels=1),
-            ReadOptions(size=6),
-            ReadOptions(size=6, channels=1),
-        )
+        open_input(str(tmp_path / "a.npz"), ReadOptions(**options)).source
+        for options in ({}, {"size": 12, "channels": 3}, {"channels": 1}, {"size": 6}, {"size": 6, "channels": 1})
     )
     assert isinstance(same, NpzSource) and same.identity() == plain.identity()
     identities = [plain.identity(), *(source.identity() for source in changed)]

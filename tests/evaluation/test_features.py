@@ -1,3 +1,5 @@
+"""Features on disk: the same whoever makes them and however often, and refused where they are of something else."""
+
 import fcntl
 import json
 from dataclasses import asdict
@@ -49,37 +51,16 @@ def test_exchanged_shards_are_refused_and_those_of_older_versions_read(tmp_path)
     assert torch.equal(read.features.features_ND, found[0]) and first.images_to_make() == 0
 
 
-def test_a_second_run_reads_what_is_there_and_makes_nothing(tmp_path):
-    first = Extraction(NoiseSource(), PixelExtractor(), tmp_path).run()
-    source = NoiseSource()
-    before = files(tmp_path)
-    again = Extraction(source, PixelExtractor(), tmp_path).run()
-    assert source.asked == [] and files(tmp_path) == before
-    assert torch.equal(first.features.features_ND, again.features.features_ND) and first.described == again.described
-
-
 def test_only_lost_and_damaged_shards_are_made_again_and_come_out_the_same(tmp_path):
-    Extraction(NoiseSource(), PixelExtractor(), tmp_path).run()
+    first = Extraction(NoiseSource(), PixelExtractor(), tmp_path).run()
     before = files(tmp_path)
     (tmp_path / "00000.safetensors").unlink()
     (tmp_path / "00002.safetensors").write_bytes(before["00002.safetensors"][:100])
-    source = NoiseSource()
-    Extraction(source, PixelExtractor(), tmp_path).run()
-    assert source.asked == [*range(32), *range(64, 96)] and files(tmp_path) == before
-
-
-def test_batches_begin_at_the_shard_so_that_resuming_cuts_them_alike(tmp_path):
-    sizes = []
-
-    class Noting(PixelExtractor):
-        def __call__(self, images_BCHW):
-            sizes.append(len(images_BCHW))
-            return super().__call__(images_BCHW)
-
-    source = NoiseSource(count=70)
-    source.batch_size = 20
-    Extraction(source, Noting(), tmp_path).run()
-    assert sizes == [20, 12, 20, 12, 6]
+    for again, made in ((NoiseSource(), [*range(32), *range(64, 96)]), (NoiseSource(), [])):
+        found = Extraction(again, PixelExtractor(), tmp_path).run()
+        assert again.asked == made and files(tmp_path) == before
+        assert torch.equal(first.features.features_ND, found.features.features_ND)
+        assert first.described == found.described
 
 
 @pytest.mark.parametrize(
@@ -100,19 +81,15 @@ def test_features_of_something_else_are_refused_and_left_alone(tmp_path, changed
     assert files(tmp_path) == before
 
 
-def test_what_is_only_said_of_a_source_may_change(tmp_path):
+def test_a_result_records_the_source_with_facts_that_may_change_and_what_was_counted_as_it_was_made(tmp_path):
     Extraction(NoiseSource(), PixelExtractor(), tmp_path).run()
     moved = NoiseSource()
     moved.name, moved.facts = "moved", lambda: {"run": "elsewhere"}
-    assert Extraction(moved, PixelExtractor(), tmp_path).run().described["run"] == "elsewhere"
-
-
-def test_a_result_says_what_was_counted_while_the_images_were_made(tmp_path):
-    assert Extraction(NoiseSource(), PixelExtractor(), tmp_path).run().described == {
-        "name": "noise",
+    assert Extraction(moved, PixelExtractor(), tmp_path).run().described == {
+        "name": "moved",
         "kind": "noise",
         "seed": 0,
-        "note": "made up",
+        "run": "elsewhere",
         "count": 100,
         "image_shape": [1, 4, 4],
         "device": "cpu",
@@ -121,8 +98,13 @@ def test_a_result_says_what_was_counted_while_the_images_were_made(tmp_path):
 
 
 def test_a_folder_of_features_can_be_read_without_its_source(tmp_path):
-    made = Extraction(NoiseSource(), PixelExtractor(), tmp_path).run()
-    read = FeatureFolder.open(tmp_path, PixelExtractor()).read(PixelExtractor())
+    source = NoiseSource()
+    made = Extraction(source, PixelExtractor(), tmp_path).run()
+    folder = FeatureFolder.open(tmp_path, PixelExtractor())
+    assert folder.known == {"features_ND", "spatial_NS", "thumbnails_NP", "labels_N"}
+    assert folder.manifest.count == 100 and folder.manifest.image_shape == (1, 4, 4)
+    assert torch.equal(folder.labels(), source.labels_N)
+    read = folder.read(PixelExtractor())
     assert torch.equal(made.features.features_ND, read.features.features_ND) and read.described == made.described
     assert torch.equal(made.features.labels_N, read.features.labels_N) and read.identity == made.identity
     with pytest.raises(ValueError, match=r"another extractor, name=pixels, not other.*--extractor"):
@@ -130,15 +112,6 @@ def test_a_folder_of_features_can_be_read_without_its_source(tmp_path):
     (tmp_path / "00001.safetensors").unlink()
     with pytest.raises(ValueError, match=r"00001.safetensors is not there; run the command that makes it again"):
         FeatureFolder.open(tmp_path, PixelExtractor())
-
-
-def test_what_is_known_of_a_folder_of_features_is_known_before_they_are_read(tmp_path):
-    source = NoiseSource()
-    Extraction(source, PixelExtractor(), tmp_path).run()
-    stored = FeatureFolder.open(tmp_path, PixelExtractor())
-    assert stored.known == {"features_ND", "spatial_NS", "thumbnails_NP", "labels_N"}
-    assert stored.manifest.count == 100 and stored.manifest.image_shape == (1, 4, 4)
-    assert torch.equal(stored.labels(), source.labels_N)
 
 
 def test_only_what_is_needed_is_read(tmp_path):
@@ -200,7 +173,7 @@ def test_features_that_are_not_finite_name_the_image(tmp_path, bad, which):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}'])
-def test_a_manifest_that_is_none_is_refused(tmp_path, content):
+def test_another_file_of_the_manifests_name_is_refused(tmp_path, content):
     (tmp_path / FEATURES_MANIFEST).write_text(content)
     with pytest.raises(ValueError, match="no manifest of features; name another folder by --features"):
         Extraction(NoiseSource(), PixelExtractor(), tmp_path)

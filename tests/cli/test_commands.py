@@ -1,6 +1,7 @@
 """The commands do what the README says, and the scripts are the same commands."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_moe.sampling.generator import SampleConfig, choose_labels
+from dit_moe.cli import COMMANDS
+from dit_moe.diffusion import SamplingError
+from dit_moe.sampling.generator import Generator, SampleConfig, choose_labels
 from tests.cli.conftest import CONFIG, SMALL, cli
 
 ROOT = Path(__file__).parents[2]
+SCRIPTS = [*ROOT.glob("*.py"), *ROOT.glob("eval/*.py")]
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 def test_dry_run_prints_config_sizes_and_costs_and_builds_nothing(capsys, tmp_path):
@@ -75,7 +83,7 @@ def test_an_older_checkpoint_can_be_sampled_by_naming_its_folder(a_run):
     assert json.loads((a_run / "sample.json").read_text())["step"] == 2
 
 
-def test_quickstart_does_everything_and_a_second_call_trains_nothing_more(tmp_path, capsys):
+def test_quickstart_does_everything_and_a_second_call_trains_nothing_and_samples_as_it_is_asked_now(tmp_path, capsys):
     folder = tmp_path / "quick"
     words = ["quickstart", CONFIG, "--run", folder, *SMALL]
     assert cli(*words) == 0
@@ -87,9 +95,11 @@ def test_quickstart_does_everything_and_a_second_call_trains_nothing_more(tmp_pa
     assert metrics["train_seconds"] > 0
     assert Image.open(folder / "grid.png").size[0] > 32 and Image.open(folder / "curves.png").size[0] > 400
     before = (folder / "log.jsonl").read_text()
-    assert cli(*words) == 0
+    assert cli(*words, "sample.sampler.steps=3", "sample.weights=model", "sample.seed=5", "eval.seeds=1") == 0
     assert (folder / "log.jsonl").read_text() == before
     assert "is finished" in capsys.readouterr().err
+    sample = json.loads((folder / "sample.json").read_text())["experiment"]["sample"]
+    assert (sample["sampler"]["steps"], sample["weights"], sample["seed"]) == (3, "model", 5)
 
 
 def test_a_run_whose_config_has_dollars_goes_on_and_is_read(a_run):
@@ -101,22 +111,10 @@ def test_a_run_whose_config_has_dollars_goes_on_and_is_read(a_run):
     assert (facts["step"], facts["experiment"]["eval"]["reference"]) == (6, "data/${USER_DIR}/x")
 
 
-def test_quickstart_of_a_finished_run_samples_as_it_is_asked_now(a_run):
-    for sampler_steps, weights in ((2, "ema"), (3, "model")):
-        words = [*SMALL, f"sample.sampler.steps={sampler_steps}", f"sample.weights={weights}", "sample.seed=5"]
-        assert cli("quickstart", CONFIG, "--run", a_run, *words) == 0
-        sample = json.loads((a_run / "sample.json").read_text())["experiment"]["sample"]
-        assert (sample["sampler"]["steps"], sample["weights"], sample["seed"]) == (sampler_steps, weights, 5)
-
-
-def test_a_sampler_that_overflows_is_a_failure_and_not_bad_input(a_run, capsys):
-    assert cli("sample", a_run, "guidance.scale=1e38") == 1
-    assert "failed: " in capsys.readouterr().err
-
-
 def test_quickstart_of_a_dense_model_reports_no_experts(tmp_path):
     folder = tmp_path / "dense"
-    assert cli("quickstart", CONFIG, "--run", folder, *SMALL, "model.name=DiT-custom/4", "model.moe=null") == 0
+    dense = ["model.name=DiT-custom/4", "model.moe=null", "eval.seeds=1"]
+    assert cli("quickstart", CONFIG, "--run", folder, *SMALL, *dense) == 0
     assert json.loads((folder / "metrics.json").read_text())["active_experts"] is None
 
 
@@ -140,11 +138,58 @@ def test_every_kind_of_experiment_trains_and_samples(tmp_path, overrides):
     assert cli("sample", folder, "count=4") == 0
 
 
-@pytest.mark.parametrize(
-    ("script", "words"), [("train.py", [CONFIG, "--dry-run"]), ("sample.py", ["--help"]), ("eval/fid.py", ["--help"])]
-)
-def test_scripts_run_from_any_folder(tmp_path, script, words):
-    command = [sys.executable, str(ROOT / script), *words]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
+def test_a_script_is_its_command_and_runs_from_any_folder(tmp_path):
+    for script in SCRIPTS:
+        command = re.search(r'sys\.exit\(main\(\["([\w-]+)", \*sys\.argv\[1:\]\]\)\)$', script.read_text().strip())
+        assert script.stem == "train_digits_cnn" or command[1] in COMMANDS
+    words = [sys.executable, str(ROOT / "train.py"), CONFIG, "--dry-run"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "# parameters" in done.stdout, done.stderr
+
+
+def test_a_grid_is_saved_every_so_many_steps_and_one_that_cannot_be_made_is_a_warning(tmp_path, capsys, monkeypatch):
+    batches, errors = Generator.batches, [ValueError("no latents"), SamplingError("the latents are not finite")]
+
+    def fail_twice(*args, **kwargs):
+        if errors:
+            raise errors.pop(0)
+        return batches(*args, **kwargs)
+
+    monkeypatch.setattr(Generator, "batches", fail_twice)
+    assert cli("train", CONFIG, "--run", tmp_path, *SMALL, "train.sample_every=1") == 0
+    told = capsys.readouterr().err
+    assert "warning: no samples at step 1: no latents" in told
+    assert "warning: no samples at step 2: the latents are not finite" in told
+    assert names(tmp_path / "samples") == {"step_00000003.png", "step_00000004.png"}
+    assert Image.open(tmp_path / "samples" / "step_00000004.png").size[1] > 32
+
+
+def test_sample_writes_the_kinds_named_and_says_which(a_run, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli("sample", a_run, "--save", "gif", "--out", out) == 2
+    assert "error: --save=gif: 'gif' is no kind of output" in capsys.readouterr().err
+    assert cli("sample", a_run, "--prompt", "a cat", "--out", out) == 2
+    assert "makes images; leave it out" in capsys.readouterr().err
+    assert not out.exists()
+    assert cli("sample", a_run, "count=15", "--save", "png,npz", "--out", out) == 0
+    assert names(out) == {"png", "images.npz", "sample.json"} and len(list((out / "png").glob("*.png"))) == 15
+    assert json.loads((out / "sample.json").read_text())["files"] == ["png", "images.npz"]
+    assert cli("sample", a_run, "count=4", "--save", "png", "--out", out) == 0
+    assert names(out / "png") == {*(f"{i:06d}.png" for i in range(4)), "labels.json"}
+    assert json.loads((out / "sample.json").read_text())["files"] == ["png"]
+
+
+def test_a_sampler_that_fails_midway_leaves_no_half_of_a_set(finished_run, tmp_path, monkeypatch, capsys):
+    batches = Generator.batches
+
+    def failing(self, *args):
+        yield from [next(batches(self, *args))]
+        raise SamplingError("the latents are not finite")
+
+    monkeypatch.setattr(Generator, "batches", failing)
+    assert cli("sample", finished_run, "count=10", "batch_size=5", "--save", "npz,png,grid", "--out", tmp_path) == 1
+    assert "failed: the latents are not finite" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+    monkeypatch.undo()
+    assert cli("sample", finished_run, "guidance.scale=1e38", "--out", tmp_path) == 1  # it overflows, by itself
+    assert "failed: " in capsys.readouterr().err

@@ -36,6 +36,9 @@ def test_an_image_depends_on_seed_index_and_label_and_not_on_its_batch(sampler):
     for i in (0, 4, 6):
         alone = parts.latents([i], labels[i : i + 1])
         torch.testing.assert_close(alone[0], whole[i], atol=1e-5, rtol=1e-4)  # GEMMs of another shape, 4 steps
+    another_seed = generator(sampler=sampler, guidance=guidance, seed=1).latents([0], labels[:1])
+    for other in (another_seed, parts.latents([0], torch.tensor([4]))):
+        assert not torch.allclose(other[0], whole[0], atol=1e-2)
 
 
 def test_batch_size_changes_no_pixel_and_strided_shares_make_the_same_set():
@@ -50,27 +53,13 @@ def test_batch_size_changes_no_pixel_and_strided_shares_make_the_same_set():
 
 
 def test_latents_are_decoded_in_batches_of_their_own_and_no_image_changes():
-    labels = torch.arange(7)
-    sizes = []
-
-    def decode(latents):
-        sizes.append(len(latents))
-        return FIRST_STAGES.build(IdentityConfig()).decode(latents)
-
+    sizes, identity = [], FIRST_STAGES.build(IdentityConfig())
     cut = generator(batch_size=5, decode_batch=2)
-    cut.stage.decode = decode
-    images = cut.generate(labels).images
-    assert sizes == [2, 2, 1, 2]
-    assert torch.equal(images, generator(batch_size=5).generate(labels).images)
+    cut.stage.decode = lambda latents: sizes.append(len(latents)) or identity.decode(latents)
+    images = cut.generate(torch.arange(7)).images
+    assert sizes == [2, 2, 1, 2] and torch.equal(images, generator(batch_size=5).generate(torch.arange(7)).images)
     with pytest.raises(ConfigError, match="decode_batch=0 must be at least 1, or null for batch_size"):
         SampleConfig(decode_batch=0)
-
-
-def test_another_seed_or_label_gives_another_image():
-    one = generator().latents([0], torch.tensor([3]))
-    assert not torch.equal(one, generator(seed=1).latents([0], torch.tensor([3])))
-    assert not torch.equal(one, generator().latents([0], torch.tensor([4])))
-    assert torch.equal(one, generator().latents([0], torch.tensor([3])))
 
 
 def test_label_plans_are_stable_under_the_count():
@@ -91,9 +80,6 @@ def test_labels_from_the_data_have_its_class_frequencies():
     assert choose_labels(plan, 3, [0, 0, 7]).unique().tolist() == [2]
     uniform = choose_labels(SampleConfig(labels="random", count=50), 10)
     assert torch.equal(choose_labels(SampleConfig(labels="data", count=50), 10, [1] * 10), uniform)
-
-
-def test_labels_from_data_whose_frequencies_are_not_known_are_refused():
     with pytest.raises(ConfigError, match=r"labels=data needs the class frequencies .*; choose random or balanced"):
         choose_labels(SampleConfig(labels="data"), 10)
 
@@ -120,24 +106,12 @@ def test_another_target_changes_nothing_of_the_network_and_two_generators_share_
     assert all(torch.equal(value, before[key]) for key, value in trained.model.state_dict().items())
 
 
-def test_targets_by_layer_and_by_time_are_met_while_sampling():
+def test_targets_by_layer_are_met_while_sampling():
     labels = torch.arange(7)
     by_layer = generator(target=(1.5, 3.0))
     with measure_layers(by_layer.model) as layers:
         by_layer.generate(labels)
     assert [layer.mean for layer in layers] == pytest.approx([1.5, 3.0], rel=0.02)
-    by_time = generator(target=(1.0, 3.0), vary="time")  # four steps: two in either part
-    assert by_time.thresholds[0] == [0, 0] and len(by_time.thresholds) == 2
-    used = []
-
-    def note(step, steps):
-        used.append(seen.mean)
-        seen.pairs = seen.tokens = 0
-
-    with measure_active(by_time.model) as seen:
-        by_time.latents(range(7), labels, on_step=note)
-    assert used == pytest.approx([1.0, 1.0, 3.0, 3.0], rel=0.05)  # the mean of two steps is 3
-    assert sum(used) == pytest.approx(8.0, rel=0.01)
 
 
 def test_times_of_ddpm_levels_are_their_places_on_the_way():
@@ -159,21 +133,18 @@ def test_a_given_p_is_what_the_generator_samples_with(options, wanted):
     assert made.thresholds == wanted
 
 
-@pytest.mark.parametrize("options", [{"target": 3.0}, {"target": (1.0, 3.0), "vary": "time"}], ids=repr)
-def test_images_of_another_target_depend_neither_on_batch_size_nor_on_count(options):
-    few = generator(**options, batch_size=2).generate(torch.arange(4)).images
-    many = generator(**options, batch_size=50).generate(torch.arange(7)).images
-    assert torch.equal(few, many[:4])
+def test_solved_thresholds_depend_neither_on_the_seed_nor_on_the_batch_size_and_so_do_no_images_on_the_count():
+    few, many = generator(target=3.0, batch_size=2), generator(target=3.0, batch_size=50)
+    assert few.thresholds == many.thresholds == generator(target=3.0, seed=5).thresholds
+    assert torch.equal(few.generate(torch.arange(4)).images, many.generate(torch.arange(7)).images[:4])
 
 
-def test_solved_thresholds_depend_neither_on_the_seed_nor_on_the_batch_size():
-    solved = generator(target=3.0).thresholds
-    assert solved == generator(target=3.0, seed=5).thresholds == generator(target=3.0, batch_size=7).thresholds
-
-
-def test_a_target_for_each_step_is_that_step_s():
-    targets = tuple(1 + number / 5 for number in range(10))
-    made = generator(target=targets, vary="time", sampler=EulerConfig(steps=10))
+@pytest.mark.parametrize(
+    ("targets", "steps", "tolerance"),
+    [((1.0, 3.0), 4, 0.05), (tuple(1 + number / 5 for number in range(10)), 10, 0.1)],
+)
+def test_targets_along_the_way_are_met_in_their_steps(targets, steps, tolerance):
+    made = generator(target=targets, vary="time", sampler=EulerConfig(steps=steps))
     used = []
 
     def note(step, steps):
@@ -182,7 +153,9 @@ def test_a_target_for_each_step_is_that_step_s():
 
     with measure_active(made.model) as seen:
         made.latents(range(64), torch.arange(64) % 10, on_step=note)
-    assert used == pytest.approx(targets, rel=0.1)
+    a_part = steps // len(targets)
+    assert used == pytest.approx([target for target in targets for _ in range(a_part)], rel=tolerance)
+    assert len(made.thresholds) == len(targets) and made.thresholds[0] == [0, 0]
 
 
 @pytest.mark.parametrize("options", [{"target": (1.0, 2.0, 3.0)}, {"p": (0.2, 0.5, 0.9)}], ids=repr)
@@ -200,19 +173,17 @@ def test_an_objective_that_knows_no_places_can_be_dialled_but_not_along_the_way(
         generator(target=(1.0, 3.0), vary="time")
 
 
-def test_running_out_of_memory_while_thresholds_are_solved_is_explained(monkeypatch):
+@pytest.mark.parametrize(
+    ("where", "options", "remedy"),
+    [
+        ("_sample_some", {"target": 3.0}, r"set sample\.p in place of sample\.target"),
+        ("decode", {}, r"lower sample\.batch_size or sample\.decode_batch"),
+    ],
+)
+def test_running_out_of_memory_is_explained(monkeypatch, where, options, remedy):
     def run_out(*args, **kwargs):
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(Generator, "_sample_some", run_out)
-    with pytest.raises(SamplingError, match=r"out of memory; set sample\.p in place of sample\.target"):
-        generator(target=3.0)
-
-
-def test_running_out_of_memory_is_explained(monkeypatch):
-    def too_much(self, latents_BCHW):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Generator, "decode", too_much)
-    with pytest.raises(SamplingError, match=r"out of memory; lower sample.batch_size or sample.decode_batch"):
-        generator().generate(torch.zeros(2, dtype=torch.int64))
+    monkeypatch.setattr(Generator, where, run_out)
+    with pytest.raises(SamplingError, match=f"out of memory; {remedy}"):
+        generator(**options).generate(torch.zeros(2, dtype=torch.int64))

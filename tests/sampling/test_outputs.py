@@ -28,9 +28,11 @@ def save(out: Path, kinds, images=IMAGES, labels=LABELS):
 
 
 @pytest.mark.parametrize("kinds", [["npz"], ["png"], ["grid"], ["npz", "png", "grid"]], ids=",".join)
-def test_what_is_asked_for_is_written_and_nothing_else(tmp_path, kinds):
+def test_what_is_asked_for_is_written_alone_and_takes_the_description_of_older_images_away(tmp_path, kinds):
+    (tmp_path / "sample.json").write_text("{}")
     save(tmp_path, kinds)
     assert names(tmp_path) == {"sample.json", *(OUTPUTS[kind][0] for kind in kinds)}
+    assert json.loads((tmp_path / "sample.json").read_text()) == {"files": []}
 
 
 def test_all_kinds_show_the_same_images(tmp_path):
@@ -49,13 +51,6 @@ def test_an_error_leaves_every_file_of_the_run_before_and_what_describes_them(tm
     with pytest.raises(ValueError, match="dtype"):
         save(tmp_path, ["npz", "png", "grid"], images=torch.cat([IMAGES[:5].float(), IMAGES[5:].float()]))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
-def test_new_images_take_the_description_of_the_old_ones_away(tmp_path):
-    (tmp_path / "sample.json").write_text("{}")
-    save(tmp_path, ["grid"])
-    assert names(tmp_path) == {"grid.png", "sample.json"}
-    assert json.loads((tmp_path / "sample.json").read_text()) == {"files": []}
 
 
 @pytest.mark.parametrize("facts", [None, '{"files": "of something else', '{"steps": 3}'])

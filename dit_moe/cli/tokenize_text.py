@@ -14,7 +14,7 @@ import json
 from dit_moe.cli import add_config_arguments
 from dit_moe.distributed import on_main
 from dit_moe.experiments.text import load_text_experiment
-from dit_moe.text.splits import splits_of, tokenize_split, verify_tokens
+from dit_moe.text.tokenization import splits_of, tokenize_split, verify_tokens
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

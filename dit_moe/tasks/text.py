@@ -48,8 +48,8 @@ from dit_moe.text.compute_budget import read_some
 from dit_moe.text.ngram import TrigramModel
 from dit_moe.text.objective import NextToken
 from dit_moe.text.sequences import TokenSequences, open_shards
-from dit_moe.text.splits import tokenize_splits
 from dit_moe.text.token_shards import TokenShards
+from dit_moe.text.tokenization import tokenize_splits
 from dit_moe.text.tokenizer import TextTokenizer
 from dit_moe.training import Hook, Unit
 from dit_moe.training.run_folder import is_begun

@@ -7,6 +7,7 @@ a time. The main process does the work (the tokenizers library uses all cores); 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -16,11 +17,14 @@ from typing import Annotated, Any
 import numpy as np
 
 from dit_moe import config as configs
-from dit_moe.config import Tree, require, section
-from dit_moe.distributed import from_main, join_processes, on_main
-from dit_moe.files import atomic_file, write_atomically
+from dit_moe.config import ConfigError, Tree, require, section
+from dit_moe.distributed import from_main, join_processes, locked, on_main
+from dit_moe.files import atomic_file, require_writable, write_atomically
+from dit_moe.progress import work_bar
+from dit_moe.rounding import significant
 from dit_moe.shards import ShardFolder, in_rounds
 from dit_moe.text.corpora import CORPORA, Corpus
+from dit_moe.text.sequences import TokensConfig, folder_of, open_shards
 from dit_moe.text.token_shards import (
     DTYPES,
     INDEX,
@@ -35,6 +39,7 @@ from dit_moe.text.tokenizer import Document, TextTokenizer, TokenizerConfig, is_
 
 RECORDED = ("corpus.fingerprint", "tokenizer.sha256")  # of what is in the encoding: not for users to set
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 2**20  # that the tokenizer gets at a time
+MB = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +70,7 @@ class Tokenization:
         with section("tokenize.corpus"):
             self.corpus: Corpus = CORPORA.build(config.corpus, split)
         self.dtype = "uint16" if self.tokenizer.vocab_size <= 2**16 else "uint32"
-        self.made = 0  # shards, by this call of `run`
+        self.made, self.text_bytes = 0, 0  # shards, and bytes of text read, by this call of `run`
         self.encoding = _describe(config, split, self.corpus.fingerprint, self.tokenizer.config)
         if (earlier := self.files.identity()) is not None:
             self._require_same(earlier)
@@ -185,54 +190,8 @@ class Tokenization:
                     raise ValueError(f"{problem}, which {self.tokenizer.name} cannot encode as plain text; {remedy}")
                 number += 1
                 yield Document(ids, size)
+            self.text_bytes += sum(sizes)
             on_bytes(sum(sizes))
-
-
-def tokenize(
-    config: TokenizeConfig, folder: Path, split: str, on_bytes: Callable[[int], object] = lambda count: None
-) -> TokenManifest:
-    """Make what is missing of the tokens of a split in `folder`. Raises what `Tokenization` and its `run` raise."""
-    return finished(config, folder, split) or Tokenization(config, folder, split).run(on_bytes)
-
-
-def finished(config: TokenizeConfig, folder: Path, split: str) -> TokenManifest | None:
-    """The manifest of `folder` if it is whole and was made as `config` says; all processes ask together.
-
-    Nothing is changed. Text and tokenizer are compared too if they lie on this machine; the network is not asked.
-    Raises ConfigError if such text or tokenizer cannot be opened.
-    """
-    return from_main(lambda: _finished(config, folder, split))
-
-
-def _finished(config: TokenizeConfig, folder: Path, split: str) -> TokenManifest | None:
-    try:
-        tokens = TokenShards(folder)
-        tokens.tokenizer()
-    except ValueError:  # to be made, or made anew
-        return None
-    encoding = tokens.manifest.encoding
-    fingerprint, tokenizer = encoding["corpus"]["fingerprint"], config.tokenizer
-    tokenizer = replace(tokenizer, sha256=tokenizer.sha256 or encoding["tokenizer"]["sha256"])
-    if _describe(config, split, fingerprint, tokenizer) != encoding:
-        return None
-    if not is_remote(config.tokenizer):
-        with section("tokenize.tokenizer"):
-            tokenizer = open_tokenizer(config.tokenizer).config
-    if not CORPORA.factory(config.corpus).is_remote(config.corpus):
-        with section("tokenize.corpus"):
-            fingerprint = CORPORA.build(config.corpus, split).fingerprint
-    return tokens.manifest if _describe(config, split, fingerprint, tokenizer) == encoding else None
-
-
-def _describe(config: TokenizeConfig, split: str, fingerprint: str | None, tokenizer: TokenizerConfig) -> Tree:
-    """What decides the bytes of the tokens."""
-    corpus = {"name": CORPORA.name_of(config.corpus), **configs.dump(config.corpus)}
-    return {
-        "split": split,
-        "corpus": corpus | {"fingerprint": fingerprint},
-        "tokenizer": configs.dump(tokenizer),
-        "shard_tokens": config.shard_tokens,
-    }
 
 
 class _Stream:
@@ -279,3 +238,107 @@ def _encoded_ahead(
             waiting = coming
         if waiting is not None:
             yield waiting[0], waiting[1].result()
+
+
+def finished(config: TokenizeConfig, folder: Path, split: str) -> TokenManifest | None:
+    """The manifest of `folder` if it is whole and was made as `config` says; all processes ask together.
+
+    Nothing is changed. Text and tokenizer are compared too if they lie on this machine; the network is not asked.
+    Raises ConfigError if such text or tokenizer cannot be opened.
+    """
+    return from_main(lambda: _finished(config, folder, split))
+
+
+def _finished(config: TokenizeConfig, folder: Path, split: str) -> TokenManifest | None:
+    try:
+        tokens = TokenShards(folder)
+        tokens.tokenizer()
+    except ValueError:  # to be made, or made anew
+        return None
+    encoding = tokens.manifest.encoding
+    fingerprint, tokenizer = encoding["corpus"]["fingerprint"], config.tokenizer
+    tokenizer = replace(tokenizer, sha256=tokenizer.sha256 or encoding["tokenizer"]["sha256"])
+    if _describe(config, split, fingerprint, tokenizer) != encoding:
+        return None
+    if not is_remote(config.tokenizer):
+        with section("tokenize.tokenizer"):
+            tokenizer = open_tokenizer(config.tokenizer).config
+    if not CORPORA.factory(config.corpus).is_remote(config.corpus):
+        with section("tokenize.corpus"):
+            fingerprint = CORPORA.build(config.corpus, split).fingerprint
+    return tokens.manifest if _describe(config, split, fingerprint, tokenizer) == encoding else None
+
+
+def _describe(config: TokenizeConfig, split: str, fingerprint: str | None, tokenizer: TokenizerConfig) -> Tree:
+    """What decides the bytes of the tokens."""
+    corpus = {"name": CORPORA.name_of(config.corpus), **configs.dump(config.corpus)}
+    return {
+        "split": split,
+        "corpus": corpus | {"fingerprint": fingerprint},
+        "tokenizer": configs.dump(tokenizer),
+        "shard_tokens": config.shard_tokens,
+    }
+
+
+# ----------------------------------------------------------------------------------------------- the splits of a config
+
+
+def splits_of(data: TokensConfig) -> list[str]:
+    """The splits that the section `data` has folders for."""
+    return ["train"] if data.heldout is None else ["train", "heldout"]
+
+
+def tokenize_splits(config: TokenizeConfig | None, data: TokensConfig) -> dict[str, dict[str, Any]]:
+    """Make what is missing of the tokens of all splits; returns a summary of each.
+
+    ValueError if the section `tokenize` is missing, or for bad text.
+    """
+    return {split: tokenize_split(config, data, split) for split in splits_of(data)}
+
+
+def tokenize_split(config: TokenizeConfig | None, data: TokensConfig, split: str) -> dict[str, Any]:
+    """Make the tokens of a split, or what is missing of them; returns a summary. Finished ones are left alone.
+
+    Raises what `Tokenization` and its `run` raise; ConfigError if the section `tokenize` is missing.
+    """
+    if config is None:
+        raise ConfigError("tokenize", " is missing; say which text, for instance tokenize.corpus.name=python_docs")
+    with section("data"):
+        folder = folder_of(data, split)
+    manifest = finished(config, folder, split)
+    if manifest is not None:
+        return _summary(folder, manifest) | {"shards_made": 0, "already_there": True}
+    require_writable(folder)
+    with locked(folder):
+        task, start = Tokenization(config, folder, split), time.perf_counter()
+        size = task.corpus.size
+        with work_bar(f"tokenising {split}", None if size is None else size / MB, "MB") as advance:
+            manifest = task.run(lambda text_bytes: advance(text_bytes / MB))
+    seconds = time.perf_counter() - start
+    return _summary(folder, manifest) | {
+        "shards_made": task.made,
+        "seconds": round(seconds, 3),
+        "mb_per_s": significant(task.text_bytes / MB / seconds),
+    }
+
+
+def verify_tokens(data: TokensConfig, split: str) -> dict[str, Any]:
+    """Verify the tokens of a split; returns a summary. ValueError if anything is not as it was written."""
+    with section("data"):
+        tokens = open_shards(data, split)
+    with work_bar(f"verifying {split}", tokens.manifest.bytes / MB, "MB") as advance:
+        tokens.verify(lambda count: advance(count / MB))
+    return _summary(tokens.folder, tokens.manifest) | {"verified": True}
+
+
+def _summary(folder: Path, manifest: TokenManifest) -> dict[str, Any]:
+    return {
+        "folder": str(folder),
+        "tokens": manifest.tokens,
+        "documents": manifest.documents,
+        "bytes": manifest.bytes,
+        "shards": len(manifest.shards),
+        "tokenizer": manifest.tokenizer,
+        "description": manifest.describe(),
+        "fingerprint": manifest.fingerprint,
+    }

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from dit_moe.config import ConfigError
-from dit_moe.text import tokenization as tokenizing
 from dit_moe.text.token_shards import TokenShards
-from dit_moe.text.tokenization import Tokenization, TokenizeConfig, finished, tokenize
+from dit_moe.text.tokenization import Tokenization, TokenizeConfig, finished
 from dit_moe.text.tokenizer import TokenizerConfig
-from tests.text.tokens import bits, config, corpus, save_bpe, texts, tokenized, write_lines
+from tests.text.tokens import bits, config, corpus, save_bpe, texts, tokenize, tokenized, write_lines
 
 pytest.importorskip("transformers")
 
@@ -130,7 +129,7 @@ def test_a_folder_goes_on_only_with_the_text_and_tokenizer_it_was_begun_with(tmp
 
 def test_a_folder_does_not_mix_two_splits_of_a_dataset_of_which_nothing_is_known(tmp_path, monkeypatch):
     monkeypatch.setattr("dit_moe.text.corpora.huggingface.load_split", lambda *where: Rows())
-    monkeypatch.setattr(tokenizing, "finished", lambda *what: None)
+    monkeypatch.setattr("tests.text.tokens.finished", lambda *what: None)
 
     def make(split="train", **options):
         section = corpus("huggingface", id="some/set", **options)

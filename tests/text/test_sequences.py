@@ -13,9 +13,9 @@ from dit_moe.config import ConfigError
 from dit_moe.data.batch_sampler import BatchOrder, MicroBatches, load_batches
 from dit_moe.text.sequences import TokensConfig, TokenSequences
 from dit_moe.text.token_shards import NoTokens, TokenManifest, TokenShard, TokenShards, require_held_out
-from dit_moe.text.tokenization import TokenizeConfig, tokenize
+from dit_moe.text.tokenization import TokenizeConfig
 from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
-from tests.text.tokens import config, corpus, save_bpe, texts, tokenized, write_lines
+from tests.text.tokens import config, corpus, save_bpe, texts, tokenize, tokenized, write_lines
 
 pytest.importorskip("transformers")
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from dit_moe.experiments.text import load_text_experiment
-from dit_moe.text import splits
-from dit_moe.text.splits import tokenize_splits
+from dit_moe.text import tokenization as tokenizing
 from dit_moe.text.token_shards import read_token_manifest
+from dit_moe.text.tokenization import tokenize_splits
 from tests.cli.conftest import cli
 from tests.scripts import in_use
 from tests.text.tokens import bits, save_bpe, texts, write_lines
@@ -51,7 +51,9 @@ def test_splits_are_made_if_they_have_a_folder_and_are_missing(tmp_path, config,
     assert not (tmp_path / "heldout").exists()
     assert cli("tokenize", config, "--split", "heldout") == 0
     for name in ("require_writable", "locked", "Tokenization"):
-        monkeypatch.setattr(splits, name, None)  # would be called: finished tokens need no folder that can be written
+        monkeypatch.setattr(
+            tokenizing, name, None
+        )  # would be called: finished tokens need no folder that can be written
     assert cli("tokenize", config) == 0
 
 

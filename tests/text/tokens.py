@@ -10,7 +10,7 @@ from typing import Any
 
 from dit_moe.text.corpora import CORPORA
 from dit_moe.text.token_shards import TokenManifest
-from dit_moe.text.tokenization import Tokenization, TokenizeConfig
+from dit_moe.text.tokenization import Tokenization, TokenizeConfig, finished
 from dit_moe.text.tokenizer import TokenizerConfig
 
 WORDS = [
@@ -69,6 +69,11 @@ def tokenization(folder: Path, documents: list[str] | None = None, **options: An
 
 def tokenized(folder: Path, documents: list[str] | None = None, **options: Any) -> TokenManifest:
     return tokenization(folder, documents, **options).run()
+
+
+def tokenize(config: TokenizeConfig, folder: Path, split: str) -> TokenManifest:
+    """The tokens of a split, made if they are not there."""
+    return finished(config, folder, split) or Tokenization(config, folder, split).run()
 
 
 def save_bpe(folder: Path, vocab_size: int = 300, eos: str | None = "<|endoftext|>", **options: Any) -> Path:

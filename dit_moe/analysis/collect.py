@@ -1,4 +1,4 @@
-"""Counting what the routers of a network do, by whatever its tokens are grouped by, and what a report says of the run.
+"""Counting what the routers of a network do, by groups of tokens, and what the report says of the run itself.
 
 All counts are whole numbers, so they do not depend on batches; memory does not grow with the number of tokens.
 """
@@ -25,7 +25,7 @@ Groups = Mapping[str, Tensor]
 """Ways to group tokens by name: the group of every token, int64 [N]."""
 
 
-class Tally:
+class RoutingCounts:
     """Counts of the tokens that pass the routers of `model` while `counting`.
 
     Args:
@@ -45,14 +45,14 @@ class Tally:
         self.pairs_LGE = {name: zeros(layers, count, experts) for name, count in groups.items()}
 
     @contextmanager
-    def counting(self, groups: Groups, counts_N: Tensor | None = None) -> Iterator[None]:
-        """While entered, for one forward pass, count its tokens; with `counts_N`, bool, only those where it is true."""
-        groups_K = {name: group_N if counts_N is None else group_N[counts_N] for name, group_N in groups.items()}
+    def counting(self, groups: Groups, kept_N: Tensor | None = None) -> Iterator[None]:
+        """While entered, for one forward pass, count its tokens; with `kept_N`, bool, only those where it is true."""
+        groups_K = {name: group_N if kept_N is None else group_N[kept_N] for name, group_N in groups.items()}
         for name, group_K in groups_K.items():
             self.tokens_G[name] += group_K.bincount(minlength=len(self.tokens_G[name]))
 
         def count(layer: int, x_ND: Tensor, routing: Routing) -> None:
-            mask_KE = mask_of(routing, len(x_ND)) if counts_N is None else mask_of(routing, len(x_ND))[counts_N]
+            mask_KE = mask_of(routing, len(x_ND)) if kept_N is None else mask_of(routing, len(x_ND))[kept_N]
             experts = mask_KE.shape[1]
             self.with_LE[layer] += mask_KE.sum(1).bincount(minlength=experts + 1)[1:]
             with torch.autocast(mask_KE.device.type, enabled=False):

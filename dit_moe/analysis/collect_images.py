@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_moe.analysis.collect import Tally, active_of_tokens, experts_of, run_facts, shape_of, spaced
+from dit_moe.analysis.collect import RoutingCounts, active_of_tokens, experts_of, run_facts, shape_of, spaced
 from dit_moe.analysis.statistics import Examples, RoutingStats
 from dit_moe.config import ConfigError
 from dit_moe.data import Dataset
@@ -50,33 +50,35 @@ def collect_images(
     experts_of(run)
     levels = noise_levels(run.objective, times)
     rows = spaced(len(dataset), images)
-    walk = _Walk(run, dataset)
+    shown = _NoisyImages(run, dataset)
     classes = len(dataset.class_names)
-    tally = Tally(walk.network, {"time": times, "class": classes, "shuffled": classes, "position": walk.tokens})
-    labels = walk.labels(rows)
-    shuffled = np.random.default_rng(walk.sample.seed).permutation(labels)
-    for start in range(0, len(rows), walk.batch_size):
-        part = rows[start : start + walk.batch_size]
-        x0, eps, labels_B = walk.images(part)
-        class_N = labels_B.repeat_interleave(walk.tokens)
+    counts = RoutingCounts(
+        shown.network, {"time": times, "class": classes, "shuffled": classes, "position": shown.tokens}
+    )
+    labels = shown.labels(rows)
+    shuffled = np.random.default_rng(shown.sample.seed).permutation(labels)
+    for start in range(0, len(rows), shown.batch_size):
+        part = rows[start : start + shown.batch_size]
+        x0, eps, labels_B = shown.images(part)
+        class_N = labels_B.repeat_interleave(shown.tokens)
         chance_B = torch.from_numpy(shuffled[start : start + len(part)]).to(labels_B)
-        position_N = torch.arange(walk.tokens, device=class_N.device).repeat(len(part))
+        position_N = torch.arange(shown.tokens, device=class_N.device).repeat(len(part))
         for number, t in enumerate(levels):
             groups = {"time": torch.full_like(class_N, number), "class": class_N, "position": position_N}
-            groups["shuffled"] = chance_B.repeat_interleave(walk.tokens)
-            with tally.counting(groups):
-                walk.forward(x0, eps, t, labels_B)
+            groups["shuffled"] = chance_B.repeat_interleave(shown.tokens)
+            with counts.counting(groups):
+                shown.forward(x0, eps, t, labels_B)
             on_progress(len(part))
     met, images_C = np.unique(labels, return_counts=True)
-    (active_LT, load_LTE), (active_LC, load_LCE) = tally.by("time"), tally.by("class")
+    (active_LT, load_LTE), (active_LC, load_LCE) = counts.by("time"), counts.by("class")
     seen = f"{times}, evenly spaced from t = {levels[0]:.3g} to {levels[-1]:.3g} (0 is the image, 1 is noise)"
-    facts = {"images": len(rows), "noise levels": seen, "tokens counted": tally.tokens}
+    facts = {"images": len(rows), "noise levels": seen, "tokens counted": counts.tokens}
     return RoutingStats(
         kind="images",
-        facts=run_facts(run, walk.thresholds) | facts,
+        facts=run_facts(run, shown.thresholds) | facts,
         **shape_of(run),
-        **tally.overall(),
-        active_LS=tally.by("position")[0],
+        **counts.overall(),
+        active_LS=counts.by("position")[0],
         times_T=np.array(levels),
         active_LT=active_LT,
         load_LTE=load_LTE,
@@ -84,8 +86,8 @@ def collect_images(
         images_C=images_C,
         active_LC=active_LC[:, met],
         load_LCE=load_LCE[:, met],
-        shuffled_LCE=tally.by("shuffled")[1][:, met],
-        examples=walk.examples(of_many_classes(rows, labels, EXAMPLES), levels, dataset.class_names),
+        shuffled_LCE=counts.by("shuffled")[1][:, met],
+        examples=shown.examples(of_many_classes(rows, labels, EXAMPLES), levels, dataset.class_names),
     )
 
 
@@ -115,7 +117,7 @@ def of_many_classes(rows: Sequence[int], labels: Sequence[int], wanted: int) -> 
     return [pool[place][2] for place in spaced(len(pool), wanted)]
 
 
-class _Walk:
+class _NoisyImages:
     """A run's network, and the noisy images that it is shown."""
 
     def __init__(self, run: ImageRun, dataset: Dataset) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
-from dit_moe.analysis.collect import Tally, active_of_tokens, experts_of, run_facts, shape_of
+from dit_moe.analysis.collect import RoutingCounts, active_of_tokens, experts_of, run_facts, shape_of
 from dit_moe.analysis.statistics import Passage, RoutingStats, TokenKinds
 from dit_moe.config import ConfigError
 from dit_moe.experiments.run import TextRun
@@ -42,41 +42,41 @@ def collect_text(
     experts_of(run)
     if tokens < 1:
         raise ConfigError("tokens", f"={tokens} must be at least 1")
-    walk = _Walk(run)
-    windows, text = walk.windows(documents, tokens)
+    shown = _TextWindows(run)
+    windows, text = shown.windows(documents, tokens)
     kinds_V, count_V = _most_frequent(windows, run.experiment.model.vocab_size)
     group_of_id = np.full(run.experiment.model.vocab_size, len(kinds_V))  # all others are one group
     group_of_id[kinds_V] = np.arange(len(kinds_V))
     longest = max(len(window.inputs) for window in windows)
     width = -(-longest // BINS)
     bins = -(-longest // width)
-    tally = Tally(run.model, {"position": bins, "token": len(kinds_V) + 1})
+    counts = RoutingCounts(run.model, {"position": bins, "token": len(kinds_V) + 1})
     size = run.experiment.eval.batch_size
     for start in range(0, len(windows), size):
         batch = windows[start : start + size]
-        ids_BS, counts_BS = _padded(batch, walk.eos)
+        ids_BS, kept_BS = _padded(batch, shown.eos)
         position_BS = np.tile(np.arange(ids_BS.shape[1]) // width, (len(batch), 1))
-        groups = {"position": walk.flat(position_BS), "token": walk.flat(group_of_id[ids_BS])}
-        with tally.counting(groups, walk.flat(counts_BS)):
-            walk.forward(ids_BS)
+        groups = {"position": shown.flat(position_BS), "token": shown.flat(group_of_id[ids_BS])}
+        with counts.counting(groups, shown.flat(kept_BS)):
+            shown.forward(ids_BS)
         on_progress(sum(len(window.targets) for window in batch))
-    active_LV, load_LVE = (values_LV[:, : len(kinds_V)] for values_LV in tally.by("token"))
-    overall = run_facts(run, thresholds(run.model)) | {"tokens counted": tally.tokens}
+    active_LV, load_LVE = (values_LV[:, : len(kinds_V)] for values_LV in counts.by("token"))
+    overall = run_facts(run, thresholds(run.model)) | {"tokens counted": counts.tokens}
     return RoutingStats(
         kind="text",
         facts=overall | {"documents": 1 + windows[-1].document, "tokenizer": run.tokenizer.name},
         **shape_of(run),
-        **tally.overall(),
-        active_LS=tally.by("position")[0],
+        **counts.overall(),
+        active_LS=counts.by("position")[0],
         position_S=np.arange(bins) * width,
-        tokens_S=tally.tokens_G["position"].cpu().numpy(),
+        tokens_S=counts.tokens_G["position"].cpu().numpy(),
         tokens=TokenKinds(
             tokens_V=[visible(spelt(run.tokenizer, token)) for token in kinds_V.tolist()],
             count_V=count_V,
             active_LV=active_LV,
             load_LVE=load_LVE,
         ),
-        passage=walk.passage(text),
+        passage=shown.passage(text),
     )
 
 
@@ -107,15 +107,15 @@ def _most_frequent(windows: Sequence[Window], vocab_size: int) -> tuple[np.ndarr
 def _padded(batch: Sequence[Window], eos: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids [B, S], padded to the right where causal attention does not look, and which of them predict."""
     ids_BS = np.full((len(batch), max(len(window.inputs) for window in batch)), eos)
-    counts_BS = np.zeros(ids_BS.shape, dtype=bool)
+    kept_BS = np.zeros(ids_BS.shape, dtype=bool)
     for i, window in enumerate(batch):
         end = len(window.inputs)
         ids_BS[i, :end] = window.inputs
-        counts_BS[i, end - len(window.targets) : end] = True
-    return ids_BS, counts_BS
+        kept_BS[i, end - len(window.targets) : end] = True
+    return ids_BS, kept_BS
 
 
-class _Walk:
+class _TextWindows:
     """A run's network, and the text that it is shown."""
 
     def __init__(self, run: TextRun) -> None:

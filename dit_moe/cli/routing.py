@@ -18,34 +18,16 @@ numbers, and routing.npz with all of them.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Sequence
-from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from dit_moe import config
-from dit_moe.analysis import collect_images, collect_text
-from dit_moe.analysis.collect import experts_of, spaced
-from dit_moe.analysis.report import REPORT, write_report
-from dit_moe.analysis.statistics import JSON, NPZ, RoutingStats, write_stats
-from dit_moe.checkpoint import find
-from dit_moe.config import ConfigError
-from dit_moe.distributed import join_processes
-from dit_moe.experiments.image import open_split
-from dit_moe.experiments.run import ImageRun, TextRun, open_image_run, open_text_run
-from dit_moe.files import read_object, require_own
-from dit_moe.locks import exclusive
-from dit_moe.pictures import read_log, router_curves
-from dit_moe.progress import images_bar, work_bar
+from dit_moe.analysis.collect_images import IMAGES, TIMES
+from dit_moe.analysis.collect_text import TOKENS
+from dit_moe.analysis.report import report_routing
+from dit_moe.analysis.statistics import RoutingStats
 from dit_moe.rounding import rounded
-from dit_moe.tasks import task_of
-
-OF_IMAGES, OF_TEXT = ("images", "times"), ("tokens",)  # options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,105 +38,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", metavar="NAME", help="of the data; default heldout, or train if there is no such one"
     )
-    images, times = collect_images.IMAGES, collect_images.TIMES
-    parser.add_argument("--images", type=int, metavar="N", help=f"images, evenly spaced; default at most {images}")
-    parser.add_argument("--times", type=int, metavar="N", help=f"noise levels of each image; default {times}")
-    tokens = f"tokens of text; default at most {collect_text.TOKENS:,}"
-    parser.add_argument("--tokens", type=int, metavar="N", help=tokens)
+    parser.add_argument("--images", type=int, metavar="N", help=f"images, evenly spaced; default at most {IMAGES}")
+    parser.add_argument("--times", type=int, metavar="N", help=f"noise levels of each image; default {TIMES}")
+    parser.add_argument("--tokens", type=int, metavar="N", help=f"tokens of text; default at most {TOKENS:,}")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Count, write, and print a summary to stderr. ValueError for bad input, before the work starts."""
-    if not join_processes().is_main_process:  # one process is enough, and the others would write the same files
-        return
-    text = task_of(args.run_folder).kind == "text"
-    _require_options(args, text)
-    home = _run_folder(find(args.run_folder))
-    out = args.out or home / "routing"
-    require_own(out, (REPORT, JSON, NPZ), "pictures" in read_object(out / JSON))
-    with exclusive(out, JSON):
-        _write(args, text, home, out)
-
-
-def _write(args: argparse.Namespace, text: bool, home: Path, out: Path) -> None:
-    start = time.perf_counter()
-    stats = (_of_text if text else _of_images)(args)
-    facts = {"device": join_processes().device.type, "seconds": round(time.perf_counter() - start, 1)}
-    facts["versions"] = ", ".join(f"{name} {version(name)}" for name in ("dit_moe", "torch", "numpy"))
-    training = router_curves(read_log(home / "log.jsonl"), stats.facts["step"])
-    stats = replace(stats, facts=stats.facts | facts, training=training)
-    write_stats(stats, out, pictures=write_report(stats, out))
-    print_table(stats)
-    Console(stderr=True, soft_wrap=True).print(f"report: {out / 'report.html'}")
-
-
-def _require_options(args: argparse.Namespace, text: bool) -> None:
-    """ConfigError for an option of the other kind of model, or a count of nothing."""
-    kind, others = ("text", OF_IMAGES) if text else ("images", OF_TEXT)
-    for option in others:
-        if getattr(args, option) is not None:
-            raise ConfigError(f"--{option}", f": {args.run_folder} is a model of {kind}; leave it out")
-    for option in (*OF_IMAGES, *OF_TEXT):
-        if (count := getattr(args, option)) is not None and count < 1:
-            raise ConfigError(f"--{option}", f"={count} must be at least 1")
-
-
-def _run_folder(checkpoint: Path) -> Path:
-    """The run that a checkpoint folder is of; of a copy that lies by itself, the folder that it is in."""
-    parent = checkpoint.absolute().parent
-    return parent.parent if parent.name == "checkpoints" else parent
-
-
-def _counts(**options: int | None) -> dict[str, Any]:
-    """Those that were given."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _relocated(experiment: Any, changes: Sequence[str]) -> Any:
-    """The experiment with changes to its section `data`."""
-    return config.build(type(experiment), config.override(config.dump(experiment), changes))
-
-
-def _parted(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Changes to the section `data`, and all others."""
-    of_data = [each for each in overrides if each.startswith("data.")]
-    return of_data, [each for each in overrides if each not in of_data]
-
-
-# -------------------------------------------------------------------------------------------------------------- images
-
-
-def _of_images(args: argparse.Namespace) -> RoutingStats:
-    of_data, others = _parted(args.overrides)
-    opened: ImageRun = open_image_run(args.run_folder, others, device=join_processes().device)
-    experts_of(opened)
-    dataset, split = open_split(_relocated(opened.experiment, of_data).data, args.split)
-    options = _counts(images=args.images, times=args.times)
-    images, times = options.get("images", collect_images.IMAGES), options.get("times", collect_images.TIMES)
-    with images_bar("routing", len(spaced(len(dataset), images)) * times) as on_progress:
-        stats = collect_images.collect_images(opened, dataset, on_progress=on_progress, **options)
-    return replace(stats, facts=stats.facts | {"split": split})
-
-
-# ---------------------------------------------------------------------------------------------------------------- text
-
-
-def _of_text(args: argparse.Namespace) -> RoutingStats:
-    of_data, others = _parted(args.overrides)
-    opened: TextRun = open_text_run(args.run_folder, others, scoring=True, device=join_processes().device)
-    experts_of(opened)
-    relocated = replace(opened, experiment=_relocated(opened.experiment, of_data))
-    shards, split = task_of(opened.experiment).open_split(relocated, args.split)
-    most = opened.experiment.eval.max_documents
-    wanted = collect_text.TOKENS if args.tokens is None else args.tokens
-    step = max(1, len(shards) // wanted) if most is None else 1
-    documents = shards.documents(stop=most, step=step)
-    with work_bar("routing", min(wanted, len(shards)), "tokens") as on_progress:
-        stats = collect_text.collect_text(opened, documents, tokens=wanted, on_progress=on_progress)
-    return replace(stats, facts=stats.facts | {"split": split})
-
-
-# ------------------------------------------------------------------------------------------------------------- summary
+    """Write the report, and print a summary to stderr."""
+    counts = {"images": args.images, "times": args.times, "tokens": args.tokens}
+    written = report_routing(args.run_folder, args.overrides, out=args.out, split=args.split, **counts)
+    if written is not None:
+        stats, page = written
+        print_table(stats)
+        Console(stderr=True, soft_wrap=True).print(f"report: {page}")
 
 
 def print_table(stats: RoutingStats, console: Console | None = None) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dit_moe.analysis.collect import Tally, active_of_tokens, experts_of, run_facts, shape_of, spaced
+from dit_moe.analysis.collect import RoutingCounts, active_of_tokens, experts_of, run_facts, shape_of, spaced
 from dit_moe.analysis.statistics import Target
 from dit_moe.moe import ROUTERS, measure_layers, routers_of
 from tests.analysis.runs import image_run, with_sample
@@ -33,27 +33,27 @@ def masks(model, x):
     return masks_LNE
 
 
-def tallied(model, x, counts_N=None, parts=1):
-    tally, start = Tally(model, GROUPS), 0
+def counted(model, x, kept_N=None, parts=1):
+    counts, start = RoutingCounts(model, GROUPS), 0
     for part in x.chunk(parts):
         size = part.shape[0] * part.shape[1]
-        counts = None if counts_N is None else counts_N[start : start + size]
-        with torch.no_grad(), tally.counting(groups_of(size, start), counts):
+        kept_part = None if kept_N is None else kept_N[start : start + size]
+        with torch.no_grad(), counts.counting(groups_of(size, start), kept_part):
             model(part)
         start += size
-    return tally
+    return counts
 
 
 @pytest.mark.parametrize("name", ROUTERS.names())
 @pytest.mark.parametrize("some", [False, True], ids=["all tokens", "some tokens"])
 def test_counts_are_those_of_a_plain_loop_over_tokens_for_every_router(name, some):
     model, x = stack(ROUTERS.config_class(name)()).eval(), batch()
-    counts_N = torch.rand(256, generator=torch.Generator().manual_seed(1)) < 0.6 if some else None
-    tally, masks_LNE = tallied(model, x, counts_N), masks(model, x)
-    kept = np.ones(256, dtype=bool) if counts_N is None else counts_N.numpy()
+    kept_N = torch.rand(256, generator=torch.Generator().manual_seed(1)) < 0.6 if some else None
+    counts, masks_LNE = counted(model, x, kept_N), masks(model, x)
+    kept = np.ones(256, dtype=bool) if kept_N is None else kept_N.numpy()
     active_LN = masks_LNE[:, kept].sum(2)
-    found = tally.overall()
-    assert tally.tokens == kept.sum()
+    found = counts.overall()
+    assert counts.tokens == kept.sum()
     np.testing.assert_allclose(found["active_L"], active_LN.mean(1), rtol=1e-12)
     np.testing.assert_allclose(found["active_std_L"], active_LN.std(1), atol=1e-12)
     for layer, mask_NE in enumerate(masks_LNE[:, kept]):
@@ -64,7 +64,7 @@ def test_counts_are_those_of_a_plain_loop_over_tokens_for_every_router(name, som
             both = [(mask_NE[:, i] & mask_NE[:, j]).mean() for j in range(8)]
             np.testing.assert_allclose(found["together_LEE"][layer, i], both, rtol=1e-12)
     for grouping, group_N in groups_of(256).items():
-        active_LG, load_LGE = tally.by(grouping)
+        active_LG, load_LGE = counts.by(grouping)
         for group in range(GROUPS[grouping]):
             mine = masks_LNE[:, kept & (group_N.numpy() == group)]
             np.testing.assert_allclose(active_LG[:, group], mine.sum(2).mean(1), rtol=1e-12)
@@ -74,7 +74,7 @@ def test_counts_are_those_of_a_plain_loop_over_tokens_for_every_router(name, som
 
 def test_counts_do_not_depend_on_how_tokens_are_batched():
     model, x = stack().eval(), batch()
-    whole, parts = tallied(model, x), tallied(model, x, parts=4)
+    whole, parts = counted(model, x), counted(model, x, parts=4)
     for name, value in whole.overall().items():
         assert np.array_equal(value, parts.overall()[name]), name
     assert all(np.array_equal(a, b) for a, b in zip(whole.by("third"), parts.by("third"), strict=True))
@@ -83,30 +83,30 @@ def test_counts_do_not_depend_on_how_tokens_are_batched():
 def test_counts_stay_exact_within_bf16_autocast():
     model, x = stack().eval(), batch(tokens=2048)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        tally = tallied(model, x)
-    together_LEE = tally.together_LEE.float()  # of 2048 tokens, where bf16 has 8 bits
-    pairs = sum(tally.with_LE[0, k] * (k + 1) for k in range(8))
+        counts = counted(model, x)
+    together_LEE = counts.together_LEE.float()  # of 2048 tokens, where bf16 has 8 bits
+    pairs = sum(counts.with_LE[0, k] * (k + 1) for k in range(8))
     assert together_LEE[0].diagonal().sum() == pairs > 2048
-    assert tally.pairs_LGE["third"].sum(1).equal(tally.together_LEE.diagonal(dim1=1, dim2=2))
+    assert counts.pairs_LGE["third"].sum(1).equal(counts.together_LEE.diagonal(dim1=1, dim2=2))
 
 
 def test_counting_leaves_no_hook_and_trainings_counters_alone_even_after_an_error():
     model = stack()
-    tally = Tally(model, {})
-    with pytest.raises(RuntimeError), tally.counting({}):
+    counts = RoutingCounts(model, {})
+    with pytest.raises(RuntimeError), counts.counting({}):
         raise RuntimeError
     assert not any(router._forward_hooks for router in routers_of(model))
-    with torch.no_grad(), Tally(model.eval(), GROUPS).counting(groups_of(256)):
+    with torch.no_grad(), RoutingCounts(model.eval(), GROUPS).counting(groups_of(256)):
         model(batch())
     assert all(router.stats.sums is None for router in routers_of(model))
 
 
 def test_a_group_without_tokens_is_nan_and_no_warning():
     model, x = stack().eval(), batch()
-    tally = Tally(model, {"only": 2})
-    with torch.no_grad(), tally.counting({"only": torch.zeros(256, dtype=torch.int64)}):
+    counts = RoutingCounts(model, {"only": 2})
+    with torch.no_grad(), counts.counting({"only": torch.zeros(256, dtype=torch.int64)}):
         model(x)
-    active_LG, load_LGE = tally.by("only")
+    active_LG, load_LGE = counts.by("only")
     assert np.isfinite(active_LG[:, 0]).all() and np.isnan(active_LG[:, 1]).all() and np.isnan(load_LGE[:, 1]).all()
 
 

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from dit_moe.cli import routing
+from dit_moe import plotting
 from dit_moe.data import DATASETS
 from dit_moe.experiments.image import load_experiment, open_split
 from dit_moe.experiments.run import open_text_run
@@ -20,14 +20,15 @@ from tests.cli.test_perplexity import trained  # noqa: F401 (a fixture)
 @pytest.fixture
 def undrawn(monkeypatch):
     """Numbers only: the pictures have tests of their own."""
-    monkeypatch.setattr(routing, "write_report", lambda stats, folder: [])
+    monkeypatch.setattr("dit_moe.analysis.report.write_page", lambda stats, folder: [])
 
 
 def numbers(folder):
     return json.loads((folder / "routing.json").read_text())
 
 
-def test_a_run_of_images_gets_numbers_pictures_and_a_report_in_its_folder(a_run, capsys):
+def test_a_run_of_images_gets_numbers_pictures_and_a_report_in_its_folder(a_run, capsys, monkeypatch):
+    monkeypatch.setattr(plotting, "DPI", 24)
     assert cli("routing", a_run, "--images", 20, "--times", 4) == 0
     found = numbers(a_run / "routing")
     assert found["facts"]["split"] == "heldout" and found["facts"]["images"] == 20 and found["facts"]["step"] == 4

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dit_moe.analysis import report as report_module
+from dit_moe.analysis import page
 from dit_moe.analysis.drawing import ReportFigure
 from dit_moe.analysis.figures import figures_of
-from dit_moe.analysis.report import REPORT, write_report
+from dit_moe.analysis.page import PAGE, write_page
 from dit_moe.analysis.statistics import Passage, RoutingStats, Target
 from tests.analysis import synthetic
 
@@ -65,10 +65,10 @@ def blank_figures(stats: RoutingStats) -> list[ReportFigure]:
 
 def written(stats: RoutingStats, folder: Path) -> tuple[Path, Reader]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report_module, "figures_of", blank_figures)
-        patch.setattr(report_module, "png_of", lambda blank: f"{blank.name} {blank.dark}".encode())
-        write_report(stats, folder)
-    path = folder / REPORT
+        patch.setattr(page, "figures_of", blank_figures)
+        patch.setattr(page, "png_of", lambda blank: f"{blank.name} {blank.dark}".encode())
+        write_page(stats, folder)
+    path = folder / PAGE
     return path, Reader(path.read_text(encoding="utf-8"))
 
 

@@ -22,7 +22,7 @@ from dataclasses import replace
 
 import torch
 
-from dit_moe.moe.control import ControllerConfig, PIController
+from dit_moe.moe.routers.dtopp import ControllerConfig, PIController
 from dit_moe.moe.routing import mass_left, prefix_mask
 
 SHAPES = [(4, 1.5), (4, 3.0), (8, 2.0), (16, 2.0), (16, 8.0), (64, 1.5), (64, 8.0), (128, 16.0)]

@@ -140,7 +140,7 @@ def shape_of(run: Run) -> dict[str, Any]:
     """The fields of `RoutingStats` that follow from the config."""
     model, moe, sample = run.experiment.model, experts_of(run), run.experiment.sample
     target = trained = Target(moe.target, held=not isinstance(moe.router, TopPConfig))
-    if sample.asked is not None:  # p asked for holds no number of experts
+    if sample.requested is not None:  # p asked for holds no number of experts
         target = Target(moe.target, held=False) if sample.target is None else Target(float(np.mean(sample.target)))
     layers = [block for block in range(model.depth) if model.has_experts(block)]
     return {"layers_L": layers, "experts": moe.experts, "target": target, "trained_target": trained}
@@ -161,8 +161,8 @@ def run_facts(run: Run, thresholds: Sequence[Any]) -> dict[str, Any]:
         "active parameters at the trained target": round(footprint.active_params),
     }
     sample = run.experiment.sample
-    if sample.asked is not None:
-        name, value = sample.asked
+    if sample.requested is not None:
+        name, value = sample.requested
         how = f" by {sample.vary}" if isinstance(value, tuple) else ""
         facts |= {"trained target": moe.target, "asked for": f"{name}={value}{how}"}
     if thresholds:

@@ -123,7 +123,7 @@ class _NoisyImages:
     def __init__(self, run: ImageRun, dataset: Dataset) -> None:
         self.objective, self.stage, self.sample = run.objective, run.stage, run.experiment.sample
         made = run.generator()  # solves thresholds if the section `sample` asks for other compute than was trained
-        self.network, self.device, self.dial, self.thresholds = made.model, made.device, made.dial, made.thresholds
+        self.network, self.device, self.budget, self.thresholds = made.model, made.device, made.budget, made.thresholds
         self.dataset = dataset
         self.tokens: int = run.experiment.model.tokens
         self.batch_size = self.sample.batch_size
@@ -147,7 +147,7 @@ class _NoisyImages:
         x, times_B = self.objective.noisy_at(x0, eps, t)
         autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.sample.precision == "bf16")
         try:
-            with torch.no_grad(), autocast, nullcontext() if self.dial is None else self.dial.at(t):
+            with torch.no_grad(), autocast, nullcontext() if self.budget is None else self.budget.at(t):
                 self.network(x, times_B, labels_B)
         except torch.OutOfMemoryError as error:
             raise SamplingError("out of memory; lower sample.batch_size") from error

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 from dit_moe.experiments.run import open_text_run
-from dit_moe.moe.compute_budget import absorb
+from dit_moe.moe.compute_budget import store_in_weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     from dit_moe.interop.export import export_run
 
     opened = open_text_run(args.run_folder, args.overrides)
-    absorb(opened.model)
+    store_in_weights(opened.model)
     facts = export_run(opened, args.folder, olmoe=args.olmoe)
     shown = {key: facts[key] for key in ("run", "step", "weights", "weights_sha256")}
     print(json.dumps({"folder": str(args.folder), **shown}, indent=1))

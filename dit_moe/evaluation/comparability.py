@@ -12,7 +12,7 @@ from dit_moe.evaluation.features import FeatureFolder
 from dit_moe.evaluation.recipes import Conditions, not_comparable
 from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, Statistics
 from dit_moe.metrics import METRICS, configs_of
-from dit_moe.moe.compute_budget import DialConfig
+from dit_moe.moe.compute_budget import ComputeBudgetConfig
 
 
 def vouched(
@@ -113,7 +113,7 @@ def _plan_of(sample: dict[str, Any]) -> Any:
 def _dial_of(sample: dict[str, Any]) -> str | None:
     """Also of a section that was written before there was all that there is now."""
     stated: config.Tree = {name: sample[name] for name in ("target", "p", "vary") if name in sample}
-    return config.build(DialConfig, stated).describe()
+    return config.build(ComputeBudgetConfig, stated).describe()
 
 
 def _labels_of(labels_N: Tensor | None) -> Any:

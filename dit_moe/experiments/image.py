@@ -17,7 +17,7 @@ from dit_moe.data.latents import LatentsConfig
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS, Objective, check_fit
 from dit_moe.experiments.evaluation import EvalConfig
 from dit_moe.models import MODELS
-from dit_moe.moe.compute_budget import DialConfig
+from dit_moe.moe.compute_budget import ComputeBudgetConfig
 from dit_moe.sampling.generator import SampleConfig, check_labels
 from dit_moe.training import TrainConfig
 
@@ -180,11 +180,11 @@ def resolve_sampling(experiment: Experiment, objective: Objective) -> SampleConf
         raise ConfigError("sample.guidance.scale", wanted)
     with section("sample"):
         check_labels(sample, objective.num_classes)
-    check_dial(sample, experiment.model)
+    check_compute_budget(sample, experiment.model)
     return sample
 
 
-def check_dial(sample: DialConfig, model: Any) -> None:
+def check_compute_budget(sample: ComputeBudgetConfig, model: Any) -> None:
     """ConfigError unless the section `sample` asks for experts that a model of the section `model` can use."""
     with section("sample"):
         sample.check(model.moe, model.need("depth") - model.dense_blocks)

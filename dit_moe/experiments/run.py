@@ -17,7 +17,7 @@ from dit_moe.diffusion import OBJECTIVES, Objective
 from dit_moe.experiments.image import Experiment, identified, image_experiment, resolve_sampling
 from dit_moe.experiments.text import TextEvalConfig, TextExperiment, open_tokens, text_experiment
 from dit_moe.models import LM, MODELS
-from dit_moe.moe.compute_budget import turn
+from dit_moe.moe.compute_budget import solve_budget
 from dit_moe.sampling.generator import Generator, SampleConfig, choose_labels
 from dit_moe.text.compute_budget import read_some
 from dit_moe.text.tokenizer import TextTokenizer, TokenizerConfig, open_tokenizer
@@ -197,9 +197,9 @@ def _set_experts(model: LM, experiment: TextExperiment) -> None:
         except ValueError as error:
             problem = f" is solved on the tokens that were trained on: {error}; bring them back, or set sample.p"
             raise ConfigError("sample.target", problem) from None
-    dial = turn(sample, model, lambda dial: read_some(model, dataset, dial, sample.precision))
-    if dial is not None:
-        dial.keep()
+    budget = solve_budget(sample, model, lambda budget: read_some(model, dataset, budget, sample.precision))
+    if budget is not None:
+        budget.apply()
 
 
 def run_tokenizer(opened: checkpoint.Checkpoint) -> TextTokenizer:

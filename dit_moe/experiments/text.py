@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from dit_moe import config
 from dit_moe.config import ConfigError, Tree, require, section
-from dit_moe.experiments.image import check_dial, identified, kind_of
+from dit_moe.experiments.image import check_compute_budget, identified, kind_of
 from dit_moe.models import MODELS
-from dit_moe.moe.compute_budget import DialConfig
+from dit_moe.moe.compute_budget import ComputeBudgetConfig
 from dit_moe.text.objective import NextTokenConfig
 from dit_moe.text.sequences import TokensConfig, TokenSequences, open_shards
 from dit_moe.text.token_shards import TokenShards, require_held_out
@@ -23,7 +23,7 @@ ROUNDING = 64  # of the embedding's rows: GEMMs are faster, and GPT-NeoX's 50,27
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextSampleConfig(DialConfig):
+class TextSampleConfig(ComputeBudgetConfig):
     """How to write text."""
 
     prompts: tuple[str, ...] = ("",)  # "" begins a document
@@ -84,7 +84,7 @@ class TextExperiment:
         require(0 <= self.seed < 2**63, self, "seed", "must be a whole number from 0 to 2^63 − 1")
         if self.eval.stride is not None and self.eval.stride > self.data.length:
             raise ConfigError("eval.stride", f"={self.eval.stride} exceeds data.length={self.data.length}; lower it")
-        check_dial(self.sample, self.model)
+        check_compute_budget(self.sample, self.model)
 
 
 def load_text_experiment(path: str | Path, overrides: Sequence[str] = ()) -> TextExperiment:

@@ -1,6 +1,6 @@
 """Mixture-of-Experts layers: routers, the threshold's controller, the experts' engine, losses and statistics."""
 
-from dit_moe.moe.calibrate import calibrate, starts_unsolved, steered_routers
+from dit_moe.moe.compute_budget import calibrate, controlled_routers, needs_calibration
 from dit_moe.moe.experts import MATRICES, Activation, Experts
 from dit_moe.moe.layer import FeedForward, MoEConfig, MoELayer
 from dit_moe.moe.router_update import (
@@ -30,14 +30,14 @@ __all__ = [
     "RouterConfig",
     "Routing",
     "calibrate",
+    "controlled_routers",
     "counted_active",
     "measure_active",
     "measure_layers",
+    "needs_calibration",
     "no_active_experts",
     "notes",
     "observe_routers",
     "routers_of",
-    "starts_unsolved",
-    "steered_routers",
     "update_routers",
 ]

@@ -19,7 +19,7 @@ from dit_moe.diffusion import SAMPLERS, GuidanceConfig, Objective, Sampler, Samp
 from dit_moe.diffusion.base import Network
 from dit_moe.distributed import join_processes, on_all, on_main
 from dit_moe.moe import measure_active
-from dit_moe.moe.compute_budget import Dial, DialConfig, thresholds, turn
+from dit_moe.moe.compute_budget import ComputeBudget, ComputeBudgetConfig, solve_budget, thresholds
 from dit_moe.randomness import generator, normal_like_images
 
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 64, 16  # whatever the batch size, so that rounding is the same
@@ -27,7 +27,7 @@ LESS_MEMORY = "lower sample.batch_size or sample.decode_batch, or set first_stag
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(DialConfig):
+class SampleConfig(ComputeBudgetConfig):
     """How to sample."""
 
     sampler: Annotated[Any, SAMPLERS] | None = None  # None: Heun for flow, ancestral DDPM for ddpm
@@ -109,31 +109,31 @@ class Generator:
         self.sampler: Sampler = SAMPLERS.build(config.sampler, objective)
         with section("sample"), _enough_memory("set sample.p in place of sample.target"):
             times = self.sampler.times(self.latent_shape)
-            self.dial = turn(config, model, self._sample_some, times)  # None: as trained
+            self.budget = solve_budget(config, model, self._sample_some, times)  # None: as trained
 
     def latents(self, indices: Sequence[int], labels_B: Tensor, on_step: Callable[..., Any] | None = None) -> Tensor:
         """Latents of the images number `indices`, [B, C, H, W], with one label each."""
-        return self._latents([generator(self.config.seed, "image", i) for i in indices], labels_B, self.dial, on_step)
+        return self._latents([generator(self.config.seed, "image", i) for i in indices], labels_B, self.budget, on_step)
 
     def _latents(
         self,
         generators: Sequence[torch.Generator],
         labels_B: Tensor,
-        dial: Dial | None,
+        budget: ComputeBudget | None,
         on_step: Callable[..., Any] | None = None,
     ) -> Tensor:
-        network = self.model if dial is None else self._dialled(dial)
+        network = self.model if budget is None else self._with_budget(budget)
         noise = normal_like_images(generators, self.latent_shape, self.device)
         labels_B, guidance = labels_B.to(self.device), self.config.guidance
         with self._precision():
             return self.sampler(network, noise, labels_B, generators, guidance, on_step=on_step)
 
-    def _dialled(self, dial: Dial) -> Network:
+    def _with_budget(self, budget: ComputeBudget) -> Network:
         """The network with the routers set for the time that it is told, which samplers have equal for all images."""
 
         def network(x_BCHW: Tensor, t_B: Tensor, labels_B: Tensor) -> Tensor:
-            changes = len(dial.settings_PL) > 1
-            with dial.at(self.objective.place(t_B[0].item()) if changes else 1.0):
+            changes = len(budget.overrides_PL) > 1
+            with budget.at(self.objective.place(t_B[0].item()) if changes else 1.0):
                 return self.model(x_BCHW, t_B, labels_B)
 
         return network
@@ -167,16 +167,16 @@ class Generator:
     @property
     def thresholds(self) -> list[Any]:
         """In effect while sampling, by layer; where they change on the way, lists of these by part, noise first."""
-        if self.dial is None:
+        if self.budget is None:
             return thresholds(self.model)
-        parts = [list(settings_L) for settings_L in self.dial.thresholds_PL]
+        parts = [list(overrides_L) for overrides_L in self.budget.thresholds_PL]
         return parts[0] if len(parts) == 1 else parts
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         enabled = self.config.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def _sample_some(self, dial: Dial) -> None:
+    def _sample_some(self, budget: ComputeBudget) -> None:
         """The whole way of some images from noise to data: the compute that is paid.
 
         Always the same images, so that what is sampled later depends on no batch size, count or seed.
@@ -184,7 +184,7 @@ class Generator:
         settings = replace(self.config, count=CALIBRATION_IMAGES, labels="balanced")
         labels_N = choose_labels(settings, self.objective.num_classes)
         for part in torch.arange(CALIBRATION_IMAGES).split(CALIBRATION_BATCH):
-            self._latents([generator("calibration", i) for i in part.tolist()], labels_N[part], dial)
+            self._latents([generator("calibration", i) for i in part.tolist()], labels_N[part], budget)
 
 
 # ---------------------------------------------------------------------------------------------- several processes

@@ -20,7 +20,7 @@ from dit_moe.evaluation.heldout_loss import HeldoutConfig, heldout_loss
 from dit_moe.evaluation.runs import decisive, how_many, run_source, seeds_of, training_images
 from dit_moe.evaluation.sources.base import EvaluationInput
 from dit_moe.evaluation.text import heldout_text, perplexity
-from dit_moe.experiments.image import Experiment, check_dial, open_split
+from dit_moe.experiments.image import Experiment, check_compute_budget, open_split
 from dit_moe.experiments.run import ImageRun, TextRun, of_sample, open_image_run, open_text_run
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
 from dit_moe.metrics.frechet import FrechetDistanceConfig
@@ -75,11 +75,11 @@ class RunAtBudgets:
         with section(name):
             if model.moe is None:
                 raise ConfigError("model", " is dense; its compute cannot be changed")
-            if model.moe.router.DIAL is None:
+            if model.moe.router.ADJUSTABLE is None:
                 raise ConfigError("model.moe.router", " has neither threshold nor k, so that nothing can be changed")
             self.moe: MoEConfig = model.moe
             for target in asked or ():
-                check_dial(replace(sample, target=target, p=None, vary="layer"), model)
+                check_compute_budget(replace(sample, target=target, p=None, vary="layer"), model)
 
     def targets(self, trained: float) -> list[float | None]:
         """To be measured once `trained`, the mean of the run as it was trained, is known; None stands for that."""
@@ -90,7 +90,7 @@ class RunAtBudgets:
 
     def _is_trained(self, target: float) -> bool:
         """Whether it would give what the run gives as it was trained, bit by bit."""
-        return self.moe.router.DIAL == "k" and target == self.moe.target
+        return self.moe.router.ADJUSTABLE == "k" and target == self.moe.target
 
     def entry(self, measure: str) -> Tree:
         """What dial.json says of one of its measures, without points."""
@@ -112,7 +112,7 @@ def default_targets(moe: MoEConfig, middle: float) -> list[float]:
     """From half to twice `middle`, what the routers use as trained, as far as they allow it."""
     lowest = max(LOWEST * middle, moe.router.min_experts)
     highest = min(HIGHEST * middle, moe.router.max_experts or moe.experts)
-    if moe.router.DIAL == "k":
+    if moe.router.ADJUSTABLE == "k":
         return [float(k) for k in range(int(-(-lowest // 1)), int(highest) + 1)]
     steps = [round(lowest * (highest / lowest) ** (i / (POINTS - 1)), 4) for i in range(POINTS)]
     return sorted({*(step for step in steps if abs(step - middle) > 1e-3), middle})
@@ -168,8 +168,8 @@ class ImageRunAtBudgets(RunAtBudgets):
         run, heldout = self.run, self.heldout
         images = min(len(self.dataset), heldout.images or len(self.dataset))
         batches = -(-images // heldout.batch_size) * heldout.draws
-        dial = nullcontext() if generator.dial is None else generator.dial.at()
-        with dial, work_bar("held-out loss", batches, "batches") as advance:
+        budget = nullcontext() if generator.budget is None else generator.budget.at()
+        with budget, work_bar("held-out loss", batches, "batches") as advance:
             found = heldout_loss(run.model, run.objective, run.stage, self.dataset, heldout, lambda: advance(1))
         assert found.active is not None
         return {

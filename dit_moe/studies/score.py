@@ -45,8 +45,8 @@ def _is_text(experiment: AnyExperiment) -> bool:
 
 def check_config(study: Study, experiment: AnyExperiment) -> None:
     """ConfigError for what a config alone tells cannot be scored: its data may yet have to be made."""
-    if experiment.sample.asked is not None:
-        field, value = experiment.sample.asked
+    if experiment.sample.requested is not None:
+        field, value = experiment.sample.requested
         remedy = "a study compares runs as they were trained; drop it, or see dit-moe dial"
         raise ConfigError(f"sample.{field}", f"={value}: {remedy}")
     if _is_text(experiment):

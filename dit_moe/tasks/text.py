@@ -39,7 +39,7 @@ from dit_moe.files import require_writable, write_atomically
 from dit_moe.locks import exclusive
 from dit_moe.models import LM
 from dit_moe.moe import measure_active
-from dit_moe.moe.compute_budget import thresholds, turn
+from dit_moe.moe.compute_budget import solve_budget, thresholds
 from dit_moe.randomness import BatchRandom
 from dit_moe.rounding import rounded
 from dit_moe.sampling.outputs import FACTS, require_own_samples
@@ -252,8 +252,8 @@ def _sampled_experts(experiment: TextExperiment, network: nn.Module, dataset: To
     """While entered, the network uses as many experts as the section `sample` says."""
     assert isinstance(network, LM)
     sample = experiment.sample
-    dial = turn(sample, network, lambda dial: read_some(network, dataset, dial, sample.precision))
-    with nullcontext() if dial is None else dial.at():
+    budget = solve_budget(sample, network, lambda budget: read_some(network, dataset, budget, sample.precision))
+    with nullcontext() if budget is None else budget.at():
         yield
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dit_moe import checkpoint
 from dit_moe.config import Tree
-from dit_moe.moe import steered_routers
+from dit_moe.moe import controlled_routers
 from dit_moe.moe.routing import threshold_u
 from dit_moe.training.config import TrainConfig
 
@@ -70,7 +70,7 @@ def keep_thresholds(model: nn.Module, start: checkpoint.Checkpoint, config: Tree
     """
     if (start.config().get("model") or {}).get("moe") == (config.get("model") or {}).get("moe"):
         return True
-    for router in steered_routers(model):
+    for router in controlled_routers(model):
         if router.config.controller.p0 is not None:
             router.controller.restart(threshold_u(router.config.controller.p0))
     return False

@@ -26,7 +26,7 @@ from dit_moe import checkpoint
 from dit_moe.config import OF_A_RUN, parse
 from dit_moe.distributed import locked, on_all, on_main
 from dit_moe.files import write_atomically
-from dit_moe.moe import calibrate, counted_active, notes, starts_unsolved, update_routers
+from dit_moe.moe import calibrate, counted_active, needs_calibration, notes, update_routers
 from dit_moe.training import run_folder
 from dit_moe.training.config import TrainConfig
 from dit_moe.training.data_loader import Feed, Prepare, Rows, shown
@@ -104,7 +104,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, config)
         self.step = 0  # optimizer steps done
         self.network: nn.Module = self.model  # as accelerate wraps it
-        self._unsolved = starts_unsolved(self.model)
+        self._unsolved = needs_calibration(self.model)
         self._begun = ""  # how, in words
         self._since_line: dict[str, Any] | None = None  # `Report.since_line` of the checkpoint gone on from
         self._watch = InterruptWatch()

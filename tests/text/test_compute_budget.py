@@ -55,7 +55,7 @@ def test_an_exported_model_works_with_the_solved_thresholds(run, tmp_path):
 
     assert cli("export", run, tmp_path / "out", "target=3") == 0
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    solved = [block.moe.router.setting for block in open_text_run(run, ["target=3"]).model.blocks]
+    solved = [block.moe.router.override for block in open_text_run(run, ["target=3"]).model.blocks]
     held = [value.item() for name, value in exported.state_dict().items() if name.endswith("controller.u")]
     assert held == pytest.approx(solved)
 

@@ -21,8 +21,7 @@ from dit_moe.data import DATASETS
 from dit_moe.diffusion import OBJECTIVES
 from dit_moe.models import MODELS
 from dit_moe.moe import MoEConfig
-from dit_moe.moe.control import ControllerConfig
-from dit_moe.moe.routers.dtopp import DTopPConfig
+from dit_moe.moe.routers.dtopp import ControllerConfig, DTopPConfig
 from dit_moe.text.objective import NextToken, NextTokenConfig
 from dit_moe.text.sequences import TokensConfig, TokenSequences
 from dit_moe.text.token_shards import MANIFEST

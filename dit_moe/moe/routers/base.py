@@ -29,7 +29,7 @@ INIT_STD = 0.02
 class RouterConfig:
     """Options of every router. A loss term `name` of a router is weighted by the option ``name_loss``."""
 
-    DIAL: ClassVar[Literal["p", "k"] | None] = None
+    ADJUSTABLE: ClassVar[Literal["p", "k"] | None] = None
     """What can be set anew in a trained router, so that a token uses more or fewer experts. With "p" the router is a
     `TopPRouter`."""
 
@@ -85,7 +85,7 @@ class Router(nn.Module):
     """
 
     load_E: Tensor
-    setting: float | None = None  # of its dial: the u of a threshold, or k. No part of its state; see `moe.dial`
+    override: float | None = None  # of the trained threshold (as u), or of k; no part of the state. See `ComputeBudget`
 
     def __init__(self, config: RouterConfig, width: int, experts: int, target: float) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Router(nn.Module):
         raise NotImplementedError
 
     def choose(self, prob_NE: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What `select` says and, from routers that steer a threshold, `PIController.slope`."""
+        """What `select` says and, from routers with a controlled threshold, `PIController.slope`."""
         return self.select(prob_NE), None
 
     def forward(self, x_ND: Tensor) -> Routing:

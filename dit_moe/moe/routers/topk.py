@@ -18,7 +18,7 @@ from dit_moe.moe.routers.base import ROUTERS, Router, RouterConfig
 class TopKConfig(RouterConfig):
     """k is the model's target, which must be whole."""
 
-    DIAL: ClassVar[Literal["p", "k"] | None] = "k"
+    ADJUSTABLE: ClassVar[Literal["p", "k"] | None] = "k"
 
     def check(self, experts: int, target: float) -> None:
         super().check(experts, target)
@@ -31,6 +31,6 @@ class TopKRouter(Router):
     """The k most probable experts of each token."""
 
     def select(self, prob_NE: Tensor) -> Tensor:
-        k = int(self.target if self.setting is None else self.setting)
+        k = int(self.target if self.override is None else self.override)
         best_NK = prob_NE.topk(k, dim=-1).indices
         return torch.zeros_like(prob_NE, dtype=torch.bool).scatter(-1, best_NK, True)

@@ -18,7 +18,7 @@ from dit_moe.moe.routing import limit_experts, mass_left, prefix_mask, threshold
 class TopPConfig(RouterConfig):
     """The model's target sizes its experts; nothing holds the router to it."""
 
-    DIAL: ClassVar[Literal["p", "k"] | None] = "p"
+    ADJUSTABLE: ClassVar[Literal["p", "k"] | None] = "p"
 
     dynamic_loss: float = 1e-3
     p: float = 0.5
@@ -41,11 +41,11 @@ class TopPRouter(Router):
 
     def tail(self) -> Tensor | float:
         """1 − p of the threshold in effect: the mass that may be left out."""
-        return self.trained_tail() if self.setting is None else threshold_tail(self.setting)
+        return self.trained_tail() if self.override is None else threshold_tail(self.override)
 
     def threshold(self) -> float:
         """The p in effect."""
-        return threshold_p(self.trained_u() if self.setting is None else self.setting)
+        return threshold_p(self.trained_u() if self.override is None else self.override)
 
     def trained_tail(self) -> Tensor | float:
         """1 − p of the threshold that the router was trained with."""

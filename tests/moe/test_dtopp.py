@@ -7,7 +7,7 @@ import torch
 
 from dit_moe.checkpoint import load_into
 from dit_moe.config import ConfigError
-from dit_moe.moe.control import ControllerConfig, PIController
+from dit_moe.moe.routers.dtopp import ControllerConfig, PIController
 from dit_moe.moe.routing import LARGEST_U, mass_left, prefix_mask, threshold_u
 
 

@@ -76,7 +76,7 @@ def test_solved_thresholds_meet_the_target_on_the_same_tokens(layerwise, target)
 def test_thresholds_are_solved_for(model, target, rel):
     p = calibrate(model, lambda: model(batch()), target)[0]
     assert measured(model, batch())[0] == pytest.approx(target or 3.0, rel=rel)
-    assert target != 4.0 or 1 - 1e-12 < p < 1
+    assert target != 4.0 or p > 1 - 1e-12
 
 
 def test_the_solution_does_not_depend_on_how_the_tokens_are_cut_over_micro_batches_and_ranks():

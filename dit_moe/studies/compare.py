@@ -27,7 +27,7 @@ from dit_moe.studies.study import Study, find_study, load_study
 from dit_moe.studies.table import to_csv, to_markdown
 from dit_moe.studies.timing import is_of_here, read_timing, time_variants
 from dit_moe.tasks.train import prepare, resolve_for_dry_run, train
-from dit_moe.training.run_folder import is_begun
+from dit_moe.training.run_start import is_begun
 
 STUDY, RESULTS = "study.yaml", "results.json"
 WRITTEN = (STUDY, "table.md", "table.csv", RESULTS, *(f"{name}.png" for name in FIGURES))

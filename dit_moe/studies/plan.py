@@ -13,7 +13,7 @@ from dit_moe.config import ConfigError, Tree
 from dit_moe.studies.study import Study, Variant, experiment_tree
 from dit_moe.tasks import AnyExperiment, task_of
 from dit_moe.tasks.train import prepare
-from dit_moe.training.run_folder import differing
+from dit_moe.training.run_start import differing
 
 TRAINING_ONLY = ("label_dropout", "flip", "document_mask")  # keys of objective and data without a part in the scores
 NOT_OF_SCORES = ("batch_size", "light_every", "light_images", "light_documents")  # … and keys of `eval`

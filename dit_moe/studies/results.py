@@ -15,7 +15,7 @@ from dit_moe.studies.plan import PlannedRun
 from dit_moe.studies.score import read_score
 from dit_moe.studies.study import Study
 from dit_moe.tasks import task_of
-from dit_moe.training.summary import active_experts
+from dit_moe.training.log import active_experts
 
 Results = dict[str, Any]
 POINTS = 200  # of a curve

@@ -20,7 +20,7 @@ from dit_moe.experiments.run import Run
 from dit_moe.experiments.text import TextExperiment
 from dit_moe.training import Hook, Unit
 from dit_moe.training.data_loader import Prepare
-from dit_moe.training.loss import Objective
+from dit_moe.training.step import Objective
 
 AnyExperiment = Experiment | TextExperiment
 Report = dict[str, Any]  # JSON-ready

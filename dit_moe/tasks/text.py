@@ -52,7 +52,7 @@ from dit_moe.text.token_shards import TokenShards
 from dit_moe.text.tokenization import tokenize_splits
 from dit_moe.text.tokenizer import TextTokenizer
 from dit_moe.training import Hook, Unit
-from dit_moe.training.run_folder import is_begun
+from dit_moe.training.run_start import is_begun
 
 TERMS = ("loss", "bits_per_byte", "perplexity")  # of the report of `perplexity`
 TRIGRAM_BYTES = 2**25  # of training text that the trigram model counts: 32 MiB take it some 2 GiB of memory

@@ -18,7 +18,7 @@ from dit_moe.models import MODELS
 from dit_moe.tasks import AnyExperiment, task_of
 from dit_moe.text.token_shards import NoTokens
 from dit_moe.training import Trainer
-from dit_moe.training.fine_tune import open_start
+from dit_moe.training.run_start import open_start
 
 
 def run_folder(config_path: Path, folder: Path | None = None) -> Path:

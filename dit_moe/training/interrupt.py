@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C become a flag that the loop reads between two steps."""
+"""How a run that has begun can end early: by an error, or by a signal that the loop reads between two steps."""
 
 from __future__ import annotations
 
@@ -6,10 +6,22 @@ import os
 import signal
 import threading
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class TrainingError(RuntimeError):
+    """The run failed in the middle; the checkpoints written so far are good."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop by the signal `signum`, and saved itself first."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
 
 
 class InterruptWatch:
@@ -29,9 +41,7 @@ class InterruptWatch:
             self._before = {each: signal.signal(each, self._on_signal) for each in SIGNALS}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for each, handler in self._before.items():
             signal.signal(each, handler)
 

@@ -1,17 +1,197 @@
-"""log.jsonl, evaluations.jsonl: a JSON object per line, always one per logged step, however often a run was resumed."""
+"""What a run logs: log.jsonl and evaluations.jsonl, a progress bar, and trackers; and what its log says of it later.
+
+Each file has a JSON object per line, always one per logged step, however often a run was resumed.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from dit_moe.config import Tree
 from dit_moe.files import write_atomically
+from dit_moe.moe import MoEConfig
+from dit_moe.rounding import rounded
+from dit_moe.training.config import TrainConfig
+from dit_moe.training.step import ACTIVE_PEAK
+
+PAUSE = 5.0  # seconds between two lines where there is no terminal
 
 
-class RunLog:
+@dataclass(frozen=True)
+class Unit:
+    """What the log counts: a name in the plural, and how many of it make a row of data."""
+
+    name: str
+    per_row: int = 1
+
+
+class Logger:
+    """Collects the numbers of every step, and writes a line every `log_every` steps and at the end.
+
+    Losses and the gradient norm in a line are means over the steps since the line before, and `ACTIVE_PEAK` is their
+    largest, also where the run was resumed in between: `unlogged` of the earlier logger is in the checkpoint. The other
+    numbers of the routers are those of the step itself, and rates are of the steps since the start. Only the main
+    process writes.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        config: TrainConfig,
+        run: Path,
+        step: int,
+        unit: Unit,
+        unlogged: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._accelerator, self._config, self._unit = accelerator, config, unit
+        main = accelerator.is_main_process
+        self._log = JsonLines(run / "log.jsonl", step) if main else None
+        self._evaluations = JsonLines(run / "evaluations.jsonl", step) if main else None
+        self._progress = ProgressBar(config.steps, step, unit.name, shown=main)
+        earlier = unlogged or {"steps": 0, "gathered": {}}
+        self._steps: int = earlier["steps"]  # since the line before
+        self._gathered: dict[str, float] = dict(earlier["gathered"])  # sums over them, and the largest of `ACTIVE_PEAK`
+        self._timed_steps, self._since = 0, time.perf_counter()
+
+    @property
+    def unlogged(self) -> dict[str, Any]:
+        """JSON-ready: steps since the last line, for the next one to average."""
+        return {"steps": self._steps, "gathered": self._gathered}
+
+    def start_trackers(self, run: Path, config: Tree) -> None:
+        name = {"name": run.name}
+        self._accelerator.init_trackers("dit_moe", flatten(config), {"wandb": name, "trackio": name})
+
+    def __enter__(self) -> Self:
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._progress.__exit__(*error)
+        for log in self._logs():
+            log.close()
+        for tracker in self._accelerator.trackers:  # not end_training(), which would end the processes' group, too
+            tracker.finish()
+
+    def due(self, step: int) -> bool:
+        """Whether step number `step` gets a line."""
+        return step % self._config.log_every == 0 or step == self._config.steps
+
+    def step(self, step: int, values: dict[str, float], lr: float, routers: dict[str, Any]) -> None:
+        """Take in step number `step` (counted from 1): its numbers, and the routers' if it is due a line."""
+        self._steps, self._timed_steps = self._steps + 1, self._timed_steps + 1
+        for name, value in values.items():
+            before = self._gathered.get(name, 0.0)
+            self._gathered[name] = max(before, value) if name == ACTIVE_PEAK else before + value
+        self._progress.step(step)
+        if self.due(step):
+            line = self._line(step, lr, routers)
+            self._steps, self._gathered = 0, {}
+            self._timed_steps, self._since = 0, time.perf_counter()
+            self._progress.line(line)
+            self._accelerator.log(flatten(line), step=step)
+            if self._log is not None:
+                self._log.write(line)
+
+    def evaluation(self, step: int, numbers: dict[str, Any]) -> None:
+        """Take in what the hooks measured after step number `step`; trackers get it under "eval/"."""
+        if self._evaluations is not None and numbers:
+            self._evaluations.write(dict(step=step, **numbers))
+            self._accelerator.log(flatten({"eval": numbers}), step=step)
+            shown = [f"{name} {value:.4g}" for name, value in flatten(numbers).items()]
+            self.message(f"step {step}/{self._config.steps}  {'  '.join(shown)}")
+
+    def evaluated(self, step: int) -> bool:
+        """Whether step number `step`, the last one, has its line of evaluations; other processes do not know."""
+        return self._evaluations is not None and self._evaluations.ends_with(step)
+
+    def _line(self, step: int, lr: float, routers: dict[str, Any]) -> dict[str, Any]:
+        seconds = time.perf_counter() - self._since
+        means = {name: value if name == ACTIVE_PEAK else value / self._steps for name, value in self._gathered.items()}
+        name, a_step = self._unit.name, self._config.batch_size * self._unit.per_row
+        done = {"step": step, name: step * a_step}
+        return done | means | {"lr": lr, f"{name}_per_s": self._timed_steps * a_step / seconds} | routers
+
+    @contextmanager
+    def untimed(self) -> Iterator[None]:
+        """Work in here does not count in the rate: checkpoints, grids of samples."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
+
+    def sync(self) -> None:
+        """Put the logs on the disk."""
+        for log in self._logs():
+            log.sync()
+
+    def _logs(self) -> list[JsonLines]:
+        return [log for log in (self._log, self._evaluations) if log is not None]
+
+    def message(self, text: str) -> None:
+        """Show a line of its own on stderr."""
+        self._progress.message(text)
+
+
+class ProgressBar:
+    """How far a run is, on stderr: a bar on a terminal, elsewhere a line per log interval, but few a minute.
+
+    `shown=False` keeps other processes than the first quiet.
+    """
+
+    def __init__(self, steps: int, step: int, unit: str, shown: bool) -> None:
+        self._steps, self._unit, self._printed = steps, unit, -PAUSE
+        self._console = Console(stderr=True, quiet=not shown, soft_wrap=True, highlight=False)
+        columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.description}"))
+        self._bar = Progress(*columns, console=self._console, disable=not (shown and self._console.is_terminal))
+        self._task = self._bar.add_task("", total=steps, completed=step)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.stop()
+
+    def step(self, step: int) -> None:
+        """Call after every step."""
+        self._bar.update(self._task, completed=step)
+
+    def line(self, line: dict[str, Any]) -> None:
+        """Call with every line of the log."""
+        rate = line[f"{self._unit}_per_s"]
+        rows_left = (self._steps - line["step"]) * line[self._unit] / line["step"]
+        loss, left = rounded(line["loss"], 4, 3), timedelta(seconds=round(rows_left / rate))
+        shown = [f"loss {loss}", f"{rate:.4g} {self._unit}/s", f"{left} left"]
+        if line.get("p") is not None:
+            shown.append(f"p {rounded(line['p'], 3, 2)}")
+        if line.get("active") is not None:
+            shown.append(f"active {line['active']:.2f}")
+        text = "  ".join(shown)
+        self._bar.update(self._task, description=text)
+        due = time.monotonic() - self._printed >= PAUSE or line["step"] == self._steps
+        if due and not self._console.is_terminal:
+            self._printed = time.monotonic()
+            self.message(f"step {line['step']}/{self._steps}  {text}")
+
+    def message(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+
+class JsonLines:
     """Appends lines to a file whose lines all belong to steps up to `step`, the one that the run (re)starts from.
 
     The file is made with its first line.
@@ -82,3 +262,25 @@ def flatten(line: dict[str, Any], prefix: str = "") -> dict[str, float]:
         elif value is not None:
             flat[prefix + key] = value
     return flat
+
+
+# ------------------------------------------------------------------------------------------------- reading a log later
+
+
+def active_experts(log: Sequence[Mapping[str, Any]], moe: MoEConfig | None) -> dict[str, float] | None:
+    """Target, and mean and std over the logged steps of the last quarter; None for a dense model, or without a log."""
+    if moe is None or not log:
+        return None
+    last = [line["active"] for line in log if line["step"] > 0.75 * log[-1]["step"]]
+    return {"target": moe.target, "mean": statistics.fmean(last), "std": statistics.pstdev(last)}
+
+
+def train_seconds(log: Sequence[Mapping[str, Any]], unit: str) -> float:
+    """Time spent in training steps over all starts of the run, without checkpoints and samples.
+
+    `unit` is what the log counts.
+    """
+    counts = [0, *[line[unit] for line in log]]
+    return sum(
+        (after - before) / line[f"{unit}_per_s"] for before, after, line in zip(counts, counts[1:], log, strict=False)
+    )

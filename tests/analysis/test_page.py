@@ -29,7 +29,7 @@ class Reader(HTMLParser):
         self.open: list[str] = []
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
-        self.feed(html)
+        self.prefetcher(html)
         self.close()
         assert not self.open
 

@@ -22,7 +22,7 @@ from dit_moe import distributed
 from dit_moe.cli import main
 from dit_moe.tasks import images  # noqa: F401 (before the forks, as the next)
 from dit_moe.text import perplexity  # noqa: F401
-from dit_moe.training.data_loader import Feed
+from dit_moe.training.data_loader import Prefetcher
 from tests.cli.conftest import CONFIG, SMALL
 from tests.scripts import die
 
@@ -78,7 +78,7 @@ def told_to_stop() -> int:
 
 def training() -> int:
     """Train; the second process dies in the third step, when the second is saved."""
-    advance, steps = Feed.advance, []
+    advance, steps = Prefetcher.advance, []
 
     def mortal(self) -> None:
         steps.append(1)
@@ -86,7 +86,7 @@ def training() -> int:
             die()
         advance(self)
 
-    Feed.advance = mortal
+    Prefetcher.advance = mortal
     return main(["train", CONFIG, "--run", str(FOLDER / "run"), *SMALL])
 
 

@@ -103,7 +103,7 @@ def test_a_checkpoint_saved_by_two_processes_goes_on_in_one(build, folder, tmp_p
     shutil.rmtree(checkpoint.latest(run))
     trainer = build(run, parallel=parallel, **tiny_run.LONG)
     trainer.train()
-    assert len(trainer.feed.dataset.asked) == 10
+    assert len(trainer.prefetcher.dataset.asked) == 10
     assert_same_curve(folder / "one", run)
 
 

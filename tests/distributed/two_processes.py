@@ -113,7 +113,7 @@ def train_both_ways(folder: Path, parallel: str) -> dict[str, Any]:
     seen["nan"] = ending(run(f"{parallel}_nan"), objective=overflowing, parallel=parallel, p0=0.7)
     hook = Hook(every=10, call=partial(unequal_calls, seen["calls"]))
     trainer = build(run(parallel), hooks=[hook], **UNEVEN | {"parallel": parallel})
-    seen["second_half"] = trainer.feed.order.batch(0)[16:]
+    seen["second_half"] = trainer.prefetcher.batches.batch(0)[16:]
     trainer.train()
     seen["digests"] = [digests(trainer.model), digests(trainer.ema.module)]
     moments = [slot for state in trainer.optimizer.state.values() for slot in state.values() if slot.ndim]

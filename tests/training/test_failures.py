@@ -43,7 +43,7 @@ def test_a_diverging_loss_stops_before_the_update_and_says_where(build, family, 
     message = str(caught.value)
     assert message.startswith("step 13: loss=inf, total_loss=inf, ")
     assert "the weights were not touched" in message
-    assert ", ".join(map(str, trainer.feed.order.batch(12))) in message
+    assert ", ".join(map(str, trainer.prefetcher.batches.batch(12))) in message
     assert "lower train.lr" in message
     assert trainer.step == 12
     assert all(p.isfinite().all() for p in trainer.model.parameters())
@@ -56,7 +56,7 @@ def test_a_row_that_is_not_finite_is_named(build, tmp_path, value):
     trainer = build(tmp_path, prepare_batch=poisoned(3, value), p0=0.7, micro_batch=16)
     with pytest.raises(TrainingError, match=r"^step 1: ") as caught:
         trainer.train()
-    batch = trainer.feed.order.batch(0)
+    batch = trainer.prefetcher.batches.batch(0)
     assert f"rows {batch[3]}, {batch[19]} of the data set are not finite themselves" in str(caught.value)
     assert checkpoint.latest(tmp_path) is None
 
@@ -97,7 +97,7 @@ def test_a_run_folder_that_cannot_be_written_is_refused_before_any_work(build, t
     trainer = build(tmp_path / "file" / "run")
     with pytest.raises(ValueError, match=r"file/run cannot be written \(Not a directory\); choose another folder"):
         trainer.train()
-    assert trainer.feed.dataset.asked == []
+    assert trainer.prefetcher.dataset.asked == []
 
 
 def test_a_tracker_without_its_package_names_the_extra(build, tmp_path, monkeypatch):

@@ -16,8 +16,8 @@ def test_workers_do_not_change_the_run(build, tmp_path):
 def test_every_batch_is_read_once_and_none_past_the_end(build, tmp_path):
     trainer = build(tmp_path, steps=5, micro_batch=16)
     trainer.train()
-    batches = [trainer.feed.order.batch(step) for step in range(5)]
-    assert trainer.feed.dataset.asked == [part for batch in batches for part in (batch[:16], batch[16:])]
+    batches = [trainer.prefetcher.batches.batch(step) for step in range(5)]
+    assert trainer.prefetcher.dataset.asked == [part for batch in batches for part in (batch[:16], batch[16:])]
 
 
 def test_what_the_preparation_refuses_is_reported_with_step_and_rows(build, tmp_path):
@@ -31,15 +31,15 @@ def test_what_the_preparation_refuses_is_reported_with_step_and_rows(build, tmp_
 
 def test_rows_that_cannot_be_read_end_the_run_after_the_step_before(build, tmp_path):
     trainer = build(tmp_path, checkpoint_every=1)
-    read = trainer.feed.dataset.dataset.__getitems__
+    read = trainer.prefetcher.dataset.dataset.__getitems__
 
     class Vanishing:
         def __getitems__(self, indices):
-            if indices == trainer.feed.order.batch(3):
+            if indices == trainer.prefetcher.batches.batch(3):
                 raise OSError(errno.EIO, "Input/output error", "shard_3")
             return read(indices)
 
-    trainer.feed.dataset.dataset = Vanishing()
+    trainer.prefetcher.dataset.dataset = Vanishing()
     with pytest.raises(TrainingError, match=r"stopped after step 3: .*Input/output error: 'shard_3'"):
         trainer.train()
     assert checkpoint.open_checkpoint(tmp_path).step == 3

@@ -10,7 +10,7 @@ from dit_moe.config import ConfigError
 from dit_moe.moe import routers_of
 from dit_moe.moe.routing import threshold_u
 from dit_moe.training import open_start
-from dit_moe.training.fine_tune import load_start
+from dit_moe.training.run_start import load_start
 
 TABLE = "y_embedder.embedding_table.weight"
 WITH_LABELS = pytest.mark.parametrize("family", ["DiT"], indirect=True)
@@ -116,14 +116,14 @@ def test_thresholds_come_along_where_the_routers_are_the_same(build, tmp_path, m
     build(tmp_path / "old", steps=3, p0=before).train()
     trainer = build(tmp_path / "new", steps=1, p0=now, init_from=str(tmp_path / "old"))
     solved, begun = [], []
-    start = trainer.feed.start
+    start = trainer.prefetcher.start
 
     def spy(*args):
         begun.append(routers_of(trainer.model)[0].controller.u.item())
         start(*args)
 
-    monkeypatch.setattr(trainer.feed, "start", spy)
-    monkeypatch.setattr("dit_moe.training.trainer.calibrate", lambda *args, **kwargs: solved.append(True))
+    monkeypatch.setattr(trainer.prefetcher, "start", spy)
+    monkeypatch.setattr("dit_moe.training.step.calibrate", lambda *args, **kwargs: solved.append(True))
     trainer.train()
     weights = checkpoint.open_checkpoint(tmp_path / "old").weights("ema")
     came_along = next(value.item() for name, value in weights.items() if name.endswith("controller.u"))

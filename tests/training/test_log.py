@@ -2,14 +2,13 @@ import json
 
 import pytest
 
-from dit_moe.training.log import RunLog, flatten
-from dit_moe.training.progress import Progress
+from dit_moe.training.log import JsonLines, ProgressBar, flatten
 
 
 def test_lines_past_the_resumed_step_and_half_a_line_are_cut(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 5}\n{"step": 10}\n{"step": 15}\n{"step": 2')
-    log = RunLog(path, 10)
+    log = JsonLines(path, 10)
     log.write({"step": 15, "loss": 1.0})
     log.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [5, 10, 15]
@@ -19,11 +18,11 @@ def test_lines_past_the_resumed_step_and_half_a_line_are_cut(tmp_path):
 def test_good_lines_behind_a_damaged_one_are_kept_and_the_damaged_one_put_aside(tmp_path, capsys):
     path, damaged = tmp_path / "log.jsonl", bytes(20) + b"\xff\n"
     path.write_bytes(b'{"step": 5}\n' + damaged + b'{"step": 15}\n{"step"\n{"step": 20}\n{"step": 25}\n')
-    RunLog(path, 20).close()
+    JsonLines(path, 20).close()
     assert path.read_text() == '{"step": 5}\n{"step": 15}\n{"step": 20}\n'
     assert (tmp_path / "log.jsonl.damaged").read_bytes() == damaged + b'{"step"\n'
     assert capsys.readouterr().err == f"warning: {path} has 2 lines that cannot be read, now in log.jsonl.damaged\n"
-    RunLog(path, 20).close()
+    JsonLines(path, 20).close()
     assert capsys.readouterr().err == ""
 
 
@@ -31,12 +30,12 @@ def test_a_log_that_needs_no_cut_is_not_rewritten(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 5}\n')
     inode = path.stat().st_ino
-    RunLog(path, 5).close()
+    JsonLines(path, 5).close()
     assert path.stat().st_ino == inode
 
 
 def test_lines_can_be_read_while_the_run_goes_on(tmp_path):
-    log = RunLog(tmp_path / "log.jsonl", 0)
+    log = JsonLines(tmp_path / "log.jsonl", 0)
     log.write({"step": 1})
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n'
     log.close()
@@ -51,7 +50,7 @@ LINE = {"step": 250, "images": 8000, "loss": 0.125, "images_per_s": 40.0, "p": 0
 
 
 def test_progress_without_a_terminal_is_one_line_per_interval_on_stderr(capsys):
-    with Progress(steps=1000, step=0, unit="images", shown=True) as progress:
+    with ProgressBar(steps=1000, step=0, unit="images", shown=True) as progress:
         progress.step(250)
         progress.line(LINE)
         progress.line(LINE | {"step": 251})  # at once: too soon to be worth a line
@@ -63,12 +62,12 @@ def test_progress_without_a_terminal_is_one_line_per_interval_on_stderr(capsys):
 
 @pytest.mark.parametrize("line", [LINE | {"p": None, "active": None}, {k: LINE[k] for k in list(LINE)[:4]}])
 def test_a_model_without_threshold_or_experts_shows_none(capsys, line):
-    Progress(steps=1000, step=0, unit="images", shown=True).line(line)
+    ProgressBar(steps=1000, step=0, unit="images", shown=True).line(line)
     assert capsys.readouterr().err.endswith("left\n")
 
 
 def test_other_processes_than_the_first_are_quiet(capsys):
-    with Progress(steps=1000, step=0, unit="images", shown=False) as progress:
+    with ProgressBar(steps=1000, step=0, unit="images", shown=False) as progress:
         progress.line(LINE)
-        progress.say("hello")
+        progress.message("hello")
     assert capsys.readouterr().err == ""

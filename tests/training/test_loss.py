@@ -1,7 +1,7 @@
 import torch
 
 from dit_moe.randomness import BatchRandom
-from dit_moe.training.loss import training_loss
+from dit_moe.training.step import training_loss
 
 
 def network(x, *, return_aux):

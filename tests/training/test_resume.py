@@ -23,7 +23,7 @@ def unbroken(build, tmp_path_factory):
     run = tmp_path_factory.mktemp("unbroken")
     trainer = build(run)
     trainer.train()
-    return run, trainer.feed.dataset.asked
+    return run, trainer.prefetcher.dataset.asked
 
 
 def names(run):
@@ -62,7 +62,7 @@ def assert_goes_on_from_step_10(build, tmp_path, unbroken):
     resumed = build(tmp_path)
     resumed.train()
     reference, asked = unbroken
-    assert resumed.feed.dataset.asked == asked[-10:]
+    assert resumed.prefetcher.dataset.asked == asked[-10:]
     assert bits(tmp_path, 20) == bits(reference, 20)
     assert log(tmp_path) == log(reference)
     assert names(tmp_path) == ["step_00000010", "step_00000020"]
@@ -129,7 +129,7 @@ def test_a_finished_run_returns_at_once_and_touches_nothing(build, unbroken, cap
     before = contents(run)
     trainer = build(run)
     trainer.train()
-    assert trainer.feed.dataset.asked == []
+    assert trainer.prefetcher.dataset.asked == []
     assert contents(run) == before
     assert "is finished: 20 steps; raise train.steps to go on" in capsys.readouterr().err.replace("\n", " ")
 

@@ -6,7 +6,7 @@ from dit_moe import config
 from dit_moe.config import ConfigError
 from dit_moe.training import TrainConfig
 from dit_moe.training.config import FREE
-from dit_moe.training.run_folder import require_same_run
+from dit_moe.training.run_start import require_same_run
 
 
 def test_the_smallest_run_is_allowed():

@@ -9,7 +9,7 @@ from dit_moe import checkpoint
 from dit_moe.moe import routers_of, update_routers
 from dit_moe.moe.routing import threshold_u
 from dit_moe.training import Hook
-from dit_moe.training.sharding import placement
+from dit_moe.training.devices import placement
 
 
 def test_micro_batches_give_the_same_update_and_as_many_controller_steps(build, tmp_path):
@@ -39,8 +39,8 @@ def test_training_learns_and_starts_at_the_target(build, tmp_path):
 
 def test_a_line_of_the_log_says_everything(build, family, tmp_path):
     trainer, peaks = build(tmp_path, steps=3, log_every=2), []
-    agree = trainer._agree
-    trainer._agree = lambda values: peaks.append((agreed := agree(values))["active_peak"]) or agreed
+    mean = trainer.training_step._mean
+    trainer.training_step._mean = lambda values: peaks.append((agreed := mean(values))["active_peak"]) or agreed
     trainer.train()
     first, last = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
     unit, term = FAMILIES[family].unit, FAMILIES[family].term
@@ -104,14 +104,14 @@ def test_facts_are_kept_in_every_checkpoint(build, tmp_path):
 def test_clipping_bounds_the_norm_of_the_update(build, tmp_path):
     trainer = build(tmp_path, steps=1, grad_clip=1e-3, log_every=1)
     norms = []
-    step = trainer.optimizer.step
+    step = trainer.training_step.optimizer.step
 
     def spy():
         grads = [p.grad for p in trainer.model.parameters() if p.grad is not None]
         norms.append(torch.nn.utils.get_total_norm(grads).item())
         step()
 
-    trainer.optimizer.step = spy
+    trainer.training_step.optimizer.step = spy
     trainer.train()
     assert norms == [pytest.approx(1e-3, rel=1e-3)]
     assert log(tmp_path)[0]["grad_norm"] > 1e-2
@@ -134,7 +134,7 @@ def test_the_routers_report_only_in_steps_that_are_logged(build, tmp_path, monke
         asked.append(report)
         return update_routers(model, reduce, report=report)
 
-    monkeypatch.setattr("dit_moe.training.trainer.update_routers", spy)
+    monkeypatch.setattr("dit_moe.training.step.update_routers", spy)
     build(tmp_path, steps=5, log_every=2).train()
     assert asked == [False, True, False, True, True]
     assert all("active" in line for line in log(tmp_path))

@@ -1,0 +1,168 @@
+"""One training step: what the trainer repeats, and what benchmarks time.
+
+Forward and backward of every micro-batch → one read of all numbers, agreed on by all processes → stop if any is not
+finite → clip → AdamW → routers' controllers → EMA.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from dit_moe.checkpoint import whole
+from dit_moe.moe import calibrate, counted_active, update_routers
+from dit_moe.randomness import BatchRandom
+from dit_moe.training.config import TrainConfig
+from dit_moe.training.devices import accumulating, place, wrap
+from dit_moe.training.optimizer import EMA, build_optimizer, learning_rate
+
+Batch = dict[str, Tensor]
+Objective = Callable[[Callable[..., Tensor], Batch, BatchRandom], dict[str, Tensor]]
+ACTIVE_PEAK = "active_peak"  # of the log: the largest mean of active experts that a step had
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """Rows of a step's batch that go through the network at once."""
+
+    batch: Batch
+    random: Callable[[], BatchRandom]  # the draws for these rows in this step, from their beginning
+    share: float  # of this process's rows
+
+
+class NotFinite(ArithmeticError):
+    """Numbers of a step are not finite; the weights were not touched."""
+
+    def __init__(self, values: Mapping[str, float]) -> None:
+        self.values = {name: value for name, value in values.items() if not math.isfinite(value)}
+        super().__init__(", ".join(f"{name}={value}" for name, value in self.values.items()))
+
+
+class TrainingStep:
+    """A model, its optimizer and its average, and the step that trains them.
+
+    Args:
+        model: on the CPU; called as ``model(…, return_aux=True) -> (output, {name: scalar})``, with
+            ``model.aux_weights``, and ``model.sharding_units`` for fsdp2.
+        objective: ``(predict, batch, random) -> {"loss": scalar, …}``; `predict` is the model without its aux terms.
+    """
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, model: nn.Module, objective: Objective) -> None:
+        self.config, self.accelerator, self.objective = config, accelerator, objective
+        self.model = model.train()
+        self.aux_weights: Mapping[str, float] = model.aux_weights  # type: ignore[assignment]
+        self.ema = EMA(self.model, config.ema_decay)
+        place(accelerator, self.ema.module, config, average=True)
+        place(accelerator, self.model, config)
+        self.optimizer = build_optimizer(self.model, config)
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The model as accelerate wraps it; from the first step on."""
+        return wrap(self.accelerator, self.model)
+
+    def __call__(
+        self,
+        step: int,
+        micro_batches: Sequence[MicroBatch],
+        *,
+        meanwhile: Callable[[], Mapping[str, bool]] = dict,
+        report: bool = False,
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Do step number `step`, counted from 0.
+
+        Args:
+            micro_batches: this process's.
+            meanwhile: called while the device still works; returns flags, which are averaged over processes.
+            report: whether to return the routers' numbers, for which the device is waited for.
+
+        Returns the numbers of the step by name, averaged over the global batch, and those of the routers. Raises
+        NotFinite, in all processes together.
+        """
+        sums = self._accumulate_gradients(micro_batches)
+        flags = meanwhile()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        norm = whole(norm)
+        active = counted_active(self.model)
+        routed = {} if active is None else {ACTIVE_PEAK: active.to(norm.dtype)}
+        flagged = {name: torch.full_like(norm, float(flag)) for name, flag in flags.items()}
+        values = self._mean(sums | {"grad_norm": norm} | routed | flagged)
+        if not (math.isfinite(values["total_loss"]) and math.isfinite(values["grad_norm"])):
+            raise NotFinite(values)
+        if self.config.grad_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.grad_clip, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, step)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        routers = update_routers(self.model, self._sum, report=report)
+        self.ema.update(self.model, step)
+        return values, routers
+
+    def calibrate(self, micro_batches: Sequence[MicroBatch]) -> None:
+        """Start DTop-p routers at their target on the global batch that these are this process's part of."""
+
+        def run() -> None:
+            for micro_batch in micro_batches:
+                with self.accelerator.autocast():
+                    training_loss(self.model, self.objective, micro_batch.batch, micro_batch.random(), self.aux_weights)
+
+        calibrate(self.model, run, reduce=self._sum)
+
+    def _accumulate_gradients(self, micro_batches: Sequence[MicroBatch]) -> dict[str, Tensor]:
+        """Backward of the mean loss; returns the loss terms, means over this process's rows."""
+        sums: dict[str, Tensor] = {}
+        for micro_batch in micro_batches:
+            last = micro_batch is micro_batches[-1]
+            with nullcontext() if last else accumulating(self.accelerator, self.network):
+                total, terms = training_loss(
+                    self.network, self.objective, micro_batch.batch, micro_batch.random(), self.aux_weights
+                )
+                (total * micro_batch.share).backward()
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0) + term.float() * micro_batch.share
+        return sums
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor, "sum")
+
+    def _mean(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Means over processes. Waits for the device, after the routers have: each for its number of routed pairs."""
+        reduced = self.accelerator.reduce(torch.stack(list(values.values())), "mean")
+        return dict(zip(values, reduced.tolist(), strict=True))
+
+
+def training_loss(
+    network: Callable[..., tuple[Tensor, dict[str, Tensor]]],
+    objective: Objective,
+    batch: Batch,
+    random: BatchRandom,
+    aux_weights: Mapping[str, float],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Evaluate `objective` with `network` and add the auxiliary terms of its calls, weighted.
+
+    Returns the total to differentiate, and every term by itself, detached and unweighted: the objective's under its
+    own names ("loss" among them), the network's as "aux_<name>", averaged over the calls, and "total_loss".
+    """
+    calls: list[dict[str, Tensor]] = []
+
+    def predict(*args: Any, **kwargs: Any) -> Tensor:
+        output, aux = network(*args, return_aux=True, **kwargs)
+        calls.append(aux)
+        return output
+
+    terms = objective(predict, batch, random)
+    total = terms["loss"]
+    for name in calls[0]:
+        term = torch.stack([aux[name] for aux in calls]).mean()
+        total = total + aux_weights[name] * term
+        terms = terms | {f"aux_{name}": term}
+    return total, {name: term.detach() for name, term in (terms | {"total_loss": total}).items()}

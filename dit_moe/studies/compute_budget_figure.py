@@ -1,11 +1,9 @@
-"""Quality against measured compute of checkpoints whose dial was turned: a picture and a table."""
+"""Quality against measured compute of checkpoints at several compute budgets: a figure and a table."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from dit_moe.plotting import INK, LINES, MARKERS, PAPER, canvas, labels_above, styled
 from dit_moe.tables import markdown_table
@@ -19,6 +17,10 @@ MEASURES = {  # name: what it is called, what its FLOPs are of; all are the bett
 ROUTERS = {"dtopp": "DTop-p", "topp": "top-p", "topk": "top-k"}
 
 Entry = Mapping[str, Any]  # name, router and points of a run; a point has a target, None as trained, and its measures
+
+
+def _prefix(flops: float) -> tuple[float, str]:
+    return next((each for each in PREFIXES if flops >= each[0]), PREFIXES[-1])
 
 
 def _measures(runs: Sequence[Entry]) -> list[str]:
@@ -37,12 +39,14 @@ def _labels(runs: Sequence[Entry]) -> list[str]:
 @styled
 def draw_compute_budget(runs: Sequence[Entry], *, dark: bool = False) -> Any:
     """A panel for each quality, a line for each run, the point as trained ringed; beside points, active experts."""
+    from matplotlib.lines import Line2D
+
     names = _measures(runs)
     figure, axes = canvas(len(names), height=0.35 + 2.75 * len(names))
     for name, axis in zip(names, axes[:, 0], strict=True):
         label, of = MEASURES[name]
         largest = max(measure["flops"] for run in runs for _, measure in _points(run, name))
-        scale, prefix = next((each for each in PREFIXES if largest >= each[0]), PREFIXES[-1])
+        scale, prefix = _prefix(largest)
         floors = set()
         for number, run in enumerate(runs):
             points = list(_points(run, name))
@@ -58,8 +62,7 @@ def draw_compute_budget(runs: Sequence[Entry], *, dark: bool = False) -> Any:
                     abs(at_x - other) < 0.05 * (max(x) - min(x)) for other in x if other != at_x
                 )
                 if len(runs) <= 2 and not crowded:
-                    above = _above(runs, number, name, measure)
-                    _annotate(axis, f"{measure['active']:.2f}", at_x, at_y, above=above, dark=dark)
+                    _annotate(axis, f"{measure['active']:.2f}", at_x, at_y, above=number == 0, dark=dark)
             floors |= {measure.get("floor") for _, measure in points} - {None}
         for floor in floors:
             axis.axhline(floor, color=INK[dark], lw=1, ls=":", zorder=1)
@@ -69,16 +72,9 @@ def draw_compute_budget(runs: Sequence[Entry], *, dark: bool = False) -> Any:
         axis.set_xlabel(f"{prefix}{of}" if prefix else of)
         axis.set_ylabel(f"{label} (lower is better)" if len(label) < 18 else label)
         axis.margins(x=0.08, y=0.18)
-    ring = _ring(dark)
-    handles = [*axes[0, 0].get_legend_handles_labels()[0], ring]
-    labels_above(axes[0, 0], columns=3, handles=handles)
+    ring = Line2D([], [], ls="", marker="o", ms=9, mfc="none", mec=INK[dark], mew=1.2, label="as trained")
+    labels_above(axes[0, 0], columns=3, handles=[*axes[0, 0].get_legend_handles_labels()[0], ring])
     return figure
-
-
-def _ring(dark: bool) -> Any:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], ls="", marker="o", ms=9, mfc="none", mec=INK[dark], mew=1.2, label="as trained")
 
 
 def _annotate(axis: Any, text: str, x: float, y: float, *, above: bool, dark: bool) -> None:
@@ -88,22 +84,13 @@ def _annotate(axis: Any, text: str, x: float, y: float, *, above: bool, dark: bo
 
 
 def _points(run: Entry, name: str) -> Iterator[tuple[float, Mapping[str, Any]]]:
-    """From the cheapest to the dearest."""
+    """In the order of their FLOPs."""
     found = [(point["target"], point["measures"][name]) for point in run["points"] if name in point["measures"]]
     yield from sorted(found, key=lambda each: each[1]["flops"])
 
 
-def _above(runs: Sequence[Entry], number: int, name: str, measure: Mapping[str, Any]) -> bool:
-    """Whether a point of one of at most two runs lies above the other's line, where its label then hides nothing."""
-    others = [other for _, other in _points(runs[1 - number], name)] if len(runs) == 2 else []
-    if not others:  # the other one may be of text
-        return True
-    line = np.interp(measure["flops"], [each["flops"] for each in others], [each["value"] for each in others])
-    return bool(measure["value"] > line or (measure["value"] == line and number == 0))
-
-
 def to_markdown(runs: Sequence[Entry]) -> str:
-    """The points of all runs as a table, from the cheapest to the dearest; as trained in bold."""
+    """The points of all runs as a table, in the order of their FLOPs; as trained in bold."""
     names, labels = _measures(runs), _labels(runs)
     titles = ["run", "target"]
     for name in names:
@@ -125,5 +112,5 @@ def _cells(measure: Mapping[str, Any] | None) -> list[str]:
     value = f"{measure['value']:.4g}"
     if measure.get("std") is not None:
         value += f" ± {measure['std']:.2g}"
-    scale, prefix = next((each for each in PREFIXES if measure["flops"] >= each[0]), PREFIXES[-1])
+    scale, prefix = _prefix(measure["flops"])
     return [value, f"{measure['active']:.3f}", f"{measure['flops'] / scale:.4g} {prefix}".strip()]

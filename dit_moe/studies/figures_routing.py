@@ -24,6 +24,8 @@ NUMBERED = 10  # layers whose numbers fit beside each other
 def draw_active_over_training(results: Mapping[str, Any], *, dark: bool = False) -> Any:
     """Active experts over training, ± over steps and seeds; below, how far each seed of a controlled router is off."""
     rows = [row for row in summaries(results) if any(run["curves"]["active"] for run in row.runs)]
+    if not rows:
+        return None
     controlled = [row for row in rows if row.variant["controlled"]]
     styles = styles_of(results["variants"])
     heights = [max(3.2, FONT_SIZE * LINE_SPACING * len(rows) / 72 + 0.4), *[STRIP] * len(controlled)]
@@ -50,6 +52,8 @@ def draw_active_over_training(results: Mapping[str, Any], *, dark: bool = False)
 def draw_p_over_training(results: Mapping[str, Any], *, dark: bool = False) -> Any:
     """Thresholds over training, the mean over layers, ± over seeds."""
     rows = [row for row in summaries(results) if any(run["curves"]["p"] for run in row.runs)]
+    if not rows:
+        return None
     figure, axes = canvas(height=max(3.0, FONT_SIZE * LINE_SPACING * len(rows) / 72 + 0.8))
     axis = axes[0, 0]
     ends = _bands(axis, rows, "p", styles_of(results["variants"]))
@@ -143,6 +147,8 @@ def _spread(row: VariantSummary, name: str) -> tuple[np.ndarray, np.ndarray, np.
 def draw_active_by_layer(results: Mapping[str, Any], *, dark: bool = False) -> Any:
     """Active experts of every MoE layer, held-out, mean over seeds; colours say how far from the target."""
     rows = [row for row in summaries(results) if any(run["active_layers"] for run in row.runs)]
+    if not rows:
+        return None
     means = [np.mean([run["active_layers"] for run in row.runs if run["active_layers"]], axis=0) for row in rows]
     layers = max(map(len, means))
     ratio_RL = np.full((len(rows), layers), np.nan)

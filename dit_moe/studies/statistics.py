@@ -49,9 +49,7 @@ def spread(values: Iterable[float | None]) -> Spread | None:
     return Spread(float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None, len(known))
 
 
-def paired_difference(
-    values: Mapping[int, float], baseline: Mapping[int, float], confidence: float = CONFIDENCE
-) -> Paired | None:
+def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Paired | None:
     """Values less the baseline's with the same seed, with Student's interval for their mean; None without common seeds.
 
     Seeds decide the initial weights, the order of the data and all noise, so what two variants share cancels.
@@ -65,7 +63,7 @@ def paired_difference(
     if std is not None:
         from scipy.stats import t  # it takes long to import
 
-        half = float(t.ppf((1 + confidence) / 2, n - 1)) * std / math.sqrt(n)
+        half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / math.sqrt(n)
         low, high = mean - half, mean + half
     return Paired(mean, low, high, n, float(np.mean([baseline[seed] for seed in seeds])))
 

@@ -1,4 +1,4 @@
-"""The pictures of a study: what is in them, and that nothing is cut or hidden."""
+"""The figures of a study: what is in them, and that nothing is cut or hidden."""
 
 import itertools
 import warnings
@@ -9,35 +9,37 @@ import pytest
 
 from dit_moe.plotting import LINES, WIDTH
 from dit_moe.studies.figure_styles import spread_apart, styles_of
-from dit_moe.studies.figures import figures_of, save_figures
+from dit_moe.studies.figures import FIGURES, save_figures
 from tests.studies.examples import ROWS, results
 
 PHONE = 360  # CSS pixels
-ALL = {
-    "loss_vs_flops",
-    "difference_to_baseline",
-    "active_over_training",
-    "p_over_training",
-    "active_by_layer",
-    "quality_vs_active",
+WHOLE = "13 variants, 3 seeds"
+STUDIES = {
+    WHOLE: results(),
+    "one seed, no metric": results(seeds=1, metric=None),
+    "two variants of a language model": results(
+        ["topk", "dtopp"], unit="token", metric=None, loss={"label": "held-out loss", "unit": "nats/token"}
+    ),
 }
-
-
-def picture(study, name, dark=False):
-    return _picture(study, name, dark)
+LABELS = {row[1] for row in ROWS} | {f"{row[1]} (ddpm)" for row in ROWS}
 
 
 @cache
-def _picture(study, name, dark):
+def figure_of(study, name, dark=False):
     return drawn(STUDIES[study], name, dark)
 
 
 def drawn(made, name, dark=False):
-    figure = dict(figures_of(made))[name](dark=dark)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a layout that does not fit only warns
-        figure.draw_without_rendering()
+    figure = FIGURES[name](made, dark=dark)
+    if figure is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a layout that does not fit only warns
+            figure.draw_without_rendering()
     return figure
+
+
+def drawn_names(made):
+    return [name for name in FIGURES if drawn(made, name) is not None]
 
 
 def pieces_of(figure):
@@ -52,29 +54,19 @@ def texts(figure):
     return [(piece.get_text(), piece.get_window_extent()) for piece in pieces_of(figure)]
 
 
-WHOLE = "13 variants, 3 seeds"
-STUDIES = {
-    WHOLE: results(),
-    "one seed, no metric": results(seeds=1, metric=None),
-    "five variants": results(["dense", "topk", "topp-0.5", "topp-0.9", "dtopp"]),
-    "two variants of a language model": results(
-        ["topk", "dtopp"], unit="token", metric=None, loss={"label": "held-out loss", "unit": "nats/token"}
-    ),
-}
-
-
-CASES = [(study, name, False) for study in STUDIES for name in sorted(ALL)]
-CASES += [(WHOLE, name, True) for name in sorted(ALL)]
-
-
-@pytest.mark.parametrize("study", STUDIES)
-def test_every_picture_is_there(study):
-    assert {name for name, _ in figures_of(STUDIES[study])} == ALL
+CASES = [(study, name, False) for study in STUDIES for name in FIGURES] + [(WHOLE, name, True) for name in FIGURES]
 
 
 @pytest.mark.parametrize(("study", "name", "dark"), CASES)
-def test_no_text_is_cut_or_too_small_on_a_phone(study, name, dark):
-    require_legible(picture(study, name, dark))
+def test_no_text_is_cut_or_too_small_on_a_phone_or_hides_the_name_of_a_variant(study, name, dark):
+    figure = figure_of(study, name, dark)
+    require_legible(figure)
+    boxes = [(text, box) for text, box in texts(figure) if text in LABELS]
+    assert boxes or name == "difference_to_baseline"
+    for (one, a), (other, b) in itertools.combinations(boxes, 2):
+        width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+        hidden = max(width, 0) * max(height, 0) / min(a.width * a.height, b.width * b.height)
+        assert hidden < 0.15, f"{one} and {other}"  # boxes are higher than most letters
 
 
 def require_legible(figure):
@@ -85,27 +77,15 @@ def require_legible(figure):
     assert min(piece.get_fontsize() for piece in pieces_of(figure)) / 72 * PHONE / WIDTH >= 8  # pixels
 
 
-@pytest.mark.parametrize("name", ["loss_vs_flops", "quality_vs_active", "active_over_training", "p_over_training"])
-@pytest.mark.parametrize("study", STUDIES)
-def test_no_name_of_a_variant_hides_another(study, name):
-    labels = {row[1] for row in ROWS} | {f"{row[1]} (ddpm)" for row in ROWS}
-    boxes = [(text, box) for text, box in texts(picture(study, name)) if text in labels]
-    assert len(boxes) >= 1
-    for (one, a), (other, b) in itertools.combinations(boxes, 2):
-        width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-        hidden = max(width, 0) * max(height, 0) / min(a.width * a.height, b.width * b.height)
-        assert hidden < 0.15, f"{name}: {one} and {other}"  # boxes are higher than most letters
-
-
 @pytest.mark.parametrize("name", ["loss_vs_flops", "quality_vs_active"])
-def test_every_variant_is_named_in_the_pictures_of_quality(name):
-    shown = [text for text, _ in texts(picture(WHOLE, name))]
-    assert {row[1] for row in ROWS} <= set(shown)
+def test_every_variant_is_named_in_the_figures_of_quality(name):
+    assert {row[1] for row in ROWS} <= {text for text, _ in texts(figure_of(WHOLE, name))}
 
 
-def test_axes_have_labels_with_units():
-    labels = {name: [axis.get_xlabel() + axis.get_ylabel() for axis in picture(WHOLE, name).axes] for name in ALL}
-    assert "forward MFLOPs per image, measured" in labels["loss_vs_flops"][-1]
+def test_axes_have_labels_with_units_and_each_objective_its_own():
+    labels = {name: [axis.get_xlabel() + axis.get_ylabel() for axis in figure_of(WHOLE, name).axes] for name in FIGURES}
+    assert labels["loss_vs_flops"][0] == "held-out loss\n(flow)"
+    assert labels["loss_vs_flops"][-1] == "forward MFLOPs per image, measuredheld-out loss\n(ddpm)"
     assert "active experts per token" in labels["active_over_training"][0]
     assert "optimizer steps" in labels["p_over_training"][0]
     assert "%" in labels["difference_to_baseline"][-1]
@@ -118,14 +98,8 @@ def test_variants_of_nearly_equal_flops_are_not_drawn_far_apart():
 
 
 def test_numbers_on_axes_are_whole_and_not_to_be_added_to_something():
-    figure = picture("two variants of a language model", "loss_vs_flops")
-    assert [axis.xaxis.get_offset_text().get_text() for axis in figure.axes] == [""]
-    assert [axis.yaxis.get_offset_text().get_text() for axis in figure.axes] == [""]
-
-
-def test_losses_of_two_objectives_have_axes_of_their_own():
-    labels = [axis.get_ylabel() for axis in picture(WHOLE, "loss_vs_flops").axes]
-    assert labels == ["held-out loss\n(flow)", "held-out loss\n(ddpm)"]
+    figure = figure_of("two variants of a language model", "loss_vs_flops")
+    assert {axis.get_offset_text().get_text() for one in figure.axes for axis in (one.xaxis, one.yaxis)} == {""}
 
 
 def test_a_metric_of_which_it_is_not_known_what_is_better_is_drawn_without_saying():
@@ -146,23 +120,19 @@ def test_a_layer_without_active_experts_is_drawn():
         assert "0.00" in [text for text, _ in texts(drawn(made, "active_by_layer"))]
 
 
-def test_dense_models_alone_have_no_picture_of_experts():
-    assert [name for name, _ in figures_of(results(["dense"]))] == ["loss_vs_flops"]
-
-
-def test_a_study_without_runs_has_no_picture():
+def test_what_there_are_no_numbers_for_is_not_drawn():
+    assert drawn_names(results(["dense"])) == ["loss_vs_flops"]
     made = results()
     for variant in made["variants"]:
         variant["runs"] = []
-    assert figures_of(made) == []
+    assert drawn_names(made) == []
 
 
 @pytest.mark.parametrize("gone", [1, 4])  # a baseline, one of two of an objective
 def test_a_study_with_a_variant_missing_is_drawn(gone):
     made = results(["dense", "topk", "dtopp", "topk-ddpm", "dtopp-ddpm"])
     made["variants"][gone]["runs"] = []
-    for name, _ in figures_of(made):
-        drawn(made, name)
+    assert drawn_names(made)
 
 
 def test_runs_whose_logs_differ_in_length_are_drawn_together():
@@ -170,21 +140,21 @@ def test_runs_whose_logs_differ_in_length_are_drawn_together():
     curves = made["variants"][1]["runs"][0]["curves"]
     for key in curves:
         curves[key] = curves[key] and curves[key][:7]
-    for name, _ in figures_of(made):
-        drawn(made, name)
+    assert drawn(made, "active_over_training") and drawn(made, "p_over_training")
 
 
 def test_a_variant_looks_alike_in_every_study_of_its_routers_and_unlike_any_other():
-    looks, fewer = (styles_of(results(names)["variants"]) for names in (None, ["dense", "dtopp"]))
-    assert len({(look.colour, look.marker) for look in looks.values()}) == 13
-    assert (looks["dtopp"].colour, looks["dtopp"].marker) == (fewer["dtopp"].colour, fewer["dtopp"].marker)
-    assert {look.colour for look in looks.values()} <= set(LINES)
+    styles, fewer = (styles_of(results(names)["variants"]) for names in (None, ["dense", "dtopp"]))
+    assert len({(style.colour, style.marker) for style in styles.values()}) == 13
+    assert (styles["dtopp"].colour, styles["dtopp"].marker) == (fewer["dtopp"].colour, fewer["dtopp"].marker)
+    assert {style.colour for style in styles.values()} <= set(LINES)
+    assert len({style.line for name, style in styles.items() if name.startswith("dtopp")}) == 5
 
 
 def test_a_router_that_is_not_built_in_gets_a_colour_of_its_own():
     made = results(["dense", "topk", "dtopp"])
     made["variants"][2]["router"] = "expert_choice"
-    assert len({look.colour for look in styles_of(made["variants"]).values()}) == 3
+    assert len({style.colour for style in styles_of(made["variants"]).values()}) == 3
 
 
 def test_the_band_of_active_experts_is_the_spread_over_seeds_and_steps():
@@ -197,7 +167,7 @@ def test_the_band_of_active_experts_is_the_spread_over_seeds_and_steps():
     assert (band.min(), band.max()) == pytest.approx((2 - np.hypot(0.3, 0.1), 2 + np.hypot(0.3, 0.1)))
 
 
-def test_each_seed_of_a_steered_router_is_seen_off_its_target():
+def test_each_seed_of_a_controlled_router_is_seen_off_its_target():
     made = results(["dtopp", "topk", "dtopp-no-drn"])
     for run, level in zip(made["variants"][1]["runs"], (1.9, 2.0, 2.1), strict=True):
         run["curves"]["active"] = [level] * len(run["curves"]["step"])
@@ -207,13 +177,7 @@ def test_each_seed_of_a_steered_router_is_seen_off_its_target():
     assert dtopp.get_ylim() == without.get_ylim() == pytest.approx((-5.5, 5.5))
 
 
-def test_variants_of_one_router_have_lines_of_their_own():
-    looks = styles_of(results()["variants"])
-    steered = ["dtopp", "dtopp-layerwise", "dtopp-no-drn", "dtopp-no-pi", "dtopp-16E4A"]
-    assert len({looks[name].line for name in steered}) == 5
-
-
-def test_a_picture_that_is_not_drawn_any_more_is_removed(tmp_path):
+def test_a_figure_that_is_not_drawn_any_more_is_removed(tmp_path):
     other = tmp_path / "other.png"
     for path in (tmp_path / "p_over_training.png", other):
         path.write_bytes(b"old")
@@ -221,13 +185,14 @@ def test_a_picture_that_is_not_drawn_any_more_is_removed(tmp_path):
     assert sorted(tmp_path.iterdir()) == [tmp_path / "loss_vs_flops.png", other]
 
 
-def test_names_move_apart_as_little_as_they_can():
-    places = spread_apart(np.array([0.1, 0.5, 0.5, 0.5, 0.9]), 0.1)
-    assert places == pytest.approx([0.1, 0.4, 0.5, 0.6, 0.9])
-
-
-def test_names_stay_within_the_axes():
-    places = spread_apart(np.array([0.98, 0.99, 1.0]), 0.2)
-    assert places == pytest.approx([0.6, 0.8, 1.0])
-    assert spread_apart(np.array([0.0, 0.01]), 0.2) == pytest.approx([0.0, 0.2])
-    assert len(spread_apart(np.array([]), 0.2)) == 0
+@pytest.mark.parametrize(
+    ("places", "gap", "apart"),
+    [
+        ([0.1, 0.5, 0.5, 0.5, 0.9], 0.1, [0.1, 0.4, 0.5, 0.6, 0.9]),
+        ([0.98, 0.99, 1.0], 0.2, [0.6, 0.8, 1.0]),  # within the axes
+        ([0.0, 0.01], 0.2, [0.0, 0.2]),
+        ([], 0.2, []),
+    ],
+)
+def test_names_move_apart_as_little_as_they_can(places, gap, apart):
+    assert spread_apart(np.array(places), gap) == pytest.approx(apart)

@@ -1,7 +1,7 @@
-"""For test_encode_processes.py: ``encode_script.py whole FOLDER AUTOENCODER`` encodes 50 digits.
+"""For test_encode_processes.py: ``encode_script.py WHAT FOLDER AUTOENCODER`` encodes 50 digits.
 
-``killed …`` dies five times. ``broken …`` encodes digits of which some are broken, prints which it was refused for, and
-goes on without them.
+``killed`` dies five times in FOLDER. ``together`` encodes them into FOLDER/whole; then digits of which some are broken
+into FOLDER/broken, where it prints which it was refused for, and goes on without them.
 """
 
 from __future__ import annotations
@@ -13,27 +13,22 @@ from pathlib import Path
 from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from dit_moe.autoencoders.encoder import BROKEN, EncodingError
 from dit_moe.data import DATASETS
-from dit_moe.distributed import join_processes
-from tests.autoencoders.encoded import DIGITS, Spoilt, encoder
+from tests.autoencoders.encoded import DIGITS, WithBroken, encoder
 from tests.scripts import killed_five_times
 
 
 def main(what: str, folder: Path, model: str) -> None:
-    join_processes()
     stage = Autoencoder(AutoencoderConfig(model=model))
-    if what == "broken":
-        without_broken(folder, stage)
+    if what == "killed":
+        killed = encoder(folder, stage=stage, shard_size=4, batch_size=3)
+        killed_five_times(killed.run, lambda: len(killed.shards) - len(killed.missing()))
         return
-    made = encoder(folder, stage=stage, shard_size=4, batch_size=3)
-    if what == "whole":
-        made.run()
-    else:
-        stage.load()
-        killed_five_times(made.run, lambda: len(made.shards) - len(made.missing()))
+    encoder(folder / "whole", stage=stage, shard_size=4, batch_size=3).run()
+    without_broken(folder / "broken", stage)
 
 
 def without_broken(folder: Path, stage: Autoencoder) -> None:
-    made = encoder(folder, stage=stage, dataset=Spoilt(DATASETS.build(DIGITS, "train"), 50), workers=1)
+    made = encoder(folder, stage=stage, dataset=WithBroken(DATASETS.build(DIGITS, "train"), 50), workers=1)
     try:
         made.run()
     except EncodingError:

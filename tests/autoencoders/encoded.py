@@ -35,7 +35,7 @@ class First:
         return self.whole.__getitems__(indices)
 
 
-class Spoilt(First):
+class WithBroken(First):
     """Some images cannot be read."""
 
     broken = (3, 7, 25)

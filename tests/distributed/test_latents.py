@@ -1,9 +1,6 @@
-"""Two processes over gloo that train from encoded latents, started as a user starts them, against one."""
+"""Two processes over gloo that train from encoded latents, against one."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +10,9 @@ from dit_moe.pictures import read_log
 from tests.autoencoders.encoded import encode
 from tests.cli.conftest import cli
 from tests.cli.test_latents import CONFIG, SMALLER
+from tests.scripts import said
 
-ROOT = Path(__file__).parents[2]
-STEPS = 10
+SCRIPT, STEPS = Path(__file__).with_name("latents_script.py"), 10
 OVERRIDES = [
     *SMALLER,
     "model.name=DiT-custom/2-4E2A",
@@ -24,7 +21,6 @@ OVERRIDES = [
     "train.lr=1e-3",
     f"train.steps={STEPS}",
 ]
-LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--", "train.py"]
 
 
 def words(folder: Path, run: Path, *more: str) -> list[str]:
@@ -43,11 +39,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("latents")
     encode(folder / "latents")
     assert cli("train", *words(folder, folder / "one")) == 0
-    for parallel in ("ddp", "fsdp2"):
-        command = [*LAUNCHER, *words(folder, folder / parallel, f"train.parallel={parallel}")]
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=300)
-        assert done.returncode == 0, done.stderr
+    said(SCRIPT, folder, processes=2)
     return folder
 
 

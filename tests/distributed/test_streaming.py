@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed import streaming_script
 from tests.scripts import said
 
 SCRIPT = Path(__file__).with_name("streaming_script.py")
@@ -13,7 +14,10 @@ SCRIPT = Path(__file__).with_name("streaming_script.py")
 @pytest.fixture(scope="module", params=[1, 3])
 def ranks(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    said(SCRIPT, folder, processes=request.param)
+    if request.param == 1:
+        streaming_script.main(folder)
+    else:
+        said(SCRIPT, folder, processes=request.param)
     return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(request.param)]
 
 

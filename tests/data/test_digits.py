@@ -45,11 +45,6 @@ def _all(split, size=8):
     return dataset.__getitems__(range(len(dataset)))
 
 
-@pytest.mark.parametrize("split", SIZES)
-def test_a_split_as_a_dataset_has_its_size(split):
-    assert len(DATASETS.build(DigitsConfig(), split)) == SIZES[split]
-
-
 def test_images_and_labels_belong_together(parts):
     raw = load_digits()
     batch = _all("heldout")

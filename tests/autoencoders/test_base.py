@@ -1,15 +1,15 @@
-"""What every registered first stage promises, and how latents are drawn."""
+"""What every registered first stage promises, how latents are drawn, and how pixels become numbers."""
 
 import pytest
 import torch
 
 from dit_moe.autoencoders import FIRST_STAGES, Moments
 from dit_moe.autoencoders.autoencoder import AutoencoderConfig
-from dit_moe.autoencoders.base import IdentityConfig
+from dit_moe.autoencoders.base import IdentityConfig, to_uint8
 from tests.autoencoders.small import make
 
 IMAGE_SHAPE = (3, 32, 32)
-
+EVERY_GREY_LEVEL = torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8)
 
 EXAMPLES = {
     "identity": lambda folder: IdentityConfig(),
@@ -24,15 +24,11 @@ def example(request, tmp_path):
     return FIRST_STAGES.build(EXAMPLES[request.param](tmp_path)), images
 
 
-def test_encoded_latents_are_float32_of_the_predicted_shape(example):
+def test_latents_are_float32_of_the_predicted_shape_and_images_uint8(example):
     stage, images = example
     for moment in filter(lambda moment: moment is not None, stage.encode(images)):
         assert moment.dtype == torch.float32
         assert moment.shape == (3, *stage.latent_shape(tuple(images.shape[1:])))
-
-
-def test_decoded_latents_are_uint8_images_of_the_same_shape(example):
-    stage, images = example
     decoded = stage.decode(stage.encode(images).mean)
     assert decoded.dtype == torch.uint8 and decoded.shape == images.shape
 
@@ -51,14 +47,10 @@ def test_a_resolved_config_builds_the_same_stage(example):
     assert torch.equal(again.encode(images).mean, stage.encode(images).mean)
 
 
-def test_encoding_floats_is_refused(example):
+def test_images_of_floats_and_latents_that_are_not_finite_are_refused(example):
     stage, images = example
-    with pytest.raises(ValueError, match="uint8"):
+    with pytest.raises(ValueError, match="float32; first stages take uint8"):
         stage.encode(images.float())
-
-
-def test_latents_that_are_not_finite_are_refused(example):
-    stage, images = example
     latents = stage.encode(images).mean
     latents[1, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="NaN or infinity"):
@@ -67,8 +59,9 @@ def test_latents_that_are_not_finite_are_refused(example):
 
 def test_the_identity_loses_nothing():
     stage = FIRST_STAGES.build(IdentityConfig())
-    images = torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8)
-    assert torch.equal(stage.decode(stage.encode(images).mean), images)
+    latents = stage.encode(EVERY_GREY_LEVEL).mean
+    assert latents.min() == -1 and latents.max() == 1
+    assert torch.equal(stage.decode(latents), EVERY_GREY_LEVEL)
 
 
 def test_a_deterministic_stage_draws_no_random_numbers():
@@ -82,3 +75,17 @@ def test_a_deterministic_stage_draws_no_random_numbers():
 def test_latents_are_drawn_as_mean_plus_std_times_noise():
     mean, std, noise = torch.randn(3, 2, 4, 3, 3).unbind(0)
     assert torch.equal(Moments(mean, std).sample(lambda like: noise), mean + std * noise)
+
+
+def test_floats_become_pixels_by_adms_rule_clamp_then_truncate():
+    x = torch.tensor([-9.0, -1.0, -0.9999, 0.0, 0.9999, 1.0, 9.0])
+    expected = [0, 0, 0, 128, 255, 255, 255]  # 127.5·x + 128 in between is 0.5, 0.51, 128, 255.49, 255.5
+    assert to_uint8(x.view(1, 1, 1, 7)).flatten().tolist() == expected
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_is_refused_before_it_turns_black(value):
+    images = torch.zeros(5, 1, 8, 8)
+    images[3, 0, 1, 1] = value
+    with pytest.raises(ValueError, match="1 of 5 images hold NaN or infinity, the first is number 3"):
+        to_uint8(images)

@@ -1,7 +1,7 @@
 """The training objective on images that were not trained on, at fixed noise and times.
 
-Every network that is asked sees the same images under the same draws (common random numbers), so what differs between
-two numbers is the networks, and differences of 0.1 % show with few seeds.
+Every network gets the same images under the same draws (common random numbers), so that two numbers differ only by the
+networks, and differences of 0.1 % show with few seeds.
 """
 
 # B images of a batch
@@ -28,7 +28,7 @@ from dit_moe.randomness import BatchRandom
 
 @dataclass(frozen=True, kw_only=True)
 class HeldoutConfig:
-    """What a held-out loss is a mean over. Numbers with other settings are not to be compared."""
+    """What a held-out loss is a mean over. Only numbers with equal settings can be compared."""
 
     draws: int = 8  # of noise and time for each image
     images: int | None = None  # so many, evenly spaced; None: all
@@ -78,8 +78,9 @@ def heldout_loss(
     """
     device = next(model.parameters()).device
     labelled: Any = replace(objective.config, label_dropout=0.0)
-    judge: Objective = OBJECTIVES.build(labelled, num_classes=objective.num_classes)
-    rows = _spaced(len(dataset), config.images)
+    without_dropout: Objective = OBJECTIVES.build(labelled, num_classes=objective.num_classes)
+    count = len(dataset) if config.images is None else min(len(dataset), config.images)
+    rows = [i * len(dataset) // count for i in range(count)]  # evenly spaced
     sums: dict[str, float] = defaultdict(float)
     with torch.no_grad(), measure_layers(model) as layers:
         for start in range(0, len(rows), config.batch_size):
@@ -88,22 +89,16 @@ def heldout_loss(
             moments = stage.moments_of(batch)
             for draw in range(config.draws):
                 random = BatchRandom(config.seed, "heldout", draw, start, total=len(part))
-                latents = _drawn(moments, random)
-                terms = judge(model, {"latents": latents, "labels": batch["labels"]}, random)
+                latents = _sample(moments, random)
+                terms = without_dropout(model, {"latents": latents, "labels": batch["labels"]}, random)
                 for name, mean in terms.items():
                     sums[name] += mean.item() * len(part)
                 on_batch()
-    count = len(rows) * config.draws
-    means = {name: total / count for name, total in sums.items()}
+    means = {name: total / (count * config.draws) for name, total in sums.items()}
     if not math.isfinite(means["loss"]):
         raise ValueError(f"the held-out loss is {means['loss']}: the network's outputs are not finite")
-    return HeldoutLoss(terms=means, layers=layers, images=len(rows))
+    return HeldoutLoss(terms=means, layers=layers, images=count)
 
 
-def _drawn(moments: Moments, random: BatchRandom) -> Tensor:
+def _sample(moments: Moments, random: BatchRandom) -> Tensor:
     return moments.sample(lambda like: random.normal(*like.shape[1:]).to(like.device))
-
-
-def _spaced(size: int, wanted: int | None) -> list[int]:
-    count = size if wanted is None else min(size, wanted)
-    return [i * size // count for i in range(count)]

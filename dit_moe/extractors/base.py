@@ -41,6 +41,10 @@ class FeatureExtractor(ABC):
     """How many classes its logits have, if they are the labels of the data; None if they are in another order."""
     metrics: tuple[str, ...] = ("fd", "kid", "precision_recall", "nearest_neighbour")
     """What is measured in this space unless the user says otherwise; names of METRICS."""
+    network: Any = None
+    """The module that computes the features, if it is one."""
+    device = torch.device("cpu")
+    """Where features are computed."""
 
     @abstractmethod
     def check(self, image_shape: tuple[int, int, int]) -> None:
@@ -56,6 +60,9 @@ class FeatureExtractor(ABC):
 
     def to(self, device: torch.device | str) -> Self:
         """Compute on `device` from now on."""
+        self.device = torch.device(device)
+        if self.network is not None:
+            self.network.to(device)
         return self
 
     def identity(self) -> dict[str, str | int]:
@@ -68,6 +75,13 @@ def key_of(measure: str, extractor_name: str, is_fid: bool) -> str:
     if is_fid:
         return {"fd": "fid", "sfd": "sfid"}.get(measure, measure)
     return f"{measure}_{extractor_name}"
+
+
+def require_colour(name: str, image_shape: tuple[int, int, int]) -> None:
+    """ValueError, with a remedy, unless images have 3 channels."""
+    if image_shape[0] != 3:
+        problem = f"--extractor {name} takes images of 3 channels, not {image_shape[0]}"
+        raise ValueError(f"{problem}; give --channels 3")
 
 
 class StatisticsOnly(FeatureExtractor):

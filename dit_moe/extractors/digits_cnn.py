@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import safetensors.torch
 import torch
@@ -72,10 +71,6 @@ class DigitsCNNExtractor(FeatureExtractor):
         # such mode, the differences are far below any digit shown
         self.network = load(WEIGHTS, SHA256).double()
 
-    def to(self, device: torch.device | str) -> Self:
-        self.network.to(device)
-        return self
-
     def check(self, image_shape: tuple[int, int, int]) -> None:
         channels, height, width = image_shape
         remedies = ["--channels 1"] if channels != 1 else []
@@ -88,7 +83,7 @@ class DigitsCNNExtractor(FeatureExtractor):
 
     def __call__(self, images_BCHW: Tensor) -> Features:
         self.check(tuple(images_BCHW.shape[1:]))  # type: ignore[arg-type]
-        images = images_BCHW.to(self.network.classify.weight.device).double()
+        images = images_BCHW.to(self.device).double()
         with torch.inference_mode():
             features_BD, _ = self.network(F.avg_pool2d(images, images.shape[-1] // SIDE))
         return Features(features_BD.cpu())

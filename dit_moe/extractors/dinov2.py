@@ -13,14 +13,14 @@ import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 from urllib.error import HTTPError
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dit_moe.extractors.base import EXTRACTORS, FeatureExtractor, Features
+from dit_moe.extractors.base import EXTRACTORS, FeatureExtractor, Features, require_colour
 from dit_moe.extractors.weights_file import misfit, read_tensors, sha256_of_tensors
 from dit_moe.precision import full_precision
 
@@ -61,22 +61,15 @@ class DINOv2Extractor(FeatureExtractor):
         network.pos_embed = nn.Parameter(embedding_1PD)
         self.network = network.eval().requires_grad_(False)
 
-    def to(self, device: torch.device | str) -> Self:
-        self.network.to(device)
-        return self
-
     def identity(self) -> dict[str, str | int]:
         return {**super().identity(), "resize": f"bicubic, antialiased, to {SIDE}, not rounded"}
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
-        if image_shape[0] != 3:
-            found = f"not {image_shape[0]}; give --channels 3"
-            raise ValueError(f"--extractor {self.name} takes images of 3 channels, {found}")
+        require_colour(self.name, image_shape)
 
     def __call__(self, images_BCHW: Tensor) -> Features:
-        device = self.network.pos_embed.device
-        with full_precision(device):
-            return Features(self.network(preprocess(images_BCHW.to(device))).cpu())
+        with full_precision(self.device):
+            return Features(self.network(preprocess(images_BCHW.to(self.device))).cpu())
 
 
 def preprocess(images_BCHW: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,16 +52,11 @@ class FunctionExtractor(FeatureExtractor):
         module = _import(module_name, name)
         self.path, self.function = config.path, _function(module, name)
         self.name, self.dim = "function_" + re.sub(r"\W", "_", config.path), 0
-        self.device = torch.device("cpu")
         self.weights_sha256 = None if config.weights is None else sha256_of_weights(Path(config.weights))
         if not getattr(module, "__file__", None):
             raise ValueError(f"--extractor {config.path}: {module_name} has no source file to tell it by; write one")
         self.file = Path(str(module.__file__))
         self.sha256 = sha256_of(self.file)
-
-    def to(self, device: torch.device | str) -> Self:
-        self.device = torch.device(device)
-        return self
 
     def identity(self) -> dict[str, str | int]:
         weights = {} if self.weights_sha256 is None else {"weights_sha256": self.weights_sha256}

@@ -10,12 +10,12 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dit_moe.extractors.base import EXTRACTORS, FeatureExtractor, Features
+from dit_moe.extractors.base import EXTRACTORS, FeatureExtractor, Features, require_colour
 from dit_moe.extractors.weights_file import fetch, misfit, read_tensors, sha256_of_weights
 from dit_moe.precision import full_precision
 
@@ -63,23 +63,17 @@ class InceptionExtractor(FeatureExtractor):
         self.network = _load(path)
         self._class_weight_DK = self.network.fc.weight.double().T
 
-    def to(self, device: torch.device | str) -> Self:
-        self.network.to(device)
-        return self
-
     def identity(self) -> dict[str, str | int]:
         return {**super().identity(), "resize": RESIZE}
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
-        if image_shape[0] != 3:
-            found = f"not {image_shape[0]}; give --channels 3"
-            raise ValueError(f"--extractor {self.name} takes images of 3 channels, {found}")
+        require_colour(self.name, image_shape)
 
     def __call__(self, images_BCHW: Tensor) -> Features:
-        device, seen = self.network.fc.weight.device, []
+        seen: list[Tensor] = []
         branch = self.network.Mixed_6d.branch1x1
-        with full_precision(device), branch.register_forward_hook(lambda *call: seen.append(call[-1])):
-            (pooled_BD,) = self.network(images_BCHW.to(device))
+        with full_precision(self.device), branch.register_forward_hook(lambda *call: seen.append(call[-1])):
+            (pooled_BD,) = self.network(images_BCHW.to(self.device))
             spatial_BHWC = seen[0][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1)  # TensorFlow's order
             return Features(pooled_BD.cpu(), spatial_BHWC.flatten(1).cpu())
 

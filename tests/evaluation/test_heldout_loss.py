@@ -40,36 +40,39 @@ def measure(model, heldout, config=SHORT, objective=None):
     return heldout_loss(model, objective, FIRST_STAGES.build(IdentityConfig()), heldout, config)
 
 
-def test_it_is_the_same_number_each_time_whatever_the_global_generator_and_the_training_do(heldout):
+def test_it_is_the_same_number_each_time_and_counts_experts_layer_by_layer_beside_training(heldout):
     model = network()
-    first = measure(model, heldout)
+    found = measure(model, heldout)
     torch.manual_seed(5)
-    assert measure(model, heldout) == first
+    assert measure(model, heldout) == found
     assert all(router.stats.sums is None for router in routers_of(model))
+    tokens = 2 * 450 * 4  # draws × images × patches
+    assert [layer.tokens for layer in found.layers] == [tokens, tokens]
+    assert found.active == pytest.approx(sum(layer.mean for layer in found.layers) / 2)
+    assert 1 <= found.active <= 4
 
 
-def test_a_network_that_knows_the_answer_has_no_loss_and_one_that_says_nothing_has_that_of_the_target(heldout):
-    """The velocity is eps − x0, so a network that says 0 has the mean of (eps − x0)²: 1 + mean x0²."""
+class Zero(torch.nn.Module):
+    """Predicts 0 and keeps the labels that it is given."""
 
-    class Nothing(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(1))
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.labels = []
 
-        def forward(self, x, t, y):
-            return torch.zeros_like(x)
+    def forward(self, x, t, y):
+        self.labels.append(y)
+        return torch.zeros_like(x)
 
-    class Knows(Nothing):
+
+def test_a_network_that_knows_the_answer_has_no_loss_and_one_that_predicts_0_has_that_of_the_target(heldout):
+    """The velocity is eps − x0, so a network that predicts 0 has the mean of (eps − x0)²: 1 + mean x0²."""
+
+    class Knows(Zero):
         """x_t = (1 − t)·x0 + t·eps for one x0, so that eps − x0 = (x_t − x0) / t."""
 
         def forward(self, x, t, y):
             return (x - constant) / (t / 1000).view(-1, 1, 1, 1)
-
-    images = heldout.__getitems__(range(len(heldout)))["images"]
-    x0 = images.float() / 127.5 - 1
-    found = measure(Nothing(), heldout, HeldoutConfig(draws=8))
-    assert found.loss == pytest.approx(1 + x0.square().mean().item(), rel=0.02)
-    assert found.images == 450 and found.active is None and found.layers == []
 
     class OneImage:
         def __len__(self):
@@ -79,7 +82,11 @@ def test_a_network_that_knows_the_answer_has_no_loss_and_one_that_says_nothing_h
             rows = heldout.__getitems__([0] * len(indices))
             return {**rows, "labels": torch.zeros(len(indices), dtype=torch.int64)}
 
-    constant = heldout.__getitems__([0])["images"].float() / 127.5 - 1
+    x0 = heldout.__getitems__(range(len(heldout)))["images"].float() / 127.5 - 1
+    found = measure(Zero(), heldout, HeldoutConfig(draws=8))
+    assert found.loss == pytest.approx(1 + x0.square().mean().item(), rel=0.02)
+    assert found.images == 450 and found.active is None and found.layers == []
+    constant = x0[:1]
     assert measure(Knows(), OneImage()).loss < 1e-9
 
 
@@ -96,29 +103,10 @@ def test_two_networks_are_asked_about_the_same_noise_so_their_difference_has_far
 
 
 def test_labels_are_never_dropped(heldout):
-    seen = []
-
-    class Looks(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(1))
-
-        def forward(self, x, t, y):
-            seen.append(y)
-            return torch.zeros_like(x)
-
+    model = Zero()
     always_drops = OBJECTIVES.build(FlowConfig(label_dropout=1.0), num_classes=10)
-    measure(Looks(), heldout, SHORT, always_drops)
-    assert torch.cat(seen).max() == 9
-
-
-def test_experts_are_counted_layer_by_layer_and_as_they_are_in_evaluation(heldout):
-    model = network()
-    found = measure(model, heldout)
-    tokens = 2 * 450 * 4  # draws × images × patches
-    assert [layer.tokens for layer in found.layers] == [tokens, tokens]
-    assert found.active == pytest.approx(sum(layer.mean for layer in found.layers) / 2)
-    assert 1 <= found.active <= 4
+    measure(model, heldout, SHORT, always_drops)
+    assert torch.cat(model.labels).max() == 9
 
 
 def test_ddpm_reports_its_terms_by_name(heldout):

@@ -1,11 +1,8 @@
 """The ddpm objective: targets, weights, the variational bound, label dropout."""
 
-import math
-
 import pytest
 import torch
 
-from dit_moe.config import ConfigError
 from dit_moe.diffusion import DDPM, OBJECTIVES, DDPMConfig
 from dit_moe.randomness import BatchRandom
 
@@ -123,46 +120,19 @@ def test_min_snr_weighs_the_error_of_x0_alike_for_every_prediction(prediction: s
     torch.testing.assert_close(loss_B.double(), wanted, rtol=1e-3, atol=0)  # eps at n=1 comes from an fp32 difference
 
 
-def test_without_gamma_every_level_weighs_one(batch) -> None:
-    objective = build(variance="fixed_small")
-    losses = objective.losses(batch["latents"], *[batch["latents"] * c for c in (1, 0, 1)], torch.arange(16) * 60)
-    assert torch.equal(losses["loss"], losses["mse"])
-
-
-def test_network_is_told_whole_levels(batch) -> None:
-    seen = []
-    build()(lambda x, t, y: seen.append(t) or torch.cat([x, x], 1), batch, BatchRandom(0, total=16))
-    assert seen[0].dtype == torch.int64
-    assert seen[0].min() >= 0
-    assert 500 < seen[0].max() < 1000
-
-
 def test_missing_variance_channels_are_named(batch) -> None:
     with pytest.raises(ValueError, match=r"needs 6 output channels, the network gives 3.*learn_sigma=true"):
         build()(lambda x, t, y: x, batch, BatchRandom(0, total=16))
-
-
-def test_superfluous_variance_channels_are_ignored(batch) -> None:
-    objective, random = build(variance="fixed_small"), lambda: BatchRandom(0, total=16)
-    narrow = objective(lambda x, t, y: x, batch, random())
-    wide = objective(lambda x, t, y: torch.cat([x, x * math.nan], 1), batch, random())
-    assert narrow["loss"] == wide["loss"]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"timesteps": 1}, r"timesteps=1 must be at least 2"),
-        ({"timesteps": 20}, r"timesteps=20 is too few for schedule=linear.*schedule=cosine"),
-        ({"min_snr_gamma": 0.0}, r"min_snr_gamma=0.0 must be positive"),
-    ],
-)
-def test_bad_options_say_what_is_wanted(options: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        DDPMConfig(**options)
 
 
 @pytest.mark.parametrize(("schedule", "timesteps"), [("linear", 21), ("cosine", 2)])
 def test_the_shortest_chains_work(schedule: str, timesteps: int, batch) -> None:
     objective = build(schedule=schedule, timesteps=timesteps)
     assert objective(lambda x, t, y: torch.cat([x, x], 1), batch, BatchRandom(0, total=16))["loss"].isfinite()
+
+
+def test_network_is_told_whole_levels(batch) -> None:
+    seen = []
+    build()(lambda x, t, y: seen.append(t) or torch.cat([x, x], 1), batch, BatchRandom(0, total=16))
+    assert seen[0].dtype == torch.int64
+    assert seen[0].min() >= 0 and 500 < seen[0].max() < 1000

@@ -112,17 +112,18 @@ def require_same(
     now: Tree, earlier: Tree, section: str, where: str, remedy: str, free: Collection[str] = frozenset()
 ) -> None:
     """ConfigError for a value of `section` that is not as when the work in `where` was begun, unless it is `free`."""
-    was = _flat(earlier)
-    for key, value in _flat(now).items():
+    was = flatten(earlier)
+    for key, value in flatten(now).items():
         if was.get(key) != value and key not in free:
             problem = f"={value} differs from {where}, which has {was.get(key)}"
             raise ConfigError(f"{section}.{key}", f"{problem}; {remedy}")
 
 
-def _flat(tree: Tree, path: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flatten(tree: Tree, path: str = "") -> Tree:
+    """The leaves under their dotted keys."""
+    flat: Tree = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+        flat |= flatten(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
     return flat
 
 

@@ -272,3 +272,16 @@ def sha256_of(path: Path) -> str:
 def _sealed(text: str) -> str:
     """The text of a JSON object with a last entry, the hash of that text."""
     return f'{text.removesuffix(_END)}{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}"{_END}\n'
+
+
+def require_output(path: Path, option: str, ending: str, example: str) -> None:
+    """ValueError unless the file that a command's `option` names can be written; its name is to have this ending."""
+    if path.is_dir():
+        remedy = f"name a file, for instance {path / (example + ending)}"
+        raise ValueError(f"{option} {path} is a folder; {remedy}")
+    if path.suffix != ending:
+        remedy = f"name a file that does, for instance {path.with_suffix(ending)}"
+        raise ValueError(f"{option} {path} does not end in {ending}; {remedy}")
+    if not path.parent.is_dir():
+        raise ValueError(f"{option} {path}: the folder {path.parent} does not exist; make it first")
+    require_writable(path.parent)

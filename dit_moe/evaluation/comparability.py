@@ -1,63 +1,158 @@
-"""May published numbers stand beside a result, and if not, why?"""
+"""What decides `comparable_to_published`: whether published numbers may stand beside a result, and if not, why.
+
+`conditions_of` gathers how a result came about, and `reasons_not_comparable` decides.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import Tensor
 
 from dit_moe import config
 from dit_moe.evaluation.features import FeatureFolder
-from dit_moe.evaluation.recipes import Conditions, not_comparable
-from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, Statistics
-from dit_moe.metrics import METRICS, configs_of
+from dit_moe.evaluation.recipes import ADM_50K, EvaluationRecipe
+from dit_moe.evaluation.report import Reason
+from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions
+from dit_moe.metrics import METRICS
 from dit_moe.moe.compute_budget import ComputeBudgetConfig
 
-
-def vouched(
-    report: dict[str, Any],
-    samples: Sequence[EvaluationInput],
-    reference: EvaluationInput,
-    options: ReadOptions,
-    metrics: Sequence[object] | None,
-    **how: Any,
-) -> dict[str, Any]:
-    """A report that also says whether published numbers may stand beside it, why not, and `how` it was asked for."""
-    facts = report["provenance"]
-    computed, space = facts["metrics"], facts["extractor"]
-    configs = configs_of(computed) if metrics is None else metrics
-    configs = [each for each in configs if METRICS.name_of(each) in computed]
-    reasons = reasons_not_comparable(
-        samples, reference, configs, options=options, extractor=space["name"], is_fid=space["is_fid"]
-    )
-    if reference.statistics is not None and not _used(reference.statistics, facts["reference"]):
-        reasons.append("the reference's statistics are of another network; its images were used in their place")
-    reasons += facts["identical"]
-    comparable = {"comparable_to_published": not reasons, "not_comparable_because": reasons}
-    return report | {"provenance": facts | how | comparable}
+# ------------------------------------------------------------------------------------------------------------ decision
 
 
-def _used(given: Statistics, described: dict[str, Any]) -> bool:
-    """Whether a reference, as the report describes it, was these statistics, be it beside images or alone."""
-    return given.sha256 in (described.get("sha256"), described.get("statistics", {}).get("sha256"))
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """How a result came about, as far as it decides whether published numbers may stand beside it."""
+
+    extractor: str
+    is_fid: bool  # the extractor is the Inception whose weights were verified
+    metrics: Sequence[str]
+    changed_metrics: Sequence[str] = ()  # whose settings are not the defaults: "precision_recall with k=5"
+    n_generated: int | None  # None: not known
+    seeds: int
+    image_shape: tuple[int, int, int] | None  # (C, H, W) of the generated images, as compared; None: not known
+    altered: Sequence[str] = ()  # what was done to either side's images: "resized to 256"
+    reference_statistics: bool  # the reference came with its own, rather than having them computed of its images
+    statistics_unused: bool = False  # they are of another network, so that the reference's images were used instead
+    reference_count: int | None  # images that its statistics say they are of; None: they do not say
+    reference_images: int  # beside the statistics; 0: none
+    reference_side: int | None  # of its images, in pixels; None: it has none
+    labels: Literal["random", "balanced", "data", "listed"] | None = None  # None: not known, as the next two
+    weights: str | None = None
+    precision: str | None = None
+    compute_budget: str | None = None  # "target=[1, 2] by layer", "p=0.95"; None: as trained, or not known
+    identical: Sequence[str] = ()  # sets that are the same images
 
 
-def reasons_not_comparable(
+LABELS = {
+    "balanced": "as many images of each class",
+    "data": "labels as frequent as in the training data",
+    "listed": "labels of listed classes",
+}
+
+
+def reasons_not_comparable(found: Conditions, recipe: EvaluationRecipe = ADM_50K) -> list[Reason]:
+    """Every reason why a result may not be compared with published ones; none if it may."""
+    reasons: list[Reason] = []
+    if not found.is_fid:
+        reasons.append(Reason.plain(f"the features are those of {found.extractor}, not of the verified Inception"))
+    if found.n_generated is None:
+        reasons.append(Reason.plain("the number of generated images is not known"))
+    elif found.n_generated != recipe.count:
+        reasons.append(Reason.of("count", found=_count(found.n_generated), wanted=_count(recipe.count)))
+    if found.seeds != 1:
+        reasons.append(Reason.of("seeds", found=found.seeds))
+    reasons += _of_the_images(found, recipe)
+    reasons += [Reason.plain(f"the images were altered: {each}") for each in found.altered]
+    reasons += [Reason.plain(f"computed otherwise than published numbers: {each}") for each in found.changed_metrics]
+    reasons += _of_the_reference(found, recipe)
+    reasons += _of_the_sampling(found)
+    if found.statistics_unused:
+        reasons.append(
+            Reason.plain("the reference's statistics are of another network; its images were used in their place")
+        )
+    return reasons + [Reason.plain(each) for each in found.identical]
+
+
+def _of_the_images(found: Conditions, recipe: EvaluationRecipe) -> list[Reason]:
+    if found.image_shape is None:
+        return [Reason.plain("the size of the generated images is not known")]
+    reasons = []
+    channels, height, width = found.image_shape
+    size = f"{height}×{width}"
+    if height != width or height not in recipe.sides:
+        reasons.append(Reason.of("size", found=size, wanted=" or ".join(f"{side}×{side}" for side in recipe.sides)))
+    if channels != 3:
+        reasons.append(Reason.plain(f"images of {channels} channel{'s' * (channels != 1)} instead of 3"))
+    side = found.reference_side
+    if height == width and side is not None and side != height:
+        reasons.append(Reason.of("reference size", found=size, reference=f"{side}×{side}"))
+    return reasons
+
+
+def _of_the_reference(found: Conditions, recipe: EvaluationRecipe) -> list[Reason]:
+    reasons = []
+    if not found.reference_statistics:
+        reasons.append(Reason.plain("the reference's statistics were computed here, not published with it"))
+    if found.reference_count is not None and found.reference_count < recipe.reference_count:
+        reasons.append(Reason.of("reference count", found=_count(found.reference_count)))
+    if found.reference_side is None:
+        reasons.append(Reason.plain("the reference holds no images that would tell its resolution"))
+    images, wanted = found.reference_images, recipe.reference_images
+    if "precision_recall" in found.metrics and images not in (0, wanted):
+        reasons.append(Reason.of("reference images", found=_count(images), wanted=_count(wanted)))
+    return reasons
+
+
+def _of_the_sampling(found: Conditions) -> list[Reason]:
+    reasons = []
+    if found.labels in LABELS:
+        reasons.append(Reason.plain(f"{LABELS[found.labels]}; published baselines draw the classes at random"))
+    if found.weights not in (None, "ema"):
+        reasons.append(
+            Reason.plain("sampled with the weights as they are, published baselines with their moving average (EMA)")
+        )
+    if found.precision not in (None, "fp32"):
+        reasons.append(Reason.plain(f"sampled in {found.precision} instead of fp32"))
+    if found.compute_budget is not None:
+        reasons.append(Reason.of("compute budget", found=found.compute_budget))
+    return reasons
+
+
+def _count(number: int) -> str:
+    return f"{number:,}".replace(",", " ")
+
+
+# ---------------------------------------------------------------------------------------------------- its conditions
+
+
+def conditions_of(
     samples: Sequence[EvaluationInput],
     reference: EvaluationInput,
     metrics: Sequence[object],
     *,
     options: ReadOptions,
-    extractor: str,
-    is_fid: bool,
-) -> list[str]:
-    """Why published numbers may not stand beside the result; empty if they may. Needs no features."""
+    extractor: str = "inception",
+    is_fid: bool = True,
+    statistics_unused: bool = False,
+    identical: Sequence[str] = (),
+) -> Conditions:
+    """How a comparison comes about: needs no features.
+
+    Args:
+        samples: one set for each sampling seed.
+        metrics: their configs.
+        extractor, is_fid: the feature space, and whether it is that of the verified Inception.
+        statistics_unused: the reference's statistics are of another network than the extractor.
+        identical: sets that are the same images, one sentence each.
+    """
     first, given = samples[0], reference.statistics
-    facts, labels_N = _told(first)
-    sample = _sampled(facts)
+    facts, labels_N = _facts_of(first)
+    sample = _sampling_of(facts)
     (count, shape), (reference_images, reference_shape) = _extent(first), _extent(reference)
-    conditions = Conditions(
+    return Conditions(
         extractor=extractor,
         is_fid=is_fid,
         metrics=[METRICS.name_of(each) for each in metrics],
@@ -65,17 +160,18 @@ def reasons_not_comparable(
         n_generated=first.statistics.moments.n if count is None and first.statistics else count,
         seeds=len(samples),
         image_shape=shape,
-        altered=_altered(options, facts, _told(reference)[0]),
+        altered=_altered(options, facts, _facts_of(reference)[0]),
         reference_statistics=given is not None and given.extractor is None,  # those made here say by what
+        statistics_unused=statistics_unused,
         reference_count=None if given is None else given.moments.n,
         reference_images=reference_images or 0,
         reference_side=None if reference_shape is None else reference_shape[-1],
-        labels=_labels_of(labels_N) if sample is None else _plan_of(sample),
+        labels=_labels_of(labels_N) if sample is None else _label_plan(sample),
         weights=None if sample is None else sample.get("weights"),
         precision=None if sample is None else sample.get("precision"),
-        dial=None if sample is None else _dial_of(sample),
+        compute_budget=None if sample is None else _compute_budget(sample),
+        identical=identical,
     )
-    return not_comparable(conditions)
 
 
 def _extent(side: EvaluationInput) -> tuple[int | None, tuple[int, int, int] | None]:
@@ -88,36 +184,36 @@ def _extent(side: EvaluationInput) -> tuple[int | None, tuple[int, int, int] | N
     return len(side.source), side.source.image_shape
 
 
-def _told(side: EvaluationInput) -> tuple[dict[str, Any], Tensor | None]:
-    """What a side says of itself, and its labels, be they read or kept with features."""
+def _facts_of(side: EvaluationInput) -> tuple[dict[str, Any], Tensor | None]:
+    """What is known of how its images were made, and their labels, be they read or kept with features."""
     if side.features is not None:
-        stored = FeatureFolder.open(side.features)
-        return stored.manifest.source | stored.manifest.facts, stored.labels()
+        kept = FeatureFolder.open(side.features)
+        return kept.manifest.source | kept.manifest.facts, kept.labels()
     if side.source is None:
         return {}, None
     return side.source.facts(), side.source.labels_N
 
 
-def _sampled(facts: dict[str, Any]) -> dict[str, Any] | None:
+def _sampling_of(facts: dict[str, Any]) -> dict[str, Any] | None:
     """The section `sample` that images were made by, if that is known."""
     facts = facts.get("sample", facts)  # of an npz that `sample` wrote, and of a run
     found = facts.get("experiment", {}).get("sample")
     return found if isinstance(found, dict) else None
 
 
-def _plan_of(sample: dict[str, Any]) -> Any:
+def _label_plan(sample: dict[str, Any]) -> Any:
     labels = sample.get("labels")
     return labels if isinstance(labels, str) else "listed"
 
 
-def _dial_of(sample: dict[str, Any]) -> str | None:
-    """Also of a section that was written before there was all that there is now."""
-    stated: config.Tree = {name: sample[name] for name in ("target", "p", "vary") if name in sample}
-    return config.build(ComputeBudgetConfig, stated).describe()
+def _compute_budget(sample: dict[str, Any]) -> str | None:
+    """Also of a section that was written before it had all of these settings."""
+    settings: config.Tree = {name: sample[name] for name in ("target", "p", "vary") if name in sample}
+    return config.build(ComputeBudgetConfig, settings).describe()
 
 
 def _labels_of(labels_N: Tensor | None) -> Any:
-    """What the labels themselves tell of how they were chosen: only what a uniform draw cannot be."""
+    """How labels were chosen, as far as they tell: only what a uniform draw cannot be."""
     if labels_N is None:
         return None
     counts = labels_N.unique(return_counts=True)[1]

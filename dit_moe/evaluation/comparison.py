@@ -5,7 +5,7 @@ All that can be known before the work is checked before it: sizes, counts, label
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +14,12 @@ from typing import Any
 import torch
 
 from dit_moe.distributed import join_processes, on_main
+from dit_moe.evaluation.comparability import conditions_of, reasons_not_comparable
+from dit_moe.evaluation.compute import compute_report
 from dit_moe.evaluation.features import ExtractedFeatures, Extraction, FeatureFolder, temporary_unless
 from dit_moe.evaluation.planning import plan, require_enough, require_shape, require_two, summarize
-from dit_moe.evaluation.report import Report, evaluate
-from dit_moe.evaluation.sources.base import EvaluationInput, Source, Statistics
+from dit_moe.evaluation.report import Report
+from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, Source, Statistics
 from dit_moe.evaluation.sources.statistics import require_extractor
 from dit_moe.extractors import FeatureExtractor
 from dit_moe.extractors.base import UNKNOWN_EXTRACTOR
@@ -38,10 +40,12 @@ class Comparison:
     Args:
         reference: images, statistics or both, and held-out images if there are any; None to make features only.
         extractor: on its device.
-        metrics: configs of METRICS; None takes those that suit the extractor, without what some side lacks.
+        metrics: configs of METRICS; None takes those that suit the extractor and that both sides have enough for.
         folder: where features are kept, so that what was interrupted goes on; None keeps none.
         reconstructed: the held-out images once an autoencoder has encoded and decoded them.
         statistics: read all that a file of statistics holds, whatever the metrics need.
+        options: how files of images were read.
+        asked: what else the report is to say of what it was asked for.
         allow_few: let the verified Inception make a FID of fewer than 2048 images.
         progress: called with what is being done and the number of images; gives a context with what to call after every
             batch.
@@ -55,13 +59,15 @@ class Comparison:
         *,
         folder: Path | None = None,
         reconstructed: Source | None = None,
+        options: ReadOptions = ReadOptions(),  # noqa: B008 (frozen)
+        asked: Mapping[str, Any] = {},
         allow_few: bool = True,
         statistics: bool = False,
         progress: Progress = silent,
     ) -> None:
         self.reference, self.extractor, self.metrics = reference, extractor, metrics
         self.folder, self.reconstructed, self.progress, self.allow_few = folder, reconstructed, progress, allow_few
-        self.statistics = statistics
+        self.statistics, self.options, self.asked = statistics, options, dict(asked)
         self._real: dict[str, ExtractedFeatures | None] = {}  # None: another process has it
         self._prepared = False
         self._samples: Sequence[EvaluationInput] | None = None  # that were checked last, and what came of it
@@ -107,29 +113,44 @@ class Comparison:
                 made.append(self._read(one.features))
             else:
                 assert one.statistics is not None, "a side is something"
-                made.append(self._stated(one.statistics))
+                made.append(self._from_statistics(one.statistics))
         return [one for one in made if one is not None] if join_processes().is_main_process else []
 
     def report(self, made: Sequence[ExtractedFeatures]) -> Report:
         """Of the features of samples, on the main process after `prepare`; it waits for no other."""
-        reference, notes = self._reference()
-        files = [one.statistics for one in self._samples or () if one.source is None and one.statistics is not None]
-        notes += [note for one in files if (note := require_extractor(one, self.extractor))]
-        found = evaluate(
+        samples = self._samples or ()
+        reference, warnings, statistics_unused = self._reference()
+        files = [one.statistics for one in samples if one.source is None and one.statistics is not None]
+        warnings += [note for one in files if (note := require_extractor(one, self.extractor))]
+        found = compute_report(
             made,
             reference,
             self.extractor,
             self._planned,
             heldout=self._real.get("heldout"),
             reconstructed=self._real.get("reconstruction"),
-            called=None if all(one.extractor for one in files) else UNKNOWN_EXTRACTOR,
+            space=None if all(one.extractor for one in files) else UNKNOWN_EXTRACTOR,
             device=join_processes().device,
         )
-        identical = _identical(made, reference)
-        found["provenance"]["identical"] = identical
-        return found | {"warnings": [*self._left_out, *notes, *identical, *_decoded(made), *found["warnings"]]}
+        identical, space = _identical(made, reference), found.provenance.extractor
+        conditions = conditions_of(
+            samples,
+            self.reference or EvaluationInput(),
+            self._planned,
+            options=self.options,
+            extractor=space["name"],
+            is_fid=space["is_fid"],
+            statistics_unused=statistics_unused,
+            identical=identical,
+        )
+        reasons = reasons_not_comparable(conditions)
+        return replace(
+            found,
+            provenance=replace(found.provenance, identical=identical, asked=self.asked, reasons=reasons),
+            warnings=[*self._left_out, *warnings, *identical, *_decoded(made), *found.warnings],
+        )
 
-    def judge(self, samples: Sequence[EvaluationInput]) -> Report | None:
+    def evaluate(self, samples: Sequence[EvaluationInput]) -> Report | None:
         """All of it: the report on the main process, None on the others, which do not wait for it."""
         self.check(samples)
         self.prepare()
@@ -170,7 +191,7 @@ class Comparison:
         on_main(lambda: read.append(FeatureFolder.open(folder, self.extractor).read(self.extractor)))
         return read[0] if read else None
 
-    def _stated(self, given: Statistics) -> ExtractedFeatures:
+    def _from_statistics(self, given: Statistics) -> ExtractedFeatures:
         """Statistics in place of images. ValueError if they are of another space."""
         require_extractor(given, self.extractor)
         moments: dict[str, Any] = {"given_moments": given.moments, "given_spatial_moments": given.spatial_moments}
@@ -178,20 +199,22 @@ class Comparison:
         identity = {"kind": "statistics", "sha256": given.sha256, "extractor": given.extractor}
         return ExtractedFeatures(features, identity, identity | {"name": given.source, "count": given.moments.n})
 
-    def _reference(self) -> tuple[ExtractedFeatures, list[str]]:
-        """With what has to be said about it."""
+    def _reference(self) -> tuple[ExtractedFeatures, list[str], bool]:
+        """With warnings, and whether its statistics are of another network and its images are used instead."""
         assert self.reference is not None
         images, given = self._real.get("reference"), self.reference.statistics
         if given is None:
             assert images is not None, "a reference is images or statistics"
-            return images, []
-        if images is None:
-            stated = self._stated(given)
-            return stated, [note] if (note := require_extractor(given, self.extractor)) else []
+            return images, [], False
         try:
-            stated, note = self._stated(given), require_extractor(given, self.extractor)
+            statistics, note = self._from_statistics(given), require_extractor(given, self.extractor)
         except ValueError as error:
-            return images, [f"{error}; its images are used in place of its statistics"]
+            if images is None:
+                raise
+            return images, [f"{error}; its images are used in place of its statistics"], True
+        warnings = [note] if note else []
+        if images is None:
+            return statistics, warnings, False
         own = images.features.moments
         assert own is not None
         apart = frechet_distance(own.mean_D, own.covariance(), given.moments.mean_D, given.moments.covariance())
@@ -201,12 +224,12 @@ class Comparison:
             given_spatial_moments=given.spatial_moments,
             spatial_NS=None,  # FID and sFID are to be of one reference
         )
-        said = images.described | {"statistics": stated.described | {"distance_of_its_images": apart}}
-        return replace(images, features=both, described=said), [note] if note else []
+        described = images.described | {"statistics": statistics.described | {"distance_of_its_images": apart}}
+        return replace(images, features=both, described=described), warnings, False
 
 
 def _identical(samples: Sequence[ExtractedFeatures], reference: ExtractedFeatures) -> list[str]:
-    """What is said of sets that are the same images: nothing is learned of comparing them."""
+    """A sentence on each two sets that are the same images, as nothing is learned of comparing them."""
     found = [
         f"{one.described['name']} and the reference are the same images" for one in samples if _same(one, reference)
     ]

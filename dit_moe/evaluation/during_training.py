@@ -1,4 +1,4 @@
-"""A few images judged every so many steps of training: enough to see a run fail, too few to be quoted."""
+"""Evaluation of a few images every so many steps of training: enough to see a run fail, too few to be quoted."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dit_moe.autoencoders import FirstStage
 from dit_moe.diffusion import Objective, SamplingError
 from dit_moe.distributed import join_processes
 from dit_moe.evaluation.comparison import Comparison
+from dit_moe.evaluation.report import Report
 from dit_moe.evaluation.runs import training_images
 from dit_moe.evaluation.sources.base import EvaluationInput, Source
 from dit_moe.evaluation.sources.generated import GeneratedSource
@@ -25,7 +26,7 @@ from dit_moe.sampling.generator import Generator, choose_labels
 MOST = 10_000  # real images on either side
 
 
-class LightEvaluation:
+class EvaluationDuringTraining:
     """Fréchet distance of `eval.light_images` samples. Every name ends in their number, as small sets read high.
 
     The features of the real images, at most 10 000 of them, are made at once, by all processes together. ValueError if
@@ -52,12 +53,12 @@ class LightEvaluation:
         try:
             generator = Generator(network, self.objective, self.stage, self.sample, self._latent_shape())
             source = GeneratedSource(generator, self.labels_N, name=f"step {step}", identity={"step": step})
-            report = self.comparison.judge([EvaluationInput(source=source)])
+            report = self.comparison.evaluate([EvaluationInput(source=source)])
         except (ValueError, SamplingError, OSError) as error:
             if join_processes().is_main_process:
                 print(f"warning: no evaluation at step {step}: {error}", file=sys.stderr)
             return None
-        return None if report is None else named(report)
+        return None if report is None else _with_counts(report)
 
 
 class Blank(Source):
@@ -67,9 +68,8 @@ class Blank(Source):
 
     def __init__(self, stage: FirstStage, latent_shape: tuple[int, int, int]) -> None:
         with torch.no_grad():
-            channels, height, width = stage.decode(torch.zeros(1, *latent_shape, device=join_processes().device)).shape[
-                1:
-            ]
+            decoded = stage.decode(torch.zeros(1, *latent_shape, device=join_processes().device))
+        channels, height, width = decoded.shape[1:]
         self.image_shape = (channels, height, width)
 
     def __len__(self) -> int:
@@ -82,15 +82,14 @@ class Blank(Source):
         return iter(())
 
 
-def named(report: dict[str, Any]) -> dict[str, Any]:
-    """Distance, floors and active experts of a report under names that say how many images they are of."""
-    facts, numbers = report["provenance"], dict[str, Any]()
-    for key, value in report.items():
-        if isinstance(value, dict) and "generated" in value:
-            name = f"{key}_n{value['n']}"
-            floors = {f"{name}_{which}": value[which] for which in ("floor", "floor_estimate")}
-            numbers |= {name: value["generated"], **floors}
-    return numbers | {"sampled_active_experts": facts["samples"][0].get("active_experts")}
+def _with_counts(report: Report) -> dict[str, Any]:
+    """Distances, floors and active experts of a report under names that say how many images they are of."""
+    numbers = dict[str, Any]()
+    for key, distance in report.distances.items():
+        name = f"{key}_n{distance.n}"
+        floors = {f"{name}_floor": distance.floor, f"{name}_floor_estimate": distance.floor_estimate}
+        numbers |= {name: distance.generated, **floors}
+    return numbers | {"sampled_active_experts": report.provenance.samples[0].get("active_experts")}
 
 
 def _thinned(opened: EvaluationInput) -> EvaluationInput:

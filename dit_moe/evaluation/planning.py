@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dit_moe.evaluation.compute import unmet_need
 from dit_moe.evaluation.features import FeatureFolder
-from dit_moe.evaluation.report import lacking
 from dit_moe.evaluation.sources.base import EvaluationInput, Statistics
 from dit_moe.evaluation.sources.statistics import require_extractor
 from dit_moe.extractors import FeatureExtractor
@@ -123,7 +123,7 @@ def _require(
 ) -> None:
     remedies = {one.name: one.label_remedy for one in sides if one.label_remedy}
     known = [(one.name, one.known) for one in sides]
-    problem = lacking(name, metric, known, (reference.name, reference.known), remedies)
+    problem = unmet_need(name, metric, known, (reference.name, reference.known), remedies)
     if problem is not None:
         raise ValueError(problem)
     counts = [one.count for one in sides if one.count is not None]

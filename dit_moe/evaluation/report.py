@@ -1,229 +1,217 @@
-"""Features of images against those of a reference → a report: every number beside what real images reach.
+"""What a report of an evaluation holds. `Report.to_json` gives metrics.json, and `Report.from_json` reads it.
 
 The floor of a distance is that of held-out images to the reference, for as many held-out images as generated ones:
 distances shrink as images are added, so numbers at different N say nothing about each other.
 """
 
-# N images compared, D feature width
-
 from __future__ import annotations
 
-import platform
-import statistics
-from collections.abc import Mapping, Sequence, Set
-from importlib.metadata import version
-from typing import Any
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-import torch
+from dit_moe.config import Tree
 
-from dit_moe.evaluation.features import ExtractedFeatures
-from dit_moe.extractors import FeatureExtractor, key_of
-from dit_moe.metrics import METRICS, FeatureSet, Metric, Moments, expected_floor
+# ----------------------------------------------------------------------------------------- why it is not comparable
 
-Report = dict[str, Any]
-PACKAGES = ("dit_moe", "torch", "torchvision", "torch-fidelity", "timm", "numpy")  # that a number may depend on
-DISTANCES = {"fd": "moments", "sfd": "spatial_moments"}  # value: where its Gaussians are
-LACKS = {  # attribute of a FeatureSet: what a metric needs, what a set without it is or has, and a remedy
-    "features_ND": ("images", "holds statistics alone", "name the images themselves"),
-    "moments": ("a mean and a covariance", "has none", "name images, or a file with mu and sigma"),
-    "spatial_moments": (
-        "spatial features",
-        "has none (in a file of statistics they are mu_s and sigma_s)",
-        "take --extractor inception, with which --save-stats makes such files, too",
+TEMPLATES = {  # kind of a reason: what it says of one result, and of many results that differ in their numbers alone
+    "count": ("{found} generated images instead of {wanted}", "another number of generated images than {wanted}"),
+    "seeds": (
+        "the mean over {found} sampling seeds, published numbers are of one",
+        "the mean over several sampling seeds, published numbers are of one",
     ),
-    "spatial_NS": ("spatial features", "has none", "take --extractor inception"),
-    "thumbnails_NP": ("pixels", "has none", "name the images themselves"),
-    "logits_NK": ("class scores", "was seen by an extractor that gives none", "choose another --extractor"),
-    "predictions_N": (
-        "classes",
-        "was seen by an extractor that knows none of its data's",
-        "choose another --extractor",
+    "reference size": (
+        "images of {found} pixels against a reference of {reference}",
+        "images of another size than the reference's",
     ),
-    "labels_N": ("labels", "has none", "save them as `labels` beside arr_0"),
+    "size": ("images of {found} pixels instead of {wanted}", "images of another size than {wanted}"),
+    "reference count": (
+        "the reference's statistics are of {found} images",
+        "the reference's statistics are of too few images",
+    ),
+    "reference images": (
+        "precision and recall against {found} reference images instead of {wanted}",
+        "precision and recall against another number of reference images than {wanted}",
+    ),
+    "compute budget": (
+        "sampled with {found} instead of as trained",
+        "sampled with another number of active experts than as trained",
+    ),
 }
 
 
-def evaluate(
-    samples: Sequence[ExtractedFeatures],
-    reference: ExtractedFeatures,
-    extractor: FeatureExtractor,
-    metrics: Sequence[object],
-    *,
-    heldout: ExtractedFeatures | None = None,
-    reconstructed: ExtractedFeatures | None = None,
-    called: str | None = None,
-    device: torch.device | str = "cpu",
-) -> Report:
-    """Compare the images of each sampling seed with the reference.
+@dataclass(frozen=True)
+class Reason:
+    """Why published numbers may not stand beside a result."""
 
-    Args:
-        samples: one set for each sampling seed.
-        reference: images, statistics, or both.
-        extractor: what their features were made by.
-        metrics: configs of METRICS.
-        heldout: real images that are not in the reference: they give the floor.
-        reconstructed: these once an autoencoder has encoded and decoded them: about the best that its latents allow.
-        called: what the feature space is called, if not by the extractor's name; no number is then a FID.
-        device: where the metrics compute.
+    text: str
+    general: str  # without the result's own numbers, so that many results share it
 
-    Returns a JSON-ready dict; entries that cannot be known are null. <space> is the extractor's name; with the verified
-    Inception ``fd_<space>`` is ``fid``, ``sfd_<space>`` is ``sfid``, and the others stand without it:
+    @classmethod
+    def of(cls, kind: str, **values: object) -> Reason:
+        """By a template and the values in it."""
+        text, general = TEMPLATES[kind]
+        return cls(text.format(**values), general.format(**values))
 
-    * ``fd_<space>``, ``sfd_<space>``: Fréchet distance ``generated`` (mean over seeds), its std over them, ``floor``
-      (of held-out images), ``floor_estimate`` (formula for independent draws; sets of equal class mix come out lower),
-      ``ratio`` generated to floor, ``reconstruction`` and ``reconstruction_ratio``, the same to floor, ``n`` images on
-      the left side of each distance, ``n_reference``, ``seeds``;
-    * of any other value v: ``v_<space>``, mean over seeds, and ``…_std``, ``…_heldout`` and ``…_reconstruction``; of a
-      spread within a set, such as KID's over its subsets, the mean alone;
-    * ``provenance`` and ``warnings``.
+    @classmethod
+    def plain(cls, text: str) -> Reason:
+        """One without numbers."""
+        return cls(text, text)
 
-    Sets are thinned evenly to the smallest one, for metrics that compare; statistics cannot be, so beside them the
-    others are thinned to their count, or left out where they have fewer images. Raises ValueError for no samples, and
-    where a metric lacks what it needs.
+    @classmethod
+    def read(cls, text: str) -> Reason:
+        """The reason that a result keeps as `text`."""
+        for kind, (template, _) in TEMPLATES.items():
+            pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(template))
+            if found := re.fullmatch(pattern, text):
+                return cls.of(kind, **found.groupdict())
+        return cls.plain(text)
+
+
+UNKNOWN = Reason.plain("the result does not say whether it is comparable")
+
+
+# --------------------------------------------------------------------------------------------------------- the report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """A Fréchet distance; None where a number cannot be known."""
+
+    generated: float | None  # mean over sampling seeds
+    generated_std: float | None = None  # over them
+    floor: float | None = None  # of held-out images
+    floor_estimate: float | None = None  # by formula, for independent draws; sets of equal class mix come out lower
+    ratio: float | None = None  # of generated to floor
+    reconstruction: float | None = None  # of held-out images that an autoencoder has encoded and decoded
+    reconstruction_ratio: float | None = None  # of that to floor
+    n: int | None = None  # images on the left side of each distance
+    n_reference: int | None = None
+    seeds: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """Any other number of a metric: the mean over sampling seeds, and beside it those of real images."""
+
+    mean: float | None
+    std: float | None = None  # over sampling seeds
+    heldout: float | None = None
+    reconstruction: float | None = None
+
+
+Number = Distance | Value | float | None  # the last two of a spread within a set
+VALUE_ENDINGS = {"mean": "", "std": "_std", "heldout": "_heldout", "reconstruction": "_reconstruction"}  # of its keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """How a report came about; None where it does not say."""
+
+    samples: Sequence[Tree] = ()  # one set for each sampling seed
+    reference: Tree = field(default_factory=dict)
+    heldout: Tree | None = None
+    reconstruction: Tree | None = None
+    extractor: Tree = field(default_factory=dict)
+    n_gen: int | None = None
+    n_ref_images: int | None = None
+    n_ref_statistics: int | None = None
+    metrics: Tree = field(default_factory=dict)  # settings by name
+    better: Mapping[str, str | None] = field(default_factory=dict)  # by the number's key: "lower", "higher"
+    versions: Mapping[str, str] = field(default_factory=dict)
+    identical: Sequence[str] = ()  # sets that are the same images
+    asked: Tree = field(default_factory=dict)  # recipe, sampling and read: what the command was asked for
+    reasons: Sequence[Reason] = ()  # why published numbers may not stand beside this report
+
+    @property
+    def comparable(self) -> bool:
+        """Whether published numbers may stand beside this report."""
+        return not self.reasons
+
+    def to_json(self) -> Tree:
+        found = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        asked, reasons = found.pop("asked"), found.pop("reasons")
+        because = {"not_comparable_because": [each.text for each in reasons]}
+        return {**found, **asked, "comparable_to_published": not reasons, **because}
+
+    @classmethod
+    def from_json(cls, tree: Tree) -> Provenance:
+        """Older results say less, an extractor by its name alone, and not always whether they are comparable."""
+        known = {each.name for each in dataclasses.fields(cls)} - {"asked", "reasons"}
+        found = {name: value for name, value in tree.items() if name in known and value is not None}
+        if isinstance(found.get("extractor"), str):
+            found["extractor"] = {"name": found["extractor"]}
+        found["samples"] = [each if isinstance(each, dict) else {"name": each} for each in found.get("samples", ())]
+        reasons = [Reason.read(each) for each in tree.get("not_comparable_because") or []]
+        if not reasons and tree.get("comparable_to_published") is not True:
+            reasons = [UNKNOWN]
+        asked = {name: tree[name] for name in ("recipe", "sampling", "read") if name in tree}
+        return cls(**found, asked=asked, reasons=reasons)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The numbers of an evaluation by their keys in metrics.json, where they come from, and what to know about them.
+
+    A key is ``fd_<extractor>`` and the like; with the verified Inception ``fd_…`` is ``fid``, ``sfd_…`` is ``sfid``,
+    and the others stand without the extractor's name. A spread within a set, such as KID's over its subsets, is one
+    number.
     """
-    if not samples:
-        raise ValueError("there are no samples to evaluate; give the images of at least one sampling seed")
-    others = {"heldout": heldout, "reconstruction": reconstructed}
-    groups = {"generated": [one.features for one in samples]}
-    groups |= {name: [] if one is None else [one.features] for name, one in others.items()}
-    n, equal, warnings = _equalised(groups)
-    built = {METRICS.name_of(config): METRICS.build(config, device) for config in metrics}
-    report: Report = {}
-    better: dict[str, str | None] = {}
-    for name, metric in built.items():
-        sets = equal if metric.needs else groups  # what looks at one set alone needs no equals
-        sides = [(one.source, one.known) for group in sets.values() for one in group]
-        if problem := lacking(name, metric, sides, (reference.features.source, reference.features.known)):
-            raise ValueError(problem)
-        for value, found in _values(metric, sets, reference.features).items():
-            spaced = metric.in_feature_space(value)
-            key = key_of(value, called or extractor.name, extractor.is_fid and called is None) if spaced else value
-            if value in DISTANCES:
-                report[key] = _distance(found, reference.features, DISTANCES[value], n)
-            elif value.endswith("_std"):  # a spread within a set, over its splits or subsets
-                report[key] = _mean(found["generated"])
-            else:
-                report |= _flat(key, found)
-            better[key] = metric.better
-        warnings += [f"{name}: {note}" for note in metric.notes(sets["generated"][0], reference.features)]
-    images, moments = reference.features.features_ND, reference.features.moments
-    report["provenance"] = {
-        "samples": [one.described for one in samples],
-        "reference": reference.described,
-        "heldout": None if heldout is None else heldout.described,
-        "reconstruction": None if reconstructed is None else reconstructed.described,
-        "extractor": _space(extractor, called),
-        "n_gen": n,
-        "n_ref_images": None if images is None else len(images),
-        "n_ref_statistics": None if moments is None else moments.n,
-        "metrics": {name: metric.settings() for name, metric in built.items()},
-        "better": better,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-    }
-    report["warnings"] = warnings + _few(n, reference, extractor)
-    return report
+
+    numbers: Mapping[str, Number]
+    provenance: Provenance
+    warnings: Sequence[str] = ()
+    more: Tree = field(default_factory=dict)  # what others have added to the file: the run's experts and training time
+
+    @property
+    def distances(self) -> dict[str, Distance]:
+        return {key: each for key, each in self.numbers.items() if isinstance(each, Distance)}
+
+    def to_json(self) -> Tree:
+        """What metrics.json holds."""
+        facts = {"provenance": self.provenance.to_json(), "warnings": list(self.warnings)}
+        return {**_tree_of(self.numbers), **facts, **self.more}
+
+    @classmethod
+    def from_json(cls, tree: Tree) -> Report:
+        """Read what `to_json` gave, of older versions too, whose distances and provenance say less."""
+        rest = dict(tree)
+        provenance, warnings = Provenance.from_json(rest.pop("provenance")), rest.pop("warnings", [])
+        known = {each.name for each in dataclasses.fields(Distance)}
+        numbers: dict[str, Number] = {}
+        for key, value in tree.items():
+            if isinstance(value, dict) and "generated" in value:
+                numbers[key] = Distance(**{name: each for name, each in rest.pop(key).items() if name in known})
+            elif f"{key}_heldout" in rest:
+                numbers[key] = Value(**{name: rest.pop(key + ending, None) for name, ending in VALUE_ENDINGS.items()})
+            elif key in rest and is_spread(key, provenance.extractor.get("name")):
+                numbers[key] = rest.pop(key)
+        return cls(numbers=numbers, provenance=provenance, warnings=warnings, more=rest)
+
+    def flat(self) -> dict[str, float]:
+        """The numbers that are known by dotted names: "fid.ratio", "precision_heldout"."""
+        return flat_numbers(self.numbers)
 
 
-def _space(extractor: FeatureExtractor, called: str | None) -> dict[str, Any]:
-    space = extractor.identity() | {"dim": extractor.dim, "is_fid": extractor.is_fid and called is None}
-    return space if called is None else space | {"name": called, "taken_for": extractor.name}
+def is_spread(key: str, extractor: str | None) -> bool:
+    """Whether a number is a spread within a set, over its splits or subsets, by its key in a report."""
+    return key.removesuffix(f"_{extractor}").endswith("_std")
 
 
-def _equalised(groups: dict[str, list[FeatureSet]]) -> tuple[int | None, dict[str, list[FeatureSet]], list[str]]:
-    """The count of all sets, the sets at that count, and what a reader has to know about it."""
-    every = [one for group in groups.values() for one in group]
-    stated = [one for one in groups["generated"] if one.features_ND is None]
-    if not stated:
-        smallest = min(every, key=lambda one: one.count or 0)
-        n, most = smallest.count or 0, max(groups["generated"], key=lambda one: one.count or 0)
-        thinned = f"{most.count} images of {most.source} thinned to {n}, as many as {smallest.source} has"
-        equal = {name: [one.thinned(n) for one in group] for name, group in groups.items()}
-        return n, equal, [] if n == most.count else [thinned]
-    counts = {one.count for one in groups["generated"]}
-    fixed = counts.pop() if len(counts) == 1 else None
-    equal, warnings = {"generated": groups["generated"]}, []
-    for name in ("heldout", "reconstruction"):
-        fit = [one for one in groups[name] if fixed is not None and (one.count or 0) >= fixed]
-        equal[name] = [one.thinned(fixed or 0) for one in fit]
-        if groups[name] and not fit:
-            of = "an unstated number of" if fixed is None else str(fixed)
-            warnings.append(
-                f"no {name} beside it: {stated[0].source} is of {of} images, {groups[name][0].count} are there"
-            )
-    return fixed, equal, warnings
+def _tree_of(numbers: Mapping[str, Number]) -> Tree:
+    tree: Tree = {}
+    for key, number in numbers.items():
+        if isinstance(number, Value):
+            tree |= {key + ending: getattr(number, name) for name, ending in VALUE_ENDINGS.items()}
+        else:
+            tree[key] = dataclasses.asdict(number) if isinstance(number, Distance) else number
+    return tree
 
 
-Side = tuple[str, Set[str]]  # what it is called, and the attributes of a FeatureSet that are known of it
-
-
-def lacking(
-    name: str, metric: Metric, samples: Sequence[Side], reference: Side, label_remedies: Mapping[str, str] = {}
-) -> str | None:
-    """What some side lacks that the metric `name` needs, and the remedy; None if nothing."""
-    wanted = [(*side, metric.needs | metric.needs_of_samples) for side in samples]
-    for source, known, attributes in [*wanted, (*reference, metric.needs)]:
-        for attribute in sorted(attributes - known):
-            what, found, remedy = LACKS[attribute]
-            if attribute == "labels_N":
-                remedy = label_remedies.get(source, remedy)
-            return f"{name} needs {what}, and {source} {found}; {remedy}, or leave {name} out of --metrics"
-    return None
-
-
-def _values(
-    metric: Metric, sets: dict[str, list[FeatureSet]], reference: FeatureSet
-) -> dict[str, dict[str, list[float]]]:
-    """value → group → numbers."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for group, each in sets.items():
-        for one in each:
-            for value, number in metric(one, reference).items():
-                found.setdefault(value, {name: [] for name in sets})[group].append(number)
-    return found
-
-
-def _flat(key: str, found: dict[str, list[float]]) -> Report:
-    return {
-        key: _mean(found["generated"]),
-        f"{key}_std": _std(found["generated"]),
-        f"{key}_heldout": _mean(found["heldout"]),
-        f"{key}_reconstruction": _mean(found["reconstruction"]),
-    }
-
-
-def _distance(found: dict[str, list[float]], reference: FeatureSet, where: str, n: int | None) -> Report:
-    generated, floor, reconstruction = (_mean(found[group]) for group in ("generated", "heldout", "reconstruction"))
-    moments: Moments = getattr(reference, where)
-    return {
-        "generated": generated,
-        "generated_std": _std(found["generated"]),
-        "floor": floor,
-        "floor_estimate": None if n is None else expected_floor(moments.covariance(), n, moments.n),
-        "ratio": _ratio(generated, floor),
-        "reconstruction": reconstruction,
-        "reconstruction_ratio": _ratio(reconstruction, floor),
-        "n": n,
-        "n_reference": moments.n,
-        "seeds": len(found["generated"]),
-    }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None
-
-
-def _std(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
-def _ratio(value: float | None, floor: float | None) -> float | None:
-    return None if value is None or not floor else value / floor
-
-
-def _few(n: int | None, reference: ExtractedFeatures, extractor: FeatureExtractor) -> list[str]:
-    moments = reference.features.moments
-    counts = [count for count in (n, None if moments is None else moments.n) if count is not None]
-    if not counts or min(counts) >= extractor.dim:
-        return []
-    few = f"{min(counts)} images for {extractor.dim} features: distances are mostly sampling error"
-    return [f"{few}; use at least {2 * extractor.dim}"]
+def flat_numbers(numbers: Mapping[str, Number]) -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for key, value in _tree_of(numbers).items():
+        parts = {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
+        flat |= {name: part for name, part in parts.items() if part is not None}
+    return flat

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dit_moe.evaluation.published import Baseline
+from dit_moe import yaml_text
+from dit_moe.config import Tree
+from dit_moe.evaluation.report import Distance, Reason, Report, Value, is_spread
 
-Report = Mapping[str, Any]
 FILE = "metrics.json"
+PUBLISHED_VALUES = ("fid", "sfid", "inception_score", "precision", "recall")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +34,10 @@ class Row:
     batch: int | None = None
     objective: str | None = None
     sampler: str | None = None  # with its steps
-    evaluations: int | None = None
-    guidance: float | None = None
-    channels: int | None = None
-    interval: tuple[float, float] | None = None
+    evaluations: int | None = None  # of the network per image; a guided one counts as 2
+    guidance: float | None = None  # 1: none
+    channels: int | None = None  # of the latents that are guided; None: all
+    interval: Sequence[float] | None = None  # of guided times, t=1 being noise; None: all
     weights: str | None = None
     sampling_recipe: str | None = None
     image_size: int | None = None  # side in pixels; None where not known, or not square
@@ -48,8 +50,8 @@ class Row:
     measured: tuple[str, ...] = ()  # of `values`, those that are no spread, floor or count of another
     published: bool = False
     comparable: bool = False  # to published rows
-    reasons: tuple[str, ...] = ()  # why not
-    notes: tuple[str, ...] = ()  # what else to know
+    reasons: tuple[Reason, ...] = ()  # why not
+    notes: Sequence[str] = ()  # what else to know
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -64,12 +66,12 @@ def read_result(path: str | Path) -> Row:
     if not file.is_file():
         raise ValueError(f"{file} does not exist; name a result of dit-moe eval --out FILE.json, or its folder")
     try:
-        report = json.loads(file.read_text())
+        tree = json.loads(file.read_text())
     except ValueError:
-        report = None
-    if not isinstance(report, dict) or not isinstance(report.get("provenance"), dict):
+        tree = None
+    if not isinstance(tree, dict) or not isinstance(tree.get("provenance"), dict):
         raise ValueError(f"{file} is no result of dit-moe eval, which says in `provenance` how it was made; name one")
-    return _row(report, source=str(path))
+    return _row(Report.from_json(tree), source=str(path))
 
 
 def result_file(path: str | Path) -> Path:
@@ -78,143 +80,104 @@ def result_file(path: str | Path) -> Path:
 
 
 def _row(report: Report, source: str) -> Row:
-    facts = report["provenance"]
-    samples = [each for each in _list(facts.get("samples")) if isinstance(each, dict)]
-    made = [{**each, **_dict(each.get("sample"))} for each in samples]  # an npz's are in the file beside it
-    shared = _Shared(made)
-    extractor = facts.get("extractor")
-    extractor = extractor if isinstance(extractor, dict) else {"name": extractor}
-    space = "" if extractor.get("is_fid") is True else str(extractor.get("name") or "unknown features")
-    reasons = tuple(_list(facts.get("not_comparable_because")))
-    comparable = facts.get("comparable_to_published") is True and not reasons
-    guided = shared("experiment", "sample", "guidance")
-    interval = _dict(guided).get("interval")
-    router = shared("experiment", "model", "moe", "router")
-    values = _numbers(report, space)
-    counts = [value for name, value in values.items() if name.endswith("_n_reference")]
-    n_reference, n_images = _reference_counts(facts)
+    facts = report.provenance
+    made = [{**each, **each.get("sample", {})} for each in facts.samples]  # an npz's facts are in the file beside it
+    verified = facts.extractor.get("is_fid") is True
+    space = "" if verified else str(facts.extractor.get("name") or "unknown features")
+    counts = [each.n_reference for each in report.distances.values() if each.n_reference is not None]
+    sample, interval = "experiment.sample", _shared(made, "experiment.sample.guidance.interval")
+    router, model = _shared(made, "experiment.model.moe.router.name"), _shared(made, "experiment.model")
     return Row(
         source=source,
         name=_short(made[0].get("name") if made else None) or _short(source),
-        model=shared("experiment", "model", "name") or shared("model"),
-        router=_name(router) if router is not None else "dense" if shared("experiment", "model") else None,
-        parameters=shared("parameters"),
-        active_parameters=shared("active_parameters"),
-        active_experts=_active(report, made),
-        steps=shared("step"),
-        batch=shared("experiment", "train", "batch_size"),
-        objective=_name(shared("experiment", "objective")),
-        sampler=_name(shared("experiment", "sample", "sampler"), "steps"),
-        evaluations=shared("evaluations"),
-        guidance=_dict(guided).get("scale"),
-        channels=_dict(guided).get("channels"),
+        model=_shared(made, "experiment.model.name") or _shared(made, "model"),
+        router=router if router is not None else "dense" if model else None,
+        parameters=_shared(made, "parameters"),
+        active_parameters=_shared(made, "active_parameters"),
+        active_experts=_active_experts(report, made),
+        steps=_shared(made, "step"),
+        batch=_shared(made, "experiment.train.batch_size"),
+        objective=_shared(made, "experiment.objective.name"),
+        sampler=_joined(_shared(made, f"{sample}.sampler.name"), _shared(made, f"{sample}.sampler.steps")),
+        evaluations=_shared(made, "evaluations"),
+        guidance=_shared(made, f"{sample}.guidance.scale"),
+        channels=_shared(made, f"{sample}.guidance.channels"),
         interval=None if interval in (None, [0, 1]) else (interval[0], interval[1]),
-        weights=shared("weights") or shared("experiment", "sample", "weights"),
-        sampling_recipe=shared("recipe") or facts.get("sampling"),
-        image_size=_side(shared),
-        n=facts.get("n_gen"),
-        n_reference=int(counts[0]) if counts else n_reference,
-        n_reference_images=n_images,
-        seeds=len(_list(facts.get("samples"))) or None,
+        weights=_shared(made, "weights") or _shared(made, f"{sample}.weights"),
+        sampling_recipe=_shared(made, "recipe") or facts.asked.get("sampling"),
+        image_size=_side(made),
+        n=facts.n_gen,
+        n_reference=counts[0] if counts else facts.n_ref_statistics,
+        n_reference_images=facts.n_ref_images,
+        seeds=len(facts.samples) or None,
         space=space,
-        values=values,
-        measured=tuple(name for name in values if _is_measured(name, report, space)),
-        comparable=comparable,
-        reasons=reasons if comparable or reasons else ("the result does not say whether it is comparable",),
+        values=_values(report, verified),
+        measured=tuple(
+            key
+            for key, number in report.numbers.items()
+            if isinstance(number, Distance | Value) and not is_spread(key, space) and (verified or not _is_fid(key))
+        ),
+        comparable=facts.comparable,
+        reasons=tuple(facts.reasons),
     )
 
 
-class _Shared:
-    """Looks a setting up in how each seed's images were made: None where one lacks it, or where two differ."""
-
-    def __init__(self, made: Sequence[Report]) -> None:
-        self.made = made
-
-    def __call__(self, *keys: str) -> Any:
-        found = []
-        for each in self.made:
-            value: Any = each
-            for key in keys:
-                value = value.get(key) if isinstance(value, Mapping) else None
-            found.append(value)
-        return found[0] if found and all(value == found[0] for value in found) else None
+def _shared(made: Sequence[Tree], path: str) -> Any:
+    """A dotted setting of how each seed's images were made: None where one does not have it, or where two differ."""
+    found = []
+    for value in made:
+        each: Any = value
+        for key in path.split("."):
+            each = each.get(key) if isinstance(each, Mapping) else None
+        found.append(each)
+    return found[0] if found and all(each == found[0] for each in found) else None
 
 
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+def _joined(*parts: object) -> str | None:
+    return " ".join(str(part) for part in parts if part is not None) or None
 
 
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _name(section: Any, *more: str) -> str | None:
-    """The entry that a section of a config names, and options of it: "heun 125"."""
-    if isinstance(section, dict):
-        return " ".join(str(section[key]) for key in ("name", *more) if key in section) or None
-    return section if isinstance(section, str) else None
-
-
-def _short(name: Any) -> str | None:
+def _short(name: str | None) -> str | None:
     """The last two parts of a path, or all of another name."""
-    return "/".join(Path(name).parts[-2:]).strip("/") if isinstance(name, str) and name else None
+    return "/".join(Path(name).parts[-2:]).strip("/") if name else None
 
 
-def _side(shared: _Shared) -> int | None:
-    """Of the images that were compared."""
-    shape = shared("image_shape")
-    if shape is None and shared("experiment", "first_stage", "name") == "identity":
-        return shared("experiment", "model", "input_size")
-    return shape[-1] if isinstance(shape, list) and len(shape) == 3 and shape[1] == shape[2] else None
+def _side(made: Sequence[Tree]) -> int | None:
+    """Of the images that were compared. Older results do not say it, but of models of pixels it is known."""
+    shape = _shared(made, "image_shape")
+    if shape is None and _shared(made, "experiment.first_stage.name") == "identity":
+        return _shared(made, "experiment.model.input_size")
+    return shape[-1] if shape and shape[1] == shape[2] else None
 
 
-def _reference_counts(facts: Report) -> tuple[int | None, int | None]:
-    """Images of the reference's statistics, and images that it holds."""
-    return facts.get("n_ref_statistics"), facts.get("n_ref_images")
-
-
-def _is_measured(name: str, report: Report, space: str) -> bool:
-    """Whether a metric gave the number `name`, rather than it being a spread, a floor, a count or a duration."""
-    spread = name.removesuffix(f"_{space}").endswith("_std")  # within a set, over its splits or subsets
-    return isinstance(report.get(name), dict) or (f"{name}_heldout" in report and not spread)
-
-
-def _active(report: Report, made: Sequence[Report]) -> float | None:
-    """Of the evaluation's own sampling, or else the mean of what was recorded when the images were made."""
-    active = report.get("active_experts")
+def _active_experts(report: Report, made: Sequence[Tree]) -> float | None:
+    """Of the training, as quickstart adds it, or else the mean of what was counted when the images were made."""
+    active = report.more.get("active_experts")
     active = active.get("mean") if isinstance(active, dict) else active
-    recorded: list[Any] = [each.get("active_experts") for each in made]
-    if active is None and recorded and all(value is not None for value in recorded):
-        active = sum(recorded) / len(recorded)
+    counted = [each.get("active_experts") for each in made]
+    if active is None and counted and None not in counted:
+        active = sum(counted) / len(counted)
     return active
 
 
-def _numbers(report: Report, space: str) -> dict[str, float]:
-    """All numbers of a report; of a distance, ``generated`` goes by the distance's name."""
-    numbers: dict[str, Any] = {}
-    for name, value in report.items():
-        if isinstance(value, dict) and "generated" in value:
-            parts = {f"{name}_{part}": each for part, each in value.items()}
-            numbers |= {part.replace(f"{name}_generated", name): each for part, each in parts.items()}
-        else:
-            numbers[name] = value
-    barred = ("fid", "sfid") if space else ()  # whoever wrote them
-    return {
-        name: value
-        for name, value in numbers.items()
-        if type(value) in (int, float) and name.split("_")[0] not in barred
-    }
+def _is_fid(key: str) -> bool:
+    return key.split("_")[0] in ("fid", "sfid")
 
 
-def published_row(baseline: Baseline) -> Row:
-    """A published result as a row."""
-    names = ("fid", "sfid", "inception_score", "precision", "recall")
-    shared = {each.name for each in fields(Row)} & {each.name for each in fields(Baseline)}
-    return Row(
-        **{name: getattr(baseline, name) for name in shared},
-        n=50_000,
-        seeds=1,
-        values={name: value for name in names if (value := getattr(baseline, name)) is not None},
-        published=True,
-        notes=() if baseline.note is None else (baseline.note,),
-    )
+def _values(report: Report, verified: bool) -> dict[str, float]:
+    """All numbers of a report, without what is called FID but was not computed with the verified Inception."""
+    flat = {name.replace(".generated", "").replace(".", "_"): value for name, value in report.flat().items()}
+    flat |= {key: value for key, value in report.more.items() if type(value) in (int, float)}
+    return {key: value for key, value in flat.items() if verified or not _is_fid(key)}
+
+
+def published_rows() -> list[Row]:
+    """The rows of published.yaml, each with what its paper says of all its rows."""
+    rows = []
+    for paper in yaml_text.read(Path(__file__).with_name("published.yaml").read_text()):
+        of_all = {key: value for key, value in paper.items() if key != "rows"}
+        for own in paper["rows"]:
+            found = {**of_all, **own}
+            values = {name: found.pop(name) for name in PUBLISHED_VALUES if name in found}
+            rows.append(Row(**found, n=50_000, seeds=1, values=values, published=True))
+    return rows

@@ -112,7 +112,7 @@ class Reconstructed(Source):
                 yield self.stage.decode(self.stage.encode(images.to(device)).mean).cpu()
 
 
-def compare(experiment: Experiment, reference: EvaluationInput) -> Comparison:
+def comparison_of(experiment: Experiment, reference: EvaluationInput) -> Comparison:
     """The comparison that a config's section `eval` describes."""
     extractor: FeatureExtractor = EXTRACTORS.build(experiment.eval.extractor).to(join_processes().device)
     decoded = reconstructed(experiment, reference)

@@ -1,16 +1,132 @@
-"""Many results in one table, beside the published ones: Markdown to read, CSV to compute with."""
+"""Results as tables: one report on stderr; many beside published ones in Markdown to read, or CSV to compute with."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from contextlib import ExitStack
+from dataclasses import asdict, fields
+from pathlib import Path
 
-from dit_moe.evaluation.recipes import in_general
-from dit_moe.evaluation.results import Row
+from rich.console import Console
+from rich.table import Table
+
+from dit_moe.evaluation.report import Distance, Provenance, Report, Value
+from dit_moe.evaluation.results import Row, published_rows, read_result, result_file
+from dit_moe.files import require_output, write_atomically
+from dit_moe.locks import exclusive
 from dit_moe.rounding import rounded
 from dit_moe.tables import markdown_table
+
+# --------------------------------------------------------------------------------------------- one report, on stderr
+
+COLUMNS = {
+    "generated": "generated",
+    "generated_std": "± over seeds",
+    "floor": "held-out",
+    "ratio": "generated / held-out",
+    "floor_estimate": "expected floor",
+}
+RECONSTRUCTED = "  reconstructed"  # held-out images, encoded and decoded
+ARROWS = {"lower": " ↓", "higher": " ↑"}
+SHOWN = 2  # reasons
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Print a row for each number, the columns that any of them has, and what there is to know about them."""
+    table = Table(title=_title(report.provenance), pad_edge=False)  # every cell fits 80 columns
+    rows = _report_rows(report)
+    columns = [name for name in COLUMNS if any(row.get(name) is not None for _, row in rows)]
+    table.add_column("", no_wrap=True)
+    for name in columns:
+        table.add_column(COLUMNS[name], justify="right")
+    for label, row in rows:
+        table.add_row(label, *(_in_9_characters(row.get(name)) for name in columns))
+    console = console or Console(stderr=True)
+    console.print(table)
+    console.print(_comparability(report.provenance), highlight=False, markup=False)
+    for warning in report.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def _title(facts: Provenance) -> str:
+    """What was compared with what, with the counts that are known."""
+    seeds, n = len(facts.samples), facts.n_gen
+    images = "an unknown number of" if not n else f"{seeds} × {n}" if seeds > 1 else str(n)
+    of, among = facts.n_ref_statistics, facts.n_ref_images
+    counts = [f"statistics of {of}"] if of is not None and of != among else []
+    counts += [f"{among} images"] if among else []
+    known = f" ({', '.join(counts)})" if counts else ""
+    return f"{images} images against {facts.reference['name']}{known}, features of {facts.extractor['name']}"
+
+
+def _comparability(facts: Provenance) -> str:
+    if facts.comparable:
+        return "comparable to published numbers"
+    reasons = [reason.text for reason in facts.reasons]
+    more = [f"and {len(reasons) - SHOWN} more in the result"] if len(reasons) > SHOWN else []
+    return f"not comparable to published FIDs: {'; '.join([*reasons[:SHOWN], *more])}"
+
+
+def _report_rows(report: Report) -> list[tuple[str, dict[str, float | None]]]:
+    space, better = report.provenance.extractor["name"], report.provenance.better
+    rows: list[tuple[str, dict[str, float | None]]] = []
+    for key, number in report.numbers.items():
+        label = key.removesuffix(f"_{space}") + ARROWS.get(better.get(key) or "", "")
+        if isinstance(number, Distance):
+            rows.append((label, asdict(number)))
+            if number.reconstruction is not None:
+                again = {"generated": number.reconstruction, "ratio": number.reconstruction_ratio}
+                rows.append((RECONSTRUCTED, {"floor": number.floor, **again}))
+        elif isinstance(number, Value):
+            rows.append((label, {"generated": number.mean, "generated_std": number.std, "floor": number.heldout}))
+    return rows
+
+
+def _in_9_characters(value: float | None) -> str:
+    if value is None:
+        return ""
+    size = abs(value)
+    return f"{value:.0f}" if 1e4 <= size < 1e8 else f"{value:.4g}" if 1e-3 <= size < 1e4 or not size else f"{value:.2e}"
+
+
+# ------------------------------------------------------------------------------------------------------ many results
+
+PUBLISHED: dict[str, Callable[[Row], bool]] = {  # choices of --published
+    "all": lambda row: True,
+    "256": lambda row: row.image_size == 256,
+    "512": lambda row: row.image_size == 512,
+    "none": lambda row: False,
+}
+
+
+def make_table(results: Sequence[Path], published: str, out: Path | None = None, csv_file: Path | None = None) -> str:
+    """The Markdown table of results and published rows, and the files that hold it as Markdown and as CSV.
+
+    Raises ValueError for bad input, before anything is written.
+    """
+    for option, path, ending in (("--out", out, ".md"), ("--csv", csv_file, ".csv")):
+        if path is None:
+            continue
+        require_output(path, option, ending, "table")
+        for result in results:
+            if path.resolve() == result_file(result).resolve():
+                raise ValueError(f"{option} {path} would overwrite the RUN {result}; name another file")
+    rows = [read_result(path) for path in results] + [row for row in published_rows() if PUBLISHED[published](row)]
+    if not rows:
+        raise ValueError("no rows; name at least one RUN, or leave out --published none")
+    if out is not None and csv_file is not None and out.resolve() == csv_file.resolve():
+        raise ValueError(f"--out {out} and --csv {csv_file} are one file; name two")
+    markdown = to_markdown(rows)
+    files = {path: text for path, text in ((out, markdown), (csv_file, to_csv(rows))) if path is not None}
+    with ExitStack() as held:  # so that the two are of one call
+        for path in files:
+            held.enter_context(exclusive(path.parent, path.name))
+        for path, text in files.items():
+            write_atomically(path, text)
+    return markdown
+
 
 # ------------------------------------------------------------------------------------------------------------ Markdown
 
@@ -131,7 +247,7 @@ def _guidance(row: Row) -> str:
 
 
 def _notes(row: Row) -> list[str]:
-    return [*map(in_general, row.reasons), *row.notes]
+    return [*(reason.general for reason in row.reasons), *row.notes]
 
 
 def _mark(row: Row, notes: Sequence[str]) -> str:
@@ -186,5 +302,14 @@ def to_csv(rows: Sequence[Row]) -> str:
         interval = row.interval or (None, None)
         values = [row.values.get(name) for name in numbers]
         standing = "published" if row.published else row.comparable
-        writer.writerow([*known, *interval, *values, standing, "; ".join(row.reasons), "; ".join(row.notes)])
+        writer.writerow(
+            [
+                *known,
+                *interval,
+                *values,
+                standing,
+                "; ".join(reason.text for reason in row.reasons),
+                "; ".join(row.notes),
+            ]
+        )
     return text.getvalue()

@@ -35,6 +35,7 @@ class ClassAccuracy(Metric):
 
     needs: ClassVar[frozenset[str]] = frozenset()
     needs_of_samples: ClassVar[frozenset[str]] = frozenset({"predictions_N", "labels_N"})
+    values = ("class_accuracy",)
     better = "higher"
 
     def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:

@@ -90,6 +90,8 @@ class Metric(ABC):
     """Attributes of both `FeatureSet`s that must not be None."""
     needs_of_samples: ClassVar[frozenset[str]] = frozenset()
     """Attributes of the samples alone."""
+    values: ClassVar[tuple[str, ...] | None] = None
+    """Names of all numbers that it may give; None: it does not say, and they are known once it was computed."""
     better: ClassVar[str | None] = "lower"
     """Or "higher", or None where neither is."""
 

@@ -128,6 +128,7 @@ class FrechetDistance(Metric):
     """`fd`. FID where the features are Inception's."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"moments"})
+    values = ("fd",)
 
     def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         assert samples.moments is not None and reference.moments is not None
@@ -144,6 +145,7 @@ class SpatialFrechetDistance(Metric):
     """`sfd`. sFID where the features are Inception's."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"spatial_moments"})
+    values = ("sfd",)
 
     def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         assert samples.spatial_moments is not None and reference.spatial_moments is not None

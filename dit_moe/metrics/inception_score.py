@@ -65,6 +65,7 @@ class InceptionScoreMetric(Metric):
     config: InceptionScoreConfig
     needs: ClassVar[frozenset[str]] = frozenset()
     needs_of_samples: ClassVar[frozenset[str]] = frozenset({"logits_NK"})
+    values = ("inception_score", "inception_score_split_std")
     better = "higher"
 
     def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:

@@ -98,6 +98,7 @@ class KID(Metric):
     """`kid` and, unless a subset is over half of a set, `kid_subset_std`."""
 
     config: KIDConfig
+    values = ("kid", "kid_subset_std")
 
     def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         x_ND, y_MD = samples.finite("features_ND"), reference.finite("features_ND")

@@ -133,6 +133,7 @@ class PrecisionRecallMetric(Metric):
     """`precision` and `recall`."""
 
     config: PrecisionRecallConfig
+    values = ("precision", "recall")
     better = "higher"
 
     def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
@@ -162,6 +163,7 @@ class DensityCoverageMetric(Metric):
     """`density` and `coverage`."""
 
     config: DensityCoverageConfig
+    values = ("density", "coverage")
     better = "higher"
 
     def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:

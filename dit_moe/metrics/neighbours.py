@@ -102,6 +102,7 @@ class NearestNeighbourConfig:
 class NearestNeighbour(Metric):
     """`nearest_features` and, where both sides have thumbnails, `nearest_pixels` (0..255 a pixel): medians."""
 
+    values = ("nearest_features", "nearest_pixels")
     better = None  # far: unlike any training image; near: maybe a copy of one
 
     def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:

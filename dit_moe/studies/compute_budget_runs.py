@@ -181,14 +181,14 @@ class ImageRunAtBudgets(RunAtBudgets):
 
     def _distance(self, generator: Generator, sample: SampleConfig) -> Measure:
         sources = [run_source(self.run, each) for each in seeds_of(sample, self.count, self.seeds)]
-        report = self.comparison.judge([EvaluationInput(source=source) for source in sources])
+        report = self.comparison.evaluate([EvaluationInput(source=source) for source in sources])
         assert report is not None
-        active = statistics.fmean(one["active_experts"] for one in report["provenance"]["samples"])
-        distance = next(value for value in report.values() if isinstance(value, dict) and "generated" in value)
+        active = statistics.fmean(one["active_experts"] for one in report.provenance.samples)
+        distance = next(iter(report.distances.values()))
         return {
-            "value": distance["generated"],
-            "std": distance["generated_std"],
-            "floor": distance["floor"],
+            "value": distance.generated,
+            "std": distance.generated_std,
+            "floor": distance.floor,
             "active": active,
             "flops": forward_flops_at(self.run.experiment.model, active) * generator.evaluations(),
         }

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,12 @@ import torch
 
 from dit_moe import config
 from dit_moe.config import ConfigError
-from dit_moe.evaluation.features import ExtractedFeatures
-from dit_moe.evaluation.report import evaluate
-from dit_moe.evaluation.runs import compare, how_many, reconstructed, run_source, seeds_of, training_images
+from dit_moe.evaluation.compute import number_names
+from dit_moe.evaluation.runs import comparison_of, how_many, reconstructed, run_source, seeds_of, training_images
 from dit_moe.evaluation.sources.base import EvaluationInput
 from dit_moe.experiments.evaluation import EvalConfig
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
-from dit_moe.metrics import FeatureSet, configs_of
+from dit_moe.metrics import configs_of
 from dit_moe.studies.plan import PlannedRun
 from dit_moe.studies.study import Study
 from dit_moe.tasks import AnyExperiment, task_of
@@ -69,68 +66,18 @@ def check_scoring(study: Study, run: PlannedRun) -> None:
     if study.metric is not None and not _is_text(experiment):
         reference = training_images(experiment)
         how_many(experiment, reference)
-        compare(experiment, reference).check()
+        comparison_of(experiment, reference).check()
         decoded = reconstructed(experiment, reference) is not None
         _require_number(study.metric, experiment.eval, heldout=reference.heldout is not None, decoded=decoded)
 
 
 def _require_number(name: str, settings: EvalConfig, *, heldout: bool, decoded: bool) -> None:
     """ConfigError unless the evaluation by `settings` will report a number of that name."""
-    known = _numbers_to_come(settings, heldout, decoded)
-    if known and name not in known:
-        raise ConfigError("metric", f"={name} is no number of the evaluation's report; it has {', '.join(known)}")
-
-
-@lru_cache
-def _numbers_to_come(settings: EvalConfig, heldout: bool, decoded: bool) -> list[str]:
-    """The names in a report, read off one of noise; none where options do not suit so few rows.
-
-    Args:
-        heldout, decoded: whether there will be held-out images, and these once an autoencoder has had them.
-    """
     extractor: FeatureExtractor = EXTRACTORS.build(settings.extractor)
     metrics = configs_of(extractor.metrics) if settings.metrics is None else settings.metrics
-    sides = [_noise(seed, extractor) for seed in range(4)]
-    try:
-        report = evaluate(
-            sides[:1],
-            sides[1],
-            extractor,
-            metrics,
-            heldout=sides[2] if heldout else None,
-            reconstructed=sides[3] if decoded else None,
-        )
-    except ValueError:
-        return []
-    return numbers_of(report)
-
-
-def _noise(seed: int, extractor: FeatureExtractor) -> ExtractedFeatures:
-    """Features of 64 imagined images."""
-    random = torch.Generator().manual_seed(seed)
-    rows, classes = torch.randn(64, 8, generator=random), torch.randint(8, (64,), generator=random)
-    features = FeatureSet(
-        "noise",
-        len(rows),
-        features_ND=rows,
-        spatial_NS=rows if extractor.has_spatial else None,
-        logits_NK=rows if extractor.has_logits else None,
-        predictions_N=None if extractor.classes is None else classes,
-        labels_N=classes,
-        thumbnails_NP=(rows * 10 + 128).to(torch.uint8),
-    )
-    return ExtractedFeatures(features, {}, {})
-
-
-def numbers_of(report: dict[str, Any], above: Sequence[str] = ()) -> list[str]:
-    """The dotted names of a report's numbers, its provenance left out."""
-    names = []
-    for key, value in report.items():
-        if isinstance(value, dict) and key != "provenance":
-            names += numbers_of(value, (*above, key))
-        elif isinstance(value, int | float):
-            names.append(".".join((*above, key)))
-    return names
+    known = number_names(extractor, metrics, heldout=heldout, reconstructed=decoded, seeds=settings.seeds)
+    if known is not None and name not in known:
+        raise ConfigError("metric", f"={name} is no number of the evaluation's report; it has {', '.join(known)}")
 
 
 # ----------------------------------------------------------------------------------------------- after the training
@@ -171,17 +118,14 @@ def _metric_of_images(name: str, run: PlannedRun) -> dict[str, Any]:
     reference = training_images(experiment)
     settings = seeds_of(experiment.sample, how_many(experiment, reference), experiment.eval.seeds)
     samples = [EvaluationInput(source=run_source(opened, each)) for each in settings]
-    report = compare(experiment, reference).judge(samples)
+    report = comparison_of(experiment, reference).evaluate(samples)
     if report is None:
         return {}  # not the main process
-    found: Any = report
-    for key in name.split("."):
-        found = found.get(key) if isinstance(found, dict) else None
-    if not isinstance(found, int | float):
-        known = ", ".join(numbers_of(report))
-        raise ConfigError("metric", f"={name} is no number of the evaluation's report; it has {known}")
-    better = report["provenance"]["better"].get(name.partition(".")[0])
-    return {"label": LABELS.get(name, name), "better": better, "value": found}
+    numbers = report.flat()
+    if name not in numbers:
+        raise ConfigError("metric", f"={name} is no number of the evaluation's report; it has {', '.join(numbers)}")
+    better = report.provenance.better.get(name.partition(".")[0])
+    return {"label": LABELS.get(name, name), "better": better, "value": numbers[name]}
 
 
 # ------------------------------------------------------------------------------------------------------- kept in files

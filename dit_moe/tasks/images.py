@@ -25,12 +25,12 @@ from dit_moe.data.latents import LatentsConfig, read_manifest
 from dit_moe.diffusion import OBJECTIVES, SamplingError
 from dit_moe.distributed import join_processes, locked, on_main
 from dit_moe.evaluation import heldout_loss as heldout
-from dit_moe.evaluation.comparability import vouched
-from dit_moe.evaluation.during_training import LightEvaluation
+from dit_moe.evaluation import table
+from dit_moe.evaluation.during_training import EvaluationDuringTraining
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
 from dit_moe.evaluation.recipes import sampling_recipe
-from dit_moe.evaluation.report_table import print_table
-from dit_moe.evaluation.runs import compare, how_many, seeds_of, training_images
+from dit_moe.evaluation.report import Report as EvaluationReport
+from dit_moe.evaluation.runs import comparison_of, how_many, seeds_of, training_images
 from dit_moe.evaluation.sources import IMAGES_FILE, open_input
 from dit_moe.evaluation.sources.base import ReadOptions
 from dit_moe.experiments import image
@@ -111,8 +111,8 @@ def training_parts(
     if every := experiment.train.sample_every:
         hooks.append(Hook(every=every, call=save_samples))
     if every := experiment.eval.light_every:
-        judge = LightEvaluation(experiment, objective, stage, class_counts)
-        hooks.append(Hook(every=every, call=judge, measures=True))
+        evaluate = EvaluationDuringTraining(experiment, objective, stage, class_counts)
+        hooks.append(Hook(every=every, call=evaluate, measures=True))
     return TrainingParts(
         objective=objective,
         prepare_batch=prepare_batch,
@@ -191,7 +191,7 @@ def check_quickstart(experiment: Experiment, *, skip_broken: bool = False) -> No
 def evaluation(experiment: Experiment, dataset: Dataset) -> Callable[[Path], Report | None]:
     reference = training_images(experiment)
     count = how_many(experiment, reference)
-    comparison = compare(experiment, reference)
+    comparison = comparison_of(experiment, reference)
     comparison.check()
     comparison.prepare()
 
@@ -203,14 +203,14 @@ def evaluation(experiment: Experiment, dataset: Dataset) -> Callable[[Path], Rep
             sample_images(run, out)
             samples.append(out / IMAGES_FILE)
         opened = [open_input(str(path), ReadOptions()) for path in samples]
-        report = comparison.judge(opened)
-        return report and vouched(report, opened, reference, ReadOptions(), comparison.metrics)
+        report = comparison.evaluate(opened)
+        return None if report is None else report.to_json()
 
     return evaluate
 
 
 def print_report(report: Report) -> None:
-    print_table(report)
+    table.print_report(EvaluationReport.from_json(report))
 
 
 def sample_images(run: ImageRun, out: Path, save: Sequence[str] = DEFAULT, recipe: str | None = None) -> Report | None:

@@ -1,7 +1,7 @@
 """`dit-moe table`, and eval/table.py."""
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -41,10 +41,12 @@ def test_files_hold_what_is_asked_and_stdout_the_markdown(result, tmp_path, caps
     assert (tmp_path / "t.csv").read_text().splitlines()[1].startswith(f"{result},")
 
 
-def test_the_script_is_the_command(result):
-    done = subprocess.run([sys.executable, SCRIPT, result, "--published", "none"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert len(rows(done.stdout)) == 1 and done.stderr == ""
+def test_the_script_is_the_command(result, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(result), "--published", "none"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    stdout, stderr = capsys.readouterr()
+    assert ended.value.code == 0 and len(rows(stdout)) == 1 and stderr == ""
 
 
 @pytest.mark.parametrize(

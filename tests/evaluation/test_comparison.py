@@ -22,17 +22,17 @@ def configs(*names):
     return [METRICS.config_class(name)() for name in names]
 
 
-def judge(reference, *samples, metrics=None, **options):
+def compared(reference, *samples, metrics=None, **options):
     comparison = Comparison(reference, PixelExtractor(), metrics, **options)
-    return comparison.judge([EvaluationInput(source=each) for each in samples])
+    return comparison.evaluate([EvaluationInput(source=each) for each in samples]).to_json()
 
 
 def test_a_reference_of_statistics_and_images_gives_each_metric_its_own():
     many, few = NoiseSource(count=400, seed=1), NoiseSource(count=60, seed=2)
     reference = EvaluationInput(source=few, statistics=given(many, PixelExtractor()))
-    report = judge(reference, NoiseSource(), metrics=configs("fd", "sfd", "precision_recall"))
-    of_many = judge(EvaluationInput(source=many), NoiseSource(), metrics=configs("fd", "sfd"))
-    of_few = judge(EvaluationInput(source=few), NoiseSource(), metrics=configs("precision_recall"))
+    report = compared(reference, NoiseSource(), metrics=configs("fd", "sfd", "precision_recall"))
+    of_many = compared(EvaluationInput(source=many), NoiseSource(), metrics=configs("fd", "sfd"))
+    of_few = compared(EvaluationInput(source=few), NoiseSource(), metrics=configs("precision_recall"))
     for key in ("fd_pixels", "sfd_pixels"):
         assert report[key]["generated"] == pytest.approx(of_many[key]["generated"])
         assert report[key]["n_reference"] is None
@@ -47,16 +47,16 @@ def test_spatial_distances_are_never_of_the_images_beside_statistics_that_lack_t
         source=NoiseSource(seed=2), statistics=given(NoiseSource(seed=1), PixelExtractor(), spatial=False)
     )
     with pytest.raises(ValueError, match="sfd needs spatial features"):
-        judge(reference, NoiseSource(), metrics=configs("fd", "sfd"))
+        compared(reference, NoiseSource(), metrics=configs("fd", "sfd"))
 
 
 def test_statistics_of_another_network_are_passed_over_for_the_images_beside_them():
     other = PixelExtractor(dim=7)
     reference = EvaluationInput(source=NoiseSource(seed=2), statistics=given(NoiseSource(seed=1), other))
-    report = judge(reference, NoiseSource(), metrics=configs("fd"))
+    report = compared(reference, NoiseSource(), metrics=configs("fd"))
     assert (
         report["fd_pixels"]
-        == judge(EvaluationInput(source=NoiseSource(seed=2)), NoiseSource(), metrics=configs("fd"))["fd_pixels"]
+        == compared(EvaluationInput(source=NoiseSource(seed=2)), NoiseSource(), metrics=configs("fd"))["fd_pixels"]
     )
     assert any("its images are used in place of its statistics" in note for note in report["warnings"])
 
@@ -71,11 +71,11 @@ def test_statistics_to_be_saved_hold_all_there_is_whatever_is_measured():
         assert (made.features.spatial_moments is not None) == statistics
 
 
-def test_features_of_the_reference_are_made_once_for_any_number_of_judgements():
+def test_features_of_the_reference_are_made_once_for_any_number_of_samples():
     reference = NoiseSource(count=50, seed=2)
     comparison = Comparison(EvaluationInput(source=reference), PixelExtractor(), configs("fd"))
-    first = comparison.judge([EvaluationInput(source=NoiseSource())])
-    assert comparison.judge([EvaluationInput(source=NoiseSource())])["fd_pixels"] == first["fd_pixels"]
+    first = comparison.evaluate([EvaluationInput(source=NoiseSource())])
+    assert comparison.evaluate([EvaluationInput(source=NoiseSource())]).distances == first.distances
     assert sorted(reference.asked) == list(range(50))
 
 
@@ -89,21 +89,21 @@ def test_kept_features_survive_an_interruption_and_nothing_is_made_twice(tmp_pat
 
     reference = EvaluationInput(source=NoiseSource(count=50, seed=2))
     with pytest.raises(OSError, match="the disk is gone"):
-        judge(reference, Fails(), metrics=configs("fd"), folder=tmp_path)
+        compared(reference, Fails(), metrics=configs("fd"), folder=tmp_path)
     source, again = NoiseSource(), NoiseSource(count=50, seed=2)
-    report = judge(EvaluationInput(source=again), source, metrics=configs("fd"), folder=tmp_path)
+    report = compared(EvaluationInput(source=again), source, metrics=configs("fd"), folder=tmp_path)
     assert source.asked == list(range(64, 100)) and again.asked == []
-    assert report["fd_pixels"] == judge(reference, NoiseSource(), metrics=configs("fd"))["fd_pixels"]
+    assert report["fd_pixels"] == compared(reference, NoiseSource(), metrics=configs("fd"))["fd_pixels"]
 
 
 def test_nothing_is_left_behind_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    judge(EvaluationInput(source=NoiseSource(seed=2)), NoiseSource())
+    compared(EvaluationInput(source=NoiseSource(seed=2)), NoiseSource())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_same_images_are_recognised_by_their_features():
-    report = judge(EvaluationInput(source=NoiseSource()), NoiseSource(), metrics=configs("fd"))
+    report = compared(EvaluationInput(source=NoiseSource()), NoiseSource(), metrics=configs("fd"))
     assert report["provenance"]["identical"] == ["noise and the reference are the same images"]
     assert torch.tensor(report["fd_pixels"]["generated"]).abs() < 1e-6
 
@@ -131,5 +131,5 @@ def test_a_metric_of_ones_own_is_asked_before_the_work_whatever_it_needs(needs, 
     images, source = NoiseSource(count=60, seed=2), NoiseSource()
     alone = EvaluationInput(statistics=given(images, PixelExtractor()))
     with pytest.raises(ValueError, match=message):
-        judge(EvaluationInput(source=images) if needs == "moments" else alone, source, metrics=[PickyConfig()])
+        compared(EvaluationInput(source=images) if needs == "moments" else alone, source, metrics=[PickyConfig()])
     assert source.asked == []

@@ -1,49 +1,48 @@
-"""The published rows are whole, and agree with what this package computes itself."""
+"""Published results and recipes are those of their sources, and agree with what this package computes itself."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 
-from dit_moe.evaluation.published import BASELINES
+from dit_moe import config
+from dit_moe.diffusion import OBJECTIVES, SAMPLERS
+from dit_moe.evaluation.recipes import SAMPLING, sampling_recipe
+from dit_moe.evaluation.results import published_rows
 from dit_moe.models import MODELS
+from dit_moe.sampling.generator import SampleConfig
 
-TYPED_AGAIN = [  # from the papers' tables, independently of the rows: model, FID, IS
-    ("DiT-XL/2", 2.27, 278.2),
-    ("DiT-XL/2", 18.1, None),
-    ("DiT-XL/2", 19.5, None),
-    ("DiT-B/4", 68.4, None),
-    ("DiT-S/2", 68.4, None),
-    ("DiT-B/2", 43.5, None),
-    ("DiT-L/2", 23.3, None),
-    ("SiT-XL/2", 2.06, 270.3),
-    ("DiffMoE-L-E8", 9.60, None),
-    ("DiffMoE-L-E8", 9.17, None),
-    ("ProMoE-B", 24.44, 60.4),
-    ("ProMoE-L", 11.61, 100.8),
-    ("ProMoE-XL", 9.44, 114.9),
-    ("ProMoE-B", 6.39, 154),
-    ("ProMoE-L", 2.79, 244),
-    ("ProMoE-XL", 2.59, 266),
-    ("DSMoE-S-E16", 39.84, None),
-    ("DSMoE-B-E16", 20.33, None),
-    ("DSMoE-L-E16", 9.80, None),
-    ("DSMoE-3B-E16", 7.52, None),
-    ("DiffMoE-S-E16", 41.02, None),
-    ("DiffMoE-B-E16", 20.83, None),
-    ("DiffMoE-L-E16", 11.16, None),
-    ("DiffMoE-L-E16", 14.41, None),
-    ("DiT-L", 17.01, None),
-    ("DiT-L, token choice", 19.06, None),
-    ("DiT-L, expert choice", 16.12, None),
-    ("LightningDiT-XL/1", 1.35, None),
-    ("REPA SiT-XL/2", 1.42, None),
-    ("EDM2-XXL", 1.25, None),
-]
-DITS = [row for row in BASELINES if row.parameters is not None]
+TYPED_AGAIN = {  # from the papers' tables, independently of the rows: model → FIDs, with the IS where there is one
+    "DiT-XL/2": [(2.27, 278.2), 18.1, 19.5],
+    "DiT-B/4": [68.4],
+    "DiT-S/2": [68.4],
+    "DiT-B/2": [43.5],
+    "DiT-L/2": [23.3],
+    "SiT-XL/2": [(2.06, 270.3)],
+    "DiffMoE-L-E8": [9.60, 9.17],
+    "ProMoE-B": [(24.44, 60.4), (6.39, 154)],
+    "ProMoE-L": [(11.61, 100.8), (2.79, 244)],
+    "ProMoE-XL": [(9.44, 114.9), (2.59, 266)],
+    "DSMoE-S-E16": [39.84],
+    "DSMoE-B-E16": [20.33],
+    "DSMoE-L-E16": [9.80],
+    "DSMoE-3B-E16": [7.52],
+    "DiffMoE-S-E16": [41.02],
+    "DiffMoE-B-E16": [20.83],
+    "DiffMoE-L-E16": [11.16, 14.41],
+    "DiT-L": [17.01],
+    "DiT-L, token choice": [19.06],
+    "DiT-L, expert choice": [16.12],
+    "LightningDiT-XL/1": [1.35],
+    "REPA SiT-XL/2": [1.42],
+    "EDM2-XXL": [1.25],
+}
+ROWS = published_rows()
+DITS = {row.model: row for row in ROWS if row.parameters is not None}
 
 
-@pytest.mark.parametrize("row", DITS, ids=lambda row: f"{row.model} {row.fid}")
+@pytest.mark.parametrize("row", DITS.values(), ids=list(DITS))
 def test_parameters_are_those_of_our_own_model_of_the_same_size(row):
     name = "DiT-" + row.model.partition("-")[2]
     with torch.device("meta"):
@@ -54,19 +53,25 @@ def test_parameters_are_those_of_our_own_model_of_the_same_size(row):
 
 
 def test_every_number_is_that_of_its_source():
-    assert Counter((row.model, row.fid, row.inception_score) for row in BASELINES) == Counter(TYPED_AGAIN)
+    found: dict[str, list] = {}
+    for row in ROWS:
+        fid, score = row.values["fid"], row.values.get("inception_score")
+        found.setdefault(row.model, []).append(fid if score is None else (fid, score))
+    assert {model: sorted(values, key=str) for model, values in found.items()} == {
+        model: sorted(values, key=str) for model, values in TYPED_AGAIN.items()
+    }
 
 
 def test_no_row_stands_twice():
     rows = Counter(
-        (row.model, row.steps, row.objective, row.sampler, row.guidance, row.source, row.fid) for row in BASELINES
+        (row.model, row.steps, row.objective, row.sampler, row.guidance, row.source, row.values["fid"]) for row in ROWS
     )
     assert max(rows.values()) == 1
-    assert all(row.fid > 0 and row.source and row.image_size in (256, 512) for row in BASELINES)
+    assert all(row.values["fid"] > 0 and row.source and row.image_size in (256, 512) for row in ROWS)
 
 
 def test_evaluations_follow_from_steps_and_guidance():
-    for row in BASELINES:
+    for row in ROWS:
         if row.evaluations is not None:
             assert row.interval is None and row.evaluations == (250 if row.guidance == 1 else 500), row
         else:
@@ -74,5 +79,77 @@ def test_evaluations_follow_from_steps_and_guidance():
 
 
 def test_values_that_a_source_gives_as_a_range_say_so():
-    values = [(row.fid, row.note) for row in BASELINES if row.model == "DiT-XL/2" and row.steps == 400_000]
-    assert [fid for fid, _ in values] == [18.1, 19.5] and all("published values" in note for _, note in values)
+    values = [(row.values["fid"], row.notes) for row in ROWS if row.model == "DiT-XL/2" and row.steps == 400_000]
+    assert [fid for fid, _ in values] == [18.1, 19.5] and all("published values" in notes[0] for _, notes in values)
+
+
+# ------------------------------------------------------------------------------------------------------------ recipes
+
+ODDLY_SET = {
+    "sampler": {"name": "euler_maruyama", "time_shift": 3.0, "diffusion": "constant", "last_step": 0.5},
+    "guidance": {"scale": 7.0, "interval": [0.2, 0.3], "channels": 2},
+    "count": 3,
+    "labels": [1],
+    "weights": "model",
+    "target": 1.5,
+    "vary": "time",
+}
+
+
+def settings(overrides, tree=None):
+    return config.build(SampleConfig, config.override(tree or {}, overrides))
+
+
+@pytest.mark.parametrize("dial", [{}, {"target": None, "p": [0.3, 0.9]}], ids=repr)
+@pytest.mark.parametrize("recipe", SAMPLING.values(), ids=list(SAMPLING))
+def test_a_sampling_recipe_leaves_nothing_of_the_runs_own_settings_but_what_its_source_does_not_state(recipe, dial):
+    other = {**ODDLY_SET, **dial, "seed": 4, "precision": "bf16"}
+    made, plain = settings(recipe.overrides, other), settings(recipe.overrides)
+    assert made == replace(plain, seed=4, precision="bf16")
+    assert (made.count, made.labels, made.weights) == (50_000, "random", "ema")
+
+
+@pytest.mark.parametrize("recipe", SAMPLING.values(), ids=list(SAMPLING))
+def test_a_sampling_recipe_costs_250_evaluations_or_twice_as_many_guided(recipe):
+    made = settings(recipe.overrides)
+    trained = OBJECTIVES.build(OBJECTIVES.config_class(recipe.objective)(), num_classes=10)
+    evaluations = SAMPLERS.build(made.sampler, trained).evaluations(made.guidance, (4, 32, 32))
+    if made.guidance.interval == (0.0, 1.0):
+        assert evaluations == (250 if made.guidance.scale == 1 else 500)
+    else:
+        assert 250 < evaluations < 500
+
+
+def test_the_published_dit_guides_three_channels_and_nothing_else_is_confused_with_it():
+    made = settings(SAMPLING["dit-cfg1.5"].overrides)
+    assert (made.guidance.scale, made.guidance.channels, made.guidance.interval) == (1.5, 3, (0.0, 1.0))
+    assert config.dump(made)["sampler"] == {"name": "ddpm", "steps": 250}
+    assert settings(SAMPLING["dit"].overrides).guidance.channels is None
+
+
+def test_a_recipe_for_another_objective_names_both_and_those_that_fit():
+    assert sampling_recipe("dit", "ddpm").name == "dit"
+    with pytest.raises(
+        ValueError, match=r"--recipe dit samples .* with ddpm, this run .* with flow; .* sit-ode, "
+    ) as e:
+        sampling_recipe("dit", "flow")
+    assert "diffmoe-ddpm" not in str(e.value).split(";")[1]
+    with pytest.raises(ValueError, match=r"--recipe dit-cfg is not known; did you mean 'dit-cfg1.5'"):
+        sampling_recipe("dit-cfg", "ddpm")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        ([], "dit-cfg1.5"),
+        (["seed=3", "batch_size=8", "first_stage.tiling=true"], "dit-cfg1.5"),
+        (["count=50000", "guidance.scale=1.5"], "dit-cfg1.5"),  # says the same again
+        (["count=100", "count=50000"], "dit-cfg1.5"),
+        (["count=100"], "dit-cfg1.5, changed: count"),
+        (["sampler.steps=50", "labels=balanced"], "dit-cfg1.5, changed: sampler.steps, labels"),
+        (["sampler=ddim"], "dit-cfg1.5, changed: sampler.name, sampler.steps"),
+        (["guidance.channels=null"], "dit-cfg1.5, changed: guidance.channels"),
+    ],
+)
+def test_the_label_of_a_result_names_what_was_changed(overrides, label):
+    assert SAMPLING["dit-cfg1.5"].label(overrides) == label

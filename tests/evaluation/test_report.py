@@ -10,8 +10,9 @@ from sklearn.datasets import load_digits
 
 from dit_moe.config import ConfigError
 from dit_moe.data.digits import pixels_to_uint8, split_indices
+from dit_moe.evaluation.compute import compute_report, number_names
 from dit_moe.evaluation.features import ExtractedFeatures
-from dit_moe.evaluation.report import evaluate
+from dit_moe.evaluation.report import Report
 from dit_moe.experiments.evaluation import EvalConfig
 from dit_moe.extractors import EXTRACTORS
 from dit_moe.extractors.digits_cnn import DigitsCNNConfig
@@ -44,10 +45,15 @@ def of(pair, name="samples"):
     return ExtractedFeatures(features, {"kind": "digits", "name": name}, {"name": name})
 
 
-def judge(digits, *samples, **others):
-    """`evaluate` for (images, labels) of each sampling seed, against the training images."""
+def evaluate(*args, **others):
+    """A report as metrics.json holds it."""
+    return compute_report(*args, **others).to_json()
+
+
+def against_train(digits, *samples, **others):
+    """For (images, labels) of each sampling seed, against the training images; the Fréchet distance, unless told."""
     sets = [of(each, f"seed {i}") for i, each in enumerate(samples)]
-    others = {"heldout": of(digits["heldout"], "heldout"), "metrics": configs_of(EXTRACTOR.metrics)} | others
+    others = {"heldout": of(digits["heldout"], "heldout"), "metrics": configs_of(["fd"])} | others
     return evaluate(sets, of(digits["train"], "train"), EXTRACTOR, **others)
 
 
@@ -62,33 +68,36 @@ def distance(report):
 
 
 def test_real_images_reach_the_floor_and_noise_raises_the_ratio(digits):
-    ratios = [distance(judge(digits, noisy(digits["heldout"], sigma, seed=0)))["ratio"] for sigma in (0, 10, 25, 60)]
+    ratios = [
+        distance(against_train(digits, noisy(digits["heldout"], sigma, seed=0)))["ratio"] for sigma in (0, 10, 25, 60)
+    ]
     assert ratios[0] == pytest.approx(1) and ratios == sorted(ratios)
     assert ratios[2] > 3  # 4.0 when the extractor was made
 
 
 def test_one_class_for_all_is_far_from_the_reference_and_covers_little_of_it(digits):
     images, labels = digits["train"]
-    report = judge(digits, (images[labels == 3], labels[labels == 3]))
+    report = against_train(
+        digits, (images[labels == 3], labels[labels == 3]), metrics=configs_of(["fd", "precision_recall"])
+    )
     assert distance(report)["ratio"] > 30  # 49 when the extractor was made
     assert report["precision_digits_cnn64"] > 0.9 and report["recall_digits_cnn64"] < 0.3
 
 
 def test_every_metric_of_the_extractor_stands_beside_that_of_held_out_images(digits):
-    report = judge(digits, noisy(digits["heldout"], 40, seed=0))
-    names = ("kid_digits_cnn64", "precision_digits_cnn64", "recall_digits_cnn64", "class_accuracy")
-    neighbours = ("nearest_features_digits_cnn64", "nearest_pixels")
-    for name in (*names, *neighbours):
+    report = against_train(digits, noisy(digits["heldout"], 40, seed=0), metrics=configs_of(EXTRACTOR.metrics))
+    higher = ("precision_digits_cnn64", "recall_digits_cnn64", "class_accuracy")
+    for name in ("kid_digits_cnn64", *higher, "nearest_features_digits_cnn64", "nearest_pixels"):
         assert report[name] is not None and report[f"{name}_heldout"] is not None, name
     assert report["kid_digits_cnn64"] > 5 * abs(report["kid_digits_cnn64_heldout"])
-    assert report["precision_digits_cnn64"] < report["precision_digits_cnn64_heldout"]
-    assert report["class_accuracy"] < report["class_accuracy_heldout"]
+    for name in ("precision_digits_cnn64", "class_accuracy"):
+        assert report[name] < report[f"{name}_heldout"]
     assert report["nearest_pixels"] > report["nearest_pixels_heldout"]
 
 
 def test_copies_of_training_images_are_nearer_to_them_than_held_out_ones(digits):
     images, labels = digits["train"]
-    report = judge(digits, (images[::2], labels[::2]))
+    report = against_train(digits, (images[::2], labels[::2]), metrics=configs_of(["nearest_neighbour"]))
     for name in ("nearest_features_digits_cnn64", "nearest_pixels"):
         assert report[name] == pytest.approx(0, abs=1e-11)  # features vary by rounding with the batch
         assert report[f"{name}_heldout"] > 1
@@ -97,7 +106,7 @@ def test_copies_of_training_images_are_nearer_to_them_than_held_out_ones(digits)
 def test_accuracy_is_the_share_of_images_taken_for_their_label(digits):
     images, labels = digits["heldout"]
     half_wrong = np.where(np.arange(450) % 2, labels, (labels + 1) % 10)
-    report = judge(digits, (images, labels), (images, half_wrong))
+    report = against_train(digits, (images, labels), (images, half_wrong), metrics=configs_of(["class_accuracy"]))
     right = report["class_accuracy_heldout"]
     assert right == pytest.approx(448 / 450)
     assert report["class_accuracy"] == pytest.approx((right + right / 2) / 2, abs=0.005)
@@ -105,31 +114,33 @@ def test_accuracy_is_the_share_of_images_taken_for_their_label(digits):
 
 def test_seeds_are_averaged_and_their_spread_is_reported(digits):
     samples = [noisy(digits["heldout"], sigma=10, seed=seed) for seed in range(3)]
-    together, single = judge(digits, *samples), [judge(digits, each) for each in samples]
+    metrics = configs_of(["fd", "class_accuracy"])
+    together = against_train(digits, *samples, metrics=metrics)
+    single = [against_train(digits, each, metrics=metrics) for each in samples]
     values = [distance(each)["generated"] for each in single]
     assert distance(together)["generated"] == pytest.approx(np.mean(values))
     assert distance(together)["generated_std"] == pytest.approx(np.std(values, ddof=1))
     assert distance(together)["ratio"] == pytest.approx(np.mean(values) / distance(together)["floor"])
     assert (distance(together)["n"], distance(together)["seeds"]) == (450, 3)
     assert distance(single[0])["generated_std"] is None
-    precisions = [each["precision_digits_cnn64"] for each in single]
-    assert together["precision_digits_cnn64"] == pytest.approx(np.mean(precisions))
-    assert together["precision_digits_cnn64_std"] == pytest.approx(np.std(precisions, ddof=1))
+    accuracies = [each["class_accuracy"] for each in single]
+    assert together["class_accuracy"] == pytest.approx(np.mean(accuracies))
+    assert together["class_accuracy_std"] == pytest.approx(np.std(accuracies, ddof=1))
 
 
 @pytest.mark.parametrize("generated, expected", [(300, 300), (898, 450)])
 def test_both_sides_are_compared_at_equal_n(digits, generated, expected):
     images, labels = digits["train"]
-    report = judge(digits, (images[:generated], labels[:generated]))
+    report = against_train(digits, (images[:generated], labels[:generated]))
     assert distance(report)["n"] == report["provenance"]["n_gen"] == expected
     facts = report["provenance"]
     assert (distance(report)["n_reference"], facts["n_ref_images"], facts["n_ref_statistics"]) == (898, 898, 898)
-    fewer, all_of_them = distance(report)["floor"], distance(judge(digits, digits["heldout"]))["floor"]
+    fewer, all_of_them = distance(report)["floor"], distance(against_train(digits, digits["heldout"]))["floor"]
     assert fewer > all_of_them if expected < 450 else fewer == pytest.approx(all_of_them)
 
 
 def test_the_result_says_what_it_was_made_from_and_that_it_is_no_fid(digits):
-    report = judge(digits, digits["heldout"])
+    report = against_train(digits, digits["heldout"], metrics=configs_of(["fd", "kid"]))
     facts = report["provenance"]
     extractor = {"name": "digits_cnn64", "dim": 64, "is_fid": False}
     assert facts["extractor"].items() >= extractor.items() and len(facts["extractor"]["sha256"]) == 64
@@ -139,39 +150,37 @@ def test_the_result_says_what_it_was_made_from_and_that_it_is_no_fid(digits):
     json.dumps(report, allow_nan=False)
 
 
-def test_in_the_verified_inceptions_space_the_distance_is_the_fid_and_names_stand_alone(digits):
+def test_only_in_the_verified_inceptions_space_is_the_distance_the_fid_and_names_stand_alone(digits):
     class Verified(type(EXTRACTOR)):
         name, is_fid = "inception", True
 
-    sets = [of(digits["heldout"])]
-    report = evaluate(sets, of(digits["train"]), Verified(DigitsCNNConfig()), configs_of(EXTRACTOR.metrics))
-    same = judge(digits, digits["heldout"])
+    sets, metrics = ([of(digits["heldout"])], of(digits["train"])), configs_of(["fd", "kid"])
+    report = evaluate(*sets, Verified(DigitsCNNConfig()), metrics)
+    same = evaluate(*sets, EXTRACTOR, metrics)
     assert report["fid"]["generated"] == distance(same)["generated"]
     assert report["kid"] == same["kid_digits_cnn64"] and not [key for key in report if "inception" in key]
+    unknown = evaluate(*sets, Verified(DigitsCNNConfig()), configs_of(["fd"]), space="unverified")
+    assert unknown["fd_unverified"]["generated"] == report["fid"]["generated"] and "fid" not in unknown
+    assert unknown["provenance"]["extractor"]["is_fid"] is False
 
 
-def test_fewer_images_than_features_is_a_warning(digits):
-    images, labels = digits["heldout"]
-    metrics = [METRICS.config_class("fd")()]
-    assert judge(digits, (images[:64], labels[:64]), metrics=metrics)["warnings"] == []
-    [warning] = judge(digits, (images[:63], labels[:63]), metrics=metrics)["warnings"]
+def test_too_few_images_and_images_left_out_of_the_comparison_are_warnings(digits):
+    def warnings(*counts, split="train"):
+        images, labels = digits[split]
+        return against_train(digits, *[(images[:n], labels[:n]) for n in counts])["warnings"]
+
+    assert warnings(64, split="heldout") == warnings(300, 300) == []
+    [warning] = warnings(63, split="heldout")
     assert warning.startswith("63 images for 64 features")
-
-
-def test_images_that_are_left_out_of_the_comparison_are_a_warning(digits):
-    images, labels = digits["train"]
-    most, fewer, metrics = (images[:600], labels[:600]), (images[:300], labels[:300]), [METRICS.config_class("fd")()]
-    assert judge(digits, most, metrics=metrics)["warnings"] == [
-        "600 images of seed 0 thinned to 450, as many as heldout has"
-    ]
-    assert judge(digits, most, fewer, metrics=metrics)["warnings"] == [
-        "600 images of seed 0 thinned to 300, as many as seed 1 has"
-    ]
-    assert judge(digits, fewer, fewer, metrics=metrics)["warnings"] == []
+    assert warnings(600) == ["600 images of seed 0 thinned to 450, as many as heldout has"]
+    assert warnings(600, 300) == ["600 images of seed 0 thinned to 300, as many as seed 1 has"]
 
 
 def test_a_reference_without_held_out_images_gives_the_same_distance_but_no_measured_floor(digits):
-    without, with_them = judge(digits, digits["heldout"], heldout=None), judge(digits, digits["heldout"])
+    metrics = configs_of(["fd", "class_accuracy"])
+    without, with_them = (
+        against_train(digits, digits["heldout"], metrics=metrics, **others) for others in ({"heldout": None}, {})
+    )
     for key in ("generated", "floor_estimate"):
         assert distance(without)[key] == distance(with_them)[key]
     assert distance(without)["floor"] is distance(without)["ratio"] is without["class_accuracy_heldout"] is None
@@ -182,14 +191,16 @@ def test_statistics_in_place_of_the_reference_give_the_same_distance_and_leave_o
     moments = images.features.moments
     given = GivenMoments(898, moments.mean_D, moments.covariance())
     statistics = ExtractedFeatures(FeatureSet("train.npz", 898, given_moments=given), {}, {"name": "train.npz"})
-    metrics = [METRICS.config_class(name)() for name in ("fd", "class_accuracy")]
+    metrics = configs_of(["fd", "class_accuracy"])
     report = evaluate([of(digits["heldout"])], statistics, EXTRACTOR, metrics)
-    assert distance(report)["generated"] == pytest.approx(distance(judge(digits, digits["heldout"]))["generated"])
+    assert distance(report)["generated"] == pytest.approx(
+        distance(against_train(digits, digits["heldout"]))["generated"]
+    )
     assert report["class_accuracy"] > 0.9 and report["provenance"]["n_ref_images"] is None
     with pytest.raises(ValueError, match=r"kid needs images, and train.npz .*leave kid out of --metrics"):
-        evaluate([of(digits["heldout"])], statistics, EXTRACTOR, [METRICS.config_class("kid")()])
+        evaluate([of(digits["heldout"])], statistics, EXTRACTOR, configs_of(["kid"]))
     with pytest.raises(ValueError, match=r"sfd needs spatial features.*mu_s.*--save-stats"):
-        evaluate([of(digits["heldout"])], statistics, EXTRACTOR, [METRICS.config_class("sfd")()])
+        evaluate([of(digits["heldout"])], statistics, EXTRACTOR, configs_of(["sfd"]))
 
 
 @pytest.mark.parametrize("n_reference", [2000, None], ids=["more", "unknown"])
@@ -197,7 +208,7 @@ def test_the_floors_estimate_is_of_both_counts(digits, n_reference):
     moments = of(digits["train"]).features.moments
     given = GivenMoments(n_reference, moments.mean_D, moments.covariance())
     reference = ExtractedFeatures(FeatureSet("train.npz", n_reference, given_moments=given), {}, {"name": "train.npz"})
-    metrics = [METRICS.config_class("fd")()]
+    metrics = configs_of(["fd"])
     found = distance(evaluate([of(digits["heldout"])], reference, EXTRACTOR, metrics))
     assert found["n_reference"] == n_reference
     assert found["floor_estimate"] == expected_floor(moments.covariance(), 450, n_reference)
@@ -206,7 +217,7 @@ def test_the_floors_estimate_is_of_both_counts(digits, n_reference):
 
 def test_statistics_as_samples_have_no_other_count_than_their_own(digits):
     moments = of(digits["train"]).features.moments
-    metrics = [METRICS.config_class("fd")()]
+    metrics = configs_of(["fd"])
     for n, floor in ((300, True), (898, False), (None, False)):
         given = GivenMoments(n, moments.mean_D, moments.covariance())
         samples = ExtractedFeatures(FeatureSet("samples.npz", n, given_moments=given), {}, {"name": "samples.npz"})
@@ -218,45 +229,31 @@ def test_statistics_as_samples_have_no_other_count_than_their_own(digits):
 
 def test_what_looks_at_one_set_alone_sees_all_of_it(digits):
     images, labels = digits["train"]
-    report = judge(
-        digits, (images, labels), metrics=[METRICS.config_class(name)() for name in ("fd", "inception_score")]
-    )
+    report = against_train(digits, (images, labels), metrics=configs_of(["fd", "inception_score"]))
     alone = METRICS.build(METRICS.config_class("inception_score")())(of((images, labels)).features, None)
     assert distance(report)["n"] == 450
     assert report["inception_score_digits_cnn64"] == alone["inception_score"]
 
 
-def test_a_space_that_nobody_vouches_for_is_called_so_and_makes_no_fid(digits):
-    class Verified(type(EXTRACTOR)):
-        name, is_fid = "inception", True
-
-    train, metrics = of(digits["train"]), [METRICS.config_class("fd")()]
-    report = evaluate([of(digits["heldout"])], train, Verified(DigitsCNNConfig()), metrics, called="unverified")
-    assert report["fd_unverified"]["generated"] > 0 and "fid" not in report
-    assert report["provenance"]["extractor"]["is_fid"] is False
-
-
 def test_bad_samples_are_refused_naming_them(digits):
     images, labels = digits["heldout"]
-    accuracy = [METRICS.config_class("class_accuracy")()]
-    refused = {
-        "class_accuracy needs labels, and seed 1 has none": (images, None),
-    }
-    for message, bad in refused.items():
-        with pytest.raises(ValueError, match=message):
-            judge(digits, (images, labels), bad, metrics=accuracy)
+    accuracy = configs_of(["class_accuracy"])
+    with pytest.raises(ValueError, match="class_accuracy needs labels, and seed 1 has none"):
+        against_train(digits, (images, labels), (images, None), metrics=accuracy)
     with pytest.raises(ValueError, match="no samples"):
-        judge(digits)
+        against_train(digits)
 
 
 def test_reconstructions_have_their_own_distance_between_the_floor_and_the_samples(digits):
     images, labels = digits["heldout"]
     coarse = (images & 0b11110000, labels)
     samples = noisy(digits["heldout"], 40, seed=0)
-    report, plain = judge(digits, samples, reconstructed=of(coarse)), judge(digits, samples)
+    metrics = configs_of(["fd", "class_accuracy"])
+    report = against_train(digits, samples, reconstructed=of(coarse), metrics=metrics)
+    plain = against_train(digits, samples, metrics=metrics)
     found = distance(report)
     assert found["floor"] < found["reconstruction"] < found["generated"]
-    assert found["reconstruction"] == distance(judge(digits, coarse))["generated"]
+    assert found["reconstruction"] == distance(against_train(digits, coarse))["generated"]
     assert found["reconstruction_ratio"] == pytest.approx(found["reconstruction"] / found["floor"])
     assert 0.9 < report["class_accuracy_reconstruction"] <= 1
     new = ("reconstruction", "reconstruction_ratio")
@@ -270,3 +267,20 @@ def test_reconstructions_have_their_own_distance_between_the_floor_and_the_sampl
 def test_a_config_that_gives_nothing_to_compare_is_refused(field, value):
     with pytest.raises(ConfigError, match=field):
         EvalConfig(**{field: value})
+
+
+@pytest.mark.parametrize("heldout, coarse, seeds", [(False, False, 1), (True, False, 2), (True, True, 1)])
+def test_the_numbers_of_a_report_are_known_before_it_is_made(digits, heldout, coarse, seeds):
+    metrics = configs_of(EXTRACTOR.metrics)
+    others = {"heldout": of(digits["heldout"]) if heldout else None}
+    others["reconstructed"] = of((digits["heldout"][0] & 0b11110000, digits["heldout"][1])) if coarse else None
+    samples = [of(noisy(digits["heldout"], 10, seed)) for seed in range(seeds)]
+    report = compute_report(samples, of(digits["train"]), EXTRACTOR, metrics, **others)
+    names = number_names(EXTRACTOR, metrics, heldout=heldout, reconstructed=coarse, seeds=seeds)
+    assert set(report.flat()) == set(names) - {"kid_subset_std_digits_cnn64"}  # only of subsets that do not overlap
+
+
+def test_a_report_is_read_as_it_was_written(digits):
+    report = compute_report([of(digits["heldout"])], of(digits["train"]), EXTRACTOR, configs_of(EXTRACTOR.metrics))
+    tree = {**report.to_json(), "active_experts": 2.0}
+    assert json.dumps(Report.from_json(json.loads(json.dumps(tree))).to_json()) == json.dumps(tree)

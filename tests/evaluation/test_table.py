@@ -5,10 +5,11 @@ import io
 import json
 
 import pytest
+from rich.console import Console
 
-from dit_moe.evaluation.published import BASELINES
-from dit_moe.evaluation.results import Row, published_row, read_result
-from dit_moe.evaluation.table import to_csv, to_markdown
+from dit_moe.evaluation.report import UNKNOWN, Report
+from dit_moe.evaluation.results import Row, published_rows, read_result
+from dit_moe.evaluation.table import print_report, to_csv, to_markdown
 
 REASONS = ["5 000 generated images instead of 50 000", "the images were altered: resized to 256"]
 
@@ -130,27 +131,23 @@ def test_a_dense_model_is_told_from_an_unknown_one(read):
     assert read(result([{"kind": "npz"}], INCEPTION)).router is None
 
 
-def test_each_feature_space_has_its_own_columns(read):
+def test_each_feature_space_has_its_own_columns_and_a_measured_floor_goes_before_its_estimate(read):
     first, second = cells(to_markdown([read(DIGIT), read(FID)]))
     assert list(first).index("FID") < list(first).index("FD, digits_cnn64")
     assert (first["FD, digits_cnn64"], first["precision, digits_cnn64"]) == ("2.08 ± 0.39", "0.500")
     assert first["FID"] == first["precision"] == first["IS"] == second["FD, digits_cnn64"] == "–"
     assert second["FID"] == "8.12"
+    assert (first["its floor, digits_cnn64"], first["its floor"], second["its floor"]) == ("1.94", "–", "≈ 1.23")
 
 
 @pytest.mark.parametrize("extractor", [DIGITS, {"name": "inception", "is_fid": False}, "inception", None])
 def test_a_fid_that_the_verified_inception_did_not_make_is_shown_nowhere(read, extractor):
     row = read(result([made()], extractor, REASONS, fid=distance(1.5), sfid_std=3.0))
-    published = published_row(BASELINES[0])
+    published = published_rows()[0]
     assert cells(to_markdown([row, published]))[0]["FID"] == "–"
     assert "1.5" not in [
         value for name, value in next(csv.DictReader(io.StringIO(to_csv([row])))).items() if "fid" in name
     ]
-
-
-def test_the_measured_floor_goes_before_its_estimate(read):
-    row = read(result([made()], INCEPTION, fid=distance(3.0, floor=0.756)))
-    assert cells(to_markdown([row]))[0]["its floor"] == "0.756"
 
 
 def test_a_row_that_is_not_comparable_is_marked_and_every_reason_is_a_footnote_once(read):
@@ -172,7 +169,7 @@ def test_a_result_that_says_little_is_a_row_all_the_same_but_not_a_comparable_on
         space="digits_cnn64",
         values={"fd_digits_cnn64": 2.5},
         measured=("fd_digits_cnn64",),
-        reasons=("the result does not say whether it is comparable",),
+        reasons=(UNKNOWN,),
     )
     assert read({"provenance": {}}).values == {}
 
@@ -193,8 +190,8 @@ def test_a_place_without_a_result_names_what_makes_one(tmp_path):
 
 
 def test_published_rows_are_all_shown_with_their_source():
-    rows = cells(to_markdown([published_row(each) for each in BASELINES]))
-    assert len(rows) == len(BASELINES)
+    rows = cells(to_markdown(published_rows()))
+    assert len(rows) == len(published_rows())
     first = rows[0]
     assert (first["model"], first["FID"], first["cfg"], first["NFE"]) == ("DiT-XL/2", "2.27", "1.5, 3 channels", "500")
     assert (first["steps × batch"], first["params"], first["source"]) == ("7 M × 256", "675 M", "DiT, arXiv 2212.09748")
@@ -204,7 +201,7 @@ def test_published_rows_are_all_shown_with_their_source():
 
 
 def test_csv_holds_what_is_known_unrounded(read):
-    row, baseline = csv.DictReader(io.StringIO(to_csv([read(DIGIT), published_row(BASELINES[0])])))
+    row, baseline = csv.DictReader(io.StringIO(to_csv([read(DIGIT), published_rows()[0]])))
     assert float(row["fd_digits_cnn64"]) == 2.083 and float(row["fd_digits_cnn64_std"]) == 0.39
     assert (row["parameters"], row["interval_last"], row["fid"]) == ("199123456", "0.7", "")
     assert (row["comparable"], row["reasons"], row["notes"]) == ("False", "; ".join(REASONS), "")
@@ -238,44 +235,26 @@ def test_a_value_of_ones_own_metric_has_a_column_in_its_feature_space(read):
 
 
 @pytest.mark.parametrize(
-    ("value", "std", "shown"),
+    ("title", "value", "std", "shown"),
     [
-        (0.00213, 0.000015, "0.00213 ± 0.000015"),
-        (204.4291, 4.0346, "204 ± 4.0"),
-        (-5.3827, None, "-5.38"),
-        (0.0000012345, None, "0.00000123"),
-        (-1.5e-9, None, "-1.50e-09"),
-        (12345.6, None, "12346"),
-        (0.0, None, "0"),
+        ("KID", 0.00213, 0.000015, "0.00213 ± 0.000015"),
+        ("KID", 204.4291, 4.0346, "204 ± 4.0"),
+        ("KID", -5.3827, None, "-5.38"),
+        ("KID", 0.0000012345, None, "0.00000123"),
+        ("KID", -1.5e-9, None, "-1.50e-09"),
+        ("KID", 12345.6, None, "12346"),
+        ("KID", 0.0, None, "0"),
+        ("FID", 0.0291, 0.0012, "0.0291 ± 0.0012"),
+        ("FID", 0.0052, 0.2, "0.00520 ± 0.20"),
+        ("FID", 2.1, 0.32, "2.10 ± 0.32"),
+        ("FID", 2.1, 0.00321, "2.10 ± 0.0032"),
+        ("FID", 182.345, 0.0, "182.34 ± 0.00"),
     ],
 )
-def test_kid_is_shown_with_its_significant_digits_at_any_scale(read, value, std, shown):
-    markdown = to_markdown([read(result([made()], INCEPTION, **flat("kid", value, std)))])
-    assert cells(markdown)[0]["KID"] == shown
-    titles, rule = (line.strip("| ").split(" | ") for line in markdown.splitlines()[:2])
-    assert rule[[title.strip() for title in titles].index("KID")].endswith(":")  # right-aligned, as numbers are
-
-
-@pytest.mark.parametrize(
-    ("value", "std", "shown"),
-    [
-        (0.0291, 0.0012, "0.0291 ± 0.0012"),
-        (0.0304, None, "0.0304"),
-        (0.0052, 0.2, "0.00520 ± 0.20"),
-        (2.1, 0.32, "2.10 ± 0.32"),
-        (2.1, 0.00321, "2.10 ± 0.0032"),
-        (182.345, 0.0, "182.34 ± 0.00"),
-    ],
-)
-def test_small_distances_keep_their_digits(read, value, std, shown):
-    row = read(result([made()], INCEPTION, **flat("fid", value, std)))
-    assert cells(to_markdown([row]))[0]["FID"] == shown
-
-
-def test_the_floor_of_each_feature_space_is_its_own(read):
-    digit = read(DIGIT)
-    first, second = cells(to_markdown([digit, read(FID)]))
-    assert (first["its floor, digits_cnn64"], first["its floor"], second["its floor"]) == ("1.94", "–", "≈ 1.23")
+def test_numbers_keep_their_significant_digits_at_any_scale(read, title, value, std, shown):
+    number = flat("kid", value, std) if title == "KID" else {"fid": distance(value, std)}
+    (row,) = cells(to_markdown([read(result([made()], INCEPTION, **number))]))
+    assert row[title] == shown
 
 
 def test_the_size_of_the_images_is_theirs_or_left_open(read):
@@ -314,5 +293,77 @@ def test_a_result_that_names_a_reason_is_not_comparable_whatever_else_it_says(re
     assert not read(contradicting).comparable
 
 
-def test_a_bar_in_a_name_does_not_break_the_table(read):
-    assert "a\\|b" in to_markdown([Row(source="x", model="a|b")])
+# --------------------------------------------------------------------------------------------- one report, on stderr
+
+WHY = ["the features are others", "450 generated images instead of 50 000", "a third", "a fourth"]
+
+
+def printed_report(**provenance):
+    def value(name, number, std=0.0123):
+        return {name: number, f"{name}_std": std, f"{name}_heldout": 0.9022222, f"{name}_reconstruction": None}
+
+    distance = {"generated": 153.372, "generated_std": 1.713, "floor": 1.94, "floor_estimate": 4.92, "ratio": 79.055}
+    distance |= {"reconstruction": 4.5, "reconstruction_ratio": 2.3196, "n": 450, "n_reference": 898, "seeds": 3}
+    numbers = {"fd_digits_cnn64": distance, **value("kid_digits_cnn64", -0.000123456)}
+    numbers |= {"kid_subset_std_digits_cnn64": 12.04} | value("nearest_features_digits_cnn64", 123456.789)
+    facts = {"samples": [{}] * 3, "reference": {"name": "digits/train"}, "extractor": {"name": "digits_cnn64"}}
+    tree = {"provenance": facts | {"n_gen": 450} | provenance, "warnings": ["[b]one"], "train_seconds": 9.5}
+    return Report.from_json(numbers | tree)
+
+
+def printed(width=80, **provenance):
+    console = Console(file=io.StringIO(), width=width)
+    print_report(printed_report(**provenance), console)
+    return console.file.getvalue()
+
+
+def printed_cells(text):
+    lines = [line.split("│")[1:-1] for line in text.splitlines() if line.startswith("│")]
+    return {line[0].strip(): [cell.strip() for cell in line[1:]] for line in lines}
+
+
+def test_each_number_has_a_row_and_spreads_within_a_set_have_none():
+    better = {"fd_digits_cnn64": "lower", "nearest_features_digits_cnn64": "higher"}
+    assert printed_cells(printed(better=better)) == {
+        "fd ↓": ["153.4", "1.713", "1.94", "79.06", "4.92"],
+        "reconstructed": ["4.5", "", "1.94", "2.32", ""],
+        "kid": ["-1.23e-04", "0.0123", "0.9022", "", ""],
+        "nearest_features ↑": ["123457", "0.0123", "0.9022", "", ""],
+    }
+
+
+def test_nothing_is_cut_off_at_80_columns():
+    text = printed(better={"nearest_features_digits_cnn64": "lower"})
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    header = " ".join(printed(width=200).split("┏")[1].split())
+    for title in ("generated", "± over seeds", "held-out", "generated / held-out", "expected floor"):
+        assert f"┃ {title}" in header
+
+
+@pytest.mark.parametrize(
+    ("counts", "shown"),
+    [
+        ({"n_ref_statistics": 898, "n_ref_images": 898}, "digits/train (898 images), "),
+        ({"n_ref_statistics": 50_000, "n_ref_images": 100}, "digits/train (statistics of 50000, 100 images), "),
+        ({"n_ref_statistics": 50_000, "n_ref_images": None}, "digits/train (statistics of 50000), "),
+        ({"n_ref_statistics": None, "n_ref_images": 100}, "digits/train (100 images), "),
+        ({"n_ref_statistics": None, "n_ref_images": None}, "digits/train, "),
+    ],
+)
+def test_the_title_has_the_counts_that_exist(counts, shown):
+    assert f"3 × 450 images against {shown}features of digits_cnn64" in printed(200, **counts)
+
+
+@pytest.mark.parametrize(
+    ("facts", "shown"),
+    [
+        ({}, f"FIDs: {UNKNOWN.text}\n"),
+        ({"comparable_to_published": True, "not_comparable_because": []}, "\ncomparable to published numbers\n"),
+        ({"not_comparable_because": WHY[:1]}, f"FIDs: {WHY[0]}\n"),
+        ({"not_comparable_because": WHY[:2]}, f"FIDs: {WHY[0]}; {WHY[1]}\n"),
+        ({"not_comparable_because": WHY}, f"FIDs: {WHY[0]}; {WHY[1]}; and 2 more in the result\n"),
+    ],
+)
+def test_the_first_reasons_stand_under_the_table(facts, shown):
+    text = printed(200, **facts)
+    assert shown in text and text.endswith("\nwarning: [b]one\n")

@@ -13,7 +13,7 @@ from dit_moe.studies import compare, score
 from dit_moe.studies.compare import train_and_score, wait_for
 from dit_moe.studies.plan import plan
 from dit_moe.studies.results import gather
-from dit_moe.studies.score import SCORE, check_config, check_scoring, numbers_of, provenance, read_loss, read_score
+from dit_moe.studies.score import SCORE, check_config, check_scoring, provenance, read_loss, read_score
 from dit_moe.studies.study import load_study
 
 from ..cli.conftest import CONFIG, SMALL
@@ -140,16 +140,6 @@ def test_a_metric_that_the_report_will_not_have_is_named_before_the_training_bes
     for wrong in ("fid.generated", "fd_digits_cnn64.ration", "fd_digits_cnn64"):
         with pytest.raises(ConfigError, match=rf"metric={wrong} is no number .*fd_digits_cnn64.ratio"):
             check_config(replace(study, metric=wrong), runs[0].experiment)
-    report = {"a": 1, "b": {"c": 2.0, "d": {"e": 3}}, "provenance": {"f": 4}, "name": "g"}
-    assert numbers_of(report) == ["a", "b.c", "b.d.e"]
-
-
-def test_no_number_that_a_report_has_is_refused_before_it_is_made(runs):
-    experiment = runs[1].experiment
-    opened = score.task_of(experiment).open_run(runs[1].folder, experiment=experiment)
-    samples = [score.EvaluationInput(source=score.run_source(opened))]
-    report = score.compare(experiment, score.training_images(experiment)).judge(samples)
-    assert {*numbers_of(report)} <= {*score._numbers_to_come(experiment.eval, True, False)}
 
 
 @pytest.mark.parametrize("change", ["sample.target=1.5", "sample.p=0.5"])

@@ -1,12 +1,10 @@
-"""What the options of `dit-moe eval` mean, and how those that mean nothing are refused."""
-
-import argparse
+"""What the options of `dit-moe eval` mean, and how those without sense are refused."""
 
 import pytest
 
 from dit_moe import cli
 from dit_moe.cli import evaluate
-from dit_moe.cli.eval_options import add_eval_arguments, extractor_config, metric_configs, read_options
+from dit_moe.evaluation.options import EvalOptions, extractor_config, metric_configs
 from dit_moe.experiments.run import of_sample
 from dit_moe.extractors.digits_cnn import DigitsCNNConfig
 from dit_moe.extractors.function import FunctionConfig
@@ -14,43 +12,41 @@ from dit_moe.extractors.inception import InceptionConfig
 from dit_moe.metrics import METRICS
 
 
-def parser():
-    made = argparse.ArgumentParser()
-    add_eval_arguments(made)
-    return made
-
-
-def parse(*words):
-    return parser().parse_args(words)
-
-
-def names(metrics, extractor=None):
-    made = metric_configs(parse("--metrics", metrics), extractor or InceptionConfig(), None)
-    return [METRICS.name_of(each) for each in made]
+def names(metrics):
+    return [METRICS.name_of(each) for each in metric_configs(EvalOptions(metrics=metrics), InceptionConfig(), None)]
 
 
 def test_metrics_may_have_spaces_capitals_and_a_comma_too_many():
     assert names(" FID, kid ,") == ["fd", "kid"]
 
 
-@pytest.mark.parametrize("text", ["", ",", " , "])
-def test_no_metrics_at_all_are_refused(text):
-    with pytest.raises(ValueError, match=r"--metrics '.*' names none; give some of .*kid"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "--metrics '' names none; give some of .*kid"),
+        (" , ", "--metrics ' , ' names none"),
+        ("fd,kit", "'kit' is no metric; did you mean 'kid'"),
+    ],
+)
+def test_no_metrics_or_unknown_ones_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
         names(text)
 
 
 @pytest.mark.parametrize(
     "option, value, message",
     [
-        ("--seeds", "0", "--seeds 0 must be at least 1"),
-        ("--kid-subset-size", "0", "--kid-subset-size 0 must be at least 2"),
-        ("--size", "0", "--size 0 is no size in pixels"),
-        ("--range", "1,0", "--range 1,0 is empty or endless; .*--range=-1,1"),
+        ("seeds", 0, "--seeds 0 must be at least 1"),
+        ("kid_subset_size", 0, "--kid-subset-size 0 must be at least 2"),
+        ("size", 0, "--size 0 is no size in pixels"),
+        ("value_range", "1", "--range 1 must be two numbers"),
+        ("workers", -1, "--workers -1 is negative"),
+        ("value_range", "1,0", "--range 1,0 is empty or infinite; .*--range=-1,1"),
     ],
 )
 def test_impossible_numbers_are_refused_naming_the_option(option, value, message):
     with pytest.raises(ValueError, match=message):
-        read_options(parse(option, value))
+        EvalOptions(**{option: value})
 
 
 @pytest.mark.parametrize(
@@ -63,7 +59,7 @@ def test_impossible_numbers_are_refused_naming_the_option(option, value, message
     ],
 )
 def test_an_extractor_is_a_name_a_section_or_a_function(text, config):
-    assert extractor_config(parse("--extractor", text), DigitsCNNConfig()) == config
+    assert extractor_config(EvalOptions(extractor=text), DigitsCNNConfig()) == config
 
 
 @pytest.mark.parametrize(
@@ -83,13 +79,14 @@ def test_an_extractor_is_a_name_a_section_or_a_function(text, config):
 )
 def test_what_is_no_extractor_is_refused_in_one_line_with_what_is_wanted(text, message):
     with pytest.raises(ValueError, match=message) as error:
-        extractor_config(parse("--extractor", text), DigitsCNNConfig())
+        extractor_config(EvalOptions(extractor=text), DigitsCNNConfig())
     assert "\n" not in str(error.value)
 
 
-def test_function_is_not_among_the_names_that_the_help_lists():
-    text = " ".join(parser().format_help().split())
-    assert "feature space: digits_cnn64, dinov2, inception, {name: …" in text
+def test_function_is_not_among_the_names_that_the_help_lists(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["eval", "--help"])
+    assert "feature space: digits_cnn64, dinov2, inception, {name: …" in " ".join(capsys.readouterr().out.split())
 
 
 def test_words_may_come_after_options_and_a_range_may_begin_with_a_minus(monkeypatch):

@@ -1,4 +1,4 @@
-"""A few samples judged while training."""
+"""Evaluation of a few samples during training."""
 
 import json
 
@@ -16,9 +16,21 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
 
 
-def test_every_so_many_steps_a_distance_is_logged_whose_name_says_of_how_few_images_it_is(tmp_path, capsys):
-    assert cli("train", CONFIG, "--run", tmp_path / "run", *LIGHT) == 0
-    found = lines(tmp_path / "run")
+@pytest.fixture(scope="module")
+def evaluated_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    assert cli("train", CONFIG, "--run", folder, *LIGHT) == 0
+    return folder
+
+
+def test_evaluation_during_training_changes_nothing_that_is_learned(evaluated_run, finished_run):
+    for name in ("model", "ema"):
+        weights = f"checkpoints/step_00000004/{name}.safetensors"
+        assert (evaluated_run / weights).read_bytes() == (finished_run / weights).read_bytes()
+
+
+def test_every_so_many_steps_a_distance_is_logged_whose_name_says_of_how_few_images_it_is(evaluated_run, capsys):
+    found = lines(evaluated_run)
     assert [line["step"] for line in found] == [2, 4]
     name = "fd_digits_cnn64_n20"
     floors = {f"{name}_floor", f"{name}_floor_estimate"}
@@ -26,7 +38,7 @@ def test_every_so_many_steps_a_distance_is_logged_whose_name_says_of_how_few_ima
     assert all(line[name] > line[f"{name}_floor"] > 0 for line in found)
     capsys.readouterr()
     words = ["count=20", "--seeds", "1", "--metrics", "fd"]
-    assert cli("eval", tmp_path / "run", *words) == 0
+    assert cli("eval", evaluated_run, *words) == 0
     same = json.loads(capsys.readouterr().out)
     assert found[-1][name] == pytest.approx(same["fd_digits_cnn64"]["generated"], rel=1e-6)  # the run's last weights
     assert found[-1][f"{name}_floor"] == pytest.approx(same["fd_digits_cnn64"]["floor"])
@@ -34,15 +46,7 @@ def test_every_so_many_steps_a_distance_is_logged_whose_name_says_of_how_few_ima
     assert found[-1]["sampled_active_experts"] == pytest.approx(sampled)
 
 
-def test_evaluating_while_training_changes_nothing_that_is_learned(tmp_path):
-    for name, options in (("with", LIGHT), ("without", SMALL)):
-        assert cli("train", CONFIG, "--run", tmp_path / name, *options) == 0
-    weights = ["checkpoints/step_00000004/model.safetensors", "checkpoints/step_00000004/ema.safetensors"]
-    for each in weights:
-        assert (tmp_path / "with" / each).read_bytes() == (tmp_path / "without" / each).read_bytes()
-
-
-def test_latents_are_judged_by_the_images_that_were_encoded(tmp_path):
+def test_latents_are_evaluated_by_the_images_that_were_encoded(tmp_path):
     config = str(CONFIG).replace("digits.yaml", "digits_latent.yaml")
     options = [*LIGHT, f"data.path={tmp_path / 'latents'}", "train.steps=2"]
     assert cli("encode", config, f"data.path={tmp_path / 'latents'}") == 0
@@ -50,25 +54,23 @@ def test_latents_are_judged_by_the_images_that_were_encoded(tmp_path):
     assert [line["step"] for line in lines(tmp_path / "run")] == [2]
 
 
-def test_an_extractor_that_takes_no_such_images_is_refused_before_training(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
-    run = tmp_path / "run"
-    assert cli("train", CONFIG, "--run", run, *LIGHT, "eval.extractor={name: inception, weights: gone.pth}") == 2
-    assert "gone.pth" in capsys.readouterr().err and not (run / "checkpoints").exists()
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("eval.extractor={name: inception, weights: gone.pth}", "gone.pth"),
+        ("eval.reference='{name: digits, size: 16}'", "the run's images has images of 1×8×8"),
+    ],
+)
+def test_what_could_not_be_evaluated_is_refused_before_training(tmp_path, capsys, change, message):
+    assert cli("train", CONFIG, "--run", tmp_path / "run", *LIGHT, change) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_an_evaluation_that_fails_is_a_warning_and_training_goes_on(tmp_path, capsys, monkeypatch):
     def fail(self, samples):
         raise SamplingError("latents are not finite")
 
-    monkeypatch.setattr(Comparison, "judge", fail)
+    monkeypatch.setattr(Comparison, "evaluate", fail)
     assert cli("train", CONFIG, "--run", tmp_path / "run", *LIGHT) == 0
     assert capsys.readouterr().err.count("warning: no evaluation at step") == 2
     assert cli("train", CONFIG, "--run", tmp_path / "run", *LIGHT, "train.steps=6") == 0
-
-
-def test_images_of_another_size_than_the_references_are_refused_before_training(tmp_path, capsys):
-    run = tmp_path / "run"
-    words = ["train", CONFIG, "--run", run, *LIGHT, "eval.reference='{name: digits, size: 16}'"]
-    assert cli(*words) == 2
-    assert "the run's images has images of 1×8×8" in capsys.readouterr().err and not (run / "checkpoints").exists()

@@ -1,0 +1,168 @@
+"""The options of `dit-moe eval`, and which extractor and metrics they name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from dit_moe import config, yaml_text
+from dit_moe.config import ConfigError
+from dit_moe.evaluation.recipes import EVALUATION
+from dit_moe.evaluation.sources.base import ReadOptions
+from dit_moe.extractors import EXTRACTORS
+from dit_moe.extractors.function import FunctionConfig
+from dit_moe.extractors.inception import InceptionConfig
+from dit_moe.metrics import METRICS
+from dit_moe.metrics.kid import KIDConfig
+from dit_moe.registry import did_you_mean
+
+SHORT = {  # names of metrics on the command line
+    "fid": "fd",
+    "sfid": "sfd",
+    "is": "inception_score",
+    "pr": "precision_recall",
+    "dc": "density_coverage",
+}
+OF_INCEPTION = ("fid", "sfid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """The options of `dit-moe eval`, by their names there; None: not given. ValueError for a value without sense."""
+
+    metrics: str | None = None
+    extractor: str | None = None
+    weights: str | None = None
+    any_weights: bool = False
+    kid_subset_size: int | None = None
+    allow_few: bool = False
+    recipe: str | None = None
+    seeds: int | None = None
+    sampling: str | None = None
+    size: int | None = None
+    channels: int | None = None
+    value_range: str | None = None  # --range
+    workers: int = 0
+    out: Path | None = None
+    features: Path | None = None
+    save_stats: Path | None = None
+    save_npz: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.seeds is not None and self.seeds < 1:
+            raise ValueError(f"--seeds {self.seeds} must be at least 1")
+        if self.kid_subset_size is not None and self.kid_subset_size < 2:
+            raise ValueError(f"--kid-subset-size {self.kid_subset_size} must be at least 2 images")
+        self.read()
+
+    def read(self) -> ReadOptions:
+        """How files of images are read."""
+        bounds = None
+        if self.value_range is not None:
+            try:
+                low, high = map(float, self.value_range.split(","))
+            except ValueError:
+                raise ValueError(f"--range {self.value_range} must be two numbers: --range=-1,1") from None
+            bounds = (low, high)
+        return ReadOptions(size=self.size, channels=self.channels, value_range=bounds, workers=self.workers)
+
+
+def extractor_names() -> list[str]:
+    """Of the extractors that are chosen by name alone."""
+    return [name for name in EXTRACTORS.names() if EXTRACTORS.config_class(name) is not FunctionConfig]
+
+
+def extractor_config(options: EvalOptions, default: Any) -> Any:
+    """The config of the extractor that the options name; `default` if they name none."""
+    text = options.extractor
+    if text is None and options.recipe is not None:
+        text = EVALUATION[options.recipe].extractor
+    chosen = default if text is None else _named_extractor(text.strip())
+    own = {field.name for field in fields(chosen)}
+    if options.weights == "":
+        raise ValueError("--weights is empty; name a file, or leave it out")
+    for option, value, name in (
+        ("--weights", options.weights, "weights"),
+        ("--any-weights", options.any_weights, "verify"),
+    ):
+        if value and name not in own:
+            raise ValueError(f"{option}: the extractor {EXTRACTORS.name_of(chosen)} takes no such weights; drop it")
+    if options.weights:
+        chosen = replace(chosen, weights=options.weights)
+    return replace(chosen, verify=False) if options.any_weights else chosen
+
+
+@dataclass(frozen=True)
+class _ExtractorSection:
+    extractor: Annotated[Any, EXTRACTORS]
+
+
+def _named_extractor(text: str) -> Any:
+    """The config that --extractor means; ValueError naming what is wrong with it."""
+    own = "--extractor package.module:function"
+    if text.startswith("{"):
+        return _extractor_section(text)
+    if ":" in text:
+        try:
+            return FunctionConfig(path=text)
+        except ConfigError:
+            raise ValueError(f"--extractor {text} is no function of a module; write {own}") from None
+    if text in extractor_names():
+        return EXTRACTORS.config_class(text)()
+    if text in EXTRACTORS.names():
+        raise ValueError(f"--extractor {text}: of which? write {own}")
+    module, _, function = text.rpartition(".")
+    if module:
+        raise ValueError(f"--extractor {text} is no extractor; if it is a function, write {module}:{function}")
+    raise ValueError(f"--extractor {text} is no extractor; {did_you_mean(text, extractor_names())}, or {own}")
+
+
+def _extractor_section(text: str) -> Any:
+    wanted = "wanted --extractor '{name: inception, weights: FILE}'"
+    try:
+        section = yaml_text.read(text)
+    except ValueError as error:
+        closed = text.count("{") <= text.count("}")
+        hint = "are its commas, colons and brackets right?" if closed else "a closing } is missing?"
+        raise ValueError(f"--extractor {text} is not valid YAML ({error}): {hint} {wanted}") from None
+    if not isinstance(section, dict) or not isinstance(section.get("name"), str):
+        raise ValueError(f"--extractor {text} has no name; {wanted}")
+    try:
+        return config.build(_ExtractorSection, {"extractor": section}).extractor
+    except ConfigError as error:
+        raise ValueError(f"--extractor {text}: {error.path.removeprefix('extractor.')}{error.problem}") from None
+
+
+def metric_configs(
+    options: EvalOptions, extractor: Any, default: Sequence[object] | None, is_fid: bool = False
+) -> Sequence[object] | None:
+    """Configs of the metrics that the options name; `default`, which may be None, if they name none.
+
+    `extractor` is a config, or None for a space that files of statistics name, which `is_fid` or is not.
+    """
+    subset_size = options.kid_subset_size
+    names = None if options.recipe is None else list(EVALUATION[options.recipe].metrics)
+    if options.metrics is not None:
+        names = [name for each in options.metrics.split(",") if (name := each.strip().lower())]
+        if not names:
+            raise ValueError(f"--metrics {options.metrics!r} names none; give some of {', '.join(METRICS.names())}")
+    if names is None:
+        if subset_size is None:
+            return default
+        names = [METRICS.name_of(each) for each in default or ()] or list(EXTRACTORS.factory(extractor).metrics)
+    known = [*METRICS.names(), *SHORT]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--metrics {','.join(names)}: {name!r} is no metric; {did_you_mean(name, known)}")
+        if name in OF_INCEPTION and not (is_fid or isinstance(extractor, InceptionConfig)):
+            of = "what the statistics say, or nothing" if extractor is None else EXTRACTORS.name_of(extractor)
+            problem = f"--metrics {name} is of the Inception network, and the extractor is {of}"
+            raise ValueError(f"{problem}; say --extractor inception, or --metrics {SHORT[name]} for the distance in it")
+    built = [METRICS.config_class(name)() for name in dict.fromkeys(SHORT.get(name, name) for name in names)]
+    if subset_size is None:
+        return built
+    if not any(isinstance(each, KIDConfig) for each in built):
+        raise ValueError(f"--kid-subset-size {subset_size}: kid is not among the metrics; add it, or drop it")
+    return [replace(each, subset_size=subset_size) if isinstance(each, KIDConfig) else each for each in built]

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -140,7 +141,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
     notes: list[str] = list(dict.fromkeys(note for row in rows for note in _notes(row)))  # each but once
     columns = [
         *_settings(),
-        *_measured(rows),
+        *_numbers(rows),
         ("comparable", lambda row: _mark(row, notes)),
         ("source", lambda row: row.source),
     ]
@@ -170,59 +171,40 @@ def _settings() -> list[Column]:
     ]
 
 
-def _measured(rows: Sequence[Row]) -> list[Column]:
-    """The numbers' columns, those of published numbers first, those of no feature space last."""
-    spaces = sorted({row.space: None for row in rows}, key=bool)
-    columns = [column for space in spaces for column in _columns_of(space, rows)]
+TITLES = {"fid": "FID", "sfid": "sFID", "fd": "FD", "sfd": "sFD", "inception_score": "IS", "kid": "KID"}
+DECIMALS = {"fid": 2, "sfid": 2, "fd": 2, "sfd": 2, "inception_score": 1, "precision": 3, "recall": 3}
+ACCURACY = "class_accuracy"  # which is of no feature space
+
+
+def _numbers(rows: Sequence[Row]) -> list[Column]:
+    """The verified Inception's first, as published numbers are, then other feature spaces', last those of no space."""
+    columns: dict[str, Callable[[Row], str]] = {}
+    for space in sorted({row.space: None for row in rows}, key=bool):
+        ending, of = (f"_{space}", f", {space}") if space else ("", "")
+        distance, spatial = ("fd", "sfd") if space else ("fid", "sfid")
+        measured = [name for row in rows if row.space == space for name in row.measured if name.endswith(ending)]
+        known = [distance, spatial, "inception_score", "precision", "recall", "kid"]
+        for name in dict.fromkeys([*known, *(each.removesuffix(ending) for each in measured if each != ACCURACY)]):
+            title = TITLES.get(name, name.replace("_", " "))
+            columns[title + of] = partial(_with_std, name=name + ending, decimals=DECIMALS.get(name, 0))
+            if name == distance:
+                columns[f"its floor{of}"] = partial(_floor, name=name + ending)
     bare = [name for row in rows for name in row.measured if row.space and not name.endswith(f"_{row.space}")]
-    shared = [
-        _other(name, name) for name in dict.fromkeys(("class_accuracy", *bare)) if name not in _fixed("").values()
-    ]
-    titles = {title for title, _ in columns}  # what is of no feature space may stand among the Inception's already
-    return columns + [column for column in shared if column[0] not in titles]
+    for name in dict.fromkeys([ACCURACY, *bare]):
+        columns.setdefault(name.replace("_", " "), partial(_with_std, name=name, decimals=3 if name == ACCURACY else 0))
+    return list(columns.items())
 
 
-def _fixed(space: str) -> dict[str, str]:
-    """Title → name of the value."""
-    ending = f"_{space}" if space else ""
-    names = {"precision": "precision", "recall": "recall", "KID": "kid"}
-    distances = {"FD": f"fd{ending}", "sFD": f"sfd{ending}"} if space else {"FID": "fid", "sFID": "sfid"}
-    return distances | {"IS": f"inception_score{ending}"} | {title: name + ending for title, name in names.items()}
+def _floor(row: Row, name: str) -> str:
+    """Measured, or else estimated."""
+    measured, estimate = row.values.get(f"{name}_floor"), row.values.get(f"{name}_floor_estimate")
+    return _decimals(measured, 2) or (f"≈ {_decimals(estimate, 2)}" if estimate is not None else "")
 
 
-def _columns_of(space: str, rows: Sequence[Row]) -> list[Column]:
-    fixed = _fixed(space)
-    ending, of = (f"_{space}", f", {space}") if space else ("", "")
-    distance = next(iter(fixed.values()))
-    decimals = {"FD": 2, "FID": 2, "sFD": 2, "sFID": 2, "IS": 1, "precision": 3, "recall": 3}
-
-    def column(title: str, name: str) -> Column:
-        return f"{title}{of}", lambda row: _with_std(row, name, decimals.get(title)) if row.space == space else ""
-
-    def floor(row: Row) -> str:
-        measured, estimate = (row.values.get(f"{distance}_floor{each}") for each in ("", "_estimate"))
-        if row.space != space:
-            return ""
-        return _decimals(measured, 2) or (f"≈ {_decimals(estimate, 2)}" if estimate is not None else "")
-
-    columns = [column(title, name) for title, name in fixed.items()]
-    columns.insert(1, (f"its floor{of}", floor))
-    known = {*fixed.values(), "class_accuracy"}
-    others = [name for row in rows if row.space == space for name in row.measured if name.endswith(ending)]
-    return columns + [
-        _other(name, name.removesuffix(ending) + of) for name in dict.fromkeys(others) if name not in known
-    ]
-
-
-def _other(name: str, title: str) -> Column:
-    decimals = 3 if name == "class_accuracy" else None
-    return title.replace("_", " ", title.partition(",")[0].count("_")), lambda row: _with_std(row, name, decimals)
-
-
-def _with_std(row: Row, name: str, decimals: int | None) -> str:
-    """With so many decimals, but 3 significant digits at least; None is no more than those."""
+def _with_std(row: Row, name: str, decimals: int) -> str:
+    """With so many decimals, but 3 significant digits at least."""
     number, std = row.values.get(name), row.values.get(f"{name}_std")
-    value, spread = _decimals(number, decimals or 0), _decimals(std, decimals or 0, digits=2)
+    value, spread = _decimals(number, decimals), _decimals(std, decimals, digits=2)
     return f"{value} ± {spread}" if value and spread else value
 
 

@@ -25,7 +25,7 @@ from dit_moe.studies.results import gather
 from dit_moe.studies.score import SCORE, check_config, check_scoring, read_loss, read_score, score_loss, score_metric
 from dit_moe.studies.study import Study, find_study, load_study
 from dit_moe.studies.table import to_csv, to_markdown
-from dit_moe.studies.timing import is_of_here, read_timing, time_variants
+from dit_moe.studies.timing import read_timing, time_variants, was_measured_here
 from dit_moe.tasks.train import prepare, resolve_for_dry_run, train
 from dit_moe.training.run_start import is_begun
 
@@ -129,7 +129,7 @@ class StudyFolder:
         """Time the variants, unless this machine did so with the same runs, software and threads; whether it did."""
         first, steps = first_of_variants(runs), self.study.timing_steps
         timing = read_timing(self.out, first, steps)
-        if timing is not None and is_of_here(timing, first):
+        if timing is not None and was_measured_here(timing, first):
             return False
         try:
             time_variants(self.out, first, steps)

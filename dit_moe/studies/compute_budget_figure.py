@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dit_moe.plotting import INK, LINES, MARKERS, PAPER, canvas, labels_above, styled
+from dit_moe.studies.table import si_prefix
 from dit_moe.tables import markdown_table
 
-PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 MEASURES = {  # name: what it is called, what its FLOPs are of; all are the better the lower
     "loss": ("held-out loss", "FLOPs per image and network evaluation"),
     "distance": ("Fréchet distance", "FLOPs per image sampled"),
@@ -17,10 +17,6 @@ MEASURES = {  # name: what it is called, what its FLOPs are of; all are the bett
 ROUTERS = {"dtopp": "DTop-p", "topp": "top-p", "topk": "top-k"}
 
 Entry = Mapping[str, Any]  # name, router and points of a run; a point has a target, None as trained, and its measures
-
-
-def _prefix(flops: float) -> tuple[float, str]:
-    return next((each for each in PREFIXES if flops >= each[0]), PREFIXES[-1])
 
 
 def _measures(runs: Sequence[Entry]) -> list[str]:
@@ -46,7 +42,7 @@ def draw_compute_budget(runs: Sequence[Entry], *, dark: bool = False) -> Any:
     for name, axis in zip(names, axes[:, 0], strict=True):
         label, of = MEASURES[name]
         largest = max(measure["flops"] for run in runs for _, measure in _points(run, name))
-        scale, prefix = _prefix(largest)
+        prefix, scale = si_prefix(largest)
         floors = set()
         for number, run in enumerate(runs):
             points = list(_points(run, name))
@@ -112,5 +108,5 @@ def _cells(measure: Mapping[str, Any] | None) -> list[str]:
     value = f"{measure['value']:.4g}"
     if measure.get("std") is not None:
         value += f" ± {measure['std']:.2g}"
-    scale, prefix = _prefix(measure["flops"])
+    prefix, scale = si_prefix(measure["flops"])
     return [value, f"{measure['active']:.3f}", f"{measure['flops'] / scale:.4g} {prefix}".strip()]

@@ -26,7 +26,7 @@ def draw_active_over_training(results: Mapping[str, Any], *, dark: bool = False)
     rows = [row for row in summaries(results) if any(run["curves"]["active"] for run in row.runs)]
     if not rows:
         return None
-    controlled = [row for row in rows if row.variant["controlled"]]
+    controlled = [row for row in rows if row.is_controlled]
     styles = styles_of(results["variants"])
     heights = [max(3.2, FONT_SIZE * LINE_SPACING * len(rows) / 72 + 0.4), *[STRIP] * len(controlled)]
     extra = 0.85 if controlled else 0.6  # for what is written above and below

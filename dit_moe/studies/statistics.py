@@ -108,6 +108,10 @@ class VariantSummary:
         return self.variant["name"] == self.baseline["name"]
 
     @property
+    def is_controlled(self) -> bool:
+        return bool(self.variant["controlled"])
+
+    @property
     def off_target(self) -> float | None:
         """How far training's mean was from the target, as a share of it, with the seed that was furthest from it."""
         off = [run["training_active"]["mean"] / self.target - 1 for run in self.runs if run["training_active"]]

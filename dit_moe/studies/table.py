@@ -17,7 +17,7 @@ from dit_moe.tables import markdown_table
 
 Column = tuple[str, Callable[[VariantSummary], str]]
 MOST = 6  # decimals
-POWERS = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
+PREFIXES = {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
 
 
 def to_markdown(results: Mapping[str, Any]) -> str:
@@ -67,8 +67,12 @@ def _columns(results: Mapping[str, Any], rows: Sequence[VariantSummary]) -> list
 
 def flops_unit(rows: Iterable[VariantSummary]) -> tuple[str, float]:
     """SI prefix and its factor, in which the cheapest variant's FLOPs are at least 1."""
-    least = min((row.flops.mean for row in rows if row.flops is not None), default=1.0)
-    return next(((prefix, power) for prefix, power in POWERS.items() if least >= power), ("", 1.0))
+    return si_prefix(min((row.flops.mean for row in rows if row.flops is not None), default=1.0))
+
+
+def si_prefix(number: float) -> tuple[str, float]:
+    """The largest SI prefix, and its factor, in which a number is at least 1."""
+    return next(((prefix, power) for prefix, power in PREFIXES.items() if number >= power), ("", 1.0))
 
 
 def _wanted(row: VariantSummary) -> str:
@@ -181,25 +185,21 @@ def _intervals(results: Mapping[str, Any], rows: Sequence[VariantSummary]) -> st
 
 
 def _control(rows: Sequence[VariantSummary]) -> str:
-    steered = [(abs(row.off_target), row) for row in rows if _is_steered(row) and row.off_target is not None]
-    if not steered:
+    controlled = [(abs(row.off_target), row) for row in rows if row.is_controlled and row.off_target is not None]
+    if not controlled:
         return ""
-    furthest, row = max(steered, key=lambda each: each[0])
-    which = row.label_of_all + " is the furthest" * (len(steered) > 1)
+    furthest, row = max(controlled, key=lambda each: each[0])
+    which = row.label_of_all + " is the furthest" * (len(controlled) > 1)
     return (
-        f"Steered routers are within {100 * furthest:.2g} % of their target in the mean over the last quarter of "
+        f"Controlled routers are within {100 * furthest:.2g} % of their target in the mean over the last quarter of "
         f"training, with every seed ({which})."
     )
 
 
 def _drift(rows: Sequence[VariantSummary]) -> str:
-    free = [row for row in rows if not _is_steered(row) and row.off_target is not None and abs(row.off_target) > 0.01]
+    free = [row for row in rows if not row.is_controlled and row.off_target is not None and abs(row.off_target) > 0.01]
     drifts = ", ".join(f"{row.label_of_all} {signed(100 * (row.off_target or 0.0), 0)} %" for row in free)
-    return f"Not at their target there, as nothing steers them; with the furthest seed: {drifts}." if drifts else ""
-
-
-def _is_steered(row: VariantSummary) -> bool:
-    return bool(row.variant["controlled"])
+    return f"Not at their target there, as nothing controls them; with the furthest seed: {drifts}." if drifts else ""
 
 
 def _flops(results: Mapping[str, Any], rows: Sequence[VariantSummary]) -> str:
@@ -266,7 +266,7 @@ def _plain(value: object) -> str:
 
 
 def signed(number: float, decimals: int) -> str:
-    """With a sign, which nothing has not."""
+    """With a sign, unless it is rounded to 0."""
     text = f"{number:+.{decimals}f}".replace("-", "−")
     return text if text.strip("+−0.") else text[1:]
 

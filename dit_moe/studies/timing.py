@@ -35,7 +35,7 @@ def read_timing(out: Path, runs: Sequence[PlannedRun], steps: int) -> dict[str, 
     return found if all(found.get(key) == value for key, value in _identity(runs, steps).items()) else None
 
 
-def is_of_here(timing: dict[str, Any], runs: Sequence[PlannedRun]) -> bool:
+def was_measured_here(timing: dict[str, Any], runs: Sequence[PlannedRun]) -> bool:
     """Whether this process, with this software and so many threads, made it."""
     return bool(timing["made"] == _made(runs))
 

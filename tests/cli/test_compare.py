@@ -119,9 +119,9 @@ def test_killed_at_any_time_it_goes_on_to_the_same_results(finished, study, copy
 def test_times_of_other_runs_are_not_read_and_times_made_elsewhere_are_told_apart(finished, study):
     runs = plan(load_study(study), study.parent, finished)
     timing = study_timing.read_timing(finished, runs, 1)
-    assert study_timing.is_of_here(timing, runs)
+    assert study_timing.was_measured_here(timing, runs)
     for key, value in (("threads", 99), ("versions", {"torch": "0.1"}), ("machine", {"cpu": "abacus"})):
-        assert not study_timing.is_of_here({**timing, "made": timing["made"] | {key: value}}, runs), key
+        assert not study_timing.was_measured_here({**timing, "made": timing["made"] | {key: value}}, runs), key
     assert study_timing.read_timing(finished, runs, 2) is None
     changed = plan(load_study(study, ["train.micro_batch=4"]), study.parent, finished)
     assert study_timing.read_timing(finished, changed, 1) is None

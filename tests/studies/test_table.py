@@ -98,9 +98,9 @@ def test_notes_say_who_keeps_the_target_and_who_drifts():
     for run, mean in zip(made["variants"][6]["runs"], (1.9, 2.0, 2.1), strict=True):
         run["training_active"]["mean"] = mean
     text = to_markdown(made)
-    note = next(line for line in text.splitlines() if "Steered routers" in line)
+    note = next(line for line in text.splitlines() if "Controlled routers" in line)
     assert "within 5 % of their target" in note and "with every seed (DTop-p layer-wise is the furthest)" in note
-    drift = next(line for line in text.splitlines() if "nothing steers them" in line)
+    drift = next(line for line in text.splitlines() if "nothing controls them" in line)
     assert "top-p 0.5 −50 %" in drift and "DTop-p without PI" in drift and "top-k" not in drift
 
 
@@ -111,7 +111,7 @@ def test_a_run_without_its_log_is_named_and_the_others_tell_of_training():
     run["curves"] = {"step": [], "loss": [], "active": None, "active_std": None, "p": None}
     text = to_markdown(made)
     assert "**No log.jsonl**, and so nothing of the training, in runs/compare-digits/dtopp-s0." in text
-    assert "Steered routers are within" in text
+    assert "Controlled routers are within" in text
 
 
 def test_runs_made_alike_are_told_once_and_timing_has_its_own_machine():

@@ -1,1 +1,1 @@
-"""Where the experts go: what the routers of a trained network do on held-out data, counted, drawn and told."""
+"""Where the experts go: what the routers of a trained network do on held-out data, counted, drawn and described."""

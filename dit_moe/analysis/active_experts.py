@@ -57,7 +57,7 @@ def layer_figures(stats: RoutingStats) -> Iterator[ReportFigure]:
     caption = (
         f"Layer {layers[high]} uses the most experts, {active_L[high]:.2f} a token, layer {layers[low]} the fewest, "
         f"{active_L[low]:.2f}. Tokens differ the most in layer {layers[varied]}: {active_L[varied]:.2f} ± "
-        f"{std_L[varied]:.2f}. In layer {layers[alone]}, {percent(single_L[alone])} of the tokens make do with one."
+        f"{std_L[varied]:.2f}. In layer {layers[alone]}, {percent(single_L[alone])} of the tokens use only one."
     )
     yield ReportFigure(
         name="active_per_token",
@@ -215,8 +215,8 @@ def _draw_positions_in_image(active_LS: np.ndarray, layers: Sequence[int], *, da
 
 def _text_positions(stats: RoutingStats) -> Iterator[ReportFigure]:
     assert stats.position_S is not None and stats.tokens_S is not None
-    told_S = stats.tokens_S >= RARE * stats.tokens_S.mean()
-    active_LS, tokens_S, first_S = stats.active_LS[:, told_S], stats.tokens_S[told_S], stats.position_S[told_S]
+    enough_S = stats.tokens_S >= RARE * stats.tokens_S.mean()
+    active_LS, tokens_S, first_S = stats.active_LS[:, enough_S], stats.tokens_S[enough_S], stats.position_S[enough_S]
     bins = len(first_S)
     if bins < 2:
         return
@@ -226,7 +226,7 @@ def _text_positions(stats: RoutingStats) -> Iterator[ReportFigure]:
         np.average(active_LS[:, some].mean(0), weights=tokens_S[some]) for some in (slice(start), slice(half, None))
     )
     beginning = f"{start * width} tokens use" if start * width > 1 else "token uses"
-    cut = "" if told_S.all() else " Positions that few windows reach are left out."
+    cut = "" if enough_S.all() else " Positions that few windows reach are left out."
     yield ReportFigure(
         name="active_by_position",
         section="Positions",
@@ -265,7 +265,7 @@ def _most_different(active_LS: np.ndarray, layers: Sequence[int]) -> str:
 
 
 def class_and_token_figures(stats: RoutingStats) -> Iterator[ReportFigure]:
-    if stats.tells_classes and stats.active_LC is not None and stats.images_C is not None:
+    if stats.can_compare_classes and stats.active_LC is not None and stats.images_C is not None:
         counted = f" Counted on {images_per_class(stats.images_C)}."
         yield _kinds_figure("class", "classes", stats.active_LC, stats.class_names_C, stats.layers_L, counted)
     tokens = stats.tokens

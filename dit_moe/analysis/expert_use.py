@@ -46,13 +46,13 @@ GREY = f"; grey: an expert with less than {RARE:g} of an even load"
 
 
 def expert_use_figures(stats: RoutingStats) -> Iterator[ReportFigure]:
-    """Load, company, and what the experts are for."""
+    """Their load, which share tokens, and what they specialise in."""
     yield _load_figure(stats)
     if float(stats.share_LE[:, 1:].sum()) > 0:
         yield _together_figure(stats)
     tokens = stats.tokens
     by_what = {
-        "classes": stats.load_LCE if stats.tells_classes else None,
+        "classes": stats.load_LCE if stats.can_compare_classes else None,
         "noise levels": stats.load_LTE,
         "frequent tokens": None if tokens is None else tokens.load_LVE,
     }
@@ -123,11 +123,11 @@ def _together_figure(stats: RoutingStats) -> ReportFigure:
     lifts_LEE = np.stack([lift(together_EE) for together_EE in stats.together_LEE])
     busy_LE = stats.load_LE * stats.experts >= 0.5
     common_LEE = np.where(busy_LE[:, :, None] & busy_LE[:, None], lifts_LEE, np.nan)
-    told = ""
+    extremes = ""
     if not np.isnan(common_LEE).all():
         high = np.unravel_index(int(np.nanargmax(common_LEE)), common_LEE.shape)
         low = np.unravel_index(int(np.nanargmin(common_LEE)), common_LEE.shape)
-        told = (
+        extremes = (
             f"Among experts with at least half an even load, {high[1]} and {high[2]} of layer "
             f"{stats.layers_L[high[0]]} are together {common_LEE[high]:.2f} times as often as their loads make it, "
             f"{low[1]} and {low[2]} of layer {stats.layers_L[low[0]]} {common_LEE[low]:.2f} times. "
@@ -137,8 +137,8 @@ def _together_figure(stats: RoutingStats) -> ReportFigure:
         section="Experts",
         title="Which experts share a token",
         caption=(
-            f"{told}1× is what experts chosen by load alone would have, with as many of them a token as the layer has"
-            f"{GREY}.{some_layers_drawn(len(stats.layers_L), PAIR_PANELS)}"
+            f"{extremes}1× is what experts chosen by load alone would have, with as many of them a token as the layer "
+            f"has{GREY}.{some_layers_drawn(len(stats.layers_L), PAIR_PANELS)}"
         ),
         alt=(
             "For each layer drawn, a matrix of experts by experts; colour is how often two share a token, over what "
@@ -150,7 +150,7 @@ def _together_figure(stats: RoutingStats) -> ReportFigure:
 
 @styled
 def _draw_together(together_LEE: np.ndarray, layers: Sequence[int], *, dark: bool = False) -> Any:
-    """How much oftener than their loads make it, two experts serve the same token, layer by layer."""
+    """How much more often than their loads alone make it two experts serve the same token, layer by layer."""
     experts = together_LEE.shape[1]
     lifts_LEE = np.stack([lift(together_EE) for together_EE in together_LEE])
     if experts > FEW_EXPERTS:

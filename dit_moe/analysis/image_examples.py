@@ -54,7 +54,7 @@ def image_example_figures(stats: RoutingStats) -> Iterator[ReportFigure]:
             title=f"The first image, layer by layer (class {examples.classes_M[0]})",
             caption=(
                 f"Patches differ the most in layer {stats.layers_L[widest]}: by {spread_L[widest]:.1f} experts from "
-                "the thriftiest to the most expensive patch, on average over the noise levels."
+                "the cheapest to the most expensive patch, on average over the noise levels."
             ),
             alt="Maps of the active experts of each patch, a row for each layer and a column for each noise level.",
             draw=partial(_draw_image_by_layer, examples, 0, stats.layers_L),

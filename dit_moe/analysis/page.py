@@ -143,7 +143,7 @@ def _tiles(stats: RoutingStats) -> Iterator[dict[str, str]]:
     yield {"value": f"{stats.active:.2f}", "label": f"active experts per token ({stats.target})"}
     if stats.fixed_number is None:
         low, high = int(stats.active_L.argmin()), int(stats.active_L.argmax())
-        label = f"from the thriftiest layer ({stats.layers_L[low]}) to the most expensive ({stats.layers_L[high]})"
+        label = f"from the cheapest layer ({stats.layers_L[low]}) to the most expensive ({stats.layers_L[high]})"
         yield {"value": f"{stats.active_L[low]:.2f}–{stats.active_L[high]:.2f}", "label": label}
         if stats.active_LT is not None and stats.times_T is not None:
             mean_T = stats.active_LT.mean(0)[np.argsort(-stats.times_T)]
@@ -164,7 +164,7 @@ def _notes(stats: RoutingStats) -> Iterator[str]:
             f"Nothing holds the routers to a number of experts here: {stats.target} is what the experts' width is made "
             "for."
         )
-    if stats.images_C is not None and len(stats.images_C) > 1 and not stats.tells_classes:
+    if stats.images_C is not None and len(stats.images_C) > 1 and not stats.can_compare_classes:
         yield (
             f"Classes are left out: with {images_per_class(stats.images_C)}, differences between them are mostly those "
             f"of single images. From a mean of {CLASS_IMAGES} on they are drawn; --images takes more."
@@ -183,7 +183,7 @@ def _tables(stats: RoutingStats) -> Iterator[tuple[str, _Table]]:
     if stats.active_LT is not None and stats.times_T is not None and stats.active_LT.size <= SMALL_TABLE:
         columns = {f"t = {time:.2f}": active_L for time, active_L in zip(stats.times_T, stats.active_LT.T, strict=True)}
         yield "Noise levels", _by_layer("Active experts as a table", columns, stats)
-    if stats.tells_classes and stats.active_LC is not None and stats.active_LC.size <= SMALL_TABLE:
+    if stats.can_compare_classes and stats.active_LC is not None and stats.active_LC.size <= SMALL_TABLE:
         yield "Classes", _by_kind("class", stats.class_names_C, stats.active_LC, stats)
     if stats.tokens is not None and stats.tokens.active_LV.size <= SMALL_TABLE:
         counted = zip(stats.tokens.tokens_V, stats.tokens.count_V, strict=True)
@@ -197,13 +197,13 @@ def _layers_table(stats: RoutingStats) -> _Table:
         "± over tokens": stats.active_std_L,
         "effective experts": stats.effective_L,
         "busiest, × even": stats.load_LE.max(1) * stats.experts,
-        "idlest, × even": stats.load_LE.min(1) * stats.experts,
+        "least used, × even": stats.load_LE.min(1) * stats.experts,
     }
     if stats.load_LTE is not None:
         columns["bits on noise level"] = specialisation(stats.load_LTE)
-    if stats.tells_classes and stats.load_LCE is not None:
+    if stats.can_compare_classes and stats.load_LCE is not None:
         columns["bits on class"] = specialisation(stats.load_LCE)
-    if stats.tells_classes and stats.shuffled_LCE is not None:
+    if stats.can_compare_classes and stats.shuffled_LCE is not None:
         columns["of these by chance"] = specialisation(stats.shuffled_LCE)
     if stats.tokens is not None and stats.tokens.load_LVE is not None:
         columns["bits on token"] = specialisation(stats.tokens.load_LVE)

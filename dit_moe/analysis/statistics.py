@@ -104,7 +104,7 @@ class RoutingStats:
     training: RouterCurves | None = None
 
     @property
-    def tells_classes(self) -> bool:
+    def can_compare_classes(self) -> bool:
         """Whether there are classes, and images enough of each: differences of fewer are mostly those of images."""
         return self.images_C is not None and len(self.images_C) > 1 and bool(self.images_C.mean() >= CLASS_IMAGES)
 
@@ -142,7 +142,7 @@ def _common(load_LE: np.ndarray) -> np.ndarray:
 
 
 def relative_load(load_LXE: np.ndarray) -> np.ndarray:
-    """How much oftener than on average over X each expert is used: 1 is as often; NaN for rare experts."""
+    """How much more often than on average over X each expert is used: 1 is as often; NaN for rare experts."""
     mean_L1E = load_LXE.mean(1, keepdims=True)
     return np.divide(load_LXE, mean_L1E, out=np.full_like(load_LXE, np.nan, dtype=float), where=_common(mean_L1E))
 
@@ -168,13 +168,13 @@ def most_bits(load_LXE: np.ndarray) -> float:
 
 
 def lift(together_EE: np.ndarray) -> np.ndarray:
-    """How much oftener than their loads make it two experts share a token; NaN on the diagonal and for rare experts.
+    """How much more often than their loads make it two experts share a token; NaN on the diagonal and for rare experts.
 
     1 is neutral for every router: independent choices, scaled to as many pairs of experts as the layer's tokens have.
     Top-2 of 8 experts without any preference has 4/7 of the pairs of independent choices, as no token has 0 or 8.
     """
     use_E = np.diagonal(together_EE)
-    told_E = _common(use_E / use_E.sum())
+    common_E = _common(use_E / use_E.sum())
     expected_EE = np.outer(use_E, use_E)
     apart_EE = ~np.eye(len(use_E), dtype=bool)
     if expected_EE[apart_EE].sum() > 0:
@@ -183,7 +183,7 @@ def lift(together_EE: np.ndarray) -> np.ndarray:
         together_EE,
         expected_EE,
         out=np.full(expected_EE.shape, np.nan),
-        where=np.outer(told_E, told_E) & (expected_EE > 0),
+        where=np.outer(common_E, common_E) & (expected_EE > 0),
     )
     np.fill_diagonal(lift_EE, np.nan)
     return lift_EE
@@ -217,7 +217,7 @@ def write_stats(stats: RoutingStats, folder: Path, pictures: Sequence[str] = ())
 
 
 def _listed_pictures(path: Path) -> list[str]:
-    """Of an earlier report; nothing but names of PNGs in the same folder, whatever became of the file."""
+    """Of an earlier report; nothing but names of PNGs in the same folder, even if the file is damaged."""
     try:
         names = json.loads(path.read_text(encoding="utf-8"))["pictures"]
         return [name for name in names if Path(name).name == name and name.endswith(".png")]

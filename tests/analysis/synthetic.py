@@ -2,7 +2,7 @@
 
 # L layers, E experts, T noise levels, C classes, S positions, M images, W tokens, V kinds, U steps
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -134,18 +134,6 @@ def text(*, layers: int = 6, experts: int = 8, bins: int = 64, target: float = 2
 
 def bare(stats: RoutingStats) -> RoutingStats:
     """The same, without anything optional."""
-    return replace(
-        stats,
-        times_T=None,
-        active_LT=None,
-        load_LTE=None,
-        class_names_C=[],
-        images_C=None,
-        active_LC=None,
-        load_LCE=None,
-        shuffled_LCE=None,
-        examples=None,
-        tokens=None,
-        passage=None,
-        training=None,
-    )
+    positions = ("position_S", "tokens_S")  # text has always these
+    optional = {each.name: None for each in fields(stats) if each.default is None and each.name not in positions}
+    return replace(stats, **optional, class_names_C=[])

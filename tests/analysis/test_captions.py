@@ -82,50 +82,33 @@ MAPS = replace(
         (SEEN, "active_per_token", "Layer 2 uses the most experts, 1.75 a token, layer 0 the fewest, 1.25."),
         (SEEN, "active_per_token", "Tokens differ the most in layer 2: 1.75 ± 0.50. In layer 0, 75 % of the tokens"),
         (SEEN, "active_by_layer_and_time", "Blue cells use fewer experts than 1.5 (target), red ones more."),
-        (NOMINAL, "active_by_layer_and_time", "Blue cells use fewer experts than 2 (nominal), red ones more."),
-        (NOMINAL, "active_by_layer_and_time", "The farthest from it is layer 0 at t = 0.25, with 1.00."),
+        (
+            NOMINAL,
+            "active_by_layer_and_time",
+            "than 2 (nominal), red ones more. The farthest from it is layer 0 at t = 0.25,",
+        ),
         (SEEN, "active_over_time", "from noise (t = 0.75) to data (t = 0.25) the mean of the layers goes from 1.75 to"),
         (SEEN, "active_over_time", "to 1.25 experts a token. Layer 0 changes the most: between 1.00 and 1.50."),
         (MAPS, "maps", "At t = 0.75 patches take between 1.50 and 3.50, at t = 0.25 between 1.00 and 1.50."),
-        (MAPS, "maps_by_layer", "Patches differ the most in layer 0: by 1.5 experts from the thriftiest"),
+        (MAPS, "maps_by_layer", "Patches differ the most in layer 0: by 1.5 experts from the cheapest"),
         (SEEN, "active_by_position", "Patches at the image's edge use 1.38 experts, those inside 1.88 (mean of"),
         (SEEN, "active_by_position", "Positions differ the most in layer 0, by up to 1.00 experts."),
-        (
-            READ,
-            "active_by_position",
-            "The first 8 tokens use 2.00 experts (mean of the layers), those from 16 on 1.25",
-        ),
-        (
-            READ,
-            "active_by_position",
-            "by up to 1.00 experts. Positions that few windows reach are left out.",
-        ),
+        (READ, "active_by_position", "The first 8 tokens use 2.00 experts (mean of the layers), those from 16 on"),
+        (READ, "active_by_position", "by up to 1.00 experts. Positions that few windows reach are left out."),
         (SEEN, "active_by_class", "The most experts are used by class dog, 1.75 (mean of the layers), the fewest by"),
         (SEEN, "active_by_class", "by class cat, 1.25: 40 % apart."),
         (SEEN, "active_by_class", "Counted on 12 to 20 images a class."),
-        (
-            READ,
-            "active_by_token",
-            "token “,”, 2.00 (mean of the layers), the fewest by token “␣”, 1.00: 100 % apart.",
-        ),
+        (READ, "active_by_token", "token “,”, 2.00 (mean of the layers), the fewest by token “␣”, 1.00: 100 %"),
         (SEEN, "load", "The least balanced layer, 0, has a load worth 2.8 evenly used experts of 4"),
         (SEEN, "load", "The busiest expert, 0 of layer 0, gets 2.0 times an even share; 1 of 8 gets less than a tenth"),
         (SEEN, "together", "0 and 1 of layer 0 are together 2.00 times as often as their loads make it, 0 and 2 of"),
         (SEEN, "together", "0 and 2 of layer 0 0.00 times. 1× is what experts chosen by load alone would have"),
-        (
-            SEEN,
-            "specialisation",
-            "between classes in layer 0, 1.000 of at most 1 bits; between noise levels in",
-        ),
+        (SEEN, "specialisation", "between classes in layer 0, 1.000 of at most 1 bits; between noise levels in"),
         (SEEN, "specialisation", "With 12 to 20 images a class some of it is chance: dashed, 0.500 bits at most"),
         (READ, "specialisation", "frequent tokens in layer 0, 1.000 of at most 1 bits."),
         (READ, "specialisation", "A token seldom met looks special by chance; the rarest of these was met 31 times."),
         (SEEN, "experts_by_time", "expert 1 of layer 0, 2.00 times as often as on average at t = 0.75."),
-        (
-            SEEN,
-            "experts_by_class",
-            "expert 0 of layer 0, 2.00 times as often as on average for class cat. Counted on",
-        ),
+        (SEEN, "experts_by_class", "expert 0 of layer 0, 2.00 times as often as on average for class cat."),
         (READ, "experts_by_token", "expert 0 of layer 0, 2.00 times as often as on average for token “␣”."),
         (SEEN, "training", "tokens used 2.000 ± 0.000 experts (target 2). The threshold p went from 0.90 to 0.40."),
         (SEEN, "training", "θ ended between 0.75 (layer 2) and 1.50 (layer 0)."),
@@ -138,8 +121,8 @@ def test_a_caption_says_what_the_numbers_say(stats, name, sentence):
 
 
 def test_every_kind_of_picture_has_its_sentence():
-    told = {row[1] for row in test_a_caption_says_what_the_numbers_say.pytestmark[0].args[1]}
-    assert {picture.name for stats in (MAPS, READ) for picture in figures_of(stats)} <= told
+    described = {row[1] for row in test_a_caption_says_what_the_numbers_say.pytestmark[0].args[1]}
+    assert {picture.name for stats in (MAPS, READ) for picture in figures_of(stats)} <= described
 
 
 def test_captions_of_text_speak_of_no_classes_or_images():

@@ -1,4 +1,4 @@
-"""What is told of an image model's routing is what its routers do at each noise level, class and patch."""
+"""What is counted of an image model's routing is what its routers do at each noise level, class and patch."""
 
 from dataclasses import replace
 
@@ -117,7 +117,7 @@ def test_fewer_images_are_evenly_spaced_over_the_data_and_progress_counts_all():
     assert sum(done) == 4 * 2
 
 
-def test_a_target_asked_for_is_the_one_told_and_what_the_routers_do():
+def test_a_target_asked_for_is_the_one_reported_and_what_the_routers_do():
     dataset = Chosen(list(range(20)))
     trained = collect_images(image_run(), dataset, times=4)
     run = with_sample(image_run(), target=1.25)

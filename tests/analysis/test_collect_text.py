@@ -1,4 +1,4 @@
-"""What is told of a language model's routing is what its routers do at the positions that predict."""
+"""What is counted of a language model's routing is what its routers do at the positions that predict."""
 
 import numpy as np
 import pytest
@@ -24,12 +24,12 @@ def scored(run, given, **options):
 
 @pytest.mark.parametrize("router", ROUTERS.names())
 @pytest.mark.parametrize("stride", [None, 5])
-def test_active_experts_are_those_that_perplexity_tells_layer_by_layer(router, stride):
+def test_active_experts_are_those_that_perplexity_counts_layer_by_layer(router, stride):
     run = text_run(f"model.moe={{router: {router}, every: 2}}", f"eval.stride={stride or 'null'}", "eval.batch_size=3")
-    stats = collect_text(run, documents())
-    wanted = scored(run, documents(), stride=stride)
+    stats = collect_text(run, documents(8))
+    wanted = scored(run, documents(8), stride=stride)
     assert stats.layers_L == [0, 2] and stats.kind == "text"
-    assert stats.facts["tokens counted"] == wanted.tokens and stats.facts["documents"] == 20
+    assert stats.facts["tokens counted"] == wanted.tokens and stats.facts["documents"] == 8
     np.testing.assert_allclose(stats.active_L, [each.mean for each in wanted.layers], atol=1e-3)  # of other batches
     assert stats.active == pytest.approx(wanted.active.mean, abs=1e-3)
     for shares in (stats.share_LE, stats.load_LE, stats.tokens.load_LVE):

@@ -29,7 +29,7 @@ class Reader(HTMLParser):
         self.open: list[str] = []
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
-        self.prefetcher(html)
+        self.feed(html)
         self.close()
         assert not self.open
 
@@ -163,7 +163,7 @@ def test_without_the_optional_parts_there_is_still_a_report(tmp_path: Path):
     assert [head["id"] for head in reader.all("h2")] == ["layers", "positions", "experts", "facts"]
 
 
-def test_a_router_of_fixed_number_is_told_in_a_sentence(tmp_path: Path):
+def test_a_fixed_number_of_experts_is_stated_in_a_sentence(tmp_path: Path):
     stats = synthetic.bare(synthetic.images())
     same = replace(stats, active_L=np.full(4, 2.0), active_std_L=np.zeros(4))
     _, reader = written(same, tmp_path)
@@ -173,7 +173,7 @@ def test_a_router_of_fixed_number_is_told_in_a_sentence(tmp_path: Path):
 
 @pytest.mark.parametrize("kind", ["images", "text"])
 @pytest.mark.parametrize("split", ["heldout", "train (nothing was held out)"])
-def test_the_split_is_told_as_it_is(tmp_path: Path, kind: str, split: str):
+def test_the_split_is_named(tmp_path: Path, kind: str, split: str):
     stats = getattr(synthetic, kind)()
     _, reader = written(replace(stats, facts=stats.facts | {"split": split}), tmp_path)
     assert f"split {split}" in reader.text and "held-out text" not in reader.text

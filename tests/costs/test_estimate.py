@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_said_with_settings_that_make_it_fit(made, gpu, gpu
         assert "warning" not in describe(made(**sections), gpu, gpus), option
 
 
-def test_what_fits_draws_no_warning_and_what_never_fits_is_told_so():
+def test_what_fits_draws_no_warning_and_what_never_fits_says_so():
     assert "warning" not in describe(image_experiment("DiT-S/2"))
     never = describe(image_experiment("DiT-H/2-64E8A"), "V100")
     assert "no setting helps; use more GPUs with train.parallel=fsdp2" in never

@@ -115,26 +115,6 @@ def test_activation_memory_is_what_autograd_keeps_at_another_number_of_active_ex
     )
 
 
-def test_recompute_keeps_one_block_and_the_inputs_of_all():
-    shape = {"width": 128, "heads": 4, **LATENTS}
-    bytes_of = {
-        (depth, recompute): activation_bytes(
-            DiTConfig(name="DiT-custom/2", depth=depth, recompute=recompute, **shape), 1000, "fp32"
-        )
-        for depth in (10, 20)
-        for recompute in (False, True)
-    }
-    assert bytes_of[20, True] - bytes_of[10, True] == 10 * 1000 * 64 * 128 * 4
-    assert bytes_of[20, False] - bytes_of[10, False] > 15 * (bytes_of[20, True] - bytes_of[10, True])
-
-
-@pytest.mark.parametrize("kind", ["dense", "dtopp", "lm_dense", "lm_dtopp"])
-def test_memory_grows_evenly_with_the_rows_of_a_forward_pass(kind):
-    config = shaped(kind, 64, recompute=False)
-    one, two, nine = (activation_bytes(config, rows, "bf16") for rows in (1, 2, 9))
-    assert nine - one == pytest.approx(8 * (two - one))
-
-
 # ------------------------------------------------------------------------- logits, and a whole step
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from dit_moe.models import DiTConfig, LMConfig
 from dit_moe.models.base import TransformerConfig
-from dit_moe.models.dit_config import FREQUENCIES
+from dit_moe.models.dit import FREQUENCIES
 from dit_moe.moe import MATRICES
 from dit_moe.text.objective import CHUNK
 

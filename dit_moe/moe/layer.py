@@ -32,11 +32,11 @@ class MoEConfig:
     shared_experts: int = 0  # experts that every token uses, beside the routed ones
     activation: Activation | None = None  # None: that of the dense feed-forward
     implementation: Implementation = "grouped"
-    every: int = 1  # MoE in every so-manieth block …
+    every: int = 1  # one block in this many is an MoE block …
     offset: int = 0  # … from this block on
 
     def __post_init__(self) -> None:
-        named = "or left out where the model's name says it"
+        named = "or left out where the model's name gives it"
         require(self.experts is None or self.experts >= 1, self, "experts", f"must be at least 1, {named}")
         require(self.target is None or self.target > 0, self, "target", f"must be above 0, {named}")
         for name in ("expert_hidden", "granularity"):

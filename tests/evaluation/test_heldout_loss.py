@@ -15,7 +15,7 @@ from dit_moe.diffusion.ddpm import DDPMConfig
 from dit_moe.diffusion.flow import FlowConfig
 from dit_moe.evaluation.heldout_loss import HeldoutConfig, heldout_loss
 from dit_moe.models import MODELS
-from dit_moe.models.dit_config import DiTConfig
+from dit_moe.models.dit import DiTConfig
 from dit_moe.moe import routers_of
 
 SHORT = HeldoutConfig(draws=2, batch_size=128)

@@ -11,6 +11,8 @@ from dit_moe import checkpoint
 from dit_moe.config import ConfigError
 from dit_moe.training import Hook, TrainingError
 
+pytestmark = pytest.mark.parametrize("family", ["DiT"], indirect=True)  # none of it depends on what is trained
+
 
 def poisoned(at, value=math.nan):
     """A preparation that spoils the rows of the data set whose first pixel sum says so."""
@@ -50,7 +52,6 @@ def test_a_diverging_loss_stops_before_the_update_and_says_where(build, family, 
     assert [path.name for path in checkpoint.checkpoints(tmp_path / "bad")] == ["step_00000010"]
 
 
-@pytest.mark.parametrize("family", ["DiT"], indirect=True)  # tokens are whole numbers
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_row_that_is_not_finite_is_named(build, tmp_path, value):
     trainer = build(tmp_path, prepare_batch=poisoned(3, value), p0=0.7, micro_batch=16)

@@ -16,6 +16,8 @@ from dit_moe.distributed import locked
 from dit_moe.training import Hook, Interrupted, TrainingError
 from tests.scripts import in_use, start
 
+ONE_FAMILY = pytest.mark.parametrize("family", ["DiT"], indirect=True)
+
 
 @pytest.fixture(scope="module")
 def unbroken(build, tmp_path_factory):
@@ -41,21 +43,13 @@ def killed(family, data, tmp_path):
     return killed_at
 
 
-def test_killed_and_resumed_equals_unbroken_bit_for_bit(build, killed, tmp_path, unbroken):
-    killed("step:15")
-    assert_goes_on_from_step_10(build, tmp_path, unbroken)
-
-
-@pytest.mark.parametrize("family", ["DiT"], indirect=True)  # files are files
 @pytest.mark.parametrize(
-    "file", ["ema.safetensors", "state.json"], ids=["in the middle of a checkpoint", "before a checkpoint is renamed"]
+    ("family", "event"), [("LM", "step:15"), ("DiT", "state.json:2")], indirect=["family"], ids=["between", "saving"]
 )
-def test_killed_while_it_saves_it_goes_on_from_the_checkpoint_before(build, killed, tmp_path, unbroken, file):
-    killed(f"{file}:2")
-    assert_goes_on_from_step_10(build, tmp_path, unbroken)
-
-
-def assert_goes_on_from_step_10(build, tmp_path, unbroken):
+def test_killed_between_checkpoints_or_while_it_saves_and_resumed_equals_unbroken_bit_for_bit(
+    build, killed, tmp_path, unbroken, event
+):
+    killed(event)
     assert log(tmp_path)[-1]["step"] >= 15, "the log has gone further than the checkpoint"
     assert checkpoint.open_checkpoint(tmp_path).step == 10
 
@@ -68,6 +62,7 @@ def assert_goes_on_from_step_10(build, tmp_path, unbroken):
     assert names(tmp_path) == ["step_00000010", "step_00000020"]
 
 
+@ONE_FAMILY
 def test_a_run_whose_checkpoint_holds_p_goes_on_from_the_same_thresholds_in_weights_and_average(
     build, tmp_path, unbroken
 ):
@@ -91,6 +86,7 @@ def test_a_run_whose_checkpoint_holds_p_goes_on_from_the_same_thresholds_in_weig
             torch.testing.assert_close(tensor, before[name], rtol=near, atol=0, msg=name)
 
 
+@ONE_FAMILY
 def test_the_log_of_a_resumed_run_has_every_line_once(build, tmp_path, unbroken):
     build(tmp_path, steps=10).train()
     with (tmp_path / "log.jsonl").open("a") as file:
@@ -99,6 +95,7 @@ def test_the_log_of_a_resumed_run_has_every_line_once(build, tmp_path, unbroken)
     assert log(tmp_path) == log(unbroken[0])
 
 
+@ONE_FAMILY
 def test_a_run_that_died_before_its_first_checkpoint_starts_anew(build, tmp_path, unbroken):
     tmp_path.joinpath("config.yaml").write_text(f"{OF_A_RUN}seed: 7\n")
     tmp_path.joinpath("log.jsonl").write_text('{"step": 5}\n')
@@ -107,6 +104,7 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_anew(build, tmp_path
     assert log(tmp_path) == log(unbroken[0])
 
 
+@ONE_FAMILY
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_step_under_way_and_the_run_goes_on_from_there(build, tmp_path, unbroken, signum):
     before = signal.getsignal(signum)
@@ -134,6 +132,7 @@ def test_a_finished_run_returns_at_once_and_touches_nothing(build, unbroken, cap
     assert "is finished: 20 steps; raise train.steps to go on" in capsys.readouterr().err.replace("\n", " ")
 
 
+@ONE_FAMILY
 def test_steps_and_intervals_may_change_on_resume(build, tmp_path):
     build(tmp_path, steps=5).train()
     settings = tmp_path / "config.yaml"
@@ -154,6 +153,7 @@ def test_another_config_is_refused_with_the_keys_that_differ_and_nothing_is_over
     assert contents(tmp_path) == before
 
 
+@ONE_FAMILY
 def test_a_run_that_is_being_trained_is_refused_before_anything_is_touched(build, tmp_path):
     build(tmp_path, steps=5).train()
     before = contents(tmp_path)
@@ -164,6 +164,7 @@ def test_a_run_that_is_being_trained_is_refused_before_anything_is_touched(build
     assert checkpoint.open_checkpoint(tmp_path).step == 7
 
 
+@ONE_FAMILY
 @pytest.mark.parametrize("name", ["config.yaml", "log.jsonl"])
 def test_no_file_of_a_user_is_taken_for_that_of_a_run(build, tmp_path, name):
     (tmp_path / name).write_text("seed: 0  # my own\n")
@@ -182,6 +183,7 @@ def test_a_disk_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):
     assert "cannot be locked (Function not implemented); start nothing else" in capsys.readouterr().err
 
 
+@ONE_FAMILY
 def test_training_holds_its_run_to_the_end_and_lets_it_go_even_when_it_fails(build, tmp_path):
     def hook(step, model):
         with (tmp_path / ".lock").open() as other, pytest.raises(BlockingIOError):
@@ -193,6 +195,7 @@ def test_training_holds_its_run_to_the_end_and_lets_it_go_even_when_it_fails(bui
     assert not (tmp_path / ".lock").exists()
 
 
+@ONE_FAMILY
 def test_another_precision_than_before_is_announced(build, tmp_path, capsys):
     build(tmp_path, steps=5).train()
     assert checkpoint.open_checkpoint(tmp_path).state["precision"] == "fp32"
@@ -205,6 +208,7 @@ def test_another_precision_than_before_is_announced(build, tmp_path, capsys):
     assert capsys.readouterr().err.count(note) == 1
 
 
+@ONE_FAMILY
 def test_a_damaged_checkpoint_stops_the_run_instead_of_starting_it_elsewhere(build, tmp_path):
     build(tmp_path).train()
     path = tmp_path / "checkpoints" / "step_00000020" / "model.safetensors"

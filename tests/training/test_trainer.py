@@ -11,6 +11,8 @@ from dit_moe.moe.routing import threshold_u
 from dit_moe.training import Hook
 from dit_moe.training.devices import placement
 
+ONE_FAMILY = pytest.mark.parametrize("family", ["DiT"], indirect=True)
+
 
 def test_micro_batches_give_the_same_update_and_as_many_controller_steps(build, tmp_path):
     build(tmp_path / "whole", steps=10).train()
@@ -78,6 +80,7 @@ def test_a_checkpoint_carries_the_controller_in_model_and_ema(build, tmp_path):
     assert [r.controller.u.item() for r in routers_of(trainer.ema.module)] == [t.item() for t in thresholds]
 
 
+@ONE_FAMILY
 def test_bf16_trains_close_to_fp32_with_fp32_weights(build, tmp_path):
     for precision in ("fp32", "bf16"):
         trainer = build(tmp_path / precision, steps=10, mixed_precision=precision)
@@ -89,18 +92,21 @@ def test_bf16_trains_close_to_fp32_with_fp32_weights(build, tmp_path):
     assert bf16 == pytest.approx(fp32, rel=0.02)  # bf16 keeps 8 bits
 
 
+@ONE_FAMILY
 def test_one_process_that_shares_with_none_is_a_plain_run(build, tmp_path):
     build(tmp_path / "ddp", steps=5).train()
     build(tmp_path / "fsdp2", steps=5, parallel="fsdp2").train()
     assert bits(tmp_path / "ddp", 5) == bits(tmp_path / "fsdp2", 5)
 
 
+@ONE_FAMILY
 def test_facts_are_kept_in_every_checkpoint(build, tmp_path):
     build(tmp_path, checkpoint_every=10).train()
     for folder in checkpoint.checkpoints(tmp_path):
         assert checkpoint.open_checkpoint(folder).state["class_names"] == list(DIGITS)
 
 
+@ONE_FAMILY
 def test_clipping_bounds_the_norm_of_the_update(build, tmp_path):
     trainer = build(tmp_path, steps=1, grad_clip=1e-3, log_every=1)
     norms = []
@@ -117,6 +123,7 @@ def test_clipping_bounds_the_norm_of_the_update(build, tmp_path):
     assert log(tmp_path)[0]["grad_norm"] > 1e-2
 
 
+@ONE_FAMILY
 def test_hooks_get_the_ema_model_in_evaluation_mode_without_gradients(build, tmp_path):
     calls = []
 
@@ -127,6 +134,7 @@ def test_hooks_get_the_ema_model_in_evaluation_mode_without_gradients(build, tmp
     assert calls == [(2, False, False, False), (4, False, False, False)]
 
 
+@ONE_FAMILY
 def test_the_routers_report_only_in_steps_that_are_logged(build, tmp_path, monkeypatch):
     asked = []
 
@@ -140,6 +148,7 @@ def test_the_routers_report_only_in_steps_that_are_logged(build, tmp_path, monke
     assert all("active" in line for line in log(tmp_path))
 
 
+@ONE_FAMILY
 def test_trackers_get_the_config_and_every_line_as_flat_numbers(build, tmp_path, tracked):
     build(tmp_path, steps=4, log_every=2, trackers=("tensorboard",)).train()
     (first, config), (two, line), (four, _), (last, _) = tracked

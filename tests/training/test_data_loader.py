@@ -20,6 +20,7 @@ def test_every_batch_is_read_once_and_none_past_the_end(build, tmp_path):
     assert trainer.prefetcher.dataset.asked == [part for batch in batches for part in (batch[:16], batch[16:])]
 
 
+@pytest.mark.parametrize("family", ["DiT"], indirect=True)
 def test_what_the_preparation_refuses_is_reported_with_step_and_rows(build, tmp_path):
     def prepare(raw, random):
         raise ValueError("the latents are not finite")
@@ -29,6 +30,7 @@ def test_what_the_preparation_refuses_is_reported_with_step_and_rows(build, tmp_
         trainer.train()
 
 
+@pytest.mark.parametrize("family", ["DiT"], indirect=True)
 def test_rows_that_cannot_be_read_end_the_run_after_the_step_before(build, tmp_path):
     trainer = build(tmp_path, checkpoint_every=1)
     read = trainer.prefetcher.dataset.dataset.__getitems__

@@ -65,7 +65,7 @@ class EvaluationText:
 
     documents: Iterable[Document]
     tokens: int | None  # as far as it is known
-    identity: dict[str, Any]  # JSON-ready: which documents they are
+    identity: dict[str, Any]  # which documents they are; JSON-ready
 
 
 def _read(path: Path) -> str:

@@ -15,14 +15,15 @@ from dit_moe.autoencoders import FIRST_STAGES, FirstStage
 from dit_moe.config import ConfigError, Tree, section
 from dit_moe.diffusion import OBJECTIVES, Objective
 from dit_moe.experiments.image import Experiment, identified, image_experiment, resolve_sampling
-from dit_moe.experiments.text import TextEvalConfig, TextExperiment, open_tokens, text_experiment
+from dit_moe.experiments.text import TextEvalConfig, TextExperiment, TextSampleConfig, open_tokens, text_experiment
 from dit_moe.models import LM, MODELS
-from dit_moe.moe.compute_budget import solve_budget
+from dit_moe.moe.compute_budget import ComputeBudget, solve_budget
 from dit_moe.sampling.generator import Generator, SampleConfig, choose_labels
-from dit_moe.text.compute_budget import read_some
+from dit_moe.text.sequences import TokenSequences
 from dit_moe.text.tokenizer import TextTokenizer, TokenizerConfig, open_tokenizer
 
 TOKENIZER = "tokenizer"  # folder of a language model's run that holds it
+BUDGET_ROWS, BUDGET_BATCH = 128, 16  # of tokens that a language model's compute budget is solved on
 EVAL_OPTIONS = {  # changes to the section `eval`, and the options of `dit-moe eval` that say the same
     "eval.seeds": "--seeds {value}",
     "eval.metrics": "--metrics",
@@ -189,17 +190,37 @@ def _set_experts(model: LM, experiment: TextExperiment) -> None:
 
     ConfigError if they are needed and not there.
     """
-    sample = experiment.sample
-    if sample.target is not None:
+    dataset = None
+    if experiment.sample.target is not None:
         try:
             dataset = open_tokens(experiment)
             identified(experiment.data, dataset)
         except ValueError as error:
             problem = f" is solved on the tokens that were trained on: {error}; bring them back, or set sample.p"
             raise ConfigError("sample.target", problem) from None
-    budget = solve_budget(sample, model, lambda budget: read_some(model, dataset, budget, sample.precision))
+    budget = solve_text_budget(experiment.sample, model, dataset)
     if budget is not None:
         budget.apply()
+
+
+def solve_text_budget(sample: TextSampleConfig, model: LM, dataset: TokenSequences | None) -> ComputeBudget | None:
+    """The compute budget that the section `sample` requests; None: as trained.
+
+    A target is solved on rows from all over the tokens of training, always the same, so that the solution depends on
+    nothing else.
+    """
+
+    def see_rows(budget: ComputeBudget) -> None:
+        assert dataset is not None, "a target is solved on tokens"
+        device, count = next(model.parameters()).device, min(BUDGET_ROWS, len(dataset))
+        chosen = [number * len(dataset) // count for number in range(count)]
+        autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=sample.precision == "bf16")
+        with torch.no_grad(), budget.at(), autocast:
+            for start in range(0, count, BUDGET_BATCH):
+                batch = dataset.__getitems__(chosen[start : start + BUDGET_BATCH])
+                model(*(each[:, :-1].to(device) for each in batch.values()), states=True)  # tokens, and documents
+
+    return solve_budget(sample, model, see_rows)
 
 
 def run_tokenizer(opened: checkpoint.Checkpoint) -> TextTokenizer:

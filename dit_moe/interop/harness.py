@@ -91,9 +91,9 @@ def run_tasks(
 
 
 def choose_tasks(path: Path | None = None, names: Sequence[str] = ()) -> tuple[list[TaskConfig], Any]:
-    """The tasks of a config file, or those named, by the file's options where it has them; and the harness's index.
+    """The tasks of a config file, or those `names` with the options that the file has for them; the harness's index.
 
-    ValueError for a task that the harness does not know, or that is listed twice, be it within a group.
+    ValueError for a task that the harness does not know, or that is listed twice, also within a group.
     """
     from lm_eval.tasks import TaskManager
 
@@ -145,7 +145,7 @@ def open_model(path: Path, overrides: Sequence[str], device: torch.device) -> Ha
 
     if (path / "config.json").is_file():
         if overrides:
-            raise ValueError(f"{overrides[0]}: {path} is no run, whose section `sample` could be changed; drop it")
+            raise ValueError(f"{overrides[0]}: {path} is not a run with a section `sample` to change; drop it")
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(path)
             tokenizer = AutoTokenizer.from_pretrained(path)

@@ -25,7 +25,7 @@ from dit_moe.distributed import join_processes, on_main
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
 from dit_moe.evaluation.text import HeldoutTextHook, heldout_text, perplexity
 from dit_moe.experiments.image import NOTHING_HELD_OUT
-from dit_moe.experiments.run import TOKENIZER, TextRun, open_text_run
+from dit_moe.experiments.run import TOKENIZER, TextRun, open_text_run, solve_text_budget
 from dit_moe.experiments.text import (
     TextExperiment,
     open_heldout,
@@ -39,12 +39,11 @@ from dit_moe.files import require_writable, write_atomically
 from dit_moe.locks import exclusive
 from dit_moe.models import LM
 from dit_moe.moe import measure_active
-from dit_moe.moe.compute_budget import solve_budget, thresholds
+from dit_moe.moe.compute_budget import thresholds
 from dit_moe.randomness import BatchRandom
 from dit_moe.rounding import rounded
 from dit_moe.sampling.outputs import FACTS, require_own_samples
 from dit_moe.tasks import HeldoutResult, Report, TrainingParts
-from dit_moe.text.compute_budget import read_some
 from dit_moe.text.ngram import TrigramModel
 from dit_moe.text.objective import NextToken
 from dit_moe.text.sequences import TokenSequences, open_shards
@@ -251,8 +250,7 @@ def _keep(tokenizer: TextTokenizer, folder: Path) -> None:
 def _sampled_experts(experiment: TextExperiment, network: nn.Module, dataset: TokenSequences) -> Iterator[None]:
     """While entered, the network uses as many experts as the section `sample` says."""
     assert isinstance(network, LM)
-    sample = experiment.sample
-    budget = solve_budget(sample, network, lambda budget: read_some(network, dataset, budget, sample.precision))
+    budget = solve_text_budget(experiment.sample, network, dataset)
     with nullcontext() if budget is None else budget.at():
         yield
 

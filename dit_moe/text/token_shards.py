@@ -10,7 +10,7 @@
         shards/00000.json …        written after its shard: sizes and hashes of it
 
 A document is stored as the end of text, then its tokens: that id ends the document before, and is the first context of
-its own. It stands nowhere else.
+its own. It occurs nowhere else.
 """
 
 # n documents of a shard
@@ -35,9 +35,9 @@ FORMAT = 1
 MANIFEST, SHARDS, TOKENIZER = "manifest.json", "shards", "tokenizer"
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 INDEX = np.dtype("<i8")  # of documents
-AGAIN = "run `dit-moe tokenize` again, which makes it anew"
-LOOKED_AT = 64  # documents of a shard, whose beginnings tell its tokens from another's
-MOST_OPEN = 512  # mapped files: each holds a descriptor, of which a process often may have 1024
+REMEDY = "run `dit-moe tokenize` again, which makes it anew"
+CHECKED_DOCUMENTS = 64  # of a shard, whose beginnings tell its tokens from those of another
+MAX_MAPPED_FILES = 512  # each holds a descriptor, of which a process often may have 1024
 
 
 class NoTokens(ValueError):
@@ -59,7 +59,7 @@ class TokenShard:
 
 @dataclass(frozen=True)
 class TokenManifest:
-    """Everything that is known of tokenised text. `read_token_manifest` gets one that is whole."""
+    """All facts about tokenised text. `read_token_manifest` reads one and checks that its shards are there."""
 
     tokenizer: Tree  # name, sha256, vocab_size, eos
     dtype: str
@@ -92,7 +92,7 @@ class TokenManifest:
 
     @property
     def origin(self) -> Tree:
-        """JSON-ready: what a model that was trained on the tokens has to keep for `require_held_out`."""
+        """What a model that was trained on the tokens keeps for `require_held_out`; JSON-ready."""
         return {"encoding": self.encoding, "fingerprint": self.fingerprint}
 
     def describe(self) -> str:
@@ -103,12 +103,12 @@ class TokenManifest:
     def require_tokenizer(self, tokenizer: TextTokenizer) -> None:
         """ValueError unless the tokens were made by this tokenizer."""
         if self.tokenizer["sha256"] != tokenizer.config.sha256:
-            problem = f"the tokens were made by {_named(self.tokenizer['name'], self.tokenizer['sha256'])}"
-            other = _named(tokenizer.name, tokenizer.config.sha256)
+            problem = f"the tokens were made by {_name_and_hash(self.tokenizer['name'], self.tokenizer['sha256'])}"
+            other = _name_and_hash(tokenizer.name, tokenizer.config.sha256)
             raise ValueError(f"{problem}, not by {other}; use that tokenizer, or tokenise the text anew")
 
 
-def _named(name: str, sha256: str | None) -> str:
+def _name_and_hash(name: str, sha256: str | None) -> str:
     return f"the tokenizer {name} ({(sha256 or '')[:12]})"
 
 
@@ -130,11 +130,11 @@ def require_held_out(trained: Tree, heldout: TokenManifest) -> None:
     contents = one["corpus"]["fingerprint"], other["corpus"]["fingerprint"]
     place, other_place = _place(one), _place(other)
     same_place = place[-1] is not None and place == other_place
-    # Names and sizes tell a source from another only where both splits are said to be of one.
+    # Names and sizes identify a source only if both splits were cut out of it.
     numbered = every is not None and of_other is not None
     if not (same_place or (numbered and contents[0] is not None and contents[0] == contents[1])):
         return
-    # Every 10th document is one of every 5th, and `first` changes neither; one more document changes all numbers.
+    # Every 10th document is also a 5th, and `first` changes neither; one more document changes all numbers.
     unchanged = None in contents or contents[0] == contents[1]
     apart = (one["split"], other["split"]) == ("train", "heldout") and numbered and of_other % every == 0
     if not (apart and unchanged):
@@ -153,7 +153,7 @@ def _place(encoding: Tree) -> tuple[str | None, ...]:
 
 
 def read_token_manifest(folder: str | Path, option: str = "data.path") -> TokenManifest:
-    """The manifest of a folder, which `option` names, whose shards are all there at their right sizes.
+    """The manifest of a folder, which `option` names; its shards are all there at their right sizes.
 
     Raises:
         NoTokens: there is none, or the tokenisation was not finished.
@@ -176,8 +176,8 @@ def read_token_manifest(folder: str | Path, option: str = "data.path") -> TokenM
 
 def require_whole(folder: Path, shard: TokenShard, dtype: str) -> None:
     """ValueError unless a shard's files are there at their right sizes."""
-    require_size(tokens_file(folder, shard), shard.tokens * DTYPES[dtype].itemsize, MANIFEST, AGAIN)
-    require_size(documents_file(folder, shard), shard.documents * 2 * INDEX.itemsize, MANIFEST, AGAIN)
+    require_size(tokens_file(folder, shard), shard.tokens * DTYPES[dtype].itemsize, MANIFEST, REMEDY)
+    require_size(documents_file(folder, shard), shard.documents * 2 * INDEX.itemsize, MANIFEST, REMEDY)
 
 
 def tokens_file(folder: Path, shard: TokenShard) -> Path:
@@ -211,7 +211,7 @@ class TokenShards:
     def tokenizer(self) -> TextTokenizer:
         """The tokenizer that was kept with the tokens; ValueError if it is not there as it was."""
         recorded = TokenizerConfig(name=self.manifest.tokenizer["name"], sha256=self.manifest.tokenizer["sha256"])
-        return open_tokenizer(recorded, self.folder / TOKENIZER, f"restore it from a copy, or {AGAIN}")
+        return open_tokenizer(recorded, self.folder / TOKENIZER, f"restore it from a copy, or {REMEDY}")
 
     def read(self, start: int, into: np.ndarray) -> None:
         """Fill an array with the tokens from `start` on, across shards if need be."""
@@ -239,10 +239,10 @@ class TokenShards:
         for number, shard in enumerate(self.manifest.shards):
             for path, known in self._files(shard):
                 if sha256_of(path) != known:
-                    raise ValueError(f"{path} was changed after it was written; restore it, or delete it and {AGAIN}")
+                    raise ValueError(f"{path} was changed after it was written; restore it, or delete it and {REMEDY}")
             starts, tokens = self._index(number)[:, 0], self._tokens(number)
             if int(tokens.max()) != shard.largest or not np.array_equal(np.flatnonzero(tokens == self.eos), starts):
-                raise ValueError(f"{self.folder}: the manifest is not of shard {shard.file}; delete it and {AGAIN}")
+                raise ValueError(f"{self.folder}: the manifest is not of shard {shard.file}; delete it and {REMEDY}")
             on_bytes(shard.bytes)
 
     def _files(self, shard: TokenShard) -> tuple[tuple[Path, str], tuple[Path, str]]:
@@ -261,24 +261,21 @@ class TokenShards:
 
 @cache  # once for each shard, however often it is mapped
 def _require_own(folder: Path, shard: TokenShard, dtype: str, eos: int) -> None:
-    """ValueError unless a shard's files are those of its place, as far as a few of its tokens tell."""
+    """ValueError if a shard's files were exchanged with another's, as far as a few of its documents show."""
     tokens, documents = tokens_file(folder, shard), documents_file(folder, shard)
     problem = "is not the file that was written here: was it exchanged with another shard's? Restore it, or delete it"
     if sha256_of(documents) != shard.documents_sha256:
-        raise ValueError(f"{documents} {problem} and {AGAIN}")
+        raise ValueError(f"{documents} {problem} and {REMEDY}")
     starts = _map(documents, INDEX, (shard.documents, 2), shard.documents_sha256)[:, 0]
-    some = starts[np.linspace(0, len(starts) - 1, min(len(starts), LOOKED_AT)).astype(int)]
+    some = starts[np.linspace(0, len(starts) - 1, min(len(starts), CHECKED_DOCUMENTS)).astype(int)]
     if (_map(tokens, DTYPES[dtype], (shard.tokens,), shard.sha256)[some] != eos).any():
-        raise ValueError(f"{tokens} {problem} and {AGAIN}")
+        raise ValueError(f"{tokens} {problem} and {REMEDY}")
 
 
-@lru_cache(maxsize=MOST_OPEN)
+@lru_cache(maxsize=MAX_MAPPED_FILES)
 def _map(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], sha256: str) -> np.ndarray:
-    """A file in memory as far as the system cares to keep it; all processes share its pages.
-
-    `sha256` is what it holds: a file that was made anew is mapped anew.
-    """
+    """A memory-mapped file, whose pages all processes share. With another `sha256` it is mapped anew."""
     try:
         return np.asarray(np.memmap(path, dtype, mode="r", shape=shape))  # plain arrays are cut faster
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); restore it, or {AGAIN}") from None
+        raise ValueError(f"{path} cannot be read ({error}); restore it, or {REMEDY}") from None

@@ -14,10 +14,8 @@ pytest.importorskip("lm_eval", reason="needs the extra lm")
 import lm_eval
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM as HarnessLM
-from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from dit_moe import config
 from dit_moe.cli import lm_eval as command
 from dit_moe.interop import harness as harnessing
 from dit_moe.interop.export import export_run
@@ -104,49 +102,44 @@ def test_the_hf_interface_evaluates_an_exported_folder_as_our_model_would(tmp_pa
     assert found == expected
 
 
-def test_likelihoods_of_the_harness_are_those_of_our_model(tmp_path):
+@pytest.mark.parametrize("how", ["a run", "a run computed in bf16", "a folder saved in bf16"])
+def test_likelihoods_of_the_harness_are_those_of_our_model_and_fp32_whatever_it_computes_in(tmp_path, monkeypatch, how):
     run = tiny_run(tmp_path)
-    harness = HFLM(pretrained=wrap(run.model, run.tokenizer), tokenizer=run.tokenizer.hf, batch_size=4)
-    pairs = [("Once upon a", " time"), ("", "A beginning"), ("x", "y" * 40)]
-    found = harness.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs])
-    for (context, text), (value, _) in zip(pairs, found, strict=True):
-        start = run.tokenizer.encode(context) or [run.tokenizer.eos]
-        rest = run.tokenizer.encode(text)
-        logp = run.model(torch.tensor([start + rest])).log_softmax(-1)[0, len(start) - 1 : -1]
-        assert value == pytest.approx(logp.gather(-1, torch.tensor(rest)[:, None]).sum().item(), rel=1e-5)
-    assert harness.max_length == run.model.config.max_length
-
-
-@pytest.mark.parametrize("how", ["a run computed in bf16", "a folder saved in bf16"])
-def test_likelihoods_are_fp32_whatever_the_model_computes_in(tmp_path, monkeypatch, how):
-    run = tiny_run(tmp_path)
-    if how == "a run computed in bf16":
-        sample = replace(run.experiment.sample, precision="bf16")
-        run = replace(run, experiment=replace(run.experiment, sample=sample))
-        monkeypatch.setattr(harnessing, "open_text_run", lambda *args, **kwargs: run)
-        opened = open_model(tmp_path / "run", [], torch.device("cpu"))
-    else:
+    reduced = how == "a run computed in bf16"
+    if how == "a folder saved in bf16":
         wrap(run.model, run.tokenizer).to(torch.bfloat16).save_pretrained(tmp_path / "out")
         run.tokenizer.save(tmp_path / "out")
         opened = open_model(tmp_path / "out", [], torch.device("cpu"))
-        assert opened.model.dtype == torch.bfloat16
-    ids = run.tokenizer.encode("Once upon a time there was")
-    with torch.autocast("cpu", torch.bfloat16, enabled=how == "a run computed in bf16"):
-        logits = opened.model(torch.tensor([ids[:-1]])).logits
-    assert logits.dtype == torch.bfloat16
-    logp = logits.float().log_softmax(-1)[0, 10:].gather(-1, torch.tensor(ids[11:])[:, None])
-    [(value, _)] = harness_of(opened).loglikelihood(
-        [Instance("loglikelihood", {}, ("Once upon a", " time there was"), 0)]
-    )
-    assert value == pytest.approx(logp.sum().item(), rel=1e-6)
+    else:
+        sample = replace(run.experiment.sample, precision="bf16" if reduced else "fp32")
+        run = replace(run, experiment=replace(run.experiment, sample=sample))
+        monkeypatch.setattr(harnessing, "open_text_run", lambda *args, **kwargs: run)
+        opened = open_model(tmp_path / "run", [], torch.device("cpu"))
+    harness = harness_of(opened)
+    assert harness.max_length == run.model.config.max_length
+    for context, text in [("Once upon a", " time there was"), ("", "A beginning"), ("x", "y" * 40)]:
+        start, rest = run.tokenizer.encode(context) or [run.tokenizer.eos], run.tokenizer.encode(text)
+        with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
+            logits = opened.model(torch.tensor([start + rest[:-1]])).logits[0, len(start) - 1 :]
+        assert logits.dtype == (torch.float32 if how == "a run" else torch.bfloat16)
+        logp = logits.float().log_softmax(-1).gather(-1, torch.tensor(rest)[:, None])
+        [(value, _)] = harness.loglikelihood([Instance("loglikelihood", {}, (context, text), 0)])
+        assert value == pytest.approx(logp.sum().item(), rel=1e-5)
 
 
-def test_the_papers_thirteen_tasks_are_known_to_the_harness(index):
+def test_the_papers_thirteen_tasks_and_their_metrics_are_known_to_the_harness(index):
     tasks, manager = choose_tasks(CONFIGS / "tasks.yaml")
     assert len(tasks) == len({task.name for task in tasks}) == 13
     assert sum(task.name.startswith("agieval_") for task in tasks) == 3
     kinds = {task.name: str(manager.task_index[task.name].kind) for task in tasks}
     assert kinds.pop("mmlu") == "Kind.GROUP" and set(kinds.values()) == {"Kind.TASK"}
+    for task in tasks:
+        text, path = "", manager.task_index[task.name].yaml_path
+        while path is not None:  # tasks inherit from others
+            text += path.read_text()
+            bases = [line.split()[1] for line in path.read_text().splitlines() if line.startswith("include:")]
+            path = path.parent / bases[0] if bases else None
+        assert f"metric: {task.metric.partition(',')[0]}\n" in text, task
     with pytest.raises(ValueError, match=r"has no task 'arc_eazy'; did you mean 'arc_easy'\?"):
         choose_tasks(CONFIGS / "tasks.yaml", ["piqa", "arc_eazy"])
 
@@ -166,20 +159,6 @@ def test_a_folder_without_weights_is_refused_in_one_line(tmp_path):
     wrap(tiny_lm()).config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"^{tmp_path} cannot be opened: [^\\n]*model.safetensors[^\\n]*$"):
         open_model(tmp_path, [], torch.device("cpu"))
-
-
-def test_every_metric_of_the_list_is_one_of_its_tasks():
-    listed = config.build(harnessing.TasksConfig, config.load(CONFIGS / "tasks.yaml"))
-    index = manager_of(CONFIGS / "tasks", *FOLDERS).task_index
-    for task in listed.tasks:
-        text, path = "", index[task.name].yaml_path
-        while path is not None:  # tasks inherit from others
-            text += path.read_text()
-            base = next(
-                (line.split()[1] for line in path.read_text().splitlines() if line.startswith("include:")), None
-            )
-            path = None if base is None else path.parent / base
-        assert f"metric: {task.metric.partition(',')[0]}\n" in text, task
 
 
 class Parrot(HarnessLM):

@@ -129,7 +129,7 @@ def same_but_for_place(bits, others):
 
 
 def test_killed_five_times_and_resumed_it_is_the_same_to_the_byte(tmp_path):
-    write_lines(tmp_path / "text.jsonl", texts(400))
+    write_lines(tmp_path / "text.jsonl", texts(150))
     folder = tmp_path / "tokens"
     counts = said(SCRIPT, folder)
     assert len(counts) == 5 and not (folder / "manifest.json").exists()
@@ -143,7 +143,7 @@ def test_killed_five_times_and_resumed_it_is_the_same_to_the_byte(tmp_path):
 
 def test_how_many_documents_are_encoded_at_a_time_changes_nothing_but_how_far_is_read_ahead(tmp_path, monkeypatch):
     folder, read, ahead = tmp_path / "tokens", 0, []
-    tokenized(folder, texts(400), shard_tokens=500)
+    tokenized(folder, texts(200), shard_tokens=500)
     before = bits(folder)
     folder.rename(tmp_path / "before")
     monkeypatch.setattr(tokenizing, "BATCH_DOCUMENTS", 10)
@@ -160,5 +160,5 @@ def test_how_many_documents_are_encoded_at_a_time_changes_nothing_but_how_far_is
 
     task.corpus.documents = counted
     task.run()
-    assert read == 400 and max(ahead) < 60  # batches waiting, and an open shard
+    assert read == 200 and max(ahead) < 60  # batches waiting, and an open shard
     assert bits(folder) == before

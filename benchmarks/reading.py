@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from dit_moe.data import DATASETS
-from dit_moe.data.batch_sampler import BatchOrder
+from dit_moe.data.batch_sampler import GlobalBatches
 from dit_moe.data.latents import SHARDS, LatentsConfig, Manifest, Shard, write_manifest
 
 SHARD, BATCH = 4096, 256
@@ -73,7 +73,7 @@ def anonymous_mib() -> float:
 
 
 def measure(name: str, read: Callable[[list[int]], object], size: int, batches: int) -> None:
-    order, before = BatchOrder(size, BATCH, seed=0), anonymous_mib()
+    order, before = GlobalBatches(size, BATCH, seed=0), anonymous_mib()
     order.batch(0)  # the epoch's permutation
     read(order.batch(0))
     held = anonymous_mib()

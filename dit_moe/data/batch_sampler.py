@@ -16,8 +16,8 @@ from dit_moe.config import ConfigError
 from dit_moe.randomness import generator
 
 
-class BatchOrder:
-    """An endless order of a data set: one permutation per epoch, laid end to end and cut into global batches.
+class GlobalBatches:
+    """Endless global batches of a data set: one permutation per epoch, laid end to end and cut.
 
     The batch of step s is positions s·G … (s+1)·G, so it may straddle epochs, and be larger than the data set.
     One permutation is held at a time (10 MB for ImageNet).
@@ -44,7 +44,7 @@ class BatchOrder:
         return self._permutation
 
 
-def own_rows(batch_size: int, micro_batch: int | None, rank: int = 0, world: int = 1) -> list[range]:
+def rows_of_process(batch_size: int, micro_batch: int | None, rank: int = 0, world: int = 1) -> list[range]:
     """The rows of the global batch that process `rank` of `world` works on, cut into its micro-batches.
 
     Raises ConfigError unless `world` divides `batch_size`: gradients are averaged over processes with equal weight.
@@ -59,15 +59,15 @@ def own_rows(batch_size: int, micro_batch: int | None, rank: int = 0, world: int
 class MicroBatches(Sampler[list[int]]):
     """Batch sampler for a torch DataLoader: the micro-batches `parts` of every step from `start` up to `stop`."""
 
-    def __init__(self, order: BatchOrder, parts: Sequence[range], start: int, stop: int) -> None:
-        self.order, self.parts, self.steps = order, parts, range(start, stop)
+    def __init__(self, batches: GlobalBatches, parts: Sequence[range], start: int, stop: int) -> None:
+        self.batches, self.parts, self.steps = batches, parts, range(start, stop)
 
     def __len__(self) -> int:
         return len(self.steps) * len(self.parts)
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps:
-            batch = self.order.batch(step)
+            batch = self.batches.batch(step)
             for rows in self.parts:
                 yield batch[rows.start : rows.stop]
 
@@ -80,7 +80,7 @@ def load_batches(
     `workers` processes read ahead; with 0 the calling process reads. The batches are the same either way.
     """
     loader: DataLoader[Any] = DataLoader(
-        _Relay(dataset),  # type: ignore[arg-type]
+        _ErrorsAsRows(dataset),  # type: ignore[arg-type]
         batch_sampler=batches,
         num_workers=workers,
         pin_memory=pin_memory,
@@ -93,8 +93,8 @@ def load_batches(
         yield batch
 
 
-class _Relay:
-    """Hands over what a data set complains of as it is: from a worker, torch would bury it in a traceback."""
+class _ErrorsAsRows:
+    """Returns what a data set raises instead of raising it: from a worker, torch would bury it in a traceback."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset

@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import send_to_device
 
 from dit_moe.config import ConfigError
-from dit_moe.data.batch_sampler import BatchOrder, MicroBatches, load_batches, own_rows
+from dit_moe.data.batch_sampler import GlobalBatches, MicroBatches, load_batches, rows_of_process
 from dit_moe.distributed import join_processes
 from dit_moe.randomness import BatchRandom
 from dit_moe.training.config import TrainConfig
@@ -39,9 +39,9 @@ class Prefetcher:
     def __init__(self, config: TrainConfig, dataset: Dataset, prepare_batch: Prepare, seed: int) -> None:
         state = join_processes()
         self.dataset, self.prepare_batch, self.seed, self.device = dataset, prepare_batch, seed, state.device
-        self.batches = BatchOrder(len(dataset), config.batch_size, seed)
+        self.batches = GlobalBatches(len(dataset), config.batch_size, seed)
         try:
-            self.rows = own_rows(config.batch_size, config.micro_batch, state.process_index, state.num_processes)
+            self.rows = rows_of_process(config.batch_size, config.micro_batch, state.process_index, state.num_processes)
         except ConfigError as error:
             raise error.below("train") from None
         self.ready: list[MicroBatch] = []

@@ -82,6 +82,13 @@ def test_the_loss_takes_it_in_with_its_weight(folder):
     assert torch.allclose(terms["loss"], terms["reconstruction"] + 2 * terms["lpips"])
 
 
+class Evil:
+    """Code that loading would run."""
+
+    def __reduce__(self):
+        return (print, ("it ran",))
+
+
 def refused(folder, message):
     with pytest.raises(
         ConfigError, match=f"{message}; get it as dit_moe/autoencoders/lpips.py says, or set lpips_weight=0"
@@ -89,20 +96,12 @@ def refused(folder, message):
         KLLoss(KLLossConfig(lpips_weight=1.0, lpips_folder=str(folder)))
 
 
-def test_files_that_are_missing_broken_or_of_something_else_are_refused(folder, tmp_path):
+def test_files_that_are_missing_broken_of_something_else_or_would_run_code_are_refused(folder, tmp_path):
     refused(tmp_path, f"lpips_folder: {tmp_path}/{VGG} does not exist")
     (tmp_path / LINEAR).write_bytes((folder / LINEAR).read_bytes())
     (tmp_path / VGG).write_bytes((folder / VGG).read_bytes()[:1000])
     refused(tmp_path, rf"lpips_folder: {tmp_path}/{VGG} cannot be read \(.*\)")
-    torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / VGG)
-    refused(tmp_path, rf"lpips_folder: {tmp_path} holds other weights than LPIPS's \('features.0.bias'\)")
-
-
-def test_a_file_that_would_run_code_is_refused(folder, tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (print, ("it ran",))
-
-    (tmp_path / LINEAR).write_bytes((folder / LINEAR).read_bytes())
     torch.save(Evil(), tmp_path / VGG)
     refused(tmp_path, rf"{VGG} cannot be read \(.*\)")
+    torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / VGG)
+    refused(tmp_path, rf"lpips_folder: {tmp_path} holds other weights than LPIPS's \('features.0.bias'\)")

@@ -46,13 +46,10 @@ def test_the_latents_own_statistics_make_them_of_unit_size(made):
     assert draws.std((0, 1, 3, 4)) == pytest.approx([1] * 4, abs=5e-3)
 
 
-def test_on_the_fly_the_autoencoder_is_asked_itself(made):
+def test_on_the_fly_the_autoencoder_is_asked_itself_and_without_one_latents_are_pixels(made):
     _, manifest, model = made
     config, shape = resolve_first_stage(AutoencoderConfig(model=model), DATASETS.build(DIGITS, "train"))
     assert (config.sha256, config.scale, shape) == (manifest.autoencoder["sha256"], (0.5,), (4, 4, 4))
-
-
-def test_images_without_a_first_stage_are_pixels():
     assert resolve_first_stage(None, DATASETS.build(DIGITS, "train")) == (IdentityConfig(), (1, 16, 16))
 
 

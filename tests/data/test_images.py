@@ -38,14 +38,11 @@ def test_the_same_picture_has_the_same_pixels_in_every_lossless_format(form):
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "PPM"])
-def test_grey_is_repeated_in_all_three_channels(form):
+def test_grey_is_repeated_in_all_three_channels_and_one_bit_is_black_or_white(form):
     grey = pixels(0)[..., 0]
     image = read(encoded(grey, form))
     assert (image == image[..., :1]).all()
     assert form == "JPEG" or np.array_equal(image[..., 0], grey)
-
-
-def test_one_bit_is_black_or_white():
     assert read(encoded(Image.fromarray(np.array([[True, False]])))).tolist() == [[[255] * 3, [0] * 3]]
 
 
@@ -183,14 +180,6 @@ def test_a_jpeg_is_decoded_in_full_before_it_is_made_smaller():
 # --------------------------------------------------------------------------------------------------- limits and damage
 
 
-def test_an_image_of_one_pixel_is_refused_with_its_size():
-    with pytest.raises(BadImage, match=r"is 1×1 pixels, less than min_side=8"):
-        read(encoded(pixels(0, 1, 1)), size=16, min_side=8)
-    with pytest.raises(BadImage, match=r"is 7×20 pixels, less than min_side=8"):
-        read(encoded(pixels(0, 20, 7)), min_side=8)
-    assert read(encoded(pixels(0, 8, 8)), min_side=8).shape == (8, 8, 3)
-
-
 def peak_memory():
     """The most MiB that this process has held since the last call."""
     peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]
@@ -221,28 +210,30 @@ def test_a_bomb_is_refused_by_its_header():
             read(bomb + b"\0\0\0\0IDAT", 256)
 
 
-def test_a_strip_is_refused_whose_crop_would_be_enlarged_beyond_the_limit():
-    content = encoded(np.zeros((8, 20_000), dtype=np.uint8))
-    assert read(content).shape == (8, 20_000, 3)
-    with pytest.raises(BadImage, match=r"20000×8 pixels, 163.8 million when its shorter side is enlarged to 256"):
-        read(content, 256, max_megapixels=100)
-
-
-def test_pillows_own_limit_is_neither_felt_nor_changed(monkeypatch):
+def test_pillows_own_limit_is_neither_felt_nor_changed_and_odd_metadata_gives_no_warning(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    broken_exif = b"Exif\0\0II*\0\x08\0\0\0\xff\0" + b"\x1a\x01\x05\0\x01\0\0\0\xff\xff\0\0"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert read(encoded(pixels(0))).shape == (16, 16, 3)
+        assert read(encoded(pixels(0), "JPEG", exif=broken_exif)).shape == (16, 16, 3)
         with pytest.raises(BadImage):
             read(b"no image")
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
-def test_odd_metadata_of_a_sound_image_gives_no_warning():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        broken_exif = b"Exif\0\0II*\0\x08\0\0\0\xff\0" + b"\x1a\x01\x05\0\x01\0\0\0\xff\xff\0\0"
-        assert read(encoded(pixels(0), "JPEG", exif=broken_exif)).shape == (16, 16, 3)
+@pytest.mark.parametrize(
+    "height, width, limits, problem",
+    [
+        (1, 1, {"size": 16, "min_side": 8}, "is 1×1 pixels, less than min_side=8"),
+        (20, 7, {"min_side": 8}, "is 7×20 pixels, less than min_side=8"),
+        (8, 20_000, {"size": 256, "max_megapixels": 100}, "20000×8 pixels, 163.8 million when its shorter side is enl"),
+    ],
+)
+def test_images_beyond_the_limits_are_refused_with_their_size(height, width, limits, problem):
+    content = encoded(np.zeros((height, width), dtype=np.uint8))
+    assert read(content).shape == (height, width, 3)
+    with pytest.raises(BadImage, match=problem):
+        read(content, **limits)
 
 
 JPEG, PNG = encoded(pixels(0, 64, 64), "JPEG"), encoded(pixels(0, 64, 64))

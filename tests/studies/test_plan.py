@@ -64,9 +64,14 @@ def test_another_way_of_scoring_makes_the_score_anew_and_trains_nothing(study, r
     path.write_text(before)
 
 
-def test_other_held_out_data_and_another_version_are_another_score(study, runs, monkeypatch):
+def test_other_held_out_data_another_version_and_a_damaged_file_are_another_score(study, runs, monkeypatch):
+    path = runs[1].folder / SCORE
+    whole = path.read_text()
     assert read_score(study, runs[1]) is not None
     assert read_score(study, replace(runs[1], heldout="others")) is None
+    path.write_text(whole[: len(whole) // 2])
+    assert read_score(study, runs[1]) is None
+    path.write_text(whole)
     monkeypatch.setattr("dit_moe.studies.score.version", lambda name: "0.0")
     assert read_score(study, runs[1]) is None
 
@@ -97,14 +102,6 @@ def test_a_metric_that_fails_leaves_the_loss_which_is_not_measured_again(study, 
     monkeypatch.setattr(compare, "score_loss", fail)
     train_and_score(study, runs[1])
     assert path.read_text() == before
-
-
-def test_a_damaged_score_is_made_anew(study, runs):
-    path = runs[1].folder / SCORE
-    whole = path.read_text()
-    path.write_text(whole[: len(whole) // 2])
-    assert read_score(study, runs[1]) is None
-    path.write_text(whole)
 
 
 @pytest.mark.parametrize(

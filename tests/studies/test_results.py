@@ -30,10 +30,11 @@ def test_curves_are_means_over_pieces_of_the_log():
     without = curves([line | {"p": None} for line in log], moe=True)
     assert without["p"] is None and without["active"] is not None
     assert curves([{"step": 1, "loss": 2.0}], moe=False)["active"] is None
+    assert curves([{"step": 1, "loss": 1.0, "active": 2.0}], moe=True)["active_std"] == [0.0]
     assert curves([], moe=True) == {"step": [], "loss": [], "active": None, "active_std": None, "p": None}
 
 
-@pytest.mark.parametrize("lines", [10, 40, 200, 600, 4000])
+@pytest.mark.parametrize("lines", [10, 200, 4000])
 def test_the_spread_over_steps_is_found_whatever_the_length_of_the_log(lines):
     active = 2 + 0.1 * np.random.default_rng(0).standard_normal(lines)
     made = curves([{"step": i + 1, "loss": 0.0, "active": float(active[i])} for i in range(lines)], moe=True)
@@ -41,10 +42,6 @@ def test_the_spread_over_steps_is_found_whatever_the_length_of_the_log(lines):
     assert made["active_std"][0] == pytest.approx(np.std(active[:window], ddof=1))
     assert made["active_std"][-1] == pytest.approx(np.std(active[-window:], ddof=1))
     assert np.mean(np.square(made["active_std"])) ** 0.5 == pytest.approx(0.1, rel=0.3)  # of 10 lines; the others 0.1
-
-
-def test_a_log_of_one_line_has_no_spread():
-    assert curves([{"step": 1, "loss": 1.0, "active": 2.0}], moe=True)["active_std"] == [0.0]
 
 
 @pytest.mark.parametrize("name", ROUTERS.names())

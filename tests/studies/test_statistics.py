@@ -24,15 +24,12 @@ def test_a_difference_is_of_the_seeds_that_both_have():
     assert not paired.excludes_zero
 
 
-def test_one_pair_has_a_difference_and_no_interval():
+def test_one_pair_has_a_difference_and_no_interval_and_no_pair_neither():
+    assert paired_difference({0: 1.0}, {1: 1.0}) is None
     paired = paired_difference({0: 1.1}, {0: 1.0})
     assert (paired.low, paired.high, paired.n) == (None, None, 1)
     assert paired.mean == pytest.approx(0.1) and paired.relative == pytest.approx(0.1)
     assert not paired.excludes_zero
-
-
-def test_there_is_no_difference_without_a_common_seed():
-    assert paired_difference({0: 1.0}, {1: 1.0}) is None
 
 
 def test_a_spread_counts_what_is_there():

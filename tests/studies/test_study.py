@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from dit_moe.cli import COMMANDS
 from dit_moe.config import ConfigError
 from dit_moe.studies.plan import plan
 from dit_moe.studies.study import BUILT_IN, experiment_tree, find_study, load_study
@@ -141,7 +140,3 @@ def test_runs_are_planned_seed_by_seed_so_that_every_variant_is_there_once_first
     for wrong in ("dtopp", "dtopp/4", "topp/5"):
         with pytest.raises(ConfigError, match=re.escape(wrong.partition("/")[0])):
             plan(study, tmp_path, tmp_path / "out", only=wrong)
-
-
-def test_the_command_is_there():
-    assert COMMANDS["compare"][0] == "compare"

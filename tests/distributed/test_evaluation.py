@@ -9,7 +9,7 @@ from tests.cli.conftest import CONFIG, SMALL, cli
 from tests.scripts import said
 
 SCRIPT = Path(__file__).parent / "eval_script.py"
-COUNT = 1003
+COUNT = 503
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from dit_moe.distributed import join_processes, on_main
 from dit_moe.evaluation.comparability import conditions_of, reasons_not_comparable
 from dit_moe.evaluation.compute import compute_report
 from dit_moe.evaluation.features import ExtractedFeatures, Extraction, FeatureFolder, temporary_unless
-from dit_moe.evaluation.planning import plan, require_enough, require_shape, require_two, summarize
+from dit_moe.evaluation.planning import plan, require_enough, require_same_shape, require_two, summarize
 from dit_moe.evaluation.report import Report
 from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, Source, Statistics
 from dit_moe.evaluation.sources.statistics import require_extractor
@@ -84,7 +84,7 @@ class Comparison:
         if self.reference is None:
             return
         reference = summarize(self.reference, self.extractor, as_reference=True)
-        require_shape(sides, reference)
+        require_same_shape(sides, reference)
         if self.extractor.is_fid and not self.allow_few:
             require_enough([*sides, reference])
         self._planned, self._left_out = plan(self.metrics, self.extractor, sides, reference)

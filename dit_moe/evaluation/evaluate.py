@@ -15,7 +15,7 @@ from dit_moe.evaluation.comparability import conditions_of, reasons_not_comparab
 from dit_moe.evaluation.comparison import Comparison
 from dit_moe.evaluation.features import ExtractedFeatures, FeatureFolder
 from dit_moe.evaluation.options import EvalOptions, extractor_config, metric_configs
-from dit_moe.evaluation.places import features_folder, locked_places, require_places
+from dit_moe.evaluation.output_files import features_folder, locked_outputs, require_outputs
 from dit_moe.evaluation.recipes import EVALUATION, sampling_recipe
 from dit_moe.evaluation.report import Report
 from dit_moe.evaluation.runs import (
@@ -54,8 +54,8 @@ def evaluate(
     others. ValueError for bad input, before anything is written.
     """
     evaluation = Evaluation(names, overrides, options)
-    with locked_places(options):
-        evaluation.require_places()  # again, as another command may have written there by now
+    with locked_outputs(options):
+        evaluation.require_outputs()  # again, as another command may have written there by now
         return evaluation.run()
 
 
@@ -76,16 +76,16 @@ class Evaluation:
             raise ValueError(f"{' '.join(self.overrides)}: only for runs, and {', '.join(names)} is none; drop it")
         reads = [*names, *(run.experiment.eval.reference or "" for run in self.runs.values())]
         self.reads = [name for name in reads if name]
-        self.require_places()
+        self.require_outputs()
         for option in ("seeds", "sampling"):
             if getattr(options, option) is not None and not self.runs:
                 raise ValueError(f"--{option} is for runs, and {', '.join(self.sample_names)} is none; drop it")
         if alone and not self.runs and options.save_stats is None:
             raise ValueError(f"{names[0]} alone has no REFERENCE; name one behind it, or only --save-stats FILE.npz")
 
-    def require_places(self) -> None:
+    def require_outputs(self) -> None:
         """ValueError if what is to be written cannot be, or would take the place of something else."""
-        on_main(lambda: require_places(self.options, self.reads))
+        on_main(lambda: require_outputs(self.options, self.reads))
 
     def run(self) -> tuple[Report | None, ExtractedFeatures | None]:
         """All of it."""

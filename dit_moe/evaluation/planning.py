@@ -68,13 +68,13 @@ def _usable(statistics: Statistics, extractor: FeatureExtractor) -> bool:
 
 
 def require_two(sides: Sequence[InputSummary]) -> None:
-    """ValueError for one with fewer than 2 images."""
+    """ValueError for samples or a reference with fewer than 2 images."""
     for one in sides:
         if one.count is not None and one.count < 2:
             raise ValueError(f"{one.name} has {one.count} image; an evaluation needs at least 2")
 
 
-def require_shape(sides: Sequence[InputSummary], reference: InputSummary) -> None:
+def require_same_shape(sides: Sequence[InputSummary], reference: InputSummary) -> None:
     """ValueError for images of another shape than the reference's."""
     for one in sides:
         if one.image_shape and reference.image_shape and one.image_shape != reference.image_shape:
@@ -84,7 +84,7 @@ def require_shape(sides: Sequence[InputSummary], reference: InputSummary) -> Non
 
 
 def require_enough(sides: Sequence[InputSummary]) -> None:
-    """ValueError for fewer images than a FID can be of."""
+    """ValueError for fewer images than a FID needs."""
     counts = [one.count for one in sides if one.count is not None]
     if counts and min(counts) < FEW:
         problem = f"FID of {min(counts)} images is mostly sampling error; published ones are of 50 000"
@@ -102,7 +102,7 @@ def plan(
     Args:
         metrics: configs that were asked for: ValueError where one cannot be computed; None takes those that suit the
             extractor.
-        sides: samples, and what is compared with the reference beside them.
+        sides: samples, and what else is compared with the reference.
     """
     configs = configs_of(extractor.metrics) if metrics is None else metrics
     planned: list[object] = []

@@ -55,7 +55,7 @@ def test_nothing_that_is_read_is_ever_overwritten(samples, tmp_path, capsys):
         assert "would overwrite what is read" in refuse(capsys, "digits/heldout", file, option, file)
     twice = ["--save-npz", tmp_path / "a.npz", "--save-stats", tmp_path / "a.npz"]
     assert "would overwrite what is read or written" in refuse(capsys, file, "digits", *twice)
-    assert "holds images.npz, which is no features" in refuse(capsys, file, "digits", "--features", samples)
+    assert "holds images.npz, which is no folder of features" in refuse(capsys, file, "digits", "--features", samples)
     assert file.read_bytes() == before and list(samples.iterdir()) == [file]
 
 

@@ -1,4 +1,4 @@
-"""Where `dit-moe eval` writes, held against what it reads before anything is made."""
+"""The files that `dit-moe eval` writes: checked against what it reads before anything is made, and locked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dit_moe.files import require_output
 from dit_moe.sampling.outputs import FACTS
 
 ENDINGS = {"out": ".json", "save_stats": ".npz", "save_npz": ".npz"}  # of the files that these options name
-OF_FEATURES = re.compile(r"reference|heldout|reconstruction|samples_\d+")  # in the folder of --features
+FEATURE_FOLDERS = re.compile(r"reference|heldout|reconstruction|samples_\d+")  # in the folder of --features
 
 
 def features_folder(options: EvalOptions) -> Path | None:
@@ -27,9 +27,9 @@ def features_folder(options: EvalOptions) -> Path | None:
     return beside.with_name(f"{beside.name.removesuffix('.json').removesuffix('.npz')}.features")
 
 
-def require_places(options: EvalOptions, reads: Sequence[str]) -> None:
+def require_outputs(options: EvalOptions, reads: Sequence[str]) -> None:
     """ValueError if a file could not be written, or would take the place of what is read or written."""
-    taken = {file.resolve() for word in reads for file in (Path(word), Path(word) / IMAGES_FILE)}
+    taken = {file.resolve() for name in reads for file in (Path(name), Path(name) / IMAGES_FILE)}
     for option, path in _written(options).items():
         name = f"--{option.replace('_', '-')} {path}"
         require_output(path, f"--{option.replace('_', '-')}", ENDINGS[option], "metrics")
@@ -41,13 +41,15 @@ def require_places(options: EvalOptions, reads: Sequence[str]) -> None:
         taken.add(path.resolve())
     folder = features_folder(options)
     if folder is not None and folder.is_dir():
-        strangers = sorted(each.name for each in folder.iterdir() if not OF_FEATURES.fullmatch(each.name))
-        if strangers:
-            raise ValueError(f"--features {folder} holds {strangers[0]}, which is no features; name another folder")
+        others = sorted(each.name for each in folder.iterdir() if not FEATURE_FOLDERS.fullmatch(each.name))
+        if others:
+            raise ValueError(
+                f"--features {folder} holds {others[0]}, which is no folder of features; name another folder"
+            )
 
 
 @contextmanager
-def locked_places(options: EvalOptions) -> Iterator[None]:
+def locked_outputs(options: EvalOptions) -> Iterator[None]:
     """While entered, no other command writes the same files or features. ValueError, on all processes, if one does."""
     folder = features_folder(options)
     with ExitStack() as held:

@@ -13,7 +13,7 @@ from dit_moe.metrics import METRICS
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """How a run is judged: how many images of how many sampling seeds, in which feature space, against what."""
+    """How a run is evaluated: how many images of how many sampling seeds, in which feature space, against what."""
 
     extractor: Annotated[Any, EXTRACTORS] = field(default_factory=DigitsCNNConfig)
     metrics: tuple[Annotated[Any, METRICS], ...] | None = None  # None: those that suit the extractor

@@ -105,11 +105,12 @@ class Evaluation:
         decoded = None
         if self.reference_name is None and self.run_config and reference is not None and not self.read.changes:
             decoded = reconstructed(self.run_config, reference)
+        metrics = None if self.run_config is None else self.run_config.eval.metrics
         read = {name: value for name, value in asdict(self.read).items() if name != "workers"}
         comparison = Comparison(
             reference,
             extractor,
-            metric_configs(self.options, chosen, self.run_config and self.run_config.eval.metrics, extractor.is_fid),
+            metric_configs(self.options, chosen, metrics, extractor.is_fid),
             folder=features_folder(self.options),
             reconstructed=decoded,
             options=self.read,

@@ -146,7 +146,7 @@ class Provenance:
         reasons = [Reason.read(each) for each in tree.get("not_comparable_because") or []]
         if not reasons and tree.get("comparable_to_published") is not True:
             reasons = [UNKNOWN]
-        asked = {name: tree[name] for name in ("recipe", "sampling", "read") if name in tree}
+        asked: Tree = {name: tree[name] for name in ("recipe", "sampling", "read") if name in tree}
         return cls(**found, asked=asked, reasons=reasons)
 
 

@@ -154,8 +154,8 @@ def _active_experts(report: Report, made: Sequence[Tree]) -> float | None:
     """Of the training, as quickstart adds it, or else the mean of what was counted when the images were made."""
     active = report.more.get("active_experts")
     active = active.get("mean") if isinstance(active, dict) else active
-    counted = [each.get("active_experts") for each in made]
-    if active is None and counted and None not in counted:
+    counted = [each["active_experts"] for each in made if each.get("active_experts") is not None]
+    if active is None and counted and len(counted) == len(made):
         active = sum(counted) / len(counted)
     return active
 

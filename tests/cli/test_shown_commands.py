@@ -14,7 +14,8 @@ import pytest
 from matplotlib.figure import Figure
 from transformers import TrainingArguments
 
-from dit_moe.cli import parse, routing
+from dit_moe.analysis import report as routing_report
+from dit_moe.cli import parse
 from dit_moe.data import digits
 from dit_moe.evaluation.recipes import sampling_recipe
 from dit_moe.metrics import METRICS
@@ -55,7 +56,7 @@ def done(tmp_path_factory):
     few = SimpleNamespace(images=whole.images[:200], target=whole.target[:200])
     with pytest.MonkeyPatch.context() as patch, entry(router, ROUTERS, "minp"), entry(metric, METRICS, "mean_gap"):
         patch.setattr(digits, "load_digits", lambda: few)
-        patch.setattr(routing, "write_report", lambda stats, folder: [])  # pictures have tests of their own
+        patch.setattr(routing_report, "write_page", lambda stats, folder: [])  # pictures have tests of their own
         patch.setattr(Figure, "savefig", lambda *args, **kwargs: None)
         patch.chdir(tmp_path_factory.mktemp("reader"))
         small_forms.furnish(Path.cwd())

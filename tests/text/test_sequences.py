@@ -184,7 +184,9 @@ def test_what_was_held_out_together_is_held_out(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["jsonl", "python_docs", "files"])
-def test_other_text_is_held_out_also_by_name_and_in_files_of_equal_names_and_sizes(tmp_path, name):
+def test_other_text_is_held_out_also_by_name_and_in_files_of_equal_names_and_sizes(tmp_path, name, monkeypatch):
+    few = {f"module {number}": text for number, text in enumerate(texts(60))}
+    monkeypatch.setattr("dit_moe.text.corpora.python_docs._all", lambda: few)
     for folder, text in (("a", "one text"), ("b", "another!")):
         write_lines(tmp_path / folder / "0.jsonl", [text])
         (tmp_path / folder / "0.txt").write_text(text)

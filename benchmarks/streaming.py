@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from dit_moe import config
 from dit_moe.autoencoders.base import to_uint8
 from dit_moe.diffusion import OBJECTIVES
-from dit_moe.experiments.image import Experiment, resolve_model
+from dit_moe.experiments.image import Experiment, resolve_without_data
 from dit_moe.experiments.run import ImageRun
-from dit_moe.sampling.outputs import parse_names
+from dit_moe.sampling.outputs import parse_outputs
 from dit_moe.tasks.images import sample_images
 
 LATENT = 8  # height and width of what is sampled; the decoder enlarges it
@@ -60,7 +60,7 @@ def fake_run(images: int, size: int) -> ImageRun:
         "data": "digits",
         "sample": {"count": images, "sampler": {"name": "euler", "steps": 1}},
     }
-    experiment = resolve_model(config.build(Experiment, tree))
+    experiment = resolve_without_data(config.build(Experiment, tree))
     objective = OBJECTIVES.build(experiment.objective, num_classes=1000)
     return ImageRun(Path("none"), 0, "none", experiment, Nothing(), objective, Enlarge(size), None)  # type: ignore[arg-type]
 
@@ -81,7 +81,7 @@ def main() -> None:
     out = args.out or Path(tempfile.mkdtemp())
     try:
         run, before, start = fake_run(args.images, args.size), resident("VmRSS"), time.perf_counter()
-        sample_images(run, out, parse_names(args.save))
+        sample_images(run, out, parse_outputs(args.save))
         facts = {
             "images": args.images,
             "size": args.size,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dit_moe.costs import GIB, MFU, evaluations, memory, peak, sampling_flops, training_flops
-from dit_moe.experiments.image import Experiment, load_experiment, resolve_model
+from dit_moe.experiments.image import Experiment, load_experiment, resolve_without_data
 from tests.cli.conftest import cli
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -19,7 +19,7 @@ PUBLISHED = {"DiT-S-2": 32_963_360, "DiT-B-2": 130_512_416, "DiT-L-2": 458_102_8
 
 def experiment(path: Path, router: str, objective: str) -> Experiment:
     routed = [f"model.moe.router={router}"] if "A.yaml" in path.name else []
-    return resolve_model(load_experiment(path, [*routed, f"objective={objective}"]))
+    return resolve_without_data(load_experiment(path, [*routed, f"objective={objective}"]))
 
 
 def dense_of(path: Path) -> Path:
@@ -90,7 +90,7 @@ def row_of_the_guide(name: str) -> str:
     """A model's row in the table of docs/imagenet.md."""
 
     def resolved(size: int, *overrides: str) -> Experiment:
-        return resolve_model(load_experiment(CONFIGS / f"imagenet{size}" / f"{name}.yaml", overrides))
+        return resolve_without_data(load_experiment(CONFIGS / f"imagenet{size}" / f"{name}.yaml", overrides))
 
     def total(found: Experiment, gpus: int, images: int) -> float:
         return sum(memory(found, "bf16", gpus, images).values()) / GIB
@@ -118,7 +118,7 @@ def test_the_guide_s_table_of_memory_is_what_the_dry_run_says(name):
 def test_sampling_is_priced_with_the_experts_that_it_asks_for():
     name = str(CONFIGS / "imagenet256" / "DiT-S-2-8E2A.yaml")
     trained, same, more = (
-        sampling_flops(resolve_model(load_experiment(name, change)))
+        sampling_flops(resolve_without_data(load_experiment(name, change)))
         for change in ([], ["sample.target=2"], ["sample.target=4"])
     )
     assert same == trained < more < 2 * trained
@@ -126,7 +126,7 @@ def test_sampling_is_priced_with_the_experts_that_it_asks_for():
 
 def hours_of_the_guide(name: str) -> str:
     """A dense model's row in the table of FLOPs and time, each cell at 256 and at 512."""
-    both = [resolve_model(load_experiment(CONFIGS / f"imagenet{size}" / f"{name}.yaml")) for size in (256, 512)]
+    both = [resolve_without_data(load_experiment(CONFIGS / f"imagenet{size}" / f"{name}.yaml")) for size in (256, 512)]
     forward = " · ".join(f"{found.model.footprint().forward_flops / 1e9:.0f}" for found in both)
     speed = peak("H100", "bf16") * MFU  # FLOP/s
     training = [found.train.steps * found.train.batch_size * training_flops(found) / speed for found in both]

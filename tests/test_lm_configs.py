@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from dit_moe.costs import GIB, ROOM, memory
-from dit_moe.experiments.text import TextExperiment, load_text_experiment, resolve_text_model
+from dit_moe.experiments.text import TextExperiment, load_text_experiment, resolve_text_without_data
 from tests.cli.conftest import cli
 
 FOLDER = Path(__file__).parent.parent / "configs" / "lm"
@@ -23,7 +23,7 @@ ROUTERS = {
 
 
 def experiment(path: Path) -> TextExperiment:
-    return resolve_text_model(load_text_experiment(path))
+    return resolve_text_without_data(load_text_experiment(path))
 
 
 def router_of(path: Path) -> str:
@@ -44,7 +44,7 @@ def test_a_file_differs_from_the_base_in_its_model_alone_which_is_the_one_that_i
     assert set(yaml.safe_load(path.read_text())) == {"base", "model"}
     for section in ("data", "train", "tokenize", "objective"):
         assert getattr(found, section) == getattr(base, section)
-    model, router = resolve_text_model(found).model, router_of(path)
+    model, router = resolve_text_without_data(found).model, router_of(path)
     assert re.sub(r"-[\d.]+B(?=-\d+E)", "", model.name) == path.stem.removesuffix(f"-{router}")
     if router:
         options = {"balance_loss": 1e-4, **ROUTERS[router]}

@@ -30,7 +30,7 @@ from dit_moe.evaluation.sources import EvaluationInput, converted, open_input
 from dit_moe.evaluation.sources.base import FEATURES_MANIFEST
 from dit_moe.evaluation.sources.generated import GeneratedSource
 from dit_moe.evaluation.sources.statistics import is_verified_inception, require_extractor, write_statistics
-from dit_moe.experiments.run import ImageRun, of_sample, open_image_run
+from dit_moe.experiments.run import ImageRun, open_image_run, sampling_changes
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
 from dit_moe.extractors.base import StatisticsOnly
 from dit_moe.extractors.digits_cnn import DigitsCNNConfig
@@ -63,7 +63,7 @@ class Evaluation:
     """What one call of `evaluate` does."""
 
     def __init__(self, names: Sequence[str], overrides: Sequence[str], options: EvalOptions) -> None:
-        self.options, self.read, self.overrides = options, options.read(), of_sample(overrides)
+        self.options, self.read, self.overrides = options, options.read(), sampling_changes(overrides)
         self.recipe = None if options.recipe is None else EVALUATION[options.recipe]
         if not names:
             raise ValueError("nothing to evaluate; name SAMPLES and a REFERENCE")

@@ -11,7 +11,7 @@ from dit_moe.distributed import locked
 from dit_moe.evaluation.options import EvalOptions
 from dit_moe.evaluation.sources import IMAGES_FILE
 from dit_moe.files import require_output
-from dit_moe.sampling.outputs import FACTS
+from dit_moe.sampling.outputs import SAMPLE_JSON
 
 ENDINGS = {"out": ".json", "save_stats": ".npz", "save_npz": ".npz"}  # of the files that these options name
 FEATURE_FOLDERS = re.compile(r"reference|heldout|reconstruction|samples_\d+")  # in the folder of --features
@@ -35,8 +35,8 @@ def require_outputs(options: EvalOptions, reads: Sequence[str]) -> None:
         require_output(path, f"--{option.replace('_', '-')}", ENDINGS[option], "metrics")
         if path.resolve() in taken:
             raise ValueError(f"{name} would overwrite what is read or written; name another file")
-        if path.name == IMAGES_FILE and (path.parent / FACTS).is_file():
-            problem = f"{path.parent / FACTS} says how the {IMAGES_FILE} beside it was made"
+        if path.name == IMAGES_FILE and (path.parent / SAMPLE_JSON).is_file():
+            problem = f"{path.parent / SAMPLE_JSON} says how the {IMAGES_FILE} beside it was made"
             raise ValueError(f"{name}: {problem}; name another file")
         taken.add(path.resolve())
     folder = features_folder(options)

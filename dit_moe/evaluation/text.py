@@ -88,7 +88,7 @@ def _text_of_files(files: Sequence[Path], texts: Sequence[str], tokenizer: TextT
 
 def heldout_text(run: TextRun) -> EvaluationText:
     """The held-out split of the run's data. Raises what `open_heldout` raises."""
-    shards = open_heldout(run.experiment, run.tokenizer, run.trained)
+    shards = open_heldout(run.experiment, run.tokenizer, run.trained_on)
     predicted = shards.manifest.tokens - shards.manifest.documents  # all but the end of text before each document
     everything = run.experiment.eval.max_documents is None
     identity = {"folder": str(shards.folder), "fingerprint": shards.manifest.fingerprint}

@@ -33,7 +33,7 @@ class Fingerprinted(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One training run and how its results are sampled and judged. See docs/configuration.md."""
+    """One training run and how it is sampled and evaluated. See docs/configuration.md."""
 
     model: Annotated[Any, MODELS]
     objective: Annotated[Any, OBJECTIVES]
@@ -120,7 +120,7 @@ def resolve(experiment: Experiment, dataset: Dataset) -> Experiment:
     ConfigError names the field that does not.
     """
     first_stage, latent_shape = resolve_first_stage(experiment.first_stage, dataset)
-    experiment = replace(experiment, first_stage=first_stage, data=identified(experiment.data, dataset))
+    experiment = replace(experiment, first_stage=first_stage, data=with_fingerprint(experiment.data, dataset))
     channels, height, width = latent_shape
     if height != width:
         raise ConfigError("data", f" has latents of {height}×{width}; the model needs square ones, crop the images")
@@ -129,10 +129,10 @@ def resolve(experiment: Experiment, dataset: Dataset) -> Experiment:
         given = getattr(experiment.model, name)
         if given not in (None, value):
             raise ConfigError(f"model.{name}", f"={given} contradicts the data, which has {value}; drop the line")
-    return resolve_model(replace(experiment, model=_with(experiment.model, **found)))
+    return resolve_without_data(replace(experiment, model=_with(experiment.model, **found)))
 
 
-def resolve_model(experiment: Experiment) -> Experiment:
+def resolve_without_data(experiment: Experiment) -> Experiment:
     """`resolve` for a model section that states its latents' shape and classes itself: needs no data."""
     with section("model"):
         classes, channels, size = map(experiment.model.need, ("num_classes", "in_channels", "input_size"))
@@ -153,7 +153,7 @@ def _with(model: Any, **fields: object) -> Any:
         return replace(model, **fields)
 
 
-def identified(data: Any, dataset: Fingerprinted) -> Any:
+def with_fingerprint(data: Any, dataset: Fingerprinted) -> Any:
     """The section `data` with the fingerprint of what it names; ConfigError if it states another one."""
     if dataset.fingerprint is None:
         return data

@@ -14,7 +14,7 @@ from dit_moe import checkpoint, config
 from dit_moe.autoencoders import FIRST_STAGES, FirstStage
 from dit_moe.config import ConfigError, Tree, section
 from dit_moe.diffusion import OBJECTIVES, Objective
-from dit_moe.experiments.image import Experiment, identified, image_experiment, resolve_sampling
+from dit_moe.experiments.image import Experiment, image_experiment, resolve_sampling, with_fingerprint
 from dit_moe.experiments.text import TextEvalConfig, TextExperiment, TextSampleConfig, open_tokens, text_experiment
 from dit_moe.models import LM, MODELS
 from dit_moe.moe.compute_budget import ComputeBudget, solve_budget
@@ -83,7 +83,7 @@ class TextRun(Run):
     experiment: TextExperiment
     model: LM
     tokenizer: TextTokenizer
-    trained: Tree  # `TokenManifest.origin` of the tokens it was trained on
+    trained_on: Tree  # `TokenManifest.origin` of the tokens it was trained on
 
 
 def open_image_run(
@@ -108,7 +108,7 @@ def open_image_run(
     tree: Tree = opened.config()
     if sample is not None:
         tree["sample"] = config.dump(sample)
-    changes = of_sample(overrides)
+    changes = sampling_changes(overrides)
     whole = [change if change.startswith("first_stage.") else f"sample.{change}" for change in changes]
     experiment = image_experiment(config.override(tree, whole))
     objective = OBJECTIVES.build(experiment.objective, num_classes=experiment.model.num_classes)
@@ -123,7 +123,7 @@ def open_image_run(
     )
 
 
-def of_sample(overrides: Sequence[str]) -> list[str]:
+def sampling_changes(overrides: Sequence[str]) -> list[str]:
     """Changes to the section ``sample``, without its name before them; those to ``first_stage`` as they are.
 
     Raises ConfigError for what an option of the command says.
@@ -160,7 +160,7 @@ def open_text_run(
     experiment = experiment or text_experiment(config.override(opened.config(), changes))
     loaded = _loaded(opened, experiment, device)
     _set_experts(loaded["model"], experiment)
-    return TextRun(**loaded, tokenizer=run_tokenizer(opened), trained=opened.state["trained_on"])
+    return TextRun(**loaded, tokenizer=run_tokenizer(opened), trained_on=opened.state["trained_on"])
 
 
 def _whole_key(change: str, scoring: bool) -> str:
@@ -194,7 +194,7 @@ def _set_experts(model: LM, experiment: TextExperiment) -> None:
     if experiment.sample.target is not None:
         try:
             dataset = open_tokens(experiment)
-            identified(experiment.data, dataset)
+            with_fingerprint(experiment.data, dataset)
         except ValueError as error:
             problem = f" is solved on the tokens that were trained on: {error}; bring them back, or set sample.p"
             raise ConfigError("sample.target", problem) from None

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from dit_moe import config
 from dit_moe.config import ConfigError, Tree, require, section
-from dit_moe.experiments.image import check_compute_budget, identified, kind_of
+from dit_moe.experiments.image import check_compute_budget, kind_of, with_fingerprint
 from dit_moe.models import MODELS
 from dit_moe.moe.compute_budget import ComputeBudgetConfig
 from dit_moe.text.objective import NextTokenConfig
@@ -69,7 +69,7 @@ class TextEvalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextExperiment:
-    """One training run of a language model and how it is judged. See docs/language.md."""
+    """One training run of a language model and how it is sampled and evaluated. See docs/language.md."""
 
     model: Annotated[Any, MODELS]
     data: TokensConfig
@@ -116,11 +116,11 @@ def resolve_text(experiment: TextExperiment, dataset: TokenSequences) -> TextExp
     if rows is not None and rows < found:
         problem = f"={rows} is below the {found} ids of the tokenizer {dataset.manifest.tokenizer['name']}"
         raise ConfigError("model.vocab_size", f"{problem}; raise it, or drop the line")
-    experiment = replace(experiment, data=identified(experiment.data, dataset))
-    return resolve_text_model(experiment, rows or ROUNDING * -(-found // ROUNDING))
+    experiment = replace(experiment, data=with_fingerprint(experiment.data, dataset))
+    return resolve_text_without_data(experiment, rows or ROUNDING * -(-found // ROUNDING))
 
 
-def resolve_text_model(experiment: TextExperiment, vocab_size: int | None = None) -> TextExperiment:
+def resolve_text_without_data(experiment: TextExperiment, vocab_size: int | None = None) -> TextExperiment:
     """`resolve_text` for a model section that states its vocabulary itself: needs no data."""
     model, length = experiment.model, experiment.data.length
     if model.max_length not in (None, length):

@@ -16,28 +16,28 @@ from dit_moe.data.npz import image_writer
 from dit_moe.files import read_object, require_own, require_replaceable, require_writable, write_atomically
 from dit_moe.pictures import foreign_pictures, grid_layout, image_grid, png_folder, save_png
 
-FACTS = "sample.json"  # says how everything beside it was made
-Take = Callable[[Tensor], object]  # called with uint8 images [B, C, H, W]
+SAMPLE_JSON = "sample.json"  # says how everything beside it was made
+ImageWriter = Callable[[Tensor], object]  # called with uint8 images [B, C, H, W]
 
 
 @contextmanager
-def _npz(path: Path, labels_N: Tensor) -> Iterator[Take]:
+def _npz(path: Path, labels_N: Tensor) -> Iterator[ImageWriter]:
     with image_writer(path, len(labels_N), labels_N.numpy()) as add:
         yield lambda images_BCHW: add(images_BCHW.permute(0, 2, 3, 1).numpy())
 
 
 @contextmanager
-def _grid(path: Path, labels_N: Tensor) -> Iterator[Take]:
+def _grid(path: Path, labels_N: Tensor) -> Iterator[ImageWriter]:
     shown, columns = grid_layout(labels_N)
     wanted, kept = set(shown), dict[int, Tensor]()
     indices = iter(range(len(labels_N)))
 
-    def take(images_BCHW: Tensor) -> None:
+    def write(images_BCHW: Tensor) -> None:
         for image, i in zip(images_BCHW, indices, strict=False):
             if i in wanted:
                 kept[i] = image.clone()  # a view would keep its whole batch
 
-    yield take
+    yield write
     save_png(image_grid(torch.stack([kept[i] for i in shown]), columns), path)
 
 
@@ -45,7 +45,7 @@ OUTPUTS = {"npz": ("images.npz", _npz), "png": ("png", png_folder), "grid": ("gr
 DEFAULT = ("npz", "grid")
 
 
-def parse_names(text: str) -> tuple[str, ...]:
+def parse_outputs(text: str) -> tuple[str, ...]:
     """The kinds of output in a text like "npz,grid". ValueError for an unknown one, or none."""
     names = tuple(dict.fromkeys(text.split(",")))
     for name in names:
@@ -54,7 +54,7 @@ def parse_names(text: str) -> tuple[str, ...]:
     return names
 
 
-def require_possible(out: Path, names: Sequence[str]) -> None:
+def require_writable_outputs(out: Path, names: Sequence[str]) -> None:
     """ValueError if these outputs cannot be written into the folder `out`, or would replace what is not ours."""
     require_writable(out)
     require_own_samples(out, (OUTPUTS[name][0] for name in names if name != "png"))
@@ -64,21 +64,21 @@ def require_possible(out: Path, names: Sequence[str]) -> None:
 
 def require_own_samples(out: Path, files: Iterable[str]) -> None:
     """ValueError if `out` holds a sample.json of other origin, or any of the `files` without one of ours."""
-    require_own(out, (FACTS, *files), not {"files", "texts"}.isdisjoint(read_object(out / FACTS)))
+    require_own(out, (SAMPLE_JSON, *files), not {"files", "texts"}.isdisjoint(read_object(out / SAMPLE_JSON)))
 
 
 @contextmanager
-def open_outputs(out: Path, names: Sequence[str], labels_N: Tensor) -> Iterator[Take]:
-    """Yields ``take(images_BCHW)``, to be called with all images in order; the files are in place when the block ends.
+def open_outputs(out: Path, names: Sequence[str], labels_N: Tensor) -> Iterator[ImageWriter]:
+    """Yields ``write(images_BCHW)``, to be called with all images in order; the files are in place when the block ends.
 
     They replace those of an earlier run only then, and its sample.json lists none, as it would speak of others.
     """
     with ExitStack() as stack:
-        takers = [stack.enter_context(save(out / file, labels_N)) for file, save in map(OUTPUTS.__getitem__, names)]
+        writers = [stack.enter_context(save(out / file, labels_N)) for file, save in map(OUTPUTS.__getitem__, names)]
 
-        def take(images_BCHW: Tensor) -> None:
-            for each in takers:
+        def write(images_BCHW: Tensor) -> None:
+            for each in writers:
                 each(images_BCHW)
 
-        yield take
-        write_atomically(out / FACTS, json.dumps({"files": []}) + "\n")
+        yield write
+        write_atomically(out / SAMPLE_JSON, json.dumps({"files": []}) + "\n")

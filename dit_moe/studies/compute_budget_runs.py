@@ -21,7 +21,7 @@ from dit_moe.evaluation.runs import decisive, how_many, run_source, seeds_of, tr
 from dit_moe.evaluation.sources.base import EvaluationInput
 from dit_moe.evaluation.text import heldout_text, perplexity
 from dit_moe.experiments.image import Experiment, check_compute_budget, open_split
-from dit_moe.experiments.run import ImageRun, TextRun, of_sample, open_image_run, open_text_run
+from dit_moe.experiments.run import ImageRun, TextRun, open_image_run, open_text_run, sampling_changes
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
 from dit_moe.metrics.frechet import FrechetDistanceConfig
 from dit_moe.moe import MoEConfig
@@ -134,7 +134,7 @@ class ImageRunAtBudgets(RunAtBudgets):
     kind = "images"
 
     def __init__(self, folder: Path, changes: Sequence[str], asked: list[float] | None, options: ImageOptions) -> None:
-        overrides = of_sample([*changes, "target=null", "p=null", "vary=layer"])
+        overrides = sampling_changes([*changes, "target=null", "p=null", "vary=layer"])
         self.run: ImageRun = open_image_run(folder, overrides, device=join_processes().device)
         experiment = self.run.experiment
         super().__init__(folder.resolve().name, experiment.model, experiment.sample, asked)

@@ -29,7 +29,7 @@ from dit_moe.autoencoders.kl import (
 from dit_moe.config import ConfigError, require
 from dit_moe.data import DATASETS, Dataset
 from dit_moe.distributed import join_processes, locked, on_main
-from dit_moe.experiments.image import identified
+from dit_moe.experiments.image import with_fingerprint
 from dit_moe.files import require_writable, write_atomically
 from dit_moe.pictures import image_grid, save_png
 from dit_moe.randomness import BatchRandom
@@ -96,7 +96,7 @@ def prepare(path: Path, overrides: Sequence[str]) -> tuple[AutoencoderTraining, 
             raise ConfigError("data.name", f"={name} holds latents; name a data set of images")
     except ConfigError as error:
         raise error if error.path.startswith("data") else error.below("data") from None
-    return replace(settings, data=identified(settings.data, images["train"])), images
+    return replace(settings, data=with_fingerprint(settings.data, images["train"])), images
 
 
 def train(settings: AutoencoderTraining, images: Dataset, folder: Path) -> None:

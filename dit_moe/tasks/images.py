@@ -38,22 +38,30 @@ from dit_moe.experiments.image import Experiment
 from dit_moe.experiments.run import ImageRun, open_image_run
 from dit_moe.files import write_atomically
 from dit_moe.pictures import save_grid
-from dit_moe.progress import work_bar
+from dit_moe.progress import images_bar
 from dit_moe.randomness import BatchRandom
 from dit_moe.sampling.generator import Generator, choose_labels, generate_together, stream_together
-from dit_moe.sampling.outputs import DEFAULT, FACTS, OUTPUTS, Take, open_outputs, parse_names, require_possible
+from dit_moe.sampling.outputs import (
+    DEFAULT,
+    OUTPUTS,
+    SAMPLE_JSON,
+    ImageWriter,
+    open_outputs,
+    parse_outputs,
+    require_writable_outputs,
+)
 from dit_moe.tasks import HeldoutResult, Report, TrainingParts
 from dit_moe.training import Hook, Unit
 
 kind = unit = "images"
-sample_files: tuple[str, ...] = ("grid.png", IMAGES_FILE, FACTS)
+sample_files: tuple[str, ...] = ("grid.png", IMAGES_FILE, SAMPLE_JSON)
 
 # ------------------------------------------------------------------------------------------- the config, the data
 
 
 build_experiment = image.image_experiment
 resolve = image.resolve
-resolve_without_data = image.resolve_model
+resolve_without_data = image.resolve_without_data
 
 
 def make_data(experiment: Experiment, *, skip_broken: bool = False) -> None:
@@ -149,7 +157,7 @@ def sample(
 ) -> Report | None:
     if prompts is not None:
         raise ConfigError("--prompt", f": {path} makes images; leave it out")
-    kinds = DEFAULT if save is None else parse_names(save)
+    kinds = DEFAULT if save is None else parse_outputs(save)
     label = None
     if recipe is not None:
         trained = checkpoint.open_checkpoint(path).config()["objective"]["name"]
@@ -219,8 +227,8 @@ def sample_images(run: ImageRun, out: Path, save: Sequence[str] = DEFAULT, recip
     `recipe` is what the result calls its settings. Returns what sample.json holds, which is written last; None on all
     but the main process. Raises ValueError if `out` cannot be written, or another command writes there.
     """
-    on_main(lambda: require_possible(out, save))
-    with locked(out, FACTS, *(OUTPUTS[name][0] for name in save)):
+    on_main(lambda: require_writable_outputs(out, save))
+    with locked(out, SAMPLE_JSON, *(OUTPUTS[name][0] for name in save)):
         return _sample_images(run, out, save, recipe)
 
 
@@ -228,11 +236,14 @@ def _sample_images(run: ImageRun, out: Path, save: Sequence[str], recipe: str | 
     labels_N = run.labels()
     start = time.perf_counter()
     generator = run.generator()
-    takers: list[Take] = []  # one, on the main process
-    batches = math.ceil(len(labels_N) / join_processes().num_processes / generator.config.batch_size)
-    with ExitStack() as stack, work_bar("sampling", batches * generator.sampler.steps, "steps") as advance:
-        on_main(lambda: takers.append(stack.enter_context(open_outputs(out, save, labels_N))))
-        active_experts = stream_together(generator, labels_N, lambda images: takers[0](images), lambda *_: advance(1))
+    writers: list[ImageWriter] = []  # one, on the main process
+    count = len(labels_N)
+    batches = math.ceil(count / join_processes().num_processes / generator.config.batch_size)
+    a_step = count / (batches * generator.sampler.steps)  # the main process takes the others to be as quick as itself
+    with ExitStack() as stack, images_bar("sampling", count) as advance:
+        on_main(lambda: writers.append(stack.enter_context(open_outputs(out, save, labels_N))))
+        write: ImageWriter = lambda images: writers[0](images)  # noqa: E731
+        active_experts = stream_together(generator, labels_N, write, lambda *_: advance(a_step))
     if not join_processes().is_main_process:
         return None
     footprint = run.experiment.model.footprint()
@@ -253,7 +264,7 @@ def _sample_images(run: ImageRun, out: Path, save: Sequence[str], recipe: str | 
         "seconds": time.perf_counter() - start,
         "versions": {name: version(name) for name in ("dit_moe", "torch", "diffusers")},
     }
-    write_atomically(out / FACTS, json.dumps(facts, indent=1) + "\n")
+    write_atomically(out / SAMPLE_JSON, json.dumps(facts, indent=1) + "\n")
     return facts
 
 

@@ -45,7 +45,7 @@ def quickstart(raw: AnyExperiment, folder: Path, config_name: str, *, skip_broke
             metrics = report | _of_training(experiment, folder, task.unit) | {"config": config_name}
             write_atomically(folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
             task.print_report(report)
-            _print(metrics, [folder / name for name in (*task.sample_files, *FILES)])
+            _print(metrics, [folder / name for name in (task.sample_files[0], *FILES)])
 
 
 def _of_training(experiment: AnyExperiment, folder: Path, unit: str) -> dict[str, Any]:

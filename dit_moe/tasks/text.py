@@ -31,7 +31,7 @@ from dit_moe.experiments.text import (
     open_heldout,
     open_tokens,
     resolve_text,
-    resolve_text_model,
+    resolve_text_without_data,
     scoring_options,
     text_experiment,
 )
@@ -42,7 +42,7 @@ from dit_moe.moe import measure_active
 from dit_moe.moe.compute_budget import thresholds
 from dit_moe.randomness import BatchRandom
 from dit_moe.rounding import rounded
-from dit_moe.sampling.outputs import FACTS, require_own_samples
+from dit_moe.sampling.outputs import SAMPLE_JSON, require_own_samples
 from dit_moe.tasks import HeldoutResult, Report, TrainingParts
 from dit_moe.text.ngram import TrigramModel
 from dit_moe.text.objective import NextToken
@@ -59,7 +59,7 @@ RULE = "–" * 72
 
 
 kind, unit = "text", "tokens"
-sample_files: tuple[str, ...] = (FACTS,)
+sample_files: tuple[str, ...] = (SAMPLE_JSON,)
 
 # ------------------------------------------------------------------------------------------- the config, the data
 
@@ -67,7 +67,7 @@ sample_files: tuple[str, ...] = (FACTS,)
 build_experiment = text_experiment
 open_data = open_tokens
 resolve = resolve_text
-resolve_without_data = resolve_text_model
+resolve_without_data = resolve_text_without_data
 
 
 def make_data(experiment: TextExperiment, *, skip_broken: bool = False) -> None:
@@ -101,7 +101,7 @@ def training_parts(
         if not join_processes().is_main_process:
             return
         assert isinstance(network, LM)
-        run = TextRun(folder, step, "", experiment, network, tokenizer, trained=dataset.manifest.origin)
+        run = TextRun(folder, step, "", experiment, network, tokenizer, trained_on=dataset.manifest.origin)
         try:
             with _sampled_experts(experiment, network, dataset):
                 written = page(experiment.sample.prompts, write_texts(run))
@@ -171,7 +171,7 @@ def require_heldout(experiment: TextExperiment) -> None:
 def open_split(run: TextRun, split: str | None) -> tuple[TokenShards, str]:
     data = run.experiment.data
     if split == "heldout" or (split is None and data.heldout is not None):
-        return open_heldout(run.experiment, run.tokenizer, run.trained), "heldout"
+        return open_heldout(run.experiment, run.tokenizer, run.trained_on), "heldout"
     with section("data"):
         return open_shards(data, split or "train"), split or NOTHING_HELD_OUT
 
@@ -303,7 +303,7 @@ def sample_text(run: TextRun, out: Path) -> Report | None:
     if not join_processes().is_main_process:
         return None
     require_own_samples(out, ())
-    with exclusive(out, FACTS):
+    with exclusive(out, SAMPLE_JSON):
         start = time.perf_counter()
         with measure_active(run.model) as active:
             texts = write_texts(run)
@@ -320,5 +320,5 @@ def sample_text(run: TextRun, out: Path) -> Report | None:
             "seconds": time.perf_counter() - start,
             "versions": {name: version(name) for name in ("dit_moe", "torch", "transformers")},
         }
-        write_atomically(out / FACTS, json.dumps(facts, indent=1) + "\n")
+        write_atomically(out / SAMPLE_JSON, json.dumps(facts, indent=1) + "\n")
     return facts

@@ -14,7 +14,7 @@ from dit_moe.data import DATASETS
 from dit_moe.diffusion import OBJECTIVES
 from dit_moe.experiments.image import load_experiment, resolve
 from dit_moe.experiments.run import ImageRun, TextRun
-from dit_moe.experiments.text import load_text_experiment, resolve_text_model
+from dit_moe.experiments.text import load_text_experiment, resolve_text_without_data
 from dit_moe.models import MODELS
 from dit_moe.moe.routing import threshold_u
 from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
@@ -66,7 +66,7 @@ def image_run(*changes: str, name: str = "DiT-custom/2-4E2A", p: float = 0.7) ->
 def text_run(*changes: str, name: str = "LM-custom-4E2A", p: float = 0.7) -> TextRun:
     """On bytes."""
     words = [*SIZES, f"model.name={name}", "model.mlp_hidden=64", f"data.length={LENGTH}", "eval.stride=null", *changes]
-    experiment = resolve_text_model(load_text_experiment(CONFIGS / "lm_tiny.yaml", words))
+    experiment = resolve_text_without_data(load_text_experiment(CONFIGS / "lm_tiny.yaml", words))
     return TextRun(
         folder=Path("some/run"),
         step=7,
@@ -74,7 +74,7 @@ def text_run(*changes: str, name: str = "LM-custom-4E2A", p: float = 0.7) -> Tex
         experiment=experiment,
         model=_lively(MODELS.build(experiment.model), p),
         tokenizer=open_tokenizer(TokenizerConfig()),
-        trained={},
+        trained_on={},
     )
 
 

@@ -55,7 +55,7 @@ def test_text_is_counted_as_perplexity_counts_it(trained, tmp_path, undrawn):  #
 
 def test_documents_are_spread_over_the_text_unless_the_first_are_asked_for(trained, tmp_path, undrawn):  # noqa: F811
     run = open_text_run(trained / "run")
-    sizes = [len(ids) for ids, _ in open_heldout(run.experiment, run.tokenizer, run.trained).documents()]
+    sizes = [len(ids) for ids, _ in open_heldout(run.experiment, run.tokenizer, run.trained_on).documents()]
     half = (sum(sizes) + len(sizes)) // 2
     assert cli("routing", trained / "run", "--tokens", half, "--out", tmp_path / "spread") == 0
     assert numbers(tmp_path / "spread")["facts"]["tokens counted"] == sizes[0] + sizes[2]

@@ -3,8 +3,8 @@
 from typing import Any
 
 from dit_moe.config import build
-from dit_moe.experiments.image import Experiment, resolve_model
-from dit_moe.experiments.text import TextExperiment, resolve_text_model
+from dit_moe.experiments.image import Experiment, resolve_without_data
+from dit_moe.experiments.text import TextExperiment, resolve_text_without_data
 
 VOCAB, LENGTH = 50304, 2048
 
@@ -16,7 +16,7 @@ def image_model(name: str = "DiT-XL/2", **changes: Any) -> dict[str, Any]:
 
 def image_experiment(name: str = "DiT-XL/2", **sections: Any) -> Experiment:
     tree = {"model": image_model(name), "objective": "ddpm", "data": "digits", **sections}
-    return resolve_model(build(Experiment, tree))
+    return resolve_without_data(build(Experiment, tree))
 
 
 def text_experiment(
@@ -28,4 +28,4 @@ def text_experiment(
         "train": {"steps": 1000, "batch_size": 2048, "micro_batch": 4, **sections.pop("train", {})},
         **sections,
     }
-    return resolve_text_model(build(TextExperiment, tree))
+    return resolve_text_without_data(build(TextExperiment, tree))

@@ -5,7 +5,7 @@ import pytest
 from dit_moe import cli
 from dit_moe.cli import evaluate
 from dit_moe.evaluation.options import EvalOptions, extractor_config, metric_configs
-from dit_moe.experiments.run import of_sample
+from dit_moe.experiments.run import sampling_changes
 from dit_moe.extractors.digits_cnn import DigitsCNNConfig
 from dit_moe.extractors.function import FunctionConfig
 from dit_moe.extractors.inception import InceptionConfig
@@ -106,7 +106,7 @@ def test_options_that_are_none_are_still_refused(monkeypatch, capsys):
 
 
 def test_overrides_may_name_their_section_and_those_of_eval_are_options():
-    assert of_sample(["sample.count=20", "seed=1", "first_stage.tiling=true"]) == [
+    assert sampling_changes(["sample.count=20", "seed=1", "first_stage.tiling=true"]) == [
         "count=20",
         "seed=1",
         "first_stage.tiling=true",
@@ -117,4 +117,4 @@ def test_overrides_may_name_their_section_and_those_of_eval_are_options():
         ("eval.images=9", "count=9"),
     ):
         with pytest.raises(ValueError, match=f"is no option of sampling; for dit-moe eval give {option}"):
-            of_sample([change])
+            sampling_changes([change])

@@ -8,8 +8,8 @@ import pytest
 from dit_moe.config import ConfigError, build, dump
 from dit_moe.data import DATASETS
 from dit_moe.data.latents import LatentsConfig
-from dit_moe.experiments.image import Experiment, load_experiment, resolve, resolve_model
-from dit_moe.experiments.text import TextExperiment, resolve_text_model
+from dit_moe.experiments.image import Experiment, load_experiment, resolve, resolve_without_data
+from dit_moe.experiments.text import TextExperiment, resolve_text_without_data
 from dit_moe.tasks.train import load
 
 ROOT = Path(__file__).parents[2]
@@ -31,9 +31,9 @@ def resolved(*overrides: str) -> Experiment:
 def test_every_config_in_the_repository_is_valid(path):
     experiment = load(path, [])
     if isinstance(experiment, TextExperiment):
-        resolved = resolve_text_model(experiment, experiment.model.vocab_size or 320)
+        resolved = resolve_text_without_data(experiment, experiment.model.vocab_size or 320)
     elif isinstance(experiment.data, LatentsConfig):  # to be encoded first
-        resolved = resolve_model(with_shapes(experiment))
+        resolved = resolve_without_data(with_shapes(experiment))
     else:
         resolved = resolve(experiment, DATASETS.build(experiment.data, "train"))
     assert resolved.model.footprint().total_params > 0

@@ -51,5 +51,5 @@ def tiny_run(folder, lm=None) -> TextRun:
         experiment=TextExperiment(model=lm.config, data=data, sample=TextSampleConfig()),
         model=lm,
         tokenizer=open_tokenizer(TokenizerConfig()),
-        trained={},
+        trained_on={},
     )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dit_moe.sampling.outputs import OUTPUTS, open_outputs, parse_names, require_possible
+from dit_moe.sampling.outputs import OUTPUTS, open_outputs, parse_outputs, require_writable_outputs
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "streaming.py"
 IMAGES = torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -59,24 +59,24 @@ def test_no_images_of_other_origin_are_replaced(tmp_path, facts):
     if facts is not None:
         (tmp_path / "sample.json").write_text(facts)
     with pytest.raises(ValueError, match=r"is there already, and nothing says that dit-moe wrote it; move it away, or"):
-        require_possible(tmp_path, ["npz"])
+        require_writable_outputs(tmp_path, ["npz"])
     save(tmp_path, ["npz"])
-    require_possible(tmp_path, ["npz", "grid"])
+    require_writable_outputs(tmp_path, ["npz", "grid"])
 
 
 def test_kinds_are_read_in_any_order_and_unknown_ones_refused():
-    assert parse_names("grid,npz,grid") == ("grid", "npz")
+    assert parse_outputs("grid,npz,grid") == ("grid", "npz")
     for text in ("jpg", "npz,", ""):
         with pytest.raises(ValueError, match=r"--save=.* is no kind of output; choose from npz, png, grid"):
-            parse_names(text)
+            parse_outputs(text)
 
 
 def test_a_png_folder_with_other_files_is_refused_before_anything_is_sampled(tmp_path):
     (tmp_path / "png").mkdir()
     (tmp_path / "png" / "holiday.png").write_bytes(b"")
-    require_possible(tmp_path, ["npz"])
+    require_writable_outputs(tmp_path, ["npz"])
     with pytest.raises(ValueError, match=r"holiday.png, which would be lost"):
-        require_possible(tmp_path, ["png"])
+        require_writable_outputs(tmp_path, ["png"])
 
 
 def test_writing_takes_the_memory_of_a_batch_and_not_of_the_set():

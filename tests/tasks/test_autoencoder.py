@@ -93,6 +93,10 @@ def test_a_folder_of_images_without_held_out_ones_will_do(tmp_path, capsys):
         ("data.size=12", "data.size=12 must be a multiple of 8"),
         ("data={name: image_folder, path: /nowhere}", "data.path=/nowhere does not exist"),
         ("autoencoder.block_out_channels=[8,8,8,8,8]", "autoencoder.block_out_channels=[8, 8, 8, 8, 8] takes images"),
+        (
+            "autoencoder.norm_num_groups=3",
+            "autoencoder.block_out_channels=(8, 8) must be multiples of norm_num_groups=3",
+        ),
         ("loss.lpips_weight=1", "loss.lpips_weight=1.0 needs the network's weights"),
         ("model.depth=2", "model is not a known key"),
     ],

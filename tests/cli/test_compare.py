@@ -21,7 +21,6 @@ from tests.scripts import in_use
 from .conftest import CONFIG, SMALL, cli
 
 FIGURES = ("loss_vs_flops", "active_over_training", "p_over_training", "active_by_layer", "quality_vs_active")
-FAILING = "variants=[{name: topk, changes: [model.moe.router=topk]}, {name: bad, changes: [train.lr=1e30]}]"
 
 
 @pytest.fixture(scope="module")
@@ -207,13 +206,24 @@ def test_for_a_cluster_it_prints_a_command_for_each_missing_run_which_does_that_
     assert [line.rsplit(" ", 1)[1] for line in capsys.readouterr().out.splitlines()] == ["topk/0", "topk/1", "dtopp/1"]
 
 
-def test_a_run_that_fails_is_reported_with_its_last_line_and_the_others_are_kept(study, copy, no_figures, capsys):
-    assert cli("compare", study, FAILING, "--out", copy) == 1
+def test_a_run_that_fails_is_reported_with_its_last_line_and_the_others_are_kept(
+    study, copy, no_figures, monkeypatch, capsys
+):
+    shutil.rmtree(copy / "dtopp")
+
+    def fail(jobs, share):  # in place of a training that fails
+        for job in jobs:
+            job.output.parent.mkdir(parents=True)
+            job.output.write_text("step 1\nfailed: the loss is nan\n")
+        return jobs
+
+    monkeypatch.setattr(compare, "run_jobs", fail)
+    assert cli("compare", study, "--out", copy) == 1
     captured = capsys.readouterr()
-    assert "bad/0 failed: " in captured.err and "output.txt" in captured.err
+    assert f"dtopp/0 failed: failed: the loss is nan; all of it is in {copy}" in captured.err
     results = results_of(copy)
-    assert results["missing"] == [["bad", 0]] and len(results["variants"][0]["runs"]) == 1
-    assert "topk" in captured.out
+    assert results["missing"] == [["dtopp", 0]] and len(results["variants"][0]["runs"]) == 1
+    assert "top-k" in captured.out
 
 
 @pytest.mark.parametrize(

@@ -181,12 +181,12 @@ class NpzFile:
 
     def _damaged(self, error: Exception) -> ValueError:
         reason = str(error) or type(error).__name__
-        remedy = "make it again or copy it anew, with np.savez of plain arrays"
+        remedy = "make it again or copy it again, with np.savez of plain arrays"
         return ValueError(f"{self.path} is not a readable npz of plain arrays: {reason}; {remedy}")
 
 
 class _MappedArray:
-    """An array in a file. Each read maps it anew, so that pages once read do not count as memory of the process."""
+    """An array in a file. Each read maps it again, so that pages once read do not count as memory of the process."""
 
     def __init__(self, file: IO[bytes], offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.file, self.offset, self.shape, self.dtype = file, offset, shape, dtype
@@ -274,7 +274,7 @@ class _Array:
             self.file = self.open_file(self.count * images_BHWC[0].nbytes + NPY_HEADER)
             np.lib.format.write_array_header_1_0(self.file, header)
         if images_BHWC.shape[1:] != self.image_shape:
-            raise ValueError(f"{self.source}: images of {images_BHWC.shape[1:]} follow such of {self.image_shape}")
+            raise ValueError(f"{self.source}: images of {images_BHWC.shape[1:]} follow images of {self.image_shape}")
         self.written += len(images_BHWC)
         if self.written > self.count:
             raise ValueError(f"{self.source}: more than the {self.count} images that it was to hold")

@@ -85,8 +85,8 @@ class FeatureManifest:
 
     def identity(self) -> Tree:
         """All that decides the features and how they are kept, as a file has it."""
-        told = asdict(self)
-        return json.loads(json.dumps({key: told[key] for key in told.keys() - {"name", "facts", "device"}}))
+        entries = asdict(self)
+        return json.loads(json.dumps({key: entries[key] for key in entries.keys() - {"name", "facts", "device"}}))
 
     def key_of(self, shard: int) -> str:
         """What a shard records of itself: which features it is part of, and its number among them."""

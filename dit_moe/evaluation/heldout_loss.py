@@ -33,7 +33,7 @@ class HeldoutConfig:
     draws: int = 8  # of noise and time for each image
     images: int | None = None  # so many, evenly spaced; None: all
     batch_size: int = 256  # that share a stratification of times, if the objective stratifies
-    seed: int = 0  # of the draws, whatever the runs' seeds
+    seed: int = 0  # of the draws; has nothing to do with the seeds of runs
 
     def __post_init__(self) -> None:
         for name in ("draws", "batch_size"):

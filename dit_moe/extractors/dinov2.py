@@ -1,4 +1,4 @@
-"""DINOv2, a feature space learnt without labels: FD-DINOv2 follows human judgement more closely than FID does.
+"""DINOv2, a feature space learned without labels: FD-DINOv2 follows human judgement more closely than FID does.
 
 Source: Stein et al., Exposing flaws of generative model evaluation metrics, 2023. Images are resized and scaled as
 EDM2 does it, in floating point, where Stein et al. let Pillow round. Numbers made here have not been compared with

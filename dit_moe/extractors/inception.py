@@ -86,7 +86,7 @@ class InceptionExtractor(FeatureExtractor):
 def _load(path: Path) -> Any:
     """torch-fidelity's network with the weights of a file.
 
-    It only takes weights from a file, which it unpickles whatever that contains: so it gets one written here.
+    It only takes weights from a file, which it unpickles, and with it any code in there: so it gets one written here.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 

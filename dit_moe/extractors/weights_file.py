@@ -25,7 +25,7 @@ def sha256_of_weights(path: Path) -> str:
 
 
 def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """The same for the same weights, whatever the kind of their file."""
+    """Of the names, shapes and values of weights; the kind of their file has no part in it."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {list(tensor.shape)} {tensor.dtype} ".encode())

@@ -130,7 +130,7 @@ def interrupted():
         ([IMAGES[:3]], LABELS, ValueError, "images.npz: 3 of 7 images; the rest was never made"),
         ([], LABELS, ValueError, "images.npz: 0 of 7 images"),
         ([IMAGES, IMAGES[:1]], LABELS, ValueError, "images.npz: more than the 7 images"),
-        ([IMAGES[:3], IMAGES[3:, :4]], LABELS, ValueError, r"images of \(4, 8, 3\) follow such of \(8, 8, 3\)"),
+        ([IMAGES[:3], IMAGES[3:, :4]], LABELS, ValueError, r"images of \(4, 8, 3\) follow images of \(8, 8, 3\)"),
         ([IMAGES[:3], IMAGES[3:] / 255], LABELS, ValueError, "images.npz: .*save them as uint8"),
         ([IMAGES], LABELS[:6], ValueError, r"images.npz: labels are int64 of shape \(6,\)"),
         (interrupted(), LABELS, KeyboardInterrupt, None),

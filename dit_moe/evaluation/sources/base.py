@@ -30,7 +30,7 @@ SAMPLING_FACTS = (
 
 
 class Source(ABC):
-    """N images. Image i is the same whatever is asked for beside it, in whatever order, by whichever process."""
+    """N images. Image i depends on i alone: not on the other images of a batch, their order, or the process."""
 
     name: str
     """What messages and results call it."""

@@ -192,7 +192,7 @@ def test_a_damaged_file_is_refused_at_the_latest_when_the_identity_is_asked_for(
     content = (tmp_path / "images.npz").read_bytes()
     for cut in (0, 1, 500, -30):
         (tmp_path / "cut.npz").write_bytes(content[:cut])
-        with pytest.raises(ValueError, match=r"cut.npz is not a readable npz.*copy it anew"):
+        with pytest.raises(ValueError, match=r"cut.npz is not a readable npz.*copy it again"):
             open_npz(tmp_path / "cut.npz")
     (tmp_path / "flipped.npz").write_bytes(content[:400] + bytes([content[400] ^ 1]) + content[401:])
     with pytest.raises(ValueError, match=r"flipped.npz is not a readable npz"):

@@ -258,11 +258,11 @@ def test_a_broken_image_is_named_with_its_tar_and_a_tar_that_changes_is_refused(
     tar = write_tar(tmp_path / "b.tar", keyed_files([0, 1]))
     dataset = read(tar, size=8)
     write_tar(tar, keyed_files([0, 0, 0, 0]))
-    with pytest.raises(ValueError, match=r"a.tar has changed since its headers were read; start again"):
+    with pytest.raises(ValueError, match=r"b.tar has changed since its headers were read; start again"):
         dataset.__getitems__([0])
     dataset = read(tar, size=8)
     tar.unlink()
-    with pytest.raises(ValueError, match=r"a.tar cannot be read \(No such file or directory\); restore it") as error:
+    with pytest.raises(ValueError, match=r"b.tar cannot be read \(No such file or directory\); restore it") as error:
         dataset.__getitems__([0])
     assert not isinstance(error.value, BrokenImages)  # which one may choose to leave out
 

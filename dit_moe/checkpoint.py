@@ -13,7 +13,6 @@ Reading never runs code, never repairs, and never falls back to an older checkpo
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dit_moe.config import STORED, Tree, parse
-from dit_moe.files import sync
+from dit_moe.files import sha256_of, sync
 
 FORMAT = 1
 STATE, CONFIG = "state.json", STORED
@@ -108,7 +107,7 @@ class Checkpoint:
             raise _broken(self.folder, path.name, f"is no config ({error})") from None
 
     def _verified(self, name: str) -> Path:
-        if _digest(self.folder / name) != self.state["files"][name]["sha256"]:
+        if sha256_of(self.folder / name) != self.state["files"][name]["sha256"]:
             raise _broken(self.folder, name, "was changed after it was written: its sha256 is not the recorded one")
         return self.folder / name
 
@@ -202,7 +201,7 @@ def _write(
         except SafetensorError as error:  # how a full disk shows
             raise OSError(f"{folder / part}.safetensors: {error}") from None
     (folder / CONFIG).write_text(config_yaml, encoding="utf-8")
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in sorted(folder.iterdir())}
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(folder.iterdir())}
     (folder / STATE).write_text(
         json.dumps({"format": FORMAT, **state, "torch": torch.__version__, "files": files}, indent=1)
     )
@@ -215,11 +214,6 @@ def clear(run: str | Path) -> None:
     for leftover in Path(run, "checkpoints").glob(f"{TEMPORARY}*"):
         if _FOLDER.fullmatch(leftover.name.removeprefix(TEMPORARY)):
             shutil.rmtree(leftover)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------- modules in and out

@@ -32,7 +32,7 @@ FROM_ZERO = ("AutoencoderRAE",)  # takes and gives pixels in [0, 1], all others 
 class AutoencoderConfig:
     """A diffusers autoencoder. The fields marked (recorded) are filled in from it, or from the latents' manifest."""
 
-    model: str  # a folder in diffusers' layout, a name on the Hugging Face Hub, or "digits": the one that comes along
+    model: str  # a folder in diffusers' layout, a name on the Hugging Face Hub, or "digits": the one in this package
     subfolder: str | None = None  # where it is within that, for instance vae
     normalization: Literal["model", "statistics"] = "model"  # its own scale and shift, or the latents' mean and std
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -277,9 +277,9 @@ def _load(config: AutoencoderConfig) -> Any:
         reason = " ".join(str(error).split())[:300]
         problem = f"={config.model} has no readable safetensors weights: {reason}"
         raise ConfigError("first_stage.model", problem) from None
-    strangers = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
-    if strangers:  # diffusers would go on with random numbers in their place
-        problem = f"={config.model} has weights that do not fit its config.json ({strangers[0]}, …); get it anew"
+    misfits = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+    if misfits:  # diffusers would go on with random numbers in their place
+        problem = f"={config.model} has weights that do not fit its config.json ({misfits[0]}, …); get it anew"
         raise ConfigError("first_stage.model", problem)
     for wanted, switch in ((config.tiling, "tiling"), (config.slicing, "slicing")):
         if wanted:

@@ -164,16 +164,25 @@ def _draw_together(together_LEE: np.ndarray, layers: Sequence[int], *, dark: boo
     for axis, index in zip(used_panels(axes, len(picked)), picked, strict=True):
         image = draw_matrix(axis, logs[index], norm, DIVERGING)
         axis.set(aspect="equal", title=f"layer {layers[index]}")
-        if experts > FEW_EXPERTS:
-            axis.set(xticks=[], yticks=[])
-        else:
-            number_ticks(axis.xaxis, range(experts), 8)
-            number_ticks(axis.yaxis, range(experts), 8)
+        _expert_ticks(axis.xaxis, experts)
+        _expert_ticks(axis.yaxis, experts)
     order = "Experts, neighbours are often together" if experts > FEW_EXPERTS else "Expert"
-    figure.supxlabel(order, fontsize=9)
-    figure.supylabel(order, fontsize=9)
+    _label_panels(figure, order, order)
     ratio_ticks(colour_bar(figure, image, axes, "Share a token, relative to what their loads make"), norm)
     return figure
+
+
+def _expert_ticks(axis: Any, experts: int) -> None:
+    """The numbers of the experts, as far as they can be read."""
+    if experts > FEW_EXPERTS:
+        axis.set_ticks([])
+    else:
+        number_ticks(axis, range(experts), 8)
+
+
+def _label_panels(figure: Any, x: str, y: str) -> None:
+    figure.supxlabel(x, fontsize=9)
+    figure.supylabel(y, fontsize=9)
 
 
 # ------------------------------------------------------------------------------------------------------ specialisation
@@ -270,12 +279,8 @@ def _draw_use_by_time(load_LTE: np.ndarray, times_T: np.ndarray, layers: Sequenc
         image = draw_matrix(axis, logs[index][order], norm, DIVERGING)
         axis.set(title=f"layer {layers[index]}")
         number_ticks(axis.xaxis, [f"{time:.2f}" for time in times_T], 6)
-        if experts > FEW_EXPERTS:
-            axis.set_yticks([])
-        else:
-            number_ticks(axis.yaxis, range(experts), 8)
-    figure.supxlabel(NOISE, fontsize=9)
-    figure.supylabel("Expert" if experts <= FEW_EXPERTS else "Experts, ordered by where they work", fontsize=9)
+        _expert_ticks(axis.yaxis, experts)
+    _label_panels(figure, NOISE, "Expert" if experts <= FEW_EXPERTS else "Experts, ordered by where they work")
     ratio_ticks(colour_bar(figure, image, axes, "Share of the pairs, relative to all noise levels"), norm)
     return figure
 
@@ -322,13 +327,9 @@ def _draw_use_by_kind(
         image = draw_matrix(axis, logs[index][:, order], norm, DIVERGING)
         axis.set(title=f"layer {layers[index]}")
         text_ticks(axis.yaxis, [names[i] for i in shown])
-        if experts > FEW_EXPERTS:
-            axis.set_xticks([])
-        else:
-            number_ticks(axis.xaxis, range(experts), 8)
+        _expert_ticks(axis.xaxis, experts)
         hide_frame(axis)
-    figure.supxlabel("Expert" if experts <= FEW_EXPERTS else "Experts, ordered by what they serve", fontsize=9)
-    figure.supylabel(kind, fontsize=9)
+    _label_panels(figure, "Expert" if experts <= FEW_EXPERTS else "Experts, ordered by what they serve", kind)
     ratio_ticks(colour_bar(figure, image, axes, f"Share of the pairs, relative to the average {kind.lower()}"), norm)
     return figure
 

@@ -18,7 +18,7 @@ from dit_moe.analysis.statistics import JSON, NPZ, RoutingStats, write_stats
 from dit_moe.checkpoint import find
 from dit_moe.config import ConfigError
 from dit_moe.distributed import join_processes
-from dit_moe.experiments.run import Run, open_image_run, open_text_run
+from dit_moe.experiments.run import open_image_run, open_text_run
 from dit_moe.files import read_object, require_own
 from dit_moe.locks import exclusive
 from dit_moe.pictures import read_log, router_curves
@@ -84,7 +84,7 @@ def _count(path: Path, kind: str, overrides: Sequence[str], split: str | None, c
     of_data = [each for each in overrides if each.startswith("data.")]
     others = [each for each in overrides if each not in of_data]
     device = join_processes().device
-    run: Run
+    run: Any
     collect: Callable[..., RoutingStats]
     if kind == "images":
         run, collect = open_image_run(path, others, device=device), _collect_images

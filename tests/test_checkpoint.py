@@ -55,7 +55,7 @@ def test_a_run_folder_means_its_newest_checkpoint(tmp_path):
     assert checkpoint.open_checkpoint(folders[0]).weights("model")["w"][0, 0] == 9
 
 
-def test_a_stranger_s_config_reads_neither_the_environment_nor_other_files(tmp_path, monkeypatch):
+def test_a_config_from_elsewhere_reads_neither_the_environment_nor_other_files(tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET", "hunter2")
     (tmp_path / "other.yaml").write_text("b: 1\n")
     save(tmp_path, 1, config_yaml=f"base: {tmp_path}/other.yaml\na: ${{oc.env:SECRET}}\n")

@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from dit_moe.config import Tree
-from dit_moe.files import write_atomically
+from dit_moe.files import sync, write_atomically
 from dit_moe.moe import MoEConfig
 from dit_moe.rounding import rounded
 from dit_moe.training.config import TrainConfig
@@ -82,8 +82,6 @@ class Logger:
 
     def __exit__(self, *error: Any) -> None:
         self._progress.__exit__(*error)
-        for log in self._logs():
-            log.close()
         for tracker in self._accelerator.trackers:  # not end_training(), which would end the processes' group, too
             tracker.finish()
 
@@ -135,11 +133,9 @@ class Logger:
 
     def sync(self) -> None:
         """Put the logs on the disk."""
-        for log in self._logs():
-            log.sync()
-
-    def _logs(self) -> list[JsonLines]:
-        return [log for log in (self._log, self._evaluations) if log is not None]
+        for log in (self._log, self._evaluations):
+            if log is not None:
+                log.sync()
 
     def message(self, text: str) -> None:
         """Show a line of its own on stderr."""
@@ -199,14 +195,12 @@ class JsonLines:
 
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
-        self._file: TextIO | None = None
         if path.exists():
             cut(path, step)
 
     def write(self, line: dict[str, Any]) -> None:
-        self._file = self._file or self._path.open("a")
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
     def ends_with(self, step: int) -> bool:
         """Whether the last line is of `step`."""
@@ -215,12 +209,8 @@ class JsonLines:
 
     def sync(self) -> None:
         """Put every line on the disk: a checkpoint must not be newer than its log."""
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._path.exists():
+            sync(self._path)
 
 
 def cut(path: Path, step: int) -> None:

@@ -116,7 +116,7 @@ def train_both_ways(folder: Path, parallel: str) -> dict[str, Any]:
     seen["second_half"] = trainer.prefetcher.batches.batch(0)[16:]
     trainer.train()
     seen["digests"] = [digests(trainer.model), digests(trainer.ema.module)]
-    moments = [slot for state in trainer.optimizer.state.values() for slot in state.values() if slot.ndim]
+    moments = [slot for state in trainer.training_step.optimizer.state.values() for slot in state.values() if slot.ndim]
     everything = [trainer.model.parameters(), trainer.ema.module.parameters(), moments]
     seen["held"] = [held(tensors) for tensors in everything]
     build(run(f"{parallel}_recompute"), recompute=True, **SHORT | {"parallel": parallel}).train()

@@ -10,7 +10,6 @@ def test_lines_past_the_resumed_step_and_half_a_line_are_cut(tmp_path):
     path.write_text('{"step": 5}\n{"step": 10}\n{"step": 15}\n{"step": 2')
     log = JsonLines(path, 10)
     log.write({"step": 15, "loss": 1.0})
-    log.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [5, 10, 15]
     assert list(tmp_path.iterdir()) == [path]
 
@@ -18,11 +17,11 @@ def test_lines_past_the_resumed_step_and_half_a_line_are_cut(tmp_path):
 def test_good_lines_behind_a_damaged_one_are_kept_and_the_damaged_one_put_aside(tmp_path, capsys):
     path, damaged = tmp_path / "log.jsonl", bytes(20) + b"\xff\n"
     path.write_bytes(b'{"step": 5}\n' + damaged + b'{"step": 15}\n{"step"\n{"step": 20}\n{"step": 25}\n')
-    JsonLines(path, 20).close()
+    JsonLines(path, 20)
     assert path.read_text() == '{"step": 5}\n{"step": 15}\n{"step": 20}\n'
     assert (tmp_path / "log.jsonl.damaged").read_bytes() == damaged + b'{"step"\n'
     assert capsys.readouterr().err == f"warning: {path} has 2 lines that cannot be read, now in log.jsonl.damaged\n"
-    JsonLines(path, 20).close()
+    JsonLines(path, 20)
     assert capsys.readouterr().err == ""
 
 
@@ -30,7 +29,7 @@ def test_a_log_that_needs_no_cut_is_not_rewritten(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 5}\n')
     inode = path.stat().st_ino
-    JsonLines(path, 5).close()
+    JsonLines(path, 5)
     assert path.stat().st_ino == inode
 
 
@@ -38,7 +37,6 @@ def test_lines_can_be_read_while_the_run_goes_on(tmp_path):
     log = JsonLines(tmp_path / "log.jsonl", 0)
     log.write({"step": 1})
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n'
-    log.close()
 
 
 def test_trackers_get_flat_numbers():

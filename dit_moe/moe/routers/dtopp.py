@@ -25,7 +25,7 @@ from dit_moe.moe.routers.topp import TopPRouter
 from dit_moe.moe.routing import LARGEST_U, prefix_mask, threshold_u
 
 SMALLEST_U = 0.05  # steps and windows are sized relative to u, but to no less than this
-MIN_SLOPE = 0.05  # in targets per unit of u: below it a threshold touches nobody, and the error is not divided by less
+MIN_SLOPE = 0.05  # in targets per unit of u: no error is divided by less; a threshold out of reach has slope 0
 MOST_UP = 0.1  # an error that raises u counts as at most this share of it …
 REACHED = 0.9  # … once the mean has been at this share of the target
 MIN_TAIL_BEFORE = 1e-6  # while p was kept, one nearer to 1 than this was taken for 1

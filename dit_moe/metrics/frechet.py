@@ -44,6 +44,11 @@ def frechet_distance(mean_1_D: Tensor, covariance_1_DD: Tensor, mean_2_D: Tensor
 
 def _between_covariances(covariance_1_DD: Tensor, covariance_2_DD: Tensor) -> float:
     """tr Σ₁ + tr Σ₂ − 2·tr (Σ₁Σ₂)^½."""
+    varies_D = (covariance_1_DD != 0).any(1) | (covariance_2_DD != 0).any(1)
+    if not varies_D.all():  # features that are constant on both sides add nothing, but have no Cholesky factor
+        covariance_1_DD, covariance_2_DD = (each[varies_D][:, varies_D] for each in (covariance_1_DD, covariance_2_DD))
+    if not varies_D.any():
+        return 0.0
     factor_1_DR, factor_2_DR = _factor(covariance_1_DD), _factor(covariance_2_DD)
     traces = covariance_1_DD.trace() + covariance_2_DD.trace()
     # The factor of lower rank leaves the product no eigenvalues that should be 0.
@@ -61,8 +66,6 @@ def _sum_of_roots(product_RR: Tensor, allowed: Tensor) -> Tensor | None:
     """Σ√λ of FᵀΣF in a quarter of the time of singular values; None if small λ, whose roots have few digits, could
     bring an error above `allowed`."""
     lambda_R = torch.linalg.eigvalsh(product_RR).clamp(min=0)
-    if not len(lambda_R):
-        return product_RR.new_zeros(())
     rounding = torch.finfo(torch.float64).eps * lambda_R.max()
     error = ((lambda_R + rounding).sqrt() - lambda_R.sqrt()).sum()
     return lambda_R.sqrt().sum() if error < allowed else None
@@ -72,7 +75,7 @@ def _factor(covariance_DD: Tensor) -> Tensor:
     """F [D, R] with FFᵀ = Σ: Cholesky's, or of a singular Σ its R eigenvectors of eigenvalues above 0."""
     lower_DD, failed = torch.linalg.cholesky_ex(covariance_DD)
     if not failed:
-        return lower_DD
+        return lower_DD.contiguous()
     lambda_D, vectors_DD = torch.linalg.eigh(covariance_DD)
     lambda_D = _clamp(lambda_D, covariance_DD.trace())
     kept_D = lambda_D > len(lambda_D) * torch.finfo(torch.float64).eps * lambda_D.max()  # the others are rounding

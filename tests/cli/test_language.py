@@ -14,7 +14,7 @@ from dit_moe.text.ngram import TrigramModel
 from tests.cli.conftest import CONFIG, cli
 
 LM_CONFIG = Path(__file__).parents[2] / "configs" / "lm_tiny.yaml"
-WORDS = ("the", "cat", "sat", "on", "a", "mat", "some", "dogs", "ran", "after", "every", "bird", "that", "sang")
+WORDS = ("the", "cat", "sat", "on", "a", "mat", "some", "dogs", "ran", "after", "one", "bird", "that", "sang", "too")
 
 
 def story(number: int) -> str:

@@ -25,7 +25,7 @@ from pathlib import Path
 from dit_moe.evaluation.evaluate import evaluate
 from dit_moe.evaluation.options import SHORT, EvalOptions, extractor_names
 from dit_moe.evaluation.recipes import EVALUATION, SAMPLING
-from dit_moe.evaluation.table import print_report
+from dit_moe.evaluation.report import print_report
 from dit_moe.metrics import METRICS
 
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")

@@ -15,12 +15,11 @@ import torch
 
 from dit_moe.distributed import join_processes, on_main
 from dit_moe.evaluation.comparability import conditions_of, reasons_not_comparable
-from dit_moe.evaluation.compute import compute_report
+from dit_moe.evaluation.compute import compute_report, plan, require_enough, require_same_shape, require_two, summarize
 from dit_moe.evaluation.features import ExtractedFeatures, Extraction, FeatureFolder, temporary_unless
-from dit_moe.evaluation.planning import plan, require_enough, require_same_shape, require_two, summarize
 from dit_moe.evaluation.report import Report
 from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, Source, Statistics
-from dit_moe.evaluation.sources.statistics import require_extractor
+from dit_moe.evaluation.sources.npz import require_extractor
 from dit_moe.extractors import FeatureExtractor
 from dit_moe.extractors.base import UNKNOWN_EXTRACTOR
 from dit_moe.metrics import METRICS, FeatureSet, configs_of, frechet_distance

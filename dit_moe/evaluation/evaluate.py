@@ -14,11 +14,18 @@ from dit_moe.distributed import join_processes, on_main
 from dit_moe.evaluation.comparability import conditions_of, reasons_not_comparable
 from dit_moe.evaluation.comparison import Comparison
 from dit_moe.evaluation.features import ExtractedFeatures, FeatureFolder
-from dit_moe.evaluation.options import EvalOptions, extractor_config, metric_configs
-from dit_moe.evaluation.output_files import features_folder, locked_outputs, require_outputs
+from dit_moe.evaluation.options import (
+    EvalOptions,
+    extractor_config,
+    features_folder,
+    locked_outputs,
+    metric_configs,
+    require_outputs,
+)
 from dit_moe.evaluation.recipes import EVALUATION, sampling_recipe
 from dit_moe.evaluation.report import Report
 from dit_moe.evaluation.runs import (
+    GeneratedSource,
     how_many,
     reconstructed,
     require_seeds_of_one,
@@ -28,8 +35,7 @@ from dit_moe.evaluation.runs import (
 )
 from dit_moe.evaluation.sources import EvaluationInput, converted, open_input
 from dit_moe.evaluation.sources.base import FEATURES_MANIFEST
-from dit_moe.evaluation.sources.generated import GeneratedSource
-from dit_moe.evaluation.sources.statistics import is_verified_inception, require_extractor, write_statistics
+from dit_moe.evaluation.sources.npz import is_verified_inception, require_extractor, write_statistics
 from dit_moe.experiments.run import ImageRun, open_image_run, sampling_changes
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
 from dit_moe.extractors.base import StatisticsOnly

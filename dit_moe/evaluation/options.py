@@ -1,22 +1,28 @@
-"""The options of `dit-moe eval`, and which extractor and metrics they name."""
+"""The options of `dit-moe eval`: which extractor and metrics they name, and which files it writes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from dit_moe import config, yaml_text
 from dit_moe.config import ConfigError
+from dit_moe.distributed import locked
 from dit_moe.evaluation.recipes import EVALUATION
+from dit_moe.evaluation.sources import IMAGES_FILE
 from dit_moe.evaluation.sources.base import ReadOptions
 from dit_moe.extractors import EXTRACTORS
 from dit_moe.extractors.function import FunctionConfig
 from dit_moe.extractors.inception import InceptionConfig
+from dit_moe.files import require_output
 from dit_moe.metrics import METRICS
 from dit_moe.metrics.kid import KIDConfig
 from dit_moe.registry import did_you_mean
+from dit_moe.sampling.outputs import SAMPLE_JSON
 
 SHORT = {  # names of metrics on the command line
     "fid": "fd",
@@ -26,6 +32,8 @@ SHORT = {  # names of metrics on the command line
     "dc": "density_coverage",
 }
 OF_INCEPTION = ("fid", "sfid")
+ENDINGS = {"out": ".json", "save_stats": ".npz", "save_npz": ".npz"}  # of the files that these options name
+FEATURE_FOLDERS = re.compile(r"reference|heldout|reconstruction|samples_\d+")  # in the folder of --features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,3 +174,51 @@ def metric_configs(
     if not any(isinstance(each, KIDConfig) for each in built):
         raise ValueError(f"--kid-subset-size {subset_size}: kid is not among the metrics; add it, or drop it")
     return [replace(each, subset_size=subset_size) if isinstance(each, KIDConfig) else each for each in built]
+
+
+# ---------------------------------------------------------------------------------------------- files that are written
+
+
+def features_folder(options: EvalOptions) -> Path | None:
+    """Where features are kept: as --features says, or beside the first file that is written."""
+    if options.features is not None:
+        return Path(options.features)
+    beside: Path | None = next((path for path in _written(options).values()), None)
+    if beside is None:
+        return None
+    return beside.with_name(f"{beside.name.removesuffix('.json').removesuffix('.npz')}.features")
+
+
+def require_outputs(options: EvalOptions, reads: Sequence[str]) -> None:
+    """ValueError if a file could not be written, or would take the place of what is read or written."""
+    taken = {file.resolve() for name in reads for file in (Path(name), Path(name) / IMAGES_FILE)}
+    for option, path in _written(options).items():
+        name = f"--{option.replace('_', '-')} {path}"
+        require_output(path, f"--{option.replace('_', '-')}", ENDINGS[option], "metrics")
+        if path.resolve() in taken:
+            raise ValueError(f"{name} would overwrite what is read or written; name another file")
+        if path.name == IMAGES_FILE and (path.parent / SAMPLE_JSON).is_file():
+            problem = f"{path.parent / SAMPLE_JSON} says how the {IMAGES_FILE} beside it was made"
+            raise ValueError(f"{name}: {problem}; name another file")
+        taken.add(path.resolve())
+    folder = features_folder(options)
+    if folder is not None and folder.is_dir():
+        others = sorted(each.name for each in folder.iterdir() if not FEATURE_FOLDERS.fullmatch(each.name))
+        if others:
+            raise ValueError(
+                f"--features {folder} holds {others[0]}, which is no folder of features; name another folder"
+            )
+
+
+@contextmanager
+def locked_outputs(options: EvalOptions) -> Iterator[None]:
+    """While entered, no other command writes the same files or features. ValueError, on all processes, if one does."""
+    folder = features_folder(options)
+    with ExitStack() as held:
+        for path in [*_written(options).values(), *([] if folder is None else [folder])]:
+            held.enter_context(locked(path.parent, path.name))
+        yield
+
+
+def _written(options: EvalOptions) -> dict[str, Path]:
+    return {option: Path(path) for option in ENDINGS if (path := getattr(options, option)) is not None}

@@ -1,4 +1,4 @@
-"""What a report of an evaluation holds. `Report.to_json` gives metrics.json, and `Report.from_json` reads it.
+"""What a report of an evaluation holds, as metrics.json (`Report.to_json`, `Report.from_json`) and on stderr.
 
 The floor of a distance is that of held-out images to the reference, for as many held-out images as generated ones:
 distances shrink as images are added, so numbers at different N say nothing about each other.
@@ -10,6 +10,9 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.table import Table
 
 from dit_moe.config import Tree
 
@@ -215,3 +218,75 @@ def flat_numbers(numbers: Mapping[str, Number]) -> dict[str, float]:
         parts = {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
         flat |= {name: part for name, part in parts.items() if part is not None}
     return flat
+
+
+# --------------------------------------------------------------------------------------------------- printed on stderr
+
+COLUMNS = {
+    "generated": "generated",
+    "generated_std": "± over seeds",
+    "floor": "held-out",
+    "ratio": "generated / held-out",
+    "floor_estimate": "expected floor",
+}
+RECONSTRUCTED = "  reconstructed"  # held-out images, encoded and decoded
+ARROWS = {"lower": " ↓", "higher": " ↑"}
+SHOWN = 2  # reasons
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Print a row for each number, the columns that any of them has, and what there is to know about them."""
+    table = Table(title=_title(report.provenance), pad_edge=False)  # every cell fits 80 columns
+    rows = _report_rows(report)
+    columns = [name for name in COLUMNS if any(row.get(name) is not None for _, row in rows)]
+    table.add_column("", no_wrap=True)
+    for name in columns:
+        table.add_column(COLUMNS[name], justify="right")
+    for label, row in rows:
+        table.add_row(label, *(_in_9_characters(row.get(name)) for name in columns))
+    console = console or Console(stderr=True)
+    console.print(table)
+    console.print(_comparability(report.provenance), highlight=False, markup=False)
+    for warning in report.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def _title(facts: Provenance) -> str:
+    """What was compared with what, with the counts that are known."""
+    seeds, n = len(facts.samples), facts.n_gen
+    images = "an unknown number of" if not n else f"{seeds} × {n}" if seeds > 1 else str(n)
+    of, among = facts.n_ref_statistics, facts.n_ref_images
+    counts = [f"statistics of {of}"] if of is not None and of != among else []
+    counts += [f"{among} images"] if among else []
+    known = f" ({', '.join(counts)})" if counts else ""
+    return f"{images} images against {facts.reference['name']}{known}, features of {facts.extractor['name']}"
+
+
+def _comparability(facts: Provenance) -> str:
+    if facts.comparable:
+        return "comparable to published numbers"
+    reasons = [reason.text for reason in facts.reasons]
+    more = [f"and {len(reasons) - SHOWN} more in the result"] if len(reasons) > SHOWN else []
+    return f"not comparable to published FIDs: {'; '.join([*reasons[:SHOWN], *more])}"
+
+
+def _report_rows(report: Report) -> list[tuple[str, dict[str, float | None]]]:
+    space, better = report.provenance.extractor["name"], report.provenance.better
+    rows: list[tuple[str, dict[str, float | None]]] = []
+    for key, number in report.numbers.items():
+        label = key.removesuffix(f"_{space}") + ARROWS.get(better.get(key) or "", "")
+        if isinstance(number, Distance):
+            rows.append((label, dataclasses.asdict(number)))
+            if number.reconstruction is not None:
+                again = {"generated": number.reconstruction, "ratio": number.reconstruction_ratio}
+                rows.append((RECONSTRUCTED, {"floor": number.floor, **again}))
+        elif isinstance(number, Value):
+            rows.append((label, {"generated": number.mean, "generated_std": number.std, "floor": number.heldout}))
+    return rows
+
+
+def _in_9_characters(value: float | None) -> str:
+    if value is None:
+        return ""
+    size = abs(value)
+    return f"{value:.0f}" if 1e4 <= size < 1e8 else f"{value:.4g}" if 1e-3 <= size < 1e4 or not size else f"{value:.2e}"

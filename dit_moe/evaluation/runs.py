@@ -1,32 +1,98 @@
-"""Runs as sources of samples, and what they are compared with."""
+"""Runs as sources of samples, what they are compared with, and a small evaluation of a run while it trains."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dit_moe import config
 from dit_moe.autoencoders import FIRST_STAGES, FirstStage
 from dit_moe.autoencoders.base import IdentityConfig
 from dit_moe.data.latents import LatentsConfig
+from dit_moe.diffusion import Objective, SamplingError
 from dit_moe.distributed import join_processes
 from dit_moe.evaluation.comparison import Comparison
+from dit_moe.evaluation.report import Report
 from dit_moe.evaluation.sources import open_input
-from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, Source, converted
+from dit_moe.evaluation.sources.base import (
+    EvaluationInput,
+    ReadOptions,
+    Reconstructed,
+    Source,
+    Thinned,
+    converted,
+    sha256_of_labels,
+)
 from dit_moe.evaluation.sources.dataset import open_dataset
-from dit_moe.evaluation.sources.generated import GeneratedSource
 from dit_moe.experiments.image import Experiment
 from dit_moe.experiments.run import ImageRun
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
+from dit_moe.metrics.frechet import FrechetDistanceConfig
+from dit_moe.moe import measure_active
 from dit_moe.progress import images_bar
-from dit_moe.sampling.generator import SampleConfig
+from dit_moe.sampling.generator import Generator, SampleConfig, choose_labels
 
+MOST = 10_000  # real images on either side
 SEEDED = ("experiment.sample.seed", "labels_sha256")  # of a run's identity: what differs between sampling seeds
 ROUNDING_ONLY = ("batch_size", "decode_batch")  # of the section `sample`: no part in what the images are
+
+
+class GeneratedSource(Source):
+    """What a generator makes for these labels.
+
+    Args:
+        generator: with its sampler, seed and network.
+        labels_N: the label of every image.
+        name: what messages and results call it.
+        identity: all that decides the images, JSON-ready.
+        facts: what else a result should record.
+    """
+
+    labels_N: Tensor
+
+    def __init__(
+        self,
+        generator: Generator,
+        labels_N: Tensor,
+        *,
+        name: str,
+        identity: dict[str, Any],
+        facts: dict[str, Any] | None = None,
+    ) -> None:
+        self.generator, self.labels_N, self.name = generator, labels_N, name
+        with torch.no_grad():
+            blank = generator.decode(torch.zeros(1, *generator.latent_shape, device=generator.device))
+        channels, height, width = blank.shape[1:]
+        self.image_shape = (channels, height, width)
+        self.batch_size = generator.config.batch_size
+        self._identity, self._facts = identity, facts or {}
+        self._counts = {"pairs": 0, "tokens": 0}  # of experts and tokens; tokens
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    def identity(self) -> dict[str, Any]:
+        return {"kind": "run", **self._identity, "labels_sha256": sha256_of_labels(self.labels_N)}
+
+    def facts(self) -> dict[str, Any]:
+        return self._facts
+
+    def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        for part in parts:
+            with measure_active(self.generator.model) as active:
+                images = torch.cat(list(self.generator.batches(part, self.labels_N)))
+            self._counts["pairs"] += active.pairs
+            self._counts["tokens"] += active.tokens
+            yield images
+
+    def take_counts(self) -> dict[str, int]:
+        counts, self._counts = self._counts, {"pairs": 0, "tokens": 0}
+        return counts
 
 
 def run_source(opened: ImageRun, sample: SampleConfig | None = None) -> GeneratedSource:
@@ -90,28 +156,6 @@ def reconstructed(experiment: Experiment, reference: EvaluationInput) -> Source 
     return Reconstructed(reference.heldout, FIRST_STAGES.build(experiment.first_stage).to(join_processes().device))
 
 
-class Reconstructed(Source):
-    """Images, encoded and decoded."""
-
-    def __init__(self, images: Source, stage: FirstStage) -> None:
-        self.images, self.stage = images, stage
-        self.name = f"{images.name}, reconstructed"
-        self.image_shape, self.labels_N = images.image_shape, images.labels_N
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def identity(self) -> dict[str, Any]:
-        stage: Any = self.stage.resolved()
-        return {"kind": "reconstructed", "images": self.images.identity(), "first_stage": config.dump(stage)}
-
-    def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        device = join_processes().device
-        for images in self.images.batches(parts):
-            with torch.no_grad():
-                yield self.stage.decode(self.stage.encode(images.to(device)).mean).cpu()
-
-
 def comparison_of(experiment: Experiment, reference: EvaluationInput) -> Comparison:
     """The comparison that a config's section `eval` describes."""
     extractor: FeatureExtractor = EXTRACTORS.build(experiment.eval.extractor).to(join_processes().device)
@@ -142,3 +186,79 @@ def require_seeds_of_one(samples: Sequence[EvaluationInput]) -> None:
         if found:
             problem = f"SAMPLES are sampling seeds of one model, and two of them differ in {', '.join(sorted(found))}"
             raise ValueError(f"{problem}; evaluate them one by one, and compare them by dit-moe table")
+
+
+# -------------------------------------------------------------------------------------------------- while a run trains
+
+
+class EvaluationDuringTraining:
+    """Fréchet distance of `eval.light_images` samples. Every name ends in their number, as small sets read high.
+
+    The features of the real images, at most 10 000 of them, are made at once, by all processes together. ValueError if
+    the extractor does not take such images, or if the run's are of another size.
+    """
+
+    def __init__(
+        self, experiment: Experiment, objective: Objective, stage: FirstStage, class_counts: Sequence[int] | None
+    ) -> None:
+        self.experiment, self.objective, self.stage = experiment, objective, stage
+        self.sample = replace(experiment.sample, count=experiment.eval.light_images)
+        self.labels_N = choose_labels(self.sample, experiment.model.num_classes, class_counts)
+        extractor: FeatureExtractor = EXTRACTORS.build(experiment.eval.extractor).to(join_processes().device)
+        self.comparison = Comparison(_thinned(training_images(experiment)), extractor, [FrechetDistanceConfig()])
+        self.comparison.check([EvaluationInput(source=Blank(stage, self._latent_shape()))])
+        self.comparison.prepare()
+
+    def _latent_shape(self) -> tuple[int, int, int]:
+        model = self.experiment.model
+        return model.in_channels, model.input_size, model.input_size
+
+    def __call__(self, step: int, network: nn.Module) -> dict[str, Any] | None:
+        """The numbers, on the main process; None, and a warning, if there are none: they are not worth a run."""
+        try:
+            generator = Generator(network, self.objective, self.stage, self.sample, self._latent_shape())
+            source = GeneratedSource(generator, self.labels_N, name=f"step {step}", identity={"step": step})
+            report = self.comparison.evaluate([EvaluationInput(source=source)])
+        except (ValueError, SamplingError, OSError) as error:
+            if join_processes().is_main_process:
+                print(f"warning: no evaluation at step {step}: {error}", file=sys.stderr)
+            return None
+        return None if report is None else _with_counts(report)
+
+
+class Blank(Source):
+    """What stands for the images of a network that is yet to be trained: their shape."""
+
+    name = "the run's images"
+
+    def __init__(self, stage: FirstStage, latent_shape: tuple[int, int, int]) -> None:
+        with torch.no_grad():
+            decoded = stage.decode(torch.zeros(1, *latent_shape, device=join_processes().device))
+        channels, height, width = decoded.shape[1:]
+        self.image_shape = (channels, height, width)
+
+    def __len__(self) -> int:
+        return 2
+
+    def identity(self) -> dict[str, Any]:
+        return {"kind": "blank"}
+
+    def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        return iter(())
+
+
+def _with_counts(report: Report) -> dict[str, Any]:
+    """Distances, floors and active experts of a report under names that say how many images they are of."""
+    numbers = dict[str, Any]()
+    for key, distance in report.distances.items():
+        name = f"{key}_n{distance.n}"
+        floors = {f"{name}_floor": distance.floor, f"{name}_floor_estimate": distance.floor_estimate}
+        numbers |= {name: distance.generated, **floors}
+    return numbers | {"sampled_active_experts": report.provenance.samples[0].get("active_experts")}
+
+
+def _thinned(opened: EvaluationInput) -> EvaluationInput:
+    """At most `MOST` images on either side."""
+    sides = (one if one is None or len(one) <= MOST else Thinned(one, MOST) for one in (opened.source, opened.heldout))
+    source, heldout = sides
+    return replace(opened, source=source, heldout=heldout)

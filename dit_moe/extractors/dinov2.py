@@ -20,8 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dit_moe.extractors.base import EXTRACTORS, FeatureExtractor, Features, require_colour
-from dit_moe.extractors.weights_file import misfit, read_tensors, sha256_of_tensors
+from dit_moe.extractors.base import (
+    EXTRACTORS,
+    FeatureExtractor,
+    Features,
+    misfit,
+    read_tensors,
+    require_colour,
+    sha256_of_tensors,
+)
 from dit_moe.precision import full_precision
 
 SIDE, PATCH = 224, 14  # pixels

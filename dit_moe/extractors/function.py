@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from dit_moe.config import require
-from dit_moe.extractors.base import EXTRACTORS, FeatureExtractor, Features
-from dit_moe.extractors.weights_file import sha256_of_weights
+from dit_moe.extractors.base import EXTRACTORS, FeatureExtractor, Features, sha256_of_weights
 from dit_moe.files import sha256_of
 from dit_moe.precision import full_precision
 

@@ -15,8 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_moe.extractors.base import EXTRACTORS, FeatureExtractor, Features, require_colour
-from dit_moe.extractors.weights_file import fetch, misfit, read_tensors, sha256_of_weights
+from dit_moe.extractors.base import (
+    EXTRACTORS,
+    FeatureExtractor,
+    Features,
+    fetch,
+    misfit,
+    read_tensors,
+    require_colour,
+    sha256_of_weights,
+)
 from dit_moe.precision import full_precision
 
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # of torch-fidelity's 95,628,359 bytes

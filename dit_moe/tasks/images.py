@@ -25,12 +25,10 @@ from dit_moe.data.latents import LatentsConfig, read_manifest
 from dit_moe.diffusion import OBJECTIVES, SamplingError
 from dit_moe.distributed import join_processes, locked, on_main
 from dit_moe.evaluation import heldout_loss as heldout
-from dit_moe.evaluation import table
-from dit_moe.evaluation.during_training import EvaluationDuringTraining
+from dit_moe.evaluation import report as evaluation_report
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
 from dit_moe.evaluation.recipes import sampling_recipe
-from dit_moe.evaluation.report import Report as EvaluationReport
-from dit_moe.evaluation.runs import comparison_of, how_many, seeds_of, training_images
+from dit_moe.evaluation.runs import EvaluationDuringTraining, comparison_of, how_many, seeds_of, training_images
 from dit_moe.evaluation.sources import IMAGES_FILE, open_input
 from dit_moe.evaluation.sources.base import ReadOptions
 from dit_moe.experiments import image
@@ -218,7 +216,7 @@ def evaluation(experiment: Experiment, dataset: Dataset) -> Callable[[Path], Rep
 
 
 def print_report(report: Report) -> None:
-    table.print_report(EvaluationReport.from_json(report))
+    evaluation_report.print_report(evaluation_report.Report.from_json(report))
 
 
 def sample_images(run: ImageRun, out: Path, save: Sequence[str] = DEFAULT, recipe: str | None = None) -> Report | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dit_moe.cli import main
 from dit_moe.evaluation.features import Extraction
-from dit_moe.evaluation.sources.generated import GeneratedSource
+from dit_moe.evaluation.runs import GeneratedSource
 from tests.scripts import die
 
 folder, deaths, words = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]

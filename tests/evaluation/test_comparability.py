@@ -9,9 +9,8 @@ import torch
 from dit_moe.evaluation.comparability import Conditions, conditions_of, reasons_not_comparable
 from dit_moe.evaluation.recipes import ADM_50K
 from dit_moe.evaluation.report import Reason
-from dit_moe.evaluation.runs import require_seeds_of_one
+from dit_moe.evaluation.runs import GeneratedSource, require_seeds_of_one
 from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, Source, Statistics
-from dit_moe.evaluation.sources.generated import GeneratedSource
 from dit_moe.metrics import METRICS, GivenMoments
 from dit_moe.metrics.manifold import PrecisionRecallConfig
 

@@ -7,9 +7,8 @@ import json
 import pytest
 from rich.console import Console
 
-from dit_moe.evaluation.report import UNKNOWN, Report
-from dit_moe.evaluation.results import Row, published_rows, read_result
-from dit_moe.evaluation.table import print_report, to_csv, to_markdown
+from dit_moe.evaluation.report import UNKNOWN, Report, print_report
+from dit_moe.evaluation.table import Row, published_rows, read_result, to_csv, to_markdown
 
 REASONS = ["5 000 generated images instead of 50 000", "the images were altered: resized to 256"]
 

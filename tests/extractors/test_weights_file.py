@@ -8,9 +8,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from dit_moe.extractors import weights_file
+from dit_moe.extractors import base
+from dit_moe.extractors.base import fetch, read_tensors, sha256_of_tensors, sha256_of_weights
 from dit_moe.extractors.inception import InceptionConfig, InceptionExtractor
-from dit_moe.extractors.weights_file import fetch, read_tensors, sha256_of_tensors, sha256_of_weights
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_without_network_the_error_says_where_to_get_inception(hub, monkeypatch)
     def offline(*args, **options):
         raise OSError("no network")
 
-    monkeypatch.setattr(weights_file.torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr(base.torch.hub, "download_url_to_file", offline)
     with pytest.raises(ValueError, match=r"\(no network\); get it .*https://.*6726825d.pth.* --weights FILE"):
         InceptionExtractor(InceptionConfig())
 

@@ -18,7 +18,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dit_moe import config
+from dit_moe.autoencoders import FirstStage
 from dit_moe.data.images import crop
+from dit_moe.distributed import join_processes
 from dit_moe.metrics import Moments
 
 FEATURES_MANIFEST = "features.json"  # in a folder of features
@@ -131,7 +134,7 @@ def facts_of_images(path: Path) -> dict[str, Any]:
     return facts | {"sample": {name: sample[name] for name in SAMPLING_FACTS if name in sample}}
 
 
-# ------------------------------------------------------------------------------------------------- size and channels
+# ---------------------------------------------------------------------------------------------- sources made of others
 
 
 def converted(given: EvaluationInput, options: ReadOptions) -> EvaluationInput:
@@ -209,3 +212,43 @@ def _luminance(images_B3HW: Tensor) -> Tensor:
     weights_C11 = torch.tensor((19595, 38470, 7471), device=images_B3HW.device).view(3, 1, 1)
     sums_B1HW = (images_B3HW.long() * weights_C11).sum(1, keepdim=True)
     return ((sums_B1HW + 0x8000) >> 16).to(torch.uint8)
+
+
+class Thinned(Source):
+    """n of the images, evenly spaced."""
+
+    def __init__(self, images: Source, n: int) -> None:
+        self.images, self.name, self.image_shape = images, f"{n} of {images.name}", images.image_shape
+        self.rows = torch.linspace(0, len(images) - 1, n, dtype=torch.float64).round().long()
+        self.labels_N = None if images.labels_N is None else images.labels_N[self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def identity(self) -> dict[str, Any]:
+        return {"kind": "thinned", "count": len(self), "images": self.images.identity()}
+
+    def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        return self.images.batches([self.rows[list(part)].tolist() for part in parts])
+
+
+class Reconstructed(Source):
+    """Images, encoded and decoded."""
+
+    def __init__(self, images: Source, stage: FirstStage) -> None:
+        self.images, self.stage = images, stage
+        self.name = f"{images.name}, reconstructed"
+        self.image_shape, self.labels_N = images.image_shape, images.labels_N
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def identity(self) -> dict[str, Any]:
+        stage: Any = self.stage.resolved()
+        return {"kind": "reconstructed", "images": self.images.identity(), "first_stage": config.dump(stage)}
+
+    def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        device = join_processes().device
+        for images in self.images.batches(parts):
+            with torch.no_grad():
+                yield self.stage.decode(self.stage.encode(images.to(device)).mean).cpu()

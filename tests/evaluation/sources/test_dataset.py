@@ -12,9 +12,9 @@ import torch
 
 from dit_moe.data import DATASETS
 from dit_moe.data.latents import LatentsConfig
+from dit_moe.evaluation.runs import GeneratedSource
 from dit_moe.evaluation.sources import ReadOptions, dataset
 from dit_moe.evaluation.sources.dataset import open_dataset, open_latents
-from dit_moe.evaluation.sources.generated import GeneratedSource
 from tests.autoencoders.encoded import DIGITS, autoencoder, encode
 from tests.data.examples import EXAMPLES, class_files, encoded, example, pixels, write_tree
 

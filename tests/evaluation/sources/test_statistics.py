@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dit_moe.evaluation.sources.npz import open_npz
-from dit_moe.evaluation.sources.statistics import is_verified_inception, require_extractor, write_statistics
+from dit_moe.evaluation.sources.npz import is_verified_inception, open_npz, require_extractor, write_statistics
 from dit_moe.extractors import inception
 from dit_moe.metrics import FeatureSet
 

@@ -18,8 +18,8 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from dit_moe.pictures import read_log
 from dit_moe.tasks.train import load, prepare, train
+from dit_moe.training.log import read_log
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
 CASES = ["4,1.5", "4,2", "16,1.5", "16,2", "16,8", "64,1.5", "64,8"]

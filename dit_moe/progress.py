@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dit_moe.distributed import join_processes
-from dit_moe.rounding import speed
+from dit_moe.formatting import speed
 
 
 @contextmanager

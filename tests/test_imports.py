@@ -8,7 +8,7 @@ import pytest
 from dit_moe.cli import COMMANDS
 
 PACKAGE = Path(__file__).parent.parent / "dit_moe"
-BOTTOM = {"registry", "yaml_text", "config", "randomness", "files", "locks", "precision", "rounding", "tables"}
+BOTTOM = {"registry", "yaml_text", "config", "randomness", "files", "locks", "precision", "formatting"}
 CORE = BOTTOM | {"moe", "models", "diffusion", "data", "autoencoders", "text", "checkpoint", "distributed", "shards"}
 ABOVE = CORE | {"training", "sampling", "experiments", "extractors", "metrics", "progress", "plotting", "pictures"}
 MAY_IMPORT = {
@@ -19,12 +19,11 @@ MAY_IMPORT = {
     "files": set(),
     "locks": {"files"},
     "precision": set(),
-    "rounding": set(),
-    "tables": set(),
+    "formatting": set(),
     "distributed": BOTTOM,
     "checkpoint": BOTTOM,
     "plotting": BOTTOM,
-    "pictures": BOTTOM | {"plotting"},
+    "pictures": BOTTOM,
     "progress": BOTTOM | {"distributed"},
     "shards": BOTTOM | {"distributed"},
     "moe": BOTTOM,
@@ -35,7 +34,8 @@ MAY_IMPORT = {
     "extractors": BOTTOM,
     "metrics": BOTTOM,
     "text": BOTTOM | {"distributed", "shards", "data", "moe", "models", "progress"},
-    "training": BOTTOM | {"distributed", "moe", "models", "diffusion", "autoencoders", "data", "checkpoint"},
+    "training": BOTTOM
+    | {"distributed", "moe", "models", "diffusion", "autoencoders", "data", "checkpoint", "plotting"},
     "sampling": BOTTOM
     | {"distributed", "moe", "models", "diffusion", "autoencoders", "data", "checkpoint", "progress", "pictures"},
     "experiments": CORE | {"training", "sampling", "extractors", "metrics"},

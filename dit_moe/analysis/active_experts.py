@@ -28,7 +28,6 @@ from dit_moe.analysis.drawing import (
     used_panels,
 )
 from dit_moe.analysis.statistics import RARE, RoutingStats, Target
-from dit_moe.pictures import ACTIVE
 from dit_moe.plotting import (
     DASHED,
     DIVERGING,
@@ -36,14 +35,12 @@ from dit_moe.plotting import (
     WIDTH,
     canvas,
     colour_bar,
-    layer_legend,
-    layer_lines,
-    line_at_target,
-    line_of_means,
     styled,
 )
+from dit_moe.training.curves import ACTIVE, layer_lines, mean_and_target
 
 KINDS = 40  # rows that can be read
+POSITION = "Position in the sequence (tokens)"
 
 
 # ------------------------------------------------------------------------------------------------------------- by layer
@@ -131,7 +128,7 @@ def noise_level_figures(stats: RoutingStats) -> Iterator[ReportFigure]:
             f"changes the most: between {active_LT[mover].min():.2f} and {active_LT[mover].max():.2f}."
         ),
         alt="Lines of the mean number of active experts against the noise level, one for each layer.",
-        draw=partial(_draw_active_over_time, active_LT, times_T, layers, target),
+        draw=partial(_draw_lines, times_T, active_LT, layers, target, NOISE),
     )
 
 
@@ -153,17 +150,21 @@ def draw_active_by_layer_and_time(
 
 
 @styled
-def _draw_active_over_time(
-    active_LT: np.ndarray, times_T: np.ndarray, layers: Sequence[int], target: Target, *, dark: bool = False
+def _draw_lines(
+    x_X: np.ndarray,
+    active_LX: np.ndarray,
+    layers: Sequence[int],
+    target: Target,
+    label: str,
+    *,
+    dark: bool = False,
 ) -> Any:
-    """Mean active experts against the noise level, a line for each layer."""
+    """Mean active experts against what `label` names, a line for each layer."""
     figure, axes = canvas(height=3.3)
     axis = axes[0, 0]
-    layer_lines(figure, axis, times_T, active_LT, layers, dark=dark)
-    line_of_means(axis, times_T, active_LT.mean(0), dark=dark)
-    line_at_target(axis, target.mean, str(target), dark=dark)
-    layer_legend(axis, layers)
-    axis.set(xlabel=NOISE, ylabel=ACTIVE)
+    layer_lines(figure, axis, x_X, active_LX, layers, dark=dark)
+    mean_and_target(axis, x_X, active_LX.mean(0), layers, (target.mean, str(target)), dark=dark)
+    axis.set(xlabel=label, ylabel=ACTIVE)
     return figure
 
 
@@ -217,7 +218,7 @@ def _text_positions(stats: RoutingStats) -> Iterator[ReportFigure]:
     assert stats.position_S is not None and stats.tokens_S is not None
     enough_S = stats.tokens_S >= RARE * stats.tokens_S.mean()
     active_LS, tokens_S, first_S = stats.active_LS[:, enough_S], stats.tokens_S[enough_S], stats.position_S[enough_S]
-    bins = len(first_S)
+    bins, layers = len(first_S), stats.layers_L
     if bins < 2:
         return
     width = int(stats.position_S[1])
@@ -233,26 +234,11 @@ def _text_positions(stats: RoutingStats) -> Iterator[ReportFigure]:
         title="Active experts over the sequence",
         caption=(
             f"The first {beginning} {early:.2f} experts (mean of the layers), those from {first_S[half]} on "
-            f"{late:.2f}. {_most_different(active_LS, stats.layers_L)}{cut}"
+            f"{late:.2f}. {_most_different(active_LS, layers)}{cut}"
         ),
         alt="Lines of the mean number of active experts against the position in the sequence, one for each layer.",
-        draw=partial(_draw_positions_in_text, active_LS, first_S + (width - 1) / 2, stats.layers_L, stats.target),
+        draw=partial(_draw_lines, first_S + (width - 1) / 2, active_LS, layers, stats.target, POSITION),
     )
-
-
-@styled
-def _draw_positions_in_text(
-    active_LS: np.ndarray, position_S: np.ndarray, layers: Sequence[int], target: Target, *, dark: bool = False
-) -> Any:
-    """Mean active experts against the position in the text that the network sees at once, a line for each layer."""
-    figure, axes = canvas(height=3.3)
-    axis = axes[0, 0]
-    layer_lines(figure, axis, position_S, active_LS, layers, dark=dark)
-    line_of_means(axis, position_S, active_LS.mean(0), dark=dark)
-    line_at_target(axis, target.mean, str(target), dark=dark)
-    layer_legend(axis, layers)
-    axis.set(xlabel="Position in the sequence (tokens)", ylabel=ACTIVE)
-    return figure
 
 
 def _most_different(active_LS: np.ndarray, layers: Sequence[int]) -> str:

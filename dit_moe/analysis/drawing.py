@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from dit_moe.formatting import rounded
 from dit_moe.plotting import INK, PAPER, SEQUENTIAL
-from dit_moe.rounding import rounded
 
 NOISE = "Noise level t (0: data, 1: noise)"
 LEAST = 0.1  # experts; differences below it stay pale

@@ -15,8 +15,8 @@ from dit_moe.analysis.drawing import ReportFigure
 from dit_moe.analysis.expert_use import expert_use_figures
 from dit_moe.analysis.image_examples import image_example_figures
 from dit_moe.analysis.statistics import RoutingStats
-from dit_moe.pictures import draw_training
-from dit_moe.rounding import rounded
+from dit_moe.formatting import rounded
+from dit_moe.training.curves import draw_training
 
 
 def figures_of(stats: RoutingStats) -> list[ReportFigure]:

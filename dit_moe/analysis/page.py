@@ -17,8 +17,8 @@ from dit_moe.analysis.drawing import ReportFigure, images_per_class
 from dit_moe.analysis.figures import figures_of
 from dit_moe.analysis.statistics import CLASS_IMAGES, RoutingStats, specialisation
 from dit_moe.files import write_atomically
+from dit_moe.formatting import rounded
 from dit_moe.plotting import png_of
-from dit_moe.rounding import rounded
 
 PAGE, TEMPLATE = "report.html", "page.html.jinja"
 SMALL_TABLE = 600  # numbers

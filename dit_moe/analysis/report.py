@@ -21,9 +21,10 @@ from dit_moe.distributed import join_processes
 from dit_moe.experiments.run import open_image_run, open_text_run
 from dit_moe.files import read_object, require_own
 from dit_moe.locks import exclusive
-from dit_moe.pictures import read_log, router_curves
 from dit_moe.progress import work_bar
 from dit_moe.tasks import task_of
+from dit_moe.training.curves import router_curves
+from dit_moe.training.log import read_log
 
 COUNTS = {"images": ("images", "times"), "text": ("tokens",)}  # the options of `report_routing`, by kind of model
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dit_moe.files import write_atomically
-from dit_moe.pictures import RouterCurves
+from dit_moe.training.curves import RouterCurves
 
 CLASS_IMAGES = 10
 JSON, NPZ = "routing.json", "routing.npz"

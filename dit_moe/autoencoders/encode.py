@@ -25,9 +25,9 @@ from dit_moe.data import DATASETS, Dataset
 from dit_moe.data.latents import SHARDS, LatentsConfig, LatentShards, Manifest, read_manifest
 from dit_moe.distributed import join_processes, locked
 from dit_moe.files import require_writable
+from dit_moe.formatting import significant
 from dit_moe.pictures import image_grid, save_png
 from dit_moe.progress import images_bar
-from dit_moe.rounding import significant
 
 PICTURES = 8  # images that verify.png shows
 

@@ -17,8 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dit_moe.formatting import rounded
 from dit_moe.interop.harness import DEFAULT_CONFIG, RESULT, run_tasks
-from dit_moe.rounding import rounded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from dit_moe.distributed import join_processes
 from dit_moe.evaluation.text import RESULT, score_run
-from dit_moe.rounding import rounded
+from dit_moe.formatting import rounded
 
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 OPTIONS = ("stride", "batch_size", "max_documents")  # of the command that are keys of the section `eval`

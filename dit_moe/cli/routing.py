@@ -27,7 +27,7 @@ from dit_moe.analysis.collect_images import IMAGES, TIMES
 from dit_moe.analysis.collect_text import TOKENS
 from dit_moe.analysis.report import report_routing
 from dit_moe.analysis.statistics import RoutingStats
-from dit_moe.rounding import rounded
+from dit_moe.formatting import rounded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

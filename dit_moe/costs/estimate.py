@@ -15,9 +15,9 @@ from dit_moe.data.latents import LatentsConfig
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS
 from dit_moe.experiments.image import Experiment
 from dit_moe.experiments.text import TextExperiment
+from dit_moe.formatting import rounded, speed
 from dit_moe.models.base import TransformerConfig
 from dit_moe.registry import did_you_mean
-from dit_moe.rounding import rounded, speed
 from dit_moe.training import Unit
 
 GIB = 2**30

@@ -16,9 +16,8 @@ from dit_moe import yaml_text
 from dit_moe.config import Tree
 from dit_moe.evaluation.report import Distance, Reason, Report, Value, is_spread
 from dit_moe.files import require_output, write_atomically
+from dit_moe.formatting import markdown_table, rounded
 from dit_moe.locks import exclusive
-from dit_moe.rounding import rounded
-from dit_moe.tables import markdown_table
 
 FILE = "metrics.json"
 PUBLISHED_VALUES = ("fid", "sfid", "inception_score", "precision", "recall")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dit_moe.formatting import markdown_table
 from dit_moe.plotting import INK, LINES, MARKERS, PAPER, canvas, labels_above, styled
 from dit_moe.studies.table import si_prefix
-from dit_moe.tables import markdown_table
 
 MEASURES = {  # name: what it is called, what its FLOPs are of; all are the better the lower
     "loss": ("held-out loss", "FLOPs per image and network evaluation"),

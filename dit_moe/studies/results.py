@@ -10,12 +10,11 @@ from typing import Any
 from dit_moe import config
 from dit_moe.moe import MoEConfig
 from dit_moe.moe.routers import ROUTERS
-from dit_moe.pictures import read_log
 from dit_moe.studies.plan import PlannedRun
 from dit_moe.studies.score import read_score
 from dit_moe.studies.study import Study
 from dit_moe.tasks import task_of
-from dit_moe.training.log import active_experts
+from dit_moe.training.log import active_experts, read_log
 
 Results = dict[str, Any]
 POINTS = 200  # of a curve

@@ -9,9 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from dit_moe.rounding import rounded
+from dit_moe.formatting import markdown_table, rounded
 from dit_moe.studies.statistics import CONFIDENCE, Paired, Spread, VariantSummary, by_objective, summaries
-from dit_moe.tables import markdown_table
 
 # ------------------------------------------------------------------------------------------------------------ Markdown
 

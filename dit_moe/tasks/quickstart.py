@@ -12,11 +12,11 @@ from rich.table import Table
 
 from dit_moe.distributed import locked, on_main
 from dit_moe.files import write_atomically
-from dit_moe.pictures import read_log, save_curves
-from dit_moe.rounding import rounded
+from dit_moe.formatting import rounded
 from dit_moe.tasks import AnyExperiment, task_of
 from dit_moe.tasks.train import prepare, train
-from dit_moe.training.log import active_experts, train_seconds
+from dit_moe.training.curves import save_curves
+from dit_moe.training.log import active_experts, read_log, train_seconds
 from dit_moe.training.run_start import WRITTEN, require_own_run
 
 FILES = ("curves.png", "metrics.json")  # beside those of the training and the samples

@@ -36,12 +36,12 @@ from dit_moe.experiments.text import (
     text_experiment,
 )
 from dit_moe.files import require_writable, write_atomically
+from dit_moe.formatting import rounded
 from dit_moe.locks import exclusive
 from dit_moe.models import LM
 from dit_moe.moe import measure_active
 from dit_moe.moe.compute_budget import thresholds
 from dit_moe.randomness import BatchRandom
-from dit_moe.rounding import rounded
 from dit_moe.sampling.outputs import SAMPLE_JSON, require_own_samples
 from dit_moe.tasks import HeldoutResult, Report, TrainingParts
 from dit_moe.text.ngram import TrigramModel

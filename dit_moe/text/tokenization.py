@@ -20,8 +20,8 @@ from dit_moe import config as configs
 from dit_moe.config import ConfigError, Tree, require, section
 from dit_moe.distributed import from_main, join_processes, locked, on_main
 from dit_moe.files import atomic_file, require_writable, write_atomically
+from dit_moe.formatting import significant
 from dit_moe.progress import work_bar
-from dit_moe.rounding import significant
 from dit_moe.shards import ShardFolder, in_rounds
 from dit_moe.text.corpora import CORPORA, Corpus
 from dit_moe.text.sequences import TokensConfig, folder_of, open_shards

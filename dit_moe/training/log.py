@@ -23,8 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from dit_moe.config import Tree
 from dit_moe.files import sync, write_atomically
+from dit_moe.formatting import rounded
 from dit_moe.moe import MoEConfig
-from dit_moe.rounding import rounded
 from dit_moe.training.config import TrainConfig
 from dit_moe.training.step import ACTIVE_PEAK
 
@@ -255,6 +255,21 @@ def flatten(line: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 # ------------------------------------------------------------------------------------------------- reading a log later
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log.jsonl or evaluations.jsonl; none where there is no such file.
+
+    ValueError for one that cannot be read.
+    """
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            remedy = "take it out, or let the run go on, which puts it aside"
+            raise ValueError(f"{path}: line {number} is damaged and cannot be read; {remedy}") from None
+    return found
 
 
 def active_experts(log: Sequence[Mapping[str, Any]], moe: MoEConfig | None) -> dict[str, float] | None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dit_moe.analysis.statistics import Examples, Passage, RoutingStats, Target, TokenKinds
-from dit_moe.pictures import RouterCurves
+from dit_moe.training.curves import RouterCurves
 
 WORDS = ["the", " cat", "\n", "<b>", "$x$", " sat", ",", "&amp;", "中", " on", "'", '"', " mat", ".", "😀", " a"]
 

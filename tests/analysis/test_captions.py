@@ -9,7 +9,7 @@ import pytest
 
 from dit_moe.analysis.figures import figures_of
 from dit_moe.analysis.statistics import Examples, RoutingStats, Target, TokenKinds
-from dit_moe.pictures import RouterCurves
+from dit_moe.training.curves import RouterCurves
 
 TRAINING = RouterCurves(
     step_U=np.arange(1, 5),

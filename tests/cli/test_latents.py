@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_moe.pictures import read_log
+from dit_moe.training.log import read_log
 from tests.autoencoders.small import make
 from tests.cli.conftest import SMALL, cli
 from tests.cli.test_bad_input import refused, snapshot

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dit_moe import checkpoint
-from dit_moe.pictures import read_log
+from dit_moe.training.log import read_log
 from tests.autoencoders.encoded import encode
 from tests.cli.conftest import cli
 from tests.cli.test_latents import CONFIG, SMALLER

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dit_moe.rounding import rounded, significant, speed
+from dit_moe.formatting import markdown_table, rounded, significant, speed
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,19 @@ def test_what_is_shown_is_the_number_to_its_digits(number, decimals, digits):
 
 def test_speeds_are_whole_where_they_are_high():
     assert [speed(each) for each in (12345.6, 99.44, 0.0312)] == ["12,346", "99.4", "0.0312"]
+
+
+def test_columns_line_up_numbers_stand_on_the_right_and_empty_columns_are_left_out():
+    columns = {
+        "name": ["a|b", "longer"],
+        "value": ["1.5", "**−12** [1, 2]"],
+        "unknown": ["", ""],
+        "floor": ["≈ 2", ""],
+        "mixed": ["3", "x"],
+    }
+    assert markdown_table(columns.items()).splitlines() == [
+        "| name   |          value | floor | mixed |",
+        "| ------ | -------------: | ----: | ----- |",
+        "| a\\|b   |            1.5 |   ≈ 2 | 3     |",
+        "| longer | **−12** [1, 2] |     – | x     |",
+    ]

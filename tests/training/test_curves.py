@@ -1,0 +1,67 @@
+"""What the curves of a run's log show."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit_moe.training.curves import _means, draw_training, router_curves, save_curves
+from dit_moe.training.log import read_log
+
+
+def log_line(step, **layers):
+    layers = {"active": [1.0 + step, 3.0 + step], **layers}
+    return {"step": step, "loss": 1 / step, "active": 2.0 + step, "layers": layers}
+
+
+def test_a_log_is_read_line_by_line_and_a_damaged_one_is_named(tmp_path):
+    assert read_log(tmp_path / "gone.jsonl") == []
+    (tmp_path / "damaged.jsonl").write_bytes(b'{"step": 5}\n\xff\x00\n{"step": 15}\n')
+    with pytest.raises(ValueError, match=r"damaged.jsonl: line 2 is damaged and cannot be read; take it out, or let"):
+        read_log(tmp_path / "damaged.jsonl")
+
+
+def test_curves_of_routers_are_the_log_up_to_a_step():
+    log = [log_line(step, p=[0.1 * step, 0.2], theta=[1.0, 1.1]) for step in (1, 2, 3, 4)]
+    found = router_curves(log, 3)
+    assert found.step_U.tolist() == [1, 2, 3] and found.active_U.tolist() == [3, 4, 5]
+    assert found.active_LU.tolist() == [[2, 3, 4], [4, 5, 6]]
+    assert found.p_LU[0] == pytest.approx([0.1, 0.2, 0.3]) and found.theta_LU.shape == (2, 3)
+    assert len(router_curves(log).step_U) == 4
+    bare = router_curves([log_line(1)])
+    assert bare.p_LU is None and bare.theta_LU is None
+    assert router_curves([]) is router_curves(log, 0) is router_curves([{"step": 1, "loss": 2.0}]) is None
+
+
+def test_long_curves_become_means_of_windows_and_short_ones_are_left_alone():
+    curve = np.random.default_rng(2).standard_normal((3, 960))
+    (short,) = _means([curve], most=240)
+    assert short.shape == (3, 240) and short.mean(1) == pytest.approx(curve.mean(1))
+    assert (_means([curve[:, :100]], most=240)[0] == curve[:, :100]).all()
+    assert _means([np.arange(5.0)], most=3)[0].tolist() == [0.5, 2.5, 4.0]  # the last may be of fewer
+
+
+def test_there_is_a_panel_for_the_loss_each_number_of_the_routers_and_each_distance_with_a_floor(tmp_path):
+    log = [log_line(step, p=[0.5, 0.5], theta=[1.0, 1.1]) for step in range(1, 9)]
+    lines = [{"step": s, "fd_n100": 100 / s, "fd_n100_floor": 2.0, "active": 2.0, "heldout_loss": 1.0} for s in (4, 8)]
+    figure = draw_training(router_curves(log), [0, 1], (2.0, "target 2"), log, lines)
+    assert [axis.get_ylabel() for axis in figure.axes] == [
+        "Loss",
+        "Active experts per token",
+        "Threshold p",
+        "Scale of the logits θ",
+        "fd_n100",
+    ]
+    labels = [axis.get_legend_handles_labels()[1] for axis in figure.axes]
+    assert labels == [
+        ["logged", "mean of 1", "held out"],
+        ["layer 0", "layer 1", "mean of layers", "target 2"],
+        ["all layers"],
+        ["layer 0", "layer 1"],
+        ["fd_n100", "floor"],
+    ]
+    dense = [{"step": step, "loss": 1 / step} for step in range(1, 9)]
+    heights = []
+    for evaluations in ([], lines, [line | {"fd_n100": None} for line in lines]):
+        save_curves(dense, None, tmp_path / "curves.png", evaluations)
+        heights.append(Image.open(tmp_path / "curves.png").size[1])
+    assert heights[0] < heights[1] == heights[2]

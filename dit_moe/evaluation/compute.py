@@ -19,7 +19,7 @@ from dit_moe.evaluation.report import Distance, Number, Provenance, Report, Valu
 from dit_moe.evaluation.sources.base import EvaluationInput, Statistics
 from dit_moe.evaluation.sources.npz import require_extractor
 from dit_moe.extractors import FeatureExtractor, key_of
-from dit_moe.metrics import METRICS, FeatureSet, Metric, Moments, configs_of, expected_floor
+from dit_moe.metrics import METRICS, FeatureMoments, FeatureSet, Metric, configs_of, expected_floor
 
 PACKAGES = ("dit_moe", "torch", "torchvision", "torch-fidelity", "timm", "numpy")  # that a number may depend on
 DISTANCES = {"fd": "moments", "sfd": "spatial_moments"}  # value: where its Gaussians are
@@ -90,7 +90,7 @@ def compute_report(
             key = key_of(value, space or extractor.name, extractor.is_fid and space is None) if in_space else value
             about: dict[str, Any] = {}
             if value in DISTANCES:
-                moments: Moments = getattr(reference.features, DISTANCES[value])
+                moments: FeatureMoments = getattr(reference.features, DISTANCES[value])
                 floor = None if n is None else expected_floor(moments.covariance(), n, moments.n)
                 about = {"floor_estimate": floor, "n": n, "n_reference": moments.n}
             numbers[key] = _number(value, found, **about)

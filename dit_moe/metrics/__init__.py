@@ -2,7 +2,7 @@
 
 from dit_moe.metrics.base import METRICS, FeatureSet, Metric, configs_of
 from dit_moe.metrics.frechet import expected_floor, frechet_distance
-from dit_moe.metrics.moments import FeatureMoments, GivenMoments, Moments
+from dit_moe.metrics.moments import FeatureMoments
 from dit_moe.metrics.neighbours import nearest_distances
 from dit_moe.registry import import_submodules
 
@@ -12,9 +12,7 @@ __all__ = [
     "METRICS",
     "FeatureMoments",
     "FeatureSet",
-    "GivenMoments",
     "Metric",
-    "Moments",
     "configs_of",
     "expected_floor",
     "frechet_distance",

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dit_moe.metrics.moments import FeatureMoments, Moments, check_rows
+from dit_moe.metrics.moments import FeatureMoments, check_rows
 from dit_moe.registry import Registry
 
 METRICS = Registry("metric")
@@ -36,20 +36,20 @@ class FeatureSet:
     predictions_N: Tensor | None = None  # int64: the classes that are seen, if they are those of the labels
     labels_N: Tensor | None = None  # int64: the classes that were asked for
     thumbnails_NP: Tensor | None = None  # uint8: the pixels, of larger images averaged to 32×32
-    given_moments: Moments | None = None
-    given_spatial_moments: Moments | None = None
+    given_moments: FeatureMoments | None = None
+    given_spatial_moments: FeatureMoments | None = None
     kept: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # what metrics share; not replaced
 
     @cached_property
-    def moments(self) -> Moments | None:
+    def moments(self) -> FeatureMoments | None:
         """Of the features; what a file of statistics gives goes first."""
         return self.given_moments or self._moments_of("features_ND")
 
     @cached_property
-    def spatial_moments(self) -> Moments | None:
+    def spatial_moments(self) -> FeatureMoments | None:
         return self.given_spatial_moments or self._moments_of("spatial_NS")
 
-    def _moments_of(self, name: str) -> Moments | None:
+    def _moments_of(self, name: str) -> FeatureMoments | None:
         return None if getattr(self, name) is None else FeatureMoments.of(self.finite(name))
 
     def finite(self, name: str) -> Tensor:

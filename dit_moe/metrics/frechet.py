@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dit_moe.metrics.base import METRICS, FeatureSet, Metric
-from dit_moe.metrics.moments import Moments, is_finite
+from dit_moe.metrics.moments import is_finite
 
 CLAMP = 1e-9  # negative eigenvalues up to this share of the trace are rounding, larger ones a mistake
 ACCURATE = 1e-10  # error, as a share of the traces, up to which eigenvalues stand in for singular values; seen: 1e-14
@@ -131,11 +131,16 @@ class FrechetDistance(Metric):
     """`fd`. FID where the features are Inception's."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"moments"})
-    values = ("fd",)
+    values: ClassVar[tuple[str, ...]] = ("fd",)
 
     def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
-        assert samples.moments is not None and reference.moments is not None
-        return {"fd": _between(samples, samples.moments, reference, reference.moments)}
+        (moments,), (value,) = self.needs, self.values
+        ours, theirs = getattr(samples, moments), getattr(reference, moments)
+        try:
+            distance = frechet_distance(ours.mean_D, ours.covariance(), theirs.mean_D, theirs.covariance())
+        except ValueError as error:
+            raise ValueError(f"{samples.source} against {reference.source}: {error}") from None
+        return {value: distance}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,19 +149,8 @@ class SpatialFrechetDistanceConfig:
 
 
 @METRICS.register("sfd", SpatialFrechetDistanceConfig)
-class SpatialFrechetDistance(Metric):
+class SpatialFrechetDistance(FrechetDistance):
     """`sfd`. sFID where the features are Inception's."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"spatial_moments"})
     values = ("sfd",)
-
-    def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
-        assert samples.spatial_moments is not None and reference.spatial_moments is not None
-        return {"sfd": _between(samples, samples.spatial_moments, reference, reference.spatial_moments)}
-
-
-def _between(samples: FeatureSet, ours: Moments, reference: FeatureSet, theirs: Moments) -> float:
-    try:
-        return frechet_distance(ours.mean_D, ours.covariance(), theirs.mean_D, theirs.covariance())
-    except ValueError as error:
-        raise ValueError(f"{samples.source} against {reference.source}: {error}") from None

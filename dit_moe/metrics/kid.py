@@ -26,18 +26,15 @@ class KernelDistance(NamedTuple):
     std: float
 
 
-def default_subset_size(n: int, m: int) -> int:
-    """1000, or all of the smaller set if it has fewer."""
-    return min(SUBSET, n, m)
-
-
-def check_subset_size(size: int, n: int, m: int) -> None:
-    """ValueError unless 2 <= size <= n, m."""
+def checked_subset_size(size: int | None, n: int, m: int) -> int:
+    """`size`, or if it is None 1000, or all of the smaller set if it has fewer. ValueError unless 2 <= size <= n, m."""
+    size = min(SUBSET, n, m) if size is None else size
     found = f"KID subsets of {size} images, of {n} samples and {m} references"
     if size > min(n, m):
         raise ValueError(f"{found}; lower --kid-subset-size to at most {min(n, m)}, or give more images")
     if size < 2:
         raise ValueError(f"{found}; it needs at least 2 images, or leave kid out of --metrics")
+    return size
 
 
 def kernel_distance(
@@ -49,14 +46,12 @@ def kernel_distance(
 ) -> KernelDistance:
     """Unbiased MMD² with the kernel (x·y/D + 1)³ (Bińkowski et al. 2018), in float64.
 
-    Subsets are drawn without replacement, as torch-fidelity draws them. `subset_size` None: `default_subset_size`.
-    Memory is that of one subset. The std says nothing unless subsets are small beside N and M: it is 0 if they are all.
+    Subsets are drawn without replacement, as torch-fidelity draws them. `subset_size` None: 1000, or all of the smaller
+    set. Memory is that of one subset. The std says nothing unless subsets are small beside N and M.
     Raises ValueError for widths that differ, NaN, infinity, and unless 2 <= subset_size <= N, M.
     """
     check_sets(samples_ND, reference_MD)
-    n, m = len(samples_ND), len(reference_MD)
-    size = default_subset_size(n, m) if subset_size is None else subset_size
-    check_subset_size(size, n, m)
+    size = checked_subset_size(subset_size, len(samples_ND), len(reference_MD))
     random = np.random.RandomState(SEED)  # the old generator: torch-fidelity's subsets are its
     distances = []
     for _ in range(subsets):
@@ -102,21 +97,17 @@ class KID(Metric):
 
     def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         x_ND, y_MD = samples.finite("features_ND"), reference.finite("features_ND")
-        size = self._size(len(x_ND), len(y_MD))
-        mean, std = kernel_distance(x_ND, y_MD, self.config.subsets, size, self.device)
+        mean, std = kernel_distance(x_ND, y_MD, self.config.subsets, self.config.subset_size, self.device)
+        size = checked_subset_size(self.config.subset_size, len(x_ND), len(y_MD))
         return {"kid": mean} if _overlap(size, len(x_ND), len(y_MD)) else {"kid": mean, "kid_subset_std": std}
 
-    def _size(self, n: int, m: int) -> int:
-        return self.config.subset_size or default_subset_size(n, m)
-
     def check(self, samples: int, reference: int | None) -> None:
-        m = samples if reference is None else reference
-        check_subset_size(self._size(samples, m), samples, m)
+        checked_subset_size(self.config.subset_size, samples, samples if reference is None else reference)
 
     def notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
         counts = [len(each.features_ND) for each in (samples, reference) if each.features_ND is not None]
         n, m = min(counts), max(counts)
-        size, notes = self._size(n, m), []
+        size, notes = checked_subset_size(self.config.subset_size, n, m), []
         if size != SUBSET:
             whole = ", all of the smaller set" if size == n else ""
             notes.append(f"KID over subsets of {size} images{whole}; published ones have {SUBSET}")

@@ -45,8 +45,8 @@ def precision_recall(
     that differ, NaN, infinity, and unless 1 <= k < N, M.
     """
     check_sets(samples_ND, reference_MD)
-    ours_N, theirs_M = radii or (_kth(samples_ND, k, tile, device), _kth(reference_MD, k, tile, device))
-    ours_N, theirs_M = ours_N.to(device), theirs_M.to(device)
+    sets = samples_ND, reference_MD
+    ours_N, theirs_M = (r.to(device) for r in radii or [squared_radii(rows, k, tile, device)[:, -1] for rows in sets])
     inside_N = torch.zeros(len(samples_ND), dtype=torch.bool, device=device)
     inside_M = torch.zeros(len(reference_MD), dtype=torch.bool, device=device)
     for a, b, squared_AB, error_AB in squared_distances(samples_ND, reference_MD, tile, device):
@@ -70,7 +70,7 @@ def density_coverage(
     may exceed the number of samples.
     """
     check_sets(samples_ND, reference_MD)
-    radii_M = (_kth(reference_MD, k, tile, device) if radii is None else radii).to(device)
+    radii_M = (squared_radii(reference_MD, k, tile, device)[:, -1] if radii is None else radii).to(device)
     balls, covered_M = 0, torch.zeros(len(reference_MD), dtype=torch.bool, device=device)
     for _, b, squared_AB, error_AB in squared_distances(samples_ND, reference_MD, tile, device):
         inside_AB = squared_AB < radii_M[b] - error_AB
@@ -96,10 +96,6 @@ def squared_radii(rows_ND: Tensor, k: int, tile: int = TILE, device: torch.devic
     return nearest_distances(rows_ND, rows_ND, k + 1, tile, device)[:, 1:].square()  # the first is itself, or as near
 
 
-def _kth(rows_ND: Tensor, k: int, tile: int, device: torch.device | str) -> Tensor:
-    return squared_radii(rows_ND, k, tile, device)[:, -1]
-
-
 # ------------------------------------------------------------------------------------------------------- the metrics
 
 MOST = 5  # neighbours that are looked up in any case, so that both metrics and every sampling seed share them
@@ -119,13 +115,20 @@ def _radii(of: FeatureSet, k: int, device: torch.device | str) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrecisionRecallConfig:
-    """Improved precision and recall."""
+class ManifoldConfig:
+    """What both metrics have."""
 
-    k: int = 3  # the radius of a ball is the distance to the k-th nearest other point
+    k: int  # the radius of a ball is the distance to the k-th nearest other point
 
     def __post_init__(self) -> None:
         require(self.k >= 1, self, "k", "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionRecallConfig(ManifoldConfig):
+    """Improved precision and recall."""
+
+    k: int = 3
 
 
 @METRICS.register("precision_recall", PrecisionRecallConfig)
@@ -143,19 +146,14 @@ class PrecisionRecallMetric(Metric):
         return precision_recall(*features, k, device=device, radii=radii)._asdict()
 
     def check(self, samples: int, reference: int | None) -> None:
-        for count in (samples, reference):
-            if count is not None:
-                check_neighbours(self.config.k, count)
+        check_neighbours(self.config.k, samples if reference is None else min(samples, reference))
 
 
 @dataclass(frozen=True, kw_only=True)
-class DensityCoverageConfig:
+class DensityCoverageConfig(ManifoldConfig):
     """Density and coverage."""
 
-    k: int = 5  # as above
-
-    def __post_init__(self) -> None:
-        require(self.k >= 1, self, "k", "must be at least 1")
+    k: int = 5
 
 
 @METRICS.register("density_coverage", DensityCoverageConfig)

@@ -1,12 +1,11 @@
 """Mean and covariance of features in float64, the same for any batching, any order and any split over processes."""
 
-# N samples, D feature width
+# N samples, D feature width, C rows of a chunk
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,38 +29,13 @@ def check_rows(rows_ND: Tensor, what: str = "features") -> None:
             raise ValueError(f"{found}; check the images and the weights of the --extractor")
 
 
-class Moments(Protocol):
-    """A mean and a covariance, of n samples or (None) of a number not known."""
-
-    @property
-    def n(self) -> int | None: ...
-
-    @property
-    def mean_D(self) -> Tensor: ...
-
-    def covariance(self) -> Tensor: ...
-
-
 @dataclass(frozen=True, eq=False)
-class GivenMoments:
-    """Moments as a file states them, in float64."""
+class FeatureMoments:
+    """Mean and covariance of features in float64, of n samples or (None) of a number not known."""
 
     n: int | None
     mean_D: Tensor
-    covariance_DD: Tensor
-
-    def covariance(self) -> Tensor:
-        """As given."""
-        return self.covariance_DD
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureMoments:
-    """Count, mean and M2 = Σ (x − mean)(x − mean)ᵀ of a set of features."""
-
-    n: int
-    mean_D: Tensor
-    m2_DD: Tensor
+    covariance_DD: Tensor | None  # None: fewer than two samples have none
 
     @classmethod
     def of(cls, features_ND: Tensor) -> FeatureMoments:
@@ -69,25 +43,29 @@ class FeatureMoments:
         if features_ND.ndim != 2:
             raise ValueError(f"features have shape {tuple(features_ND.shape)}; wanted [N, D]")
         check_rows(features_ND)
-        first, *rest = (cls._of(part_ND.double()) for part_ND in features_ND.split(CHUNK))
-        return reduce(FeatureMoments.merge, rest, first)
-
-    @classmethod
-    def _of(cls, features_ND: Tensor) -> FeatureMoments:
-        mean_D = features_ND.sum(0) / max(len(features_ND), 1)
-        centred_ND = features_ND - mean_D
-        return cls(len(features_ND), mean_D, centred_ND.T @ centred_ND)
-
-    def merge(self, other: FeatureMoments) -> FeatureMoments:
-        """Moments of both sets together (Chan, Golub, LeVeque 1979)."""
-        n = self.n + other.n
-        share = other.n / max(n, 1)
-        delta_D = other.mean_D - self.mean_D
-        m2_DD = self.m2_DD + other.m2_DD + torch.outer(delta_D, delta_D) * (self.n * share)
-        return FeatureMoments(n, self.mean_D + delta_D * share, m2_DD)
+        n, mean_D, m2_DD = reduce(_merged, (_sums(part_CD.double()) for part_CD in features_ND.split(CHUNK)))
+        return cls(n, mean_D, m2_DD / (n - 1) if n > 1 else None)
 
     def covariance(self) -> Tensor:
-        """Covariance [D, D] with the divisor N − 1. ValueError if N < 2."""
-        if self.n < 2:
+        """Covariance [D, D], of samples with the divisor N − 1. ValueError if N < 2."""
+        if self.covariance_DD is None:
             raise ValueError(f"{self.n} samples have no covariance; give at least 2 images")
-        return self.m2_DD / (self.n - 1)
+        return self.covariance_DD
+
+
+Sums = tuple[int, Tensor, Tensor]  # count, mean, and M2 = Σ (x − mean)(x − mean)ᵀ
+
+
+def _sums(features_CD: Tensor) -> Sums:
+    mean_D = features_CD.sum(0) / max(len(features_CD), 1)
+    centred_CD = features_CD - mean_D
+    return len(features_CD), mean_D, centred_CD.T @ centred_CD
+
+
+def _merged(one: Sums, other: Sums) -> Sums:
+    """Those of both sets together (Chan, Golub, LeVeque 1979)."""
+    (n_1, mean_1_D, m2_1_DD), (n_2, mean_2_D, m2_2_DD) = one, other
+    n = n_1 + n_2
+    share = n_2 / max(n, 1)
+    delta_D = mean_2_D - mean_1_D
+    return n, mean_1_D + delta_D * share, m2_1_DD + m2_2_DD + torch.outer(delta_D, delta_D) * (n_1 * share)

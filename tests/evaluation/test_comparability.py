@@ -11,7 +11,7 @@ from dit_moe.evaluation.recipes import ADM_50K
 from dit_moe.evaluation.report import Reason
 from dit_moe.evaluation.runs import GeneratedSource, require_seeds_of_one
 from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, Source, Statistics
-from dit_moe.metrics import METRICS, GivenMoments
+from dit_moe.metrics import METRICS, FeatureMoments
 from dit_moe.metrics.manifold import PrecisionRecallConfig
 
 # --------------------------------------------------------------------------------------------------- of conditions
@@ -166,7 +166,7 @@ class Images(Source):
 
 
 def statistics(n=None, extractor=None):
-    moments = GivenMoments(n, torch.zeros(3), torch.eye(3))
+    moments = FeatureMoments(n, torch.zeros(3), torch.eye(3))
     return Statistics("adm.npz", "0", moments, moments, extractor)
 
 

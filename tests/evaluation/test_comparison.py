@@ -5,7 +5,7 @@ import torch
 
 from dit_moe.evaluation.comparison import Comparison
 from dit_moe.evaluation.sources.base import EvaluationInput, Statistics
-from dit_moe.metrics import METRICS, FeatureMoments, GivenMoments, Metric
+from dit_moe.metrics import METRICS, FeatureMoments, Metric
 
 from .fakes import NoiseSource, PixelExtractor
 
@@ -14,7 +14,7 @@ def given(source, extractor, spatial=True):
     """Statistics of a source, as a published file has them: without a word on their network."""
     features_BD, spatial_BS = extractor(source.images)
     both = [FeatureMoments.of(rows) for rows in (features_BD, spatial_BS)]
-    moments, of_spatial = (GivenMoments(None, each.mean_D, each.covariance()) for each in both)
+    moments, of_spatial = (FeatureMoments(None, each.mean_D, each.covariance()) for each in both)
     return Statistics("adm.npz", "0", moments, of_spatial if spatial else None, None)
 
 

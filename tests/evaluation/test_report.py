@@ -16,7 +16,7 @@ from dit_moe.evaluation.report import Report
 from dit_moe.experiments.evaluation import EvalConfig
 from dit_moe.extractors import EXTRACTORS
 from dit_moe.extractors.digits_cnn import DigitsCNNConfig
-from dit_moe.metrics import METRICS, FeatureSet, GivenMoments, configs_of, expected_floor
+from dit_moe.metrics import METRICS, FeatureMoments, FeatureSet, configs_of, expected_floor
 
 EXTRACTOR = EXTRACTORS.build(DigitsCNNConfig())
 
@@ -189,7 +189,7 @@ def test_a_reference_without_held_out_images_gives_the_same_distance_but_no_meas
 def test_statistics_in_place_of_the_reference_give_the_same_distance_and_leave_out_what_needs_images(digits):
     images = of(digits["train"], "train")
     moments = images.features.moments
-    given = GivenMoments(898, moments.mean_D, moments.covariance())
+    given = FeatureMoments(898, moments.mean_D, moments.covariance())
     statistics = ExtractedFeatures(FeatureSet("train.npz", 898, given_moments=given), {}, {"name": "train.npz"})
     metrics = configs_of(["fd", "class_accuracy"])
     report = evaluate([of(digits["heldout"])], statistics, EXTRACTOR, metrics)
@@ -206,7 +206,7 @@ def test_statistics_in_place_of_the_reference_give_the_same_distance_and_leave_o
 @pytest.mark.parametrize("n_reference", [2000, None], ids=["more", "unknown"])
 def test_the_floors_estimate_is_of_both_counts(digits, n_reference):
     moments = of(digits["train"]).features.moments
-    given = GivenMoments(n_reference, moments.mean_D, moments.covariance())
+    given = FeatureMoments(n_reference, moments.mean_D, moments.covariance())
     reference = ExtractedFeatures(FeatureSet("train.npz", n_reference, given_moments=given), {}, {"name": "train.npz"})
     metrics = configs_of(["fd"])
     found = distance(evaluate([of(digits["heldout"])], reference, EXTRACTOR, metrics))
@@ -219,7 +219,7 @@ def test_statistics_as_samples_have_no_other_count_than_their_own(digits):
     moments = of(digits["train"]).features.moments
     metrics = configs_of(["fd"])
     for n, floor in ((300, True), (898, False), (None, False)):
-        given = GivenMoments(n, moments.mean_D, moments.covariance())
+        given = FeatureMoments(n, moments.mean_D, moments.covariance())
         samples = ExtractedFeatures(FeatureSet("samples.npz", n, given_moments=given), {}, {"name": "samples.npz"})
         report = evaluate([samples], of(digits["train"]), EXTRACTOR, metrics, heldout=of(digits["heldout"], "heldout"))
         assert distance(report)["n"] == report["provenance"]["n_gen"] == n

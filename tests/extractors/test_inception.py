@@ -11,7 +11,7 @@ from PIL import Image
 from dit_moe.extractors import EXTRACTORS, inception
 from dit_moe.extractors.inception import InceptionConfig
 from dit_moe.metrics import FeatureMoments, frechet_distance
-from dit_moe.metrics.inception_score import inception_score
+from dit_moe.metrics.classifier import inception_score
 from dit_moe.metrics.kid import kernel_distance
 from dit_moe.metrics.manifold import precision_recall
 from tests.extractors.random_networks import noise

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dit_moe.metrics import FeatureSet, GivenMoments
+from dit_moe.metrics import FeatureMoments, FeatureSet
 
 
 def make(count=100, classes=10):
@@ -32,7 +32,7 @@ def test_thinning_takes_the_same_rows_of_everything_and_leaves_a_set_of_that_siz
 
 
 def test_given_moments_go_before_those_of_the_features():
-    given = GivenMoments(None, torch.zeros(4), torch.eye(4))
+    given = FeatureMoments(None, torch.zeros(4), torch.eye(4))
     images = make()
     both = FeatureSet("set", 100, features_ND=images.features_ND, given_moments=given)
     assert both.moments is given and images.moments.n == 100 and images.spatial_moments is None

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dit_moe.metrics import METRICS, FeatureSet, GivenMoments, nearest_distances
+from dit_moe.metrics import METRICS, FeatureMoments, FeatureSet, nearest_distances
 
 KEYS = {
     "fd": ["fd"],
@@ -124,14 +124,14 @@ def test_it_works_with_what_it_says_it_needs_and_nothing_else(name):
 
 def test_moments_of_a_file_that_states_no_count_serve_the_frechet_distance():
     samples, full = images(0), images(1)
-    given = GivenMoments(None, full.moments.mean_D, full.moments.covariance())
+    given = FeatureMoments(None, full.moments.mean_D, full.moments.covariance())
     file = FeatureSet("reference.npz", None, given_moments=given)
     assert build("fd")(samples, file) == build("fd")(samples, full)
-    wrong = FeatureSet("wrong.npz", None, given_moments=GivenMoments(None, torch.zeros(3), torch.eye(3)))
+    wrong = FeatureSet("wrong.npz", None, given_moments=FeatureMoments(None, torch.zeros(3), torch.eye(3)))
     with pytest.raises(ValueError, match=r"made\.npz against wrong\.npz: moments of shape \(3,\)"):
         build("fd")(samples, wrong)
     broken = FeatureSet(
-        "broken.npz", None, given_moments=GivenMoments(None, given.mean_D * torch.nan, given.covariance_DD)
+        "broken.npz", None, given_moments=FeatureMoments(None, given.mean_D * torch.nan, given.covariance_DD)
     )
     with pytest.raises(ValueError, match=r"made\.npz against broken\.npz: a mean holds NaN"):
         build("fd")(samples, broken)

@@ -22,7 +22,7 @@ from dit_moe import config
 from dit_moe.autoencoders import FirstStage
 from dit_moe.data.images import crop
 from dit_moe.distributed import join_processes
-from dit_moe.metrics import Moments
+from dit_moe.metrics import FeatureMoments
 
 FEATURES_MANIFEST = "features.json"  # in a folder of features
 # Entries of sample.json that say how images were made. When, where and how fast they were made is left out.
@@ -75,8 +75,8 @@ class Statistics:
 
     source: str
     sha256: str  # of the numbers, not of the file: a zip holds times
-    moments: Moments
-    spatial_moments: Moments | None  # None: the file has none
+    moments: FeatureMoments
+    spatial_moments: FeatureMoments | None  # None: the file has none
     extractor: dict[str, Any] | None  # FeatureExtractor.identity(); None: the file does not name it
 
 

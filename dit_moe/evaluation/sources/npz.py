@@ -31,7 +31,7 @@ from dit_moe.evaluation.sources.base import (
 from dit_moe.extractors import FeatureExtractor, inception
 from dit_moe.extractors.base import UNKNOWN_EXTRACTOR
 from dit_moe.files import atomic_file
-from dit_moe.metrics import FeatureSet, GivenMoments
+from dit_moe.metrics import FeatureMoments, FeatureSet
 from dit_moe.metrics.frechet import CLAMP
 
 IMAGES, LABELS = "arr_0", ("labels", "arr_1")  # of np.savez(file, images, labels), as ADM has them
@@ -207,7 +207,7 @@ def is_verified_inception(extractor: Mapping[str, Any] | None, width: int) -> bo
 
 def _moments(
     arrays: Mapping[str, np.ndarray], names: tuple[str, str], n: int | None, source: str
-) -> GivenMoments | None:
+) -> FeatureMoments | None:
     """None if the file has neither the mean nor the covariance of these names."""
     present = [name for name in names if name in arrays]
     if not present:
@@ -226,7 +226,7 @@ def _moments(
         )
     if problem := _covariance_problem(torch.from_numpy(sigma)):
         raise ValueError(f"{source}: {names[1]} is no covariance, {problem}; {REMEDY}")
-    return GivenMoments(n, torch.from_numpy(mu), torch.from_numpy(sigma))
+    return FeatureMoments(n, torch.from_numpy(mu), torch.from_numpy(sigma))
 
 
 def _covariance_problem(sigma_DD: Tensor) -> str | None:

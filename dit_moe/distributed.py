@@ -181,14 +181,16 @@ def on_all(call: Callable[[], T]) -> list[T]:
     return [one for made, _ in answers for one in made]
 
 
-def on_main(call: Callable[[], object]) -> None:
-    """Call it on the main process while the others wait. What it raises is raised on all."""
+def on_main(call: Callable[[], T]) -> T | None:
+    """Call it on the main process while the others wait: what it returns there, None on them. It raises on all."""
+    made: list[T] = []
 
     def alone() -> None:
         if join_processes().is_main_process:
-            call()
+            made.append(call())
 
     on_all(alone)
+    return made[0] if made else None
 
 
 def from_main(call: Callable[[], T]) -> T:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 from torch import Tensor
 
 from dit_moe import config
-from dit_moe.evaluation.features import FeatureFolder
 from dit_moe.evaluation.recipes import ADM_50K, EvaluationRecipe
 from dit_moe.evaluation.report import Reason
 from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions
@@ -149,49 +148,29 @@ def conditions_of(
         identical: sets that are the same images, one sentence each.
     """
     first, given = samples[0], reference.statistics
-    facts, labels_N = _facts_of(first)
+    images, real = first.images, reference.images
+    facts = {} if images is None else images.facts()
     sample = _sampling_of(facts)
-    (count, shape), (reference_images, reference_shape) = _extent(first), _extent(reference)
     return Conditions(
         extractor=extractor,
         is_fid=is_fid,
         metrics=[METRICS.name_of(each) for each in metrics],
         changed_metrics=[_described(each) for each in metrics if each != type(each)()],
-        n_generated=first.statistics.moments.n if count is None and first.statistics else count,
+        n_generated=len(images) if images is not None else first.statistics.moments.n if first.statistics else None,
         seeds=len(samples),
-        image_shape=shape,
-        altered=_altered(options, facts, _facts_of(reference)[0]),
+        image_shape=None if images is None else images.image_shape,
+        altered=_altered(options, facts, {} if real is None else real.facts()),
         reference_statistics=given is not None and given.extractor is None,  # those made here say by what
         statistics_unused=statistics_unused,
         reference_count=None if given is None else given.moments.n,
-        reference_images=reference_images or 0,
-        reference_side=None if reference_shape is None else reference_shape[-1],
-        labels=_labels_of(labels_N) if sample is None else _label_plan(sample),
+        reference_images=0 if real is None else len(real),
+        reference_side=None if real is None else real.image_shape[-1],
+        labels=_labels_of(None if images is None else images.labels_N) if sample is None else _label_plan(sample),
         weights=None if sample is None else sample.get("weights"),
         precision=None if sample is None else sample.get("precision"),
         compute_budget=None if sample is None else _compute_budget(sample),
         identical=identical,
     )
-
-
-def _extent(side: EvaluationInput) -> tuple[int | None, tuple[int, int, int] | None]:
-    """Number and shape of its images, where it has any."""
-    if side.features is not None:
-        manifest = FeatureFolder.open(side.features).manifest
-        return manifest.count, manifest.image_shape
-    if side.source is None:
-        return None, None
-    return len(side.source), side.source.image_shape
-
-
-def _facts_of(side: EvaluationInput) -> tuple[dict[str, Any], Tensor | None]:
-    """What is known of how its images were made, and their labels, be they read or kept with features."""
-    if side.features is not None:
-        kept = FeatureFolder.open(side.features)
-        return kept.manifest.source | kept.manifest.facts, kept.labels()
-    if side.source is None:
-        return {}, None
-    return side.source.facts(), side.source.labels_N
 
 
 def _sampling_of(facts: dict[str, Any]) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ import torch
 
 from dit_moe.distributed import join_processes, on_main
 from dit_moe.evaluation.comparability import conditions_of, reasons_not_comparable
-from dit_moe.evaluation.compute import compute_report, plan, require_enough, require_same_shape, require_two, summarize
+from dit_moe.evaluation.compute import compute_report, plan, require_comparable, summarize
 from dit_moe.evaluation.features import ExtractedFeatures, Extraction, FeatureFolder, temporary_unless
 from dit_moe.evaluation.report import Report
 from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, Source, Statistics
@@ -68,29 +68,23 @@ class Comparison:
         self.folder, self.reconstructed, self.progress, self.allow_few = folder, reconstructed, progress, allow_few
         self.statistics, self.options, self.asked = statistics, options, dict(asked)
         self._real: dict[str, ExtractedFeatures | None] = {}  # None: another process has it
-        self._prepared = False
         self._samples: Sequence[EvaluationInput] | None = None  # that were checked last, and what came of it
         self._planned: list[object] = []
         self._left_out: list[str] = []
 
     def check(self, samples: Sequence[EvaluationInput] = ()) -> None:
         """ValueError unless these can be compared with the reference: before the work."""
-        sides = [summarize(one, self.extractor) for one in samples]
         others = [EvaluationInput(source=one) for name, one in self._images().items() if name != "reference"]
-        sides += [summarize(one, self.extractor) for one in others]
-        require_two(sides)
-        self._samples, self._planned, self._left_out = samples, [], []
-        if self.reference is None:
-            return
-        reference = summarize(self.reference, self.extractor, as_reference=True)
-        require_same_shape(sides, reference)
-        if self.extractor.is_fid and not self.allow_few:
-            require_enough([*sides, reference])
-        self._planned, self._left_out = plan(self.metrics, self.extractor, sides, reference)
+        sides = [summarize(one, self.extractor) for one in [*samples, *others]]
+        reference = None if self.reference is None else summarize(self.reference, self.extractor, as_reference=True)
+        require_comparable(sides, reference, few_for_fid=self.extractor.is_fid and not self.allow_few)
+        self._samples = samples
+        if reference is not None:
+            self._planned, self._left_out = plan(self.metrics, self.extractor, sides, reference)
 
     def prepare(self) -> None:
         """Make the features of the real images, unless that was done."""
-        if self._prepared:
+        if self._real:
             return
         if self._samples is None:
             self.check()
@@ -98,7 +92,6 @@ class Comparison:
             self._real[name] = self._extract(source, name)
         if self.reference is not None and self.reference.features is not None:
             self._real["reference"] = self._read(self.reference.features)
-        self._prepared = True
 
     def features(self, samples: Sequence[EvaluationInput], save_npz: Path | None = None) -> list[ExtractedFeatures]:
         """Of samples, on the main process; empty on the others. `save_npz` gets the images of the first."""
@@ -185,10 +178,8 @@ class Comparison:
                 on_main(lambda: extraction.save_npz(save_npz))
         return found
 
-    def _read(self, folder: Path) -> ExtractedFeatures | None:
-        read: list[ExtractedFeatures] = []
-        on_main(lambda: read.append(FeatureFolder.open(folder, self.extractor).read(self.extractor)))
-        return read[0] if read else None
+    def _read(self, folder: FeatureFolder) -> ExtractedFeatures | None:
+        return on_main(lambda: folder.read(self.extractor))
 
     def _from_statistics(self, given: Statistics) -> ExtractedFeatures:
         """Statistics in place of images. ValueError if they are of another space."""

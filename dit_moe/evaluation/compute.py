@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import statistics
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from dit_moe.evaluation.features import ExtractedFeatures, FeatureFolder
 from dit_moe.evaluation.report import Distance, Number, Provenance, Report, Value, flat_numbers
-from dit_moe.evaluation.sources.base import EvaluationInput, Statistics
+from dit_moe.evaluation.sources.base import EvaluationInput
 from dit_moe.evaluation.sources.npz import require_extractor
 from dit_moe.extractors import FeatureExtractor, key_of
 from dit_moe.metrics import METRICS, FeatureMoments, FeatureSet, Metric, configs_of, expected_floor
@@ -82,9 +84,11 @@ def compute_report(
     better: dict[str, str | None] = {}
     for name, metric in built.items():
         sets = equal if metric.needs else groups  # what looks at one set alone needs no equals
-        sides = [(one.source, one.known) for group in sets.values() for one in group]
-        if problem := unmet_need(name, metric, sides, (reference.features.source, reference.features.known)):
-            raise ValueError(problem)
+        *sides, real = (
+            InputSummary(one.source, one.count, one.known)
+            for one in [*itertools.chain(*sets.values()), reference.features]
+        )
+        require_known(name, metric, sides, real)
         for value, found in _values(metric, sets, reference.features).items():
             in_space = metric.in_feature_space(value)
             key = key_of(value, space or extractor.name, extractor.is_fid and space is None) if in_space else value
@@ -183,23 +187,6 @@ def _equalised(groups: dict[str, list[FeatureSet]]) -> tuple[int | None, dict[st
     return fixed, equal, warnings
 
 
-Side = tuple[str, Set[str]]  # what it is called, and the attributes of a FeatureSet that are known of it
-
-
-def unmet_need(
-    name: str, metric: Metric, samples: Sequence[Side], reference: Side, label_remedies: Mapping[str, str] = {}
-) -> str | None:
-    """What the metric `name` needs and some side does not have, and the remedy; None if there is nothing."""
-    wanted = [(*side, metric.needs | metric.needs_of_samples) for side in samples]
-    for source, known, attributes in [*wanted, (*reference, metric.needs)]:
-        for attribute in sorted(attributes - known):
-            what, found, remedy = NEEDS[attribute]
-            if attribute == "labels_N":
-                remedy = label_remedies.get(source, remedy)
-            return f"{name} needs {what}, and {source} {found}; {remedy}, or leave {name} out of --metrics"
-    return None
-
-
 def _values(
     metric: Metric, sets: dict[str, list[FeatureSet]], reference: FeatureSet
 ) -> dict[str, dict[str, list[float]]]:
@@ -238,7 +225,7 @@ def _few(n: int | None, reference: ExtractedFeatures, extractor: FeatureExtracto
 
 @dataclass(frozen=True, eq=False)
 class InputSummary:
-    """What is known of samples or a reference before their features are."""
+    """What is known of samples or a reference before their features are made."""
 
     name: str
     count: int | None
@@ -250,62 +237,52 @@ class InputSummary:
 
 def summarize(given: EvaluationInput, extractor: FeatureExtractor, as_reference: bool = False) -> InputSummary:
     """ValueError if the extractor does not take its images, or if its features or statistics are of another one."""
-    of_features: set[str] = {"logits_NK"} if extractor.has_logits else set()
-    of_features |= set() if extractor.classes is None else {"predictions_N"}
-    source, statistics = given.source, given.statistics
-    if given.features is not None:
-        folder = FeatureFolder.open(given.features, extractor)
-        spatial = {"spatial_moments"} if "spatial_NS" in folder.known else set()
-        known = folder.known | of_features | spatial | {"moments"}
-        manifest = folder.manifest
-        return InputSummary(str(given.features), manifest.count, known, folder.labels(), manifest.image_shape)
-    if source is None:
+    images, statistics = given.images, given.statistics
+    if images is None:
         assert statistics is not None, "an input is features, images or statistics"
         require_extractor(statistics, extractor)
         spatial = set() if statistics.spatial_moments is None else {"spatial_moments"}
         return InputSummary(statistics.source, statistics.moments.n, frozenset({"moments"} | spatial))
-    try:
-        extractor.check(source.image_shape)
-    except ValueError as error:
-        raise ValueError(f"{source.name}: {error}") from None
-    found: set[str] = of_features | {"features_ND", "moments", "thumbnails_NP"}
-    found |= {"spatial_NS", "spatial_moments"} if extractor.has_spatial else set()
-    found |= set() if source.labels_N is None else {"labels_N"}
-    if as_reference and statistics and statistics.spatial_moments is None and _usable(statistics, extractor):
-        found -= {"spatial_NS", "spatial_moments"}  # FID and sFID are to be of one reference
-    shape, remedy = source.image_shape, source.label_remedy
-    return InputSummary(source.name, len(source), frozenset(found), source.labels_N, shape, remedy)
+    if isinstance(images, FeatureFolder):
+        images.require_extractor(extractor)
+        known = set(images.known)
+    else:
+        try:
+            extractor.check(images.image_shape)
+        except ValueError as error:
+            raise ValueError(f"{images.name}: {error}") from None
+        known = {"features_ND", "thumbnails_NP"} | ({"spatial_NS"} if extractor.has_spatial else set())
+        known |= set() if images.labels_N is None else {"labels_N"}
+    known |= {"moments"} | ({"spatial_moments"} if "spatial_NS" in known else set())
+    known |= {"logits_NK"} if extractor.has_logits else set()
+    known |= set() if extractor.classes is None else {"predictions_N"}
+    if as_reference and statistics is not None and statistics.spatial_moments is None:
+        with suppress(ValueError):  # of another extractor: they are not used
+            require_extractor(statistics, extractor)
+            known -= {"spatial_NS", "spatial_moments"}  # FID and sFID are to be of one reference
+    return InputSummary(
+        images.name, len(images), frozenset(known), images.labels_N, images.image_shape, images.label_remedy
+    )
 
 
-def _usable(statistics: Statistics, extractor: FeatureExtractor) -> bool:
-    """Whether statistics are of the extractor's features, as far as they say."""
-    try:
-        require_extractor(statistics, extractor)
-    except ValueError:
-        return False
-    return True
+def require_comparable(sides: Sequence[InputSummary], reference: InputSummary | None, few_for_fid: bool) -> None:
+    """ValueError for fewer than 2 images on a side, or another shape than the reference's.
 
-
-def require_two(sides: Sequence[InputSummary]) -> None:
-    """ValueError for samples or a reference with fewer than 2 images."""
+    Args:
+        few_for_fid: also for fewer images, on a side or in the reference, than a FID should be of.
+    """
     for one in sides:
         if one.count is not None and one.count < 2:
             raise ValueError(f"{one.name} has {one.count} image; an evaluation needs at least 2")
-
-
-def require_same_shape(sides: Sequence[InputSummary], reference: InputSummary) -> None:
-    """ValueError for images of another shape than the reference's."""
+    if reference is None:
+        return
     for one in sides:
         if one.image_shape and reference.image_shape and one.image_shape != reference.image_shape:
             found, wanted = ("×".join(map(str, each.image_shape or ())) for each in (one, reference))
             problem = f"{one.name} has images of {found} (channels, height, width), the reference {reference.name}"
             raise ValueError(f"{problem} of {wanted}; make them equal, for instance by --size and --channels")
-
-
-def require_enough(sides: Sequence[InputSummary]) -> None:
-    """ValueError for fewer images than a FID needs."""
-    counts = [one.count for one in sides if one.count is not None]
-    if counts and min(counts) < FEW:
+    counts = [one.count for one in [*sides, reference] if one.count is not None]
+    if few_for_fid and counts and min(counts) < FEW:
         problem = f"FID of {min(counts)} images is mostly sampling error; published ones are of 50 000"
         raise ValueError(f"{problem}; take at least {FEW}, held-out images included, or say --allow-few")
 
@@ -323,12 +300,17 @@ def plan(
             extractor.
         sides: samples, and what else is compared with the reference.
     """
-    configs = configs_of(extractor.metrics) if metrics is None else metrics
     planned: list[object] = []
     left_out: list[str] = []
-    for config in configs:
+    counts = [one.count for one in sides if one.count is not None]
+    for config in configs_of(extractor.metrics) if metrics is None else metrics:
+        name, metric = METRICS.name_of(config), METRICS.build(config)
         try:
-            _require(METRICS.name_of(config), METRICS.build(config), extractor, sides, reference)
+            require_known(name, metric, sides, reference)
+            if counts:
+                metric.check(min(counts), reference.count)
+            if "labels_N" in metric.needs_of_samples:
+                _require_classes(name, extractor, sides)
             planned.append(config)
         except ValueError as error:
             if metrics is not None:
@@ -337,21 +319,21 @@ def plan(
     return planned, left_out
 
 
-def _require(
-    name: str, metric: Metric, extractor: FeatureExtractor, sides: Sequence[InputSummary], reference: InputSummary
-) -> None:
-    remedies = {one.name: one.label_remedy for one in sides if one.label_remedy}
-    known = [(one.name, one.known) for one in sides]
-    problem = unmet_need(name, metric, known, (reference.name, reference.known), remedies)
-    if problem is not None:
-        raise ValueError(problem)
-    counts = [one.count for one in sides if one.count is not None]
-    if counts:
-        metric.check(min(counts), reference.count)
-    classes = extractor.classes
-    if classes is None or "labels_N" not in metric.needs_of_samples:
-        return
+def require_known(name: str, metric: Metric, sides: Sequence[InputSummary], reference: InputSummary) -> None:
+    """ValueError, with a remedy, for what the metric `name` needs and a side or the reference does not have."""
+    wanted = [(side, metric.needs | metric.needs_of_samples) for side in sides]
+    for side, attributes in [*wanted, (reference, metric.needs)]:
+        for attribute in sorted(attributes - side.known):
+            what, found, remedy = NEEDS[attribute]
+            if attribute == "labels_N" and side.label_remedy is not None:
+                remedy = side.label_remedy
+            problem = f"{name} needs {what}, and {side.name} {found}"
+            raise ValueError(f"{problem}; {remedy}, or leave {name} out of --metrics")
+
+
+def _require_classes(name: str, extractor: FeatureExtractor, sides: Sequence[InputSummary]) -> None:
     for one in sides:
-        if one.labels_N is not None and int(one.labels_N.max()) >= classes:
-            found = f"{one.name} has the label {int(one.labels_N.max())}, and {extractor.name} knows {classes} classes"
+        most = -1 if one.labels_N is None else int(one.labels_N.max())
+        if extractor.classes is not None and most >= extractor.classes:
+            found = f"{one.name} has the label {most}, and {extractor.name} knows {extractor.classes} classes"
             raise ValueError(f"{found}; leave {name} out of --metrics, or choose another --extractor")

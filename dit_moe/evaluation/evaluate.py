@@ -152,7 +152,7 @@ class Evaluation:
 
     def _open(self, name: str) -> EvaluationInput:
         if (Path(name) / FEATURES_MANIFEST).is_file():
-            return EvaluationInput(features=Path(name))
+            return EvaluationInput(features=FeatureFolder.open(Path(name)))
         return open_input(name, self.read)
 
     def _samples(self, reference: EvaluationInput | None) -> list[EvaluationInput]:
@@ -213,7 +213,7 @@ class Evaluation:
         """That of the run's config, or of features that were kept; the digits' own, or else the Inception."""
         if self.run_config is not None:
             return self.run_config.eval.extractor
-        kept = [FeatureFolder.open(one.features).manifest for one in sides if one.features is not None]
+        kept = [one.features.manifest for one in sides if one.features is not None]
         if kept and kept[0].extractor["name"] in EXTRACTORS.names():
             return EXTRACTORS.config_class(kept[0].extractor["name"])()
         names = [*self.sample_names, *([] if self.reference_name is None else [self.reference_name])]

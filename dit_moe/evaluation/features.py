@@ -95,24 +95,34 @@ class FeatureManifest:
 
 
 class FeatureFolder:
-    """Features on disk: a manifest and shards."""
+    """Features on disk, a manifest and shards, with what a `Source` tells of their images."""
 
     def __init__(self, path: Path, manifest: FeatureManifest) -> None:
         self.path, self.manifest = path, manifest
+        self.name, self.image_shape, self.label_remedy = str(path), manifest.image_shape, Source.label_remedy
         self.shards = math.ceil(manifest.count / manifest.shard_size)
 
     @classmethod
-    def open(cls, path: Path, extractor: FeatureExtractor | None = None) -> Self:
-        """ValueError if shards are missing, or if they are of another extractor than the one that is given."""
+    def open(cls, path: Path) -> Self:
+        """ValueError if shards are missing."""
         folder = cls(path, FeatureManifest.read(path / FEATURES_MANIFEST))
         for shard in range(folder.shards):
             with folder.open_shard(shard) as file:
                 folder.counts_of(shard, file)
-        if extractor is not None:
-            found = differences(folder.manifest.extractor, json.loads(json.dumps(extractor.identity())))
-            if unlike := ", ".join(f"{key}={_short(was)}, not {_short(now)}" for key, (was, now) in found):
-                raise ValueError(f"{path} holds features of another extractor, {unlike}; name it by --extractor")
         return folder
+
+    def require_extractor(self, extractor: FeatureExtractor) -> None:
+        """ValueError if the features are of another one."""
+        found = differences(self.manifest.extractor, json.loads(json.dumps(extractor.identity())))
+        if unlike := ", ".join(f"{key}={_short(was)}, not {_short(now)}" for key, (was, now) in found):
+            raise ValueError(f"{self.path} holds features of another extractor, {unlike}; name it by --extractor")
+
+    def __len__(self) -> int:
+        return self.manifest.count
+
+    def facts(self) -> Tree:
+        """What is known of how the images were made."""
+        return self.manifest.source | self.manifest.facts
 
     def shard_path(self, shard: int) -> Path:
         return self.path / f"{shard:05d}.safetensors"
@@ -146,7 +156,8 @@ class FeatureFolder:
         with self.open_shard(0) as file:
             return frozenset(TENSORS[name] for name in TENSORS.keys() & set(file.keys()))
 
-    def labels(self) -> Tensor | None:
+    @cached_property
+    def labels_N(self) -> Tensor | None:
         """int64, one for each image, if there are any."""
         return self._read("labels") if "labels_N" in self.known else None
 
@@ -162,8 +173,7 @@ class FeatureFolder:
         logits_NK = extractor.logits(found["features_ND"]) if extractor.has_logits else None
         if logits_NK is not None and extractor.classes is not None:
             found["predictions_N"] = logits_NK.argmax(1)
-        described = manifest.source | manifest.facts
-        described |= {"name": manifest.name, "count": manifest.count}
+        described = self.facts() | {"name": manifest.name, "count": manifest.count}
         described |= {"image_shape": list(manifest.image_shape), "device": manifest.device}
         if counts.get("tokens"):
             described["active_experts"] = counts["pairs"] / counts["tokens"]
@@ -251,9 +261,7 @@ class Extraction:
             on_main(self._write_manifest)
             on_all(self._require_visible)
             self.shards.make_missing(self._find, self.source.batches, self._make, on_images)
-        read: list[ExtractedFeatures] = []
-        on_main(lambda: read.append(self.folder.read(self.extractor, needs)))
-        return read[0] if read else None
+        return on_main(lambda: self.folder.read(self.extractor, needs))
 
     def save_npz(self, path: Path) -> None:
         """Write the kept images, shard by shard, as `images.npz`."""
@@ -334,10 +342,9 @@ def temporary_unless(path: Path | None) -> Iterator[Path]:
     if path is not None:
         yield path
         return
-    made: list[tempfile.TemporaryDirectory[str]] = []
-    on_main(lambda: made.append(tempfile.TemporaryDirectory(prefix="features-")))
+    made = on_main(lambda: tempfile.TemporaryDirectory(prefix="features-"))
     try:
-        yield Path(from_main(lambda: made[0].name))
+        yield Path(from_main(lambda: made.name if made else ""))
     finally:
-        for each in made:
-            each.cleanup()
+        if made:
+            made.cleanup()

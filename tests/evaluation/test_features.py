@@ -38,7 +38,7 @@ def test_exchanged_shards_are_refused_and_those_of_older_versions_read(tmp_path)
     before = files(first.folder.path)
     for wrong in (there, other.folder.shard_path(0)):
         here.write_bytes(wrong.read_bytes())
-        for call in (first.images_to_make, lambda: FeatureFolder.open(first.folder.path, PixelExtractor())):
+        for call in (first.images_to_make, lambda: FeatureFolder.open(first.folder.path)):
             with pytest.raises(
                 ValueError, match=r"00000.safetensors holds the features of other images.*delete it and"
             ):
@@ -47,7 +47,7 @@ def test_exchanged_shards_are_refused_and_those_of_older_versions_read(tmp_path)
         if name.endswith(".safetensors"):
             tally = json.dumps(NoiseSource().take_counts())
             (first.folder.path / name).write_bytes(save(load(content), {"tally": tally}))
-    read = FeatureFolder.open(first.folder.path, PixelExtractor()).read(PixelExtractor())
+    read = FeatureFolder.open(first.folder.path).read(PixelExtractor())
     assert torch.equal(read.features.features_ND, found[0]) and first.images_to_make() == 0
 
 
@@ -100,18 +100,18 @@ def test_a_result_records_the_source_with_facts_that_may_change_and_what_was_cou
 def test_a_folder_of_features_can_be_read_without_its_source(tmp_path):
     source = NoiseSource()
     made = Extraction(source, PixelExtractor(), tmp_path).run()
-    folder = FeatureFolder.open(tmp_path, PixelExtractor())
+    folder = FeatureFolder.open(tmp_path)
     assert folder.known == {"features_ND", "spatial_NS", "thumbnails_NP", "labels_N"}
     assert folder.manifest.count == 100 and folder.manifest.image_shape == (1, 4, 4)
-    assert torch.equal(folder.labels(), source.labels_N)
+    assert torch.equal(folder.labels_N, source.labels_N)
     read = folder.read(PixelExtractor())
     assert torch.equal(made.features.features_ND, read.features.features_ND) and read.described == made.described
     assert torch.equal(made.features.labels_N, read.features.labels_N) and read.identity == made.identity
     with pytest.raises(ValueError, match=r"another extractor, name=pixels, not other.*--extractor"):
-        FeatureFolder.open(tmp_path, PixelExtractor(name="other"))
+        folder.require_extractor(PixelExtractor(name="other"))
     (tmp_path / "00001.safetensors").unlink()
     with pytest.raises(ValueError, match=r"00001.safetensors is not there; run the command that makes it again"):
-        FeatureFolder.open(tmp_path, PixelExtractor())
+        FeatureFolder.open(tmp_path)
 
 
 def test_only_what_is_needed_is_read(tmp_path):

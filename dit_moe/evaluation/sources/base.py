@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from dit_moe.autoencoders import FirstStage
 from dit_moe.data.images import crop
 from dit_moe.distributed import join_processes
 from dit_moe.metrics import FeatureMoments
+
+if TYPE_CHECKING:
+    from dit_moe.evaluation.features import FeatureFolder
 
 FEATURES_MANIFEST = "features.json"  # in a folder of features
 # Entries of sample.json that say how images were made. When, where and how fast they were made is left out.
@@ -88,7 +91,12 @@ class EvaluationInput:
     source: Source | None = None
     statistics: Statistics | None = None
     heldout: Source | None = None
-    features: Path | None = None  # a folder of features that were made before, instead of all others
+    features: FeatureFolder | None = None  # that were made before, instead of all others
+
+    @property
+    def images(self) -> Source | FeatureFolder | None:
+        """Where the number, shape, labels and origin of its images are known, if it has any."""
+        return self.features if self.source is None else self.source
 
 
 @dataclass(frozen=True, kw_only=True)

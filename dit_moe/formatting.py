@@ -23,6 +23,11 @@ def speed(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
+def spaced(number: int) -> str:
+    """Whole, its digits in groups of three."""
+    return f"{number:,}".replace(",", " ")
+
+
 def significant(number: float, digits: int = 4) -> float:
     """The nearest number that has no more digits than these."""
     return float(f"{number:.{digits - 1}e}")

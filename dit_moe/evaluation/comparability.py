@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,10 +14,69 @@ from torch import Tensor
 
 from dit_moe import config
 from dit_moe.evaluation.recipes import ADM_50K, EvaluationRecipe
-from dit_moe.evaluation.report import Reason
 from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions
+from dit_moe.formatting import spaced
 from dit_moe.metrics import METRICS
 from dit_moe.moe.compute_budget import ComputeBudgetConfig
+
+# ------------------------------------------------------------------------------------------------------------- reasons
+
+TEMPLATES = {  # kind of a reason: what it says of one result, and of many results that differ in their numbers alone
+    "count": ("{found} generated images instead of {wanted}", "another number of generated images than {wanted}"),
+    "seeds": (
+        "the mean over {found} sampling seeds, published numbers are of one",
+        "the mean over several sampling seeds, published numbers are of one",
+    ),
+    "reference size": (
+        "images of {found} pixels against a reference of {reference}",
+        "images of another size than the reference's",
+    ),
+    "size": ("images of {found} pixels instead of {wanted}", "images of another size than {wanted}"),
+    "reference count": (
+        "the reference's statistics are of {found} images",
+        "the reference's statistics are of too few images",
+    ),
+    "reference images": (
+        "precision and recall against {found} reference images instead of {wanted}",
+        "precision and recall against another number of reference images than {wanted}",
+    ),
+    "compute budget": (
+        "sampled with {found} instead of as trained",
+        "sampled with another number of active experts than as trained",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why published numbers may not stand beside a result."""
+
+    text: str
+    general: str  # without the result's own numbers, so that many results share it
+
+    @classmethod
+    def of(cls, kind: str, **values: object) -> Reason:
+        """By a template and the values in it."""
+        text, general = TEMPLATES[kind]
+        return cls(text.format(**values), general.format(**values))
+
+    @classmethod
+    def plain(cls, text: str) -> Reason:
+        """One without numbers."""
+        return cls(text, text)
+
+    @classmethod
+    def read(cls, text: str) -> Reason:
+        """The reason that a result keeps as `text`."""
+        for kind, (template, _) in TEMPLATES.items():
+            pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(template))
+            if found := re.fullmatch(pattern, text):
+                return cls.of(kind, **found.groupdict())
+        return cls.plain(text)
+
+
+UNKNOWN = Reason.plain("the result does not say whether it is comparable")
+
 
 # ------------------------------------------------------------------------------------------------------------ decision
 
@@ -45,6 +105,7 @@ class Conditions:
     identical: Sequence[str] = ()  # sets that are the same images
 
 
+STATISTICS_UNUSED = "the reference's statistics are of another network; its images were used in their place"
 LABELS = {
     "balanced": "as many images of each class",
     "data": "labels as frequent as in the training data",
@@ -54,77 +115,63 @@ LABELS = {
 
 def reasons_not_comparable(found: Conditions, recipe: EvaluationRecipe = ADM_50K) -> list[Reason]:
     """Every reason why a result may not be compared with published ones; none if it may."""
-    reasons: list[Reason] = []
+    return [
+        *_of_the_images(found, recipe),
+        *(Reason.plain(f"the images were altered: {each}") for each in found.altered),
+        *(Reason.plain(f"computed otherwise than published numbers: {each}") for each in found.changed_metrics),
+        *_of_the_reference(found, recipe),
+        *_of_the_sampling(found),
+        *([Reason.plain(STATISTICS_UNUSED)] if found.statistics_unused else []),
+        *map(Reason.plain, found.identical),
+    ]
+
+
+def _of_the_images(found: Conditions, recipe: EvaluationRecipe) -> Iterator[Reason]:
     if not found.is_fid:
-        reasons.append(Reason.plain(f"the features are those of {found.extractor}, not of the verified Inception"))
+        yield Reason.plain(f"the features are those of {found.extractor}, not of the verified Inception")
     if found.n_generated is None:
-        reasons.append(Reason.plain("the number of generated images is not known"))
+        yield Reason.plain("the number of generated images is not known")
     elif found.n_generated != recipe.count:
-        reasons.append(Reason.of("count", found=_count(found.n_generated), wanted=_count(recipe.count)))
+        yield Reason.of("count", found=spaced(found.n_generated), wanted=spaced(recipe.count))
     if found.seeds != 1:
-        reasons.append(Reason.of("seeds", found=found.seeds))
-    reasons += _of_the_images(found, recipe)
-    reasons += [Reason.plain(f"the images were altered: {each}") for each in found.altered]
-    reasons += [Reason.plain(f"computed otherwise than published numbers: {each}") for each in found.changed_metrics]
-    reasons += _of_the_reference(found, recipe)
-    reasons += _of_the_sampling(found)
-    if found.statistics_unused:
-        reasons.append(
-            Reason.plain("the reference's statistics are of another network; its images were used in their place")
-        )
-    return reasons + [Reason.plain(each) for each in found.identical]
-
-
-def _of_the_images(found: Conditions, recipe: EvaluationRecipe) -> list[Reason]:
+        yield Reason.of("seeds", found=found.seeds)
     if found.image_shape is None:
-        return [Reason.plain("the size of the generated images is not known")]
-    reasons = []
+        yield Reason.plain("the size of the generated images is not known")
+        return
     channels, height, width = found.image_shape
-    size = f"{height}×{width}"
+    size, side = f"{height}×{width}", found.reference_side
     if height != width or height not in recipe.sides:
-        reasons.append(Reason.of("size", found=size, wanted=" or ".join(f"{side}×{side}" for side in recipe.sides)))
+        yield Reason.of("size", found=size, wanted=" or ".join(f"{each}×{each}" for each in recipe.sides))
     if channels != 3:
-        reasons.append(Reason.plain(f"images of {channels} channel{'s' * (channels != 1)} instead of 3"))
-    side = found.reference_side
+        yield Reason.plain(f"images of {channels} channel{'s' * (channels != 1)} instead of 3")
     if height == width and side is not None and side != height:
-        reasons.append(Reason.of("reference size", found=size, reference=f"{side}×{side}"))
-    return reasons
+        yield Reason.of("reference size", found=size, reference=f"{side}×{side}")
 
 
-def _of_the_reference(found: Conditions, recipe: EvaluationRecipe) -> list[Reason]:
-    reasons = []
+def _of_the_reference(found: Conditions, recipe: EvaluationRecipe) -> Iterator[Reason]:
     if not found.reference_statistics:
-        reasons.append(Reason.plain("the reference's statistics were computed here, not published with it"))
+        yield Reason.plain("the reference's statistics were computed here, not published with it")
     if found.reference_count is not None and found.reference_count < recipe.reference_count:
-        reasons.append(Reason.of("reference count", found=_count(found.reference_count)))
+        yield Reason.of("reference count", found=spaced(found.reference_count))
     if found.reference_side is None:
-        reasons.append(Reason.plain("the reference holds no images that would tell its resolution"))
+        yield Reason.plain("the reference holds no images that would tell its resolution")
     images, wanted = found.reference_images, recipe.reference_images
     if "precision_recall" in found.metrics and images not in (0, wanted):
-        reasons.append(Reason.of("reference images", found=_count(images), wanted=_count(wanted)))
-    return reasons
+        yield Reason.of("reference images", found=spaced(images), wanted=spaced(wanted))
 
 
-def _of_the_sampling(found: Conditions) -> list[Reason]:
-    reasons = []
+def _of_the_sampling(found: Conditions) -> Iterator[Reason]:
     if found.labels in LABELS:
-        reasons.append(Reason.plain(f"{LABELS[found.labels]}; published baselines draw the classes at random"))
+        yield Reason.plain(f"{LABELS[found.labels]}; published baselines draw the classes at random")
     if found.weights not in (None, "ema"):
-        reasons.append(
-            Reason.plain("sampled with the weights as they are, published baselines with their moving average (EMA)")
-        )
+        yield Reason.plain("sampled with the weights as they are, published baselines with their moving average (EMA)")
     if found.precision not in (None, "fp32"):
-        reasons.append(Reason.plain(f"sampled in {found.precision} instead of fp32"))
+        yield Reason.plain(f"sampled in {found.precision} instead of fp32")
     if found.compute_budget is not None:
-        reasons.append(Reason.of("compute budget", found=found.compute_budget))
-    return reasons
+        yield Reason.of("compute budget", found=found.compute_budget)
 
 
-def _count(number: int) -> str:
-    return f"{number:,}".replace(",", " ")
-
-
-# ---------------------------------------------------------------------------------------------------- its conditions
+# ------------------------------------------------------------------------------------------------------ its conditions
 
 
 def conditions_of(
@@ -147,16 +194,15 @@ def conditions_of(
         statistics_unused: the reference's statistics are of another network than the extractor.
         identical: sets that are the same images, one sentence each.
     """
-    first, given = samples[0], reference.statistics
-    images, real = first.images, reference.images
-    facts = {} if images is None else images.facts()
-    sample = _sampling_of(facts)
+    first, given, images, real = samples[0], reference.statistics, samples[0].images, reference.images
+    facts: dict[str, Any] = {} if images is None else images.facts()
+    count = first.statistics.moments.n if images is None and first.statistics else None
     return Conditions(
         extractor=extractor,
         is_fid=is_fid,
         metrics=[METRICS.name_of(each) for each in metrics],
         changed_metrics=[_described(each) for each in metrics if each != type(each)()],
-        n_generated=len(images) if images is not None else first.statistics.moments.n if first.statistics else None,
+        n_generated=count if images is None else len(images),
         seeds=len(samples),
         image_shape=None if images is None else images.image_shape,
         altered=_altered(options, facts, {} if real is None else real.facts()),
@@ -165,30 +211,26 @@ def conditions_of(
         reference_count=None if given is None else given.moments.n,
         reference_images=0 if real is None else len(real),
         reference_side=None if real is None else real.image_shape[-1],
-        labels=_labels_of(None if images is None else images.labels_N) if sample is None else _label_plan(sample),
-        weights=None if sample is None else sample.get("weights"),
-        precision=None if sample is None else sample.get("precision"),
-        compute_budget=None if sample is None else _compute_budget(sample),
         identical=identical,
+        **_sampling_of(facts, None if images is None else images.labels_N),
     )
 
 
-def _sampling_of(facts: dict[str, Any]) -> dict[str, Any] | None:
-    """The section `sample` that images were made by, if that is known."""
+def _sampling_of(facts: dict[str, Any], labels_N: Tensor | None) -> dict[str, Any]:
+    """The conditions that the section `sample` tells; where it is not known, the labels tell what they can."""
     facts = facts.get("sample", facts)  # of an npz that `sample` wrote, and of a run
-    found = facts.get("experiment", {}).get("sample")
-    return found if isinstance(found, dict) else None
-
-
-def _label_plan(sample: dict[str, Any]) -> Any:
+    sample = facts.get("experiment", {}).get("sample")
+    if not isinstance(sample, dict):
+        return {"labels": _labels_of(labels_N)}
     labels = sample.get("labels")
-    return labels if isinstance(labels, str) else "listed"
-
-
-def _compute_budget(sample: dict[str, Any]) -> str | None:
-    """Also of a section that was written before it had all of these settings."""
+    # Sections that were written by older versions do not have all of these settings.
     settings: config.Tree = {name: sample[name] for name in ("target", "p", "vary") if name in sample}
-    return config.build(ComputeBudgetConfig, settings).describe()
+    return {
+        "labels": labels if isinstance(labels, str) else "listed",
+        "weights": sample.get("weights"),
+        "precision": sample.get("precision"),
+        "compute_budget": config.build(ComputeBudgetConfig, settings).describe(),
+    }
 
 
 def _labels_of(labels_N: Tensor | None) -> Any:

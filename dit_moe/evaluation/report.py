@@ -7,7 +7,6 @@ distances shrink as images are added, so numbers at different N say nothing abou
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,67 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_moe.config import Tree
-
-# ----------------------------------------------------------------------------------------- why it is not comparable
-
-TEMPLATES = {  # kind of a reason: what it says of one result, and of many results that differ in their numbers alone
-    "count": ("{found} generated images instead of {wanted}", "another number of generated images than {wanted}"),
-    "seeds": (
-        "the mean over {found} sampling seeds, published numbers are of one",
-        "the mean over several sampling seeds, published numbers are of one",
-    ),
-    "reference size": (
-        "images of {found} pixels against a reference of {reference}",
-        "images of another size than the reference's",
-    ),
-    "size": ("images of {found} pixels instead of {wanted}", "images of another size than {wanted}"),
-    "reference count": (
-        "the reference's statistics are of {found} images",
-        "the reference's statistics are of too few images",
-    ),
-    "reference images": (
-        "precision and recall against {found} reference images instead of {wanted}",
-        "precision and recall against another number of reference images than {wanted}",
-    ),
-    "compute budget": (
-        "sampled with {found} instead of as trained",
-        "sampled with another number of active experts than as trained",
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Reason:
-    """Why published numbers may not stand beside a result."""
-
-    text: str
-    general: str  # without the result's own numbers, so that many results share it
-
-    @classmethod
-    def of(cls, kind: str, **values: object) -> Reason:
-        """By a template and the values in it."""
-        text, general = TEMPLATES[kind]
-        return cls(text.format(**values), general.format(**values))
-
-    @classmethod
-    def plain(cls, text: str) -> Reason:
-        """One without numbers."""
-        return cls(text, text)
-
-    @classmethod
-    def read(cls, text: str) -> Reason:
-        """The reason that a result keeps as `text`."""
-        for kind, (template, _) in TEMPLATES.items():
-            pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(template))
-            if found := re.fullmatch(pattern, text):
-                return cls.of(kind, **found.groupdict())
-        return cls.plain(text)
-
-
-UNKNOWN = Reason.plain("the result does not say whether it is comparable")
-
-
-# --------------------------------------------------------------------------------------------------------- the report
+from dit_moe.evaluation.comparability import UNKNOWN, Reason
 
 
 @dataclass(frozen=True, kw_only=True)

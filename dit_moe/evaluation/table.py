@@ -14,9 +14,10 @@ from typing import Any
 
 from dit_moe import yaml_text
 from dit_moe.config import Tree
-from dit_moe.evaluation.report import Distance, Reason, Report, Value, is_spread
+from dit_moe.evaluation.comparability import Reason
+from dit_moe.evaluation.report import Distance, Report, Value, is_spread
 from dit_moe.files import require_output, write_atomically
-from dit_moe.formatting import markdown_table, rounded
+from dit_moe.formatting import markdown_table, rounded, spaced
 from dit_moe.locks import exclusive
 
 FILE = "metrics.json"
@@ -349,7 +350,7 @@ def _decimals(number: float | None, decimals: int, digits: int = 3) -> str:
 
 
 def _spaced(number: int | None) -> str:
-    return "" if number is None else f"{number:,}".replace(",", " ")
+    return "" if number is None else spaced(number)
 
 
 def _millions(number: float | None) -> str:

@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dit_moe.evaluation.comparability import Conditions, conditions_of, reasons_not_comparable
+from dit_moe.evaluation.comparability import Conditions, Reason, conditions_of, reasons_not_comparable
 from dit_moe.evaluation.recipes import ADM_50K
-from dit_moe.evaluation.report import Reason
 from dit_moe.evaluation.runs import GeneratedSource, require_seeds_of_one
 from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, Source, Statistics
 from dit_moe.metrics import METRICS, FeatureMoments

@@ -7,7 +7,8 @@ import json
 import pytest
 from rich.console import Console
 
-from dit_moe.evaluation.report import UNKNOWN, Report, print_report
+from dit_moe.evaluation.comparability import UNKNOWN
+from dit_moe.evaluation.report import Report, print_report
 from dit_moe.evaluation.table import Row, published_rows, read_result, to_csv, to_markdown
 
 REASONS = ["5 000 generated images instead of 50 000", "the images were altered: resized to 256"]

@@ -46,11 +46,7 @@ class Objective(ABC):
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-
-    @property
-    def null_label(self) -> int:
-        """The label that stands for no label: the one after the last class."""
-        return self.num_classes
+        self.null_label = num_classes  # stands for no label: the one after the last class
 
     def place(self, network_time: float) -> float:
         """Where on the way from data, 0, to noise, 1, a time is that the network is told; ValueError if it cannot say.

@@ -1,4 +1,7 @@
-"""The objective `flow`: predict the velocity of a path between data and noise at a random time (flow matching)."""
+"""The objective `flow`: predict the velocity of a path between data and noise at a random time (flow matching).
+
+Which times a training step looks at is a choice of its own: their distribution, and a shift of it towards noise.
+"""
 
 # B batch, C channels, H height, W width
 
@@ -16,7 +19,6 @@ from torch.nn.functional import cosine_similarity
 from dit_moe.config import require
 from dit_moe.diffusion.base import OBJECTIVES, Network, Objective, ObjectiveConfig, batch_mean, image_mean
 from dit_moe.diffusion.paths import PATHS, Level
-from dit_moe.diffusion.timestep_sampling import Shift, logit_normal, quantiles, shift_factor, shift_time, uniform
 from dit_moe.randomness import BatchRandom
 
 
@@ -30,9 +32,11 @@ class FlowConfig(ObjectiveConfig):
     time_std: float = 1.0
     """Of the logit of t, for time=logit_normal."""
     stratified: bool = False
-    """Spread the times of the global batch evenly over their distribution."""
-    time_shift: Shift = 1.0
-    """Factor s of t' = s t / (1 + (s-1) t), or "resolution": s = √(C·H·W / base_dims)."""
+    """Spread the times of the global batch evenly over their distribution, which lowers the variance of its mean loss
+    (Kingma et al. 2021, "low-discrepancy sampler")."""
+    time_shift: float | Literal["resolution"] = 1.0
+    """Factor s of t' = s t / (1 + (s-1) t), or "resolution": s = √(C·H·W / base_dims), as the same noise destroys less
+    of a larger image."""
     base_dims: int = 4096
     """Latent size at which time_shift=resolution shifts nothing; 4096 is 4 channels of 32 by 32."""
     time_scale: float = 1000.0
@@ -88,13 +92,15 @@ class Flow(Objective):
 
     def draw_times(self, random: BatchRandom, latent_shape: tuple[int, ...]) -> Tensor:
         """Times of one batch, [B] in [0, 1]."""
-        config, u_B = self.config, quantiles(random, self.config.stratified)
-        t_B = uniform(u_B) if config.time == "uniform" else logit_normal(u_B, config.time_mean, config.time_std)
+        config = self.config
+        u_B = random.stratified() if config.stratified else random.uniform()
+        t_B = u_B if config.time == "uniform" else logit_normal(u_B, config.time_mean, config.time_std)
         return shift_time(t_B, self.shift(latent_shape))
 
     def shift(self, latent_shape: tuple[int, ...]) -> float:
         """The factor of the time shift for latents [C,H,W]."""
-        return shift_factor(self.config.time_shift, latent_shape, self.config.base_dims)
+        shift = self.config.time_shift
+        return math.sqrt(math.prod(latent_shape) / self.config.base_dims) if shift == "resolution" else float(shift)
 
     def level(self, t_B: Tensor, like_BCHW: Tensor) -> Level:
         """The path at the times `t_B`, ready to be applied to images like `like_BCHW`."""
@@ -108,3 +114,14 @@ class Flow(Objective):
             return {"loss": mse_B, "mse": mse_B}
         cosine_B = image_mean(1 - cosine_similarity(predicted, velocity, dim=1))
         return {"loss": mse_B + self.config.cosine_weight * cosine_B, "mse": mse_B, "cosine": cosine_B}
+
+
+def logit_normal(u_B: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """t = sigmoid(mean + std·z) with z standard normal (Esser et al. 2024), from uniform draws through the normal
+    quantile function, so that stratified draws stay stratified. A positive mean looks at noisier times."""
+    return torch.sigmoid(mean + std * torch.special.ndtri(u_B.double())).to(u_B.dtype)
+
+
+def shift_time(t: Tensor, factor: float) -> Tensor:
+    """t' = s t / (1 + (s-1) t): keeps 0 and 1, and s > 1 moves the times between towards noise (Esser et al. 2024)."""
+    return factor * t / (factor * t + (1 - t))  # in this form 1 stays 1 also in floating point

@@ -24,9 +24,8 @@ from dit_moe.diffusion.base import like_images
 class Level(NamedTuple):
     """A point of a path: x = alpha x0 + sigma eps, moving at the velocity v = d_alpha x0 + d_sigma eps.
 
-    Two of x, x0, eps, v, score determine the others. Conversions from v divide by the determinant
-    d_alpha sigma - alpha d_sigma, a constant on both paths below, so they hold at every t; those that divide by
-    alpha lose accuracy as alpha → 0 (t → 1), those that divide by sigma as sigma → 0 (t → 0).
+    Conversions from v divide by the determinant d_alpha sigma - alpha d_sigma, a constant on both paths below, so they
+    hold at every t; those that divide by alpha lose accuracy as t → 1, those that divide by sigma as t → 0.
     """
 
     alpha: Tensor
@@ -44,30 +43,15 @@ class Level(NamedTuple):
         """Divides by alpha: undefined at t=1, where x is the noise whatever x0 was."""
         return (x - self.sigma * eps) / self.alpha
 
-    def eps_from_x0(self, x: Tensor, x0: Tensor) -> Tensor:
-        """Divides by sigma: undefined at t=0, where x is the data whatever eps was."""
-        return (x - self.alpha * x0) / self.sigma
-
     def x0_from_v(self, x: Tensor, v: Tensor) -> Tensor:
         return (self.sigma * v - self.d_sigma * x) / self._determinant
 
     def eps_from_v(self, x: Tensor, v: Tensor) -> Tensor:
         return (self.d_alpha * x - self.alpha * v) / self._determinant
 
-    def v_from_eps(self, x: Tensor, eps: Tensor) -> Tensor:
-        """Divides by alpha: undefined at t=1."""
-        return self.velocity(self.x0_from_eps(x, eps), eps)
-
-    def v_from_x0(self, x: Tensor, x0: Tensor) -> Tensor:
-        """Divides by sigma: undefined at t=0."""
-        return self.velocity(x0, self.eps_from_x0(x, x0))
-
     def score_from_eps(self, eps: Tensor) -> Tensor:
         """∇ log p_t(x) = -E[eps | x] / sigma (Tweedie): grows without bound as t → 0."""
         return -eps / self.sigma
-
-    def eps_from_score(self, score: Tensor) -> Tensor:
-        return -self.sigma * score
 
     @property
     def _determinant(self) -> Tensor:

@@ -113,7 +113,7 @@ def test_min_snr_weighs_the_error_of_x0_alike_for_every_prediction(prediction: s
     eps = noise_like(x0)
     x, level = objective.noisy(x0, eps, n_B), objective.schedule.level(n_B).like_images(x0)
     wrong_x0 = x0 + 0.1
-    wrong_eps = level.eps_from_x0(x, wrong_x0)
+    wrong_eps = (x - level.alpha * wrong_x0) / level.sigma
     output = perfect_prediction(objective, wrong_x0, wrong_eps, n_B)
     wanted = objective.schedule.snr[n_B].clamp(max=5.0) * 0.1**2
     loss_B = objective.losses(output, x0, eps, x, n_B)["loss"]

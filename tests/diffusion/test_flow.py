@@ -26,7 +26,7 @@ def test_true_velocity_has_no_loss_in_any_term(path: str, batch) -> None:
 
     def model(x, t, y):  # solves for the noise, knowing the data
         level = objective.level(t / 1000, x)
-        wanted["v"] = level.v_from_x0(x, x0)
+        wanted["v"] = level.velocity(x0, (x - level.alpha * x0) / level.sigma)
         return wanted["v"]
 
     losses = objective(model, batch, BatchRandom(0, total=16))

@@ -7,12 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dit_moe.diffusion.timestep_sampling import logit_normal, quantiles, shift_factor, shift_time
+from dit_moe.diffusion import OBJECTIVES, FlowConfig
+from dit_moe.diffusion.flow import logit_normal, shift_time
 from dit_moe.randomness import BatchRandom
 
 
+def flow(**options):
+    return OBJECTIVES.build(FlowConfig(**options), num_classes=1)
+
+
 def draws(stratified: bool, step: int, total: int = 64) -> torch.Tensor:
-    return quantiles(BatchRandom(0, "train", step, total=total), stratified)
+    return flow(stratified=stratified).draw_times(BatchRandom(0, "train", step, total=total), (4, 8, 8))
 
 
 def test_stratified_means_vary_far_less_than_plain_ones() -> None:
@@ -57,6 +62,6 @@ def test_shift_follows_the_formula_and_moves_towards_noise() -> None:
 
 
 def test_resolution_shift_is_the_root_of_the_ratio_of_sizes() -> None:
-    assert shift_factor("resolution", (4, 64, 64), base_dims=4096) == 2.0
-    assert shift_factor("resolution", (4, 32, 32), base_dims=4096) == 1.0
-    assert shift_factor(1.5, (4, 64, 64), base_dims=4096) == 1.5
+    by_size = flow(time_shift="resolution", base_dims=4096)
+    assert by_size.shift((4, 64, 64)) == 2.0 and by_size.shift((4, 32, 32)) == 1.0
+    assert flow(time_shift=1.5).shift((4, 64, 64)) == 1.5

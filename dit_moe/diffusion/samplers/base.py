@@ -16,6 +16,8 @@ from dit_moe.config import ConfigError, require
 from dit_moe.diffusion.base import SAMPLERS, Network, Objective
 from dit_moe.diffusion.guidance import GuidanceConfig, GuidedNetwork
 
+Generators = list[torch.Generator]  # one per image
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
@@ -44,11 +46,9 @@ class SamplingError(RuntimeError):
 class Sampler(ABC):
     """Turns noise into latents in `config.steps` steps: build with a config and the objective that was trained."""
 
-    objective: ClassVar[str]
-
     def __init__(self, config: SamplerConfig, trained: Objective) -> None:
         check_fit(config, trained.name)
-        self.steps, self.null_label = config.steps, trained.null_label
+        self.config, self.trained = config, trained
 
     @torch.no_grad()
     def __call__(
@@ -70,11 +70,11 @@ class Sampler(ABC):
             sizes = f"{len(noise_BCHW)} noises, {len(labels_B)} labels and {len(generators)} generators"
             raise ValueError(f"{sizes}: give one of each per image")
         x = noise_BCHW.to(torch.promote_types(noise_BCHW.dtype, torch.float32))
-        network = GuidedNetwork(model, labels_B, self.null_label, guidance)
+        network = GuidedNetwork(model, labels_B, self.trained.null_label, guidance)
         for done, state in enumerate(self._states(network, x, list(generators)), start=1):
             x = state
             if on_step is not None:
-                on_step(done, self.steps)
+                on_step(done, self.config.steps)
         broken = (~x.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
         if broken:
             raise SamplingError(
@@ -88,16 +88,12 @@ class Sampler(ABC):
 
         `latent_shape` (C,H,W) is needed only where the time shift depends on it; ValueError if it is then missing.
         """
-        return sum(2 if guidance.active(time) else 1 for time in self._evaluation_times(latent_shape))
+        return sum(2 if guidance.active(time) else 1 for time in self.times(latent_shape))
 
+    @abstractmethod
     def times(self, latent_shape: Sequence[int] | None = None) -> list[float]:
         """Where in [0, 1] the network is evaluated, in order, 1 being noise. See `evaluations`."""
-        return self._evaluation_times(latent_shape)
 
     @abstractmethod
-    def _states(self, network: GuidedNetwork, x: Tensor, generators: list[torch.Generator]) -> Iterator[Tensor]:
+    def _states(self, network: GuidedNetwork, x: Tensor, generators: Generators) -> Iterator[Tensor]:
         """The state after each step, the last one being the result."""
-
-    @abstractmethod
-    def _evaluation_times(self, latent_shape: Sequence[int] | None) -> list[float]:
-        """The times in [0, 1] at which the network is evaluated, in order."""

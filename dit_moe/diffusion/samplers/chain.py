@@ -23,7 +23,7 @@ from dit_moe.config import ConfigError, require
 from dit_moe.diffusion.base import SAMPLERS
 from dit_moe.diffusion.ddpm import DDPM
 from dit_moe.diffusion.guidance import GuidedNetwork
-from dit_moe.diffusion.samplers.base import Sampler, SamplerConfig
+from dit_moe.diffusion.samplers.base import Generators, Sampler, SamplerConfig
 
 PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
 
@@ -68,12 +68,11 @@ class DPMSolverConfig(ChainConfig):
 class ChainSampler(Sampler):
     """Visits the levels K-1 … 0 of the respaced chain; one evaluation each."""
 
-    objective: ClassVar[str] = ChainConfig.objective
+    trained: DDPM  # type: ignore[assignment]
     visits_cleanest: ClassVar[bool] = True
 
     def __init__(self, config: ChainConfig, trained: DDPM) -> None:
         super().__init__(config, trained)
-        self.trained = trained
         try:
             self.schedule = trained.schedule.respaced(config.steps, self.visits_cleanest)
         except ValueError as error:
@@ -85,17 +84,17 @@ class ChainSampler(Sampler):
             "timestep_spacing": "trailing",  # K-1 … 0, in all three
         }
 
-    def _states(self, network: GuidedNetwork, x: Tensor, generators: list[torch.Generator]) -> Iterator[Tensor]:
+    def _states(self, network: GuidedNetwork, x: Tensor, generators: Generators) -> Iterator[Tensor]:
         scheduler = self._scheduler()
         # diffusers holds betas in fp32: at 10 steps of the cosine schedule that moves the last alpha_bar by 27 %
         scheduler.alphas_cumprod = self.schedule.alphas_cumprod
-        scheduler.set_timesteps(self.steps)
-        for k, time in zip(range(self.steps - 1, -1, -1), self._evaluation_times(), strict=True):
+        scheduler.set_timesteps(len(self.schedule))
+        for k, time in zip(reversed(range(len(self.schedule))), self.times(), strict=True):
             output = network(x, int(self.schedule.timesteps[k]), time)
             x = self._step(scheduler, output, k, x, generators)
             yield x
 
-    def _evaluation_times(self, latent_shape: Sequence[int] | None = None) -> list[float]:
+    def times(self, latent_shape: Sequence[int] | None = None) -> list[float]:
         return [n / len(self.trained.schedule) for n in reversed(self.schedule.timesteps.tolist())]
 
     @abstractmethod
@@ -103,7 +102,7 @@ class ChainSampler(Sampler):
         """A fresh diffusers scheduler over the respaced chain (they hold state, so each call needs its own)."""
 
     @abstractmethod
-    def _step(self, scheduler: Any, output: Tensor, k: int, x: Tensor, generators: list[torch.Generator]) -> Tensor:
+    def _step(self, scheduler: Any, output: Tensor, k: int, x: Tensor, generators: Generators) -> Tensor:
         """From level k to k-1, or from 0 to the result."""
 
 
@@ -116,7 +115,7 @@ class DDPMSampler(ChainSampler):
 
         return DDPMScheduler(**self.scheduler_options, variance_type=self.trained.config.variance, clip_sample=False)
 
-    def _step(self, scheduler: Any, output: Tensor, k: int, x: Tensor, generators: list[torch.Generator]) -> Tensor:
+    def _step(self, scheduler: Any, output: Tensor, k: int, x: Tensor, generators: Generators) -> Tensor:
         parts = [part for part in self.trained.split(output, x) if part is not None]
         return scheduler.step(torch.cat(parts, dim=1), k, x, generator=generators, return_dict=False)[0]
 
@@ -125,18 +124,16 @@ class DDPMSampler(ChainSampler):
 class DDIMSampler(ChainSampler):
     """Draws noise in every step if eta > 0, though the last draw goes unused; a learned variance is ignored."""
 
-    def __init__(self, config: DDIMSamplerConfig, trained: DDPM) -> None:
-        super().__init__(config, trained)
-        self.eta = config.eta
+    config: DDIMSamplerConfig
 
     def _scheduler(self) -> Any:
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
         return DDIMScheduler(**self.scheduler_options, clip_sample=False)
 
-    def _step(self, scheduler: Any, output: Tensor, k: int, x: Tensor, generators: list[torch.Generator]) -> Tensor:
+    def _step(self, scheduler: Any, output: Tensor, k: int, x: Tensor, generators: Generators) -> Tensor:
         prediction = output[:, : x.shape[1]]
-        return scheduler.step(prediction, k, x, eta=self.eta, generator=generators, return_dict=False)[0]
+        return scheduler.step(prediction, k, x, eta=self.config.eta, generator=generators, return_dict=False)[0]
 
 
 @SAMPLERS.register("dpm++", DPMSolverConfig)
@@ -147,16 +144,13 @@ class DPMSolverSampler(ChainSampler):
     it made 20 steps of order 2 worse than DDIM's on problems with a known solution.
     """
 
+    config: DPMSolverConfig
     visits_cleanest = False
-
-    def __init__(self, config: DPMSolverConfig, trained: DDPM) -> None:
-        super().__init__(config, trained)
-        self.order = config.order
 
     def _scheduler(self) -> Any:
         from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
-        return DPMSolverMultistepScheduler(**self.scheduler_options, solver_order=self.order)
+        return DPMSolverMultistepScheduler(**self.scheduler_options, solver_order=self.config.order)
 
-    def _step(self, scheduler: Any, output: Tensor, k: int, x: Tensor, generators: list[torch.Generator]) -> Tensor:
+    def _step(self, scheduler: Any, output: Tensor, k: int, x: Tensor, generators: Generators) -> Tensor:
         return scheduler.step(output[:, : x.shape[1]], k, x, return_dict=False)[0]

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from dit_moe.config import require
 from dit_moe.diffusion.base import SAMPLERS
-from dit_moe.diffusion.flow import Flow
+from dit_moe.diffusion.flow import Flow, shift_time
 from dit_moe.diffusion.guidance import GuidedNetwork
-from dit_moe.diffusion.samplers.base import Sampler, SamplerConfig
-from dit_moe.diffusion.timestep_sampling import shift_time
+from dit_moe.diffusion.samplers.base import Generators, Sampler, SamplerConfig
 from dit_moe.randomness import normal_like_images
 
 Velocity = Callable[[Tensor, float], Tensor]
@@ -79,25 +78,22 @@ class EulerMaruyamaConfig(FlowSamplerConfig):
 class FlowSampler(Sampler):
     """Walks a grid of times from 1 to 0."""
 
-    objective: ClassVar[str] = FlowSamplerConfig.objective
-
-    def __init__(self, config: FlowSamplerConfig, trained: Flow) -> None:
-        super().__init__(config, trained)
-        self.trained, self.time_shift = trained, config.time_shift
+    config: FlowSamplerConfig
+    trained: Flow
 
     def _grid(self) -> Tensor:
         """steps+1 times from 1 to 0 before the shift, float64."""
-        return torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
+        return torch.linspace(1, 0, self.config.steps + 1, dtype=torch.float64)
 
     def _intervals(self, latent_shape: Sequence[int] | None) -> list[tuple[float, float]]:
-        factor = self.time_shift
+        factor = self.config.time_shift
         if isinstance(factor, str):
             if latent_shape is None and self.trained.config.time_shift == "resolution":
                 raise ValueError("the time shift depends on the resolution; give the latent shape (C, H, W)")
             factor = self.trained.shift(tuple(latent_shape or ()))
         return list(pairwise(shift_time(self._grid(), factor).tolist()))
 
-    def _states(self, network: GuidedNetwork, x: Tensor, generators: list[torch.Generator]) -> Iterator[Tensor]:
+    def _states(self, network: GuidedNetwork, x: Tensor, generators: Generators) -> Iterator[Tensor]:
         def velocity(x: Tensor, t: float) -> Tensor:
             return network(x, t * self.trained.config.time_scale, t)[:, : x.shape[1]]
 
@@ -105,7 +101,7 @@ class FlowSampler(Sampler):
             x = self._step(velocity, x, start, end, generators)
             yield x
 
-    def _evaluation_times(self, latent_shape: Sequence[int] | None) -> list[float]:
+    def times(self, latent_shape: Sequence[int] | None = None) -> list[float]:
         return [time for start, end in self._intervals(latent_shape) for time in self._nodes(start, end)]
 
     def _nodes(self, start: float, end: float) -> list[float]:
@@ -113,9 +109,7 @@ class FlowSampler(Sampler):
         return [start]
 
     @abstractmethod
-    def _step(
-        self, velocity: Velocity, x: Tensor, start: float, end: float, generators: list[torch.Generator]
-    ) -> Tensor:
+    def _step(self, velocity: Velocity, x: Tensor, start: float, end: float, generators: Generators) -> Tensor:
         """`x` at the time `end` from `x` at the time `start`."""
 
 
@@ -123,9 +117,7 @@ class FlowSampler(Sampler):
 class EulerSampler(FlowSampler):
     """x + h v(x, t)."""
 
-    def _step(
-        self, velocity: Velocity, x: Tensor, start: float, end: float, generators: list[torch.Generator]
-    ) -> Tensor:
+    def _step(self, velocity: Velocity, x: Tensor, start: float, end: float, generators: Generators) -> Tensor:
         return x + (end - start) * velocity(x, start)
 
 
@@ -138,9 +130,7 @@ class TwoStageSampler(FlowSampler):
     def _nodes(self, start: float, end: float) -> list[float]:
         return [start, start + self.second * (end - start)]
 
-    def _step(
-        self, velocity: Velocity, x: Tensor, start: float, end: float, generators: list[torch.Generator]
-    ) -> Tensor:
+    def _step(self, velocity: Velocity, x: Tensor, start: float, end: float, generators: Generators) -> Tensor:
         first_time, second_time = self._nodes(start, end)
         first = velocity(x, first_time)
         second = velocity(x + (second_time - first_time) * first, second_time)
@@ -168,17 +158,13 @@ class EulerMaruyamaSampler(FlowSampler):
     Draws noise in every step but the last, which is the ODE's (SiT takes the SDE's without its noise).
     """
 
-    def __init__(self, config: EulerMaruyamaConfig, trained: Flow) -> None:
-        super().__init__(config, trained)
-        self.config = config
+    config: EulerMaruyamaConfig
 
     def _grid(self) -> Tensor:
-        noisy = torch.linspace(1, self.config.last_step, self.steps, dtype=torch.float64)
+        noisy = torch.linspace(1, self.config.last_step, self.config.steps, dtype=torch.float64)
         return torch.cat([noisy, torch.zeros(1, dtype=torch.float64)])
 
-    def _step(
-        self, velocity: Velocity, x: Tensor, start: float, end: float, generators: list[torch.Generator]
-    ) -> Tensor:
+    def _step(self, velocity: Velocity, x: Tensor, start: float, end: float, generators: Generators) -> Tensor:
         v = velocity(x, start)
         if end == 0:
             return x + (end - start) * v

@@ -18,7 +18,6 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +38,7 @@ _FILES = {STATE, CONFIG, *(f"{part}.safetensors" for part in ("model", "ema", "o
 
 Weights = dict[str, Tensor]
 Part = Literal["model", "ema", "optimizer"]
+Parts = Mapping[Part, Mapping[str, Tensor]]
 
 
 # ---------------------------------------------------------------------------------------------------------- finding
@@ -118,25 +118,23 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises ValueError naming the first file that is missing, truncated or unreadable, and what to do about it.
     """
     folder = find(path)
-    broken = partial(_broken, folder)
     if not (folder / STATE).is_file():
-        raise broken(STATE, "is missing")
+        raise _broken(folder, STATE, "is missing")
     try:
         state = json.loads((folder / STATE).read_text())
         written_as, _ = int(state["format"]), int(state["step"])
         files = {name: int(entry["bytes"]) for name, entry in state["files"].items()}
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise broken(STATE, "is truncated or damaged") from None
+        raise _broken(folder, STATE, "is truncated or damaged") from None
     if written_as != FORMAT:
-        raise ValueError(
-            f"{folder / STATE} has format {written_as}, this version reads {FORMAT}; use a dit_moe to match"
-        )
+        problem = f"has format {written_as}, this version reads {FORMAT}; use a dit_moe to match"
+        raise ValueError(f"{folder / STATE} {problem}")
     for name, size in files.items():
-        if not (folder / name).is_file():
-            raise broken(name, "is missing")
-        actual = (folder / name).stat().st_size
+        actual = (folder / name).stat().st_size if (folder / name).is_file() else None
         if actual != size:
-            raise broken(name, f"has {actual} bytes where {STATE} says {size}")
+            raise _broken(
+                folder, name, "is missing" if actual is None else f"has {actual} bytes where {STATE} says {size}"
+            )
     return Checkpoint(folder, state)
 
 
@@ -150,14 +148,7 @@ def _broken(folder: Path, name: str, problem: str) -> ValueError:
 # ---------------------------------------------------------------------------------------------------------- writing
 
 
-def save(
-    run: str | Path,
-    *,
-    parts: Mapping[Part, Mapping[str, Tensor]],
-    state: Mapping[str, Any],
-    config_yaml: str,
-    keep: int,
-) -> Path:
+def save(run: str | Path, *, parts: Parts, state: Mapping[str, Any], config_yaml: str, keep: int) -> Path:
     """Write a checkpoint of a run, then delete all but the newest `keep`, apart from those that hold other files, too.
 
     Args:
@@ -189,9 +180,7 @@ def save(
     return folder
 
 
-def _write(
-    folder: Path, parts: Mapping[Part, Mapping[str, Tensor]], state: Mapping[str, Any], config_yaml: str
-) -> None:
+def _write(folder: Path, parts: Parts, state: Mapping[str, Any], config_yaml: str) -> None:
     """Make `folder` with all files of a checkpoint, and wait until they are on the disk."""
     folder.mkdir(parents=True)
     for part, tensors in parts.items():
@@ -202,9 +191,8 @@ def _write(
             raise OSError(f"{folder / part}.safetensors: {error}") from None
     (folder / CONFIG).write_text(config_yaml, encoding="utf-8")
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(folder.iterdir())}
-    (folder / STATE).write_text(
-        json.dumps({"format": FORMAT, **state, "torch": torch.__version__, "files": files}, indent=1)
-    )
+    body = {"format": FORMAT, **state, "torch": torch.__version__, "files": files}
+    (folder / STATE).write_text(json.dumps(body, indent=1))
     for path in [*folder.iterdir(), folder]:
         sync(path)
 
@@ -249,28 +237,21 @@ def require_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source
 
     Floating-point numbers of any width are of one kind; whole numbers in their place were never trained.
     """
-    there = {name: tensor for name, tensor in own.items() if name in weights}
-    problems = {
+    problems: dict[str, list[str]] = {
         "missing": [name for name in own if name not in weights],
         "unexpected": [name for name in weights if name not in own],
-        "of another shape": [
-            f"{name} {list(weights[name].shape)} for {list(tensor.shape)}"
-            for name, tensor in there.items()
-            if weights[name].shape != tensor.shape
-        ],
-        "of another kind": [
-            f"{name} {_dtype(weights[name])} for {_dtype(tensor)}"
-            for name, tensor in there.items()
-            if weights[name].is_floating_point() != tensor.is_floating_point()
-        ],
+        "of another shape": [],
+        "of another kind": [],
     }
-    found = "; ".join(f"{problem}: {_first_few(names)}" for problem, names in problems.items() if names)
-    if found:
-        raise ValueError(f"{source} holds another architecture ({found}); use the model section of its config.yaml")
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    for name in [name for name in own if name in weights]:
+        found, wanted = weights[name], own[name]
+        if found.shape != wanted.shape:
+            problems["of another shape"].append(f"{name} {list(found.shape)} for {list(wanted.shape)}")
+        if found.is_floating_point() != wanted.is_floating_point():
+            problems["of another kind"].append(f"{name} {found.dtype} for {wanted.dtype}".replace("torch.", ""))
+    shown = "; ".join(f"{problem}: {_first_few(names)}" for problem, names in problems.items() if names)
+    if shown:
+        raise ValueError(f"{source} holds another architecture ({shown}); use the model section of its config.yaml")
 
 
 def _first_few(names: list[str], count: int = 3) -> str:

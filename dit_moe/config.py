@@ -60,11 +60,7 @@ def section(path: str) -> Iterator[None]:
 def require(ok: bool, config: object, field: str, wanted: str) -> None:
     """In a dataclass's ``__post_init__``: raise unless `ok`, naming the field, its value and what is wanted."""
     if not ok:
-        raise ConfigError(field, f"={_show(getattr(config, field))} {wanted}")
-
-
-def _show(value: object) -> str:
-    return value if isinstance(value, str) else repr(value)
+        raise ConfigError(field, f"={getattr(config, field)} {wanted}")
 
 
 # ---------------------------------------------------------------------------------------------- files to one tree
@@ -92,10 +88,11 @@ def override(tree: Tree, changes: Sequence[str]) -> Tree:
 
 
 def parse(text: str) -> Tree:
-    """A stored config as a plain nested dict, every value as it was. ValueError if it is none."""
+    """A config as a plain nested dict, every value as it is written. ValueError if it is none."""
     tree = yaml_text.read(text)
+    tree = {} if tree is None else tree
     if not isinstance(tree, dict):
-        raise ValueError("must hold `key: value` lines at its top level")
+        raise ValueError("it must hold `key: value` lines at its top level")
     return tree
 
 
@@ -136,11 +133,9 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> Tree:
         raise ConfigError(str(path), " does not exist; name a YAML config file, for instance configs/digits.yaml")
     try:
         text = path.read_text(encoding="utf-8")
-        tree = yaml_text.read(text) or {}
+        tree = parse(text)
     except ValueError as error:
         raise ConfigError(str(path), f" is not valid YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(str(path), " must hold `key: value` lines at its top level")
     if not (text.startswith((OF_A_RUN, OF_A_STUDY, LITERAL)) or _is_stored(path)):
         tree = _resolve(tree, path)
     bases = tree.pop("base", [])
@@ -193,16 +188,16 @@ def build(cls: type[C], tree: Mapping[str, Any], path: str = "") -> C:
     """Read `tree` as the dataclass `cls`, checking every key and type; ConfigError names the dotted path."""
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls)) if field.init}
-    for key in tree:
-        if key not in fields:
-            raise ConfigError(_join(path, str(key)), f" is not a known key; {did_you_mean(str(key), fields)}")
     values = {}
-    for name, field in fields.items():
-        if name in tree:
-            values[name] = _convert(hints[name], _with_default_entry(field, hints[name], tree[name]), _join(path, name))
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ConfigError(_join(path, name), " is missing; add it to the config")
     with section(path):
+        for key in tree:
+            if key not in fields:
+                raise ConfigError(str(key), f" is not a known key; {did_you_mean(str(key), fields)}")
+        for name, field in fields.items():
+            if name in tree:
+                values[name] = _convert(hints[name], _with_default_entry(field, hints[name], tree[name]), name)
+            elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+                raise ConfigError(name, " is missing; add it to the config")
         return cls(**values)
 
 
@@ -212,10 +207,6 @@ def _with_default_entry(field: dataclasses.Field[Any], hint: Any, value: Any) ->
     if registry is None or not isinstance(value, Mapping) or "name" in value or factory is dataclasses.MISSING:
         return value
     return {"name": registry.name_of(factory()), **value}
-
-
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
@@ -229,15 +220,15 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return _convert_union([arg for arg in args if arg is not type(None)], value, path)
     if origin is typing.Literal:
         if value not in args or type(value) not in {type(arg) for arg in args}:
-            raise ConfigError(path, f"={_show(value)} is not one of {', '.join(map(str, args))}")
+            raise ConfigError(path, f"={value} is not one of {', '.join(map(str, args))}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ConfigError(path, f"={_show(value)} must be a list")
+            raise ConfigError(path, f"={value} must be a list")
         return tuple(_convert(args[0], item, f"{path}[{i}]") for i, item in enumerate(value))
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise ConfigError(path, f"={_show(value)} must be a section of `key: value` lines")
+            raise ConfigError(path, f"={value} must be a section of `key: value` lines")
         return build(typing.cast(type, hint), value, path)
     return _convert_scalar(hint, value, path)
 
@@ -263,7 +254,7 @@ def _convert_union(hints: list[Any], value: Any, path: str) -> Any:
             problems.append(problem)
     if len(problems) == 1:
         raise problems[0]
-    raise ConfigError(path, f"={_show(value)} fits none of: {'; '.join(p.problem.split(' ', 1)[-1] for p in problems)}")
+    raise ConfigError(path, f"={value} fits none of: {'; '.join(p.problem.split(' ', 1)[-1] for p in problems)}")
 
 
 _SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
@@ -280,7 +271,7 @@ def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
         raise ConfigError(path, f"={value} must be a finite number")
     if type(value) is not hint:
         kind = {type(None): "null", str: "a text", dict: "a section", list: "a list"}.get(type(value), "")
-        raise ConfigError(path, f"={_show(value)} must be {_SCALARS[hint]}{f', not {kind}' if kind else ''}")
+        raise ConfigError(path, f"={value} must be {_SCALARS[hint]}{f', not {kind}' if kind else ''}")
     return value
 
 

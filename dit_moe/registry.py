@@ -21,12 +21,11 @@ def entry_of(name: str) -> str:
 
 
 class Registry:
-    """Names → (factory, config dataclass)."""
+    """Names → (factory, config dataclass). `kind` is what messages call an entry."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self._factories: dict[str, Callable[..., Any]] = {}
-        self._configs: dict[str, type] = {}
+        self._entries: dict[str, tuple[Any, type]] = {}
 
     def register(self, name: str, config: type) -> Callable[[T], T]:
         """Class or function decorator: file it under `name`, configured by the dataclass `config`.
@@ -37,39 +36,34 @@ class Registry:
             raise ValueError(f"{self.kind} {name!r} has a hyphen, behind which a config may say more; leave it out")
 
         def add(factory: T) -> T:
-            if name in self._factories:
+            if name in self._entries:
                 raise ValueError(f"{self.kind} {name!r} is registered twice; choose another name")
-            if config in self._configs.values():
+            if any(config is taken for _, taken in self._entries.values()):
                 raise ValueError(f"{config.__name__} configures two {self.kind}s; give {name!r} its own dataclass")
-            self._factories[name] = factory  # type: ignore[assignment]
-            self._configs[name] = config
+            self._entries[name] = factory, config
             return factory
 
         return add
 
     def names(self) -> list[str]:
-        return sorted(self._factories)
-
-    def _find(self, name: str) -> str:
-        key = entry_of(name)
-        if key not in self._factories:
-            raise ValueError(f"unknown {self.kind} {name!r}; {did_you_mean(name, self.names())}")
-        return key
+        return sorted(self._entries)
 
     def config_class(self, name: str) -> type:
         """The dataclass that configures entry `name`; ValueError with the known names if there is none."""
-        return self._configs[self._find(name)]
+        if entry_of(name) not in self._entries:
+            raise ValueError(f"unknown {self.kind} {name!r}; {did_you_mean(name, self.names())}")
+        return self._entries[entry_of(name)][1]
 
     def name_of(self, config: object) -> str:
         """The name of the entry that `config` configures."""
-        for name, config_class in self._configs.items():
+        for name, (_, config_class) in self._entries.items():
             if type(config) is config_class:
                 return name
         raise ValueError(f"{type(config).__name__} configures no {self.kind}; known: {', '.join(self.names())}")
 
     def factory(self, config: object) -> Any:
         """The class or function that `config` belongs to."""
-        return self._factories[self.name_of(config)]
+        return self._entries[self.name_of(config)][0]
 
     def build(self, config: object, *args: Any, **kwargs: Any) -> Any:
         """Call the factory that `config` belongs to with the config and what else it needs."""

@@ -9,8 +9,9 @@ and in the manifest of encoded latents, and whoever brings another autoencoder i
 from __future__ import annotations
 
 import hashlib
-import json
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +20,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dit_moe.autoencoders.base import FIRST_STAGES, FirstStage, Moments, Shape, from_uint8, to_uint8
+from dit_moe import config as configs
+from dit_moe.autoencoders.base import FIRST_STAGES, FirstStage, IdentityConfig, Moments, Shape, from_uint8, to_uint8
 from dit_moe.config import ConfigError, require
+from dit_moe.data import Dataset
+from dit_moe.data.latents import LatentShards, Manifest
 
 BUNDLED = {"digits": Path(__file__).parent / "weights" / "digits"}  # `dit-moe train-autoencoder` made them
 KINDS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderTiny", "AutoencoderRAE")
@@ -92,15 +96,15 @@ class Autoencoder(FirstStage):
         network = _build_empty(self.config)
         wanted = network.config.get("in_channels", 3)
         if image_shape[0] != wanted:
-            problem = f"={self.config.model} takes images of {wanted} channels, the data has {image_shape[0]}"
-            raise ConfigError("first_stage.model", problem)
+            raise _refusal(self.config, f"takes images of {wanted} channels, the data has {image_shape[0]}")
         try:
             latents = _moments(network, torch.empty(1, *image_shape, device="meta")).mean
             decoded = network.decode(latents, return_dict=False)[0]
+            if tuple(decoded.shape[1:]) != tuple(image_shape):
+                raise ValueError(f"would come back as {_shown(decoded.shape[1:])}")
         except (RuntimeError, ValueError) as error:
-            raise self._wrong_size(image_shape, str(error).splitlines()[0]) from None
-        if tuple(decoded.shape[1:]) != tuple(image_shape):
-            raise self._wrong_size(image_shape, f"would come back as {_shown(decoded.shape[1:])}")
+            found = f"{_shown(image_shape)}: {str(error).splitlines()[0]}"
+            raise _refusal(self.config, f"cannot take images of {found}; choose another image size") from None
         channels, height, width = latents.shape[1:]
         return channels, height, width
 
@@ -159,18 +163,15 @@ class Autoencoder(FirstStage):
             problem = f" is an {found.describe()}; these latents are of an {config.describe()}; use that autoencoder"
             raise ConfigError(f"first_stage.model={config.model}", problem)
         if config.normalization == "statistics" and config.scale is None:
-            wanted = (
-                "=statistics needs latents encoded by `dit-moe encode`, which measures them; or give shift and scale"
-            )
-            raise ConfigError("first_stage.normalization", wanted)
+            wanted = "needs latents encoded by `dit-moe encode`, which measures them; or give shift and scale"
+            raise ConfigError("first_stage.normalization", f"=statistics {wanted}")
         return found
 
     def _affine(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if self.config.scale is None:
             self._ready()
-        shift, scale = (
-            torch.tensor(each, device=device).view(-1, 1, 1) for each in (self.config.shift, self.config.scale)
-        )
+        given = self.config.shift, self.config.scale
+        shift, scale = (torch.tensor(each, device=device).view(-1, 1, 1) for each in given)
         return shift, scale
 
     @property
@@ -180,12 +181,6 @@ class Autoencoder(FirstStage):
     def _autocast(self) -> torch.autocast:
         bf16 = self.config.precision == "bf16"
         return torch.autocast(self._device.device.type, dtype=torch.bfloat16, enabled=bf16)
-
-    def _wrong_size(self, image_shape: Shape, found: str) -> ConfigError:
-        problem = (
-            f"={self.config.model} cannot take images of {_shown(image_shape)}: {found}; choose another image size"
-        )
-        return ConfigError("first_stage.model", problem)
 
 
 def normalization_of(config: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -215,40 +210,44 @@ def _moments(network: Any, pixels_BCHW: Tensor) -> Moments:
     return Moments(answer) if isinstance(answer, Tensor) else Moments(answer.mean, answer.std)
 
 
-def _class_and_place(config: AutoencoderConfig) -> tuple[Any, str]:
-    """The diffusers class that config.json names, and the folder or Hub name to load from."""
+def _refusal(config: AutoencoderConfig, problem: str) -> ConfigError:
+    return ConfigError("first_stage.model", f"={config.model} {problem}")
+
+
+def _place(config: AutoencoderConfig) -> str:
+    """The folder, or the name on the Hub, to load from."""
+    return str(BUNDLED.get(config.model, config.model))
+
+
+def _class_and_config(config: AutoencoderConfig) -> tuple[Any, dict[str, Any]]:
+    """The diffusers class that config.json names, and what else that says."""
     import diffusers
 
-    place = str(BUNDLED.get(config.model, config.model))
     try:
-        raw = diffusers.AutoencoderKL.load_config(place, subfolder=config.subfolder)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        reason = str(error).splitlines()[0]
+        raw = diffusers.AutoencoderKL.load_config(_place(config), subfolder=config.subfolder)
+    except (OSError, ValueError) as error:
         hint = f"name a folder with config.json, a model on the Hub, or one of: {', '.join(BUNDLED)}"
-        raise ConfigError(
-            "first_stage.model", f"={config.model} has no readable config.json ({reason}); {hint}"
-        ) from None
+        raise _refusal(config, f"has no readable config.json ({str(error).splitlines()[0]}); {hint}") from None
     kind = raw.get("_class_name")
     if kind not in KINDS:
-        problem = f"={config.model} is a {kind}; supported are {', '.join(KINDS)}; see also first_stage.subfolder"
-        raise ConfigError("first_stage.model", problem)
-    return getattr(diffusers, kind), place
+        raise _refusal(config, f"is a {kind}; supported are {', '.join(KINDS)}; see also first_stage.subfolder")
+    return getattr(diffusers, kind), raw
+
+
+@contextmanager
+def _packages_of(config: AutoencoderConfig) -> Iterator[None]:
+    """AutoencoderRAE is built of a network of transformers, which diffusers does not ask for."""
+    try:
+        yield
+    except (ImportError, NameError) as error:
+        problem = f"needs a package that is not installed ({error}); pip install transformers"
+        raise _refusal(config, problem) from None
 
 
 def _build_empty(config: AutoencoderConfig) -> Any:
-    cls, place = _class_and_place(config)
-    raw = cls.load_config(place, subfolder=config.subfolder)
-    try:
-        with torch.device("meta"):
-            return cls.from_config(raw).eval()
-    except (ImportError, NameError) as error:
-        raise _lacks_package(config, error) from None
-
-
-def _lacks_package(config: AutoencoderConfig, error: Exception) -> ConfigError:
-    """AutoencoderRAE is built of a network of transformers, which diffusers does not ask for."""
-    problem = f"={config.model} needs a package that is not installed ({error}); pip install transformers"
-    return ConfigError("first_stage.model", problem)
+    cls, raw = _class_and_config(config)
+    with _packages_of(config), torch.device("meta"):
+        return cls.from_config(raw).eval()
 
 
 def _require_floats(config: AutoencoderConfig, folder: Path) -> None:
@@ -258,37 +257,94 @@ def _require_floats(config: AutoencoderConfig, folder: Path) -> None:
             for name in file.keys():  # noqa: SIM118 (it is no dict)
                 tensor = file.get_slice(name)
                 if tensor.get_shape() and "F" not in tensor.get_dtype():  # F32, F16, BF16, F8_E4M3, …
-                    problem = (
-                        f"={config.model}: {path.name} holds {tensor.get_dtype()} for {name}, which are no weights"
-                    )
-                    raise ConfigError("first_stage.model", f"{problem}; get it anew")
+                    problem = f": {path.name} holds {tensor.get_dtype()} for {name}, which are no weights"
+                    raise ConfigError("first_stage.model", f"={config.model}{problem}; get it anew")
 
 
 def _load(config: AutoencoderConfig) -> Any:
-    cls, place = _class_and_place(config)
+    (cls, _), place = _class_and_config(config), _place(config)
     _require_floats(config, Path(place, config.subfolder or ""))
-    try:
-        network, info = cls.from_pretrained(
-            place, subfolder=config.subfolder, use_safetensors=True, torch_dtype=torch.float32, output_loading_info=True
-        )
-    except (ImportError, NameError) as error:
-        raise _lacks_package(config, error) from None
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        problem = f"={config.model} has no readable safetensors weights: {reason}"
-        raise ConfigError("first_stage.model", problem) from None
+    options = {"use_safetensors": True, "torch_dtype": torch.float32, "output_loading_info": True}
+    with _packages_of(config):
+        try:
+            network, info = cls.from_pretrained(place, subfolder=config.subfolder, **options)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise _refusal(config, f"has no readable safetensors weights: {reason}") from None
     misfits = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if misfits:  # diffusers would go on with random numbers in their place
-        problem = f"={config.model} has weights that do not fit its config.json ({misfits[0]}, …); get it anew"
-        raise ConfigError("first_stage.model", problem)
-    for wanted, switch in ((config.tiling, "tiling"), (config.slicing, "slicing")):
-        if wanted:
-            try:
-                getattr(network, f"enable_{switch}")()
-            except (AttributeError, NotImplementedError):
-                raise ConfigError(f"first_stage.{switch}", f"=True: a {cls.__name__} has none; drop the line") from None
+        raise _refusal(config, f"has weights that do not fit its config.json ({misfits[0]}, …); get it anew")
+    for switch in [name for name in ("tiling", "slicing") if getattr(config, name)]:
+        try:
+            getattr(network, f"enable_{switch}")()
+        except (AttributeError, NotImplementedError):
+            raise ConfigError(f"first_stage.{switch}", f"=True: a {cls.__name__} has none; drop the line") from None
     return network
 
 
 def _shown(shape: Any) -> str:
     return "×".join(map(str, shape))
+
+
+# ----------------------------------------------------------------------------------------------------- the latent space
+
+
+def resolve_first_stage(given: Any, dataset: Dataset) -> tuple[Any, Shape]:
+    """The section `first_stage` with everything recorded that tells its latents from others, and their shape.
+
+    Encoded latents know their autoencoder, which is not loaded. ConfigError if `given` is another one.
+    """
+    try:
+        if isinstance(dataset, LatentShards):
+            return _of_latents(given, dataset.manifest), dataset.manifest.latent_shape
+        stage: FirstStage = FIRST_STAGES.build(given or IdentityConfig())
+        shape = stage.latent_shape(dataset.image_shape)
+        return stage.resolved(), shape
+    except ConfigError as error:
+        raise error if error.path.startswith("first_stage") else error.below("first_stage") from None
+
+
+def _of_latents(given: Any, manifest: Manifest) -> AutoencoderConfig:
+    own = configs.build(AutoencoderConfig, manifest.autoencoder)
+    if given is None:
+        return own
+    if not isinstance(given, AutoencoderConfig):
+        name = FIRST_STAGES.name_of(given)
+        raise ConfigError("first_stage.name", f"={name} cannot read latents of {own.describe()}; drop the section")
+    if given.contradicts(own):
+        stated = replace(own, **{name: getattr(given, name) or getattr(own, name) for name in IDENTITY})
+        raise _other_space("first_stage", stated, "the folder of latents", own)
+    shift, scale = given.shift, given.scale  # raw latents can be normalised in any way, as those of a run to start from
+    if scale is None and given.normalization == "statistics":
+        shift, scale = manifest.mean, tuple(1 / std for std in manifest.std)
+    elif scale is None:
+        shift, scale = own.shift, own.scale
+    recorded = {name: getattr(own, name) for name in IDENTITY}
+    resolved = replace(given, **recorded, shift=shift, scale=scale)
+    if (given.model, given.subfolder) != (own.model, own.subfolder):  # by another name, it may be another one
+        if given.model in BUNDLED or Path(given.model).is_dir():
+            Autoencoder(resolved).load()
+        else:
+            problem = f"is not there to be compared with {own.model}, which made the latents"
+            warnings.warn(f"first_stage.model={given.model} {problem}", stacklevel=2)
+    return resolved
+
+
+def require_same_latents(wanted: Any, found: Any, where: str, whose: str) -> Any:
+    """`found`, at `where` in the config, if latents mean the same as for `wanted`, the resolved section of `whose`.
+
+    Else ConfigError with both in words.
+    """
+    same = wanted.same_space(found) if isinstance(wanted, AutoencoderConfig) else type(wanted) is type(found)
+    if not same:
+        raise _other_space(where, found, whose, wanted)
+    return found
+
+
+def _other_space(where: str, found: Any, whose: str, wanted: Any) -> ConfigError:
+    problem = f" is of the latent space {_describe(found)}, but {whose} is of {_describe(wanted)}"
+    return ConfigError(where, f"{problem}; use the same autoencoder, shift and scale for both")
+
+
+def _describe(config: Any) -> str:
+    return f"{config.model} ({config.describe()})" if isinstance(config, AutoencoderConfig) else "pixels in [−1, 1]"

@@ -132,14 +132,9 @@ def check_shards(folder: Path, on_images: Callable[[int], object] = lambda count
         else:
             changed.append(shard.file)
     if changed:
-        more = f" and {len(changed) - 1} more shards" if len(changed) > 1 else ""
-        problem = (
-            f"{changed[0]}{more} changed after they were written"
-            if more
-            else f"{changed[0]} was changed after it was written"
-        )
+        more = f", and {len(changed) - 1} more" if len(changed) > 1 else ""
         remedy = "delete these shards and run `dit-moe encode` again, which makes them anew"
-        raise ValueError(f"{folder}: {problem}; {remedy}")
+        raise ValueError(f"{folder}: {changed[0]} was changed after it was written{more}; {remedy}")
     values = len(manifest) * (2 if manifest.flips else 1) * math.prod(manifest.latent_shape[1:])
     for name, found in zip(("mean", "std"), mean_and_std(parts, values), strict=True):
         stated = getattr(manifest, name)

@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -110,7 +110,7 @@ class Encoder:
         Raises EncodingError, after all that can be encoded is, if images are broken and not to be skipped; ValueError,
         before it, if the folder holds files of the names that are to be written which no encoding wrote.
         """
-        on_main(self._check_folder)
+        on_main(self._require_own_folder)
         self.files.begin(self.encoding)
         records = self.shards.make_missing(
             find=lambda shard: self._find(shard, skip_broken),
@@ -120,11 +120,10 @@ class Encoder:
         )
         broken = {image: problem for record in records.values() for image, problem in record["skipped"]}
         if broken and not skip_broken:
-            on_main(lambda: self._list_broken(broken))
-            raise EncodingError(self._explain(broken))
+            self._refuse_broken(broken)
         return from_main(lambda: self._finish([records[shard] for shard in range(len(self.shards))]))
 
-    def _check_folder(self) -> None:
+    def _require_own_folder(self) -> None:
         self.files.require_own(BROKEN)
         if (earlier := self.files.identity()) is not None:
             self.require_same(earlier)
@@ -144,8 +143,7 @@ class Encoder:
 
     def _make(self, shard: int, batches: Iterator[tuple[list[int], Any]], skip_broken: bool) -> Tree:
         """Encode a shard from its batches and keep it, unless it has broken images that are not to be skipped."""
-        moments: list[Tensor] = [torch.empty(0, *self.row_shape, dtype=DTYPES[self.config.dtype])]
-        labels: list[Tensor] = [torch.empty(0, dtype=torch.int64)]
+        moments, labels = [torch.empty(0, *self.row_shape, dtype=DTYPES[self.config.dtype])], [torch.empty(0).long()]
         index: list[int] = []
         broken: dict[int, str] = {}
         for _, rows in batches:
@@ -157,11 +155,8 @@ class Encoder:
         record: Tree = {"skipped": sorted(broken.items())}
         if broken and not skip_broken:
             return record
-        tensors = {
-            "moments": torch.cat(moments),
-            "labels": torch.cat(labels),
-            "index": torch.tensor(index, dtype=torch.int64),
-        }
+        places = torch.tensor(index, dtype=torch.int64)
+        tensors = {"moments": torch.cat(moments), "labels": torch.cat(labels), "index": places}
         content, path = save(tensors), self.files.path(shard, ".safetensors")
         write_atomically(path, content)
         sums, squares = channel_statistics(tensors["moments"])
@@ -195,12 +190,6 @@ class Encoder:
             more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
             problem = f"{lost[0]}{more} of the shards in {self.folder / SHARDS} are not there"
             raise EncodingError(f"{problem}; do all nodes see the same disk?")
-        manifest = self._manifest(records)
-        write_manifest(self.folder, manifest)
-        (self.folder / BROKEN).unlink(missing_ok=True)
-        return manifest
-
-    def _manifest(self, records: Sequence[Tree]) -> Manifest:
         shards = tuple(Shard(**record["shard"]) for record in records)
         if not any(shard.count for shard in shards):
             raise EncodingError(f"all {len(self.dataset)} images are broken; nothing was encoded")
@@ -209,7 +198,7 @@ class Encoder:
             [(record["sums"], record["squares"]) for record in records],
             sum(shard.count for shard in shards) * flips * height * width,
         )
-        return Manifest(
+        manifest = Manifest(
             class_names=tuple(self.dataset.class_names),
             image_shape=self.dataset.image_shape,
             latent_shape=(channels, height, width),
@@ -223,16 +212,18 @@ class Encoder:
             skipped=tuple((i, problem) for record in records for i, problem in record["skipped"]),
             shards=shards,
         )
+        write_manifest(self.folder, manifest)
+        (self.folder / BROKEN).unlink(missing_ok=True)
+        return manifest
 
-    def _list_broken(self, broken: dict[int, str]) -> None:
+    def _refuse_broken(self, broken: dict[int, str]) -> NoReturn:
+        """List the broken images in a file, and raise."""
+        path = self.folder / BROKEN
         listed = [{"index": i, "problem": problem} for i, problem in sorted(broken.items())]
-        write_atomically(self.folder / BROKEN, json.dumps(listed, indent=1) + "\n")
-
-    def _explain(self, broken: dict[int, str]) -> str:
-        first, others = broken[min(broken)], len(broken) - 1
-        more, them = (f" and {others} more, listed in {self.folder / BROKEN}", "them") if others else ("", "it")
+        on_main(lambda: write_atomically(path, json.dumps(listed, indent=1) + "\n"))
+        more, them = (f" and {len(broken) - 1} more, listed in {path}", "them") if len(broken) > 1 else ("", "it")
         remedy = f"mend {them} in place and run the same command again, or leave {them} out by --skip-broken"
-        return f"{first}{more}; {remedy}"
+        raise EncodingError(f"{broken[min(broken)]}{more}; {remedy}")
 
 
 class _ReadableRows:

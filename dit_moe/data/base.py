@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, AnyStr, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -78,19 +79,15 @@ def place_of(config: Any, split: str, contents: str, train: str = "path") -> tup
     return option, place
 
 
-def is_to_follow(link: AnyStr) -> bool:
+def is_to_follow(link: str | bytes) -> bool:
     """Whether to read what is in a folder, maybe a link to one: not if it leads back to a folder that it lies in.
 
     Followed, such a link would count the same files again and again. stderr names what is left out.
     """
     if not os.path.islink(link):
         return True
-    target, place = os.path.realpath(link), os.path.abspath(link)
-    below_target = os.path.join(target, target[:0])
-    while place != os.path.dirname(place):
-        place = os.path.dirname(place)
-        if os.path.join(os.path.realpath(place), target[:0]).startswith(below_target):
-            shown = (os.fsdecode(link), os.fsdecode(target))
-            print("warning: {} leads back to {}, which it lies in; it is left out".format(*shown), file=sys.stderr)
-            return False
-    return True
+    name, target = os.fsdecode(link), os.path.realpath(os.fsdecode(link))
+    if not any(Path(os.path.realpath(above)).is_relative_to(target) for above in Path(os.path.abspath(name)).parents):
+        return True
+    print(f"warning: {name} leads back to {target}, which it lies in; it is left out", file=sys.stderr)
+    return False

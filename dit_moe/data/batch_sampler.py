@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from dit_moe.config import ConfigError
 from dit_moe.randomness import generator
@@ -39,8 +39,8 @@ class GlobalBatches:
 
     def _permute(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
-            self._permutation = torch.randperm(self.size, generator=generator(self.seed, "epoch", epoch))
-            self._epoch = epoch
+            self._epoch, random = epoch, generator(self.seed, "epoch", epoch)
+            self._permutation = torch.randperm(self.size, generator=random)
         return self._permutation
 
 
@@ -56,20 +56,12 @@ def rows_of_process(batch_size: int, micro_batch: int | None, rank: int = 0, wor
     return [rows[i : i + (micro_batch or local)] for i in range(0, local, micro_batch or local)]
 
 
-class MicroBatches(Sampler[list[int]]):
-    """Batch sampler for a torch DataLoader: the micro-batches `parts` of every step from `start` up to `stop`."""
-
-    def __init__(self, batches: GlobalBatches, parts: Sequence[range], start: int, stop: int) -> None:
-        self.batches, self.parts, self.steps = batches, parts, range(start, stop)
-
-    def __len__(self) -> int:
-        return len(self.steps) * len(self.parts)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in self.steps:
-            batch = self.batches.batch(step)
-            for rows in self.parts:
-                yield batch[rows.start : rows.stop]
+def micro_batches(batches: GlobalBatches, parts: Sequence[range], start: int, stop: int) -> Iterator[list[int]]:
+    """The rows `parts` of the global batch of every step from `start` up to `stop`."""
+    for step in range(start, stop):
+        batch = batches.batch(step)
+        for rows in parts:
+            yield batch[rows.start : rows.stop]
 
 
 def load_batches(
@@ -81,10 +73,10 @@ def load_batches(
     """
     loader: DataLoader[Any] = DataLoader(
         _ErrorsAsRows(dataset),  # type: ignore[arg-type]
-        batch_sampler=batches,
+        batch_sampler=batches,  # type: ignore[arg-type]  # it is gone through once
         num_workers=workers,
         pin_memory=pin_memory,
-        collate_fn=_already_a_batch,
+        collate_fn=_as_it_is,
         worker_init_fn=_leave_signals_to_the_parent,
     )
     for batch in loader:
@@ -109,7 +101,7 @@ class _ErrorsAsRows:
             return problem
 
 
-def _already_a_batch(batch: Any) -> Any:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 

@@ -47,8 +47,12 @@ class HuggingFace(ImageSource):
         rows = load_split(config.id, config.config_name, option, name)
         image = _column(config, "image", rows.features, datasets.Image)
         label = _column(config, "label", rows.features, datasets.ClassLabel)
-        self._files, self._image, self._place = _files(datasets, image, rows), image, f"{config.id}, {name}"
-        labels_N, sizes_N = _labels(label, rows), _sizes(image, self._files)
+        try:  # rows of one column, each {"bytes": …, "path": …}
+            files = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+        except (TypeError, ValueError, NotImplementedError):  # of `datasets` or Arrow
+            raise ConfigError("image", f"={image} is not a column of images; name another") from None
+        self._files, self._image, self._place = files, image, f"{config.id}, {name}"
+        labels_N, sizes_N = _labels(label, rows), _sizes(image, files)
         listing = hashlib.sha256(labels_N.tobytes() + sizes_N.tobytes()).hexdigest()
         classes = getattr(rows.features[label], "names", None) or _numbers_up_to(label, labels_N)
         if (largest := labels_N.max()) >= len(classes):
@@ -63,21 +67,17 @@ class HuggingFace(ImageSource):
         super().__init__(config, split, labels_N, classes, listing)
 
     def locate(self, image: int) -> str:
-        path = self._file(image).get("path")
+        path = (self._files[image][self._image] or {}).get("path")
         return f"{self._place}, row {image}{f' ({path})' if path else ''}"
 
     def read(self, image: int) -> bytes:
-        file = self._file(image)
+        file = self._files[image][self._image] or {}
         if file.get("bytes") is not None:
             return file["bytes"]
         if not file.get("path"):
             raise BadImage("is null")
         with open(file["path"], "rb") as opened:
             return opened.read()
-
-    def _file(self, image: int) -> dict[str, Any]:
-        """Its bytes, or the path of a file that has them."""
-        return self._files[image][self._image] or {}
 
 
 def import_datasets() -> Any:
@@ -120,14 +120,6 @@ def _column(config: HuggingFaceConfig, option: str, features: Mapping[str, Any],
     if found[0] not in features:
         raise ConfigError(option, f"={found[0]} is no column of {config.id}; {did_you_mean(found[0], features)}")
     return found[0]
-
-
-def _files(datasets: Any, column: str, rows: Any) -> Any:
-    """Rows of one column, each {"bytes": …, "path": …}."""
-    try:
-        return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    except (TypeError, ValueError, NotImplementedError):  # of `datasets` or Arrow
-        raise ConfigError("image", f"={column} is not a column of images; name another") from None
 
 
 def _labels(column: str, rows: Any) -> np.ndarray:

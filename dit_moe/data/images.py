@@ -1,6 +1,7 @@
 """Image files → pixels: whatever their format and mode, uint8 RGB, cropped and resized as ADM does.
 
-`ImageSource` is the base class of all datasets of image files: mirrored rows, and the report of broken files.
+`ImageSource` is the base class of all datasets of image files: mirrored rows, and the report of broken files. The
+simplest of them, `ImageFolder`, stands here.
 
 A camera's orientation tag (EXIF) is ignored, as ADM ignores it: published results are of such crops. So is a JPEG
 decoder's fast reduced size (`draft`), which gives other pixels.
@@ -10,25 +11,29 @@ decoder's fast reduced size (`draft`), which gives other pixels.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 import threading
 import warnings
 from abc import ABC, abstractmethod
-from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NoReturn
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from dit_moe.config import require
-from dit_moe.data.base import BrokenImages
+from dit_moe.config import ConfigError, require
+from dit_moe.data.base import DATASETS, BrokenImages, is_to_follow, place_of
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = tuple(map(os.fsencode, EXTENSIONS))
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")  # no other parser of Pillow's is let near a file
+SIZES = 1000  # files of a folder, spread evenly over all, whose sizes are in the fingerprint
 BITS_16_TO_8 = ((np.arange(2**16) * 255 + (2**16 - 1) // 2) // (2**16 - 1)).astype(np.uint8)  # rounded
 
 _opening = threading.Lock()
@@ -54,8 +59,8 @@ def decode(content: bytes, size: int | None, min_side: int, max_megapixels: floa
         raise BadImage("is empty (0 bytes)")
     try:
         image = _open(content)
-        _check_size(image.size, size, min_side, max_megapixels)
-        image = to_rgb(image)
+        _require_size(image.size, size, min_side, max_megapixels)
+        image = _to_rgb(image)
     except (BadImage, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -81,11 +86,11 @@ def _open(content: bytes) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _check_size(found: tuple[int, int], size: int | None, min_side: int, max_megapixels: float) -> None:
-    (width, height), shorter = found, min(found)
-    if shorter < min_side:
+def _require_size(found: tuple[int, int], size: int | None, min_side: int, max_megapixels: float) -> None:
+    width, height = found
+    if min(found) < min_side:
         raise BadImage(f"is {width}×{height} pixels, less than min_side={min_side}")
-    enlarged = max(1.0, (size or 0) / shorter)
+    enlarged = max(1.0, (size or 0) / min(found))
     megapixels = width * height * enlarged**2 / 1e6
     if megapixels > max_megapixels:
         scaled = f" when its shorter side is enlarged to {size}" if enlarged > 1 else ""
@@ -93,7 +98,7 @@ def _check_size(found: tuple[int, int], size: int | None, min_side: int, max_meg
         raise BadImage(f"is {count}, more than max_megapixels={max_megapixels:g}")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """Any mode of Pillow's → RGB, transparency composited over white. BadImage if the range of values is unknown."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # both: 0..65535
         grey_HW, transparent = np.asarray(image), image.info.get("transparency")
@@ -101,9 +106,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         if transparent is not None:
             image.putalpha(Image.fromarray(grey_HW != transparent).convert("L"))
     elif image.mode in ("I", "F"):
-        raise BadImage(
-            f"has 32-bit pixels (mode {image.mode}), whose black and white are unknown; convert it to 8 bits"
-        )
+        problem = f"has 32-bit pixels (mode {image.mode}), whose black and white are unknown"
+        raise BadImage(f"{problem}; convert it to 8 bits")
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
@@ -198,9 +202,16 @@ class ImageSource(ABC):
         problems: dict[int, str] = {}
         for i, image in enumerate(image_U.tolist()):
             try:
-                images_UCHW[i] = self._pixels(image)
+                pixels_CHW = self._decoded(image)
             except BadImage as error:
                 problems |= dict.fromkeys(rows_B[where_B == i].tolist(), str(error))
+                continue
+            if pixels_CHW.shape != self.image_shape:
+                first, (_, height, width) = self._first
+                found = f"{self.locate(image)} is {pixels_CHW.shape[2]}×{pixels_CHW.shape[1]}"
+                problem = f"{found}, and {self.locate(first)} {width}×{height}"  # no key: it may be read in any section
+                raise ValueError(f"{problem}; set size in their section to make them one")
+            images_UCHW[i] = pixels_CHW
         if problems:
             raise BrokenImages(problems)
         images_BCHW, mirrored_B = torch.from_numpy(images_UCHW[where_B]), torch.from_numpy(way_B == 1)
@@ -210,17 +221,8 @@ class ImageSource(ABC):
     def class_counts(self) -> list[int]:
         return np.bincount(self.labels_N, minlength=len(self.class_names)).tolist()
 
-    def _pixels(self, image: int) -> np.ndarray:
-        """uint8 [C, H, W]. BadImage names the file; ValueError if it is not as large as the first one."""
-        pixels_CHW = self._decoded(image)
-        if self.config.size is None and pixels_CHW.shape != self.image_shape:
-            first, (_, height, width) = self._first
-            found = f"{self.locate(image)} is {pixels_CHW.shape[2]}×{pixels_CHW.shape[1]}"
-            problem = f"{found}, and {self.locate(first)} {width}×{height}"  # no key: it may be read in any section
-            raise ValueError(f"{problem}; set size in their section to make them one")
-        return pixels_CHW
-
     def _decoded(self, image: int) -> np.ndarray:
+        """uint8 [C, H, W]. BadImage names the file."""
         limits = self.config
         try:
             return decode(self.read(image), limits.size, limits.min_side, limits.max_megapixels)
@@ -243,18 +245,107 @@ class ImageSource(ABC):
         raise BrokenImages(problems)
 
 
-class PackedNames:
-    """A list of byte strings in two flat buffers: small, and shared by forked processes, which count no references."""
+# ----------------------------------------------------------------------------------------- a folder of class folders
 
-    def __init__(self) -> None:
-        self._text, self._ends = bytearray(), array("q", [0])
 
-    def __len__(self) -> int:
-        return len(self._ends) - 1
+@dataclass(frozen=True, kw_only=True)
+class ImageFolderConfig(ImageSourceConfig):
+    """`path` and `heldout` are folders of one folder per class."""
 
-    def __getitem__(self, i: int) -> bytes:
-        return bytes(self._text[self._ends[i] : self._ends[i + 1]])
+    path: str
 
-    def append(self, name: bytes) -> None:
-        self._text += name
-        self._ends.append(len(self._text))
+
+@DATASETS.register("image_folder", ImageFolderConfig)
+class ImageFolder(ImageSource):
+    """A folder of class folders, as torchvision's ImageFolder has it: ``train/<class>/….jpg``.
+
+    Classes are the folders in sorted order; their images, at any depth, come class by class in sorted order.
+
+    Hidden files, and files without the extension of an image, are passed over. No image is read here. The
+    fingerprint is of all names and the sizes of some files, so that a copy with smaller images is other data.
+
+    Raises:
+        ValueError: no such split.
+        ConfigError: no folder, no class folders, one without images, or the two splits have different classes.
+    """
+
+    def __init__(self, config: ImageFolderConfig, split: str) -> None:
+        option, folder = place_of(config, split, "images")
+        classes = _class_folders(option, folder)
+        if split == "heldout":
+            _require_same_classes(config, classes, _class_folders("path", config.path))
+        self.folder, names_of, listing = folder, [], hashlib.sha256()
+        for name in classes:
+            files = sorted(_images_in(os.fsencode(os.path.join(folder, name))))
+            names_of.append(np.array(files, dtype=bytes))
+            listing.update(b"\0".join([os.fsencode(name), *files, b"\0"]))
+        counts = [len(names) for names in names_of]
+        if 0 in counts:
+            empty = [name for name, count in zip(classes, counts, strict=True) if not count]
+            _refuse_empty(option, folder, empty, len(classes))
+        self.files = np.concatenate(names_of)
+        super().__init__(config, split, np.repeat(np.arange(len(classes)), counts), classes, fingerprint="")
+        some = np.linspace(0, len(self.files) - 1, min(len(self.files), SIZES)).astype(int).tolist()
+        listing.update(np.array([self._stamp(image)[0] for image in some], dtype="<i8").tobytes())
+        self.fingerprint = listing.hexdigest()
+
+    def locate(self, image: int) -> str:
+        return os.path.join(self.folder, self.class_names[self.labels_N[image]], os.fsdecode(self.files[image]))
+
+    def read(self, image: int) -> bytes:
+        with open(self.locate(image), "rb", buffering=0) as file:
+            return file.read()
+
+    def stamps(self) -> Iterator[tuple[int, int]]:
+        return map(self._stamp, range(len(self.files)))
+
+    def _stamp(self, image: int) -> tuple[int, int]:
+        try:
+            found = os.stat(self.locate(image))
+        except OSError:  # is reported when it is read
+            return -1, -1
+        return found.st_size, found.st_mtime_ns
+
+
+def _class_folders(option: str, folder: str) -> list[str]:
+    if not os.path.isdir(folder):
+        problem = "is not a folder" if os.path.exists(folder) else "does not exist"
+        raise ConfigError(option, f"={folder} {problem}; name a folder that has one folder of images per class")
+    with os.scandir(folder) as entries:
+        shown = [entry for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    names = sorted(entry.name for entry in shown if is_to_follow(entry.path))
+    if not names:
+        raise ConfigError(option, f"={folder} has no class folders; put the images into one folder per class")
+    return names
+
+
+def _images_in(folder: bytes) -> list[bytes]:
+    """Paths, below `folder`, of the images in it."""
+    found, waiting = [], [b""]
+    while waiting:
+        inside = waiting.pop()
+        with os.scandir(os.path.join(folder, inside)) as entries:
+            for entry in entries:
+                if entry.name.startswith(b"."):
+                    continue
+                if entry.name.lower().endswith(SUFFIXES):
+                    found.append(inside + entry.name)
+                elif entry.is_dir() and is_to_follow(entry.path):
+                    waiting.append(inside + entry.name + b"/")
+    return found
+
+
+def _refuse_empty(option: str, folder: str, empty: Sequence[str], classes: int) -> NoReturn:
+    if len(empty) == classes:
+        known = ", ".join(EXTENSIONS)
+        raise ConfigError(option, f"={folder} has no images in its {classes} class folders; known are {known}")
+    more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+    problem = f"has no images of the class {empty[0]}{more}"
+    raise ConfigError(option, f"={folder} {problem}; add some, or remove the empty folders")
+
+
+def _require_same_classes(config: ImageFolderConfig, found: Sequence[str], wanted: Sequence[str]) -> None:
+    """ConfigError unless the held-out classes are those of training."""
+    if differing := sorted(set(found) ^ set(wanted)):
+        problem = f"{'has' if differing[0] in found else 'lacks'} the class {differing[0]}, unlike path={config.path}"
+        raise ConfigError("heldout", f"={config.heldout} {problem}; its class folders must be the same")

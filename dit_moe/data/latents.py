@@ -39,6 +39,7 @@ FORMAT = 1
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 MOST_OPEN = 512  # mapped files: each holds a descriptor, of which a process often may have 1024
 _HEADER_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}  # as safetensors calls them
+_INTEGERS = {2: np.int16, 4: np.int32}  # of as many bytes as the numbers: NumPy has no bfloat16
 
 
 class NoLatents(ValueError):
@@ -77,11 +78,6 @@ class Manifest:
         return sum(shard.count for shard in self.shards)
 
     @property
-    def downsampling(self) -> int:
-        """Pixels of an image's side to one of its latents'."""
-        return self.image_shape[1] // self.latent_shape[1]
-
-    @property
     def fingerprint(self) -> str:
         """The same for the same latents with the same labels, wherever they lie."""
         content = [self.autoencoder["sha256"], self.class_names, [shard.sha256 for shard in self.shards]]
@@ -96,8 +92,8 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Put the manifest in place, sealed by a hash of its text."""
-    body = {"format": FORMAT, **asdict(manifest), "downsampling": manifest.downsampling}
-    write_sealed(folder / MANIFEST, body)
+    downsampling = manifest.image_shape[1] // manifest.latent_shape[1]
+    write_sealed(folder / MANIFEST, {"format": FORMAT, **asdict(manifest), "downsampling": downsampling})
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -170,17 +166,16 @@ class LatentShards:
             shard.prefetch(row, flip)  # the disk works on all rows at once
         manifest = self.manifest
         moments = torch.empty(len(indices), manifest.moments, *manifest.latent_shape, dtype=DTYPES[manifest.dtype])
-        bits, labels_B = _bits(moments), np.empty(len(indices), dtype=np.int64)
+        bits = moments.view(torch.int16 if moments.itemsize == 2 else torch.int32).numpy()  # much faster than torch
+        labels_B = np.empty(len(indices), dtype=np.int64)
         for i, (shard, row, flip) in enumerate(zip(shards, row_B.tolist(), flip_B.tolist(), strict=True)):
             bits[i], labels_B[i] = shard.moments[row, flip], shard.labels[row]
         return {"moments": moments, "labels": torch.from_numpy(labels_B)}
 
     def class_counts(self) -> list[int]:
         """ValueError if a shard cannot be read."""
-        counts = np.zeros(len(self.class_names), dtype=np.int64)
-        for number in range(len(self.manifest.shards)):
-            counts += np.bincount(self._mapped(number).labels, minlength=len(counts))
-        return counts.tolist()
+        shards = map(self._mapped, range(len(self.manifest.shards)))
+        return sum(np.bincount(shard.labels, minlength=len(self.class_names)) for shard in shards).tolist()
 
     def _mapped(self, number: int) -> _Mapped:
         manifest = self.manifest
@@ -224,8 +219,7 @@ def _map(path: Path, shard: Shard, dtype: str, row: tuple[int, ...], places: ran
         _require_header("labels", labels, "I64", shape[:1])
         _require_header("index", index, "I64", shape[:1])
         start = end + moments["data_offsets"][0]
-        width = {2: np.int16, 4: np.int32}[DTYPES[dtype].itemsize]
-        flat = np.frombuffer(mapped, width, math.prod(shape), start)
+        flat = np.frombuffer(mapped, _INTEGERS[DTYPES[dtype].itemsize], math.prod(shape), start)
         known, index_n = (
             np.frombuffer(mapped, np.int64, shard.count, end + each["data_offsets"][0]) for each in (labels, index)
         )
@@ -248,8 +242,3 @@ def _require_within(what: str, values_n: np.ndarray, allowed: range, because: st
         row = int(outside[0])
         problem = f"{what} outside of {allowed.start} to {allowed.stop - 1}: {int(values_n[row])} in row {row}"
         raise ValueError(f"{problem}; {because}")
-
-
-def _bits(moments: Tensor) -> np.ndarray:
-    """A view that NumPy, which has no bfloat16, can fill row by row, much faster than torch."""
-    return moments.view({2: torch.int16, 4: torch.int32}[moments.element_size()]).numpy()

@@ -126,11 +126,9 @@ class NpzFile:
         self.path = path
         if not path.is_file():
             raise ValueError(f"{path} does not exist; name an npz file of images or statistics")
-        try:
+        with self._readable():
             self.file = path.open("rb")
             self.archive = zipfile.ZipFile(self.file)
-        except _DAMAGE as error:
-            raise self._damaged(error) from None
         self.names = [name.removesuffix(".npy") for name in self.archive.namelist()]
 
     def __contains__(self, name: str) -> bool:
@@ -138,51 +136,45 @@ class NpzFile:
 
     def read(self, name: str) -> np.ndarray:
         """An array, read into memory in C order."""
-        try:
-            with self.archive.open(f"{name}.npy") as entry:
-                return np.asarray(np.lib.format.read_array(entry, allow_pickle=False), order="C")
-        except _DAMAGE as error:
-            raise self._damaged(error) from None
+        with self._readable(), self.archive.open(f"{name}.npy") as entry:
+            return np.asarray(np.lib.format.read_array(entry, allow_pickle=False), order="C")
 
     def array(self, name: str) -> Rows:
         """An array that stays in the file if it lies there as it is in memory."""
         entry = self.archive.getinfo(f"{name}.npy")
-        try:
-            if entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1:  # 1: encrypted
-                start = _content_start(self.file, entry)
-                self.file.seek(start)
-                shape, fortran, dtype = _read_header(self.file)
-                if not fortran and not dtype.hasobject:
-                    offset = self.file.tell()
-                    self._require_length(name, offset - start + math.prod(shape) * dtype.itemsize, entry)
-                    return _MappedArray(self.file, offset, shape, dtype)
-        except _DAMAGE as error:
-            raise self._damaged(error) from None
-        return self.read(name)
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:  # 1: encrypted
+            return self.read(name)
+        with self._readable():
+            start = _content_start(self.file, entry)
+            self.file.seek(start)
+            shape, fortran, dtype = _read_header(self.file)
+            offset = self.file.tell()
+            end = offset + math.prod(shape) * dtype.itemsize
+            plain = not fortran and not dtype.hasobject
+            if plain and (entry.file_size != end - start or end > os.fstat(self.file.fileno()).st_size):
+                raise ValueError(f"{name} has {entry.file_size} bytes where its header says {end - start}")
+        return _MappedArray(self.file, offset, shape, dtype) if plain else self.read(name)
 
     def sha256(self, name: str, array: Rows) -> str:
         """Of the bytes of an array. A mapped one is held to the zip's check sum, as reading into memory does."""
         if isinstance(array, np.ndarray):
             return hashlib.sha256(array.data).hexdigest()
         digest = hashlib.sha256()
-        try:
-            with self.archive.open(f"{name}.npy") as entry:
-                _read_header(entry)
-                while content := entry.read(2**20):
-                    digest.update(content)
-        except _DAMAGE as error:
-            raise self._damaged(error) from None
+        with self._readable(), self.archive.open(f"{name}.npy") as entry:
+            _read_header(entry)
+            while content := entry.read(2**20):
+                digest.update(content)
         return digest.hexdigest()
 
-    def _require_length(self, name: str, wanted: int, entry: zipfile.ZipInfo) -> None:
-        end = _content_start(self.file, entry) + wanted
-        if entry.file_size != wanted or end > os.fstat(self.file.fileno()).st_size:
-            raise ValueError(f"{name} has {entry.file_size} bytes where its header says {wanted}")
-
-    def _damaged(self, error: Exception) -> ValueError:
-        reason = str(error) or type(error).__name__
-        remedy = "make it again or copy it again, with np.savez of plain arrays"
-        return ValueError(f"{self.path} is not a readable npz of plain arrays: {reason}; {remedy}")
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Within it, what shows that the file is damaged becomes one ValueError."""
+        try:
+            yield
+        except _DAMAGE as error:
+            reason = str(error) or type(error).__name__
+            remedy = "make it again or copy it again, with np.savez of plain arrays"
+            raise ValueError(f"{self.path} is not a readable npz of plain arrays: {reason}; {remedy}") from None
 
 
 class _MappedArray:
@@ -237,10 +229,30 @@ def image_writer(
     """
     require_labels(labels_N, count, str(path))
     with atomic_file(Path(path)) as file, zipfile.ZipFile(file, "w") as archive:
-        with ExitStack() as entry:
-            array = _Array(lambda size: entry.enter_context(_open_entry(archive, "arr_0.npy", size)), count, str(path))
-            yield array.add
-            array.require_complete()
+        with ExitStack() as stack:
+            entry: IO[bytes] | None = None
+            shape: tuple[int, ...] = ()
+            written = 0
+
+            def add(images_BHWC: np.ndarray) -> None:
+                nonlocal entry, shape, written
+                require_images(images_BHWC, str(path))
+                if entry is None:  # the first images decide what the header says of their size
+                    shape = images_BHWC.shape[1:]
+                    most = count * images_BHWC[0].nbytes + NPY_HEADER
+                    entry = stack.enter_context(_open_entry(archive, "arr_0.npy", most))
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+                    np.lib.format.write_array_header_1_0(entry, header)
+                if images_BHWC.shape[1:] != shape:
+                    raise ValueError(f"{path}: images of {images_BHWC.shape[1:]} follow images of {shape}")
+                written += len(images_BHWC)
+                if written > count:
+                    raise ValueError(f"{path}: more than the {count} images that it was to hold")
+                entry.write(np.ascontiguousarray(images_BHWC).data)
+
+            yield add
+            if written < count:
+                raise ValueError(f"{path}: {written} of {count} images; the rest was never made")
         if labels_N is not None:
             with _open_entry(archive, "labels.npy", labels_N.nbytes + NPY_HEADER) as labels:
                 np.lib.format.write_array(labels, labels_N)
@@ -255,31 +267,3 @@ def _open_entry(archive: zipfile.ZipFile, name: str, most: int) -> IO[bytes]:
     entry = zipfile.ZipInfo(name)
     entry.file_size = most if most > zipfile.ZIP64_LIMIT else 0
     return archive.open(entry, "w")
-
-
-class _Array:
-    """An npy file of `count` images, written in order; the first ones decide what the header says of their size."""
-
-    file: IO[bytes]
-
-    def __init__(self, open_file: Callable[[int], IO[bytes]], count: int, source: str) -> None:
-        self.open_file, self.count, self.source = open_file, count, source
-        self.written, self.image_shape = 0, ()
-
-    def add(self, images_BHWC: np.ndarray) -> None:
-        require_images(images_BHWC, self.source)
-        if not self.written:
-            self.image_shape = images_BHWC.shape[1:]
-            header = {"descr": "|u1", "fortran_order": False, "shape": (self.count, *self.image_shape)}
-            self.file = self.open_file(self.count * images_BHWC[0].nbytes + NPY_HEADER)
-            np.lib.format.write_array_header_1_0(self.file, header)
-        if images_BHWC.shape[1:] != self.image_shape:
-            raise ValueError(f"{self.source}: images of {images_BHWC.shape[1:]} follow images of {self.image_shape}")
-        self.written += len(images_BHWC)
-        if self.written > self.count:
-            raise ValueError(f"{self.source}: more than the {self.count} images that it was to hold")
-        self.file.write(np.ascontiguousarray(images_BHWC).data)
-
-    def require_complete(self) -> None:
-        if self.written < self.count:
-            raise ValueError(f"{self.source}: {self.written} of {self.count} images; the rest was never made")

@@ -25,7 +25,7 @@ import numpy as np
 
 from dit_moe.config import ConfigError, require
 from dit_moe.data.base import DATASETS, place_of
-from dit_moe.data.images import EXTENSIONS, ImageSource, ImageSourceConfig, PackedNames
+from dit_moe.data.images import EXTENSIONS, ImageSource, ImageSourceConfig
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 UNLABELLED = -1
@@ -67,26 +67,31 @@ class Tars(ImageSource):
 
     def __init__(self, config: TarsConfig, split: str) -> None:
         option, place = place_of(config, split, "images")
-        self.tars, self._names = find_tars(option, place), PackedNames()
+        self.tars = find_tars(option, place)
         self._stamps = [(each.st_size, each.st_mtime_ns) for each in map(os.stat, self.tars)]
-        places, labels, listing = array("q"), array("q"), hashlib.sha256()
+        names_of, places, labels, listing = [], array("q"), array("q"), hashlib.sha256()
         for number, tar in enumerate(self.tars):
-            for (name, offset, size), label in read_samples(tar):
-                self._names.append(os.fsencode(name))
+            samples = read_samples(tar)
+            names_of.append(np.array([os.fsencode(member.name) for member, _ in samples], dtype=bytes))
+            for (name, offset, size), label in samples:
                 places.extend((number, offset, size))
                 labels.append(label)
                 listing.update(os.fsencode(f"{name}\0{size}\0{label}\0"))
         if not labels:
             raise ConfigError(option, f"={place} has no images; known are {', '.join(EXTENSIONS)}")
+        self._names_N = np.concatenate(names_of)
         self._places_N3, labels_N = np.array(places).reshape(-1, 3), np.array(labels)
         names = config.class_names or tuple(map(str, range(config.classes or 0)))
         if not names and split == "heldout":
             names = Tars(config, "train").class_names
-        label = self._labels_of_folders if (labels_N == UNLABELLED).all() else self._checked_labels
-        super().__init__(config, split, *label(labels_N, names), listing.hexdigest())
+        if (labels_N == UNLABELLED).all():
+            labels_N, names = self._labels_of_folders(names)
+        else:
+            names = self._require_labels(labels_N, names)
+        super().__init__(config, split, labels_N, names, listing.hexdigest())
 
     def locate(self, image: int) -> str:
-        return f"{self.tars[self._places_N3[image, 0]]}: {os.fsdecode(self._names[image])}"
+        return f"{self.tars[self._places_N3[image, 0]]}: {os.fsdecode(self._names_N[image])}"
 
     def read(self, image: int) -> bytes:
         number, offset, size = self._places_N3[image].tolist()
@@ -96,8 +101,8 @@ class Tars(ImageSource):
     def stamps(self) -> Sequence[tuple[int, int]]:
         return self._stamps
 
-    def _checked_labels(self, labels_N: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, Sequence[str]]:
-        """The labels as files give them, and the names of all classes: `names` unless that is empty."""
+    def _require_labels(self, labels_N: np.ndarray, names: Sequence[str]) -> Sequence[str]:
+        """The names of all classes: `names` unless that is empty. Raises if a label is missing or none of them."""
         if labels_N.min() == UNLABELLED:
             problem = "has no label, though other tars have files of labels; add them, or name tars of one kind"
             raise ValueError(f"{self.locate(int(labels_N.argmin()))} {problem}")
@@ -106,11 +111,11 @@ class Tars(ImageSource):
         if largest >= len(names):
             found = f": {self.locate(int(labels_N.argmax()))} has the label {largest}"
             raise ConfigError("classes", f"{found}, but there are {len(names)} classes; correct it, or say how many")
-        return labels_N, names
+        return names
 
-    def _labels_of_folders(self, labels_N: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, Sequence[str]]:
+    def _labels_of_folders(self, names: Sequence[str]) -> tuple[np.ndarray, Sequence[str]]:
         """Labels by class folder, and the names of all classes: `names` unless that is empty."""
-        folder_of = [os.path.basename(os.path.dirname(os.fsdecode(self._names[i]))) for i in range(len(labels_N))]
+        folder_of = [os.path.basename(os.path.dirname(os.fsdecode(name))) for name in self._names_N.tolist()]
         folders, folder_N = np.unique(folder_of, return_inverse=True)
         for folder, image in zip(folders.tolist(), np.unique(folder_N, return_index=True)[1].tolist(), strict=True):
             if folder in ("", "."):

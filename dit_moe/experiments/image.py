@@ -9,8 +9,8 @@ from typing import Annotated, Any, Protocol
 
 from dit_moe import config
 from dit_moe.autoencoders import FIRST_STAGES
+from dit_moe.autoencoders.autoencoder import resolve_first_stage
 from dit_moe.autoencoders.encoder import EncodeConfig
-from dit_moe.autoencoders.resolve import resolve_first_stage
 from dit_moe.config import ConfigError, Tree, require, section
 from dit_moe.data import DATASETS, Dataset
 from dit_moe.data.latents import LatentsConfig

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from dit_moe import checkpoint, config
 from dit_moe.autoencoders import FIRST_STAGES, FirstStage
+from dit_moe.autoencoders.autoencoder import require_same_latents
 from dit_moe.autoencoders.encode import encode
-from dit_moe.autoencoders.resolve import require_same_latents
 from dit_moe.config import ConfigError
 from dit_moe.costs import forward_flops_at
 from dit_moe.data import Dataset

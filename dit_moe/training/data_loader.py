@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import send_to_device
 
 from dit_moe.config import ConfigError
-from dit_moe.data.batch_sampler import GlobalBatches, MicroBatches, load_batches, rows_of_process
+from dit_moe.data.batch_sampler import GlobalBatches, load_batches, micro_batches, rows_of_process
 from dit_moe.distributed import join_processes
 from dit_moe.randomness import BatchRandom
 from dit_moe.training.config import TrainConfig
@@ -52,7 +52,7 @@ class Prefetcher:
 
     def start(self, step: int, stop: int) -> None:
         """Make the batch of `step` ready, and from then on, one by one, those before `stop`."""
-        batches = MicroBatches(self.batches, self.rows, step, stop)
+        batches = micro_batches(self.batches, self.rows, step, stop)
         self._steps = iter(range(step, stop))
         self._loaded = load_batches(self.dataset, batches, self._workers, pin_memory=self.device.type == "cuda")
         self.advance()

@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
+from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig, require_same_latents, resolve_first_stage
 from dit_moe.autoencoders.base import IdentityConfig
-from dit_moe.autoencoders.resolve import require_same_latents, resolve_first_stage
 from dit_moe.data import DATASETS
 from dit_moe.data.latents import LatentsConfig
 from tests.autoencoders.encoded import DIGITS, autoencoder, encode

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dit_moe.data import BrokenImages
-from dit_moe.data.batch_sampler import GlobalBatches, MicroBatches, load_batches, rows_of_process
+from dit_moe.data.batch_sampler import GlobalBatches, load_batches, micro_batches, rows_of_process
 
 sizes = st.integers(1, 40)
 
@@ -56,9 +56,9 @@ def test_an_empty_data_set_is_refused():
 
 def test_a_resumed_sampler_continues_the_same_stream():
     order, parts = GlobalBatches(17, 8, seed=0), rows_of_process(8, 3)
-    whole = list(MicroBatches(order, parts, 0, 10))
-    assert len(whole) == len(MicroBatches(order, parts, 0, 10)) == 10 * 3
-    assert list(MicroBatches(order, parts, 4, 10)) == whole[4 * 3 :]
+    whole = list(micro_batches(order, parts, 0, 10))
+    assert len(whole) == 10 * 3
+    assert list(micro_batches(order, parts, 4, 10)) == whole[4 * 3 :]
 
 
 class Squares:
@@ -71,7 +71,7 @@ class Squares:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_loader_fetches_each_index_list_in_one_call_whatever_the_workers(workers):
-    batches = MicroBatches(GlobalBatches(11, 8, seed=0), rows_of_process(8, 4), 2, 5)
+    batches = list(micro_batches(GlobalBatches(11, 8, seed=0), rows_of_process(8, 4), 2, 5))
     loaded = [rows["square"].tolist() for rows in load_batches(Squares(), batches, workers)]
     assert loaded == [[i**2 for i in indices] for indices in batches]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dit_moe.data import DATASETS, images
-from dit_moe.data.batch_sampler import GlobalBatches, MicroBatches, load_batches
+from dit_moe.data.batch_sampler import GlobalBatches, load_batches, micro_batches
 from tests.data.examples import example
 
 
@@ -69,7 +69,7 @@ def test_changing_a_batch_does_not_change_the_data(dataset):
 
 
 def test_processes_that_read_ahead_read_the_same(dataset):
-    batches = MicroBatches(GlobalBatches(len(dataset), 4, seed=0), [range(4)], 0, 3)
+    batches = list(micro_batches(GlobalBatches(len(dataset), 4, seed=0), [range(4)], 0, 3))
     for alone, ahead in zip(load_batches(dataset, batches), load_batches(dataset, batches, workers=2), strict=True):
         for key in alone:
             assert torch.equal(alone[key], ahead[key])

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from dit_moe.config import ConfigError
-from dit_moe.data import DATASETS, BrokenImages, image_folder
-from dit_moe.data.image_folder import ImageFolderConfig
+from dit_moe.data import DATASETS, BrokenImages, images
+from dit_moe.data.images import ImageFolderConfig
 from tests.data.examples import class_files, encoded, pixels, write_tree
 
 IMAGE = encoded(pixels(0))
@@ -79,7 +79,7 @@ def test_the_fingerprint_tells_another_listing_and_other_sizes(tree, change):
 
 
 def test_of_many_files_the_sizes_of_some_spread_over_all_are_in_the_fingerprint(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_folder, "SIZES", 3)
+    monkeypatch.setattr(images, "SIZES", 3)
     names = [f"{folder}/{i}.png" for folder in ("ant", "bee") for i in range(5)]
     write_tree(tmp_path, dict.fromkeys(names, b""))
     fingerprints = [read(tmp_path, size=8).fingerprint]
@@ -138,6 +138,5 @@ def test_broken_files_are_named_with_their_paths(tree):
 def test_a_million_names_take_little_memory(tmp_path):
     write_tree(tmp_path, {f"n{c:08d}/n{c:08d}_{i:06d}.JPEG": b"" for c in range(4) for i in range(500)})
     dataset = read(tmp_path, size=8)
-    held = dataset.files._text, dataset.files._ends, dataset.labels_N
-    sizes = [memoryview(each).nbytes for each in held]
-    assert sum(sizes) / len(dataset) < 40  # bytes an image: 21 of its name, 8 of where it ends, 8 of its label
+    held = dataset.files.nbytes + dataset.labels_N.nbytes
+    assert held / len(dataset) < 40  # bytes an image: 21 of its name, 8 of its label

@@ -8,7 +8,7 @@ import torch
 
 from dit_moe.config import ConfigError
 from dit_moe.data import BrokenImages
-from dit_moe.data.images import ImageSource, ImageSourceConfig, PackedNames
+from dit_moe.data.images import ImageSource, ImageSourceConfig
 from tests.data.examples import encoded, pixels
 
 
@@ -99,11 +99,3 @@ def test_the_shape_is_known_although_the_first_image_is_broken_and_refused_if_al
 def test_options_out_of_range_are_refused(option, value, wanted):
     with pytest.raises(ConfigError, match=f"^{option}={value} {wanted}"):
         ImageSourceConfig(**{option: value})
-
-
-def test_packed_names_are_what_was_put_in():
-    names = PackedNames()
-    words = [b"", b"a", "ä/b.jpg".encode(), b"\xff", b""]
-    for word in words:
-        names.append(word)
-    assert [names[i] for i in range(len(names))] == words

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dit_moe.config import ConfigError
-from dit_moe.data.batch_sampler import GlobalBatches, MicroBatches, load_batches
+from dit_moe.data.batch_sampler import GlobalBatches, load_batches, micro_batches
 from dit_moe.text.sequences import TokensConfig, TokenSequences
 from dit_moe.text.token_shards import NoTokens, TokenManifest, TokenShard, TokenShards, require_held_out
 from dit_moe.text.tokenization import TokenizeConfig
@@ -58,7 +58,7 @@ def test_rows_do_not_depend_on_their_order_and_document_numbers_change_at_every_
 def test_batches_of_the_trainer_are_the_same_with_workers(folder):
     rows = pickle.loads(pickle.dumps(sequences(folder, length=40)))
     order = GlobalBatches(len(rows), 6, seed=0)
-    batches = load_batches(rows, MicroBatches(order, [range(6)], 0, 4), workers=2)
+    batches = load_batches(rows, micro_batches(order, [range(6)], 0, 4), workers=2)
     for step, batch in enumerate(batches):
         assert torch.equal(batch["tokens"], rows.__getitems__(order.batch(step))["tokens"])
 

@@ -8,7 +8,7 @@ import pytest
 from dit_moe.cli import COMMANDS
 
 PACKAGE = Path(__file__).parent.parent / "dit_moe"
-BOTTOM = {"registry", "yaml_text", "config", "randomness", "files", "locks", "precision", "formatting"}
+BOTTOM = {"registry", "yaml_text", "config", "randomness", "files", "locks", "formatting"}
 CORE = BOTTOM | {"moe", "models", "diffusion", "data", "autoencoders", "text", "checkpoint", "distributed", "shards"}
 ABOVE = CORE | {"training", "sampling", "experiments", "extractors", "metrics", "progress", "plotting", "pictures"}
 MAY_IMPORT = {
@@ -18,7 +18,6 @@ MAY_IMPORT = {
     "randomness": set(),
     "files": set(),
     "locks": {"files"},
-    "precision": set(),
     "formatting": set(),
     "distributed": BOTTOM,
     "checkpoint": BOTTOM,

@@ -211,18 +211,13 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
 # ----------------------------------------------------------------------------------------------------------- writing
 
 
-def write_images(path: str | Path, images_NHWC: np.ndarray, labels_N: np.ndarray | None = None) -> None:
-    """Write an uncompressed npz that `open_npz` and ADM's evaluator read; complete or not at all."""
-    require_images(images_NHWC, str(path))
-    with image_writer(path, len(images_NHWC), labels_N) as add:
-        add(images_NHWC)
-
-
 @contextmanager
 def image_writer(
     path: str | Path, count: int, labels_N: np.ndarray | None = None
 ) -> Iterator[Callable[[np.ndarray], None]]:
-    """Yields ``add(images_BHWC)``, to be called until `count` images are in; the file is in place when the block ends.
+    """Write an uncompressed npz that `NpzFile` and ADM's evaluator read.
+
+    Yields ``add(images_BHWC)``, to be called until `count` images are in; the file is in place when the block ends.
 
     An exception in the block, from wherever, leaves what `path` was before. ``add`` raises ValueError for anything but
     uint8 images of 1 or 3 channels, for images of another size, and for one too many; so does the end for one too few.

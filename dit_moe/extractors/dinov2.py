@@ -24,12 +24,12 @@ from dit_moe.extractors.base import (
     EXTRACTORS,
     FeatureExtractor,
     Features,
+    full_precision,
     misfit,
     read_tensors,
     require_colour,
     sha256_of_tensors,
 )
-from dit_moe.precision import full_precision
 
 SIDE, PATCH = 224, 14  # pixels
 PATIENCE = 5  # seconds

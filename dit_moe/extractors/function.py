@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from dit_moe.config import require
-from dit_moe.extractors.base import EXTRACTORS, FeatureExtractor, Features, sha256_of_weights
+from dit_moe.extractors.base import EXTRACTORS, FeatureExtractor, Features, full_precision, sha256_of_weights
 from dit_moe.files import sha256_of
-from dit_moe.precision import full_precision
 
 PROBE = 2  # blank images that tell the width of the features
 

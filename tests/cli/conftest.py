@@ -8,7 +8,7 @@ import pytest
 from dit_moe.cli import main
 from dit_moe.data import DATASETS
 from dit_moe.data.digits import DigitsConfig
-from dit_moe.data.npz import write_images
+from tests.npz_files import write_images
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "digits.yaml")
 SMALL = [

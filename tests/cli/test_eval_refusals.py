@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dit_moe.data.npz import write_images
 from dit_moe.evaluation.features import Extraction
+from tests.npz_files import write_images
 
 from .evaluating import evaluate, refuse
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dit_moe.data import npz
-from dit_moe.data.npz import blocks, image_writer, require_images, require_labels, write_images
+from dit_moe.data.npz import blocks, image_writer, require_images, require_labels
+from tests.npz_files import write_images
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
 LABELS = np.arange(7)

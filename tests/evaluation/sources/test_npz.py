@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from dit_moe.data.npz import image_writer, write_images
+from dit_moe.data.npz import image_writer
 from dit_moe.evaluation.sources import ReadOptions, npz
 from dit_moe.evaluation.sources.npz import open_npz
+from tests.npz_files import write_images
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 10, 3), dtype=np.uint8)
 LABELS = np.array([3, 1, 4, 1, 5, 9])

@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from dit_moe.data.images import crop
-from dit_moe.data.npz import write_images
 from dit_moe.evaluation.sources import ReadOptions, open_input
 from dit_moe.evaluation.sources.dataset import DatasetSource, LatentSource
 from dit_moe.evaluation.sources.folder import FolderSource
 from dit_moe.evaluation.sources.npz import NpzSource
 from tests.autoencoders.encoded import encode
 from tests.data.examples import class_files, write_tree
+from tests.npz_files import write_images
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (3, 12, 16, 3), dtype=np.uint8)
 GREY = COLOUR[..., :1]

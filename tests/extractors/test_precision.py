@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dit_moe.precision import full_precision
+from dit_moe.extractors.base import full_precision
 
 BACKENDS = (
     torch.backends.cuda.matmul,

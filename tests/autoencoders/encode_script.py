@@ -21,7 +21,7 @@ def main(what: str, folder: Path, model: str) -> None:
     stage = Autoencoder(AutoencoderConfig(model=model))
     if what == "killed":
         killed = encoder(folder, stage=stage, shard_size=4, batch_size=3)
-        killed_five_times(killed.run, lambda: len(killed.shards) - len(killed.missing()))
+        print(*killed_five_times(killed.run, lambda: len(killed.shards) - len(killed.missing())))
         return
     encoder(folder / "whole", stage=stage, shard_size=4, batch_size=3).run()
     without_broken(folder / "broken", stage)

@@ -85,10 +85,7 @@ def test_the_latent_shape_and_once_resolved_normalising_need_no_weights(tmp_path
 
 @pytest.mark.parametrize(
     ("shape", "message"),
-    [
-        ((1, 16, 16), "takes images of 3 channels, the data has 1"),
-        ((3, 18, 18), "cannot take images of 3×18×18"),
-    ],
+    [((1, 16, 16), "takes images of 3 channels, the data has 1"), ((3, 18, 18), "cannot take images of 3×18×18")],
 )
 def test_images_that_do_not_fit_are_refused(tmp_path, shape, message):
     with pytest.raises(ValueError, match=message):

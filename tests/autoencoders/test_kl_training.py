@@ -1,10 +1,8 @@
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 
-from dit_moe import checkpoint, config
 from dit_moe.autoencoders.base import from_uint8
 from dit_moe.autoencoders.kl import KLConfig, KLLoss, KLLossConfig, KLNetwork, kl_nats
 from dit_moe.config import ConfigError
@@ -12,6 +10,7 @@ from dit_moe.data import DATASETS
 from dit_moe.data.digits import DigitsConfig
 from dit_moe.randomness import BatchRandom
 from dit_moe.training import TrainConfig, Trainer
+from dit_moe.training.log import read_log
 
 TINY = KLConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, attention=False)
 SHAPE = (1, 8, 8)
@@ -68,14 +67,8 @@ def test_each_level_but_the_last_halves_the_image():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (
-            lambda: TINY.build((1, 8, 9)),
-            r"\[8, 8\] .* multiples of 2 pixels, not 8×9; drop an entry",
-        ),
-        (
-            lambda: replace(TINY, block_out_channels=(8, 6)),
-            "must be multiples of norm_num_groups=4",
-        ),
+        (lambda: TINY.build((1, 8, 9)), r"\[8, 8\] .* multiples of 2 pixels, not 8×9; drop an entry"),
+        (lambda: replace(TINY, block_out_channels=(8, 6)), "must be multiples of norm_num_groups=4"),
         (lambda: replace(TINY, block_out_channels=()), "block_out_channels="),
         (lambda: replace(TINY, layers_per_block=0), "layers_per_block=0 must be at least 1"),
         (lambda: KLLossConfig(lpips_weight=0.5), r"lpips_weight=0\.5 needs the network's weights; set lpips_folder"),
@@ -90,8 +83,8 @@ def test_shapes_and_weights_that_cannot_be_are_refused(call, message):
 # ------------------------------------------------------------------------------------------------------- the training
 
 
-def train(run, steps, **options):
-    settings = TrainConfig(steps=steps, batch_size=16, lr=2e-3, log_every=1, checkpoint_every=10, **options)
+def test_a_training_learns(tmp_path):
+    settings = TrainConfig(steps=20, batch_size=16, lr=2e-3, log_every=1, checkpoint_every=20)
     torch.manual_seed(0)
     Trainer(
         settings,
@@ -99,28 +92,10 @@ def train(run, steps, **options):
         objective=KLLoss(KLLossConfig(kl_weight=1e-3)),
         dataset=DATASETS.build(DigitsConfig(), "train"),
         prepare_batch=lambda rows, random: {"images": from_uint8(rows["images"])},
-        run=run,
-        config_yaml=config.to_yaml(settings).replace("\n", "\n  ").join(["train:\n  ", "\n"]),
+        run=tmp_path,
+        config_yaml="",
         seed=0,
     ).train()
-
-
-def bits(run):
-    files = checkpoint.open_checkpoint(run).state["files"]
-    return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
-
-
-def log(run):
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_s"} for line in lines]
-
-
-def test_a_training_learns_and_resumes_bit_for_bit(tmp_path):
-    train(tmp_path / "whole", 20)
-    train(tmp_path / "parts", 10)
-    train(tmp_path / "parts", 20)
-    assert bits(tmp_path / "parts") == bits(tmp_path / "whole")
-    assert log(tmp_path / "parts") == log(tmp_path / "whole")
-    first, *_, last = log(tmp_path / "whole")
+    first, *_, last = read_log(tmp_path / "log.jsonl")
     assert last["reconstruction"] < 0.8 * first["reconstruction"]
     assert last["loss"] == pytest.approx(last["reconstruction"] + 1e-3 * last["kl"])

@@ -1,4 +1,4 @@
-"""A small finished run to sample from, resume and damage."""
+"""The command in this process, small settings for it, and what to sample from and damage."""
 
 import shutil
 from pathlib import Path
@@ -33,13 +33,6 @@ def cli(*words: object) -> int:
         return main([str(word) for word in words])
     except SystemExit as stop:  # argparse's own
         return int(stop.code or 0)
-
-
-@pytest.fixture(scope="session")
-def finished_run(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    assert cli("train", CONFIG, "--run", folder, *SMALL) == 0
-    return folder
 
 
 @pytest.fixture

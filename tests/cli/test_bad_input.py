@@ -31,12 +31,7 @@ def refused(capsys, code: int, message: str, *words: object) -> None:
     ("override", "message"),
     [
         ("train.lrr=1", "train.lrr is not a known key; did you mean 'lr'?"),
-        ("train.steps=ten", "train.steps=ten must be a whole number, not a text"),
-        ("model.moe.router=topq", "model.moe.router.name=topq: unknown router 'topq'"),
-        ("model.num_classes=0", "model.num_classes=0 must be at least 1"),
         ("model.num_classes=7", "model.num_classes=7 contradicts the data, which has 10"),
-        ("sample.count=0", "sample.count=0 must be at least 1"),
-        ("train.micro_batch=0", "train.micro_batch=0 must be at least 1"),
     ],
 )
 def test_a_mistake_in_the_config_is_refused_before_a_folder_is_made(capsys, tmp_path, override, message):
@@ -66,13 +61,6 @@ def test_a_truncated_checkpoint_is_refused_and_nothing_is_written(capsys, a_run,
     before = snapshot(a_run)
     words = {"train": [CONFIG, "--run", a_run, *SMALL, "train.steps=6"], "sample": [a_run]}[command]
     refused(capsys, 2, "ema.safetensors has", command, *words)
-    assert snapshot(a_run) == before
-
-
-def test_a_run_of_another_architecture_is_not_resumed(capsys, a_run):
-    before = snapshot(a_run)
-    words = ["train", CONFIG, "--run", a_run, *SMALL, "model.depth=3", "train.steps=6"]
-    refused(capsys, 2, "model.depth=3 differs from the run in", *words)
     assert snapshot(a_run) == before
 
 

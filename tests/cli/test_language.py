@@ -12,55 +12,16 @@ from dit_moe import checkpoint
 from dit_moe.config import OF_A_RUN
 from dit_moe.text.ngram import TrigramModel
 from tests.cli.conftest import CONFIG, cli
-
-LM_CONFIG = Path(__file__).parents[2] / "configs" / "lm_tiny.yaml"
-WORDS = ("the", "cat", "sat", "on", "a", "mat", "some", "dogs", "ran", "after", "one", "bird", "that", "sang", "too")
-
-
-def story(number: int) -> str:
-    """Some hundred words, each story its own."""
-    return " ".join(WORDS[(number + i * i + number * i) % len(WORDS)] for i in range(120)) + ".\n"
-
-
-def small(folder: Path) -> list[str]:
-    """Changes to the config that make it a matter of seconds."""
-    text = folder / "text"
-    text.mkdir(exist_ok=True)
-    for number in range(20):
-        (text / f"{number:02d}.txt").write_text(story(number))
-    return [
-        f"tokenize.corpus={{name: files, path: {text}, heldout_every: 5}}",
-        f"data.path={folder}/tokens/train",
-        f"data.heldout={folder}/tokens/heldout",
-        "data.length=32",
-        "model={name: LM-custom-4E2A, width: 32, depth: 2, heads: 2, vocab_size: 320}",
-        "train.steps=6",
-        "train.batch_size=8",
-        "train.warmup_steps=0",
-        "train.checkpoint_every=3",
-        "train.sample_every=3",
-        "sample.max_new_tokens=12",
-        'sample.prompts=["the ${name}: #1"]',
-        "eval.stride=16",
-        "eval.light_every=3",
-        "eval.light_documents=2",
-    ]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("language")
-    assert cli("quickstart", LM_CONFIG, "--run", folder / "run", *small(folder)) == 0
-    return folder
+from tests.cli.language import LM_CONFIG, small, story
 
 
 @pytest.fixture
-def run(finished, tmp_path):
-    return Path(shutil.copytree(finished / "run", tmp_path / "run"))
+def run(finished_text, tmp_path):
+    return Path(shutil.copytree(finished_text / "run", tmp_path / "run"))
 
 
-def test_one_command_goes_from_text_to_scores_and_a_passage(finished, capsys):
-    run = finished / "run"
+def test_one_command_goes_from_text_to_scores_and_a_passage(finished_text, capsys):
+    run = finished_text / "run"
     metrics = json.loads((run / "metrics.json").read_text())
     texts = [story(number).encode() for number in range(20)]
     heldout = [texts[number] for number in range(20) if number % 5 == 4]
@@ -75,8 +36,8 @@ def test_one_command_goes_from_text_to_scores_and_a_passage(finished, capsys):
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["step_00000003.txt", "step_00000006.txt"]
 
 
-def test_a_second_call_goes_by_what_it_says_of_sampling_and_scoring_even_of_one_document(finished, run, capsys):
-    options = [*small(finished), "sample.prompts=[some dogs]", "eval.max_documents=1"]
+def test_a_second_call_goes_by_what_it_says_of_sampling_and_scoring_even_of_one_document(finished_text, run, capsys):
+    options = [*small(finished_text), "sample.prompts=[some dogs]", "eval.max_documents=1"]
     capsys.readouterr()
     assert cli("quickstart", LM_CONFIG, "--run", run, *options) == 0
     assert capsys.readouterr().out.startswith("some dogs")
@@ -87,7 +48,7 @@ def test_a_second_call_goes_by_what_it_says_of_sampling_and_scoring_even_of_one_
     assert metrics["bits_per_byte"]["trigram"] == pytest.approx(trigram.bits_per_byte(heldout))
 
 
-def test_a_damaged_copy_of_the_tokenizer_in_a_run_is_made_anew(finished, run, tmp_path):
+def test_a_damaged_copy_of_the_tokenizer_in_a_run_is_made_anew(finished_text, run, tmp_path):
     copy = run / "tokenizer" / "tokenizer.json"
     wanted = copy.read_bytes()
     copy.write_bytes(b"damaged")
@@ -95,26 +56,26 @@ def test_a_damaged_copy_of_the_tokenizer_in_a_run_is_made_anew(finished, run, tm
     (begun / "config.yaml").write_text(OF_A_RUN)  # a run that has no checkpoint yet may begin again with another one
     (run / "config.yaml").unlink()  # its checkpoints say that it is a run, as they do of one by an earlier version
     for folder in (run, begun):
-        assert cli("train", LM_CONFIG, "--run", folder, *small(finished)) == 0
+        assert cli("train", LM_CONFIG, "--run", folder, *small(finished_text)) == 0
         assert (folder / "tokenizer" / "tokenizer.json").read_bytes() == wanted
 
 
-def test_a_folder_tokenizer_of_a_user_in_the_run_folder_stays(finished, tmp_path, capsys):
+def test_a_folder_tokenizer_of_a_user_in_the_run_folder_stays(finished_text, tmp_path, capsys):
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("mine")
-    assert cli("train", LM_CONFIG, "--run", tmp_path, *small(finished)) == 2
+    assert cli("train", LM_CONFIG, "--run", tmp_path, *small(finished_text)) == 2
     assert "tokenizer is there already and holds tokenizer.json, which would be lost; move" in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("*")] == ["tokenizer", "tokenizer.json"]
     assert (tmp_path / "tokenizer" / "tokenizer.json").read_text() == "mine"
 
 
-def test_the_log_counts_tokens_and_held_out_text_is_scored_during_training(finished):
-    log = [json.loads(line) for line in (finished / "run" / "log.jsonl").read_text().splitlines()]
+def test_the_log_counts_tokens_and_held_out_text_is_scored_during_training(finished_text):
+    log = [json.loads(line) for line in (finished_text / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["tokens"] for line in log] == [256 * step for step in range(1, 7)]
     assert {"loss", "next_token", "tokens_per_s", "active", "p", "aux_balance"} <= set(log[-1])
-    state = checkpoint.open_checkpoint(finished / "run").state
+    state = checkpoint.open_checkpoint(finished_text / "run").state
     assert state["tokens"] == 1536 and state["tokenizer"]["name"] == "bytes"
-    scores = [json.loads(line) for line in (finished / "run" / "evaluations.jsonl").read_text().splitlines()]
+    scores = [json.loads(line) for line in (finished_text / "run" / "evaluations.jsonl").read_text().splitlines()]
     assert [line["step"] for line in scores] == [3, 6]
     assert scores[1]["heldout_loss"] < scores[0]["heldout_loss"]
 
@@ -137,16 +98,6 @@ def test_sampling_prints_text_behind_each_prompt_the_same_again_for_a_seed_and_g
     assert greedy[0] == greedy[1]
 
 
-def test_a_run_goes_on_where_it_stopped(finished, tmp_path):
-    options = [*small(finished), "train.keep_checkpoints=9"]
-    assert cli("train", LM_CONFIG, "--run", tmp_path / "run", *options, "train.steps=3", "train.schedule=constant") == 0
-    assert cli("train", LM_CONFIG, "--run", tmp_path / "run", *options, "train.schedule=constant") == 0
-    assert cli("train", LM_CONFIG, "--run", tmp_path / "whole", *options, "train.schedule=constant") == 0
-    parts, whole = (checkpoint.open_checkpoint(tmp_path / name).state["files"] for name in ("run", "whole"))
-    assert parts["model.safetensors"] == whole["model.safetensors"]
-    assert parts["optimizer.safetensors"] == whole["optimizer.safetensors"]
-
-
 def test_dry_run_of_tokens_that_are_not_there_yet_needs_the_vocabulary(tmp_path, capsys):
     options = [*small(tmp_path), "--dry-run"]
     assert cli("train", LM_CONFIG, *options, "model.vocab_size=null") == 2
@@ -163,8 +114,8 @@ def test_what_a_language_model_needs_and_is_not_installed_is_named(run, monkeypa
     assert error.endswith("needs the package transformers, which is not installed; pip install 'dit_moe[lm]'")
 
 
-def test_scores_of_held_out_tokens_that_have_moved(run, finished, tmp_path, capsys):
-    moved = shutil.copytree(finished / "tokens" / "heldout", tmp_path / "moved")
+def test_scores_of_held_out_tokens_that_have_moved(run, finished_text, tmp_path, capsys):
+    moved = shutil.copytree(finished_text / "tokens" / "heldout", tmp_path / "moved")
     assert cli("perplexity", run, f"data.heldout={moved}") == 0
     found = json.loads((run / "perplexity.json").read_text())
     assert found["bits_per_byte"] == json.loads((run / "metrics.json").read_text())["bits_per_byte"]["model"]
@@ -195,7 +146,7 @@ BAD = {  # words of a command, {run} and {data} filled in: what it says
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_exit_code_2(case, run, finished, tmp_path, capsys):
+def test_bad_input_is_one_line_and_exit_code_2(case, run, finished_text, tmp_path, capsys):
     words, message = BAD[case]
     lost, other = (Path(shutil.copytree(run, tmp_path / name)) for name in ("lost", "other"))
     shutil.rmtree(lost / "tokenizer")
@@ -203,7 +154,7 @@ def test_bad_input_is_one_line_and_exit_code_2(case, run, finished, tmp_path, ca
     changed.write_text(changed.read_text().replace('"a":', '"@@":', 1))
     filled = [str(word).format(run=run, lost=lost, other=other) for word in words]
     if "SMALL" in filled:
-        filled[2:3] = ["--run", str(tmp_path / "new"), *small(finished)]
+        filled[2:3] = ["--run", str(tmp_path / "new"), *small(finished_text)]
     capsys.readouterr()
     assert cli(*filled) == 2
     error = capsys.readouterr().err.strip()
@@ -211,9 +162,9 @@ def test_bad_input_is_one_line_and_exit_code_2(case, run, finished, tmp_path, ca
     assert not (tmp_path / "new").exists()
 
 
-def test_held_out_text_that_is_trained_on_is_refused(finished, run, tmp_path, capsys):
-    tokens = f"data.heldout={finished / 'tokens' / 'train'}"
+def test_held_out_text_that_is_trained_on_is_refused(finished_text, run, tmp_path, capsys):
+    tokens = f"data.heldout={finished_text / 'tokens' / 'train'}"
     assert cli("perplexity", run, tokens) == 2
     assert "data.heldout" in capsys.readouterr().err
-    assert cli("train", LM_CONFIG, "--run", tmp_path / "run", *small(finished), tokens) == 2
+    assert cli("train", LM_CONFIG, "--run", tmp_path / "run", *small(finished_text), tokens) == 2
     assert "data.heldout" in capsys.readouterr().err

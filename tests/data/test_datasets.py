@@ -25,14 +25,11 @@ def dataset(config, request):
     return DATASETS.build(config, request.param)
 
 
-def test_a_batch_holds_int64_labels_of_the_stated_classes(dataset):
-    labels = dataset.__getitems__(range(len(dataset)))["labels"]
+def test_a_batch_holds_int64_labels_of_the_stated_classes_and_uint8_images_of_the_stated_shape_or_moments(dataset):
+    batch = dataset.__getitems__(range(len(dataset)))
+    labels = batch["labels"]
     assert labels.shape == (len(dataset),) and labels.dtype == torch.int64
     assert labels.unique().tolist() == list(range(len(dataset.class_names)))
-
-
-def test_a_batch_holds_either_uint8_images_of_the_stated_shape_or_moments(dataset):
-    batch = dataset.__getitems__(range(len(dataset)))
     if "images" in batch:
         assert set(batch) == {"images", "labels"}
         assert batch["images"].shape == (len(dataset), *dataset.image_shape) and batch["images"].dtype == torch.uint8
@@ -68,7 +65,8 @@ def test_changing_a_batch_does_not_change_the_data(dataset):
         assert torch.equal(rows, before[key])
 
 
-def test_processes_that_read_ahead_read_the_same(dataset):
+def test_processes_that_read_ahead_read_the_same(config):
+    dataset = DATASETS.build(config, "train")
     batches = list(micro_batches(GlobalBatches(len(dataset), 4, seed=0), [range(4)], 0, 3))
     for alone, ahead in zip(load_batches(dataset, batches), load_batches(dataset, batches, workers=2), strict=True):
         for key in alone:

@@ -7,12 +7,10 @@ import pytest
 
 from dit_moe import checkpoint
 from dit_moe.training.log import read_log
-from tests.autoencoders.encoded import encode
 from tests.cli.conftest import cli
 from tests.cli.test_latents import CONFIG, SMALLER
-from tests.scripts import said
 
-SCRIPT, STEPS = Path(__file__).with_name("latents_script.py"), 10
+STEPS = 10
 OVERRIDES = [
     *SMALLER,
     "model.name=DiT-custom/2-4E2A",
@@ -34,12 +32,10 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(processes):
     """Latents, and runs on them: of one process ("one"), and of two for each way of sharing the model."""
-    folder = tmp_path_factory.mktemp("latents")
-    encode(folder / "latents")
+    folder = processes / "latents"
     assert cli("train", *words(folder, folder / "one")) == 0
-    said(SCRIPT, folder, processes=2)
     return folder
 
 

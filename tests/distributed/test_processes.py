@@ -1,22 +1,16 @@
 """How processes come together and part, and what they say of each other's end."""
 
-from pathlib import Path
-
 import pytest
 
 from dit_moe import distributed
 from tests.cli.conftest import CONFIG, SMALL, cli
-from tests.scripts import said
 
-SCRIPT = Path(__file__).with_name("processes_script.py")
 AGAIN = "look for its own message, then run the same command again, which goes on from what was saved"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes")
-    said(SCRIPT, folder)
-    return folder
+@pytest.fixture
+def folder(processes):
+    return processes
 
 
 def ending(folder, name):

@@ -6,16 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cli.conftest import CONFIG, SMALL, cli
+from tests.cli.conftest import cli
 from tests.scripts import said
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_images_do_not_depend_on_the_number_of_processes(tmp_path):
-    run = tmp_path / "run"
-    assert cli("train", CONFIG, "--run", run, *SMALL) == 0
-    words = [str(run), "count=7", "batch_size=3", "sampler={name: euler_maruyama, steps: 3}"]
+def test_images_do_not_depend_on_the_number_of_processes(finished_run, tmp_path):
+    words = [str(finished_run), "count=7", "batch_size=3", "sampler={name: euler_maruyama, steps: 3}"]
     assert cli("sample", *words, "--out", tmp_path / "one") == 0
     said(ROOT / "sample.py", *words, "--out", tmp_path / "two", processes=2, torchrun=True)
     one, two = (np.load(tmp_path / name / "images.npz") for name in ("one", "two"))

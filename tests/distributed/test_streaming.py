@@ -1,23 +1,18 @@
 """Images reach the main process in order, a round at a time, from any number of processes."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from tests.distributed import streaming_script
-from tests.scripts import said
-
-SCRIPT = Path(__file__).with_name("streaming_script.py")
+from tests.distributed.streaming import streaming
 
 
 @pytest.fixture(scope="module", params=[1, 3])
-def ranks(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
+def ranks(request, processes, tmp_path_factory):
+    folder = processes
     if request.param == 1:
-        streaming_script.main(folder)
-    else:
-        said(SCRIPT, folder, processes=request.param)
+        folder = tmp_path_factory.mktemp("ranks")
+        streaming(folder)
     return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(request.param)]
 
 

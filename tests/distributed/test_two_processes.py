@@ -9,11 +9,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny_run
 import torch
 
 from dit_moe import checkpoint
 from tests.scripts import said
+from tests.training import tiny_run
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 BOTH = pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
@@ -22,14 +22,14 @@ NUMBERS = ("loss", "grad_norm", "p", "active", "aux_balance", "aux_dynamic")
 
 
 @pytest.fixture(scope="module")
-def folder(build, family, data, tmp_path_factory):
+def folder(build, family, tiny_data, tmp_path_factory):
     """Runs of one process ("one", "one_tuned") and of two (see the script)."""
     folder = tmp_path_factory.mktemp("runs")
     build(folder / "one", **tiny_run.LONG).train()
     if family == "DiT":
         start = {"init_from": str(folder / "one"), "classes": tiny_run.OTHER_CLASSES}
         build(folder / "one_tuned", **tiny_run.LONG | start | {"steps": 3}).train()
-    said(SCRIPT, family, data, folder, processes=2)
+    said(SCRIPT, family, tiny_data, folder, processes=2)
     return folder
 
 

@@ -19,9 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import tiny_run
 import torch
-from tiny_run import FAMILIES, LONG, OTHER_CLASSES
 from torch.distributed.tensor import DTensor
 
 from dit_moe import checkpoint
@@ -29,6 +27,8 @@ from dit_moe.config import ConfigError
 from dit_moe.diffusion import SamplingError
 from dit_moe.distributed import on_all, on_main
 from dit_moe.training import Hook
+from tests.training import tiny_run
+from tests.training.tiny_run import FAMILIES, LONG, OTHER_CLASSES
 
 RANK = int(os.environ["RANK"])
 

@@ -1,6 +1,5 @@
 """A run becomes a folder that other programs open."""
 
-import argparse
 import json
 import os
 import subprocess
@@ -14,7 +13,6 @@ pytest.importorskip("transformers", reason="needs the extra lm")
 from transformers import AutoModelForCausalLM, AutoTokenizer, OlmoeForCausalLM
 
 from dit_moe import config
-from dit_moe.cli import export as command
 from dit_moe.interop.export import export_run
 from tests.interop.models import tiny_lm, tiny_run, tokens
 from tests.scripts import in_use
@@ -97,15 +95,3 @@ def test_a_folder_that_holds_something_is_not_written_over(tmp_path):
         "other.partial/mine",
         "out/mine",
     ]
-
-
-def test_the_command_exports_what_it_opened_and_says_what(tmp_path, monkeypatch, capsys):
-    run, asked = tiny_run(tmp_path), []
-    monkeypatch.setattr(command, "open_text_run", lambda *args: asked.append(args) or run)
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    command.run(parser.parse_args(["runs/x", str(tmp_path / "out"), "weights=model"]))
-    assert [(str(path), overrides) for path, overrides in asked] == [("runs/x", ["weights=model"])]
-    said = json.loads(capsys.readouterr().out)
-    assert (said["folder"], said["step"]) == (str(tmp_path / "out"), 7)
-    assert (tmp_path / "out" / "model.safetensors").is_file()

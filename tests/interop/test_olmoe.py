@@ -1,7 +1,5 @@
 """OLMoE's weights give OLMoE's numbers in our model, and come back."""
 
-import itertools
-
 import pytest
 import torch
 
@@ -28,12 +26,20 @@ def relative(ours, theirs):
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
 
-GRID = list(itertools.product((4, 2, 1), (False, True), (False, True), (None, 0.5), (10_000.0, 500.0)))
-
-
 @pytest.mark.parametrize(
     "implementation, kv_heads, normed, tied, clip, theta",
-    [("grouped", *each) for each in GRID] + [("reference", *each) for each in GRID[::7]],
+    [  # any two settings of any two columns are together in a row
+        ("grouped", 4, False, False, None, 10_000.0),
+        ("grouped", 2, True, False, 0.5, 500.0),
+        ("grouped", 1, False, True, 0.5, 10_000.0),
+        ("grouped", 4, True, True, 0.5, 500.0),
+        ("reference", 1, True, False, None, 500.0),
+        ("reference", 2, False, True, None, 10_000.0),
+        ("reference", 4, True, False, 0.5, 10_000.0),
+        ("reference", 4, False, True, 0.5, 500.0),
+        ("grouped", 2, True, True, None, 10_000.0),
+        ("grouped", 1, False, False, None, 500.0),
+    ],
 )
 def test_olmoes_weights_give_olmoes_logits_loss_and_every_gradient(implementation, kv_heads, normed, tied, clip, theta):
     theirs = olmoe(

@@ -28,11 +28,7 @@ def mask_of(case: str, tokens: int, experts: int) -> torch.Tensor:
 
 
 def compute(
-    implementation: str,
-    activation: str,
-    mask: torch.Tensor,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
+    implementation: str, activation: str, mask: torch.Tensor, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> list[torch.Tensor]:
     """Output and all gradients, on the CPU."""
     torch.manual_seed(0)

@@ -67,6 +67,8 @@ def test_losses_have_their_textbook_values():
         ({"experts": 8, "target": 9}, r"model\.moe\.target=9\.0 exceeds experts=8; lower it or add experts"),
         ({"experts": 8, "target": 2.5, "router": "topk"}, r"model\.moe\.target=2\.5 must be a whole number"),
         ({"experts": 4, "target": 2, "router": {"name": "topp", "max_experts": 5}}, r"router\.max_experts=5 exceeds"),
+        ({"experts": 4, "target": 4, "router": {"name": "topp", "max_experts": 3}}, r"outside what the router allows"),
+        ({"experts": 4, "target": 4, "router": {"min_experts": 9}}, r"min_experts=9 exceeds experts=4"),
         ({"experts": 4, "target": 2, "router": "topq"}, r"model\.moe\.router\.name=topq: unknown router"),
         ({"experts": 4, "target": 2, "activation": "relu"}, r"activation=relu is not one of gelu, swiglu"),
         ({"experts": 4, "target": 2, "expert_hidden": 0}, r"expert_hidden=0 must be above 0"),

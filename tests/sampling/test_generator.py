@@ -140,8 +140,7 @@ def test_solved_thresholds_depend_neither_on_the_seed_nor_on_the_batch_size_and_
 
 
 @pytest.mark.parametrize(
-    ("targets", "steps", "tolerance"),
-    [((1.0, 3.0), 4, 0.05), (tuple(1 + number / 5 for number in range(10)), 10, 0.1)],
+    ("targets", "steps", "tolerance"), [((1.0, 3.0), 4, 0.05), (tuple(1 + number / 5 for number in range(10)), 10, 0.1)]
 )
 def test_targets_along_the_way_are_met_in_their_steps(targets, steps, tolerance):
     made = generator(target=targets, vary="time", sampler=EulerConfig(steps=steps))

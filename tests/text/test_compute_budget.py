@@ -7,16 +7,12 @@ import pytest
 
 from dit_moe.experiments.run import open_text_run
 from tests.cli.conftest import cli
-from tests.cli.test_language import LM_CONFIG, small
+from tests.cli.language import LM_CONFIG, small
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("language")
-    words = [*small(folder), "train.sample_every=null", "eval.light_every=null"]
-    assert cli("tokenize", LM_CONFIG, *words) == 0
-    assert cli("train", LM_CONFIG, "--run", folder / "run", *words) == 0
-    return folder / "run"
+def run(finished_text):
+    return finished_text / "run"
 
 
 def scored(folder, *words):
@@ -50,10 +46,13 @@ def test_p_needs_no_tokens_and_target_says_which_it_misses(run, tmp_path, capsys
         (tmp_path / "away").rename(tokens)
 
 
-def test_an_exported_model_works_with_the_solved_thresholds(run, tmp_path):
+def test_an_exported_model_works_with_the_solved_thresholds_and_the_command_says_what_it_is(run, tmp_path, capsys):
     from transformers import AutoModelForCausalLM
 
+    capsys.readouterr()
     assert cli("export", run, tmp_path / "out", "target=3") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["folder"], said["step"]) == (str(tmp_path / "out"), 6)
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     solved = [block.moe.router.override for block in open_text_run(run, ["target=3"]).model.blocks]
     held = [value.item() for name, value in exported.state_dict().items() if name.endswith("controller.u")]

@@ -10,12 +10,10 @@ from dit_moe.text import tokenization as tokenizing
 from dit_moe.text.token_shards import NoTokens, TokenShards, read_token_manifest
 from dit_moe.text.tokenization import Tokenization
 from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
-from tests.scripts import said
+from tests.scripts import killed_five_times
 from tests.text.tokens import bits, save_bpe, texts, tokenization, tokenized, write_lines
 
 pytest.importorskip("transformers")
-
-SCRIPT = Path(__file__).with_name("tokenize_script.py")
 
 
 def test_shards_hold_every_document_behind_an_end_of_text_and_the_manifest_says_what_they_are(tmp_path):
@@ -131,10 +129,11 @@ def same_but_for_place(bits, others):
 def test_killed_five_times_and_resumed_it_is_the_same_to_the_byte(tmp_path):
     write_lines(tmp_path / "text.jsonl", texts(150))
     folder = tmp_path / "tokens"
-    counts = said(SCRIPT, folder)
+    begun = tokenization(folder, shard_tokens=200)
+    counts = killed_five_times(begun.run, lambda: len(list(folder.glob("shards/*.json"))))
     assert len(counts) == 5 and not (folder / "manifest.json").exists()
     manifest = tokenization(folder, shard_tokens=200).run()
-    assert len(manifest.shards) > int(counts[-1]) > 4
+    assert len(manifest.shards) > counts[-1] > 4
     resumed = bits(folder)
     folder.rename(tmp_path / "resumed")
     tokenization(folder, shard_tokens=200).run()

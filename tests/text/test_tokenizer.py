@@ -1,8 +1,6 @@
 """Tokenizers: nothing is lost or added, and the same one is known again wherever it lies."""
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -98,7 +96,7 @@ def test_a_slow_tokenizer_works_as_well(tmp_path):
     assert again.config.sha256 == tokenizer.config.sha256 != BYTES.config.sha256
 
 
-def test_the_identity_outlives_saving_and_another_process_and_tells_tokenizers_apart(tmp_path, bpe):
+def test_the_identity_outlives_saving_never_changes_and_tells_tokenizers_apart(tmp_path, bpe):
     tokenizer = open_tokenizer(TokenizerConfig(name=str(bpe)))
     tokenizer.save(tmp_path / "copy")
     copy = open_tokenizer(TokenizerConfig(name="elsewhere"), tmp_path / "copy")
@@ -108,10 +106,9 @@ def test_the_identity_outlives_saving_and_another_process_and_tells_tokenizers_a
         for folder in (save_bpe(tmp_path / "a", 301), save_bpe(tmp_path / "b", eos="<|padding|>"))
     }
     assert len({BYTES.config.sha256, tokenizer.config.sha256, *others}) == 4
-    code = "from dit_moe.text.tokenizer import *; print(open_tokenizer(TokenizerConfig()).config.sha256)"
-    environment = os.environ | {"PYTHONHASHSEED": "3"}
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert said.stdout.strip() == BYTES.config.sha256
+    assert (
+        BYTES.config.sha256 == "181d6cb8d893c15dafaf85c3147fc6604d8fa93e69a4ddabecaeb6b0dce98838"
+    )  # as folders hold it
 
 
 def test_a_tokenizer_that_cannot_be_used_is_refused_in_one_line(tmp_path, bpe, monkeypatch):

@@ -1,7 +1,37 @@
-import sys
-from pathlib import Path
+"""A tracker that stands in for TensorBoard's, which may not be installed."""
 
-sys.path.insert(0, str(Path(__file__).parent))  # for tiny_run, which is a script too
+from typing import ClassVar
 
-from every_family import build, data, family  # noqa: F401
-from fake_tracker import tracked  # noqa: F401
+import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from accelerate.utils import LoggerType
+
+
+class FakeTracker(GeneralTracker):
+    name, requires_logging_directory, main_process_only = "tensorboard", True, True
+    calls: ClassVar[list] = []
+
+    def __init__(self, *args):
+        super().__init__()
+
+    @property
+    def tracker(self):
+        return self
+
+    def store_init_configuration(self, values):
+        self.calls.append(("config", values))
+
+    def log(self, values, step):
+        self.calls.append((step, values))
+
+    def finish(self):
+        self.calls.append(("finished", {}))
+
+
+@pytest.fixture
+def tracked(monkeypatch):
+    """What the tracker `tensorboard` gets: ("config", values), (step, values) …, ("finished", {})."""
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.TENSORBOARD])
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "tensorboard", FakeTracker)
+    monkeypatch.setattr(FakeTracker, "calls", [])
+    return FakeTracker.calls

@@ -5,10 +5,10 @@ import os
 import signal
 
 import pytest
-from tiny_run import bits, log
 
 from dit_moe import checkpoint
 from dit_moe.training import Hook, Interrupted
+from tests.training.tiny_run import bits, log
 
 pytestmark = pytest.mark.parametrize("family", ["DiT"], indirect=True)  # none of it depends on what is trained
 
@@ -29,22 +29,20 @@ def hook(calls=None, every=5, **numbers):
 
 
 @pytest.fixture(scope="module")
-def unbroken(build, tmp_path_factory):
+def whole(build, tmp_path_factory):
     """20 steps, measured every 5."""
-    run = tmp_path_factory.mktemp("unbroken")
+    run = tmp_path_factory.mktemp("whole")
     build(run, hooks=[hook()]).train()
     return run
 
 
-def test_numbers_are_a_line_of_the_step_they_belong_to(unbroken):
-    assert [line["step"] for line in measured(unbroken)] == [5, 10, 15, 20]
-    assert len({line["fd"] for line in measured(unbroken)}) == 4
+def test_numbers_are_a_line_of_the_step_they_belong_to(whole):
+    assert [line["step"] for line in measured(whole)] == [5, 10, 15, 20]
+    assert len({line["fd"] for line in measured(whole)}) == 4
 
 
-def test_measuring_changes_nothing_of_the_training(build, tmp_path, unbroken):
-    build(tmp_path).train()
-    assert bits(tmp_path, 20) == bits(unbroken, 20)
-    assert log(tmp_path) == log(unbroken)
+def test_measuring_changes_nothing_of_the_training(unbroken, whole):
+    assert bits(unbroken, 20) == bits(whole, 20) and log(unbroken) == log(whole)
 
 
 def test_none_is_no_line_and_leaves_no_file(build, tmp_path):
@@ -63,9 +61,8 @@ class Killed(BaseException):
     """Nothing catches it."""
 
 
-@pytest.mark.parametrize("step", [9, 10, 20])
-@pytest.mark.parametrize("place", [0, 1], ids=["before the numbers", "after them"])
-def test_a_run_that_dies_anywhere_and_goes_on_has_every_line_once(build, tmp_path, unbroken, step, place):
+@pytest.mark.parametrize("step, place", [(9, 0), (10, 0), (10, 1), (20, 1)])  # in the list of hooks
+def test_a_run_that_dies_anywhere_and_goes_on_has_every_line_once(build, tmp_path, whole, step, place):
     def die(now, model):
         if now == step:
             raise Killed
@@ -75,12 +72,12 @@ def test_a_run_that_dies_anywhere_and_goes_on_has_every_line_once(build, tmp_pat
     with pytest.raises(Killed):
         build(tmp_path, hooks=hooks).train()
     build(tmp_path, hooks=[hook()]).train()
-    assert measured(tmp_path) == measured(unbroken)
-    assert bits(tmp_path, 20) == bits(unbroken, 20)
+    assert measured(tmp_path) == measured(whole)
+    assert bits(tmp_path, 20) == bits(whole, 20)
 
 
 @pytest.mark.parametrize("part", ["model.safetensors", "state.json"])
-def test_a_run_that_dies_while_it_saves_has_every_line_once(build, tmp_path, unbroken, part, monkeypatch):
+def test_a_run_that_dies_while_it_saves_has_every_line_once(build, tmp_path, whole, part, monkeypatch):
     saved = []
 
     def die(path, original=checkpoint.sync):
@@ -95,10 +92,10 @@ def test_a_run_that_dies_while_it_saves_has_every_line_once(build, tmp_path, unb
             build(tmp_path, hooks=[hook()]).train()
     assert [line["step"] for line in measured(tmp_path)] == [5, 10, 15]
     build(tmp_path, hooks=[hook()]).train()
-    assert measured(tmp_path) == measured(unbroken)
+    assert measured(tmp_path) == measured(whole)
 
 
-def test_a_run_that_was_asked_to_stop_measures_that_step_when_it_goes_on(build, tmp_path, unbroken):
+def test_a_run_that_was_asked_to_stop_measures_that_step_when_it_goes_on(build, tmp_path, whole):
     def stop(step, model):
         os.kill(os.getpid(), signal.SIGTERM) if step == 9 else None
 
@@ -108,7 +105,7 @@ def test_a_run_that_was_asked_to_stop_measures_that_step_when_it_goes_on(build, 
     assert calls == [5]
     build(tmp_path, hooks=[hook(calls)]).train()
     assert calls == [5, 10, 15, 20]
-    assert measured(tmp_path) == measured(unbroken)
+    assert measured(tmp_path) == measured(whole)
 
 
 def test_hooks_that_measure_nothing_are_not_called_again(build, tmp_path):
@@ -118,7 +115,7 @@ def test_hooks_that_measure_nothing_are_not_called_again(build, tmp_path):
     assert calls == [15]
 
 
-def test_a_checkpoint_older_than_the_log_cuts_it(build, tmp_path, unbroken):
+def test_a_checkpoint_older_than_the_log_cuts_it(build, tmp_path, whole):
     build(tmp_path, steps=10, hooks=[hook()]).train()
     before = (tmp_path / "evaluations.jsonl").read_text()
     with (tmp_path / "evaluations.jsonl").open("a") as file:
@@ -127,7 +124,7 @@ def test_a_checkpoint_older_than_the_log_cuts_it(build, tmp_path, unbroken):
     build(tmp_path, steps=10, hooks=[hook(calls)]).train()
     assert (tmp_path / "evaluations.jsonl").read_text() == before and calls == []
     build(tmp_path, hooks=[hook()]).train()
-    assert measured(tmp_path) == measured(unbroken)
+    assert measured(tmp_path) == measured(whole)
 
 
 def test_trackers_and_the_screen_get_the_numbers_apart_from_those_of_training(build, tmp_path, tracked, capsys):

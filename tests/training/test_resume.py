@@ -2,71 +2,55 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
-import tiny_run
 import torch
-from tiny_run import bits, log
 
 from dit_moe import checkpoint
 from dit_moe.config import OF_A_RUN, ConfigError
 from dit_moe.distributed import locked
 from dit_moe.training import Hook, Interrupted, TrainingError
-from tests.scripts import in_use, start
+from tests.scripts import in_use, said
+from tests.training import tiny_run
+from tests.training.tiny_run import bits, log
 
 ONE_FAMILY = pytest.mark.parametrize("family", ["DiT"], indirect=True)
-
-
-@pytest.fixture(scope="module")
-def unbroken(build, tmp_path_factory):
-    """20 steps without a break, and the index lists they fetched."""
-    run = tmp_path_factory.mktemp("unbroken")
-    trainer = build(run)
-    trainer.train()
-    return run, trainer.prefetcher.dataset.asked
 
 
 def names(run):
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-@pytest.fixture
-def killed(family, data, tmp_path):
-    """Begins the run in `tmp_path` in a process of its own that dies at some event."""
-
-    def killed_at(event):
-        done = start(tiny_run.__file__, family, data, tmp_path, event)
-        assert done.returncode == -signal.SIGKILL, done.stderr
-
-    return killed_at
+@pytest.fixture(scope="module")
+def killed(tiny_data, tmp_path_factory):
+    """Runs by family, each of which died of kill -9: between two checkpoints, and while it saved the second one."""
+    folder = tmp_path_factory.mktemp("killed")
+    tiny_run.tokens(tiny_data)  # made before the two need it
+    said(tiny_run.__file__, tiny_data, folder, "LM=step:15", "DiT=state.json:2")
+    return folder
 
 
-@pytest.mark.parametrize(
-    ("family", "event"), [("LM", "step:15"), ("DiT", "state.json:2")], indirect=["family"], ids=["between", "saving"]
-)
 def test_killed_between_checkpoints_or_while_it_saves_and_resumed_equals_unbroken_bit_for_bit(
-    build, killed, tmp_path, unbroken, event
+    build, family, killed, unbroken
 ):
-    killed(event)
-    assert log(tmp_path)[-1]["step"] >= 15, "the log has gone further than the checkpoint"
-    assert checkpoint.open_checkpoint(tmp_path).step == 10
-
-    resumed = build(tmp_path)
+    run = killed / family
+    assert log(run)[-1]["step"] >= 15, "the log has gone further than the checkpoint"
+    assert checkpoint.open_checkpoint(run).step == 10
+    resumed = build(run)
     resumed.train()
-    reference, asked = unbroken
-    assert resumed.prefetcher.dataset.asked == asked[-10:]
-    assert bits(tmp_path, 20) == bits(reference, 20)
-    assert log(tmp_path) == log(reference)
-    assert names(tmp_path) == ["step_00000010", "step_00000020"]
+    assert resumed.prefetcher.dataset.asked == [resumed.prefetcher.batches.batch(step) for step in range(10, 20)]
+    assert bits(run, 20) == bits(unbroken, 20) and log(run) == log(unbroken)
+    assert names(run) == ["step_00000010", "step_00000020"]
 
 
 @ONE_FAMILY
 def test_a_run_whose_checkpoint_holds_p_goes_on_from_the_same_thresholds_in_weights_and_average(
     build, tmp_path, unbroken
 ):
-    saved = checkpoint.open_checkpoint(unbroken[0])
+    saved = checkpoint.open_checkpoint(unbroken)
     parts = {part: saved.weights(part) for part in ("model", "ema", "optimizer")}
     for state in (parts["model"], parts["ema"]):
         for name in [name for name in state if name.endswith("controller.u")]:
@@ -92,7 +76,7 @@ def test_the_log_of_a_resumed_run_has_every_line_once(build, tmp_path, unbroken)
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write(json.dumps({"step": 15, "loss": 7.0}) + "\n" + '{"step": 20, "los')
     build(tmp_path).train()
-    assert log(tmp_path) == log(unbroken[0])
+    assert log(tmp_path) == log(unbroken)
 
 
 @ONE_FAMILY
@@ -100,8 +84,8 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_anew(build, tmp_path
     tmp_path.joinpath("config.yaml").write_text(f"{OF_A_RUN}seed: 7\n")
     tmp_path.joinpath("log.jsonl").write_text('{"step": 5}\n')
     build(tmp_path).train()
-    assert bits(tmp_path, 20) == bits(unbroken[0], 20)
-    assert log(tmp_path) == log(unbroken[0])
+    assert bits(tmp_path, 20) == bits(unbroken, 20)
+    assert log(tmp_path) == log(unbroken)
 
 
 @ONE_FAMILY
@@ -114,8 +98,8 @@ def test_a_signal_saves_the_step_under_way_and_the_run_goes_on_from_there(build,
     assert signal.getsignal(signum) is before
     assert names(tmp_path) == ["step_00000008"]
     build(tmp_path).train()
-    assert bits(tmp_path, 20) == bits(unbroken[0], 20)
-    assert log(tmp_path) == log(unbroken[0]), "the line of step 10 is the mean of 6 to 10"
+    assert bits(tmp_path, 20) == bits(unbroken, 20)
+    assert log(tmp_path) == log(unbroken), "the line of step 10 is the mean of 6 to 10"
 
 
 def contents(run):
@@ -123,12 +107,11 @@ def contents(run):
 
 
 def test_a_finished_run_returns_at_once_and_touches_nothing(build, unbroken, capsys):
-    run, _ = unbroken
-    before = contents(run)
-    trainer = build(run)
+    before = contents(unbroken)
+    trainer = build(unbroken)
     trainer.train()
     assert trainer.prefetcher.dataset.asked == []
-    assert contents(run) == before
+    assert contents(unbroken) == before
     assert "is finished: 20 steps; raise train.steps to go on" in capsys.readouterr().err.replace("\n", " ")
 
 
@@ -209,11 +192,11 @@ def test_another_precision_than_before_is_announced(build, tmp_path, capsys):
 
 
 @ONE_FAMILY
-def test_a_damaged_checkpoint_stops_the_run_instead_of_starting_it_elsewhere(build, tmp_path):
-    build(tmp_path).train()
-    path = tmp_path / "checkpoints" / "step_00000020" / "model.safetensors"
+def test_a_damaged_checkpoint_stops_the_run_instead_of_starting_it_elsewhere(build, unbroken, tmp_path):
+    run = shutil.copytree(unbroken, tmp_path / "run")
+    path = run / "checkpoints" / "step_00000020" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
-    before = contents(tmp_path)
+    before = contents(run)
     with pytest.raises(ValueError, match=r"model.safetensors has 1000 bytes .*delete it to go on from step_00000010"):
-        build(tmp_path, steps=30).train()
-    assert contents(tmp_path) == before
+        build(run, steps=30).train()
+    assert contents(run) == before

@@ -1,15 +1,18 @@
 """A run small enough for tests: a DTop-p model of 2 blocks, of the digits or of a little text.
 
-As a script, ``tiny_run.py FAMILY DATA RUN DEATH``, it dies of kill -9: after step N for the DEATH ``step:N``, in its
-evaluation for ``evaluation:N``, and for ``FILE:N`` when FILE of the Nth checkpoint is being put on the disk.
+As a script, ``tiny_run.py DATA FOLDER FAMILY=DEATH…``, it trains FOLDER/FAMILY of each in a fork that dies of kill -9:
+after step N for the DEATH ``step:N``, and for ``FILE:N`` when FILE of the Nth checkpoint is being put on the disk.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,22 +163,27 @@ def log(run):
     return [{key: value for key, value in line.items() if not key.endswith("_per_s")} for line in lines]
 
 
-def main(family, data, run, death):
+def die_at(death, build):
     event, _, number = death.partition(":")
-    hooks = []
-    if event in ("step", "evaluation"):
-        hooks.append(Hook(every=int(number), call=lambda *_: die(), measures=event == "evaluation"))
-    else:
-        paths = []
+    paths, sync = [], checkpoint.sync
 
-        def sync(path, original=checkpoint.sync):
-            paths.extend([path] if path.name == event else [])
-            if len(paths) == int(number):
-                die()
-            original(path)
+    def mortal(path):
+        paths.extend([path] if path.name == event else [])
+        if len(paths) == int(number):
+            die()
+        sync(path)
 
-        checkpoint.sync = sync
-    build(run, family=family, data=data, hooks=hooks).train()
+    checkpoint.sync = mortal
+    build(hooks=[Hook(every=int(number), call=lambda *_: die())] if event == "step" else []).train()
+
+
+def main(data, folder, *deaths):
+    for family, death in (each.split("=") for each in deaths):
+        child = os.fork()
+        if child == 0:
+            die_at(death, partial(build, Path(folder) / family, family=family, data=data))
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
 if __name__ == "__main__":

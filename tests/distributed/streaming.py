@@ -1,9 +1,8 @@
-"""What each of several processes does for test_streaming.py, leaving what it saw in FOLDER/rank_<i>.json."""
+"""What each of several processes does for test_streaming.py."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,7 +30,8 @@ def ending(take) -> str:
 GENERATOR = SimpleNamespace(model=nn.Identity(), config=SimpleNamespace(batch_size=3), batches=numbered)
 
 
-def main(folder: Path) -> None:
+def streaming(folder: Path) -> None:
+    """Leaves what it saw in folder/rank_<i>.json."""
     state, seen = join_processes(), {}
     for count in (1, 2, 7, 20):
         took: list[list[int]] = []
@@ -46,7 +46,3 @@ def main(folder: Path) -> None:
 
     seen["full"] = ending(full)
     (folder / f"rank_{state.process_index}.json").write_text(json.dumps(seen))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

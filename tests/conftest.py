@@ -1,0 +1,64 @@
+"""What tests of several parts share: finished runs, and every family of models in turn.
+
+`parametrize("family", [...], indirect=True)` takes some families. What takes long to import is imported when asked for.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    """A small run on the digits, by `dit-moe train`."""
+    from tests.cli.conftest import CONFIG, SMALL, cli
+
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    assert cli("train", CONFIG, "--run", folder, *SMALL) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_text(tmp_path_factory) -> Path:
+    """A folder with a small run on text, by `dit-moe quickstart`, and the text and tokens that it is of."""
+    from tests.cli.conftest import cli
+    from tests.cli.language import LM_CONFIG, small
+
+    folder = tmp_path_factory.mktemp("language")
+    assert cli("quickstart", LM_CONFIG, "--run", folder / "run", *small(folder)) == 0
+    return folder
+
+
+@pytest.fixture(scope="module", params=["DiT", "LM"])
+def family(request) -> str:
+    """The name of its registry entry."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """The folder of what all families train on."""
+    return tmp_path_factory.mktemp("data") / "tokens"
+
+
+@pytest.fixture(scope="module")
+def build(family, tiny_data):
+    """`tiny_run.build` of the family."""
+    from tests.training import tiny_run
+
+    return partial(tiny_run.build, family=family, data=tiny_data)
+
+
+@pytest.fixture(scope="session")
+def runs_by_family() -> dict:
+    return {}
+
+
+@pytest.fixture(scope="module")
+def unbroken(family, build, runs_by_family, tmp_path_factory) -> Path:
+    """A tiny run of 20 steps without a break; it is read, and never changed."""
+    if family not in runs_by_family:
+        runs_by_family[family] = tmp_path_factory.mktemp("unbroken")
+        build(runs_by_family[family]).train()
+    return runs_by_family[family]

@@ -188,14 +188,3 @@ def test_a_run_refuses_other_latents_of_the_same_space(capsys, tmp_path, latents
     refused(capsys, 2, "data.fingerprint=", "train", CONFIG, *settings, "train.steps=6", "--run", run)
     moved = shutil.copytree(latents, tmp_path / "moved")
     assert cli("train", CONFIG, *SMALLER, f"data.path={moved}", "train.steps=6", "--run", run) == 0
-
-
-def test_what_is_wrong_with_the_latents_is_said_before_training(capsys, tmp_path, latents):
-    words = ["train", CONFIG, *SMALLER, "--run", tmp_path / "run"]
-    refused(capsys, 2, "holds no encoded latents; run `dit-moe encode", *words, f"data.path={tmp_path / 'nowhere'}")
-    folder = shutil.copytree(latents, tmp_path / "latents")
-    shard = folder / "shards" / "00001.safetensors"
-    shard.write_bytes(shard.read_bytes()[:-1])
-    refused(capsys, 2, "00001.safetensors has", *words, f"data.path={folder}")
-    refused(capsys, 2, "16 channels", *words, f"data.path={latents}", "first_stage.channels=16")
-    assert not (tmp_path / "run").exists()

@@ -6,7 +6,6 @@ import pytest
 import torch
 from PIL import Image
 
-from dit_moe import files
 from dit_moe.pictures import foreign_pictures, grid_layout, png_folder, save_grid
 
 IMAGES = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -69,21 +68,6 @@ def test_a_shorter_set_replaces_a_longer_one_and_nothing_else(tmp_path):
         "000002.png",
         "labels.json",
     ]
-
-
-@pytest.mark.parametrize("failing", [(Image.Image, "save"), (files, "sync")], ids=["save", "sync"])
-def test_a_set_that_is_not_finished_leaves_the_old_one(tmp_path, monkeypatch, failing):
-    saved(tmp_path / "png")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "png").iterdir()}
-
-    def full(*args):
-        raise OSError("no space left")
-
-    monkeypatch.setattr(*failing, full)
-    with pytest.raises(OSError, match="no space"):
-        saved(tmp_path / "png", IMAGES[:3], LABELS[:3])
-    assert {path.name: path.read_bytes() for path in (tmp_path / "png").iterdir()} == before
-    assert [path.name for path in tmp_path.iterdir()] == ["png"]
 
 
 def test_a_set_with_images_missing_is_refused(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,9 +61,3 @@ def encoder(folder: Path, *, stage: Autoencoder | None = None, dataset: object =
 def encode(folder: Path, **options: object) -> Manifest:
     folder.mkdir(parents=True, exist_ok=True)
     return encoder(folder, **options).run()
-
-
-def bits(folder: Path) -> dict[str, str]:
-    """What each file in a folder is."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

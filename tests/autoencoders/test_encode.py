@@ -14,8 +14,9 @@ from dit_moe.autoencoders.encode import check_shards, reconstruct
 from dit_moe.autoencoders.encoder import BROKEN, EncodeConfig, EncodingError
 from dit_moe.data import DATASETS
 from dit_moe.data.latents import NoLatents, read_manifest, write_manifest
-from tests.autoencoders.encoded import DIGITS, WithBroken, autoencoder, bits, encode, encoder
+from tests.autoencoders.encoded import DIGITS, WithBroken, autoencoder, encode, encoder
 from tests.autoencoders.small import make
+from tests.folders import contents
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +103,10 @@ def test_only_shards_that_are_lost_or_damaged_are_made_and_have_the_same_bytes(f
     (folder / "shards" / "00001.safetensors").write_bytes(b"short")
     assert again.missing() == [0, 1] and again.shards.rows_in([0, 1]) == 40
     again.run(on_images=seen.append)
-    assert bits(folder) == bits(made) and sum(seen) == 40
+    assert contents(folder) == contents(made) and sum(seen) == 40
     (folder / "shards" / "00002.json").unlink()
     again.run(on_images=seen.append)
-    assert bits(folder) == bits(made) and sum(seen) == 50
+    assert contents(folder) == contents(made) and sum(seen) == 50
 
 
 @pytest.mark.parametrize(
@@ -118,13 +119,13 @@ def test_only_shards_that_are_lost_or_damaged_are_made_and_have_the_same_bytes(f
     ],
 )
 def test_an_encoding_goes_on_only_as_it_was_begun(folder, tmp_path, stage, options, key):
-    before = bits(folder)
+    before = contents(folder)
     if "seed" in options:
         stage = autoencoder(tmp_path / "other", **options)
         options = {}
     with pytest.raises(ValueError, match=f"{key}=.* differs from the encoding in .*, which has"):
         encoder(folder, stage=stage, **{"dtype": "fp32"} | options).run()
-    assert bits(folder) == before
+    assert contents(folder) == before
 
 
 def test_where_the_images_lie_and_what_cannot_change_the_latents_may_change(folder, stage):
@@ -180,15 +181,15 @@ def test_broken_images_stop_it_at_the_end_and_come_back_once_mended(tmp_path, st
     begun.run(skip_broken=True)
     assert not (folder / BROKEN).exists()
     assert (begun.missing(skip_broken=True), begun.missing()) == ([], [0, 1])
-    before = bits(folder)
+    before = contents(folder)
     with pytest.raises(EncodingError, match=r"images/3.jpg is no image"):
         begun.run()
     (folder / BROKEN).unlink()
-    assert bits(folder) == before
+    assert contents(folder) == before
     with_broken.broken = ()
     assert begun.run().skipped == ()
     encode(tmp_path / "whole", stage=stage, dataset=with_broken)
-    assert bits(folder) == bits(tmp_path / "whole")
+    assert contents(folder) == contents(tmp_path / "whole")
 
 
 def test_broken_images_are_left_out_on_demand_and_named_in_the_manifest(tmp_path, stage, with_broken):

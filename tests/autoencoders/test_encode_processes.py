@@ -6,7 +6,8 @@ import pytest
 
 from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from dit_moe.data import DATASETS
-from tests.autoencoders.encoded import DIGITS, WithBroken, bits, encode, encoder
+from tests.autoencoders.encoded import DIGITS, WithBroken, encode, encoder
+from tests.folders import contents
 from tests.scripts import said
 
 SCRIPT = Path(__file__).with_name("encode_script.py")
@@ -25,7 +26,7 @@ def test_killed_five_times_and_resumed_it_is_the_same_to_the_byte(alone, tmp_pat
     assert len(shards) == 5 and 0 < int(shards[-1]) < 13
     stage = Autoencoder(AutoencoderConfig(model=str(alone / "autoencoder")))
     encoder(tmp_path, stage=stage, shard_size=4, batch_size=3).run()
-    assert bits(tmp_path) == bits(alone / "latents")
+    assert contents(tmp_path) == contents(alone / "latents")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def together(alone, tmp_path_factory):
 
 
 def test_several_processes_make_the_same_latents_as_one(together, alone):
-    assert bits(together[0] / "whole") == bits(alone / "latents")
+    assert contents(together[0] / "whole") == contents(alone / "latents")
 
 
 def test_processes_with_workers_agree_on_what_is_broken(together, alone, tmp_path):
@@ -44,4 +45,4 @@ def test_processes_with_workers_agree_on_what_is_broken(together, alone, tmp_pat
     assert printed == ["3,7,25"] * 3
     stage = Autoencoder(AutoencoderConfig(model=str(alone / "autoencoder")))
     encoder(tmp_path, stage=stage, dataset=WithBroken(DATASETS.build(DIGITS, "train"), 50)).run(skip_broken=True)
-    assert bits(folder / "broken") == bits(tmp_path)
+    assert contents(folder / "broken") == contents(tmp_path)

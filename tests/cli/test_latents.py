@@ -11,7 +11,8 @@ from PIL import Image
 from dit_moe.training.log import read_log
 from tests.autoencoders.small import make
 from tests.cli.conftest import SMALL, cli
-from tests.cli.test_bad_input import refused, snapshot
+from tests.cli.test_bad_input import refused
+from tests.folders import contents
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "digits_latent.yaml")
 SMALLER = [*SMALL, "model.name=DiT-custom/4-4E2A", "encode.shard_size=300"]
@@ -169,16 +170,16 @@ def test_a_mistake_in_the_config_is_refused_before_anything_is_encoded(capsys, t
 
 def test_a_run_refuses_latents_of_another_space_with_both_descriptions(capsys, tmp_path, latent_run):
     run = shutil.copytree(latent_run, tmp_path / "run")
-    before = snapshot(run)
+    before = contents(run)
     model = make(tmp_path / "other", in_channels=1, out_channels=1)
     settings = [f"data.path={tmp_path / 'others'}", f"first_stage.model={model}", *SMALLER, "encode.images.size=16"]
     assert cli("encode", CONFIG, *settings) == 0
     refused(capsys, 2, "first_stage is of the latent space", "train", CONFIG, *settings, "train.steps=6", "--run", run)
-    assert snapshot(run) == before
+    assert contents(run) == before
     refused(
         capsys, 2, "these latents are of an AutoencoderKL with weights", "sample", run, f"first_stage.model={model}"
     )
-    assert snapshot(run) == before
+    assert contents(run) == before
 
 
 def test_a_run_refuses_other_latents_of_the_same_space(capsys, tmp_path, latents, latent_run):

@@ -14,8 +14,9 @@ from dit_moe.experiments.run import open_text_run
 from dit_moe.experiments.text import open_heldout
 from tests.autoencoders.encoded import encode
 from tests.cli.conftest import CONFIG, SMALL, cli
-from tests.cli.test_bad_input import refused, snapshot
+from tests.cli.test_bad_input import refused
 from tests.cli.test_perplexity import trained  # noqa: F401 (a fixture)
+from tests.folders import contents
 
 
 @pytest.fixture
@@ -144,9 +145,9 @@ def test_every_dataset_says_whether_it_may_lack_held_out_data():
     ],
 )
 def test_bad_input_is_one_message_and_nothing_is_written(a_run, capsys, words, message):
-    before = snapshot(a_run)
+    before = contents(a_run)
     refused(capsys, 2, message, "routing", a_run, *words)
-    assert snapshot(a_run) == before
+    assert contents(a_run) == before
 
 
 def test_options_of_images_are_refused_for_text(trained, capsys):  # noqa: F811

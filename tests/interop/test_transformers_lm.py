@@ -19,7 +19,7 @@ from dit_moe.moe import observe_routers, routers_of
 from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
 from tests.interop.models import tiny_lm, tokens
 
-GREEDY = {"do_sample": False, "min_new_tokens": 50, "max_new_tokens": 50}
+GREEDY = {"do_sample": False, "min_new_tokens": 30, "max_new_tokens": 30}
 SHAPES = [("dtopp", {}), ("layerwise", {"kv_heads": 2}), ("topk", {"tied": True}), (None, {"tied": True})]
 
 
@@ -158,10 +158,10 @@ def test_a_cache_changes_no_token_of_greedy_text(router, changes):
     cached = model.generate(prompt, **GREEDY)
     assert torch.equal(cached, model.generate(prompt, use_cache=False, **GREEDY))
     text = prompt
-    for _ in range(50):
+    for _ in range(30):
         text = torch.cat([text, lm(text)[:, -1:].argmax(-1)], dim=1)
     assert torch.equal(cached, text)
-    least = 2 if changes.get("tied") else 20  # it is no loop of one token, to which tied weights incline
+    least = 2 if changes.get("tied") else 12  # it is no loop of one token, to which tied weights incline
     assert min(len(set(row)) for row in cached[:, 7:].tolist()) > least
     if router == "dtopp":  # these tests would tell little of a router that gives all tokens as many experts
         counts = []

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from dit_moe.sampling.outputs import OUTPUTS, open_outputs, parse_outputs, require_writable_outputs
+from tests.folders import contents
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "streaming.py"
 IMAGES = torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -47,10 +48,10 @@ def test_all_kinds_show_the_same_images(tmp_path):
 def test_an_error_leaves_every_file_of_the_run_before_and_what_describes_them(tmp_path):
     save(tmp_path, ["npz", "png", "grid"])
     (tmp_path / "sample.json").write_text("{}")
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = contents(tmp_path)
     with pytest.raises(ValueError, match="dtype"):
         save(tmp_path, ["npz", "png", "grid"], images=torch.cat([IMAGES[:5].float(), IMAGES[5:].float()]))
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("facts", [None, '{"files": "of something else', '{"steps": 3}'])

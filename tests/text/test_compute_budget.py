@@ -29,7 +29,7 @@ def test_held_out_text_uses_as_many_experts_as_are_asked_for(run, target):
 
 def test_each_layer_meets_its_own_target(run):
     report = scored(run, "target=[1.5,3]")
-    assert report["active_experts_by_layer"] == pytest.approx([1.5, 3], rel=0.06)  # of 2,004 other tokens
+    assert report["active_experts_by_layer"] == pytest.approx([1.5, 3], rel=0.08)  # of 2,004 other tokens
 
 
 def test_p_needs_no_tokens_and_target_says_which_it_misses(run, tmp_path, capsys):

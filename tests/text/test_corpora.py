@@ -48,11 +48,12 @@ def read(section, split="train", start=0):
 
 
 def test_every_corpus_gives_each_split_from_any_place_on_and_holds_out_what_is_not_trained_on(made):
-    train, heldout = read(made), read(made, "heldout")
+    corpora = {split: CORPORA.build(made, split) for split in ("train", "heldout")}
+    train, heldout = (list(each.documents(0)) for each in corpora.values())
     assert len(train) > 10 and len(heldout) >= len(train) // 15 and not set(heldout) & set(train) - {""}
     for split, whole in (("train", train), ("heldout", heldout)):
         for start in (0, 1, 3, 7, len(whole) - 1, len(whole)):
-            assert read(made, split, start) == whole[start:]
+            assert list(corpora[split].documents(start)) == whole[start:]
     with pytest.raises(ValueError, match=r"no split 'test'; .*known: train, heldout"):
         CORPORA.build(made, "test")
 

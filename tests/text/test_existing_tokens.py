@@ -10,7 +10,8 @@ from dit_moe.config import ConfigError
 from dit_moe.text.token_shards import TokenShards
 from dit_moe.text.tokenization import Tokenization, TokenizeConfig, finished
 from dit_moe.text.tokenizer import TokenizerConfig
-from tests.text.tokens import bits, config, corpus, save_bpe, texts, tokenize, tokenized, write_lines
+from tests.folders import contents
+from tests.text.tokens import config, corpus, save_bpe, texts, tokenize, tokenized, write_lines
 
 pytest.importorskip("transformers")
 
@@ -99,7 +100,7 @@ def test_tokens_are_finished_only_while_they_are_whole_and_of_the_text_and_token
 def test_a_folder_goes_on_only_with_the_text_and_tokenizer_it_was_begun_with(tmp_path):
     folder = tmp_path / "tokens"
     tokenized(folder)
-    before = bits(folder)
+    before = contents(folder)
     otherwise = "tokenise into another folder, or delete that one"
     cases = {
         "corpus.fingerprint": lambda: tokenized(folder, texts(99)),
@@ -122,7 +123,7 @@ def test_a_folder_goes_on_only_with_the_text_and_tokenizer_it_was_begun_with(tmp
     again = Tokenization(config(moved), folder, "train")
     again.corpus.documents = None  # would be called
     again.run()
-    assert again.made == 0 and bits(folder / "shards") == {
+    assert again.made == 0 and contents(folder / "shards") == {
         name.removeprefix("shards/"): sha256 for name, sha256 in before.items() if name.startswith("shards/")
     }
 

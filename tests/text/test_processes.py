@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
+from tests.folders import contents
 from tests.scripts import start
 from tests.text import processes_script
 from tests.text.scoring import documents
-from tests.text.tokens import bits, texts, write_lines
+from tests.text.tokens import texts, write_lines
 
 pytest.importorskip("transformers")
 
@@ -30,7 +31,9 @@ def outputs(tmp_path_factory):
 
 
 def test_two_processes_tokenise_to_the_same_bytes(outputs):
-    one, two = (bits(folder / "tokens" / "shards") | bits(folder / "tokens" / "tokenizer") for folder in outputs[:2])
+    one, two = (
+        contents(folder / "tokens" / "shards") | contents(folder / "tokens" / "tokenizer") for folder in outputs[:2]
+    )
     assert one == two and len(one) > 10
 
 

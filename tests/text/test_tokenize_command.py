@@ -9,8 +9,9 @@ from dit_moe.text import tokenization as tokenizing
 from dit_moe.text.token_shards import read_token_manifest
 from dit_moe.text.tokenization import tokenize_splits
 from tests.cli.conftest import cli
+from tests.folders import contents
 from tests.scripts import in_use
-from tests.text.tokens import bits, save_bpe, texts, write_lines
+from tests.text.tokens import save_bpe, texts, write_lines
 
 pytest.importorskip("transformers")
 
@@ -99,15 +100,15 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, config, capsys):
 def test_nothing_of_a_user_s_is_replaced_by_tokens_or_their_tokenizer(tmp_path, config, capsys):
     bpe = save_bpe(tmp_path / "train" / "tokenizer")
     (bpe / "notes.txt").write_text("mine")
-    before = bits(tmp_path / "train")
+    before = contents(tmp_path / "train")
     for name in (bpe, "bytes"):
         assert cli("tokenize", config, f"tokenize.tokenizer.name={name}", "--split", "train") == 2
         told = f"{tmp_path}/train/tokenizer is there already, and nothing says that dit-moe wrote it; move it away, or"
         assert told in capsys.readouterr().err
-        assert bits(tmp_path / "train") == before
+        assert contents(tmp_path / "train") == before
     assert cli("tokenize", config, f"tokenize.tokenizer.name={bpe}", "--split", "heldout") == 0
     copy = tmp_path / "heldout" / "tokenizer"  # of which more tokens may be made, in its own folder, too
-    kept = bits(copy)
+    kept = contents(copy)
     (tmp_path / "heldout" / "manifest.json").unlink()
     assert cli("tokenize", config, f"tokenize.tokenizer.name={copy}", "--split", "heldout") == 0
-    assert bits(copy) == kept
+    assert contents(copy) == kept

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from dit_moe.config import ConfigError
 from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
-from tests.text.tokens import bits, save_bpe, texts
+from tests.folders import contents
+from tests.text.tokens import save_bpe, texts
 
 transformers = pytest.importorskip("transformers")
 
@@ -138,8 +139,8 @@ def test_a_copy_is_kept_whole_and_takes_the_place_of_none_but_an_earlier_copy(tm
     tokenizer.hf.chat_template = {"default": "a", "other": "b"}  # written as a folder
     tokenizer.keep(copy, replace=False)
     tokenizer.save(tmp_path / "saved")
-    wanted = bits(copy)
-    assert wanted == bits(tmp_path / "saved") and any("other" in name for name in wanted)
+    wanted = contents(copy)
+    assert wanted == contents(tmp_path / "saved") and any("other" in name for name in wanted)
 
     other = open_tokenizer(TokenizerConfig(name=str(bpe)))
     with pytest.raises(ValueError, match=r"tokenizer is there already and holds additional_chat_templates and 3 more"):
@@ -154,5 +155,5 @@ def test_a_copy_is_kept_whole_and_takes_the_place_of_none_but_an_earlier_copy(tm
     assert (copy / "notes.txt").read_text() == "mine"
     (copy / "notes.txt").unlink()
     tokenizer.keep(copy, replace=True)
-    assert bits(copy) == wanted
+    assert contents(copy) == wanted
     assert sorted(path.name for path in tmp_path.iterdir()) == ["saved", "tokenizer"]

@@ -2,9 +2,7 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +11,8 @@ from dit_moe import checkpoint
 from dit_moe.config import OF_A_RUN, ConfigError
 from dit_moe.distributed import locked
 from dit_moe.training import Hook, Interrupted, TrainingError
-from tests.scripts import in_use, said
+from tests.folders import contents
+from tests.scripts import said
 from tests.training import tiny_run
 from tests.training.tiny_run import bits, log
 
@@ -71,15 +70,6 @@ def test_a_run_whose_checkpoint_holds_p_goes_on_from_the_same_thresholds_in_weig
 
 
 @ONE_FAMILY
-def test_the_log_of_a_resumed_run_has_every_line_once(build, tmp_path, unbroken):
-    build(tmp_path, steps=10).train()
-    with (tmp_path / "log.jsonl").open("a") as file:
-        file.write(json.dumps({"step": 15, "loss": 7.0}) + "\n" + '{"step": 20, "los')
-    build(tmp_path).train()
-    assert log(tmp_path) == log(unbroken)
-
-
-@ONE_FAMILY
 def test_a_run_that_died_before_its_first_checkpoint_starts_anew(build, tmp_path, unbroken):
     tmp_path.joinpath("config.yaml").write_text(f"{OF_A_RUN}seed: 7\n")
     tmp_path.joinpath("log.jsonl").write_text('{"step": 5}\n')
@@ -100,10 +90,6 @@ def test_a_signal_saves_the_step_under_way_and_the_run_goes_on_from_there(build,
     build(tmp_path).train()
     assert bits(tmp_path, 20) == bits(unbroken, 20)
     assert log(tmp_path) == log(unbroken), "the line of step 10 is the mean of 6 to 10"
-
-
-def contents(run):
-    return {path: path.read_bytes() for path in Path(run).rglob("*") if path.is_file()}
 
 
 def test_a_finished_run_returns_at_once_and_touches_nothing(build, unbroken, capsys):
@@ -134,17 +120,6 @@ def test_another_config_is_refused_with_the_keys_that_differ_and_nothing_is_over
     assert caught.value.path == "train.batch_size"
     assert f"=16 differs from the run in {tmp_path}, which has 32, as do train.lr;" in str(caught.value)
     assert contents(tmp_path) == before
-
-
-@ONE_FAMILY
-def test_a_run_that_is_being_trained_is_refused_before_anything_is_touched(build, tmp_path):
-    build(tmp_path, steps=5).train()
-    before = contents(tmp_path)
-    with in_use(tmp_path), pytest.raises(ValueError, match=f"{tmp_path} is in use by another process; wait"):
-        build(tmp_path, steps=7).train()
-    assert contents(tmp_path) == before
-    build(tmp_path, steps=7).train()
-    assert checkpoint.open_checkpoint(tmp_path).step == 7
 
 
 @ONE_FAMILY
@@ -189,14 +164,3 @@ def test_another_precision_than_before_is_announced(build, tmp_path, capsys):
     state.write_text(json.dumps(json.loads(state.read_text()) | {"precision": "bf16"}))
     build(tmp_path, steps=7).train()
     assert capsys.readouterr().err.count(note) == 1
-
-
-@ONE_FAMILY
-def test_a_damaged_checkpoint_stops_the_run_instead_of_starting_it_elsewhere(build, unbroken, tmp_path):
-    run = shutil.copytree(unbroken, tmp_path / "run")
-    path = run / "checkpoints" / "step_00000020" / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:1000])
-    before = contents(run)
-    with pytest.raises(ValueError, match=r"model.safetensors has 1000 bytes .*delete it to go on from step_00000010"):
-        build(run, steps=30).train()
-    assert contents(run) == before

@@ -151,11 +151,7 @@ class Comparison:
 
     def _images(self) -> dict[str, Source]:
         reference = self.reference or EvaluationInput()
-        named = {
-            "reference": reference.source,
-            "heldout": reference.heldout,
-            "reconstruction": self.reconstructed,
-        }
+        named = {"reference": reference.source, "heldout": reference.heldout, "reconstruction": self.reconstructed}
         return {name: source for name, source in named.items() if source is not None}
 
     def _needs(self) -> frozenset[str]:

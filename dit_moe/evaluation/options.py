@@ -9,11 +9,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from dit_moe import config, yaml_text
+from dit_moe import config
 from dit_moe.config import ConfigError
 from dit_moe.distributed import locked
 from dit_moe.evaluation.recipes import EVALUATION
-from dit_moe.evaluation.sources import IMAGES_FILE
+from dit_moe.evaluation.sources import IMAGES_FILE, read_section
 from dit_moe.evaluation.sources.base import ReadOptions
 from dit_moe.extractors import EXTRACTORS
 from dit_moe.extractors.function import FunctionConfig
@@ -91,10 +91,8 @@ def extractor_config(options: EvalOptions, default: Any) -> Any:
     own = {field.name for field in fields(chosen)}
     if options.weights == "":
         raise ValueError("--weights is empty; name a file, or leave it out")
-    for option, value, name in (
-        ("--weights", options.weights, "weights"),
-        ("--any-weights", options.any_weights, "verify"),
-    ):
+    given = {"--weights": (options.weights, "weights"), "--any-weights": (options.any_weights, "verify")}
+    for option, (value, name) in given.items():
         if value and name not in own:
             raise ValueError(f"{option}: the extractor {EXTRACTORS.name_of(chosen)} takes no such weights; drop it")
     if options.weights:
@@ -111,7 +109,11 @@ def _named_extractor(text: str) -> Any:
     """The config that --extractor means; ValueError naming what is wrong with it."""
     own = "--extractor package.module:function"
     if text.startswith("{"):
-        return _extractor_section(text)
+        section = read_section(text, "--extractor '{name: inception, weights: FILE}'")
+        try:
+            return config.build(_ExtractorSection, {"extractor": section}).extractor
+        except ConfigError as error:
+            raise ValueError(f"--extractor {text}: {error.path.removeprefix('extractor.')}{error.problem}") from None
     if ":" in text:
         try:
             return FunctionConfig(path=text)
@@ -125,22 +127,6 @@ def _named_extractor(text: str) -> Any:
     if module:
         raise ValueError(f"--extractor {text} is no extractor; if it is a function, write {module}:{function}")
     raise ValueError(f"--extractor {text} is no extractor; {did_you_mean(text, extractor_names())}, or {own}")
-
-
-def _extractor_section(text: str) -> Any:
-    wanted = "wanted --extractor '{name: inception, weights: FILE}'"
-    try:
-        section = yaml_text.read(text)
-    except ValueError as error:
-        closed = text.count("{") <= text.count("}")
-        hint = "are its commas, colons and brackets right?" if closed else "a closing } is missing?"
-        raise ValueError(f"--extractor {text} is not valid YAML ({error}): {hint} {wanted}") from None
-    if not isinstance(section, dict) or not isinstance(section.get("name"), str):
-        raise ValueError(f"--extractor {text} has no name; {wanted}")
-    try:
-        return config.build(_ExtractorSection, {"extractor": section}).extractor
-    except ConfigError as error:
-        raise ValueError(f"--extractor {text}: {error.path.removeprefix('extractor.')}{error.problem}") from None
 
 
 def metric_configs(
@@ -182,8 +168,8 @@ def metric_configs(
 def features_folder(options: EvalOptions) -> Path | None:
     """Where features are kept: as --features says, or beside the first file that is written."""
     if options.features is not None:
-        return Path(options.features)
-    beside: Path | None = next((path for path in _written(options).values()), None)
+        return options.features
+    beside = next(iter(_written(options).values()), None)
     if beside is None:
         return None
     return beside.with_name(f"{beside.name.removesuffix('.json').removesuffix('.npz')}.features")
@@ -192,14 +178,14 @@ def features_folder(options: EvalOptions) -> Path | None:
 def require_outputs(options: EvalOptions, reads: Sequence[str]) -> None:
     """ValueError if a file could not be written, or would take the place of what is read or written."""
     taken = {file.resolve() for name in reads for file in (Path(name), Path(name) / IMAGES_FILE)}
-    for option, path in _written(options).items():
-        name = f"--{option.replace('_', '-')} {path}"
-        require_output(path, f"--{option.replace('_', '-')}", ENDINGS[option], "metrics")
+    for field, path in _written(options).items():
+        option = f"--{field.replace('_', '-')}"
+        require_output(path, option, ENDINGS[field], "metrics")
         if path.resolve() in taken:
-            raise ValueError(f"{name} would overwrite what is read or written; name another file")
+            raise ValueError(f"{option} {path} would overwrite what is read or written; name another file")
         if path.name == IMAGES_FILE and (path.parent / SAMPLE_JSON).is_file():
             problem = f"{path.parent / SAMPLE_JSON} says how the {IMAGES_FILE} beside it was made"
-            raise ValueError(f"{name}: {problem}; name another file")
+            raise ValueError(f"{option} {path}: {problem}; name another file")
         taken.add(path.resolve())
     folder = features_folder(options)
     if folder is not None and folder.is_dir():
@@ -221,4 +207,4 @@ def locked_outputs(options: EvalOptions) -> Iterator[None]:
 
 
 def _written(options: EvalOptions) -> dict[str, Path]:
-    return {option: Path(path) for option in ENDINGS if (path := getattr(options, option)) is not None}
+    return {option: path for option in ENDINGS if (path := getattr(options, option)) is not None}

@@ -28,15 +28,11 @@ class SamplingRecipe:
         """``key=value`` for the section ``sample``."""
         return tuple(f"{key}={json.dumps(value)}" for key, value in self.sample.items())
 
-    def changed_by(self, overrides: Sequence[str]) -> list[str]:
-        """The dotted keys of its settings that further overrides change."""
+    def label(self, overrides: Sequence[str]) -> str:
+        """What a result made with it and with further overrides is called: it names the settings that these change."""
         own = config.override({}, self.overrides)
         before, after = config.flatten(own), config.flatten(config.override(own, overrides))
-        return [key for key in before if key not in after or after[key] != before[key]]
-
-    def label(self, overrides: Sequence[str]) -> str:
-        """What a result made with it and with further overrides is called."""
-        changed = self.changed_by(overrides)
+        changed = [key for key in before if key not in after or after[key] != before[key]]
         return f"{self.name}, changed: {', '.join(changed)}" if changed else self.name
 
 

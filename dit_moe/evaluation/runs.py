@@ -65,10 +65,7 @@ class GeneratedSource(Source):
         facts: dict[str, Any] | None = None,
     ) -> None:
         self.generator, self.labels_N, self.name = generator, labels_N, name
-        with torch.no_grad():
-            blank = generator.decode(torch.zeros(1, *generator.latent_shape, device=generator.device))
-        channels, height, width = blank.shape[1:]
-        self.image_shape = (channels, height, width)
+        self.image_shape = _decoded_shape(generator, generator.latent_shape, generator.device)
         self.batch_size = generator.config.batch_size
         self._identity, self._facts = identity, facts or {}
         self._counts = {"pairs": 0, "tokens": 0}  # of experts and tokens; tokens
@@ -93,6 +90,16 @@ class GeneratedSource(Source):
     def take_counts(self) -> dict[str, int]:
         counts, self._counts = self._counts, {"pairs": 0, "tokens": 0}
         return counts
+
+
+def _decoded_shape(
+    decoder: Generator | FirstStage, latent_shape: Sequence[int], device: torch.device
+) -> tuple[int, int, int]:
+    """(C, H, W) of the images that latents become."""
+    with torch.no_grad():
+        decoded = decoder.decode(torch.zeros(1, *latent_shape, device=device))
+    channels, height, width = decoded.shape[1:]
+    return channels, height, width
 
 
 def run_source(opened: ImageRun, sample: SampleConfig | None = None) -> GeneratedSource:
@@ -204,8 +211,9 @@ class EvaluationDuringTraining:
         self.experiment, self.objective, self.stage = experiment, objective, stage
         self.sample = replace(experiment.sample, count=experiment.eval.light_images)
         self.labels_N = choose_labels(self.sample, experiment.model.num_classes, class_counts)
-        extractor: FeatureExtractor = EXTRACTORS.build(experiment.eval.extractor).to(join_processes().device)
-        self.comparison = Comparison(_thinned(training_images(experiment)), extractor, [FrechetDistanceConfig()])
+        real, extractor = training_images(experiment), EXTRACTORS.build(experiment.eval.extractor)
+        real = replace(real, source=_thinned(real.source), heldout=_thinned(real.heldout))
+        self.comparison = Comparison(real, extractor.to(join_processes().device), [FrechetDistanceConfig()])
         self.comparison.check([EvaluationInput(source=Blank(stage, self._latent_shape()))])
         self.comparison.prepare()
 
@@ -232,10 +240,7 @@ class Blank(Source):
     name = "the run's images"
 
     def __init__(self, stage: FirstStage, latent_shape: tuple[int, int, int]) -> None:
-        with torch.no_grad():
-            decoded = stage.decode(torch.zeros(1, *latent_shape, device=join_processes().device))
-        channels, height, width = decoded.shape[1:]
-        self.image_shape = (channels, height, width)
+        self.image_shape = _decoded_shape(stage, latent_shape, join_processes().device)
 
     def __len__(self) -> int:
         return 2
@@ -257,8 +262,6 @@ def _with_counts(report: Report) -> dict[str, Any]:
     return numbers | {"sampled_active_experts": report.provenance.samples[0].get("active_experts")}
 
 
-def _thinned(opened: EvaluationInput) -> EvaluationInput:
-    """At most `MOST` images on either side."""
-    sides = (one if one is None or len(one) <= MOST else Thinned(one, MOST) for one in (opened.source, opened.heldout))
-    source, heldout = sides
-    return replace(opened, source=source, heldout=heldout)
+def _thinned(images: Source | None) -> Source | None:
+    """At most `MOST` of them."""
+    return images if images is None or len(images) <= MOST else Thinned(images, MOST)

@@ -101,7 +101,10 @@ class _Given:
 def _read_dataset(given: str, options: ReadOptions) -> tuple[Any, str]:
     """Config and split."""
     if given.lstrip().startswith("{"):
-        section = _parse(given)
+        section = read_section(given, EXAMPLE)
+        if section["name"] not in DATASETS.names():
+            meant = did_you_mean(section["name"], DATASETS.names())
+            raise ValueError(f"{given}: there is no dataset {section['name']!r}; {meant}")
     else:
         name, _, split = given.partition("/")
         section = {"name": name, "split": split or "train"}
@@ -117,14 +120,14 @@ def _read_dataset(given: str, options: ReadOptions) -> tuple[Any, str]:
         raise ValueError(f"{given}: {error.path.removeprefix('dataset.')}{error.problem}, as in {EXAMPLE}") from None
 
 
-def _parse(given: str) -> dict[str, Any]:
+def read_section(text: str, example: str) -> dict[str, Any]:
+    """The section ``{name: …, option: …}`` of the command line; ValueError, with an example, for any other text."""
     try:
-        section: Any = yaml_text.read(given)
+        section: Any = yaml_text.read(text)
     except ValueError as error:
-        raise ValueError(f"{given} is not valid YAML ({error}); wanted {EXAMPLE}") from None
-    name = section.get("name") if isinstance(section, dict) else None
-    if not isinstance(name, str):
-        raise ValueError(f"{given} has no name of a dataset; wanted {EXAMPLE}")
-    if name not in DATASETS.names():
-        raise ValueError(f"{given}: there is no dataset {name!r}; {did_you_mean(name, DATASETS.names())}")
+        closed = text.count("{") <= text.count("}")
+        hint = "are its commas, colons and brackets right?" if closed else "a closing } is missing?"
+        raise ValueError(f"{text} is not valid YAML ({error}): {hint} wanted {example}") from None
+    if not isinstance(section, dict) or not isinstance(section.get("name"), str):
+        raise ValueError(f"{text} has no name; wanted {example}")
     return section

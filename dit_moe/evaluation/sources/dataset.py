@@ -51,7 +51,8 @@ def open_dataset(config: Any, split: str = "train", options: ReadOptions | None 
         try:
             heldout = _source(config, "heldout", options)
         except ValueError:
-            if _sets_heldout(config):
+            default = next((field.default for field in fields(config) if field.name == "heldout"), MISSING)
+            if default is not MISSING and config.heldout not in (None, default):  # a default may not suit its data
                 raise
     return EvaluationInput(source, heldout=heldout)
 
@@ -69,12 +70,6 @@ def _source(config: Any, split: str, options: ReadOptions) -> Source:
     if isinstance(dataset, LatentShards):
         return LatentSource(dataset, name=f"{dataset.folder}, decoded")
     return DatasetSource(dataset, config, split, options.workers)
-
-
-def _sets_heldout(config: Any) -> bool:
-    """Whether the config itself says where held-out images are; a default may not suit its data."""
-    default = next((field.default for field in fields(config) if field.name == "heldout"), MISSING)
-    return default is not MISSING and config.heldout not in (None, default)
 
 
 class DatasetSource(Source):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -251,14 +252,9 @@ def _read_count(array: np.ndarray | None, source: str) -> int | None:
 def _read_extractor(array: np.ndarray | None, source: str) -> dict[str, Any] | None:
     if array is None:
         return None
-    try:
+    with suppress(ValueError, TypeError, KeyError):
         found = json.loads(str(array[()]))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError(f"{source}: extractor is no JSON object; {REMEDY}")
-    for name, kind in EXTRACTOR_KEYS.items():
-        if type(found.get(name)) is not kind:
-            problem = f"extractor has {name}={found.get(name)!r}; wanted {kind.__name__}"
-            raise ValueError(f"{source}: {problem}; {REMEDY}")
-    return found
+        if all(type(found[name]) is kind for name, kind in EXTRACTOR_KEYS.items()):
+            return found
+    wanted = ", ".join(f"{name} ({kind.__name__})" for name, kind in EXTRACTOR_KEYS.items())
+    raise ValueError(f"{source}: extractor={array} is no record of one with {wanted}; {REMEDY}")

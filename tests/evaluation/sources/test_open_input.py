@@ -91,7 +91,7 @@ def test_a_dataset_with_a_path_is_opened_and_a_file_goes_before_a_dataset(tmp_pa
         ("{name: digits, sise: 8}", "sise is not a known key; did you mean 'size'"),
         ("{name: digits, size: 9}", "size=9 must be a multiple of 8"),
         ("{name: digit}", "no dataset 'digit'; did you mean 'digits'"),
-        ("{path: here}", "has no name of a dataset"),
+        ("{path: here}", "has no name; wanted"),
         ("{name: [", "is not valid YAML"),
         ("{name: image_folder, path: '${oc.env:HOME}', size: 8}", r"path=\$\{oc\.env:HOME\} does not exist"),
     ],

@@ -6,34 +6,61 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import torch
 
 from dit_moe import config
 from dit_moe.config import ConfigError
-from dit_moe.distributed import join_processes, locked, on_all
+from dit_moe.distributed import from_main, locked, on_main
 from dit_moe.files import read_object, require_own, require_writable, write_atomically
 from dit_moe.locks import exclusive
-from dit_moe.studies.figures import FIGURES, save_figures
+from dit_moe.plotting import save_figure
+from dit_moe.studies.figures import draw_differences, draw_loss_vs_flops, draw_quality_vs_active
+from dit_moe.studies.figures_routing import draw_active_by_layer, draw_active_over_training, draw_p_over_training
 from dit_moe.studies.jobs import Job, gpu_names, run_jobs, share_machine
-from dit_moe.studies.plan import PlannedRun, experiments_of, first_of_variants, of_variant, plan, prepare_data
 from dit_moe.studies.results import gather
-from dit_moe.studies.score import SCORE, check_config, check_scoring, read_loss, read_score, score_loss, score_metric
-from dit_moe.studies.study import Study, find_study, load_study
+from dit_moe.studies.score import (
+    SCORE,
+    check_config,
+    check_scoring,
+    read_loss,
+    read_score,
+    read_timing,
+    score_loss,
+    score_metric,
+    time_variants,
+    was_measured_here,
+)
+from dit_moe.studies.study import (
+    PlannedRun,
+    Study,
+    experiments_of,
+    find_study,
+    first_of_variants,
+    load_study,
+    of_variant,
+    plan,
+    prepare_data,
+)
 from dit_moe.studies.table import to_csv, to_markdown
-from dit_moe.studies.timing import read_timing, time_variants, was_measured_here
 from dit_moe.tasks.train import prepare, resolve_for_dry_run, train
 from dit_moe.training.run_start import is_begun
 
+FIGURES: dict[str, Callable[..., Any]] = {  # name of the file: (results, dark=False) → figure or None
+    "loss_vs_flops": draw_loss_vs_flops,
+    "difference_to_baseline": draw_differences,
+    "active_over_training": draw_active_over_training,
+    "p_over_training": draw_p_over_training,
+    "active_by_layer": draw_active_by_layer,
+    "quality_vs_active": draw_quality_vs_active,
+}
 STUDY, RESULTS = "study.yaml", "results.json"
 WRITTEN = (STUDY, "table.md", "table.csv", RESULTS, *(f"{name}.png" for name in FIGURES))
 PATIENCE = 60  # seconds that a job of a study which was killed may take to save itself
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -153,19 +180,29 @@ class StudyFolder:
         return table
 
 
+def save_figures(results: Mapping[str, Any], folder: Path) -> None:
+    """Each as a PNG; one of an earlier state of the study that there are no numbers for is removed."""
+    for name, draw in FIGURES.items():
+        figure, path = draw(results), folder / f"{name}.png"
+        if figure is None:
+            path.unlink(missing_ok=True)
+        else:
+            save_figure(figure, path)
+
+
 # ------------------------------------------------------------------------------------------------------------- one run
 
 
 def train_and_score(study: Study, run: PlannedRun) -> None:
     """Train to the end, or go on, and score; what is done already is left alone. All processes call it together."""
     wait_for(run.folder)
-    if _of_main(lambda: read_score(study, run)) is not None:
+    if from_main(lambda: read_score(study, run)) is not None:
         return
     check_scoring(study, run)
-    if not _of_main(run.is_trained):
+    if not from_main(run.is_trained):
         experiment, dataset = prepare(run.experiment)
         train(experiment, dataset, run.folder)
-    score = _of_main(lambda: read_loss(study, run))
+    score = from_main(lambda: read_loss(study, run))
     if score is None:
         score = score_loss(study, run)
         _keep(score, run)  # also if the metric, which takes longer, fails
@@ -186,11 +223,5 @@ def wait_for(folder: Path, seconds: int = PATIENCE) -> None:
             time.sleep(1)
 
 
-def _of_main(call: Callable[[], T]) -> T:
-    """The main process's answer, so that all do the same next."""
-    return on_all(call)[0]
-
-
 def _keep(score: dict[str, Any], run: PlannedRun) -> None:
-    if join_processes().is_main_process:
-        write_atomically(run.folder / SCORE, json.dumps(score, indent=1, allow_nan=False) + "\n")
+    on_main(lambda: write_atomically(run.folder / SCORE, json.dumps(score, indent=1, allow_nan=False) + "\n"))

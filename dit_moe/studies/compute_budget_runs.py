@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_moe import config
-from dit_moe.config import ConfigError, section
+from dit_moe.config import ConfigError, Tree, section
 from dit_moe.costs import forward_flops_at
 from dit_moe.distributed import join_processes
 from dit_moe.evaluation.comparison import Comparison
@@ -32,7 +32,6 @@ from dit_moe.sampling.generator import Generator, SampleConfig
 POINTS, LOWEST, HIGHEST = 7, 0.5, 2.0  # of the default targets, in those of training
 NOT_SHARED = ("count", "target")  # of the section `sample`: of the distance alone, and what is changed
 Measure = dict[str, Any]
-Tree = config.Tree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +44,16 @@ class ImageOptions:
     draws: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in self.given().items():
+        for name, value in self.given.items():
             if value < 1:
                 raise ValueError(f"--{name} {value} must be at least 1")
         if not self.metric and self.seeds is not None:
             raise ValueError("--seeds is for samples, which --no-metric leaves out; drop one")
 
+    @property
     def given(self) -> dict[str, int]:
         """Those that are not None, by the name of the command's option."""
-        values = {name: getattr(self, name) for name in ("seeds", "images", "draws")}
+        values = {"seeds": self.seeds, "images": self.images, "draws": self.draws}
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -68,7 +68,7 @@ class RunAtBudgets:
 
     kind: str
     identities: dict[str, Tree]
-    """What decides the numbers of each measure, beside the target; JSON-ready."""
+    """What decides the numbers of each measure, beside the target."""
 
     def __init__(self, name: str, model: Any, sample: Any, asked: Sequence[float] | None) -> None:
         self.name, self.asked = name, asked
@@ -81,16 +81,14 @@ class RunAtBudgets:
             for target in asked or ():
                 check_compute_budget(replace(sample, target=target, p=None, vary="layer"), model)
 
-    def targets(self, trained: float) -> list[float | None]:
-        """To be measured once `trained`, the mean of the run as it was trained, is known; None stands for that."""
+    def targets(self, trained: float) -> list[float]:
+        """To be measured once `trained`, the mean of the run as it was trained, is known."""
         # Nothing holds a fixed threshold to the target that its experts were made for.
         middle = round(trained, 4) if isinstance(self.moe.router, TopPConfig) else self.moe.target
         targets = default_targets(self.moe, middle) if self.asked is None else self.asked
-        return [None, *(target for target in targets if not self._is_trained(target))]
-
-    def _is_trained(self, target: float) -> bool:
-        """Whether it would give what the run gives as it was trained, bit by bit."""
-        return self.moe.router.ADJUSTABLE == "k" and target == self.moe.target
+        if self.moe.router.ADJUSTABLE == "k":  # the trained k gives what the run gives as it was trained, bit by bit
+            targets = [target for target in targets if target != self.moe.target]
+        return list(targets)
 
     def entry(self, measure: str) -> Tree:
         """What dial.json says of one of its measures, without points."""
@@ -100,7 +98,7 @@ class RunAtBudgets:
             "trained_target": self.moe.target,
             "router": self.identities[measure]["model"]["moe"]["router"]["name"],
             "measure": measure,
-            "identity": self.identities[measure],
+            "identity": json.loads(json.dumps(self.identities[measure])),  # as it comes back from a file
         }
 
     def measure(self, target: float | None, names: Collection[str]) -> dict[str, Measure]:
@@ -123,11 +121,6 @@ def _where() -> Tree:
     return {"device": join_processes().device.type, "versions": versions}
 
 
-def _plain(tree: Tree) -> Tree:
-    """As it comes back from a file."""
-    return json.loads(json.dumps(tree))
-
-
 class ImageRunAtBudgets(RunAtBudgets):
     """A run of images: held-out loss, and the Fréchet distance of its samples."""
 
@@ -138,13 +131,12 @@ class ImageRunAtBudgets(RunAtBudgets):
         self.run: ImageRun = open_image_run(folder, overrides, device=join_processes().device)
         experiment = self.run.experiment
         super().__init__(folder.resolve().name, experiment.model, experiment.sample, asked)
-        given = options.given()
-        self.heldout = HeldoutConfig(**{name: given[name] for name in ("images", "draws") if name in given})
+        self.heldout = HeldoutConfig(**{name: n for name, n in options.given.items() if name != "seeds"})
         self.dataset, self.split = open_split(experiment.data, None)
         shared = decisive(experiment)
         shared["sample"] = {name: value for name, value in shared["sample"].items() if name not in NOT_SHARED}
         shared |= {"weights_sha256": self.run.sha256, "step": self.run.step, "data": config.dump(experiment.data)}
-        self.identities = {"loss": _plain(shared | {"split": self.split, "heldout": config.dump(self.heldout)})}
+        self.identities = {"loss": shared | {"split": self.split, "heldout": config.dump(self.heldout)}}
         if options.metric:
             self.seeds = options.seeds or experiment.eval.seeds
             reference = _reference(experiment)
@@ -153,7 +145,7 @@ class ImageRunAtBudgets(RunAtBudgets):
             extractor: FeatureExtractor = EXTRACTORS.build(experiment.eval.extractor).to(join_processes().device)
             self.comparison = Comparison(reference, extractor, [FrechetDistanceConfig()], progress=images_bar)
             compared = {"extractor": extractor.identity(), "reference": _identity(reference)}
-            self.identities["distance"] = _plain(shared | compared | {"seeds": self.seeds, "images": self.count})
+            self.identities["distance"] = shared | compared | {"seeds": self.seeds, "images": self.count}
 
     def measure(self, target: float | None, names: Collection[str]) -> dict[str, Measure]:
         sample = replace(self.run.experiment.sample, target=target)
@@ -229,7 +221,7 @@ class TextRunAtBudgets(RunAtBudgets):
             "eval": {name: tree["eval"][name] for name in ("stride", "max_documents")},
             "heldout": text.identity["fingerprint"],
         }
-        self.identities = {"bits": _plain(identity)}
+        self.identities = {"bits": identity}
 
     def _open(self, target: float | None) -> TextRun:
         shown = "null" if target is None else repr(target)

@@ -1,6 +1,7 @@
-"""The figures of a study. Here: how good its variants are, and for which cost; variants of one objective share axes.
+"""The figures of a study. Here: how a variant looks in all of them; how good variants are, and for which cost.
 
-A figure is a function of the results, or None where they have no numbers for it.
+A figure is a function of the results, or None where they have no numbers for it. Only variants of one objective share
+axes.
 """
 
 from __future__ import annotations
@@ -8,16 +9,101 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import count
 from typing import Any
 
-from dit_moe.plotting import INK, PAPER, canvas, save_figure, styled
-from dit_moe.studies.figure_styles import Style, add_labels, styles_of
-from dit_moe.studies.figures_routing import draw_active_by_layer, draw_active_over_training, draw_p_over_training
-from dit_moe.studies.statistics import CONFIDENCE, Spread, VariantSummary, by_objective, summaries
+import numpy as np
+
+from dit_moe.plotting import INK, LINES, MARKERS, PAPER, canvas, styled
+from dit_moe.studies.results import CONFIDENCE, Spread, VariantSummary, by_objective, summaries
 from dit_moe.studies.table import flops_unit
 
 NARROWEST = 0.1  # width of an axis as a share of its middle: what costs the same stands in one place
+
+ROUTER_COLOURS = {
+    None: LINES[6],
+    "topk": LINES[0],
+    "topp": LINES[2],
+    "dtopp": LINES[1],
+}  # grey, blue, green, vermillion
+LINE_STYLES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (9, 1.5, 3, 1.5)))
+OTHER_COLOURS = (LINES[3], LINES[4], LINES[5], LINES[7])
+FONT_SIZE = 8  # of labels, in points
+LINE_SPACING = 1.25  # in font sizes
+
+
+@dataclass(frozen=True)
+class Style:
+    """The colour tells the router; marker and line tell its variants apart."""
+
+    colour: str
+    marker: str
+    size: float
+    line: Any
+    number: int  # among all variants
+
+
+def styles_of(variants: Sequence[Mapping[str, Any]]) -> dict[str, Style]:
+    """By the variant's name; the same in every figure."""
+    routers = dict.fromkeys(variant["router"] for variant in variants)
+    fresh = iter(OTHER_COLOURS * len(routers))
+    colours = {router: ROUTER_COLOURS.get(router) or next(fresh) for router in routers}
+    numbers = {router: count() for router in routers}
+    found = {}
+    for number, variant in enumerate(variants):
+        router = variant["router"]
+        nth = next(numbers[router])
+        marker, line = MARKERS[nth % len(MARKERS)], LINE_STYLES[nth % len(LINE_STYLES)]
+        found[variant["name"]] = Style(colours[router], marker, 8.5 if marker in "PX*" else 6.5, line, number)
+    return found
+
+
+def _legible(colour: str, dark: bool) -> tuple[float, ...]:
+    """The colour, mixed with the ink so that text in it can be read."""
+    from matplotlib.colors import to_rgb
+
+    return tuple(0.6 * np.array(to_rgb(colour)) + 0.4 * np.array(to_rgb(INK[dark])))
+
+
+Label = tuple[float, str, Style]  # the height of what is named, in the data's units, a variant's label and its style
+
+
+def add_labels(figure: Any, labels: Sequence[tuple[Any, Sequence[Label]]], dark: bool) -> None:
+    """To the right of each axes a column of names, each as near to the height of what it names as there is room.
+
+    Call it last: limits stay as they are. The layout makes room for the names when the figure is drawn.
+    """
+    figure.draw_without_rendering()
+    for axis, entries in labels:
+        axis.autoscale(False)
+        entries = sorted(entries, key=lambda entry: entry[:2])
+        gap = FONT_SIZE * LINE_SPACING / (axis.get_window_extent().height / axis.figure.dpi * 72)
+        heights = np.array([axis.transLimits.transform((0, height))[1] for height, _, _ in entries])
+        for (_, name, style), height, place in zip(entries, heights, spread_apart(heights, gap), strict=True):
+            how: dict[str, Any] = {"transform": axis.transAxes, "color": style.colour, "clip_on": False}
+            axis.plot([1.0, 1.035], [height, place], linewidth=0.8, **how)
+            axis.plot(1.045, place, style.marker, markersize=0.75 * style.size, markeredgewidth=0, **how)
+            colour = _legible(style.colour, dark)
+            axis.text(
+                1.065, place, name, transform=axis.transAxes, color=colour, fontsize=FONT_SIZE, va="center_baseline"
+            )
+
+
+def spread_apart(places: np.ndarray, gap: float) -> np.ndarray:
+    """The ascending places nearest to ascending `places`, in the least squares sense, that are at least `gap` apart.
+
+    They stay in [0, 1] if there is room.
+    """
+    from sklearn.isotonic import isotonic_regression
+
+    if not len(places):
+        return places
+    steps = gap * np.arange(len(places))
+    highest = max(1.0 - steps[-1], 0.0)
+    return np.asarray(isotonic_regression(places - steps, y_min=0.0, y_max=highest)) + steps
+
+
+# --------------------------------------------------------------------------------------------------- quality and cost
 
 Quantity = Callable[[VariantSummary], Spread | None]
 
@@ -29,10 +115,6 @@ class Panel:
     label: str
     rows: Sequence[VariantSummary]
     y: Quantity
-
-    @property
-    def inches(self) -> float:
-        return min(max(1.4 + 0.2 * len(self.rows), 2.4), 3.9)
 
 
 @styled
@@ -72,7 +154,7 @@ def _scatter(results: Mapping[str, Any], panels: Sequence[Panel], x: Quantity, l
     if not panels:
         return None
     styles = styles_of(results["variants"])
-    inches = [panel.inches for panel in panels]
+    inches = [min(max(1.4 + 0.2 * len(panel.rows), 2.4), 3.9) for panel in panels]
     figure, axes = canvas(len(panels), 1, height=sum(inches) + 0.2, sharex=True, height_ratios=inches)
     labels = []
     for axis, panel in zip(axes[:, 0], panels, strict=True):
@@ -184,23 +266,3 @@ def _difference(axis: Any, y: int, row: VariantSummary, style: Style, dark: bool
 
 def _scaled(spread: Spread | None, power: float) -> Spread | None:
     return spread and Spread(spread.mean / power, None if spread.std is None else spread.std / power, spread.n)
-
-
-FIGURES: dict[str, Callable[..., Any]] = {  # name of the file: (results, dark=False) → figure or None
-    "loss_vs_flops": draw_loss_vs_flops,
-    "difference_to_baseline": draw_differences,
-    "active_over_training": draw_active_over_training,
-    "p_over_training": draw_p_over_training,
-    "active_by_layer": draw_active_by_layer,
-    "quality_vs_active": draw_quality_vs_active,
-}
-
-
-def save_figures(results: Mapping[str, Any], folder: Path) -> None:
-    """Each as a PNG; one of an earlier state of the study that there are no numbers for is removed."""
-    for name, draw in FIGURES.items():
-        figure, path = draw(results), folder / f"{name}.png"
-        if figure is None:
-            path.unlink(missing_ok=True)
-        else:
-            save_figure(figure, path)

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from dit_moe.plotting import DIVERGING, GRID, INK, canvas, labels_above, styled
-from dit_moe.studies.figure_styles import FONT_SIZE, LINE_SPACING, Label, Style, add_labels, styles_of
-from dit_moe.studies.results import WINDOW
-from dit_moe.studies.statistics import VariantSummary, summaries
+from dit_moe.studies.figures import FONT_SIZE, LINE_SPACING, Label, Style, add_labels, styles_of
+from dit_moe.studies.results import WINDOW, VariantSummary, summaries
 
 MOVING = 0.1  # of all steps
 STRIP = 0.42  # inches
@@ -23,6 +22,8 @@ NUMBERED = 10  # layers whose numbers fit beside each other
 @styled
 def draw_active_over_training(results: Mapping[str, Any], *, dark: bool = False) -> Any:
     """Active experts over training, ± over steps and seeds; below, how far each seed of a controlled router is off."""
+    from matplotlib.lines import Line2D
+
     rows = [row for row in summaries(results) if any(run["curves"]["active"] for run in row.runs)]
     if not rows:
         return None
@@ -35,7 +36,7 @@ def draw_active_over_training(results: Mapping[str, Any], *, dark: bool = False)
     ends = _bands(upper, rows, "active", styles)
     for target in {row.target for row in rows}:
         upper.axhline(target, color=INK[dark], linestyle=":", linewidth=1.0, zorder=1)
-    labels_above(upper, handles=[_dotted("target T", dark)])
+    labels_above(upper, handles=[Line2D([], [], color=INK[dark], linestyle=":", linewidth=1.0, label="target T")])
     upper.set_ylim(bottom=0)
     upper.set_ylabel("active experts per token\n(± σ over seeds and steps)")
     axes[-1, 0].set_xlabel("optimizer steps")
@@ -63,20 +64,22 @@ def draw_p_over_training(results: Mapping[str, Any], *, dark: bool = False) -> A
     return figure
 
 
-def _dotted(label: str, dark: bool) -> Any:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], color=INK[dark], linestyle=":", linewidth=1.0, label=label)
-
-
 def _bands(axis: Any, rows: Sequence[VariantSummary], name: str, styles: dict[str, Style]) -> list[Label]:
-    """Mean over seeds and its band; returns where the curves end."""
+    """Mean over seeds and its band; returns where the curves end.
+
+    A curve has a few of its markers, at other steps than those of the variants before and after it.
+    """
     ends = []
     for row in rows:
         steps, mean, std = _spread(row, name)
         style = styles[row.variant["name"]]
         axis.fill_between(steps, mean - std, mean + std, color=style.colour, alpha=0.2, linewidth=0)
-        ends.append(_line(axis, steps, mean, row, style))
+        apart = max(len(steps) // 5, 1)
+        marks = {"markevery": (int(style.number * GOLDEN % 1 * apart), apart), "markersize": 0.75 * style.size}
+        how = {"color": style.colour, "linestyle": style.line, "marker": style.marker, "markeredgewidth": 0}
+        axis.plot(steps, mean, **how, **marks)
+        axis.margins(x=0)
+        ends.append((float(mean[-1]), row.label_of_all, style))
     return ends
 
 
@@ -101,16 +104,6 @@ def _off_target(strips: Sequence[Any], rows: Sequence[VariantSummary], styles: d
     seeds = ", each seed" * any(len(row.runs) > 1 for row in rows)
     how = f"off target, % (moving mean{seeds}; shaded: ± {100 * NEAR:g} %)"
     strips[0].set_title(how, loc="left", fontsize=FONT_SIZE, pad=4)
-
-
-def _line(axis: Any, steps: np.ndarray, values: np.ndarray, row: VariantSummary, style: Style) -> Label:
-    """A curve with a few of its markers, at other steps than those of the variants before and after it."""
-    apart = max(len(steps) // 5, 1)
-    how = {"marker": style.marker, "markersize": 0.75 * style.size, "markeredgewidth": 0}
-    start = int(style.number * GOLDEN % 1 * apart)
-    axis.plot(steps, values, color=style.colour, linestyle=style.line, markevery=(start, apart), **how)
-    axis.margins(x=0)
-    return float(values[-1]), row.label_of_all, style
 
 
 def _moving_mean(values_SX: np.ndarray, share: float) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -47,15 +46,9 @@ class Job:
         if self.log is None or not self.log.exists():
             return 0
         with self.log.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - TAIL))
-            lines = file.read().split(b"\n")
-        for line in reversed(lines[:-1]):
-            try:
-                return int(json.loads(line)["step"])
-            except (ValueError, KeyError, TypeError):
-                continue
-        return 0
+            file.seek(max(0, self.log.stat().st_size - TAIL))
+            found = re.findall(rb'"step": (\d+)[^\n]*\n', file.read())
+        return int(found[-1]) if found else 0
 
 
 # ------------------------------------------------------------------------------------------------- sharing the machine
@@ -176,15 +169,11 @@ class JobsProgress:
         self.bars.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.bars.stop()
 
     def update(self, running: Sequence[Job]) -> None:
-        if not self.console.is_terminal:
-            return
-        for job in running:
+        for job in running if self.console.is_terminal else ():
             step = job.step()
             doing = f"{job.name}: {'scoring' if step >= job.steps else 'training'}"
             self.bars.update(self.tasks[job.name], visible=True, completed=step, description=doing)

@@ -1,10 +1,15 @@
-"""What a trained run of a study is scored by: the held-out loss, experts and FLOPs, and a metric."""
+"""What a trained run of a study is scored by: the held-out loss, experts and FLOPs, a metric, and the time per step."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,10 +23,12 @@ from dit_moe.evaluation.runs import comparison_of, how_many, reconstructed, run_
 from dit_moe.evaluation.sources.base import EvaluationInput
 from dit_moe.experiments.evaluation import EvalConfig
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
+from dit_moe.files import read_object, write_atomically
 from dit_moe.metrics import configs_of
-from dit_moe.studies.plan import PlannedRun
-from dit_moe.studies.study import Study
+from dit_moe.studies.study import PlannedRun, Study
 from dit_moe.tasks import AnyExperiment, task_of
+from dit_moe.tasks.train import build_trainer, prepare
+from dit_moe.training.devices import build_accelerator
 
 SCORE = "score.json"  # in the run folder
 PACKAGES = ("dit_moe", "torch", "torchvision", "diffusers", "timm", "numpy")
@@ -158,14 +165,8 @@ def read_loss(study: Study, run: PlannedRun) -> dict[str, Any] | None:
 
     None if there is no such thing.
     """
-    path = run.folder / SCORE
-    if not path.exists() or not run.is_trained():
-        return None
-    try:
-        score: dict[str, Any] = json.loads(path.read_text())
-    except ValueError:
-        return None  # it is made anew
-    return score if score.get("identity") == loss_identity(study, run) else None
+    score = read_object(run.folder / SCORE)  # a damaged one is made anew
+    return score if score and run.is_trained() and score.get("identity") == loss_identity(study, run) else None
 
 
 def read_score(study: Study, run: PlannedRun) -> dict[str, Any] | None:
@@ -178,11 +179,7 @@ def read_score(study: Study, run: PlannedRun) -> dict[str, Any] | None:
 
 
 def provenance(precision: str) -> dict[str, Any]:
-    """Of this process: {"machine": {"cpu", "cores", "gpu"}, "versions", "threads", "precision"}.
-
-    Args:
-        precision: of the computation, as in the section train.
-    """
+    """Of this process: {"machine": {"cpu", "cores", "gpu"}, "versions", "threads", "precision"}, the last as given."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "gpu": gpu},
@@ -193,9 +190,82 @@ def provenance(precision: str) -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
         return platform.processor() or platform.machine()
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()
+    named = re.search(r"^model name.*?:(.*)$", path.read_text(), re.MULTILINE)
+    return named[1].strip() if named else platform.machine()
+
+
+# -------------------------------------------------------------------------------------------------- the time per step
+
+TIMING = "timing.json"
+ROUNDS = 3  # through all variants: what slows the machine for a while slows all alike
+WARM_UP = 2  # steps
+
+
+def read_timing(out: Path, runs: Sequence[PlannedRun], steps: int) -> dict[str, Any] | None:
+    """What `time_variants` wrote, wherever that was, if it is of these runs."""
+    found = read_object(out / TIMING)  # a damaged one is made anew
+    return found if found and _timing_identity(runs, steps).items() <= found.items() else None
+
+
+def was_measured_here(timing: dict[str, Any], runs: Sequence[PlannedRun]) -> bool:
+    """Whether this process, with this software and so many threads, made it."""
+    return bool(timing["made"] == _made(runs))
+
+
+def time_variants(out: Path, runs: Sequence[PlannedRun], steps: int) -> dict[str, Any]:
+    """{"runs", "steps", "made", "seconds_per_step": by the variant's name}, kept in timing.json."""
+    print(f"timing {len(runs)} variants", file=sys.stderr)
+    seconds = seconds_per_step(runs, steps)
+    timing = _timing_identity(runs, steps) | {"made": _made(runs), "seconds_per_step": seconds}
+    write_atomically(out / TIMING, json.dumps(timing, indent=1) + "\n")
+    return timing
+
+
+def _timing_identity(runs: Sequence[PlannedRun], steps: int) -> dict[str, Any]:
+    timed = {
+        run.name: {
+            "weights_sha256": run.weights_sha256(),
+            "micro_batch": run.experiment.train.micro_batch,
+            "deterministic": run.experiment.train.deterministic,
+        }
+        for run in runs
+    }
+    return {"runs": timed, "steps": steps}
+
+
+def _made(runs: Sequence[PlannedRun]) -> dict[str, Any]:
+    precisions = {build_accelerator(run.experiment.train, run.folder).mixed_precision for run in runs}
+    return provenance(", ".join(sorted(each.replace("no", "fp32") for each in precisions)))
+
+
+def seconds_per_step(runs: Sequence[PlannedRun], steps: int) -> dict[str, float]:
+    """Seconds that a `TrainingStep` takes by the variant's name, the median of `ROUNDS` times `steps`.
+
+    Reading and encoding are not in it. One of `runs` for each variant, trained: routers are then as they become.
+    """
+    seconds: dict[str, list[float]] = {run.variant.name: [] for run in runs}
+    for _ in range(ROUNDS):
+        for run in runs:
+            seconds[run.variant.name] += _time(run, steps)
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def _time(run: PlannedRun, steps: int) -> list[float]:
+    experiment, dataset = prepare(run.experiment)
+    trainer = build_trainer(experiment, dataset, run.folder)
+    trainer.open_run()
+    trainer.prefetcher.start(trainer.step, trainer.step + 1)
+    trainer.prefetcher.check()
+    seconds = []
+    for i in range(WARM_UP + steps):
+        start = time.perf_counter()
+        trainer.training_step(trainer.step + i, trainer.prefetcher.ready)  # always the same batch
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if i >= WARM_UP:
+            seconds.append(time.perf_counter() - start)
+    trainer.prefetcher.close()
+    return seconds

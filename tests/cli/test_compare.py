@@ -14,8 +14,7 @@ import torch
 
 from dit_moe.studies import compare
 from dit_moe.studies import timing as study_timing
-from dit_moe.studies.plan import plan
-from dit_moe.studies.study import load_study
+from dit_moe.studies.study import load_study, plan
 from tests.scripts import in_use
 
 from .conftest import CONFIG, SMALL, cli

@@ -20,8 +20,7 @@ from dit_moe.data import digits
 from dit_moe.evaluation.recipes import sampling_recipe
 from dit_moe.metrics import METRICS
 from dit_moe.moe import ROUTERS
-from dit_moe.studies.plan import experiments_of
-from dit_moe.studies.study import find_study, load_study
+from dit_moe.studies.study import experiments_of, find_study, load_study
 from dit_moe.tasks.train import load
 from tests.cli import small_forms
 from tests.interop.models import tokens

@@ -6,7 +6,7 @@ from dit_moe.moe import MoEConfig
 from dit_moe.moe.routers.dtopp import DTopPConfig
 from dit_moe.moe.routers.topk import TopKConfig
 from dit_moe.plotting import png_of
-from dit_moe.studies.compute_budget_figure import draw_compute_budget, to_markdown
+from dit_moe.studies.compute_budget import draw_compute_budget, to_markdown
 from dit_moe.studies.compute_budget_runs import default_targets
 
 

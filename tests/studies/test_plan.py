@@ -11,10 +11,9 @@ from dit_moe.config import ConfigError
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
 from dit_moe.studies import compare, score
 from dit_moe.studies.compare import train_and_score, wait_for
-from dit_moe.studies.plan import plan
 from dit_moe.studies.results import gather
 from dit_moe.studies.score import SCORE, check_config, check_scoring, provenance, read_loss, read_score
-from dit_moe.studies.study import load_study
+from dit_moe.studies.study import load_study, plan
 
 from ..cli.conftest import CONFIG, SMALL
 

@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 
 from dit_moe.config import ConfigError
-from dit_moe.studies.plan import plan
-from dit_moe.studies.study import BUILT_IN, experiment_tree, find_study, load_study
+from dit_moe.studies.study import BUILT_IN, experiment_tree, find_study, load_study, plan
 from dit_moe.tasks.train import resolve_for_dry_run
 
 CONFIGS = BUILT_IN.parent

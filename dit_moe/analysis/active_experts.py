@@ -1,4 +1,4 @@
-"""The figures of how many experts the tokens use: by layer, noise level, position, class and token."""
+"""The figures of how many experts the tokens use: by layer, noise level, position, class, token; over training."""
 
 # L layers, T noise levels, E experts, S positions, K kinds (classes or tokens)
 
@@ -28,6 +28,7 @@ from dit_moe.analysis.drawing import (
     used_panels,
 )
 from dit_moe.analysis.statistics import RARE, RoutingStats, Target
+from dit_moe.formatting import rounded
 from dit_moe.plotting import (
     DASHED,
     DIVERGING,
@@ -37,7 +38,7 @@ from dit_moe.plotting import (
     colour_bar,
     styled,
 )
-from dit_moe.training.curves import ACTIVE, layer_lines, mean_and_target
+from dit_moe.training.curves import ACTIVE, draw_training, layer_lines, mean_and_target
 
 KINDS = 40  # rows that can be read
 POSITION = "Position in the sequence (tokens)"
@@ -172,7 +173,7 @@ def _draw_lines(
 
 
 def position_figures(stats: RoutingStats) -> Iterator[ReportFigure]:
-    yield from (_text_positions if stats.kind == "text" else _image_positions)(stats)
+    return (_text_positions if stats.kind == "text" else _image_positions)(stats)
 
 
 def _image_positions(stats: RoutingStats) -> Iterator[ReportFigure]:
@@ -264,11 +265,8 @@ def _kinds_figure(
 ) -> ReportFigure:
     mean_K = active_LK.mean(0)
     low, high = int(mean_K.argmin()), int(mean_K.argmax())
-    cut = (
-        ""
-        if len(names) <= KINDS
-        else f" Of {len(names)}, the {KINDS // 2} highest and the {KINDS // 2} lowest are drawn."
-    )
+    half = KINDS // 2
+    cut = f" Of {len(names)}, the {half} highest and the {half} lowest are drawn." if len(names) > KINDS else ""
     return ReportFigure(
         name=f"active_by_{kind}",
         section=kinds.capitalize(),
@@ -317,3 +315,37 @@ def highest_and_lowest(values: np.ndarray, most: int) -> list[int]:
     """Indices by falling value; where there are more than `most`, its upper and its lower half of them."""
     order = np.argsort(-values, kind="stable").tolist()
     return order if len(order) <= most else order[: most // 2] + order[len(order) - most // 2 :]
+
+
+# -------------------------------------------------------------------------------------------------------- over training
+
+
+def training_figures(stats: RoutingStats) -> Iterator[ReportFigure]:
+    training, target = stats.training, stats.trained_target
+    if training is None or len(training.step_U) < 2:
+        return
+    if stats.fixed_number is not None and training.p_LU is None and training.theta_LU is None:
+        return
+    late_U = training.active_U[-max(1, len(training.active_U) // 4) :]
+    caption = (
+        f"Over the last quarter of training, tokens used {late_U.mean():.3f} ± {rounded(late_U.std(), 3)} experts "
+        f"({target})."
+    )
+    if training.p_LU is not None:
+        p_U = training.p_LU.mean(0)
+        caption += f" The threshold p went from {rounded(p_U[0], 2)} to {rounded(p_U[-1], 2)}."
+    if training.theta_LU is not None:
+        theta_L = training.theta_LU[:, -1]
+        low, high = int(theta_L.argmin()), int(theta_L.argmax())
+        caption += (
+            f" The scale of the logits θ ended between {rounded(theta_L[low], 2)} (layer {stats.layers_L[low]}) and "
+            f"{rounded(theta_L[high], 2)} (layer {stats.layers_L[high]})."
+        )
+    yield ReportFigure(
+        name="training",
+        section="Training",
+        title="The routers over training",
+        caption=caption,
+        alt="Lines over the training steps: active experts, threshold p and scale θ, by layer.",
+        draw=partial(draw_training, training, stats.layers_L, (target.mean, str(target))),
+    )

@@ -157,9 +157,7 @@ class _NoisyImages:
         """What these images and their noisy versions look like, and how many experts each of their patches uses."""
         shown_levels = np.linspace(0, len(levels) - 1, min(len(levels), EXAMPLE_TIMES))
         times = [levels[round(place)] for place in shown_levels]
-        shown: list[np.ndarray] = []
-        noisy_MT: list[np.ndarray] = []
-        active_M: list[np.ndarray] = []
+        shown, noisy_MT, active_M = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
         labels: list[int] = []
         for row in rows:  # one by one: as little memory as sampling takes
             x0, eps, labels_B = self.images([row])

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -61,10 +61,10 @@ def collect_text(
             shown.forward(ids_BS)
         on_progress(sum(len(window.targets) for window in batch))
     active_LV, load_LVE = (values_LV[:, : len(kinds_V)] for values_LV in counts.by("token"))
-    overall = run_facts(run, thresholds(run.model)) | {"tokens counted": counts.tokens}
+    facts = {"tokens counted": counts.tokens, "documents": 1 + windows[-1].document, "tokenizer": run.tokenizer.name}
     return RoutingStats(
         kind="text",
-        facts=overall | {"documents": 1 + windows[-1].document, "tokenizer": run.tokenizer.name},
+        facts=run_facts(run, thresholds(run.model)) | facts,
         **shape_of(run),
         **counts.overall(),
         active_LS=counts.by("position")[0],
@@ -120,7 +120,7 @@ class _TextWindows:
 
     def __init__(self, run: TextRun) -> None:
         self.run, self.eos = run, run.tokenizer.eos
-        self.length, self.vocab_size = run.experiment.data.length, run.experiment.model.vocab_size
+        self.length: int = run.experiment.data.length
         self.device = next(run.model.parameters()).device
 
     def windows(self, documents: Iterable[Document], tokens: int) -> tuple[list[Window], np.ndarray]:
@@ -131,10 +131,13 @@ class _TextWindows:
         found: list[Window] = []
         shown = np.zeros(0, dtype=np.int64)
         left = tokens
-        for number, ids in enumerate(self._texts(documents)):
+        stride = self.run.experiment.eval.stride or self.length
+        for number, (document, _) in enumerate(documents):
+            ids = np.asarray(document, dtype=np.int64)
+            require_in_vocabulary(ids, self.run.experiment.model.vocab_size, f"document {number + 1}")
             if len(shown) < min(PASSAGE, self.length) and len(ids) > len(shown):
                 shown = ids
-            for window in rolling_windows(number, ids, self.eos, self.length, self._stride()):
+            for window in rolling_windows(number, ids, self.eos, self.length, stride):
                 found.append(window)
                 left -= len(window.targets)
                 if left <= 0:
@@ -142,15 +145,6 @@ class _TextWindows:
         if not found:
             raise ValueError("there are no tokens in the documents; name some that hold text")
         return found, shown
-
-    def _texts(self, documents: Iterable[Document]) -> Iterator[np.ndarray]:
-        for number, (ids, _) in enumerate(documents, start=1):
-            ids_S = np.asarray(ids, dtype=np.int64)
-            require_in_vocabulary(ids_S, self.vocab_size, f"document {number}")
-            yield ids_S
-
-    def _stride(self) -> int:
-        return self.run.experiment.eval.stride or self.length
 
     def flat(self, values_BS: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values_BS.ravel()).to(self.device)

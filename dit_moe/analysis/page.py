@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,16 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 
+from dit_moe.analysis.active_experts import (
+    class_and_token_figures,
+    layer_figures,
+    noise_level_figures,
+    position_figures,
+    training_figures,
+)
 from dit_moe.analysis.drawing import ReportFigure, images_per_class
-from dit_moe.analysis.figures import figures_of
+from dit_moe.analysis.expert_use import expert_use_figures
+from dit_moe.analysis.image_examples import image_example_figures
 from dit_moe.analysis.statistics import CLASS_IMAGES, RoutingStats, specialisation
 from dit_moe.files import write_atomically
 from dit_moe.formatting import rounded
@@ -27,6 +35,18 @@ PASSAGE_LAYERS = 12  # shown one by one
 FEW_BITS = ("bits", "of these")  # how the names of columns begin that hold small numbers, of bits
 
 
+def figures_of(stats: RoutingStats) -> list[ReportFigure]:
+    """All figures that these statistics allow.
+
+    Where every token uses the same number of experts, as with top-k, those of that number are left out.
+    """
+    groups: list[Callable[[RoutingStats], Iterator[ReportFigure]]] = [expert_use_figures, training_figures]
+    if stats.fixed_number is None:
+        by_number = [layer_figures, noise_level_figures, image_example_figures, position_figures]
+        groups = [*by_number, class_and_token_figures, *groups]
+    return [figure for group in groups for figure in group(stats)]
+
+
 def write_page(stats: RoutingStats, folder: Path) -> list[str]:
     """Write `report.html` and the figures as PNGs, for light paper, into the folder; returns the names of these.
 
@@ -34,10 +54,6 @@ def write_page(stats: RoutingStats, folder: Path) -> list[str]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     sections: dict[str, _Section] = {}
-
-    def section(title: str) -> _Section:
-        return sections.setdefault(title, _Section(title))
-
     names = []
     for figure in figures_of(stats):
         light = figure.draw(dark=False)
@@ -46,11 +62,12 @@ def write_page(stats: RoutingStats, folder: Path) -> list[str]:
         write_atomically(folder / names[-1], png)
         width, height = (round(100 * inches) for inches in light.get_size_inches())
         dark = _data_uri(png_of(figure.draw(dark=True)))
-        section(figure.section).figures.append(_ShownFigure(figure, _data_uri(png), dark, width, height))
+        section = sections.setdefault(figure.section, _Section(figure.section))
+        section.figures.append(_ShownFigure(figure, _data_uri(png), dark, width, height))
     for title, table in _tables(stats):
-        section(title).tables.append(table)
+        sections.setdefault(title, _Section(title)).tables.append(table)
     if stats.passage is not None and stats.fixed_number is None:
-        section("A passage").passages.extend(_passages(stats))
+        sections["A passage"] = _Section("A passage", passages=list(_passages(stats)))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )

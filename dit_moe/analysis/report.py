@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -51,7 +51,11 @@ def report_routing(
     if not join_processes().is_main_process:  # one process is enough, and the others would write the same files
         return None
     kind = task_of(path).kind
-    _require_counts(path, kind, counts)
+    for option, count in counts.items():
+        if count is not None and option not in COUNTS[kind]:
+            raise ConfigError(f"--{option}", f": {path} is a model of {kind}; leave it out")
+        if count is not None and count < 1:
+            raise ConfigError(f"--{option}", f"={count} must be at least 1")
     home = _run_folder(find(path))
     out = out or home / "routing"
     require_own(out, (PAGE, JSON, NPZ), "pictures" in read_object(out / JSON))
@@ -66,15 +70,6 @@ def report_routing(
     return stats, out / PAGE
 
 
-def _require_counts(path: Path, kind: str, counts: dict[str, int | None]) -> None:
-    """ConfigError for an option of the other kind of model, or a count of nothing."""
-    for option, count in counts.items():
-        if count is not None and option not in COUNTS[kind]:
-            raise ConfigError(f"--{option}", f": {path} is a model of {kind}; leave it out")
-        if count is not None and count < 1:
-            raise ConfigError(f"--{option}", f"={count} must be at least 1")
-
-
 def _run_folder(checkpoint: Path) -> Path:
     """The run that a checkpoint folder is of; of a copy that lies by itself, the folder that it is in."""
     parent = checkpoint.absolute().parent
@@ -86,15 +81,14 @@ def _count(path: Path, kind: str, overrides: Sequence[str], split: str | None, c
     others = [each for each in overrides if each not in of_data]
     device = join_processes().device
     run: Any
-    collect: Callable[..., RoutingStats]
     if kind == "images":
-        run, collect = open_image_run(path, others, device=device), _collect_images
+        run = open_image_run(path, others, device=device)
     else:
-        run, collect = open_text_run(path, others, scoring=True, device=device), _collect_text
+        run = open_text_run(path, others, scoring=True, device=device)
     experts_of(run)
     moved = config.build(type(run.experiment), config.override(config.dump(run.experiment), of_data))
     data, split = task_of(run.experiment).open_split(replace(run, experiment=moved), split)
-    stats = collect(run, data, **counts)
+    stats = (_collect_images if kind == "images" else _collect_text)(run, data, **counts)
     return replace(stats, facts=stats.facts | {"split": split})
 
 

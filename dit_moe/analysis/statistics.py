@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dit_moe.files import write_atomically
+from dit_moe.files import read_object, write_atomically
 from dit_moe.training.curves import RouterCurves
 
 CLASS_IMAGES = 10
@@ -210,19 +210,12 @@ def write_stats(stats: RoutingStats, folder: Path, pictures: Sequence[str] = ())
     body[f"only in {NPZ}"] = [name for name, array in arrays.items() if not _goes_into_json(array)]
     body["pictures"] = list(pictures)
     text = json.dumps(body, allow_nan=False, ensure_ascii=False) + "\n"
-    for name in set(_listed_pictures(folder / JSON)) - set(pictures):
-        (folder / name).unlink(missing_ok=True)
+    earlier = read_object(folder / JSON).get("pictures")
+    for name in earlier if isinstance(earlier, list) else ():  # even of a damaged file, nothing but PNGs beside it
+        if name not in pictures and isinstance(name, str) and Path(name).name == name and name.endswith(".png"):
+            (folder / name).unlink(missing_ok=True)
     write_atomically(folder / NPZ, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
     write_atomically(folder / JSON, text)
-
-
-def _listed_pictures(path: Path) -> list[str]:
-    """Of an earlier report; nothing but names of PNGs in the same folder, even if the file is damaged."""
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))["pictures"]
-        return [name for name in names if Path(name).name == name and name.endswith(".png")]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
 
 
 def _plain(part: Any, path: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:

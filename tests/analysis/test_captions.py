@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dit_moe.analysis.figures import figures_of
+from dit_moe.analysis.page import figures_of
 from dit_moe.analysis.statistics import Examples, RoutingStats, Target, TokenKinds
 from dit_moe.training.curves import RouterCurves
 

@@ -19,7 +19,7 @@ from dit_moe.analysis.active_experts import (
     highest_and_lowest,
 )
 from dit_moe.analysis.drawing import ReportFigure, log_ratios, readable, scale_around, signed, some_layers
-from dit_moe.analysis.figures import figures_of
+from dit_moe.analysis.page import figures_of
 from dit_moe.analysis.statistics import RoutingStats, Target
 from dit_moe.plotting import PAPER, WIDTH
 from tests.analysis import synthetic

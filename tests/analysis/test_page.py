@@ -12,8 +12,7 @@ import pytest
 
 from dit_moe.analysis import page
 from dit_moe.analysis.drawing import ReportFigure
-from dit_moe.analysis.figures import figures_of
-from dit_moe.analysis.page import PAGE, write_page
+from dit_moe.analysis.page import PAGE, figures_of, write_page
 from dit_moe.analysis.statistics import Passage, RoutingStats, Target
 from tests.analysis import synthetic
 

@@ -12,8 +12,7 @@ import time
 import pytest
 import torch
 
-from dit_moe.studies import compare
-from dit_moe.studies import timing as study_timing
+from dit_moe.studies import compare, score
 from dit_moe.studies.study import load_study, plan
 from tests.scripts import in_use
 
@@ -116,13 +115,13 @@ def test_killed_at_any_time_it_goes_on_to_the_same_results(finished, study, copy
 
 def test_times_of_other_runs_are_not_read_and_times_made_elsewhere_are_told_apart(finished, study):
     runs = plan(load_study(study), study.parent, finished)
-    timing = study_timing.read_timing(finished, runs, 1)
-    assert study_timing.was_measured_here(timing, runs)
+    timing = score.read_timing(finished, runs, 1)
+    assert score.was_measured_here(timing, runs)
     for key, value in (("threads", 99), ("versions", {"torch": "0.1"}), ("machine", {"cpu": "abacus"})):
-        assert not study_timing.was_measured_here({**timing, "made": timing["made"] | {key: value}}, runs), key
-    assert study_timing.read_timing(finished, runs, 2) is None
+        assert not score.was_measured_here({**timing, "made": timing["made"] | {key: value}}, runs), key
+    assert score.read_timing(finished, runs, 2) is None
     changed = plan(load_study(study, ["train.micro_batch=4"]), study.parent, finished)
-    assert study_timing.read_timing(finished, changed, 1) is None
+    assert score.read_timing(finished, changed, 1) is None
 
 
 def test_times_made_elsewhere_are_reported_as_they_are_and_measured_anew_by_a_call_that_runs(
@@ -132,7 +131,7 @@ def test_times_made_elsewhere_are_reported_as_they_are_and_measured_anew_by_a_ca
     timing = json.loads(path.read_text())
     timing["made"]["threads"] = 99
     path.write_text(json.dumps(timing))
-    monkeypatch.setattr(study_timing, "seconds_per_step", lambda runs, steps: asked.append(steps) or {"topk": 1.0})
+    monkeypatch.setattr(score, "seconds_per_step", lambda runs, steps: asked.append(steps) or {"topk": 1.0})
     assert cli("compare", study, "--out", copy, "--report") == 0
     assert not asked and results_of(copy)["timing"]["made"]["threads"] == 99
     assert cli("compare", study, "--out", copy) == 0
@@ -142,7 +141,7 @@ def test_times_made_elsewhere_are_reported_as_they_are_and_measured_anew_by_a_ca
 @pytest.mark.parametrize("change", [[], ["train.micro_batch=3"]])
 def test_variants_are_timed_over_all_their_micro_batches(finished, study, change):
     runs = plan(load_study(study, change), study.parent, finished)
-    assert study_timing.seconds_per_step(runs[:1], 1)["topk"] > 0
+    assert score.seconds_per_step(runs[:1], 1)["topk"] > 0
 
 
 def test_without_the_memory_to_time_it_the_rest_is_there(study, copy, no_figures, monkeypatch, capsys):
@@ -151,7 +150,7 @@ def test_without_the_memory_to_time_it_the_rest_is_there(study, copy, no_figures
     def too_much(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(study_timing, "seconds_per_step", too_much)
+    monkeypatch.setattr(score, "seconds_per_step", too_much)
     assert cli("compare", study, "--out", copy) == 0
     captured = capsys.readouterr()
     assert "note: no times per step: CUDA out of memory" in captured.err and "top-k" in captured.out

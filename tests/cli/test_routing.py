@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dit_moe import plotting
-from dit_moe.analysis.figures import figures_of
+from dit_moe.analysis.page import figures_of
 from dit_moe.data import DATASETS
 from dit_moe.experiments.image import load_experiment, open_split
 from dit_moe.experiments.run import open_text_run

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dit_moe.plotting import LINES, WIDTH
-from dit_moe.studies.compare import FIGURES, save_figures, spread_apart, styles_of
+from dit_moe.studies.compare import FIGURES, save_figures
+from dit_moe.studies.figures import spread_apart, styles_of
 from tests.studies.examples import ROWS, results
 
 PHONE = 360  # CSS pixels

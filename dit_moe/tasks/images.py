@@ -237,7 +237,7 @@ def _sample_images(run: ImageRun, out: Path, save: Sequence[str], recipe: str | 
     writers: list[ImageWriter] = []  # one, on the main process
     count = len(labels_N)
     batches = math.ceil(count / join_processes().num_processes / generator.config.batch_size)
-    a_step = count / (batches * generator.sampler.steps)  # the main process takes the others to be as quick as itself
+    a_step = count / (batches * generator.sampler.config.steps)  # the others are taken to be as quick
     with ExitStack() as stack, images_bar("sampling", count) as advance:
         on_main(lambda: writers.append(stack.enter_context(open_outputs(out, save, labels_N))))
         write: ImageWriter = lambda images: writers[0](images)  # noqa: E731

@@ -129,13 +129,6 @@ def test_fine_tuning_on_other_classes_starts_alike(folder, parallel):
     assert_same_curve(folder / "one_tuned", folder / f"{parallel}_tuned")
 
 
-@ONCE
-def test_a_batch_that_does_not_divide_is_refused_by_both(folder, ranks):
-    for rank in ranks:
-        assert rank["uneven"].startswith("ConfigError: train.batch_size=31 cannot be shared equally by 2 processes")
-    assert not (folder / "uneven").exists()
-
-
 @BOTH
 def test_a_nan_on_one_process_stops_both_before_the_update(folder, ranks, parallel):
     for rank in ranks:

@@ -138,7 +138,7 @@ def once_both_ways(folder: Path, parallel: str) -> dict[str, Any]:
 
 def once(folder: Path) -> dict[str, Any]:
     """What is about both ways, or none."""
-    seen: dict[str, Any] = {"uneven": ending(folder / "uneven", batch_size=31)}
+    seen: dict[str, Any] = {}
     go_on(folder, "fsdp2", "fsdp2_again", **UNEVEN | {"parallel": "fsdp2"})
     go_on(folder, "one", "one_then_fsdp2", **LONG | {"parallel": "fsdp2"})
     go_on(folder, "fsdp2", "fsdp2_then_ddp", **LONG)

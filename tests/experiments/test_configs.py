@@ -16,8 +16,9 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = [
     path
     for path in sorted((ROOT / "configs").glob("**/*.yaml"))
-    # Those are of `dit-moe train-autoencoder`, `dit-moe lm-eval` and `dit-moe compare`.
-    if not path.stem.startswith(("base", "autoencoder", "tasks")) and path.parent.name not in ("tasks", "studies")
+    # Those are of `dit-moe train-autoencoder`, `dit-moe lm-eval` and `dit-moe compare`, or have tests of their own.
+    if not path.stem.startswith(("base", "autoencoder", "tasks", "DiT-", "LM-"))
+    and path.parent.name not in ("tasks", "studies")
 ]
 DIGITS = ROOT / "configs" / "digits.yaml"
 

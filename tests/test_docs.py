@@ -9,7 +9,7 @@ import torch
 from dit_moe.autoencoders.encoder import EncodeConfig
 from dit_moe.config import build
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
-from dit_moe.experiments.evaluation import EvalConfig
+from dit_moe.experiments.image import EvalConfig
 from dit_moe.experiments.text import TextEvalConfig, TextSampleConfig
 from dit_moe.metrics import METRICS, FeatureSet
 from dit_moe.models import DiTConfig, LMConfig
@@ -18,7 +18,7 @@ from dit_moe.sampling.generator import SampleConfig
 from dit_moe.studies.study import Study, Variant
 from dit_moe.text.corpora import CORPORA
 from dit_moe.text.objective import NextTokenConfig
-from dit_moe.text.sequences import TokensConfig
+from dit_moe.text.token_shards import TokensConfig
 from dit_moe.text.tokenization import TokenizeConfig
 from dit_moe.training import TrainConfig
 from tests.shown import GUIDES, ROOT, blocks, entry

@@ -13,8 +13,7 @@ from __future__ import annotations
 import argparse
 
 from dit_moe.cli import add_config_arguments, add_run_argument
-from dit_moe.tasks.quickstart import quickstart
-from dit_moe.tasks.train import load, run_folder
+from dit_moe.tasks.train import load, quickstart, run_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

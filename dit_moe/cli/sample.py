@@ -19,7 +19,7 @@ from pathlib import Path
 
 from dit_moe.evaluation.recipes import SAMPLING
 from dit_moe.sampling.outputs import DEFAULT
-from dit_moe.tasks import task_of
+from dit_moe.tasks import SampleOptions, task_of
 
 RECIPES = "; ".join(f"{recipe.name}, {recipe.summary}" for recipe in SAMPLING.values())
 
@@ -47,5 +47,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Sample and write. ValueError for bad input, before anything is written."""
-    task = task_of(args.run_folder)
-    task.sample(args.run_folder, args.overrides, out=args.out, save=args.save, recipe=args.recipe, prompts=args.prompt)
+    options = SampleOptions(out=args.out, save=args.save, recipe=args.recipe, prompts=args.prompt)
+    task_of(args.run_folder).sample(args.run_folder, args.overrides, options)

@@ -14,7 +14,7 @@ import json
 from dit_moe.cli import add_config_arguments
 from dit_moe.distributed import on_main
 from dit_moe.experiments.text import load_text_experiment
-from dit_moe.text.tokenization import splits_of, tokenize_split, verify_tokens
+from dit_moe.text.tokenization import tokenize_splits, verify_splits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,10 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Tokenise or verify, and print a summary as JSON. ValueError for bad input."""
     experiment = load_text_experiment(args.config, args.overrides)
-    splits = splits_of(experiment.data) if args.split is None else [args.split]
     if args.verify:
-        facts = {}
-        on_main(lambda: facts.update({split: verify_tokens(experiment.data, split) for split in splits}))
+        on_main(lambda: print(json.dumps(verify_splits(experiment.data, args.split), indent=1)))
     else:
-        facts = {split: tokenize_split(experiment.tokenize, experiment.data, split) for split in splits}
-    on_main(lambda: print(json.dumps(facts, indent=1)))
+        facts = tokenize_splits(experiment.tokenize, experiment.data, args.split)
+        on_main(lambda: print(json.dumps(facts, indent=1)))

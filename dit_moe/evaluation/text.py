@@ -19,7 +19,7 @@ from dit_moe.experiments.text import open_heldout, scoring_options
 from dit_moe.files import require_writable, write_atomically
 from dit_moe.moe.compute_budget import thresholds
 from dit_moe.progress import work_bar
-from dit_moe.text.corpora.base import decode_utf8
+from dit_moe.text.corpora import decode_utf8
 from dit_moe.text.perplexity import ScoringError, require_stride, score
 from dit_moe.text.tokenizer import Document, TextTokenizer
 
@@ -40,7 +40,7 @@ def score_run(folder: Path, changes: Sequence[str], files: Sequence[Path], out: 
     """
     texts = [_read(path) for path in files]
     run = open_text_run(folder, changes, scoring=True, device=join_processes().device)
-    place = out or run.folder.absolute().parent.parent / RESULT
+    place = out or run.home / RESULT
     on_main(lambda: _require_place(place, files))
     report = perplexity(run, _text_of_files(files, texts, run.tokenizer) if files else heldout_text(run))
     if join_processes().is_main_process:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from dit_moe import config
 from dit_moe.autoencoders import FIRST_STAGES
@@ -15,7 +15,9 @@ from dit_moe.config import ConfigError, Tree, require, section
 from dit_moe.data import DATASETS, Dataset
 from dit_moe.data.latents import LatentsConfig
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS, Objective, check_fit
-from dit_moe.experiments.evaluation import EvalConfig
+from dit_moe.extractors import EXTRACTORS
+from dit_moe.extractors.digits_cnn import DigitsCNNConfig
+from dit_moe.metrics import METRICS
 from dit_moe.models import MODELS
 from dit_moe.moe.compute_budget import ComputeBudgetConfig
 from dit_moe.sampling.generator import SampleConfig, check_labels
@@ -24,11 +26,25 @@ from dit_moe.training import TrainConfig
 NOTHING_HELD_OUT = "train (nothing was held out)"  # how results call the split
 
 
-class Fingerprinted(Protocol):
-    """Data that can tell whether they are the same as before."""
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """How a run is evaluated: how many images of how many sampling seeds, in which feature space, against what."""
 
-    @property
-    def fingerprint(self) -> str | None: ...
+    extractor: Annotated[Any, EXTRACTORS] = field(default_factory=DigitsCNNConfig)
+    metrics: tuple[Annotated[Any, METRICS], ...] | None = None  # None: those that suit the extractor
+    seeds: int = 3  # sampling seeds; the spread over them is reported
+    images: int | None = None  # per seed; None: as many as there are held-out images, what they are compared with
+    reference: str | None = None  # what `dit-moe eval` takes for one; None: the images that were trained on
+    light_every: int | None = None  # steps of training between evaluations of a few images; None: none
+    light_images: int = 200
+
+    def __post_init__(self) -> None:
+        require(self.seeds >= 1, self, "seeds", "must be at least 1")
+        require(self.images is None or self.images >= 2, self, "images", "must be at least 2; a spread needs two")
+        require(self.metrics != (), self, "metrics", "is empty; name at least one, or leave the line out")
+        every = self.light_every is None or self.light_every >= 1
+        require(every, self, "light_every", "must be at least 1, or null for none")
+        require(self.light_images >= 2, self, "light_images", "must be at least 2; a spread needs two")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +136,8 @@ def resolve(experiment: Experiment, dataset: Dataset) -> Experiment:
     ConfigError names the field that does not.
     """
     first_stage, latent_shape = resolve_first_stage(experiment.first_stage, dataset)
-    experiment = replace(experiment, first_stage=first_stage, data=with_fingerprint(experiment.data, dataset))
+    data = with_fingerprint(experiment.data, dataset.fingerprint)
+    experiment = replace(experiment, first_stage=first_stage, data=data)
     channels, height, width = latent_shape
     if height != width:
         raise ConfigError("data", f" has latents of {height}×{width}; the model needs square ones, crop the images")
@@ -153,14 +170,14 @@ def _with(model: Any, **fields: object) -> Any:
         return replace(model, **fields)
 
 
-def with_fingerprint(data: Any, dataset: Fingerprinted) -> Any:
-    """The section `data` with the fingerprint of what it names; ConfigError if it states another one."""
-    if dataset.fingerprint is None:
+def with_fingerprint(data: Any, found: str | None) -> Any:
+    """The section `data` with the fingerprint of what it names, if that has one; ConfigError if it states another."""
+    if found is None:
         return data
-    if data.fingerprint not in (None, dataset.fingerprint):
-        problem = f"={data.fingerprint} is of other data than what is there, {dataset.fingerprint}"
+    if data.fingerprint not in (None, found):
+        problem = f"={data.fingerprint} is of other data than what is there, {found}"
         raise ConfigError("data.fingerprint", f"{problem}; name the right data, or drop the line")
-    return replace(data, fingerprint=dataset.fingerprint)
+    return replace(data, fingerprint=found)
 
 
 def resolve_sampling(experiment: Experiment, objective: Objective) -> SampleConfig:

@@ -19,7 +19,7 @@ from dit_moe.experiments.text import TextEvalConfig, TextExperiment, TextSampleC
 from dit_moe.models import LM, MODELS
 from dit_moe.moe.compute_budget import ComputeBudget, solve_budget
 from dit_moe.sampling.generator import Generator, SampleConfig, choose_labels
-from dit_moe.text.sequences import TokenSequences
+from dit_moe.text.token_shards import TokenSequences
 from dit_moe.text.tokenizer import TextTokenizer, TokenizerConfig, open_tokenizer
 
 TOKENIZER = "tokenizer"  # folder of a language model's run that holds it
@@ -48,6 +48,15 @@ class Run:
         """The run folder that the checkpoint lies in."""
         return self.folder.absolute().parent.parent
 
+    def facts(self) -> dict[str, Any]:
+        """What results say of the run that they are of; JSON-ready."""
+        return {
+            "run": str(self.folder),
+            "step": self.step,
+            "weights_sha256": self.sha256,
+            "experiment": config.dump(self.experiment),
+        }
+
 
 @dataclass
 class ImageRun(Run):
@@ -69,11 +78,8 @@ class ImageRun(Run):
 
         ConfigError if that wants the class frequencies of the data, and the run did not record them.
         """
-        classes = self.experiment.model.num_classes
-        try:
-            return choose_labels(sample or self.experiment.sample, classes, self.class_counts)
-        except ConfigError as error:
-            raise error.below("sample") from None
+        with section("sample"):
+            return choose_labels(sample or self.experiment.sample, self.experiment.model.num_classes, self.class_counts)
 
 
 @dataclass
@@ -194,7 +200,7 @@ def _set_experts(model: LM, experiment: TextExperiment) -> None:
     if experiment.sample.target is not None:
         try:
             dataset = open_tokens(experiment)
-            with_fingerprint(experiment.data, dataset)
+            with_fingerprint(experiment.data, dataset.fingerprint)
         except ValueError as error:
             problem = f" is solved on the tokens that were trained on: {error}; bring them back, or set sample.p"
             raise ConfigError("sample.target", problem) from None

@@ -13,8 +13,7 @@ from dit_moe.experiments.image import check_compute_budget, kind_of, with_finger
 from dit_moe.models import MODELS
 from dit_moe.moe.compute_budget import ComputeBudgetConfig
 from dit_moe.text.objective import NextTokenConfig
-from dit_moe.text.sequences import TokensConfig, TokenSequences, open_shards
-from dit_moe.text.token_shards import TokenShards, require_held_out
+from dit_moe.text.token_shards import TokensConfig, TokenSequences, TokenShards, open_shards, require_held_out
 from dit_moe.text.tokenization import TokenizeConfig
 from dit_moe.text.tokenizer import TextTokenizer
 from dit_moe.training import TrainConfig
@@ -112,11 +111,12 @@ def open_tokens(experiment: TextExperiment, split: str = "train") -> TokenSequen
 
 def resolve_text(experiment: TextExperiment, dataset: TokenSequences) -> TextExperiment:
     """Fill in what follows from the data, and check that the parts fit; ConfigError names the field that does not."""
-    found, rows = dataset.vocab_size, experiment.model.vocab_size
+    tokenizer, rows = dataset.manifest.tokenizer, experiment.model.vocab_size
+    found = tokenizer["vocab_size"]
     if rows is not None and rows < found:
-        problem = f"={rows} is below the {found} ids of the tokenizer {dataset.manifest.tokenizer['name']}"
+        problem = f"={rows} is below the {found} ids of the tokenizer {tokenizer['name']}"
         raise ConfigError("model.vocab_size", f"{problem}; raise it, or drop the line")
-    experiment = replace(experiment, data=with_fingerprint(experiment.data, dataset))
+    experiment = replace(experiment, data=with_fingerprint(experiment.data, dataset.fingerprint))
     return resolve_text_without_data(experiment, rows or ROUNDING * -(-found // ROUNDING))
 
 
@@ -138,10 +138,11 @@ def open_heldout(experiment: TextExperiment, tokenizer: TextTokenizer, trained: 
     """
     with section("data"):
         shards = open_shards(experiment.data, "heldout")
-    try:
-        shards.manifest.require_tokenizer(tokenizer)
-    except ValueError as error:
-        raise ValueError(f"data.heldout={shards.folder}: {error}") from None
+    made_by = shards.manifest.tokenizer
+    if made_by["sha256"] != tokenizer.config.sha256:
+        problem = f"={shards.folder} was made by the tokenizer {made_by['name']} ({made_by['sha256'][:12]})"
+        other = f"{tokenizer.name} ({(tokenizer.config.sha256 or '')[:12]})"
+        raise ConfigError("data.heldout", f"{problem}, not by {other}; use that tokenizer, or tokenise the text anew")
     require_held_out(trained, shards.manifest)
     return shards
 

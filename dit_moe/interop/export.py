@@ -7,7 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dit_moe import config
 from dit_moe.experiments.run import TextRun
 from dit_moe.files import atomic_folder, require_replaceable
 from dit_moe.interop.olmoe import to_olmoe
@@ -28,14 +27,8 @@ def export_run(run: TextRun, folder: str | Path, *, olmoe: bool = False) -> dict
     Returns what the folder's dit_moe.json holds. ValueError if the folder is not empty or cannot be written, if another
     process writes it, or if the model cannot be an OLMoE.
     """
-    folder = Path(folder)
+    folder, tokenizer = Path(folder), run.tokenizer
     require_replaceable(folder)
-    with exclusive(folder.parent, folder.name):
-        return _export(run, folder, olmoe)
-
-
-def _export(run: TextRun, folder: Path, olmoe: bool) -> dict[str, Any]:
-    tokenizer = run.tokenizer
     model: Any
     if olmoe:
         model = to_olmoe(run.model)
@@ -44,15 +37,11 @@ def _export(run: TextRun, folder: Path, olmoe: bool) -> dict[str, Any]:
         model = wrap(run.model, tokenizer)
         model.config.auto_map = {auto: f"{CODE}.{name}" for auto, name in AUTO_MAP.items()}
     tokenizer.hf.model_max_length = run.model.config.max_length
-    facts = {
-        "run": str(run.folder),
-        "step": run.step,
+    facts = run.facts() | {
         "weights": run.experiment.sample.weights,
-        "weights_sha256": run.sha256,
-        "experiment": config.dump(run.experiment),
         "versions": {name: version(name) for name in ("dit_moe", "torch", "transformers")},
     }
-    with atomic_folder(folder) as unfinished:
+    with exclusive(folder.parent, folder.name), atomic_folder(folder) as unfinished:
         model.save_pretrained(unfinished)
         tokenizer.save(unfinished)
         if not olmoe:

@@ -46,7 +46,7 @@ def generate_text(
         top_p: draw from the fewest tokens that have this probability together; None: from all.
         batch_size: prompts at a time; it changes no text but by rounding.
     """
-    model = wrap(run.model, run.tokenizer)
+    model, eos = wrap(run.model, run.tokenizer), run.tokenizer.eos
     texts: list[str] = []
     for start in range(0, len(prompts), batch_size):
         tokens_BS, mask_BS = _left_padded(run.tokenizer, prompts[start : start + batch_size], model.device)
@@ -66,7 +66,8 @@ def generate_text(
                 do_sample=False,  # `Draw` has made the draw
                 logits_processor=processors,
             )
-        texts += [_document(run.tokenizer, row) for row in out_BS[:, tokens_BS.shape[1] :].tolist()]
+        for ids in out_BS[:, tokens_BS.shape[1] :].tolist():
+            texts.append(run.tokenizer.decode(ids[: ids.index(eos)] if eos in ids else ids))
     return texts
 
 
@@ -91,7 +92,3 @@ def _left_padded(tokenizer: TextTokenizer, prompts: Sequence[str], device: torch
     padded = [[tokenizer.eos] * (length - len(row)) + row for row in rows]
     mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(padded, device=device), torch.tensor(mask, device=device)
-
-
-def _document(tokenizer: TextTokenizer, ids: list[int]) -> str:
-    return tokenizer.decode(ids[: ids.index(tokenizer.eos)] if tokenizer.eos in ids else ids)

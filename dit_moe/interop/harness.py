@@ -163,7 +163,7 @@ def open_model(path: Path, overrides: Sequence[str], device: torch.device) -> Ha
         "experiment": config.dump(run.experiment),
     }
     mixed = "bfloat16" if sample.precision == "bf16" else None
-    return HarnessModel(wrap(run.model, run.tokenizer), run.tokenizer.hf, mixed, run.folder.parent.parent, facts)
+    return HarnessModel(wrap(run.model, run.tokenizer), run.tokenizer.hf, mixed, run.home, facts)
 
 
 def harness_of(opened: HarnessModel, batch_size: int = 16) -> Any:

@@ -8,13 +8,16 @@ Importing this module registers the model type ``dit_moe_lm`` with AutoConfig an
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cached_property, partial
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import reduce
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -33,7 +36,6 @@ from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from dit_moe import config
-from dit_moe.interop.upgrade import load_upgraded
 from dit_moe.models import LM, MODELS, LMConfig
 from dit_moe.moe import routers_of, update_routers
 
@@ -137,8 +139,9 @@ class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
         source = args[0] if args else kwargs["pretrained_model_name_or_path"]
-        if info["unexpected_keys"]:
-            load_upgraded(model, info, source, kwargs)
+        if info["unexpected_keys"]:  # of an earlier version: unlike transformers, load_state_dict upgrades them
+            missing, unexpected = model.load_state_dict(_stored_weights(source, kwargs), strict=False)
+            info |= {"missing_keys": set(missing), "unexpected_keys": set(unexpected)}
         for problem in ("missing_keys", "unexpected_keys"):
             if info[problem]:
                 names = ", ".join(sorted(info[problem])[:3])
@@ -170,9 +173,14 @@ class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, but always in evaluation mode, in which routers keep no statistics."""
-        with _evaluating(self):
-            parent: Any = super()
+        parent: Any = super()
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
             return parent.generate(*args, **kwargs)
+        finally:
+            for module, training in modes:
+                module.training = training
 
     @can_return_tuple
     def forward(
@@ -296,16 +304,16 @@ def set_tokens(model: PreTrainedModel, tokenizer: TextTokenizer) -> None:
     generation.suppress_tokens = list(range(tokenizer.vocab_size, model.config.vocab_size)) or None
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """While entered, every module is in evaluation mode; afterwards each is in its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+def _stored_weights(source: str | PathLike[str], options: dict[str, Any]) -> dict[str, Tensor]:
+    """All tensors in a folder, or in the files that `from_pretrained` has just fetched by these keyword arguments."""
+    folder = Path(source)
+    if not folder.is_dir():
+        where = {name: options[name] for name in ("revision", "cache_dir") if name in options}
+        folder = Path(snapshot_download(str(source), allow_patterns="**.safetensors", local_files_only=True, **where))
+    stored: dict[str, Tensor] = {}
+    for path in (folder / options.get("subfolder", "")).glob("*.safetensors"):
+        stored |= load_file(path)
+    return stored
 
 
 class RouterCallback(TrainerCallback):

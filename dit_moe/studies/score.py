@@ -21,7 +21,7 @@ from dit_moe.config import ConfigError
 from dit_moe.evaluation.compute import number_names
 from dit_moe.evaluation.runs import comparison_of, how_many, reconstructed, run_source, seeds_of, training_images
 from dit_moe.evaluation.sources.base import EvaluationInput
-from dit_moe.experiments.evaluation import EvalConfig
+from dit_moe.experiments.image import EvalConfig
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
 from dit_moe.files import read_object, write_atomically
 from dit_moe.metrics import configs_of

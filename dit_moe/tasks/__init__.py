@@ -38,6 +38,16 @@ class TrainingParts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """The options of `dit-moe sample`."""
+
+    out: Path | None = None  # folder; None: the run folder
+    save: str | None = None  # of images: kinds of output, "npz,grid"
+    recipe: str | None = None  # of images: the settings of a published baseline
+    prompts: Sequence[str] | None = None  # of text: in place of those of the section `sample`
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeldoutResult:
     """What a run does on held-out data, per image or token."""
 
@@ -109,20 +119,10 @@ class Task(Protocol):
             experiment: says how it is sampled and evaluated, in place of the checkpoint's config.
         """
 
-    def sample(
-        self,
-        path: Path,
-        overrides: Sequence[str] = (),
-        *,
-        out: Path | None = None,
-        save: str | None = None,
-        recipe: str | None = None,
-        prompts: Sequence[str] | None = None,
-    ) -> Report | None:
-        """Sample from a run into the folder `out`, by default the run folder; returns what sample.json holds.
+    def sample(self, path: Path, overrides: Sequence[str], options: SampleOptions) -> Report | None:
+        """Sample from a run; returns what sample.json holds, None on all processes but the main one.
 
-        None on all processes but the main one. ValueError for bad input, an option of other tasks among them, before
-        anything is written.
+        ValueError for bad input, an option of other tasks among them, before anything is written.
         """
 
     def require_heldout(self, experiment: Any) -> None:
@@ -142,7 +142,7 @@ class Task(Protocol):
     def check_quickstart(self, experiment: Any, *, skip_broken: bool = False) -> None:
         """ConfigError for what `dit-moe quickstart` could not do, before it makes the data."""
 
-    def evaluation(self, experiment: Any, dataset: Any) -> Callable[[Path], Report | None]:
+    def evaluation(self, experiment: Any) -> Callable[[Path], Report | None]:
         """Checks, before the training, what is needed after it. Returns what samples and evaluates a run folder.
 
         That returns the report; None on all processes but the main one.

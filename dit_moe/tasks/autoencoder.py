@@ -26,7 +26,7 @@ from dit_moe.autoencoders.kl import (
     reconstruction_errors,
     require_own_export,
 )
-from dit_moe.config import ConfigError, require
+from dit_moe.config import ConfigError, require, section
 from dit_moe.data import DATASETS, Dataset
 from dit_moe.distributed import join_processes, locked, on_main
 from dit_moe.experiments.image import with_fingerprint
@@ -69,47 +69,39 @@ def train_and_export(
     on_main(lambda: require_own_export(out))
     if stated:
         on_main(lambda: require_writable(out))
-    reports: list[Report] = []
+    report: Report = {}
+
+    def export_network() -> None:
+        export(averaged(settings, images["train"], run), images["train"], out)
+        versions = {name: version(name) for name in ("dit_moe", "torch", "diffusers")}
+        report.update(describe(out, images), config=config.dump(settings), versions=versions)
+        write_atomically(out / MADE_BY, json.dumps(report, indent=1) + "\n")
+
     with locked(run), locked(out.parent, out.name):
         train(settings, images["train"], run)
-        on_main(lambda: reports.append(_export(settings, images, run, out)))
-    return reports[0] if reports else None
-
-
-def _export(settings: AutoencoderTraining, images: dict[str, Dataset], run: Path, out: Path) -> Report:
-    export(averaged(settings, images["train"], run), images["train"], out)
-    versions = {name: version(name) for name in ("dit_moe", "torch", "diffusers")}
-    report = describe(out, images) | {"config": config.dump(settings), "versions": versions}
-    write_atomically(out / MADE_BY, json.dumps(report, indent=1) + "\n")
-    return report
+        on_main(export_network)
+    return report or None
 
 
 def prepare(path: Path, overrides: Sequence[str]) -> tuple[AutoencoderTraining, dict[str, Dataset]]:
     """The resolved config, and its images: "train" and, if the data has any, "heldout". ValueError for any mistake."""
     settings = config.build(AutoencoderTraining, config.load(path, overrides))
-    has_heldout = getattr(settings.data, "heldout", True) is not None
-    try:
-        splits = SPLITS if has_heldout else SPLITS[:1]
+    splits = SPLITS if getattr(settings.data, "heldout", True) is not None else SPLITS[:1]
+    with section("data"):
         images: dict[str, Dataset] = {split: DATASETS.build(settings.data, split) for split in splits}
         if "images" not in images["train"].__getitems__([0]):
             name = DATASETS.name_of(settings.data)
-            raise ConfigError("data.name", f"={name} holds latents; name a data set of images")
-    except ConfigError as error:
-        raise error if error.path.startswith("data") else error.below("data") from None
-    return replace(settings, data=with_fingerprint(settings.data, images["train"])), images
+            raise ConfigError("name", f"={name} holds latents; name a data set of images")
+    return replace(settings, data=with_fingerprint(settings.data, images["train"].fingerprint)), images
 
 
 def train(settings: AutoencoderTraining, images: Dataset, folder: Path) -> None:
     """Train into the run folder `folder`, from its newest checkpoint if it has one."""
     torch.manual_seed(settings.seed)  # the weights' initialisation is the only use of the global generator
-    try:
+    with section("autoencoder"):
         model = KLNetwork(settings.autoencoder.build(images.image_shape))
-    except ConfigError as error:
-        raise error.below("autoencoder") from None
-    try:
+    with section("loss"):
         objective = KLLoss(settings.loss)
-    except ConfigError as error:
-        raise error.below("loss") from None
 
     def prepare_batch(rows: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
         return {"images": from_uint8(rows["images"])}

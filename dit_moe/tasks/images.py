@@ -48,14 +48,11 @@ from dit_moe.sampling.outputs import (
     parse_outputs,
     require_writable_outputs,
 )
-from dit_moe.tasks import HeldoutResult, Report, TrainingParts
+from dit_moe.tasks import HeldoutResult, Report, SampleOptions, TrainingParts
 from dit_moe.training import Hook, Unit
 
 kind = unit = "images"
 sample_files: tuple[str, ...] = ("grid.png", IMAGES_FILE, SAMPLE_JSON)
-
-# ------------------------------------------------------------------------------------------- the config, the data
-
 
 build_experiment = image.image_experiment
 resolve = image.resolve
@@ -80,9 +77,6 @@ def open_data(experiment: Experiment, split: str = "train") -> Dataset:
 
 def heldout_fingerprint(experiment: Experiment) -> str | None:
     return open_data(experiment, "heldout").fingerprint
-
-
-# ----------------------------------------------------------------------------------------------------- the training
 
 
 def training_parts(
@@ -132,9 +126,6 @@ def objective_name(experiment: Experiment) -> str:
     return OBJECTIVES.name_of(experiment.objective)
 
 
-# --------------------------------------------------------------------------------------------------- a trained run
-
-
 def open_run(path: str | Path, overrides: Sequence[str] = (), *, experiment: Experiment | None = None) -> ImageRun:
     device = join_processes().device
     if experiment is None:
@@ -144,25 +135,17 @@ def open_run(path: str | Path, overrides: Sequence[str] = (), *, experiment: Exp
     return replace(run, experiment=own)
 
 
-def sample(
-    path: Path,
-    overrides: Sequence[str] = (),
-    *,
-    out: Path | None = None,
-    save: str | None = None,
-    recipe: str | None = None,
-    prompts: Sequence[str] | None = None,
-) -> Report | None:
-    if prompts is not None:
+def sample(path: Path, overrides: Sequence[str], options: SampleOptions) -> Report | None:
+    if options.prompts is not None:
         raise ConfigError("--prompt", f": {path} makes images; leave it out")
-    kinds = DEFAULT if save is None else parse_outputs(save)
+    kinds = DEFAULT if options.save is None else parse_outputs(options.save)
     label = None
-    if recipe is not None:
+    if options.recipe is not None:
         trained = checkpoint.open_checkpoint(path).config()["objective"]["name"]
-        chosen = sampling_recipe(recipe, trained)
+        chosen = sampling_recipe(options.recipe, trained)
         overrides, label = [*chosen.overrides, *overrides], chosen.label(overrides)
     run = open_run(path, overrides)
-    return sample_images(run, out or run.folder.parent.parent, kinds, label)
+    return sample_images(run, options.out or run.home, kinds, label)
 
 
 def require_heldout(experiment: Experiment) -> None:
@@ -185,16 +168,13 @@ def heldout_loss(run: ImageRun, config: HeldoutConfig) -> HeldoutResult:
     )
 
 
-# ------------------------------------------------------------------------------------------------- the quick start
-
-
 def check_quickstart(experiment: Experiment, *, skip_broken: bool = False) -> None:
     if isinstance(experiment.images, LatentsConfig):
         wanted = "results are compared with the images that were encoded; say which, in encode.images"
         raise ConfigError("encode", f" is missing; {wanted}")
 
 
-def evaluation(experiment: Experiment, dataset: Dataset) -> Callable[[Path], Report | None]:
+def evaluation(experiment: Experiment) -> Callable[[Path], Report | None]:
     reference = training_images(experiment)
     count = how_many(experiment, reference)
     comparison = comparison_of(experiment, reference)
@@ -245,11 +225,7 @@ def _sample_images(run: ImageRun, out: Path, save: Sequence[str], recipe: str | 
     if not join_processes().is_main_process:
         return None
     footprint = run.experiment.model.footprint()
-    facts = {
-        "run": str(run.folder),
-        "step": run.step,
-        "weights_sha256": run.sha256,
-        "experiment": config.dump(run.experiment),
+    facts = run.facts() | {
         "recipe": recipe,
         "parameters": footprint.total_params,
         "active_parameters": footprint.active_params,

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from dit_moe import checkpoint, config
+from dit_moe import checkpoint
 from dit_moe.config import ConfigError, section
 from dit_moe.costs import forward_flops_at
 from dit_moe.distributed import join_processes, on_main
@@ -43,11 +43,10 @@ from dit_moe.moe import measure_active
 from dit_moe.moe.compute_budget import thresholds
 from dit_moe.randomness import BatchRandom
 from dit_moe.sampling.outputs import SAMPLE_JSON, require_own_samples
-from dit_moe.tasks import HeldoutResult, Report, TrainingParts
+from dit_moe.tasks import HeldoutResult, Report, SampleOptions, TrainingParts
 from dit_moe.text.ngram import TrigramModel
 from dit_moe.text.objective import NextToken
-from dit_moe.text.sequences import TokenSequences, open_shards
-from dit_moe.text.token_shards import TokenShards
+from dit_moe.text.token_shards import TokenSequences, TokenShards, open_shards
 from dit_moe.text.tokenization import tokenize_splits
 from dit_moe.text.tokenizer import TextTokenizer
 from dit_moe.training import Hook, Unit
@@ -60,9 +59,6 @@ RULE = "–" * 72
 
 kind, unit = "text", "tokens"
 sample_files: tuple[str, ...] = (SAMPLE_JSON,)
-
-# ------------------------------------------------------------------------------------------- the config, the data
-
 
 build_experiment = text_experiment
 open_data = open_tokens
@@ -81,9 +77,6 @@ def make_missing_data(experiment: TextExperiment) -> None:
 
 def heldout_fingerprint(experiment: TextExperiment) -> str | None:
     return open_shards(experiment.data, "heldout").manifest.fingerprint
-
-
-# ----------------------------------------------------------------------------------------------------- the training
 
 
 def training_parts(
@@ -137,30 +130,19 @@ def objective_name(experiment: TextExperiment) -> str:
     return "next token"
 
 
-# --------------------------------------------------------------------------------------------------- a trained run
-
-
 def open_run(path: str | Path, overrides: Sequence[str] = (), *, experiment: TextExperiment | None = None) -> TextRun:
     return open_text_run(path, overrides, experiment=experiment, device=join_processes().device)
 
 
-def sample(
-    path: Path,
-    overrides: Sequence[str] = (),
-    *,
-    out: Path | None = None,
-    save: str | None = None,
-    recipe: str | None = None,
-    prompts: Sequence[str] | None = None,
-) -> Report | None:
-    for name, value in (("save", save), ("recipe", recipe)):
-        if value is not None:
+def sample(path: Path, overrides: Sequence[str], options: SampleOptions) -> Report | None:
+    for name in ("save", "recipe"):
+        if getattr(options, name) is not None:
             raise ConfigError(f"--{name}", f": {path} is a language model's run; leave it out")
     run = open_run(path, overrides)
-    if prompts is not None:
-        sample = replace(run.experiment.sample, prompts=tuple(prompts))
+    if options.prompts is not None:
+        sample = replace(run.experiment.sample, prompts=tuple(options.prompts))
         run = replace(run, experiment=replace(run.experiment, sample=sample))
-    return sample_text(run, out or run.folder.parent.parent)
+    return sample_text(run, options.out or run.home)
 
 
 def require_heldout(experiment: TextExperiment) -> None:
@@ -187,9 +169,6 @@ def heldout_loss(run: TextRun, config: HeldoutConfig) -> HeldoutResult:
     )
 
 
-# ------------------------------------------------------------------------------------------------- the quick start
-
-
 def check_quickstart(experiment: TextExperiment, *, skip_broken: bool = False) -> None:
     if skip_broken:
         raise ConfigError("--skip-broken", " is of images, and the config of a language model; leave it out")
@@ -199,7 +178,7 @@ def check_quickstart(experiment: TextExperiment, *, skip_broken: bool = False) -
         raise ConfigError("data.heldout", " is missing; name a folder for the tokens of held-out text")
 
 
-def evaluation(experiment: TextExperiment, dataset: TokenSequences) -> Callable[[Path], Report | None]:
+def evaluation(experiment: TextExperiment) -> Callable[[Path], Report | None]:
     require_heldout(experiment)
 
     def evaluate(folder: Path) -> Report | None:
@@ -213,7 +192,7 @@ def evaluation(experiment: TextExperiment, dataset: TokenSequences) -> Callable[
         bits = {
             "model": report["bits_per_byte"],
             "model_std_error": report["bits_per_byte_std_error"],
-            "trigram": trigram.bits_per_byte(heldout),
+            "trigram": trigram.score(heldout).bits_per_byte,
         }
         return report | {"bits_per_byte": bits, "heldout_active_experts": report["active_experts"]}
 
@@ -308,11 +287,7 @@ def sample_text(run: TextRun, out: Path) -> Report | None:
         with measure_active(run.model) as active:
             texts = write_texts(run)
         print(page(run.experiment.sample.prompts, texts), end="")
-        facts = {
-            "run": str(run.folder),
-            "step": run.step,
-            "weights_sha256": run.sha256,
-            "experiment": config.dump(run.experiment),
+        facts = run.facts() | {
             "texts": texts,
             "active_experts": active.mean,
             "thresholds": thresholds(run.model),

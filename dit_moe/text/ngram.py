@@ -53,10 +53,6 @@ class TrigramModel:
         nats_N = np.array([math.fsum(part) for part in parts])
         return TextScores(nats_N=nats_N, tokens_N=lengths_N, bytes_N=lengths_N)
 
-    def bits_per_byte(self, documents: Iterable[bytes]) -> float:
-        """`score(…).bits_per_byte`."""
-        return self.score(documents).bits_per_byte
-
 
 class _Table:
     """Counts of what follows each context of one order; sparse in the pairs, dense in the contexts."""

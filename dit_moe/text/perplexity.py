@@ -128,7 +128,7 @@ def score(
     batch_size: int = 16,
     max_documents: int | None = None,
     precision: Literal["fp32", "bf16"] = "fp32",
-    on_progress: Callable[[int], Any] | None = None,
+    on_progress: Callable[[int], Any] = lambda count: None,
 ) -> TextScores:
     """Score documents. All processes call it together, with the same ones, and get the same result.
 
@@ -151,10 +151,10 @@ def score(
     """
     require_stride(stride, length)
     require_in_vocabulary(np.asarray([eos]), vocab_size, "the tokenizer")
-    scoring = _Scoring(network.eval(), eos, vocab_size, batch_size, precision, on_progress or (lambda count: None))
+    scoring = _Scoring(network.eval(), eos, vocab_size, batch_size, precision)
     windows = scoring.windows(islice(documents, max_documents), length, stride or length)
     # An error of one process is raised on all, at the latest after the next bucket.
-    while any(parts := on_all(lambda: scoring.share(list(islice(windows, BUCKET * batch_size))))):
+    while any(parts := on_all(lambda: scoring.share(list(islice(windows, BUCKET * batch_size)), on_progress))):
         scoring.add(parts)
     return scoring.scores()
 
@@ -195,30 +195,21 @@ def rolling_windows(document: int, ids: np.ndarray, eos: int, length: int, strid
         start, end = end, min(end + stride, len(ids))
 
 
-class Share(NamedTuple):
-    """One process's part of a bucket: (document, nats) by the number of the window, and the active experts."""
-
-    costs: dict[int, tuple[int, float]]
-    layers: list[ActiveExperts]
+Share = tuple[dict[int, tuple[int, float]], list[ActiveExperts]]
+"""One process's part of a bucket: (document, nats) by the number of the window, and the active experts."""
 
 
-@dataclass
 class _Scoring:
     """Sums over the documents so far, the same on every process: each reads all windows and scores its share."""
 
-    network: nn.Module
-    eos: int
-    vocab_size: int
-    batch_size: int
-    precision: str
-    on_progress: Callable[[int], Any]
-
-    def __post_init__(self) -> None:
-        self.device = next(self.network.parameters()).device
+    def __init__(self, network: nn.Module, eos: int, vocab_size: int, batch_size: int, precision: str) -> None:
+        self.network, self.eos, self.vocab_size, self.batch_size = network, eos, vocab_size, batch_size
+        self.device = next(network.parameters()).device
+        self.autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
         self.nats: list[float] = []
         self.tokens: list[int] = []
         self.bytes: list[int] = []
-        self.layers = no_active_experts(self.network)
+        self.layers = no_active_experts(network)
 
     def windows(self, documents: Iterable[Document], length: int, stride: int) -> Iterator[Window]:
         """The windows of all documents in turn, whose sizes are kept."""
@@ -230,32 +221,31 @@ class _Scoring:
             self.bytes.append(size)
             yield from rolling_windows(number, ids, self.eos, length, stride)
 
-    def share(self, bucket: list[Window]) -> Share | None:
+    def share(self, bucket: list[Window], on_progress: Callable[[int], Any]) -> Share | None:
         """Score this process's batches of a bucket, the longest windows first; None for an empty one."""
         if not bucket:
             return None
         state, size = join_processes(), self.batch_size
         order = sorted(range(len(bucket)), key=lambda i: -len(bucket[i].inputs))
         batches = [order[start : start + size] for start in range(0, len(order), size)]
-        made = Share({}, no_active_experts(self.network))
+        costs, layers = dict[int, tuple[int, float]](), no_active_experts(self.network)
         for i in range(state.process_index, len(batches), state.num_processes):
             batch = [bucket[number] for number in batches[i]]
-            for number, window, nats in zip(batches[i], batch, self._nats(batch, made.layers), strict=True):
-                made.costs[number] = window.document, nats
+            for number, window, nats in zip(batches[i], batch, self._nats(batch, layers), strict=True):
+                costs[number] = window.document, nats
             if state.is_main_process:
                 done = batches[i : i + state.num_processes]  # the others are about as far
-                self.on_progress(sum(len(bucket[number].targets) for part in done for number in part))
-        return made
+                on_progress(sum(len(bucket[number].targets) for part in done for number in part))
+        return costs, layers
 
     def add(self, parts: Sequence[Share | None]) -> None:
         """Add the shares of all processes in the order of the windows: sums do not depend on who scored which."""
         costs: dict[int, tuple[int, float]] = {}
-        for part in filter(None, parts):
-            costs |= part.costs
-            for layer, own in zip(self.layers, part.layers, strict=True):
+        for found, layers in filter(None, parts):
+            costs |= found
+            for layer, own in zip(self.layers, layers, strict=True):
                 layer.add(own)
-        for number in sorted(costs):
-            document, nats = costs[number]
+        for _, (document, nats) in sorted(costs.items()):
             self.nats[document] += nats
 
     def _nats(self, batch: list[Window], layers: list[ActiveExperts]) -> list[float]:
@@ -270,7 +260,7 @@ class _Scoring:
         targets_R = torch.from_numpy(np.concatenate([window.targets for window in batch])).to(self.device)
         scored_N = torch.from_numpy(scored_BS.ravel()).to(self.device)
         try:
-            with torch.no_grad(), self._autocast(), measure_layers(self.network, layers, scored_N):
+            with torch.no_grad(), self.autocast, measure_layers(self.network, layers, scored_N):
                 nats_R = self._cost(torch.from_numpy(tokens_BS).to(self.device), rows_R, targets_R)
         except torch.OutOfMemoryError as error:
             raise ScoringError("out of memory; lower batch_size") from error
@@ -288,9 +278,6 @@ class _Scoring:
         flat, size = states.flatten(0, 1), max(1, CHUNK // self.vocab_size)
         parts = zip(rows_R.split(size), targets_R.split(size), strict=True)
         return torch.cat([F.cross_entropy(project(flat[at]).float(), to, reduction="none") for at, to in parts])
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
     def scores(self) -> TextScores:
         """The scores of all documents. ValueError if there was nothing to predict, or a cost is not finite."""

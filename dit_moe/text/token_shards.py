@@ -1,4 +1,4 @@
-"""Folders of token shards: the format, and reading them by memory map.
+"""Folders of token shards: the format, reading them by memory map, and the rows that training takes from them.
 
     data/openwebtext/
         manifest.json              written last: a folder without it holds no finished tokens; its last entry is the
@@ -13,21 +13,24 @@ A document is stored as the end of text, then its tokens: that id ends the docum
 its own. It occurs nowhere else.
 """
 
-# n documents of a shard
+# n documents of a shard; B batch, L tokens that the model sees
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from dit_moe.config import ConfigError, Tree
+from dit_moe.config import ConfigError, Tree, require
+from dit_moe.data.base import place_of
 from dit_moe.files import read_sealed, require_size, sha256_of, write_sealed
 from dit_moe.text.tokenizer import Document, TextTokenizer, TokenizerConfig, open_tokenizer
 
@@ -100,22 +103,10 @@ class TokenManifest:
         ratio = f"{self.bytes / self.tokens:.2f} bytes a token"
         return f"{self.tokens:,} tokens of {self.documents:,} documents by {self.tokenizer['name']}, {ratio}"
 
-    def require_tokenizer(self, tokenizer: TextTokenizer) -> None:
-        """ValueError unless the tokens were made by this tokenizer."""
-        if self.tokenizer["sha256"] != tokenizer.config.sha256:
-            problem = f"the tokens were made by {_name_and_hash(self.tokenizer['name'], self.tokenizer['sha256'])}"
-            other = _name_and_hash(tokenizer.name, tokenizer.config.sha256)
-            raise ValueError(f"{problem}, not by {other}; use that tokenizer, or tokenise the text anew")
-
-
-def _name_and_hash(name: str, sha256: str | None) -> str:
-    return f"the tokenizer {name} ({(sha256 or '')[:12]})"
-
-
-def write_token_manifest(folder: Path, manifest: TokenManifest) -> None:
-    """Put the manifest in place, sealed by a hash of its text."""
-    totals = {name: getattr(manifest, name) for name in ("tokens", "documents", "bytes", "largest", "fingerprint")}
-    write_sealed(folder / MANIFEST, {"format": FORMAT, **asdict(manifest), **totals})
+    def write(self, folder: Path) -> None:
+        """Put the manifest in place, sealed by a hash of its text."""
+        totals = {name: getattr(self, name) for name in ("tokens", "documents", "bytes", "largest", "fingerprint")}
+        write_sealed(folder / MANIFEST, {"format": FORMAT, **asdict(self), **totals})
 
 
 def require_held_out(trained: Tree, heldout: TokenManifest) -> None:
@@ -176,16 +167,13 @@ def read_token_manifest(folder: str | Path, option: str = "data.path") -> TokenM
 
 def require_whole(folder: Path, shard: TokenShard, dtype: str) -> None:
     """ValueError unless a shard's files are there at their right sizes."""
-    require_size(tokens_file(folder, shard), shard.tokens * DTYPES[dtype].itemsize, MANIFEST, REMEDY)
-    require_size(documents_file(folder, shard), shard.documents * 2 * INDEX.itemsize, MANIFEST, REMEDY)
+    tokens, documents = _files(folder, shard)
+    require_size(tokens, shard.tokens * DTYPES[dtype].itemsize, MANIFEST, REMEDY)
+    require_size(documents, shard.documents * 2 * INDEX.itemsize, MANIFEST, REMEDY)
 
 
-def tokens_file(folder: Path, shard: TokenShard) -> Path:
-    return folder / SHARDS / f"{shard.file}.tokens"
-
-
-def documents_file(folder: Path, shard: TokenShard) -> Path:
-    return folder / SHARDS / f"{shard.file}.documents"
+def _files(folder: Path, shard: TokenShard) -> tuple[Path, Path]:
+    return folder / SHARDS / f"{shard.file}.tokens", folder / SHARDS / f"{shard.file}.documents"
 
 
 class TokenShards:
@@ -237,7 +225,8 @@ class TokenShards:
         """Read everything. ValueError if a file was changed, or the tokenizer is not as it was."""
         self.tokenizer()
         for number, shard in enumerate(self.manifest.shards):
-            for path, known in self._files(shard):
+            recorded = shard.sha256, shard.documents_sha256
+            for path, known in zip(_files(self.folder, shard), recorded, strict=True):
                 if sha256_of(path) != known:
                     raise ValueError(f"{path} was changed after it was written; restore it, or delete it and {REMEDY}")
             starts, tokens = self._index(number)[:, 0], self._tokens(number)
@@ -245,24 +234,20 @@ class TokenShards:
                 raise ValueError(f"{self.folder}: the manifest is not of shard {shard.file}; delete it and {REMEDY}")
             on_bytes(shard.bytes)
 
-    def _files(self, shard: TokenShard) -> tuple[tuple[Path, str], tuple[Path, str]]:
-        tokens, documents = tokens_file(self.folder, shard), documents_file(self.folder, shard)
-        return (tokens, shard.sha256), (documents, shard.documents_sha256)
-
     def _tokens(self, number: int) -> np.ndarray:
         shard = self.manifest.shards[number]
         _require_own(self.folder, shard, self.manifest.dtype, self.eos)
-        return _map(tokens_file(self.folder, shard), DTYPES[self.manifest.dtype], (shard.tokens,), shard.sha256)
+        return _map(_files(self.folder, shard)[0], DTYPES[self.manifest.dtype], (shard.tokens,), shard.sha256)
 
     def _index(self, number: int) -> np.ndarray:
         shard = self.manifest.shards[number]
-        return _map(documents_file(self.folder, shard), INDEX, (shard.documents, 2), shard.documents_sha256)
+        return _map(_files(self.folder, shard)[1], INDEX, (shard.documents, 2), shard.documents_sha256)
 
 
 @cache  # once for each shard, however often it is mapped
 def _require_own(folder: Path, shard: TokenShard, dtype: str, eos: int) -> None:
     """ValueError if a shard's files were exchanged with another's, as far as a few of its documents show."""
-    tokens, documents = tokens_file(folder, shard), documents_file(folder, shard)
+    tokens, documents = _files(folder, shard)
     problem = "is not the file that was written here: was it exchanged with another shard's? Restore it, or delete it"
     if sha256_of(documents) != shard.documents_sha256:
         raise ValueError(f"{documents} {problem} and {REMEDY}")
@@ -279,3 +264,81 @@ def _map(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], sha256: str) 
         return np.asarray(np.memmap(path, dtype, mode="r", shape=shape))  # plain arrays are cut faster
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); restore it, or {REMEDY}") from None
+
+
+# ---------------------------------------------------------------------------------------------------- rows for training
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensConfig:
+    """Folders of token shards, and how training reads them."""
+
+    path: str
+    heldout: str | None = None  # another such folder, for the split `heldout`
+    length: int = 2048  # tokens the model sees at once
+    document_mask: bool = False  # tokens attend to their own document only
+    fingerprint: str | None = None  # (recorded) of what is in the folder
+
+    def __post_init__(self) -> None:
+        require(self.length >= 1, self, "length", "must be at least 1")
+
+
+class TokenSequences:
+    """Row i holds tokens i·L … i·L + L, so that each of the last L is predicted once; neighbours share one token.
+
+    Raises:
+        NoTokens: nothing was tokenised into the folder, or not to the end.
+        ConfigError: no such split, or the folder holds less than one row.
+        ValueError: files are damaged.
+    """
+
+    def __init__(self, config: TokensConfig, split: str) -> None:
+        self.config = config
+        self.shards = open_shards(config, split)
+        if len(self) < 1:
+            tokens = len(self.shards)
+            problem = f"={config.length} is longer than the data: {self.shards.folder} has {tokens:,} tokens"
+            remedy = f"set data.length to at most {tokens - 1}, or tokenise more text"
+            raise ConfigError("length", f"{problem}, and a row needs one more than its length; {remedy}")
+
+    def __len__(self) -> int:
+        return (len(self.shards) - 1) // self.config.length
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """{"tokens": int64 [B, L + 1]}, and with `document_mask` "documents": int64 [B, L + 1].
+
+        That is which of the documents in its row a token is of; the end of text is of the document behind it.
+        """
+        length = self.config.length
+        tokens = np.empty((len(indices), length + 1), dtype=np.int64)
+        for row, i in zip(tokens, indices, strict=True):
+            self.shards.read(i * length, row)
+        if tokens.size and (largest := int(tokens.max())) > self.manifest.largest:
+            problem = f"{self.shards.folder} has the token {largest} where its manifest knows of none above"
+            raise ValueError(f"{problem} {self.manifest.largest}; a shard was changed, see `dit-moe tokenize --verify`")
+        rows = {"tokens": torch.from_numpy(tokens)}
+        if self.config.document_mask:
+            rows["documents"] = (rows["tokens"] == self.shards.eos).cumsum(1)
+        return rows
+
+    @property
+    def manifest(self) -> TokenManifest:
+        return self.shards.manifest
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+    def tokenizer(self) -> TextTokenizer:
+        """The one that made the tokens, from their folder."""
+        return self.shards.tokenizer()
+
+
+def open_shards(config: TokensConfig, split: str) -> TokenShards:
+    """The tokens of a split. Raises what `folder_of` and `TokenShards` raise."""
+    return TokenShards(folder_of(config, split), "data.path" if split == "train" else "data.heldout")
+
+
+def folder_of(config: TokensConfig, split: str) -> Path:
+    """The folder of a split; ConfigError if there is none."""
+    return Path(place_of(config, split, "tokens")[1])

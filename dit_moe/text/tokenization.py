@@ -24,16 +24,17 @@ from dit_moe.formatting import significant
 from dit_moe.progress import work_bar
 from dit_moe.shards import ShardFolder, in_rounds
 from dit_moe.text.corpora import CORPORA, Corpus
-from dit_moe.text.sequences import TokensConfig, folder_of, open_shards
 from dit_moe.text.token_shards import (
     DTYPES,
     INDEX,
     TOKENIZER,
     TokenManifest,
+    TokensConfig,
     TokenShard,
     TokenShards,
+    folder_of,
+    open_shards,
     require_whole,
-    write_token_manifest,
 )
 from dit_moe.text.tokenizer import Document, TextTokenizer, TokenizerConfig, is_remote, open_tokenizer
 
@@ -109,7 +110,7 @@ class Tokenization:
         manifest = TokenManifest(tokenizer, self.dtype, self.encoding, shards)
         if not manifest.bytes:
             raise self._empty()
-        write_token_manifest(self.folder, manifest)
+        manifest.write(self.folder)
         return manifest
 
     # ---------------------------------------------------------------------------------------------------------- shards
@@ -241,15 +242,11 @@ def _encoded_ahead(
 
 
 def finished(config: TokenizeConfig, folder: Path, split: str) -> TokenManifest | None:
-    """The manifest of `folder` if it is whole and was made as `config` says; all processes ask together.
+    """The manifest of `folder` if it is whole and was made as `config` says.
 
     Nothing is changed. Text and tokenizer are compared too if they lie on this machine; the network is not asked.
     Raises ConfigError if such text or tokenizer cannot be opened.
     """
-    return from_main(lambda: _finished(config, folder, split))
-
-
-def _finished(config: TokenizeConfig, folder: Path, split: str) -> TokenManifest | None:
     try:
         tokens = TokenShards(folder)
         tokens.tokenizer()
@@ -283,29 +280,36 @@ def _describe(config: TokenizeConfig, split: str, fingerprint: str | None, token
 # ----------------------------------------------------------------------------------------------- the splits of a config
 
 
-def splits_of(data: TokensConfig) -> list[str]:
-    """The splits that the section `data` has folders for."""
-    return ["train"] if data.heldout is None else ["train", "heldout"]
-
-
-def tokenize_splits(config: TokenizeConfig | None, data: TokensConfig) -> dict[str, dict[str, Any]]:
-    """Make what is missing of the tokens of all splits; returns a summary of each.
-
-    ValueError if the section `tokenize` is missing, or for bad text.
-    """
-    return {split: tokenize_split(config, data, split) for split in splits_of(data)}
-
-
-def tokenize_split(config: TokenizeConfig | None, data: TokensConfig, split: str) -> dict[str, Any]:
-    """Make the tokens of a split, or what is missing of them; returns a summary. Finished ones are left alone.
+def tokenize_splits(
+    config: TokenizeConfig | None, data: TokensConfig, split: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """Make what is missing of the tokens of all splits, or of one; returns a summary of each.
 
     Raises what `Tokenization` and its `run` raise; ConfigError if the section `tokenize` is missing.
     """
+    return {name: _tokenize_split(config, data, name) for name in _chosen(data, split)}
+
+
+def verify_splits(data: TokensConfig, split: str | None = None) -> dict[str, dict[str, Any]]:
+    """Verify the tokens of all splits, or of one; returns a summary of each.
+
+    ValueError if anything is not as it was written.
+    """
+    return {name: _verify_split(data, name) for name in _chosen(data, split)}
+
+
+def _chosen(data: TokensConfig, split: str | None) -> list[str]:
+    if split is not None:
+        return [split]
+    return ["train"] if data.heldout is None else ["train", "heldout"]
+
+
+def _tokenize_split(config: TokenizeConfig | None, data: TokensConfig, split: str) -> dict[str, Any]:
     if config is None:
         raise ConfigError("tokenize", " is missing; say which text, for instance tokenize.corpus.name=python_docs")
     with section("data"):
         folder = folder_of(data, split)
-    manifest = finished(config, folder, split)
+    manifest = from_main(lambda: finished(config, folder, split))
     if manifest is not None:
         return _summary(folder, manifest) | {"shards_made": 0, "already_there": True}
     require_writable(folder)
@@ -322,8 +326,7 @@ def tokenize_split(config: TokenizeConfig | None, data: TokensConfig, split: str
     }
 
 
-def verify_tokens(data: TokensConfig, split: str) -> dict[str, Any]:
-    """Verify the tokens of a split; returns a summary. ValueError if anything is not as it was written."""
+def _verify_split(data: TokensConfig, split: str) -> dict[str, Any]:
     with section("data"):
         tokens = open_shards(data, split)
     with work_bar(f"verifying {split}", tokens.manifest.bytes / MB, "MB") as advance:

@@ -133,10 +133,11 @@ def open_tokenizer(
             return ConfigError("name", f"={config.name} {problem}; {advice}")
         return ValueError(f"{folder}, the copy of the tokenizer {config.name}, {problem}; {remedy}")
 
-    transformers = _transformers(config)
+    import transformers
+
     place = config.name if folder is None else str(folder)
     if place == BYTES:
-        hf = _bytes_tokenizer(transformers)
+        hf = _bytes_tokenizer()
     elif folder is not None and not folder.is_dir():
         raise fault("is missing")
     else:
@@ -156,36 +157,18 @@ def open_tokenizer(
     return tokenizer
 
 
-def _transformers(config: TokenizerConfig) -> Any:
-    try:
-        import transformers
-    except ImportError:
-        problem = f"={config.name} needs the package transformers, which is not installed"
-        raise ConfigError("name", f"{problem}; pip install 'dit_moe[lm]'") from None
-    return transformers
-
-
-def _bytes_tokenizer(transformers: Any) -> Any:
+def _bytes_tokenizer() -> Any:
     """Byte-level BPE without merges: ids are the bytes of UTF-8, and 256 is the end of text."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import bytes_to_unicode  # how byte-level BPE writes each byte (GPT-2)
 
-    backend = Tokenizer(models.BPE(vocab={letter: byte for byte, letter in enumerate(_byte_letters())}, merges=[]))
+    backend = Tokenizer(models.BPE(vocab={letter: byte for byte, letter in bytes_to_unicode().items()}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        eos_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def _byte_letters() -> list[str]:
-    """The character by which byte-level BPE writes each byte: itself if printable, else one from U+0100 on (GPT-2)."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    hidden = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte if byte in printable else 256 + hidden.index(byte)) for byte in range(256)]
+    special = {"eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)
 
 
 def _plain_backend(hf: Any) -> Any:

@@ -26,7 +26,7 @@ def test_one_command_goes_from_text_to_scores_and_a_passage(finished_text, capsy
     texts = [story(number).encode() for number in range(20)]
     heldout = [texts[number] for number in range(20) if number % 5 == 4]
     assert metrics["bytes"] == sum(map(len, heldout)) and metrics["documents"] == 4
-    trigram = TrigramModel([text for text in texts if text not in heldout]).bits_per_byte(heldout)
+    trigram = TrigramModel([text for text in texts if text not in heldout]).score(heldout).bits_per_byte
     assert metrics["bits_per_byte"]["trigram"] == pytest.approx(trigram)
     assert 4 < metrics["bits_per_byte"]["model"] < 9  # 6 steps from log2(320)
     assert set(metrics["active_experts"]) == {"target", "mean", "std"} and metrics["active_experts"]["target"] == 2
@@ -45,7 +45,7 @@ def test_a_second_call_goes_by_what_it_says_of_sampling_and_scoring_even_of_one_
     assert metrics["documents"] == 1 and metrics["bits_per_byte"]["model_std_error"] is None
     heldout = [story(4).encode()]
     trigram = TrigramModel([story(number).encode() for number in range(20) if number % 5 != 4])
-    assert metrics["bits_per_byte"]["trigram"] == pytest.approx(trigram.bits_per_byte(heldout))
+    assert metrics["bits_per_byte"]["trigram"] == pytest.approx(trigram.score(heldout).bits_per_byte)
 
 
 def test_a_damaged_copy_of_the_tokenizer_in_a_run_is_made_anew(finished_text, run, tmp_path):

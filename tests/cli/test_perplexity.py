@@ -183,5 +183,5 @@ def test_held_out_tokens_that_are_gone_or_of_another_tokenizer_are_refused(witho
     tokenize(without_heldout, name=str(tmp_path / "other"))
     assert cli("perplexity", without_heldout / "run") == 2
     message = capsys.readouterr().err
-    assert f"data.heldout={folder}: the tokens were made by the tokenizer" in message
+    assert f"data.heldout={folder} was made by the tokenizer" in message
     assert "use that tokenizer, or tokenise the text anew" in message

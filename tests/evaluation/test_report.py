@@ -13,7 +13,7 @@ from dit_moe.data.digits import pixels_to_uint8, split_indices
 from dit_moe.evaluation.compute import compute_report, number_names
 from dit_moe.evaluation.features import ExtractedFeatures
 from dit_moe.evaluation.report import Report
-from dit_moe.experiments.evaluation import EvalConfig
+from dit_moe.experiments.image import EvalConfig
 from dit_moe.extractors import EXTRACTORS
 from dit_moe.extractors.digits_cnn import DigitsCNNConfig
 from dit_moe.metrics import METRICS, FeatureMoments, FeatureSet, configs_of, expected_floor

@@ -46,7 +46,7 @@ def test_it_costs_what_the_slow_reference_says(training, heldout):
     scores = fast.score(heldout)
     assert scores.nats_N / math.log(2) == pytest.approx([slow.bits(document) for document in heldout], rel=1e-12)
     wanted = sum(map(slow.bits, heldout)) / sum(map(len, heldout))
-    assert fast.bits_per_byte(heldout) == scores.bits_per_byte == pytest.approx(wanted, rel=1e-12)
+    assert fast.score(heldout).bits_per_byte == scores.bits_per_byte == pytest.approx(wanted, rel=1e-12)
 
 
 def distribution(model, before):
@@ -73,7 +73,7 @@ def test_documents_are_counted_and_scored_each_from_its_own_beginning():
 
 
 def test_nothing_to_count_or_to_score_is_an_error_and_bytes_never_seen_are_not():
-    assert 8 < TrigramModel([b"a" * 1000]).bits_per_byte([b"\x00\x01"]) < 32
+    assert 8 < TrigramModel([b"a" * 1000]).score([b"\x00\x01"]).bits_per_byte < 32
     for training in ([], [b""]):
         with pytest.raises(ValueError, match="no text to count n-grams in"):
             TrigramModel(training)
@@ -87,7 +87,7 @@ def test_two_megabytes_are_counted_in_seconds_and_english_is_learnt():
     training, heldout = documents[1:] * 5, documents[:1]
     start = time.process_time()
     model = TrigramModel(training)
-    bits = model.bits_per_byte(heldout)
+    bits = model.score(heldout).bits_per_byte
     assert time.process_time() - start < 5  # takes 0.3
     assert sum(map(len, training)) > 2e6
     order_0 = np.bincount(np.frombuffer(heldout[0], np.uint8)) / len(heldout[0])

@@ -1,8 +1,115 @@
-"""Corpora. A new one is a new file here: it registers itself and every contract test runs on it unasked."""
+"""What a corpus is: documents of text in a fixed order, read one after the other from any place on.
 
-from dit_moe.registry import import_submodules
-from dit_moe.text.corpora.base import CORPORA, Corpus
+A new corpus is a new file here: it registers itself and every contract test runs on it unasked.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from dit_moe.config import ConfigError, require
+from dit_moe.registry import Registry, did_you_mean, import_submodules
+
+CORPORA = Registry("corpus")  # CORPORA.build(config, split)
+SPLITS = ("train", "heldout")
+
+
+class Corpus(ABC):
+    """One split of a corpus. `CORPORA.build(config, split)` makes one; ValueError if there is no such split.
+
+    `heldout_every` n: documents n − 1, 2n − 1, … of the source are the split `heldout`, all others `train`.
+    `first` n: the source ends behind its first n documents, of both splits.
+    """
+
+    fingerprint: str | None  # of the source's content as far as names and sizes tell, not of its place; None: unknown
+    size: int | None = None  # bytes to read, if known
+    unchecked_options: Collection[str] = ()  # that may change: of the other split, or places that `fingerprint` covers
+
+    def __init__(self, split: str, heldout_every: int | None = None, first: int | None = None) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"a corpus has no split {split!r}; {did_you_mean(split, SPLITS)}")
+        self.split, self.heldout_every, self.first = split, heldout_every, first
+
+    @staticmethod
+    def is_remote(config: Any) -> bool:
+        """Whether it takes the network to make one of `config`."""
+        return False
+
+    @abstractmethod
+    def read(self, start: int) -> Iterator[tuple[str, str]]:
+        """The documents of the source, of all splits, from number `start` on: the place of each, and its text.
+
+        Raises ValueError, naming the place, for what is not text.
+        """
+
+    def documents(self, start: int = 0) -> Iterator[str]:
+        """The texts of the split from number `start` on. ValueError, naming the place, for what is not text."""
+        begin = self._number(start)
+        left = None if self.first is None else max(0, self.first - begin)
+        for number, (where, text) in enumerate(islice(self.read(begin), left), begin):
+            if self._holds(number):
+                _require_unicode(text, where)
+                yield text
+
+    def _holds(self, number: int) -> bool:
+        """Whether document `number` of the source is in this split."""
+        every = self.heldout_every
+        return every is None or (number % every == every - 1) == (self.split == "heldout")
+
+    def _number(self, place: int) -> int:
+        """The number, in the source, of a document of this split."""
+        every = self.heldout_every
+        if every is None:
+            return place
+        if self.split == "heldout":
+            return place * every + every - 1
+        return place + place // (every - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """A source with documents of its own for each split, or whose every n-th document is held out."""
+
+    heldout_every: int | None = None
+    first: int | None = None  # read only the first n documents of the source, of all splits; None: all
+
+    def __post_init__(self) -> None:
+        require(self.first is None or self.first >= 1, self, "first", "must be at least 1, or null for all")
+        require(self.heldout_every is None or self.heldout_every >= 2, self, "heldout_every", "must be at least 2")
+        if self.heldout_every is not None and getattr(self, "heldout", None) is not None:
+            problem = f"={self.heldout_every} and heldout both say what is held out"
+            raise ConfigError("heldout_every", f"{problem}; drop one of the lines")
+
+
+def source_of(config: Any, split: str, train: str) -> tuple[str, str]:
+    """The option that says where a split is read from, and its value; `train` is the option of the training split."""
+    option = "heldout" if split == "heldout" and not config.heldout_every else train
+    if getattr(config, option) is None:
+        remedy = "name held-out text, or set heldout_every to hold out every n-th document"
+        raise ConfigError(option, f" is missing; {remedy}")
+    require(getattr(config, option) != "", config, option, "is empty; say where the text is")
+    return option, getattr(config, option)
+
+
+def decode_utf8(raw: bytes, where: str, offset: int = 0) -> str:
+    """The text of UTF-8 bytes, unchanged; ValueError, naming the byte (the first is number `offset`), if it is not."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        problem = f"{where} is not UTF-8: byte 0x{raw[error.start]:02x} at position {offset + error.start}"
+        raise ValueError(f"{problem}; convert it (for instance with iconv), or leave it out") from None
+
+
+def _require_unicode(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"half a character (the lone surrogate U+{ord(text[error.start]):04X})"
+        raise ValueError(f"{where} holds {half} at letter {error.start} of its text; mend or remove it") from None
+
 
 import_submodules(__name__, __path__)
-
-__all__ = ["CORPORA", "Corpus"]

@@ -6,6 +6,7 @@ import glob
 import gzip
 import hashlib
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import IO, cast
 from dit_moe.config import ConfigError
 from dit_moe.data.base import is_to_follow
 from dit_moe.registry import did_you_mean
-from dit_moe.text.corpora.base import CORPORA, Corpus, SourceConfig, decode_utf8, source_of
+from dit_moe.text.corpora import CORPORA, Corpus, SourceConfig, decode_utf8, source_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class _FileCorpus(Corpus):
         super().__init__(split, config.heldout_every, config.first)
         self.files = find_files(config, split, self.suffixes)
         self.fingerprint = fingerprint_of(self.files)
-        if not any(_is_packed(file) for file in self.files):
+        if not any(file.suffix == ".gz" for file in self.files):
             self.size = sum(file.stat().st_size for file in self.files)
 
 
@@ -131,20 +132,14 @@ def _matching(place: str, suffixes: Sequence[str]) -> list[Path]:
 
 def fingerprint_of(files: Sequence[Path]) -> str:
     """A hash of the files' sizes, and of their names below the folder that they share."""
-    shared = files[0].parent
-    while not all(each.is_relative_to(shared) for each in files):
-        shared = shared.parent
+    shared = os.path.commonpath([each.parent for each in files])
     listing = [(each.relative_to(shared).as_posix(), each.stat().st_size) for each in files]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
-def _is_packed(file: Path) -> bool:
-    return file.suffix == ".gz"
-
-
 def _lines(file: Path) -> Iterator[bytes]:
     """ValueError if a packed file is damaged."""
-    with cast(IO[bytes], gzip.open(file) if _is_packed(file) else file.open("rb")) as opened:
+    with cast(IO[bytes], gzip.open(file) if file.suffix == ".gz" else file.open("rb")) as opened:
         try:
             yield from opened
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:

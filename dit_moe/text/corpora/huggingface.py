@@ -12,7 +12,7 @@ from typing import Any
 from dit_moe.config import ConfigError, require
 from dit_moe.data.huggingface import load_split
 from dit_moe.registry import did_you_mean
-from dit_moe.text.corpora.base import CORPORA, Corpus, SourceConfig, source_of
+from dit_moe.text.corpora import CORPORA, Corpus, SourceConfig, source_of
 
 
 @dataclass(frozen=True, kw_only=True)

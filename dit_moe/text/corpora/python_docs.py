@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from dit_moe.text.corpora.base import CORPORA, Corpus
+from dit_moe.text.corpora import CORPORA, Corpus
 
 HELD_OUT = 10  # one document of so many
 SHORT = 60  # letters; paragraphs below it may repeat: "Example:"

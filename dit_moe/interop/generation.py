@@ -22,47 +22,29 @@ from dit_moe.randomness import generator
 from dit_moe.text.tokenizer import TextTokenizer
 
 
-def generate_text(
-    run: TextRun,
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
-    batch_size: int = 16,
-) -> list[str]:
-    """What the run writes after each prompt, taken as the beginning of a document, up to the document's end.
+def generate_text(run: TextRun, batch_size: int = 16) -> list[str]:
+    """What the run writes after each prompt of its section `sample`, by the settings there, up to the document's end.
 
     A prompt's draws come from (seed, its index): they do not depend on the other prompts, and the global random state
-    is not touched. Computes in the precision of the run's section `sample`.
-
-    Args:
-        prompts: "" begins a new document.
-        max_new_tokens: of each text, unless its document ends before.
-        temperature: 0 takes the most probable token every time.
-        top_k: draw from so many most probable tokens only; None: from all.
-        top_p: draw from the fewest tokens that have this probability together; None: from all.
-        batch_size: prompts at a time; it changes no text but by rounding.
+    is not touched. `batch_size`, prompts at a time, changes no text but by rounding.
     """
+    sample = run.experiment.sample
     model, eos = wrap(run.model, run.tokenizer), run.tokenizer.eos
     texts: list[str] = []
-    for start in range(0, len(prompts), batch_size):
-        tokens_BS, mask_BS = _left_padded(run.tokenizer, prompts[start : start + batch_size], model.device)
+    for start in range(0, len(sample.prompts), batch_size):
+        tokens_BS, mask_BS = _left_padded(run.tokenizer, sample.prompts[start : start + batch_size], model.device)
         processors = LogitsProcessorList()
-        if temperature > 0:
-            draws = [generator(seed, "text", start + row) for row in range(len(tokens_BS))]
-            processors.append(TemperatureLogitsWarper(float(temperature)))
-            processors.extend([TopKLogitsWarper(top_k)] if top_k is not None else [])
-            processors.extend([TopPLogitsWarper(top_p)] if top_p is not None else [])
+        if sample.temperature > 0:
+            draws = [generator(sample.seed, "text", start + row) for row in range(len(tokens_BS))]
+            processors.append(TemperatureLogitsWarper(float(sample.temperature)))
+            processors.extend([TopKLogitsWarper(sample.top_k)] if sample.top_k is not None else [])
+            processors.extend([TopPLogitsWarper(sample.top_p)] if sample.top_p is not None else [])
             processors.append(Draw(draws))
-        reduced = run.experiment.sample.precision == "bf16"
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=reduced):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=sample.precision == "bf16"):
             out_BS = model.generate(
                 tokens_BS,
                 attention_mask=mask_BS,
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=sample.max_new_tokens,
                 do_sample=False,  # `Draw` has made the draw
                 logits_processor=processors,
             )

@@ -219,7 +219,7 @@ def _rows(task: TaskConfig, result: dict[str, Any], shots: dict[str, int]) -> li
         print(
             f"warning: task {task.name} reports no {task.metric}, but {', '.join(found) or 'nothing'}", file=sys.stderr
         )
-        return [{**common, "metric": task.metric, "value": None, "stderr": None}]
+        found[task.metric] = (None, None)
     return [
         # The harness says "N/A" where it knows no error.
         {**common, "metric": metric, "value": value, "stderr": error if isinstance(error, float) else None}

@@ -125,7 +125,7 @@ class Generator:
         network = self.model if budget is None else self._with_budget(budget)
         noise = normal_like_images(generators, self.latent_shape, self.device)
         labels_B, guidance = labels_B.to(self.device), self.config.guidance
-        with self._precision():
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             return self.sampler(network, noise, labels_B, generators, guidance, on_step=on_step)
 
     def _with_budget(self, budget: ComputeBudget) -> Network:
@@ -154,11 +154,11 @@ class Generator:
                 images = self.decode(self.latents(part, labels_N[part], on_step))
             yield images
 
-    def generate(self, labels_N: Tensor, on_step: Callable[..., Any] | None = None) -> Generated:
-        """All images at once, in memory; `on_step(done, steps)` after every step of the sampler."""
-        with measure_active(self.model) as active:
-            images = torch.cat(list(self.batches(range(len(labels_N)), labels_N, on_step)))
-        return Generated(images, labels_N, active.mean)
+    def generate(self, labels_N: Tensor) -> Generated | None:
+        """All images at once, in memory, on the main process; None on the others, which make their share of them."""
+        batches: list[Tensor] = []
+        active_experts = stream_together(self, labels_N, batches.append)
+        return Generated(torch.cat(batches), labels_N, active_experts) if batches else None
 
     def evaluations(self) -> int:
         """Network evaluations per image."""
@@ -171,10 +171,6 @@ class Generator:
             return thresholds(self.model)
         parts = [list(overrides_L) for overrides_L in self.budget.thresholds_PL]
         return parts[0] if len(parts) == 1 else parts
-
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        enabled = self.config.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _sample_some(self, budget: ComputeBudget) -> None:
         """The whole way of some images from noise to data: the compute that is paid.
@@ -220,15 +216,6 @@ def _hand_over(parts: Sequence[Tensor], take: Callable[[Tensor], object]) -> Non
     for rank, part in enumerate(parts):
         images_BCHW[rank :: len(parts)] = part
     take(images_BCHW)
-
-
-def generate_together(
-    generator: Generator, labels_N: Tensor, on_step: Callable[..., Any] | None = None
-) -> Generated | None:
-    """What `generator.generate` returns, in memory, on the main process; None on the others."""
-    batches: list[Tensor] = []
-    active_experts = stream_together(generator, labels_N, batches.append, on_step)
-    return Generated(torch.cat(batches), labels_N, active_experts) if batches else None
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ from dit_moe.files import write_atomically
 from dit_moe.pictures import save_grid
 from dit_moe.progress import images_bar
 from dit_moe.randomness import BatchRandom
-from dit_moe.sampling.generator import Generator, choose_labels, generate_together, stream_together
+from dit_moe.sampling.generator import Generator, choose_labels, stream_together
 from dit_moe.sampling.outputs import (
     DEFAULT,
     OUTPUTS,
@@ -97,7 +97,7 @@ def training_parts(
         shape = (experiment.model.in_channels, experiment.model.input_size, experiment.model.input_size)
         labels = choose_labels(experiment.sample, experiment.model.num_classes, class_counts)
         try:
-            made = generate_together(Generator(network, objective, stage, experiment.sample, shape), labels)
+            made = Generator(network, objective, stage, experiment.sample, shape).generate(labels)
             if made is not None:
                 (folder / "samples").mkdir(exist_ok=True)
                 save_grid(made.images, made.labels, folder / "samples" / f"step_{step:08d}.png")

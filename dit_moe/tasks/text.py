@@ -85,7 +85,8 @@ def training_parts(
     tokenizer = dataset.tokenizer()
     if earlier is not None:
         _require_same_tokenizer(experiment, tokenizer, earlier)
-    on_main(lambda: _keep(tokenizer, folder / TOKENIZER))
+    on_main(lambda: require_writable(folder))
+    on_main(lambda: tokenizer.keep(folder / TOKENIZER, replace=is_begun(folder)))
 
     def prepare_batch(rows: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
         return rows
@@ -97,9 +98,9 @@ def training_parts(
         run = TextRun(folder, step, "", experiment, network, tokenizer, trained_on=dataset.manifest.origin)
         try:
             with _sampled_experts(experiment, network, dataset):
-                written = page(experiment.sample.prompts, write_texts(run))
+                _, page = _write_texts(run)
             (folder / "samples").mkdir(exist_ok=True)
-            write_atomically(folder / "samples" / f"step_{step:08d}.txt", written)
+            write_atomically(folder / "samples" / f"step_{step:08d}.txt", page)
         except ValueError as error:  # a preview is not worth a run
             print(f"warning: no samples at step {step}: {error}", file=sys.stderr)
 
@@ -219,12 +220,6 @@ def _require_same_tokenizer(
         raise ConfigError("data.path", f"{problem}, {remedy}")
 
 
-def _keep(tokenizer: TextTokenizer, folder: Path) -> None:
-    """ValueError if `folder` cannot be made, or holds what no run has kept there."""
-    require_writable(folder.parent)
-    tokenizer.keep(folder, replace=is_begun(folder.parent))
-
-
 @contextmanager
 def _sampled_experts(experiment: TextExperiment, network: nn.Module, dataset: TokenSequences) -> Iterator[None]:
     """While entered, the network uses as many experts as the section `sample` says."""
@@ -251,26 +246,13 @@ def _texts(experiment: TextExperiment, tokenizer: TextTokenizer, split: str, mos
             return
 
 
-def write_texts(run: TextRun) -> list[str]:
-    """What the run writes behind each prompt of its section ``sample``, by the settings there."""
+def _write_texts(run: TextRun) -> tuple[list[str], str]:
+    """What the run writes behind each prompt of its section ``sample``; and all of it, to be read."""
     from dit_moe.interop.generation import generate_text  # imports transformers, which takes seconds
 
-    sample = run.experiment.sample
-    return generate_text(
-        run,
-        sample.prompts,
-        max_new_tokens=sample.max_new_tokens,
-        temperature=sample.temperature,
-        top_k=sample.top_k,
-        top_p=sample.top_p,
-        seed=sample.seed,
-    )
-
-
-def page(prompts: Sequence[str], texts: Sequence[str]) -> str:
-    """Prompts and what follows them, to be read."""
-    passages = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
-    return f"\n{RULE}\n".join(passages) + "\n"
+    texts = generate_text(run)
+    passages = [prompt + text for prompt, text in zip(run.experiment.sample.prompts, texts, strict=True)]
+    return texts, f"\n{RULE}\n".join(passages) + "\n"
 
 
 def sample_text(run: TextRun, out: Path) -> Report | None:
@@ -285,8 +267,8 @@ def sample_text(run: TextRun, out: Path) -> Report | None:
     with exclusive(out, SAMPLE_JSON):
         start = time.perf_counter()
         with measure_active(run.model) as active:
-            texts = write_texts(run)
-        print(page(run.experiment.sample.prompts, texts), end="")
+            texts, page = _write_texts(run)
+        print(page, end="")
         facts = run.facts() | {
             "texts": texts,
             "active_experts": active.mean,

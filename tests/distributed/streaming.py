@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dit_moe.distributed import join_processes
-from dit_moe.sampling.generator import generate_together, stream_together
+from dit_moe.sampling.generator import Generator, stream_together
 
 
 def numbered(indices, labels, on_step=None):
@@ -37,7 +37,7 @@ def streaming(folder: Path) -> None:
         took: list[list[int]] = []
         stream_together(GENERATOR, torch.zeros(count), lambda images: took.append(images[:, 0, 0, 0].tolist()))  # noqa: B023
         seen[f"took_{count}"] = took
-    made = generate_together(GENERATOR, torch.zeros(7))
+    made = Generator.generate(GENERATOR, torch.zeros(7))
     seen["together"] = made and made.images[:, 0, 0, 0].tolist()
 
     def full(images):

@@ -1,13 +1,15 @@
 """Text from prompts: its randomness is that of the seed and the prompt's number, and nothing else's."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 pytest.importorskip("transformers", reason="needs the extra lm")
 
-from dit_moe.interop.generation import Draw, generate_text
+from dit_moe.interop import generation
+from dit_moe.interop.generation import Draw
 from dit_moe.interop.transformers_lm import wrap
 from tests.interop.models import tiny_lm, tiny_run
 
@@ -17,6 +19,11 @@ PROMPTS = ["", "It was", "Naïve ", "a much longer prompt", "It was"]
 @pytest.fixture
 def run(tmp_path):
     return tiny_run(tmp_path)
+
+
+def generate_text(run, prompts, batch_size=16, **options):
+    sample = replace(run.experiment.sample, prompts=tuple(prompts), **{"temperature": 1.0, "top_p": None} | options)
+    return generation.generate_text(replace(run, experiment=replace(run.experiment, sample=sample)), batch_size)
 
 
 def test_a_text_depends_on_the_seed_and_its_number_and_on_nothing_else(run):

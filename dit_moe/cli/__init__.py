@@ -32,6 +32,7 @@ COMMANDS = {  # name: module of dit_moe.cli, what it does
 
 
 EXTRAS = {"transformers": "lm", "tokenizers": "lm", "lm_eval": "lm", "datasets": "datasets"}  # package: what brings it
+OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 NEGATIVE = re.compile(r"-[\d.]")  # how a negative number begins
 
 
@@ -80,6 +81,12 @@ def add_run_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run", dest="folder", type=Path, metavar="FOLDER", help="run folder; default runs/<name of the config>"
     )
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The names among the words of a command, and the changes, ``key=value``, unless there is a file of that name."""
+    changes = [word for word in words if OVERRIDE.match(word) and not Path(word).exists()]
+    return [word for word in words if word not in changes], changes
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dit_moe.cli import split_words
 from dit_moe.studies.compute_budget import measure_compute_budgets
 from dit_moe.studies.compute_budget_runs import HIGHEST, LOWEST, POINTS, ImageOptions
 
@@ -41,9 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure what is missing, write, and print the table. ValueError for bad input, before the work starts."""
-    words = [Path(word) for word in args.words if "=" not in word or Path(word).exists()]
-    changes = [word for word in args.words if Path(word) not in words]
-    folders = list({folder.resolve(): folder for folder in words}.values())
+    names, changes = split_words(args.words)
+    folders = list({Path(name).resolve(): Path(name) for name in names}.values())
     targets = None if args.targets is None else _numbers(args.targets)
     options = ImageOptions(metric=not args.no_metric, seeds=args.seeds, images=args.images, draws=args.draws)
     print(measure_compute_budgets(folders, changes, targets, options, args.out), end="")

@@ -18,24 +18,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from dataclasses import fields
 from pathlib import Path
 
+from dit_moe.cli import split_words
 from dit_moe.evaluation.evaluate import evaluate
 from dit_moe.evaluation.options import SHORT, EvalOptions, extractor_names
 from dit_moe.evaluation.recipes import EVALUATION, SAMPLING
 from dit_moe.evaluation.report import print_report
 from dit_moe.metrics import METRICS
 
-OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 RECIPES = "; ".join(f"{recipe.name}, {recipe.summary}" for recipe in EVALUATION.values())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `run` reads."""
     parser.add_argument("words", nargs="+", metavar="WORD", help="SAMPLES, and last the REFERENCE: see above")
-    parser.set_defaults(overrides=[])  # `key=value` words, for the section `sample` of runs
     names, short = ", ".join(METRICS.names()), ", ".join(f"{key} = {value}" for key, value in SHORT.items())
     what = parser.add_argument_group("what is measured")
     what.add_argument("--metrics", metavar="A,B", help=f"of {names}; {short}; default: those that suit the extractor")
@@ -90,8 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate, print JSON to stdout and a table to stderr. ValueError for bad input, before anything is written."""
-    names = [word for word in args.words if not _is_override(word)]
-    overrides = [*(word for word in args.words if _is_override(word)), *args.overrides]
+    names, overrides = split_words(args.words)
     options = EvalOptions(**{field.name: getattr(args, field.name) for field in fields(EvalOptions)})
     report, made = evaluate(names, overrides, options)
     if report is not None:
@@ -99,7 +96,3 @@ def run(args: argparse.Namespace) -> None:
         print_report(report)
     elif made is not None:
         print(json.dumps({"saved": str(options.save_stats), "count": made.features.count}, indent=1))
-
-
-def _is_override(word: str) -> bool:
-    return OVERRIDE.match(word) is not None and not Path(word).exists()

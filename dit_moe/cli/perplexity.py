@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dit_moe.cli import split_words
 from dit_moe.distributed import join_processes
 from dit_moe.evaluation.text import RESULT, score_run
 from dit_moe.formatting import rounded
 
-OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 OPTIONS = ("stride", "batch_size", "max_documents")  # of the command that are keys of the section `eval`
 
 
@@ -43,10 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Score; print JSON to stdout and a table to stderr."""
-    changes = [word for word in args.words if OVERRIDE.match(word) and not Path(word).exists()]
-    files = [Path(word) for word in args.words if word not in changes]
+    files, changes = split_words(args.words)
     changes += [f"{name}={value}" for name in OPTIONS if (value := getattr(args, name)) is not None]
-    report = score_run(args.run_folder, changes, files, args.out)
+    report = score_run(args.run_folder, changes, [Path(file) for file in files], args.out)
     if join_processes().is_main_process:
         print(json.dumps(report, indent=1, allow_nan=False))
         print_table(report)

@@ -20,7 +20,7 @@ from dit_moe.files import require_writable, write_atomically
 from dit_moe.moe.compute_budget import thresholds
 from dit_moe.progress import work_bar
 from dit_moe.text.corpora import decode_utf8
-from dit_moe.text.perplexity import ScoringError, require_stride, score
+from dit_moe.text.perplexity import ScoringError, score
 from dit_moe.text.tokenizer import Document, TextTokenizer
 
 RESULT = "perplexity.json"
@@ -80,7 +80,7 @@ def _read(path: Path) -> str:
 
 
 def _text_of_files(files: Sequence[Path], texts: Sequence[str], tokenizer: TextTokenizer) -> EvaluationText:
-    documents = [tokenizer.encode_document(text) for text in texts]
+    documents = [Document(tokenizer.encode(text), len(text.encode())) for text in texts]
     hashes = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
     named = [{"file": str(path), "sha256": sha256} for path, sha256 in zip(files, hashes, strict=True)]
     return EvaluationText(documents, sum(len(ids) for ids, _ in documents), {"files": named})
@@ -126,13 +126,11 @@ def perplexity(run: TextRun, text: EvaluationText) -> dict[str, Any]:
 class HeldoutTextHook:
     """A hook of the trainer that scores some documents: loss, bits per byte and active experts.
 
-    It keeps the documents in memory. Arguments as of `score`. ValueError at once for a stride that the length does not
-    allow, or for no documents.
+    It keeps the documents in memory. Arguments as of `score`. ValueError at once if there are no documents.
     """
 
-    def __init__(self, documents: Iterable[Document], *, length: int, stride: int | None = None, **how: Any) -> None:
-        require_stride(stride, length)
-        self.documents, self.how = list(documents), {"length": length, "stride": stride, **how}
+    def __init__(self, documents: Iterable[Document], **how: Any) -> None:
+        self.documents, self.how = list(documents), how
         if not any(len(ids) for ids, _ in self.documents):
             raise ValueError("there is no held-out text to score; name some, or do not ask for its loss")
 

@@ -166,7 +166,7 @@ def open_text_run(
     experiment = experiment or text_experiment(config.override(opened.config(), changes))
     loaded = _loaded(opened, experiment, device)
     _set_experts(loaded["model"], experiment)
-    return TextRun(**loaded, tokenizer=run_tokenizer(opened), trained_on=opened.state["trained_on"])
+    return TextRun(**loaded, tokenizer=_tokenizer_of(opened), trained_on=opened.state["trained_on"])
 
 
 def _whole_key(change: str, scoring: bool) -> str:
@@ -229,7 +229,7 @@ def solve_text_budget(sample: TextSampleConfig, model: LM, dataset: TokenSequenc
     return solve_budget(sample, model, see_rows)
 
 
-def run_tokenizer(opened: checkpoint.Checkpoint) -> TextTokenizer:
+def _tokenizer_of(opened: checkpoint.Checkpoint) -> TextTokenizer:
     """The tokenizer that lies in the run folder. ValueError if it is gone, or another one."""
     folder = opened.folder.absolute().parent.parent / TOKENIZER
     if not folder.is_dir():

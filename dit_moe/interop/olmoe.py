@@ -113,9 +113,13 @@ def _laid_out(name: str, tensor: Tensor) -> Tensor:
 def config_from_olmoe(theirs: OlmoeConfig, implementation: Implementation = "grouped") -> LMConfig:
     """The shape of an OLMoE. ValueError names a field that our model cannot follow."""
     rope: dict[str, Any] = dict(theirs.rope_parameters or {})
-    _require(theirs.attention_bias is False, theirs, "attention_bias", "our attention has no biases")
-    _require(theirs.attention_dropout == 0, theirs, "attention_dropout", "our model has no dropout; set it to 0")
-    _require(theirs.hidden_act in ("silu", "swish"), theirs, "hidden_act", "our experts have silu (SwiGLU)")
+    for field, possible, problem in (
+        ("attention_bias", (False,), "our attention has no biases"),
+        ("attention_dropout", (0,), "our model has no dropout; set it to 0"),
+        ("hidden_act", ("silu", "swish"), "our experts have silu (SwiGLU)"),
+    ):
+        if getattr(theirs, field) not in possible:
+            raise ValueError(f"{field}={getattr(theirs, field)!r}: {problem}")
     kind = rope.get("rope_type", "default")
     if kind != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(f"rope_parameters={rope}: our rotary embedding is unscaled and whole, rope_type=default")
@@ -183,8 +187,3 @@ def config_to_olmoe(ours: LMConfig, eos_token_id: int | None = None, pad_token_i
         eos_token_id=eos_token_id,
         pad_token_id=pad_token_id,
     )
-
-
-def _require(ok: bool, theirs: OlmoeConfig, field: str, wanted: str) -> None:
-    if not ok:
-        raise ValueError(f"{field}={getattr(theirs, field)!r}: {wanted}")

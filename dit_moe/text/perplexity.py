@@ -149,7 +149,9 @@ def score(
     Raises ValueError if there are no tokens at all, for one beyond the vocabulary, a stride beyond the length, and
     outputs that are not finite; ScoringError if memory does not suffice.
     """
-    require_stride(stride, length)
+    if stride is not None and not 1 <= stride <= length:
+        problem = f"={stride} must lie in 1 … {length}, the tokens that the model sees"
+        raise ConfigError("stride", f"{problem}; leave it out for {length}")
     require_in_vocabulary(np.asarray([eos]), vocab_size, "the tokenizer")
     scoring = _Scoring(network.eval(), eos, vocab_size, batch_size, precision)
     windows = scoring.windows(islice(documents, max_documents), length, stride or length)
@@ -157,13 +159,6 @@ def score(
     while any(parts := on_all(lambda: scoring.share(list(islice(windows, BUCKET * batch_size)), on_progress))):
         scoring.add(parts)
     return scoring.scores()
-
-
-def require_stride(stride: int | None, length: int) -> None:
-    """ConfigError unless windows of `length` tokens can advance by `stride`."""
-    if stride is not None and not 1 <= stride <= length:
-        problem = f"={stride} must lie in 1 … {length}, the tokens that the model sees"
-        raise ConfigError("stride", f"{problem}; leave it out for {length}")
 
 
 def require_in_vocabulary(ids: np.ndarray, vocab_size: int, whose: str) -> None:

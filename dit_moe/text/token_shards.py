@@ -335,7 +335,7 @@ class TokenSequences:
 
 
 def open_shards(config: TokensConfig, split: str) -> TokenShards:
-    """The tokens of a split. Raises what `folder_of` and `TokenShards` raise."""
+    """The tokens of a split. Raises what `TokenShards` raises; ConfigError if the split has no folder."""
     return TokenShards(folder_of(config, split), "data.path" if split == "train" else "data.heldout")
 
 

@@ -67,9 +67,6 @@ class TextTokenizer:
             each = [found.ids for found in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
         return [np.array(ids, dtype=np.uint32) for ids in each]
 
-    def encode_document(self, text: str) -> Document:
-        return Document(self.encode(text), len(text.encode()))
-
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids; special tokens as they are spelt, bytes that are not UTF-8 as U+FFFD."""
         plain = np.asarray(ids, dtype=np.int64).tolist()

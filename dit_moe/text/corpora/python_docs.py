@@ -56,14 +56,12 @@ def _all() -> dict[str, str]:
     library = Path(sysconfig.get_path("stdlib"))
     for path in sorted(library.rglob("*.py")):
         parts = path.relative_to(library).with_suffix("").parts
-        if parts[0] in sys.stdlib_module_names and not any(part in NO_PROSE or _is_private(part) for part in parts):
-            name = ".".join(part for part in parts if part != "__init__")
+        names = [part for part in parts if part != "__init__"]
+        left_out = any(part in NO_PROSE or part.startswith("_") for part in names)
+        if parts[0] in sys.stdlib_module_names and not left_out:
+            name = ".".join(names)
             found[f"module {name}"] = _docstrings(ast.parse(path.read_bytes()), name, seen)
     return {name: text for name, text in found.items() if text}
-
-
-def _is_private(part: str) -> bool:
-    return part.startswith("_") and part != "__init__"
 
 
 def _docstrings(tree: ast.Module, module: str, seen: set[str]) -> str:

@@ -1,7 +1,6 @@
 """Tokenizers: nothing is lost or added, and the same one is known again wherever it lies."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,6 @@ from dit_moe.experiments.text import TextExperiment
 from dit_moe.formatting import rounded, speed
 from dit_moe.models.base import TransformerConfig
 from dit_moe.registry import did_you_mean
-from dit_moe.training import Unit
 
 GIB = 2**30
 MFU = 0.35  # share of the peak that a step reaches when none is stated
@@ -137,61 +136,34 @@ def describe(
     return config.to_yaml(experiment) + "\n".join(f"# {line}" for line in _lines(experiment, gpu, gpus, mfu))
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What differs between the estimates of images and of text."""
-
-    rows: str  # what the rows of a batch are called
-    unit: Unit  # what training is counted in
-    flops: str  # a line on one row
-    generation_flops: float = 0  # of everything that the section `sample` makes
-    generated: str = ""  # … and what that is
-    left_out: Sequence[str] = ()  # lines on what the others do not count
-
-
-def _work(experiment: Experiment | TextExperiment) -> _Work:
-    forward, training = experiment.model.footprint().forward_flops, training_flops(experiment)
-    if isinstance(experiment, TextExperiment):
-        length = experiment.model.tokens
-        token = f"{forward / length:.4g} forward, {training / length:.4g} in training"
-        flops = f"FLOPs per token   {token}; {forward:.4g} and {training:.4g} a sequence of {length:,}"
-        return _Work(rows="sequences", unit=Unit("tokens", length), flops=flops)
-    sampled, count = sampling_flops(experiment), experiment.sample.count
-    sampling = f"{sampled:.4g} to sample it in {evaluations(experiment)} evaluations"
-    encodes = isinstance(experiment.first_stage, AutoencoderConfig) and not isinstance(experiment.data, LatentsConfig)
-    return _Work(
-        rows="images",
-        unit=Unit("images"),
-        flops=f"FLOPs per image   {forward:.4g} forward, {training:.4g} in training, {sampling}",
-        generation_flops=sampled * count,
-        generated=f"{count:,} images",
-        left_out=["not in these      the encoder's time and memory; it runs for every image of every step"] * encodes,
-    )
-
-
 def _lines(experiment: Experiment | TextExperiment, gpu: str, gpus: int, mfu: float | None) -> Iterator[str]:
-    footprint, train, work = experiment.model.footprint(), experiment.train, _work(experiment)
-    row, rows = training_flops(experiment), train.steps * train.batch_size
-    count = f"{rows:,} {work.rows}"
-    if work.unit.per_row > 1:
-        count += f", {rows * work.unit.per_row:,} {work.unit.name}"
+    model, train, is_text = experiment.model, experiment.train, isinstance(experiment, TextExperiment)
+    footprint, training = model.footprint(), training_flops(experiment)
+    rows, row_name = train.steps * train.batch_size, "sequences" if is_text else "images"
+    per_row, unit = (model.tokens, "tokens") if is_text else (1, "images")  # what training is counted in
     yield f"parameters        {footprint.total_params:,} in all, {footprint.active_params:,.0f} active per token"
-    yield work.flops
-    yield f"training          {train.steps:,} steps, {count}, {row * rows:.4g} FLOPs"
-    yield from _memory_lines(experiment, gpu, gpus, work.rows)
+    each = f"{footprint.forward_flops / per_row:.4g} forward, {training / per_row:.4g} in training"
+    if isinstance(experiment, TextExperiment):
+        whole = f"{footprint.forward_flops:.4g} and {training:.4g} a sequence of {per_row:,}"
+        yield f"FLOPs per token   {each}; {whole}"
+    else:
+        sampling = f"{sampling_flops(experiment):.4g} to sample it in {evaluations(experiment)} evaluations"
+        yield f"FLOPs per image   {each}, {sampling}"
+    count = f"{rows:,} {row_name}" + (f", {rows * per_row:,} {unit}" if per_row > 1 else "")
+    yield f"training          {train.steps:,} steps, {count}, {training * rows:.4g} FLOPs"
+    yield from _memory_lines(experiment, gpu, gpus, row_name)
     precision, share = _precision_on(gpu, train.mixed_precision), MFU if mfu is None else mfu
     source = "an assumption, state another with --mfu" if mfu is None else "as stated"
-    rows_per_s = gpus * peak(gpu, precision) * share / row
-    units_per_s = speed(rows_per_s * work.unit.per_row)
+    rows_per_s = gpus * peak(gpu, precision) * share / training
     where = f"{gpus} × {gpu} at {share:.0%} of {peak(gpu, precision) / 1e12:g} TFLOP/s in {precision} ({source})"
-    yield f"time              {_duration(rows / rows_per_s)}, {units_per_s} {work.unit.name}/s on {where}"
-    if work.generated:
-        precision = experiment.sample.precision
-        seconds = work.generation_flops / (gpus * peak(gpu, precision) * share)
-        yield f"sampling          {_duration(seconds)} for {work.generated} in {precision}"
-    yield from work.left_out
-    moe = experiment.model.moe
-    note = None if moe is None else moe.router.note(moe.target)
+    yield f"time              {_duration(rows / rows_per_s)}, {speed(rows_per_s * per_row)} {unit}/s on {where}"
+    if not isinstance(experiment, TextExperiment):
+        sample = experiment.sample
+        seconds = sampling_flops(experiment) * sample.count / (gpus * peak(gpu, sample.precision) * share)
+        yield f"sampling          {_duration(seconds)} for {sample.count:,} images in {sample.precision}"
+        if isinstance(experiment.first_stage, AutoencoderConfig) and not isinstance(experiment.data, LatentsConfig):
+            yield "not in these      the encoder's time and memory; it runs for every image of every step"
+    note = None if model.moe is None else model.moe.router.note(model.moe.target)
     if note is not None:
         yield f"note: {note}"
 

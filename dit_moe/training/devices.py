@@ -66,11 +66,27 @@ def build_accelerator(config: TrainConfig, run: Path) -> Accelerator:
 
 
 def place(accelerator: Accelerator, model: nn.Module, config: TrainConfig, *, average: bool = False) -> None:
-    """Put `model`, or the `average` of one, on this process's device: all of it, or its slice (``train.parallel``)."""
-    if config.parallel == "fsdp2" and accelerator.num_processes > 1:
-        shard(model, accelerator.device, accelerator.num_processes, keep=average)
-    else:
-        model.to(accelerator.device)
+    """Put `model`, or the `average` of one, on this process's device: all of it, or its slice (``train.parallel``).
+
+    Slices of ``model.sharding_units`` are gathered one unit at a time, what is outside of them for the whole pass. A
+    unit is let go of after each pass through it, but that an average, once gathered, stays so (see `unsharded`).
+    """
+    device, processes = accelerator.device, accelerator.num_processes
+    if config.parallel == "ddp" or processes == 1:
+        model.to(device)
+        return
+    mesh = init_device_mesh(device.type, (processes,))
+    # torch keeps meshes to the very end, and with their groups gloo's threads (see `distributed.join_processes`). The
+    # attribute is private to torch; test_two_processes notices if it goes.
+    atexit.register(getattr(mesh, "_pg_registry", {}).clear)
+    units: list[nn.Module] = [*model.sharding_units, model]  # type: ignore[misc]
+    for unit in units:  # weights on the CPU reach the device unit by unit
+        fully_shard(
+            unit,
+            mesh=mesh,
+            reshard_after_forward=False if average else None,
+            shard_placement_fn=lambda parameter: placement(parameter.shape, processes),
+        )
 
 
 def wrap(accelerator: Accelerator, model: nn.Module) -> nn.Module:
@@ -95,27 +111,6 @@ def accumulating(accelerator: Accelerator, network: nn.Module) -> Iterator[None]
             yield
 
 
-def shard(model: nn.Module, device: torch.device, processes: int, *, keep: bool = False) -> None:
-    """Cut the weights of `model` up over all processes, in place; those on the CPU reach the device unit by unit.
-
-    Args:
-        model: its ``sharding_units`` are gathered one at a time, what is outside of them for the whole pass.
-        keep: what was gathered stays so (see `unsharded`). By default a unit is let go of after each pass through it.
-    """
-    mesh = init_device_mesh(device.type, (processes,))
-    # torch keeps meshes to the very end, and with their groups gloo's threads (see `processes.join_processes`). The
-    # attribute is private to torch; test_two_processes notices if it goes.
-    atexit.register(getattr(mesh, "_pg_registry", {}).clear)
-    units: list[nn.Module] = [*model.sharding_units, model]  # type: ignore[misc]
-    for unit in units:
-        fully_shard(
-            unit,
-            mesh=mesh,
-            reshard_after_forward=False if keep else None,
-            shard_placement_fn=lambda parameter: placement(parameter.shape, processes),
-        )
-
-
 def placement(shape: Sequence[int], processes: int) -> Shard | None:
     """The dimension to cut stacked experts along if there is no equal number of them for each process.
 
@@ -129,7 +124,7 @@ def placement(shape: Sequence[int], processes: int) -> Shard | None:
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """While entered, each process holds all weights of a model sharded with `keep`, if it is sharded at all.
+    """While entered, each process holds all weights of an average that `place` sharded, if it did.
 
     Gathering is done together, computing no longer is: a process may then call the model as often as it likes.
     """

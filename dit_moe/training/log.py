@@ -219,9 +219,14 @@ def cut(path: Path, step: int) -> None:
     Lines that cannot be read are moved to a file beside it, and stderr says so.
     """
     lines = path.read_bytes().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith(b"\n")]
-    damaged = [line for line in whole if _step_of(line) is None]
-    kept = [line for line in whole if (at := _step_of(line)) is not None and at <= step]
+    kept, damaged = [], []
+    for line in lines:
+        if line.endswith(b"\n"):
+            try:
+                if int(json.loads(line)["step"]) <= step:
+                    kept.append(line)
+            except (ValueError, TypeError, KeyError):
+                damaged.append(line)
     if damaged:
         aside = path.with_name(f"{path.name}.damaged")
         with aside.open("ab") as file:
@@ -231,14 +236,6 @@ def cut(path: Path, step: int) -> None:
         print(f"warning: {path} has {count} that cannot be read, now in {aside.name}", file=sys.stderr)
     if kept != lines:
         write_atomically(path, b"".join(kept))
-
-
-def _step_of(line: bytes) -> int | None:
-    """None of a line that cannot be read."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
-        return None
 
 
 def flatten(line: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -16,30 +16,23 @@ from dit_moe.training.devices import local
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, with weight decay on matrices only."""
-    groups = [
-        {"params": parameters, "weight_decay": config.weight_decay if decays else 0.0}
-        for decays, parameters in decay_groups(model).items()
-    ]
-    beta1, beta2 = config.betas
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
-
-
-def decay_groups(model: nn.Module) -> dict[bool, list[nn.Parameter]]:
-    """Trainable parameters by whether they decay: weight matrices do, which includes the experts' stacked ones.
+    """AdamW over the trainable parameters. Weight matrices decay, the experts' stacked ones too.
 
     Biases, norm scales and router scalars set a level, embeddings are looked up one row at a time: none of them is
     kept small by decay without harm.
     """
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    decaying: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     seen: set[nn.Parameter] = set()  # tied weights count once
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and parameter not in seen:
                 matrix = parameter.ndim >= 2 and "bias" not in name and not isinstance(module, nn.Embedding)
-                groups[matrix].append(parameter)
+                (decaying if matrix else others).append(parameter)
                 seen.add(parameter)
-    return groups
+    groups = [{"params": decaying, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    beta1, beta2 = config.betas
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

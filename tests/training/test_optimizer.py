@@ -9,7 +9,6 @@ from torch import nn
 from dit_moe.training import EMA, TrainConfig
 from dit_moe.training.optimizer import (
     build_optimizer,
-    decay_groups,
     learning_rate,
     load_optimizer_state,
     optimizer_state,
@@ -20,6 +19,13 @@ rates = st.floats(1e-6, 1.0)
 
 def config(**kwargs):
     return TrainConfig(**({"steps": 100, "lr": 1.0} | kwargs))
+
+
+def decay_groups(model):
+    """The trained parameters by whether they decay."""
+    optimizer = build_optimizer(model, config(weight_decay=0.1))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    return dict(zip((True, False), (group["params"] for group in optimizer.param_groups), strict=True))
 
 
 def test_only_weight_matrices_of_a_model_decay(build, tmp_path):
@@ -51,8 +57,6 @@ def test_stacked_biases_and_tied_embeddings_do_not_decay_and_frozen_weights_do_n
     assert [p is model.matrices for p in groups[True]] == [True]
     assert {id(p) for p in groups[False]} == {id(model.embedding.weight), id(model.stacked_bias)}
     assert len(groups[False]) == 2
-    optimizer = build_optimizer(model, config(weight_decay=0.1))
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
 
 
 @given(lr=rates, warmup=st.integers(1, 50), schedule=st.sampled_from(["constant", "cosine"]))

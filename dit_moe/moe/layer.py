@@ -45,10 +45,8 @@ class MoEConfig:
         require(self.shared_experts >= 0, self, "shared_experts", "must be at least 0")
         require(self.every >= 1, self, "every", "must be at least 1")
         require(self.offset >= 0, self, "offset", "must be at least 0")
-        if None not in (self.experts, self.target):
-            self._resolve_router()
-
-    def _resolve_router(self) -> None:
+        if None in (self.experts, self.target):
+            return
         wanted = f"exceeds experts={self.experts}; lower it or add experts"
         require(self.target <= self.experts, self, "target", wanted)
         try:

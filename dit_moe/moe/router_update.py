@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -65,12 +65,9 @@ class ActiveExperts:
         self.tokens += other.tokens
 
     @classmethod
-    def total(cls, parts: Iterable[ActiveExperts]) -> ActiveExperts:
+    def total(cls, parts: Sequence[ActiveExperts]) -> ActiveExperts:
         """Of all parts together."""
-        whole = cls()
-        for part in parts:
-            whole.add(part)
-        return whole
+        return cls(sum(part.pairs for part in parts), sum(part.tokens for part in parts))
 
 
 def no_active_experts(model: nn.Module) -> list[ActiveExperts]:

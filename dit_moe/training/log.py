@@ -196,7 +196,7 @@ class JsonLines:
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
         if path.exists():
-            cut(path, step)
+            self._cut(step)
 
     def write(self, line: dict[str, Any]) -> None:
         with self._path.open("a") as file:
@@ -212,30 +212,30 @@ class JsonLines:
         if self._path.exists():
             sync(self._path)
 
+    def _cut(self, step: int) -> None:
+        """Drop, in one atomic replacement, the lines past `step`, and the last one if it was not written to its end.
 
-def cut(path: Path, step: int) -> None:
-    """Drop, in one atomic replacement, the lines past `step`, and the last one if it was not written to its end.
-
-    Lines that cannot be read are moved to a file beside it, and stderr says so.
-    """
-    lines = path.read_bytes().splitlines(keepends=True)
-    kept, damaged = [], []
-    for line in lines:
-        if line.endswith(b"\n"):
-            try:
-                if int(json.loads(line)["step"]) <= step:
-                    kept.append(line)
-            except (ValueError, TypeError, KeyError):
-                damaged.append(line)
-    if damaged:
-        aside = path.with_name(f"{path.name}.damaged")
-        with aside.open("ab") as file:
-            file.writelines(damaged)
-            os.fsync(file.fileno())
-        count = "a line" if len(damaged) == 1 else f"{len(damaged)} lines"
-        print(f"warning: {path} has {count} that cannot be read, now in {aside.name}", file=sys.stderr)
-    if kept != lines:
-        write_atomically(path, b"".join(kept))
+        Lines that cannot be read are moved to a file beside it, and stderr says so.
+        """
+        path = self._path
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept, damaged = [], []
+        for line in lines:
+            if line.endswith(b"\n"):
+                try:
+                    if int(json.loads(line)["step"]) <= step:
+                        kept.append(line)
+                except (ValueError, TypeError, KeyError):
+                    damaged.append(line)
+        if damaged:
+            aside = path.with_name(f"{path.name}.damaged")
+            with aside.open("ab") as file:
+                file.writelines(damaged)
+                os.fsync(file.fileno())
+            count = "a line" if len(damaged) == 1 else f"{len(damaged)} lines"
+            print(f"warning: {path} has {count} that cannot be read, now in {aside.name}", file=sys.stderr)
+        if kept != lines:
+            write_atomically(path, b"".join(kept))
 
 
 def flatten(line: dict[str, Any], prefix: str = "") -> dict[str, float]:

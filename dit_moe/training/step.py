@@ -89,8 +89,8 @@ class TrainingStep:
         """
         sums = self._accumulate_gradients(micro_batches)
         flags = meanwhile()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        norm = whole(norm)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
         active = counted_active(self.model)
         routed = {} if active is None else {ACTIVE_PEAK: active.to(norm.dtype)}
         flagged = {name: torch.full_like(norm, float(flag)) for name, flag in flags.items()}

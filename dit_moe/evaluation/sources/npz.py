@@ -150,7 +150,7 @@ def statistics_of(arrays: Mapping[str, np.ndarray], source: str) -> Statistics:
     for each in (moments, spatial):
         if each is not None:
             digest.update(each.mean_D.numpy().tobytes())
-            digest.update(each.covariance_DD.numpy().tobytes())
+            digest.update(each.covariance().numpy().tobytes())
     return Statistics(source, digest.hexdigest(), moments, spatial, extractor)
 
 

@@ -89,8 +89,7 @@ def entry(code: str, registry: Registry, name: str) -> Iterator[None]:
             exec(compile(code, f"{name}.py", "exec"), vars(module))
             yield
         finally:
-            registry._factories.pop(name, None)
-            registry._configs.pop(name, None)
+            registry._entries.pop(name, None)
 
 
 def in_blocks(path: Path) -> list[Shown]:

@@ -178,8 +178,7 @@ class Comparison:
         return on_main(lambda: folder.read(self.extractor))
 
     def _from_statistics(self, given: Statistics) -> ExtractedFeatures:
-        """Statistics in place of images. ValueError if they are of another space."""
-        require_extractor(given, self.extractor)
+        """Statistics, which `check` found to be of this space, in place of images."""
         moments: dict[str, Any] = {"given_moments": given.moments, "given_spatial_moments": given.spatial_moments}
         features = FeatureSet(given.source, given.moments.n, **moments)
         identity = {"kind": "statistics", "sha256": given.sha256, "extractor": given.extractor}
@@ -193,12 +192,12 @@ class Comparison:
             assert images is not None, "a reference is images or statistics"
             return images, [], False
         try:
-            statistics, note = self._from_statistics(given), require_extractor(given, self.extractor)
+            note = require_extractor(given, self.extractor)
         except ValueError as error:
             if images is None:
                 raise
             return images, [f"{error}; its images are used in place of its statistics"], True
-        warnings = [note] if note else []
+        statistics, warnings = self._from_statistics(given), [note] if note else []
         if images is None:
             return statistics, warnings, False
         own = images.features.moments

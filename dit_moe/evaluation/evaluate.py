@@ -95,7 +95,7 @@ class Evaluation:
 
     def run(self) -> tuple[Report | None, ExtractedFeatures | None]:
         """All of it."""
-        reference: EvaluationInput | None = None
+        reference = decoded = None
         if self.reference_name is not None:
             reference = self._open(self.reference_name)
         elif self.run_config is not None:
@@ -108,7 +108,6 @@ class Evaluation:
             self._refuse_recipe([f"the features are those of {extractor.name}, not of the verified Inception"])
         if self.recipe is not None and reference is not None and reference.statistics is not None:
             require_extractor(reference.statistics, extractor)
-        decoded = None
         if self.reference_name is None and self.run_config and reference is not None and not self.read.changes:
             decoded = reconstructed(self.run_config, reference)
         metrics = None if self.run_config is None else self.run_config.eval.metrics

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -139,16 +139,15 @@ class FeatureFolder:
     def counts_of(self, shard: int, file: Any) -> dict[str, int]:
         """What was counted while the images of an open shard were made. ValueError if it is not that shard."""
         recorded, path = file.metadata() or {}, self.shard_path(shard)
-        if "shard" in recorded:
-            facts = json.loads(recorded["shard"])
-        elif "tally" in recorded:  # written by older versions
-            facts = {"tally": json.loads(recorded["tally"])}
-        else:
-            raise ValueError(f"{path} holds no features; delete it and run the command that makes it again")
+        remedy = "delete it and run the command that makes it again"
+        if not recorded.keys() & {"shard", "tally"}:
+            raise ValueError(f"{path} holds no features; {remedy}")
+        facts = json.loads(recorded.get("shard", "{}"))
         if facts.get("place", self.manifest.key_of(shard)) != self.manifest.key_of(shard):
             problem = "holds the features of other images: it belongs into another folder, or under another number"
-            raise ValueError(f"{path} {problem}; put it back, or delete it and run the command that makes it again")
-        return facts["tally"]
+            raise ValueError(f"{path} {problem}; put it back, or {remedy}")
+        counts: dict[str, int] = facts["tally"] if "tally" in facts else json.loads(recorded["tally"])  # the older way
+        return counts
 
     @cached_property
     def known(self) -> frozenset[str]:
@@ -163,11 +162,10 @@ class FeatureFolder:
 
     def read(self, extractor: FeatureExtractor, needs: Set[str] = frozenset(TENSORS.values())) -> ExtractedFeatures:
         """The features and labels, and what else of a FeatureSet `needs` names and is kept."""
-        manifest, counts = self.manifest, dict[str, int]()
+        manifest, counts = self.manifest, Counter[str]()
         for shard in range(self.shards):
             with self.open_shard(shard) as file:
-                for name, count in self.counts_of(shard, file).items():
-                    counts[name] = counts.get(name, 0) + count
+                counts.update(self.counts_of(shard, file))
         needs = (needs | {"features_ND", "labels_N"}) & self.known
         found: dict[str, Any] = {needed: self._read(name) for name, needed in TENSORS.items() if needed in needs}
         logits_NK = extractor.logits(found["features_ND"]) if extractor.has_logits else None

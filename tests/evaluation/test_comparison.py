@@ -125,8 +125,7 @@ class PickyConfig:
 
 @pytest.mark.parametrize("needs, message", [("moments", "refuses 100 against 60"), ("thumbnails_NP", "needs pixels")])
 def test_a_metric_of_ones_own_is_asked_before_the_work_whatever_it_needs(needs, message, monkeypatch):
-    monkeypatch.setattr(METRICS, "_factories", {**METRICS._factories, "picky": Picky})
-    monkeypatch.setattr(METRICS, "_configs", {**METRICS._configs, "picky": PickyConfig})
+    monkeypatch.setattr(METRICS, "_entries", {**METRICS._entries, "picky": (Picky, PickyConfig)})
     monkeypatch.setattr(Picky, "needs", frozenset({needs}))
     images, source = NoiseSource(count=60, seed=2), NoiseSource()
     alone = EvaluationInput(statistics=given(images, PixelExtractor()))

@@ -45,16 +45,19 @@ def test_kinds_are_the_tokens_that_are_read_most_frequent_first():
     assert stats.tokens.count_V.tolist() == sorted(counts[counts > 0].tolist(), reverse=True)[:40]
     assert stats.tokens.tokens_V[:2] == ["␣", "e"] and "t" in stats.tokens.tokens_V
     assert all(name.isprintable() and name.strip() for name in stats.tokens.tokens_V)
+    few = collect_text(run, [(list(b"abcabcaab" * 30), 270)])  # kinds that make up the whole
+    assert few.tokens.tokens_V == ["a", "b", "c", "<|endoftext|>"]
+    np.testing.assert_allclose(few.tokens.active_LV @ (few.tokens.count_V / few.tokens.count_V.sum()), few.active_L)
 
 
-def test_few_kinds_make_up_the_whole():
-    stats = collect_text(text_run(), [(list(b"abcabcaab" * 30), 270)])
-    weights = stats.tokens.count_V / stats.tokens.count_V.sum()
-    assert stats.tokens.tokens_V == ["a", "b", "c", "<|endoftext|>"]
-    np.testing.assert_allclose(stats.tokens.active_LV @ weights, stats.active_L)
-
-
-def test_positions_are_those_in_the_window():
+def test_positions_are_those_in_the_window_and_padding_is_not_counted():
+    both, single = (
+        collect_text(text_run(f"eval.batch_size={size}"), [(list(b"ab"), 2), (list(b"The router keeps an exp"), 23)])
+        for size in (2, 1)
+    )
+    assert both.facts["tokens counted"] == 25 and both.tokens_S[:3].tolist() == [2, 2, 1]
+    np.testing.assert_allclose(both.active_LS, single.active_LS, atol=1e-9)
+    np.testing.assert_allclose(both.together_LEE, single.together_LEE, atol=1e-9)
     ids = documents()[0][0][: LENGTH - 2]
     stats = collect_text(text_run(), [(ids, LENGTH)] * 3)
     assert stats.position_S.tolist() == list(range(LENGTH - 2)) and stats.tokens_S.tolist() == [3] * (LENGTH - 2)
@@ -69,16 +72,6 @@ def test_many_positions_are_binned():
     means_LS = fine.active_LS[:, :48].reshape(3, 16, 3).mean(2)
     np.testing.assert_allclose(wide.active_LS[:, :16], means_LS, atol=0.05)  # the same tokens in a shorter window
     np.testing.assert_allclose(wide.active_LS.mean(1), wide.active_L)
-
-
-def test_padding_is_not_counted():
-    short, long = (list(b"ab"), 2), (list(b"The router keeps an exp"), 23)
-    both = collect_text(text_run("eval.batch_size=2"), [short, long])
-    single = collect_text(text_run("eval.batch_size=1"), [short, long])
-    assert both.facts["tokens counted"] == 25
-    assert both.tokens_S[:3].tolist() == [2, 2, 1]
-    np.testing.assert_allclose(both.active_LS, single.active_LS, atol=1e-9)
-    np.testing.assert_allclose(both.together_LEE, single.together_LEE, atol=1e-9)
 
 
 def test_tokens_are_enough_and_no_window_more():

@@ -28,7 +28,7 @@ PHONE = 360  # CSS pixels
 FEW = synthetic.images()
 STATS = {
     "few": FEW,
-    "many": synthetic.images(layers=28, experts=64, times=20, classes=1000, side=16, target=8.0),
+    "many": synthetic.images(layers=28, experts=64, times=20, classes=1000, side=8, target=8.0),
     "text": synthetic.text(layers=24, experts=64, target=8.0),
 }
 FIGURES = {f"{name}: {figure.name}": figure for name, stats in STATS.items() for figure in figures_of(stats)}
@@ -54,17 +54,12 @@ def texts(figure: Any) -> Iterator[Text]:
             yield artist
 
 
-def test_nothing_is_cut(figure: Any):
+def test_nothing_is_cut_and_every_letter_is_at_least_8_pixels_high_on_a_phone(figure: Any):
     box = figure.get_tightbbox()
     width, height = figure.get_size_inches()
     slack = 0.02  # inches; anti-aliased edges
     assert box.x0 >= -slack and box.y0 >= -slack and box.x1 <= width + slack and box.y1 <= height + slack
-
-
-def test_every_letter_is_at_least_8_pixels_high_on_a_phone(figure: Any):
-    assert figure.get_size_inches()[0] == WIDTH
-    smallest = min(text.get_fontsize() for text in texts(figure))
-    assert smallest / 72 * PHONE / WIDTH >= 8
+    assert width == WIDTH and min(text.get_fontsize() for text in texts(figure)) / 72 * PHONE / WIDTH >= 8
 
 
 def test_tick_labels_do_not_run_into_each_other(figure: Any):
@@ -91,18 +86,14 @@ def test_every_axis_with_ticks_is_named(figure: Any):
         assert not with_ticks or shared or any(axis.label.get_text() for axis in axises)
 
 
-@pytest.mark.parametrize("name", ["active_per_token", "load", "maps_by_layer", "training"])
-def test_dark_figures_are_on_dark_paper_with_light_letters(name: str):
+@pytest.mark.parametrize("name", ["active_per_token", "maps_by_layer", "training"])
+def test_dark_figures_are_on_dark_paper_with_light_letters_and_leave_matplotlibs_settings_alone(name: str):
+    before = dict(matplotlib.rcParams)
     dark = named(FEW, name).draw(dark=True)
+    assert dict(matplotlib.rcParams) == before
     assert to_hex(dark.get_facecolor()) == PAPER[True]
     label = next(text for axes in dark.axes for text in (axes.xaxis.label, axes.yaxis.label) if text.get_text())
     assert sum(matplotlib.colors.to_rgb(label.get_color())) > 2
-
-
-def test_drawing_leaves_the_settings_of_matplotlib_alone():
-    before = dict(matplotlib.rcParams)
-    named(FEW, "load").draw(dark=True)
-    assert dict(matplotlib.rcParams) == before
 
 
 # ---------------------------------------------------------------------------------------------- which figures there are
@@ -115,15 +106,15 @@ def same_for_all(stats: RoutingStats, number: int) -> RoutingStats:
     return replace(stats, active_L=np.full(layers, float(number)), active_std_L=np.zeros(layers), share_LE=share)
 
 
-def test_names_of_figures_are_files_and_each_is_taken_once():
+def test_names_of_figures_are_taken_once_and_parts_that_are_missing_are_left_out():
     for stats in STATS.values():
-        names = [figure.name for figure in figures_of(stats)]
-        assert len(set(names)) == len(names) and all(name.replace("_", "").isalnum() for name in names)
-
-
-def test_parts_that_are_missing_are_left_out():
+        found = [figure.name for figure in figures_of(stats)]  # which files are called by
+        assert len(set(found)) == len(found) and all(name.replace("_", "").isalnum() for name in found)
     names = {figure.name for figure in figures_of(synthetic.bare(FEW))}
     assert names == {"active_per_token", "active_by_position", "load", "together"}
+    too_few = replace(FEW, images_C=np.full(10, 9))  # images a class
+    assert not any(figure.name.endswith("class") for figure in figures_of(too_few))
+    assert "class" not in named(too_few, "specialisation").caption
 
 
 def test_where_every_token_uses_the_same_number_only_which_experts_is_drawn():
@@ -133,12 +124,6 @@ def test_where_every_token_uses_the_same_number_only_which_experts_is_drawn():
     assert {"load", "together", "experts_by_time"} <= names
     assert not any(name.startswith(("active", "maps")) for name in names)
     assert "together" not in {figure.name for figure in figures_of(same_for_all(FEW, 1))}  # nothing is shared
-
-
-def test_of_too_few_images_a_class_nothing_is_drawn_of_classes():
-    few = replace(FEW, images_C=np.full(10, 9))
-    names = {figure.name for figure in figures_of(few)}
-    assert not any(name.endswith("class") for name in names) and "class" not in named(few, "specialisation").caption
 
 
 def never_used() -> RoutingStats:
@@ -161,17 +146,15 @@ def test_the_least_there_can_be_is_drawn_and_told(stats: RoutingStats):
 # ---------------------------------------------------------------------------------------------------- what they show
 
 
-def test_the_middle_of_the_scale_is_the_target_and_small_differences_stay_pale():
-    figure = draw_active_by_layer_and_time(np.array([[1.98, 2.03]]), np.array([0.25, 0.75]), [0], Target(2.0))
+def test_the_middle_of_the_scale_is_the_target_small_differences_stay_pale_and_cells_hold_their_numbers():
+    figure = draw_active_by_layer_and_time(np.array([[1.984, 2.03]]), np.array([0.25, 0.75]), [0], Target(2.0))
     (image,) = figure.axes[0].images
-    assert image.norm(2.0) == 0.5 and 0.3 < image.norm(1.98) < 0.5 < image.norm(2.03) < 0.7
+    assert image.norm(2.0) == 0.5 and 0.3 < image.norm(1.984) < 0.5 < image.norm(2.03) < 0.7
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1.98", "2.03"]
     assert scale_around(np.array([5.0]), 2.0, 0.1)(5.0) == 1.0
-
-
-def test_numbers_in_the_cells_are_those_given():
-    active = np.array([[1.234, 2.345], [3.0, 1.0]])
-    figure = draw_active_by_layer_and_time(active, np.array([0.25, 0.75]), [0, 1], Target(2.0))
-    assert [text.get_text() for text in figure.axes[0].texts] == ["1.23", "2.35", "3.00", "1.00"]
+    logs, norm = log_ratios(np.array([0.0, 0.5, 1.0, 2.0, np.nan]))  # zero is at the end of a scale of ratios
+    assert norm(0.0) == 0.5 and norm.vmin == -norm.vmax
+    assert logs[0] == norm.vmin and np.isnan(logs[4]) and logs[1] == -1.0
 
 
 def test_shares_are_written_as_percent_and_the_mark_is_at_the_mean():
@@ -191,25 +174,13 @@ def test_of_many_kinds_the_highest_and_the_lowest_are_drawn():
 
 
 def test_labels_are_short_plain_text_and_letters_without_a_glyph_are_spelt():
+    assert [signed(value) for value in (-0.001, 0.25, -0.25, 1.234)] == ["0", "+.25", "−.25", "+1.2"]
+    assert some_layers(28, 6) == [0, 5, 11, 16, 22, 27] and some_layers(4, 6) == [0, 1, 2, 3]
     assert readable("中") == "U+4E2D" and readable("␣the↵") == "␣the↵" and readable("\x07") == "U+0007"
     assert len(readable("sulphur-crested cockatoo, Kakatoe galerita")) <= 24
     figure = draw_active_by_kind(np.array([[1.0, 2.0]]), ["$x^2$", r"$\frac"], [0], "Token")
     figure.draw_without_rendering()
     assert all(not label.get_parse_math() for label in figure.axes[0].get_yticklabels())
-
-
-def test_a_deviation_of_nothing_has_no_sign():
-    assert [signed(value) for value in (-0.001, 0.25, -0.25, 1.234)] == ["0", "+.25", "−.25", "+1.2"]
-
-
-def test_scales_of_ratios_are_symmetric_and_zero_is_at_their_end():
-    logs, norm = log_ratios(np.array([0.0, 0.5, 1.0, 2.0, np.nan]))
-    assert norm(0.0) == 0.5 and norm.vmin == -norm.vmax
-    assert logs[0] == norm.vmin and np.isnan(logs[4]) and logs[1] == -1.0
-
-
-def test_some_layers_hold_the_first_and_the_last():
-    assert some_layers(28, 6) == [0, 5, 11, 16, 22, 27] and some_layers(4, 6) == [0, 1, 2, 3]
 
 
 def test_places_in_a_text_are_counted_in_tokens_and_those_that_few_reach_are_left_out():
@@ -220,13 +191,10 @@ def test_places_in_a_text_are_counted_in_tokens_and_those_that_few_reach_are_lef
     assert "few windows reach" in figure.caption
 
 
-def test_chance_is_dashed_beside_what_the_classes_make():
+def test_chance_is_beside_what_the_classes_make_and_maps_go_from_noise_to_data():
     lines = {line.get_label(): line for line in named(FEW, "specialisation").draw().axes[0].lines}
     assert set(lines) == {"between classes", "classes by chance", "between noise levels"}
     chance, found = lines["classes by chance"], lines["between classes"]
     assert chance.get_color() == found.get_color() and max(chance.get_ydata()) < min(found.get_ydata())
-
-
-def test_images_are_drawn_from_noise_to_data():
     titles = [axes.get_title() for axes in named(FEW, "maps").draw().axes if axes.get_title()]
-    assert titles == ["t = 0.95", "t = 0.77", "t = 0.59", "t = 0.41", "t = 0.23", "t = 0.05"]
+    assert titles == [f"t = {t}" for t in ("0.95", "0.77", "0.59", "0.41", "0.23", "0.05")]  # from noise to data

@@ -20,19 +20,14 @@ from dit_moe.analysis.statistics import (
 from tests.analysis.runs import Chosen, image_run
 
 
-def test_experts_that_are_the_same_for_all_classes_tell_nothing_and_disjoint_ones_tell_the_class():
-    same = np.tile([0.5, 0.3, 0.2, 0.0], (1, 4, 1))
-    disjoint = np.eye(4)[None]
-    assert specialisation(same) == pytest.approx([0.0])
-    assert specialisation(disjoint) == pytest.approx([2.0])  # log2 of 4 classes
-    assert most_bits(np.ones((1, 2, 8))) == 1 and most_bits(np.ones((1, 1000, 8))) == 3
-
-
 def test_specialisation_is_the_mutual_information_of_class_and_expert():
     load_CE = np.random.default_rng(0).dirichlet(np.ones(5), size=7)
     joint = load_CE / 7
     independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     assert specialisation(load_CE[None])[0] == pytest.approx((joint * np.log2(joint / independent)).sum())
+    assert specialisation(np.tile([0.5, 0.3, 0.2, 0.0], (1, 4, 1))) == pytest.approx([0.0])
+    assert specialisation(np.eye(4)[None]) == pytest.approx([2.0])  # log2 of 4 classes
+    assert most_bits(np.ones((1, 2, 8))) == 1 and most_bits(np.ones((1, 1000, 8))) == 3
 
 
 def test_divergence_is_the_highest_for_the_class_that_differs():
@@ -61,7 +56,7 @@ def test_lift_is_one_for_independent_experts_and_nothing_on_the_diagonal():
     assert np.isnan(never_used[2]).all() and np.isnan(never_used[:, 2]).all()
 
 
-@pytest.mark.parametrize("experts, k", [(8, 2), (8, 3), (64, 8)])
+@pytest.mark.parametrize("experts, k", [(8, 2), (64, 8)])
 def test_lift_is_one_for_top_k_without_preferences(experts, k):
     share, both = k / experts, k * (k - 1) / experts / (experts - 1)
     lifts = lift(np.full((experts, experts), both) + (share - both) * np.eye(experts))
@@ -89,24 +84,19 @@ def saved(stats, folder, pictures=()):
     return json.loads((folder / "routing.json").read_text()), np.load(folder / "routing.npz")
 
 
-def test_all_arrays_come_back_as_they_were(stats, tmp_path):
-    _, arrays = saved(stats, tmp_path)
+def test_all_arrays_are_kept_and_the_json_has_facts_names_and_small_ones_and_says_what_it_leaves_out(
+    stats, tmp_path, monkeypatch
+):
+    body, arrays = saved(stats, tmp_path)
     assert np.array_equal(arrays["load_LTE"], stats.load_LTE)
     assert np.array_equal(arrays["examples.noisy_MTHWC"], stats.examples.noisy_MTHWC)
     assert "position_S" not in arrays  # there is none
-
-
-def test_the_json_has_facts_names_and_small_arrays_and_says_what_it_leaves_out(stats, tmp_path):
-    body, arrays = saved(stats, tmp_path)
     assert body["facts"] == stats.facts and body["layers_L"] == [0, 1, 2] and body["training"] is None
     assert body["active"] == pytest.approx(stats.active, rel=1e-5)
     np.testing.assert_allclose(body["load_LCE"], stats.load_LCE, rtol=1e-5)
     np.testing.assert_array_equal(body["examples"]["active_MTLS"], stats.examples.active_MTLS)
     assert body["only in routing.npz"] == ["examples.images_MHWC", "examples.noisy_MTHWC"]
     assert set(body["only in routing.npz"]) <= set(arrays)
-
-
-def test_an_array_that_is_large_stays_out_of_the_json(stats, tmp_path, monkeypatch):
     monkeypatch.setattr(statistics, "SMALL", stats.load_LCE.size - 1)
     body, _ = saved(stats, tmp_path)
     assert "load_LCE" not in body and "load_LCE" in body["only in routing.npz"] and "load_LE" in body
@@ -121,16 +111,10 @@ def test_pictures_of_an_earlier_report_go_and_nobody_elses(stats, tmp_path):
     assert sorted(file.name for file in tmp_path.glob("*.png")) == ["load.png", "mine.png"]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"pictures": 3}', '{"pictures": ["../mine.png", 3]}'])
+@pytest.mark.parametrize("text", ["{", '{"pictures": 3}', '{"pictures": ["../mine.png", 3]}'])
 def test_a_list_that_is_damaged_deletes_nothing(stats, tmp_path, text):
     (tmp_path / "mine.png").touch()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "routing.json").write_text(text)
     saved(stats, tmp_path / "out")
     assert (tmp_path / "mine.png").exists()
-
-
-def test_a_network_of_one_expert_is_kept(tmp_path):
-    run = image_run(name="DiT-custom/2-1E1A")
-    body, _ = saved(collect_images(run, Chosen(list(range(12))), times=3), tmp_path)
-    assert body["balance_L"] == [1, 1, 1]

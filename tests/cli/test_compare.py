@@ -138,9 +138,8 @@ def test_times_made_elsewhere_are_reported_as_they_are_and_measured_anew_by_a_ca
     assert asked == [1] and results_of(copy)["timing"]["made"]["threads"] != 99
 
 
-@pytest.mark.parametrize("change", [[], ["train.micro_batch=3"]])
-def test_variants_are_timed_over_all_their_micro_batches(finished, study, change):
-    runs = plan(load_study(study, change), study.parent, finished)
+def test_variants_are_timed_over_all_their_micro_batches(finished, study):
+    runs = plan(load_study(study, ["train.micro_batch=3"]), study.parent, finished)
     assert score.seconds_per_step(runs[:1], 1)["topk"] > 0
 
 
@@ -157,19 +156,17 @@ def test_without_the_memory_to_time_it_the_rest_is_there(study, copy, no_figures
     assert results_of(copy)["timing"] is None
 
 
-@pytest.mark.parametrize("missing", [["topk"], ["topk", "dtopp"]])
-def test_ended_early_it_reports_on_what_is_there_by_then(study, copy, no_figures, monkeypatch, missing):
+def test_ended_early_it_reports_on_what_is_there_by_then(study, copy, no_figures, monkeypatch):
     for name in ("results.json", "table.md"):
         (copy / name).unlink()
-    for name in missing:
-        shutil.rmtree(copy / name)
+    shutil.rmtree(copy / "topk")
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(compare, "run_jobs", interrupted)
     assert cli("compare", study, "--out", copy) == 130
-    assert results_of(copy)["missing"] == [[name, 0] for name in missing]
+    assert results_of(copy)["missing"] == [["topk", 0]]
     assert "DTop-p" in (copy / "table.md").read_text()
 
 
@@ -180,14 +177,6 @@ def test_a_report_starts_nothing(study, copy, no_figures, monkeypatch, capsys):
         assert cli("compare", study, "--out", copy, "--report") == 0
     assert capsys.readouterr().out == (copy / "table.md").read_text()
     assert not (copy / "topk").exists()
-
-
-def test_a_changed_study_is_not_mixed_with_runs_made_before(finished, study, capsys):
-    before = weights(finished)
-    assert cli("compare", study, "train.lr=0.5", "--out", finished) == 2
-    said = capsys.readouterr().err
-    assert "train.lr=0.5 in the study, but the run in" in said and "was trained with 0.004" in said and "--out" in said
-    assert weights(finished) == before
 
 
 def test_for_a_cluster_it_prints_a_command_for_each_missing_run_which_does_that_one(study, tmp_path, capsys):
@@ -230,7 +219,6 @@ def test_a_run_that_fails_is_reported_with_its_last_line_and_the_others_are_kept
         (["nothing"], "nothing is neither a file nor a built-in study"),
         (["STUDY", "--jobs", "0"], "--jobs=0 must be at least 1"),
         (["STUDY", "--report"], "holds no runs; name their folder by --out"),
-        (["STUDY", "metric=fid.generated"], "metric=fid.generated is no number of the evaluation's report"),
         (["STUDY", "sample.target=1.5"], "variant topk: sample.target=1.5: a study compares runs as they were trained"),
         (["STUDY", "--only", "topk"], "--only=topk must be VARIANT/SEED"),
         (["STUDY", "train.stepz=3"], "variant topk: train.stepz is not a known key; did you mean 'steps'"),

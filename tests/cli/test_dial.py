@@ -62,6 +62,7 @@ def measured(monkeypatch):
 def test_compute_grows_with_the_target_and_is_what_was_asked_for(finished_run, topk_run, tmp_path, capsys):
     before = {path: path.read_bytes() for path in finished_run.rglob("*.safetensors")}
     words = ("--targets", "1,2,4", "count=100", "--seeds", "2", "--out", tmp_path)  # 200 images: a mean within 3 %
+
     assert cli("dial", finished_run, topk_run, *words) == 0
     entries = result(tmp_path)
     assert [(entry["router"], entry["measure"]) for entry in entries] == [
@@ -119,25 +120,21 @@ def test_points_that_are_there_are_kept_and_other_settings_measure_anew(a_run, m
     assert points_of(out) == [[None, 1, 3], [None, 3], [None, 3]]
 
 
-def test_each_measure_keeps_its_points_by_its_own_settings(a_run, measured):
-    words, out = ("dial", a_run, "--targets", "1", "count=20"), a_run / "dial"
-    assert cli(*words, "--seeds", "1") == 0
-    assert cli(*words, "--no-metric") == 0  # throws no distance away
-    assert cli(*words, "--seeds", "1") == 0
-    assert measured == [(None, "loss", "distance"), (1, "loss", "distance")]
-    assert cli(*words, "--seeds", "2") == 0
-    assert cli(*words, "--seeds", "1", "--images", "30", "--draws", "2") == 0
-    assert measured[2:] == [(None, "distance"), (1, "distance"), (None, "loss"), (1, "loss")]
-    assert points_of(out, "distance") == points_of(out, "loss") == [[None, 1], [None, 1]]
-
-
-def test_other_runs_stay_in_the_file_and_one_that_is_named_twice_is_one(a_run, topk_run, tmp_path):
-    out = tmp_path / "out"
-    assert cli("dial", a_run, "--targets", "1", "--no-metric", "--out", out) == 0
-    assert cli("dial", topk_run, f"{topk_run}/", "--targets", "1,2", "--no-metric", "--out", out) == 0
-    assert [entry["router"] for entry in result(out)] == ["dtopp", "topk"]
-    assert points_of(out) == [[None, 1], [None, 1]]  # k = 2 is as trained
-    assert (out / "dial.md").read_text().count("\n") == 2 + 2
+def test_each_measure_keeps_its_points_by_its_own_settings_and_those_of_other_runs_stay(
+    finished_run, topk_run, tmp_path, measured
+):
+    words = ("--targets", "1", "count=20", "--out", tmp_path)
+    assert cli("dial", finished_run, *words, "--seeds", "1") == 0
+    assert cli("dial", topk_run, f"{topk_run}/", *words, "--no-metric") == 0  # named twice, it is one
+    assert (tmp_path / "dial.md").read_text().count("\n") == 2 + 2
+    assert cli("dial", finished_run, *words, "--no-metric") == 0  # throws no distance away
+    assert cli("dial", finished_run, *words, "--seeds", "1") == 0
+    assert measured == [(None, "loss", "distance"), (1, "loss", "distance"), (None, "loss"), (1, "loss")]
+    assert cli("dial", finished_run, *words, "--seeds", "2") == 0
+    assert cli("dial", finished_run, *words, "--seeds", "1", "--images", "30", "--draws", "2") == 0
+    assert measured[4:] == [(None, "distance"), (1, "distance"), (None, "loss"), (1, "loss")]
+    assert sorted(entry["router"] for entry in result(tmp_path)) == ["dtopp"] * 4 + ["topk"]
+    assert points_of(tmp_path, "distance") == [[None, 1]] * 2 and points_of(tmp_path) == [[None, 1]] * 3
 
 
 def test_default_targets_of_a_fixed_threshold_are_around_the_mean_that_it_has(trained, tmp_path):
@@ -150,16 +147,22 @@ def test_default_targets_of_a_fixed_threshold_are_around_the_mean_that_it_has(tr
     assert round(active, 4) in targets
 
 
-def test_a_run_without_held_out_images_is_measured_on_the_others_and_that_is_said(a_run, monkeypatch, capsys):
-    opened = compute_budget_runs.open_split
+def test_a_run_without_held_out_images_is_measured_on_the_others_and_that_is_said(
+    finished_run, tmp_path, monkeypatch, capsys
+):
+    opened, label = compute_budget_runs.open_split, "train (nothing was held out)"
+    monkeypatch.setattr(compute_budget_runs, "open_split", lambda data, split: (opened(data, "train")[0], label))
+    assert cli("dial", finished_run, "--targets", "1", "--no-metric", "--out", tmp_path) == 0
+    assert f"the loss is of the images in {label}" in capsys.readouterr().err
+    assert result(tmp_path)[0]["identity"]["split"] == label
 
-    def none_held_out(data, split):
-        return opened(data, "train")[0], "train (nothing was held out)"
 
-    monkeypatch.setattr(compute_budget_runs, "open_split", none_held_out)
-    assert cli("dial", a_run, "--targets", "1", "--no-metric") == 0
-    assert "the loss is of the images in train (nothing was held out)" in capsys.readouterr().err
-    assert result(a_run / "dial")[0]["identity"]["split"] == "train (nothing was held out)"
+def test_a_dense_run_is_refused_and_a_damaged_result_not_written_over(trained, finished_run, tmp_path, capsys):
+    assert cli("dial", trained("model={name: DiT-custom/4}", "model.moe=null")) == 2
+    assert "model is dense; its compute cannot be changed" in capsys.readouterr().err
+    (tmp_path / "dial.json").write_text("{")
+    assert cli("dial", finished_run, "--no-metric", "--out", tmp_path) == 2
+    assert "dial.json is damaged; move it away" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -178,15 +181,3 @@ def test_a_run_without_held_out_images_is_measured_on_the_others_and_that_is_sai
 def test_bad_words_are_refused_before_anything_is_measured(finished_run, tmp_path, words, message, capsys):
     assert cli("dial", finished_run, "--out", tmp_path / "out", *words) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
-def test_a_dense_run_is_refused(trained, capsys):
-    assert cli("dial", trained("model={name: DiT-custom/4}", "model.moe=null")) == 2
-    assert "model is dense; its compute cannot be changed" in capsys.readouterr().err
-
-
-def test_a_damaged_result_is_not_written_over(a_run, capsys):
-    (a_run / "dial").mkdir()
-    (a_run / "dial" / "dial.json").write_text("{")
-    assert cli("dial", a_run, "--no-metric") == 2
-    assert "dial.json is damaged; move it away" in capsys.readouterr().err

@@ -64,49 +64,46 @@ def test_documents_are_spread_over_the_text_unless_the_first_are_asked_for(train
     assert numbers(tmp_path / "first")["facts"]["tokens counted"] == sizes[0] + sizes[1]
 
 
+def test_options_of_images_are_refused_for_text(trained, capsys):  # noqa: F811
+    refused(capsys, 2, "is a model of text; leave it out", "routing", trained / "run", "--times", 3)
+    refused(capsys, 2, "tokens have no split 'test'", "routing", trained / "run", "--split", "test")
+
+
 def test_weights_and_compute_are_those_of_the_section_sample(a_run, undrawn):
-    found = {}
-    for word in ("weights=ema", "weights=model", "target=1", "sample.p=1"):
-        assert cli("routing", a_run, "--images", 10, "--times", 2, word) == 0
-        found[word] = numbers(a_run / "routing")
-    hashes = {one["facts"]["weights sha256"] for one in found.values()}
-    assert len(hashes) == 2 and found["weights=model"]["facts"]["weights"] == "model"
-    assert found["target=1"]["active_L"] == [1, 1] and found["target=1"]["target"] == {"mean": 1, "held": True}
-    assert found["sample.p=1"]["active_L"] == [4, 4] and found["sample.p=1"]["target"] == {"mean": 2, "held": False}
+    found = []
+    for words in (["weights=model", "target=1"], ["sample.p=1"]):
+        assert cli("routing", a_run, "--images", 10, "--times", 2, *words) == 0
+        found.append(numbers(a_run / "routing"))
+    one, all_ = found
+    assert one["facts"]["weights sha256"] != all_["facts"]["weights sha256"] and one["facts"]["weights"] == "model"
+    assert one["active_L"] == [1, 1] and one["target"] == {"mean": 1, "held": True}
+    assert all_["active_L"] == [4, 4] and all_["target"] == {"mean": 2, "held": False}
 
 
-def test_a_split_is_named_and_other_data_can_be_given(a_run, undrawn):
-    assert cli("routing", a_run, "--images", 10, "--times", 2, "--split", "train") == 0
-    train = numbers(a_run / "routing")
-    assert train["facts"]["split"] == "train"
-    assert cli("routing", a_run, "--images", 10, "--times", 2, "data.size=8") == 0
-    assert numbers(a_run / "routing")["active_LS"] != train["active_LS"]
-
-
-def test_an_older_checkpoint_and_a_copy_of_one_are_reported_with_the_log_there_is(a_run, tmp_path, undrawn):
+def test_an_older_checkpoint_and_a_copy_of_one_are_reported_with_the_log_there_is_on_the_data_named(
+    a_run, tmp_path, undrawn
+):
     older = a_run / "checkpoints" / "step_00000002"
-    assert cli("routing", older, "--images", 10, "--times", 2) == 0
-    assert numbers(a_run / "routing")["training"]["step_U"] == [1, 2]
-    (tmp_path / "elsewhere").mkdir()
-    shutil.copytree(older, tmp_path / "elsewhere" / "lone")
-    assert cli("routing", tmp_path / "elsewhere" / "lone", "--images", 10, "--times", 2) == 0
-    assert numbers(tmp_path / "elsewhere" / "routing")["training"] is None
+    assert cli("routing", older, "--images", 10, "--times", 2, "--split", "train") == 0
+    train = numbers(a_run / "routing")
+    assert train["training"]["step_U"] == [1, 2] and train["facts"]["split"] == "train"
+    lone = tmp_path / "elsewhere" / "lone"
+    shutil.copytree(older, lone)
+    assert cli("routing", lone, "--images", 10, "--times", 2, "data.size=8") == 0
+    heldout = numbers(lone.parent / "routing")
+    assert heldout["training"] is None and heldout["active_LS"] != train["active_LS"]
 
 
-def test_latents_without_held_out_ones_are_those_of_training_and_it_says_so(tmp_path):
+def test_latents_without_held_out_ones_are_those_of_training_and_stated_ones_that_are_gone_are_an_error(tmp_path):
     encode(tmp_path / "latents")
-    experiment = load_experiment(CONFIG, [f"data={{name: latents, path: {tmp_path / 'latents'}}}"])
-    dataset, split = open_split(experiment.data, None)
+    latents = f"name: latents, path: {tmp_path / 'latents'}"
+    data, gone = (load_experiment(CONFIG, [f"data={{{latents}{more}}}"]).data for more in ("", ", heldout: gone"))
+    dataset, split = open_split(data, None)
     assert len(dataset) == 100 and split == "train (nothing was held out)"  # and mirrored
     with pytest.raises(ValueError, match=r"data\.heldout=None names no held-out latents"):
-        open_split(experiment.data, "heldout")
-
-
-def test_held_out_images_that_are_stated_and_gone_are_an_error(tmp_path):
-    encode(tmp_path / "latents")
-    where = f"data={{name: latents, path: {tmp_path / 'latents'}, heldout: {tmp_path / 'gone'}}}"
+        open_split(data, "heldout")
     with pytest.raises(ValueError, match="gone"):
-        open_split(load_experiment(CONFIG, [where]).data, None)
+        open_split(gone, None)
 
 
 def test_a_held_out_split_that_is_only_a_default_says_why_it_is_not_there(monkeypatch):
@@ -116,10 +113,10 @@ def test_a_held_out_split_that_is_only_a_default_says_why_it_is_not_there(monkey
         return "the data"
 
     monkeypatch.setattr("dit_moe.experiments.image.open_data", refuses)
-    for description, label in (("", "is no split of them"), (", heldout: validation", "is no split of them")):
+    for description in ("", ", heldout: validation"):
         experiment = load_experiment(CONFIG, [f"data={{name: huggingface, id: some{description}}}"])
         dataset, split = open_split(experiment.data, None)
-        assert dataset == "the data" and split.startswith("train (held-out") and label in split
+        assert dataset == "the data" and split.startswith("train (held-out") and "is no split of them" in split
     with pytest.raises(ValueError, match="no split of them"):
         open_split(load_experiment(CONFIG, ["data={name: huggingface, id: some, heldout: test}"]).data, None)
 
@@ -144,15 +141,10 @@ def test_every_dataset_says_whether_it_may_lack_held_out_data():
         (["data.sizes=3"], "data.sizes is not a known key"),
     ],
 )
-def test_bad_input_is_one_message_and_nothing_is_written(a_run, capsys, words, message):
-    before = contents(a_run)
-    refused(capsys, 2, message, "routing", a_run, *words)
-    assert contents(a_run) == before
-
-
-def test_options_of_images_are_refused_for_text(trained, capsys):  # noqa: F811
-    refused(capsys, 2, "is a model of text; leave it out", "routing", trained / "run", "--times", 3)
-    refused(capsys, 2, "tokens have no split 'test'", "routing", trained / "run", "--split", "test")
+def test_bad_input_is_one_message_and_nothing_is_written(finished_run, capsys, words, message):
+    before = contents(finished_run)
+    refused(capsys, 2, message, "routing", finished_run, *words)
+    assert contents(finished_run) == before
 
 
 def test_a_dense_run_is_refused(tmp_path, capsys):

@@ -23,6 +23,7 @@ BATCH = 4
 LATENTS = {"in_channels": 4, "input_size": 16, "num_classes": 10, "learn_sigma": True}
 VOCAB, LENGTH = 120, 64
 TOPK, LAYERWISE = TopKConfig(), DTopPConfig(layerwise=True)
+GATED = MoEConfig(router=LAYERWISE, activation="swiglu", shared_experts=1)
 DIT_KINDS = {
     "dense": {"name": "DiT-custom/2"},
     "qk_norm": {"name": "DiT-custom/2", "qk_norm": True},
@@ -96,9 +97,9 @@ def saved_bytes(config: DiTConfig | LMConfig, bf16: bool, active: float | None =
     return kept.bytes() + again.bytes()
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("width", [64, 160])
+@pytest.mark.parametrize(
+    "width, precision, recompute", [(64, "fp32", True), (64, "bf16", False), (160, "fp32", False), (160, "bf16", True)]
+)
 @pytest.mark.parametrize("kind", [*DIT_KINDS, *LM_KINDS])
 def test_activation_memory_is_what_autograd_keeps(kind, width, precision, recompute):
     config = shaped(kind, width, recompute)
@@ -136,7 +137,7 @@ class Live(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("chunk", [2**30, 2**16, 2**14], ids=["in one piece", "in 8 parts", "in 32 parts"])
+@pytest.mark.parametrize("chunk", [2**30, 2**14], ids=["in one piece", "in 32 parts"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_and_their_loss_hold_what_is_predicted_at_most(dtype, chunk):
     states = torch.randn(1024, 4, dtype=dtype, requires_grad=True)

@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -42,41 +42,28 @@ def test_a_reference_of_statistics_and_images_gives_each_metric_its_own():
     assert facts["reference"]["statistics"]["distance_of_its_images"] > 0
 
 
-def test_spatial_distances_are_never_of_the_images_beside_statistics_that_lack_them():
-    reference = EvaluationInput(
-        source=NoiseSource(seed=2), statistics=given(NoiseSource(seed=1), PixelExtractor(), spatial=False)
-    )
-    with pytest.raises(ValueError, match="sfd needs spatial features"):
-        compared(reference, NoiseSource(), metrics=configs("fd", "sfd"))
-
-
 def test_statistics_of_another_network_are_passed_over_for_the_images_beside_them():
     other = PixelExtractor(dim=7)
     reference = EvaluationInput(source=NoiseSource(seed=2), statistics=given(NoiseSource(seed=1), other))
     report = compared(reference, NoiseSource(), metrics=configs("fd"))
-    assert (
-        report["fd_pixels"]
-        == compared(EvaluationInput(source=NoiseSource(seed=2)), NoiseSource(), metrics=configs("fd"))["fd_pixels"]
-    )
+    of_images = compared(EvaluationInput(source=NoiseSource(seed=2)), NoiseSource(), metrics=configs("fd"))
+    assert report["fd_pixels"] == of_images["fd_pixels"]
     assert any("its images are used in place of its statistics" in note for note in report["warnings"])
+    lacking = given(NoiseSource(seed=1), PixelExtractor(), spatial=False)  # the images stand in for no part of them
+    with pytest.raises(ValueError, match="sfd needs spatial features"):
+        compared(replace(reference, statistics=lacking), NoiseSource(), metrics=configs("fd", "sfd"))
 
 
-def test_statistics_to_be_saved_hold_all_there_is_whatever_is_measured():
-    for statistics in (False, True):
-        comparison = Comparison(
-            EvaluationInput(source=NoiseSource(seed=2)), PixelExtractor(), configs("fd"), statistics=statistics
-        )
-        comparison.prepare()
-        [made] = comparison.features([EvaluationInput(source=NoiseSource())])
-        assert (made.features.spatial_moments is not None) == statistics
-
-
-def test_features_of_the_reference_are_made_once_for_any_number_of_samples():
+@pytest.mark.parametrize("statistics", [False, True])
+def test_features_of_the_reference_are_made_once_and_statistics_to_be_saved_hold_all_there_is(statistics):
     reference = NoiseSource(count=50, seed=2)
-    comparison = Comparison(EvaluationInput(source=reference), PixelExtractor(), configs("fd"))
+    options = {"statistics": statistics}
+    comparison = Comparison(EvaluationInput(source=reference), PixelExtractor(), configs("fd"), **options)
     first = comparison.evaluate([EvaluationInput(source=NoiseSource())])
     assert comparison.evaluate([EvaluationInput(source=NoiseSource())]).distances == first.distances
     assert sorted(reference.asked) == list(range(50))
+    [made] = comparison.features([EvaluationInput(source=NoiseSource())])
+    assert (made.features.spatial_moments is not None) == statistics
 
 
 def test_kept_features_survive_an_interruption_and_nothing_is_made_twice(tmp_path):

@@ -19,7 +19,7 @@ def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_features_are_those_of_every_image_in_order(tmp_path):
+def test_features_are_those_of_every_image_in_order_and_only_what_is_needed_is_read(tmp_path):
     source, extractor = NoiseSource(count=103), PixelExtractor()
     source.batch_size = 10
     found = Extraction(source, extractor, tmp_path).run()
@@ -29,6 +29,8 @@ def test_features_are_those_of_every_image_in_order(tmp_path):
     assert torch.equal(found.features.labels_N, source.labels_N)
     assert torch.equal(found.features.thumbnails_NP, source.images.flatten(1))
     assert found.features.count == 103 and sorted(source.asked) == list(range(103))
+    needed = Extraction(source, extractor, tmp_path).run(needs=frozenset({"features_ND"})).features
+    assert needed.spatial_NS is needed.thumbnails_NP is None and needed.labels_N is not None
 
 
 def test_exchanged_shards_are_refused_and_those_of_older_versions_read(tmp_path):
@@ -39,9 +41,7 @@ def test_exchanged_shards_are_refused_and_those_of_older_versions_read(tmp_path)
     for wrong in (there, other.folder.shard_path(0)):
         here.write_bytes(wrong.read_bytes())
         for call in (first.images_to_make, lambda: FeatureFolder.open(first.folder.path)):
-            with pytest.raises(
-                ValueError, match=r"00000.safetensors holds the features of other images.*delete it and"
-            ):
+            with pytest.raises(ValueError, match=r"00000.safetensors holds the features of other images.*delete it"):
                 call()
     for name, content in before.items():
         if name.endswith(".safetensors"):
@@ -114,12 +114,6 @@ def test_a_folder_of_features_can_be_read_without_its_source(tmp_path):
         FeatureFolder.open(tmp_path)
 
 
-def test_only_what_is_needed_is_read(tmp_path):
-    extraction = Extraction(NoiseSource(), PixelExtractor(), tmp_path)
-    features = extraction.run(needs=frozenset({"features_ND"})).features
-    assert features.spatial_NS is None and features.thumbnails_NP is None and features.labels_N is not None
-
-
 def test_kept_images_come_back_in_order_and_are_added_to_features_that_were_made_without(tmp_path):
     source = NoiseSource(count=70)
     Extraction(source, PixelExtractor(), tmp_path / "features").run()
@@ -158,9 +152,8 @@ def test_images_that_the_extractor_does_not_take_are_refused_before_anything_is_
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("which", [0, 1], ids=["features", "spatial"])
-def test_features_that_are_not_finite_name_the_image(tmp_path, bad, which):
+@pytest.mark.parametrize("which, bad", [(0, float("nan")), (1, float("inf"))], ids=["features", "spatial"])
+def test_features_that_are_not_finite_name_the_image(tmp_path, which, bad):
     class Broken(PixelExtractor):
         def __call__(self, images_BCHW):
             features = super().__call__(images_BCHW)
@@ -172,7 +165,7 @@ def test_features_that_are_not_finite_name_the_image(tmp_path, bad, which):
     assert {path.name for path in tmp_path.iterdir()} == {FEATURES_MANIFEST}
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}'])
+@pytest.mark.parametrize("content", ["{", '{"format": 99}'])
 def test_another_file_of_the_manifests_name_is_refused(tmp_path, content):
     (tmp_path / FEATURES_MANIFEST).write_text(content)
     with pytest.raises(ValueError, match="no manifest of features; name another folder by --features"):

@@ -21,9 +21,9 @@ from dit_moe.moe import routers_of
 SHORT = HeldoutConfig(draws=2, batch_size=128)
 
 
-def network(name="DiT-custom/4-4E2A", seed=0):
-    torch.manual_seed(seed)
-    shape = {"input_size": 8, "in_channels": 1, "num_classes": 10, "learn_sigma": False}
+def network(name="DiT-custom/4-4E2A", learn_sigma=False):
+    torch.manual_seed(0)
+    shape = {"input_size": 8, "in_channels": 1, "num_classes": 10, "learn_sigma": learn_sigma}
     model = MODELS.build(DiTConfig(name=name, depth=2, width=32, heads=2, **shape))
     for parameter in model.parameters():  # what begins at zero would hide what it multiplies
         torch.nn.init.normal_(parameter, std=0.05)
@@ -36,7 +36,7 @@ def heldout():
 
 
 def measure(model, heldout, config=SHORT, objective=None):
-    objective = objective or OBJECTIVES.build(FlowConfig(label_dropout=0.1), num_classes=10)
+    objective = objective or OBJECTIVES.build(FlowConfig(label_dropout=1.0), num_classes=10)
     return heldout_loss(model, objective, FIRST_STAGES.build(IdentityConfig()), heldout, config)
 
 
@@ -50,6 +50,8 @@ def test_it_is_the_same_number_each_time_and_counts_experts_layer_by_layer_besid
     assert [layer.tokens for layer in found.layers] == [tokens, tokens]
     assert found.active == pytest.approx(sum(layer.mean for layer in found.layers) / 2)
     assert 1 <= found.active <= 4
+    ddpm = measure(network(learn_sigma=True), heldout, SHORT, OBJECTIVES.build(DDPMConfig(), num_classes=10))
+    assert ddpm.terms["loss"] == pytest.approx(ddpm.terms["mse"] + ddpm.terms["vb"], rel=1e-6)
 
 
 class Zero(torch.nn.Module):
@@ -83,7 +85,9 @@ def test_a_network_that_knows_the_answer_has_no_loss_and_one_that_predicts_0_has
             return {**rows, "labels": torch.zeros(len(indices), dtype=torch.int64)}
 
     x0 = heldout.__getitems__(range(len(heldout)))["images"].float() / 127.5 - 1
-    found = measure(Zero(), heldout, HeldoutConfig(draws=8))
+    zero = Zero()
+    found = measure(zero, heldout, HeldoutConfig(draws=8))
+    assert torch.cat(zero.labels).max() == 9  # labels are never dropped
     assert found.loss == pytest.approx(1 + x0.square().mean().item(), rel=0.02)
     assert found.images == 450 and found.active is None and found.layers == []
     constant = x0[:1]
@@ -96,25 +100,10 @@ def test_two_networks_are_asked_about_the_same_noise_so_their_difference_has_far
         for parameter in other.parameters():
             parameter.mul_(1.01)
     losses = [
-        [measure(each, heldout, HeldoutConfig(draws=1, seed=seed)).loss for seed in range(6)] for each in (one, other)
+        [measure(each, heldout, HeldoutConfig(draws=1, seed=seed)).loss for seed in range(4)] for each in (one, other)
     ]
     first, second = torch.tensor(losses, dtype=torch.float64)
     assert (second - first).std() < 0.1 * first.std()
-
-
-def test_labels_are_never_dropped(heldout):
-    model = Zero()
-    always_drops = OBJECTIVES.build(FlowConfig(label_dropout=1.0), num_classes=10)
-    measure(model, heldout, SHORT, always_drops)
-    assert torch.cat(model.labels).max() == 9
-
-
-def test_ddpm_reports_its_terms_by_name(heldout):
-    objective = OBJECTIVES.build(DDPMConfig(), num_classes=10)
-    shape = {"input_size": 8, "in_channels": 1, "num_classes": 10, "learn_sigma": True}
-    model = MODELS.build(DiTConfig(name="DiT-custom/4", depth=1, width=32, heads=2, **shape)).eval()
-    found = measure(model, heldout, SHORT, objective)
-    assert found.terms["loss"] == pytest.approx(found.terms["mse"] + found.terms["vb"], rel=1e-6)
 
 
 def test_some_images_are_evenly_spaced_ones_and_more_than_there_are_means_all(heldout):

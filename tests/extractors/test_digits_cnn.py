@@ -30,17 +30,12 @@ def accuracy(extractor, features, labels):
 def test_it_reads_held_out_digits_by_64_features_that_all_vary(extractor):
     images, labels = split("heldout")
     features = extractor(images).features_BD
+    with torch.inference_mode():
+        torch.testing.assert_close(extractor.logits(features), extractor.network(images)[1], rtol=0, atol=1e-12)
     assert accuracy(extractor, features, labels) >= 0.99  # 448 of 450 when committed
     assert features.shape == (450, extractor.dim) and features.dtype == torch.float64
     spread = torch.linalg.eigvalsh(FeatureMoments.of(features).covariance())
     assert spread.min() > 1e-5 * spread.max()  # 8.6e-5 when committed; a dead feature would give 0
-
-
-def test_logits_follow_from_features_alone(extractor):
-    images = split("heldout")[0][:50]
-    with torch.inference_mode():
-        _, expected = extractor.network(images)
-    torch.testing.assert_close(extractor.logits(extractor(images).features_BD), expected, rtol=0, atol=1e-12)
 
 
 def test_other_weights_are_refused(tmp_path):
@@ -57,7 +52,6 @@ def test_other_weights_are_refused(tmp_path):
     [
         ((3, 32, 32), "--channels 1"),
         ((1, 8, 16), "--size 8 (or another multiple of 8)"),
-        ((1, 4, 4), "--size 8 (or another multiple of 8)"),
         ((1, 0, 0), "--size 8 (or another multiple of 8)"),
         ((3, 9, 9), "--channels 1, --size 8 (or another multiple of 8)"),
     ],
@@ -70,7 +64,7 @@ def test_images_of_another_shape_are_refused_with_the_options_that_would_help(ex
             look()
 
 
-@pytest.mark.parametrize("factor", [2, 4, 5])
+@pytest.mark.parametrize("factor", [2, 5])
 def test_larger_images_have_the_features_of_their_means_over_areas(extractor, factor):
     images = split("heldout")[0][:50]
     blocks = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)

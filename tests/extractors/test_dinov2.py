@@ -43,7 +43,7 @@ def cubic(x, a=-0.75):
     return near if x <= 1 else far if x < 2 else 0.0
 
 
-def test_position_embeddings_are_resampled_as_dinov2_does_it():
+def test_position_embeddings_are_resampled_as_dinov2_does_it(extractor, dinov2_weights):
     embedding = torch.randn(1, 1 + 37 * 37, 5, generator=torch.Generator().manual_seed(0))
     weights = np.zeros((16, 37))
     for i in range(16):
@@ -55,11 +55,8 @@ def test_position_embeddings_are_resampled_as_dinov2_does_it():
     found = resample(embedding)
     assert torch.equal(found[:, :1], embedding[:, :1])  # the class token's
     torch.testing.assert_close(found[0, 1:].double(), expected, rtol=0, atol=3e-5)  # 1.0e-5; it works in fp32
-
-
-def test_the_network_has_the_resampled_embedding_and_not_timms(extractor, dinov2_weights):
     embedding = torch.load(dinov2_weights, weights_only=True)["pos_embed"]
-    assert torch.equal(extractor.network.pos_embed, resample(embedding))
+    assert torch.equal(extractor.network.pos_embed, resample(embedding))  # and not as timm does it:
     timms = timm.layers.resample_abs_pos_embed(embedding, (16, 16))
     assert (extractor.network.pos_embed - timms).abs().max() > 0.1
 
@@ -95,10 +92,13 @@ def test_weights_of_another_size_are_refused(tmp_path, dinov2_weights):
         build(path)
 
 
-def test_without_network_the_error_says_what_to_get_at_once(monkeypatch, tmp_path):
+def test_without_network_the_error_says_what_to_get_at_once_and_an_answer_of_any_kind_is_one(monkeypatch, tmp_path):
     def offline(*args, **options):
         asked.append(options)
         raise OSError("no network")
+
+    def refuse(request, timeout):
+        raise HTTPError(request.full_url, 403, "forbidden", None, None)
 
     asked: list[dict[str, float]] = []
     monkeypatch.setattr(dinov2.urllib.request, "urlopen", offline)
@@ -107,12 +107,6 @@ def test_without_network_the_error_says_what_to_get_at_once(monkeypatch, tmp_pat
     with pytest.raises(ValueError, match=message):
         EXTRACTORS.build(DINOv2Config())
     assert asked == [{"timeout": dinov2.PATIENCE}] and dinov2.PATIENCE <= 5  # once, and not for long
-
-
-def test_an_answer_of_any_kind_is_one(monkeypatch):
-    def refuse(request, timeout):
-        raise HTTPError(request.full_url, 403, "forbidden", None, None)
-
     monkeypatch.setattr(dinov2.urllib.request, "urlopen", refuse)
     dinov2.require_reachable("https://example.org")
 

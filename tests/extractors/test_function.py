@@ -39,41 +39,38 @@ def build(name, module="own_features", **options):
     return EXTRACTORS.build(FunctionConfig(path=f"{module}:{name}", **options))
 
 
-def test_features_are_what_the_function_returns(module):
+def test_features_are_what_the_function_returns_and_no_name_of_one_makes_a_fid(module):
     extractor = build("means")
     extractor.check((3, 4, 4))
     assert (extractor.name, extractor.dim) == ("function_own_features_means", 3)
     assert extractor.sha256 == hashlib.sha256(module.read_bytes()).hexdigest()
     assert torch.equal(extractor(IMAGES).features_BD, IMAGES.float().mean((2, 3)))
     assert extractor.logits(extractor(IMAGES).features_BD) is None
+    assert build("fid").name == "function_own_features_fid" and not build("fid").is_fid
+    dtypes = [build(name)(IMAGES).features_BD.dtype for name in ("fid", "whole")]  # float64 and whole numbers
+    assert dtypes == [torch.float64, torch.float32]
 
 
-def test_float64_stays_whole_numbers_become_float32_and_no_name_of_a_function_makes_a_fid():
-    named_fid = build("fid")
-    assert named_fid.name == "function_own_features_fid" and not named_fid.is_fid
-    assert named_fid(IMAGES).features_BD.dtype == torch.float64
-    assert build("whole")(IMAGES).features_BD.dtype == torch.float32
-
-
-def test_the_weights_it_reads_are_part_of_its_identity(tmp_path):
-    identities = []
+def test_its_identity_is_that_of_its_code_and_weights_before_and_after_it_was_called(tmp_path):
+    (tmp_path / "other_features.py").write_text(CODE)
+    identities = [build("means").identity(), build("means", module="other_features").identity()]
     for content in (b"one", b"two"):
         (tmp_path / "weights").write_bytes(content)
         extractor = build("means", weights=str(tmp_path / "weights"))
+        before = extractor.identity()
         extractor.check((3, 4, 4))
-        identities.append(extractor.identity())
-    assert identities[0] != identities[1]
+        assert extractor.identity() == before
+        identities.append(before)
+    assert all(identities.count(each) == 1 for each in identities)
     with pytest.raises(ValueError, match=r"none cannot be read .*--weights FILE"):
         build("means", weights=str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize("name", ["array", "flat", "short", "nan"])
 def test_anything_but_a_table_of_finite_features_is_refused_when_tried_and_later(name):
-    wanted = f"own_features:{name} returned .*; it must return a tensor of finite numbers"
-    with pytest.raises(ValueError, match=wanted):
-        build(name).check((3, 4, 4))
-    with pytest.raises(ValueError, match=wanted):
-        build(name)(IMAGES)
+    for look in (lambda: build(name).check((3, 4, 4)), lambda: build(name)(IMAGES)):
+        with pytest.raises(ValueError, match=f"own_features:{name} returned .*; it must return a tensor of finite"):
+            look()
 
 
 @pytest.mark.parametrize(
@@ -87,15 +84,6 @@ def test_an_error_of_the_function_is_told_in_one_line_with_its_place(name, line,
         build(name).check((1, 8, 8))
 
 
-def test_its_identity_is_its_own_and_the_same_before_and_after_it_was_called(tmp_path):
-    (tmp_path / "other_features.py").write_text(CODE)
-    extractor = build("means")
-    before = extractor.identity()
-    extractor.check((3, 4, 4))
-    assert extractor.identity() == before and before["name"] == "function_own_features_means"
-    assert build("means", module="other_features").identity() != before
-
-
 def test_a_width_that_changes_is_refused():
     extractor = build("grows")
     extractor.check((3, 4, 4))
@@ -106,7 +94,6 @@ def test_a_width_that_changes_is_refused():
 @pytest.mark.parametrize(
     "where, name, message",
     [
-        ("own_fetures", "means", "no module own_fetures; put its folder on PYTHONPATH"),
         ("own_features.deeper", "means", "no module own_features.deeper; put its folder on PYTHONPATH"),
         ("needs_more", "means", r"failed as needs_more was .* ModuleNotFoundError .*such_module' \(needs_more.py:1\)"),
         ("unfinished", "f", r"failed as unfinished was imported: SyntaxError .* \(unfinished.py:2\)"),

@@ -10,7 +10,6 @@ from PIL import Image
 
 from dit_moe.extractors import EXTRACTORS, inception
 from dit_moe.extractors.inception import InceptionConfig
-from dit_moe.metrics import FeatureMoments, frechet_distance
 from dit_moe.metrics.classifier import inception_score
 from dit_moe.metrics.kid import kernel_distance
 from dit_moe.metrics.manifold import precision_recall
@@ -47,7 +46,6 @@ def fidelity(images, inception_weights, tmp_path_factory):
         input1=str(folders[0]),
         input2=str(folders[1]),
         isc=True,
-        fid=True,
         kid=True,
         prc=True,
         feature_extractor="inception-v3-compat",
@@ -78,19 +76,17 @@ def test_features_are_torch_fidelitys_and_spatial_ones_adms(extractor, images, i
     # theirs are sums of 2048 terms in fp32, ours in float64: 2.4e-5 apart, where they reach 58
     torch.testing.assert_close(extractor.logits(features.features_BD), logits, rtol=0, atol=1e-6 * logits.abs().max())
     spatial, order = features.spatial_BS, itertools.product(range(17), range(17), range(7))
-    expected = torch.stack(
-        [answers[0][:, channel, row, column] for row, column, channel in order], 1
-    )  # 1×1 comes first
+    # the 1×1 convolution's channels come first
+    expected = torch.stack([answers[0][:, channel, row, column] for row, column, channel in order], 1)
     assert spatial.shape == (4, 2023) and spatial.dtype == torch.float32
     torch.testing.assert_close(spatial, expected, rtol=1e-5, atol=1e-6)
     assert spatial.min() == 0 and spatial.std(0).mean() > 0.1  # after the ReLU
 
 
 def test_the_numbers_are_torch_fidelitys(extractor, features, fidelity):
+    """The distance is held against it in metrics/test_frechet: of 2048 features it takes a minute."""
     ours, theirs = features.features_BD.split(EACH)
-    a, b = map(FeatureMoments.of, (ours, theirs))
-    distance = frechet_distance(a.mean_D, a.covariance(), b.mean_D, b.covariance())
-    assert distance == pytest.approx(fidelity["frechet_inception_distance"], rel=1e-6)  # its means are fp32
+
     score = inception_score(extractor.logits(ours)).mean
     assert score == pytest.approx(fidelity["inception_score_mean"], rel=1e-6) and score > 1.5
     kid = kernel_distance(ours, theirs, subset_size=EACH).mean  # all images: the only subset

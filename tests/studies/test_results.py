@@ -8,7 +8,6 @@ import pytest
 from dit_moe.experiments.image import load_experiment
 from dit_moe.moe.routers import ROUTERS
 from dit_moe.moe.routers.base import Router
-from dit_moe.moe.routers.dtopp import DTopPConfig
 from dit_moe.studies import results
 from dit_moe.studies.results import curves, gather
 from dit_moe.studies.score import provenance
@@ -33,7 +32,7 @@ def test_curves_are_means_over_pieces_of_the_log():
     assert curves([], moe=True) == {"step": [], "loss": [], "active": None, "active_std": None, "p": None}
 
 
-@pytest.mark.parametrize("lines", [10, 200, 4000])
+@pytest.mark.parametrize("lines", [10, 4000])
 def test_the_spread_over_steps_is_found_whatever_the_length_of_the_log(lines):
     active = 2 + 0.1 * np.random.default_rng(0).standard_normal(lines)
     made = curves([{"step": i + 1, "loss": 0.0, "active": float(active[i])} for i in range(lines)], moe=True)
@@ -47,11 +46,8 @@ def test_the_spread_over_steps_is_found_whatever_the_length_of_the_log(lines):
 def test_a_router_that_moves_something_after_a_step_says_that_it_is_controlled(name):
     config = ROUTERS.config_class(name)()
     assert config.controlled == (ROUTERS.factory(config).after_step is not Router.after_step)
-
-
-def test_a_controller_without_gains_controls_nothing():
-    router = DTopPConfig()
-    assert not replace(router, controller=replace(router.controller, kp=0.0, ki=0.0)).controlled
+    if name == "dtopp":  # a controller without gains controls nothing
+        assert not replace(config, controller=replace(config.controller, kp=0.0, ki=0.0)).controlled
 
 
 @pytest.fixture

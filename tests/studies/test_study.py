@@ -32,6 +32,7 @@ def test_a_run_is_the_studys_config_its_changes_the_variants_and_a_seed_in_this_
     assert study.seeds == (4,) and study.changes == ("train.steps=7", "train.lr=0.5")
     assert tree["train"]["steps"] == 9 and tree["train"]["lr"] == 0.5 and tree["seed"] == 4
     assert tree["model"]["moe"]["router"] == "topk"
+    assert load_study(write(tmp_path, changes="")).changes == ()
 
 
 def test_a_variant_may_have_a_config_of_its_own_named_relative_to_the_study(tmp_path):
@@ -68,14 +69,7 @@ def test_mistakes_in_it_are_one_line_that_names_the_key(tmp_path, changes, said)
     [
         ("[{name: topk, config: gone.yaml}]", "variant topk: .*gone.yaml does not exist"),
         ("[{name: topk, changes: [model.moe.router=topq]}]", "variant topk: model.moe.router.name=topq"),
-        (
-            "[{name: topk, changes: [train.step=3]}]",
-            "variant topk: train.step is not a known key",
-        ),
-        (
-            f"[{{name: topk}}, {{name: d, config: {CONFIGS / 'digits_ddpm.yaml'}}}]",
-            "variant d: objective.name=ddpm, but its baseline topk has flow",
-        ),
+        ("[{name: topk, changes: [train.step=3]}]", "variant topk: train.step is not a known key"),
         (
             "[{name: topk}, {name: d, changes: [objective.time=uniform]}]",
             "variant d: objective.time=uniform, but its baseline topk has logit_normal",
@@ -96,12 +90,6 @@ def test_variants_may_differ_in_what_their_scores_do_not_depend_on(tmp_path):
     judged = replace(study, metric="fd_digits_cnn64.ratio")
     with pytest.raises(ConfigError, match=r"variant other: eval\.seeds=1, but its baseline topk has 3"):
         plan(judged, tmp_path, tmp_path / "out")
-
-
-def test_changes_left_empty_are_none(tmp_path):
-    path = write(tmp_path, changes="")
-    assert load_study(path).changes == ()
-    assert load_study(path, ["train.lr=0.5"]).changes == ("train.lr=0.5",)
 
 
 def test_a_study_inherits_from_no_other_as_files_would_be_looked_for_beside_the_wrong_one(tmp_path):

@@ -61,12 +61,6 @@ def test_differences_show_two_digits_of_their_own_interval(differences, shown):
     assert row["difference to top-k [95 % CI]"] == shown
 
 
-def test_a_metric_of_which_it_is_not_known_what_is_better_has_no_arrow():
-    metric = {"name": "nearest_pixels", "label": "nearest pixels", "better": None}
-    [[topk, _]] = tables(to_markdown(results(["topk", "dtopp"], metric=metric)))
-    assert "nearest pixels" in topk
-
-
 def test_only_differences_whose_interval_excludes_0_are_bold_and_rows_of_several_baselines_name_theirs():
     flow, ddpm = tables(to_markdown(results()))
     shown = {row["variant"]: row["difference to its baseline [95 % CI]"] for row in flow}
@@ -114,13 +108,16 @@ def test_runs_made_alike_are_told_once_and_timing_has_its_own_machine():
     assert "Scored with dit_moe 0.1.0, torch 2.14.1." in notes
 
 
-def test_runs_made_elsewhere_are_pointed_out():
+def test_runs_made_elsewhere_or_of_another_length_are_pointed_out_and_pairs_that_are_fewer_than_seeds():
     made = results(["topk", "dtopp"])
     run = made["variants"][0]["runs"][0]
     run["made"] = run["made"] | {"machine": {"cpu": "AMD EPYC 9R14", "cores": 16, "gpu": "H100"}, "precision": "bf16"}
+    run["step"] = 500
+    del made["variants"][0]["runs"][2]
     text = to_markdown(made)
-    assert "Scored on **not all alike**: 1 run with H100, AMD EPYC 9R14, 16 cores, 1 thread, bf16; 5 runs" in text
-    assert "Scored with dit_moe" in text
+    assert "Scored on **not all alike**: 1 run with H100, AMD EPYC 9R14, 16 cores, 1 thread, bf16; 4 runs" in text
+    assert "Scored with dit_moe" in text and "500 to 600 steps, **not all as long**" in text
+    assert tables(text)[0][1]["difference to top-k [95 % CI]"].endswith("(2 pairs)")
 
 
 def test_what_is_missing_is_said_first_and_its_rows_stay():
@@ -135,13 +132,6 @@ def test_what_is_missing_is_said_first_and_its_rows_stay():
     assert ddpm[1]["held-out loss"] == ddpm[1]["MFLOPs per image"] == "–"
 
 
-def test_a_difference_of_fewer_pairs_than_seeds_says_so():
-    made = results(["topk", "dtopp"])
-    made["variants"][0]["runs"] = made["variants"][0]["runs"][:2]
-    [[_, dtopp]] = tables(to_markdown(made))
-    assert dtopp["difference to top-k [95 % CI]"].endswith("(2 pairs)")
-
-
 def test_a_study_that_has_not_begun_has_a_table_of_dashes():
     made = results(["topk", "dtopp"], finished=False, missing=[["topk", 0], ["dtopp", 0]])
     for variant in made["variants"]:
@@ -154,17 +144,14 @@ def test_a_study_that_has_not_begun_has_a_table_of_dashes():
 def test_there_is_no_column_of_experts_of_dense_models_and_none_of_a_metric_without_one():
     [[dense]] = tables(to_markdown(results(["dense"])))
     assert not any(word in title for title in dense for word in ("experts", "active", "difference"))
+    metric = {"name": "nearest_pixels", "label": "nearest pixels", "better": None}
+    [[topk, _]] = tables(to_markdown(results(["topk", "dtopp"], metric=metric)))
+    assert "nearest pixels" in topk  # without an arrow
     made = results(["topk", "dtopp"], unit="token", metric=None, loss={"label": "held-out loss", "unit": "nats/token"})
     made["settings"]["heldout"] = None
     [[topk, _]] = tables(to_markdown(made))
     assert "MFLOPs per token" in topk and "held-out loss (nats/token)" in topk  # of a language model
     assert not any("Fréchet" in title for title in topk)
-
-
-def test_runs_of_different_length_are_pointed_out():
-    made = results(["topk", "dtopp"])
-    made["variants"][0]["runs"][0]["step"] = 500
-    assert "500 to 600 steps, **not all as long**" in to_markdown(made)
 
 
 def test_csv_has_every_variant_unrounded():

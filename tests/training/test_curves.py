@@ -44,21 +44,13 @@ def test_there_is_a_panel_for_the_loss_each_number_of_the_routers_and_each_dista
     log = [log_line(step, p=[0.5, 0.5], theta=[1.0, 1.1]) for step in range(1, 9)]
     lines = [{"step": s, "fd_n100": 100 / s, "fd_n100_floor": 2.0, "active": 2.0, "heldout_loss": 1.0} for s in (4, 8)]
     figure = draw_training(router_curves(log), [0, 1], (2.0, "target 2"), log, lines)
-    assert [axis.get_ylabel() for axis in figure.axes] == [
-        "Loss",
-        "Active experts per token",
-        "Threshold p",
-        "Scale of the logits θ",
-        "fd_n100",
-    ]
-    labels = [axis.get_legend_handles_labels()[1] for axis in figure.axes]
-    assert labels == [
-        ["logged", "mean of 1", "held out"],
-        ["layer 0", "layer 1", "mean of layers", "target 2"],
-        ["all layers"],
-        ["layer 0", "layer 1"],
-        ["fd_n100", "floor"],
-    ]
+    assert {axis.get_ylabel(): axis.get_legend_handles_labels()[1] for axis in figure.axes} == {
+        "Loss": ["logged", "mean of 1", "held out"],
+        "Active experts per token": ["layer 0", "layer 1", "mean of layers", "target 2"],
+        "Threshold p": ["all layers"],
+        "Scale of the logits θ": ["layer 0", "layer 1"],
+        "fd_n100": ["fd_n100", "floor"],
+    }
     dense = [{"step": step, "loss": 1 / step} for step in range(1, 9)]
     heights = []
     for evaluations in ([], lines, [line | {"fd_n100": None} for line in lines]):

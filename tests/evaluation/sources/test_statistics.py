@@ -61,29 +61,25 @@ def test_a_failed_write_leaves_the_old_file_where_adms_evaluator_finds_its_names
 
 
 @pytest.mark.parametrize(
-    "made_by, message",
+    "made_by, asked, message",
     [
         (
             {"name": "inception"},
+            {},
             r"s.npz is of the features of inception \(weights aaaaaaaaaaaa\), not of pixels \(weights aaaaaaaaaaaa\): "
             r"name differ; choose --extractor inception, or make it again from images by --save-stats",
         ),
-        (
-            {"sha256": "b" * 64},
-            r"pixels \(weights bbbbbbbbbbbb\), not of pixels \(weights aaaaaaaaaaaa\): sha256 differ",
-        ),
+        ({"sha256": "b" * 64}, {}, r"pixels \(weights b{12}\), not of pixels \(weights a{12}\): sha256 differ"),
+        ({"dim": 7}, {}, "dim differ"),
+        ({}, {"dim": 3}, "dim differ"),
     ],
 )
-def test_statistics_of_another_space_are_refused_naming_both(tmp_path, made_by, message):
+def test_statistics_of_another_space_are_refused_naming_both(tmp_path, made_by, asked, message):
     with pytest.raises(ValueError, match=message):
-        require_extractor(written(tmp_path / "s.npz", **made_by), Extractor())
-
-
-def test_statistics_that_record_another_width_are_refused(tmp_path):
-    np.savez(tmp_path / "s.npz", mu=MU, sigma=SIGMA, extractor=recorded(name="pixels", dim=7))
-    for dim in (3, 6):
-        with pytest.raises(ValueError, match="dim differ"):
-            require_extractor(open_npz(tmp_path / "s.npz").statistics, Extractor(dim=dim))
+        require_extractor(written(tmp_path / "s.npz", **made_by), Extractor(**asked))
+    unknown = written(tmp_path / "s.npz", dim=0)  # of an extractor that knows its width only once it was called
+    assert unknown.extractor["dim"] == 6
+    assert all(require_extractor(unknown, Extractor(dim=dim)) is None for dim in (0, 6))
 
 
 def test_a_file_that_does_not_say_its_extractor_is_taken_with_a_warning_if_the_width_fits(tmp_path):
@@ -107,13 +103,6 @@ def recorded(**changes):
     return json.dumps({"name": "own", "dim": 3, "sha256": "a" * 64, **changes})
 
 
-def test_an_extractor_that_knows_its_width_only_once_it_was_called_reads_what_it_wrote(tmp_path):
-    statistics = written(tmp_path / "s.npz", dim=0)
-    assert statistics.extractor["dim"] == 6
-    for dim in (0, 6):
-        assert require_extractor(statistics, Extractor(dim=dim)) is None
-
-
 def test_only_a_complete_record_of_the_verified_inception_makes_a_fid():
     official = {"name": "inception", "dim": 2048, "sha256": inception.SHA256, "resize": inception.RESIZE}
     assert is_verified_inception(official, 2048)
@@ -135,7 +124,6 @@ def changed(value, *where):
     [
         ({"mu": MU}, "has mu but no sigma"),
         ({"mu": MU, "sigma": SIGMA, "mu_s": MU}, "has mu_s but no sigma_s"),
-        ({"mu": MU, "sigma": SIGMA, "sigma_s": SIGMA}, "has sigma_s but no mu_s"),
         ({"mu": MU, "sigma": SIGMA[:2]}, r"mu has shape \(3,\) and sigma \(2, 3\); wanted \[D\] and \[D, D\]"),
         ({"mu": MU[:0], "sigma": SIGMA[:0, :0]}, r"mu has shape \(0,\)"),
         ({"mu": MU + np.nan, "sigma": SIGMA}, "mu holds NaN or infinity"),
@@ -143,18 +131,12 @@ def changed(value, *where):
         ({"mu": MU.astype(int), "sigma": SIGMA}, "mu has dtype int64; save it as float64"),
         ({"mu": MU, "sigma": changed(0.1, (0, 1))}, "sigma is no covariance, it is not symmetric"),
         ({"mu": MU, "sigma": changed(2, (0, 1), (1, 0))}, "sigma is no covariance, it has a negative eigenvalue"),
-        ({"mu": MU, "sigma": changed(-1e-3, (2, 2))}, "it has a negative eigenvalue"),
         ({"mu": MU, "sigma": SIGMA, "mu_s": MU, "sigma_s": -SIGMA}, "sigma_s is no covariance"),
         ({"mu": MU, "sigma": SIGMA, "n": np.array([5])}, r"n=\[5\] is no number of images"),
         ({"mu": MU, "sigma": SIGMA, "n": 1}, "n=1 is no number of images"),
         ({"mu": MU, "sigma": SIGMA, "extractor": "inception"}, NO_RECORD),
-        ({"mu": MU, "sigma": SIGMA, "extractor": json.dumps([1])}, NO_RECORD),
-        ({"mu": MU, "sigma": SIGMA, "extractor": "{}"}, NO_RECORD),
         ({"mu": MU, "sigma": SIGMA, "extractor": recorded(dim="3")}, NO_RECORD),
-        (
-            {"mu": MU, "sigma": SIGMA, "extractor": recorded(sha256=None)},
-            NO_RECORD,
-        ),
+        ({"mu": MU, "sigma": SIGMA, "extractor": recorded(sha256=None)}, NO_RECORD),
     ],
 )
 def test_other_arrays_than_statistics_are_refused_naming_the_file_and_the_flag(tmp_path, arrays, message):

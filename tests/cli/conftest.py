@@ -1,5 +1,6 @@
 """The command in this process, small settings for it, and what to sample from and damage."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -33,6 +34,22 @@ def cli(*words: object) -> int:
         return main([str(word) for word in words])
     except SystemExit as stop:  # argparse's own
         return int(stop.code or 0)
+
+
+def evaluate(capsys, *words):
+    """The report that `dit-moe eval` prints."""
+    capsys.readouterr()
+    assert cli("eval", *words) == 0, capsys.readouterr().err
+    return json.loads(capsys.readouterr().out)
+
+
+def refuse(capsys, *words):
+    """The one line that `dit-moe eval` ends with."""
+    capsys.readouterr()
+    assert cli("eval", *words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1, err
+    return err
 
 
 @pytest.fixture

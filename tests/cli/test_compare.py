@@ -15,22 +15,16 @@ import torch
 from dit_moe.studies import compare, score
 from dit_moe.studies.study import load_study, plan
 from tests.scripts import in_use
+from tests.studies.examples import write_small_study
 
-from .conftest import CONFIG, SMALL, cli
+from .conftest import cli
 
 FIGURES = ("loss_vs_flops", "active_over_training", "p_over_training", "active_by_layer", "quality_vs_active")
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    changes = json.dumps([*SMALL, "eval.seeds=1", "train.log_every=1"])
-    path = tmp_path_factory.mktemp("study") / "small.yaml"
-    path.write_text(
-        f"title: A small study\nconfig: {CONFIG}\nbaseline: topk\nseeds: [0]\nchanges: {changes}\n"
-        "variants: [{name: topk, label: top-k, changes: [model.moe.router=topk]}, {name: dtopp, label: DTop-p}]\n"
-        "metric: fd_digits_cnn64.ratio\nheldout: {draws: 1}\ntiming_steps: 1\n"
-    )
-    return path
+    return write_small_study(tmp_path_factory.mktemp("study"))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 from dit_moe.evaluation.features import Extraction
 from tests.npz_files import write_images
 
-from .evaluating import evaluate, refuse
+from .conftest import evaluate, refuse
 
 
 @pytest.mark.parametrize(

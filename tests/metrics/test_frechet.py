@@ -75,16 +75,6 @@ def test_the_floor_estimate_is_the_mean_distance_of_two_samples_of_one_gaussian(
     assert expected_floor(torch.diag(std_D**2), n_1, n_2) == pytest.approx(mean, rel=0.15)
 
 
-def test_near_as_many_samples_as_features_the_floor_is_as_low_as_documented():
-    pairs = []
-    for seed in range(6):
-        moments = FeatureMoments.of(normal(64, 64, seed=seed))
-        eye = torch.eye(64)
-        pairs.append(frechet_distance(moments.mean_D, moments.covariance(), torch.zeros(64), eye))
-    assert expected_floor(eye, 64, None) == pytest.approx(17.25)
-    assert np.mean(pairs) == pytest.approx(21.0, rel=0.05)  # one draw has a spread of 5 %
-
-
 def test_the_floor_estimate_takes_an_unknown_count_for_a_large_one_and_says_none_where_it_does_not_hold():
     covariance = torch.eye(4)
     assert expected_floor(covariance, 10, None) == pytest.approx(expected_floor(covariance, 10, 10**12))
@@ -106,12 +96,11 @@ def test_choleskys_factors_and_eigenvectors_give_the_same_where_both_do(decades)
     assert frechet_distance(mean, cov_1, mean, cov_2) == pytest.approx(expected, rel=1e-7 if decades > 11 else 1e-10)
 
 
-@pytest.mark.parametrize("kind", ["constant", "collinear", "few samples"])
+@pytest.mark.parametrize("kind", ["constant", "collinear"])
 @pytest.mark.parametrize("swapped", [False, True])
 def test_a_singular_covariance_on_either_side_gives_the_formula(kind, swapped):
-    x_ND, y_ND = normal(20 if kind == "few samples" else 200, 30, seed=1), 2 * normal(200, 30, seed=2)
-    if kind != "few samples":
-        x_ND[:, 7] = x_ND[:, 3] if kind == "collinear" else 0.0
+    x_ND, y_ND = normal(200, 30, seed=1), 2 * normal(200, 30, seed=2)
+    x_ND[:, 7] = x_ND[:, 3] if kind == "collinear" else 0.0
     x, y = (FeatureMoments.of(each).covariance() for each in (x_ND, y_ND))
     lambda_D, vectors_DD = torch.linalg.eigh(y)
     root_DD = vectors_DD * lambda_D.sqrt() @ vectors_DD.T
@@ -164,8 +153,5 @@ def test_moments_that_are_none_are_refused_on_either_side(mean, covariance, mess
     for pair in (((mean, covariance), good), (good, (mean, covariance))):
         with pytest.raises(ValueError, match=message):
             frechet_distance(*pair[0], *pair[1])
-
-
-def test_a_negative_eigenvalue_of_rounding_is_taken_for_0():
-    mean = torch.zeros(3)
-    assert frechet_distance(mean, broken((2, 2, -1e-10)), mean, torch.eye(3)) == pytest.approx(1)
+    rounded = frechet_distance(torch.zeros(3), broken((2, 2, -1e-10)), *good)  # an eigenvalue that is taken for 0
+    assert rounded == pytest.approx(1)

@@ -1,9 +1,13 @@
 """Made-up results of a study, with the shapes that real ones have."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tests.cli.conftest import CONFIG, SMALL
 
 FLOPS = 9.2e6  # of a forward pass without routed experts, and of each active expert
 EXPERT = 1.1e6
@@ -36,6 +40,17 @@ BASELINES = {
     "dtopp-ddpm": "topk-ddpm",
     "topk-ddpm": "topk-ddpm",
 }
+
+
+def write_small_study(folder: Path) -> Path:
+    """The file of a study of two runs that each take seconds."""
+    changes = json.dumps([*SMALL, "eval.seeds=1", "train.log_every=1"])
+    (folder / "small.yaml").write_text(
+        f"title: A small study\nconfig: {CONFIG}\nbaseline: topk\nseeds: [0]\nchanges: {changes}\n"
+        "variants: [{name: topk, label: top-k, changes: [model.moe.router=topk]}, {name: dtopp, label: DTop-p}]\n"
+        "metric: fd_digits_cnn64.ratio\nheldout: {draws: 1}\ntiming_steps: 1\n"
+    )
+    return folder / "small.yaml"
 
 
 def results(names: list[str] | None = None, seeds: int = 3, layers: int = 4, **changes: Any) -> dict[str, Any]:

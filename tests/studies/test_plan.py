@@ -14,21 +14,12 @@ from dit_moe.studies.compare import train_and_score, wait_for
 from dit_moe.studies.results import gather
 from dit_moe.studies.score import SCORE, check_config, check_scoring, provenance, read_loss, read_score
 from dit_moe.studies.study import load_study, plan
-
-from ..cli.conftest import CONFIG, SMALL
-
-VARIANTS = "[{name: topk, changes: [model.moe.router=topk]}, {name: dtopp, label: DTop-p}]"
+from tests.studies.examples import write_small_study
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    path = tmp_path_factory.mktemp("study") / "small.yaml"
-    changes = json.dumps([*SMALL, "eval.seeds=1", "train.log_every=1"])
-    path.write_text(
-        f"title: Small\nconfig: {CONFIG}\nbaseline: topk\nseeds: [0]\nvariants: {VARIANTS}\nchanges: {changes}\n"
-        "metric: fd_digits_cnn64.ratio\nheldout: {draws: 1}\n"
-    )
-    return load_study(path)
+    return load_study(write_small_study(tmp_path_factory.mktemp("study")))
 
 
 @pytest.fixture(scope="module")

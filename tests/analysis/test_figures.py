@@ -134,7 +134,11 @@ def never_used() -> RoutingStats:
 
 @pytest.mark.parametrize(
     "stats",
-    [never_used(), synthetic.images(experts=1, target=1.0), synthetic.images(layers=1, times=2, classes=2)],
+    [
+        never_used(),
+        synthetic.images(experts=1, target=1.0, layers=2, times=2, classes=2),
+        synthetic.images(layers=1, times=2, classes=2),
+    ],
     ids=["experts never used", "a single expert", "a single layer"],
 )
 def test_the_least_there_can_be_is_drawn_and_told(stats: RoutingStats):

@@ -1,6 +1,7 @@
 """Reports on the digits: real ones against each other, noisy ones, copies."""
 
 import json
+from functools import cache
 from importlib.metadata import version
 
 import numpy as np
@@ -29,10 +30,15 @@ def digits():
     return {name: (images[part], raw.target[part]) for name, part in split_indices(raw.target).items()}
 
 
+@cache
+def features_of(pixels: bytes):
+    return EXTRACTOR(torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(-1, 1, 8, 8)).features_BD
+
+
 def of(pair, name="samples"):
     images, labels = pair
     images_NCHW = torch.from_numpy(np.ascontiguousarray(images))
-    features_ND = EXTRACTOR(images_NCHW).features_BD
+    features_ND = features_of(images.tobytes())
     features = FeatureSet(
         name,
         len(images),

@@ -70,13 +70,15 @@ def test_a_failed_write_leaves_the_old_file_where_adms_evaluator_finds_its_names
             r"name differ; choose --extractor inception, or make it again from images by --save-stats",
         ),
         ({"sha256": "b" * 64}, {}, r"pixels \(weights b{12}\), not of pixels \(weights a{12}\): sha256 differ"),
-        ({"dim": 7}, {}, "dim differ"),
         ({}, {"dim": 3}, "dim differ"),
     ],
 )
 def test_statistics_of_another_space_are_refused_naming_both(tmp_path, made_by, asked, message):
     with pytest.raises(ValueError, match=message):
         require_extractor(written(tmp_path / "s.npz", **made_by), Extractor(**asked))
+    np.savez(tmp_path / "lies.npz", mu=MU, sigma=SIGMA, extractor=recorded(name="pixels", dim=7))
+    with pytest.raises(ValueError, match="dim differ"):
+        require_extractor(open_npz(tmp_path / "lies.npz").statistics, Extractor(dim=3))
     unknown = written(tmp_path / "s.npz", dim=0)  # of an extractor that knows its width only once it was called
     assert unknown.extractor["dim"] == 6
     assert all(require_extractor(unknown, Extractor(dim=dim)) is None for dim in (0, 6))

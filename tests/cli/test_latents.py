@@ -138,21 +138,6 @@ def test_broken_files_stop_it_at_the_end_unless_they_are_to_be_skipped(capsys, t
 
 
 @pytest.mark.parametrize(
-    ("code", "message", "spoil"),
-    [
-        (1, "one.png is 1×1", lambda cats: Image.new("RGB", (1, 1)).save(cats / "one.png")),
-        (1, "huge.png is 200×100 pixels", lambda cats: Image.new("L", (200, 100)).save(cats / "huge.png")),
-        (2, "has no class folders", lambda cats: shutil.rmtree(cats.parent) or cats.parent.mkdir()),
-    ],
-)
-def test_images_that_cannot_be_used_are_named_with_what_is_wrong(capsys, tmp_path, images, code, message, spoil):
-    spoil(images / "cats")
-    settings = of_images(tmp_path, images)
-    refused(capsys, code, message, "encode", CONFIG, *settings, "encode.images.max_megapixels=0.01")
-    assert not (tmp_path / "latents" / "manifest.json").exists()
-
-
-@pytest.mark.parametrize(
     ("change", "message"),
     [
         ("encode=null", "encode is missing; say which images to encode"),

@@ -25,12 +25,6 @@ def test_splits_share_no_image_and_never_change(parts):
     assert hashlib.sha256(content).hexdigest() == "54d4e41c47c0c91f7a2e1ee1188aeaf4c6de05d5cf65a34df1e9c870ec9eef8c"
 
 
-def test_every_split_has_each_class_at_its_share_of_the_whole_within_one_image(parts):
-    labels = load_digits().target
-    for name, share in {"train": 2 / 4, "heldout": 1 / 4, "extractor": 1 / 4}.items():
-        assert np.abs(np.bincount(labels[parts[name]]) - share * np.bincount(labels)).max() <= 1
-
-
 def test_no_image_of_one_split_is_a_copy_of_one_in_another():
     images = {name: _all(name)["images"].flatten(1).tolist() for name in SIZES}
     seen = [set(map(tuple, part)) for part in images.values()]

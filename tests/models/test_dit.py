@@ -131,14 +131,6 @@ def test_unresolved_fields_are_named_when_a_model_is_built():
         MODELS.build(DiTConfig(name="DiT-S/2"))
 
 
-@pytest.mark.parametrize("name", ["DiT-custom/2", "DiT-custom/2-4E2A"])
-def test_processes_can_share_the_model_out_block_by_block(name):
-    model = tiny(name, qk_norm=True)
-    assert all(parameter.ndim for parameter in model.parameters())  # fully_shard takes no scalars
-    assert list(model.sharding_units) == list(model.blocks)
-    assert not model(*inputs())._is_view()  # and warns of views
-
-
 def test_the_label_table_has_a_row_for_each_class_and_the_null_class():
     model = tiny()
     assert model.get_parameter(model.label_table).shape == (TINY["num_classes"] + 1, TINY["width"])

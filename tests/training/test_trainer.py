@@ -5,11 +5,10 @@ import torch
 from accelerate.state import AcceleratorState
 
 from dit_moe import checkpoint
-from dit_moe.moe import routers_of, update_routers
-from dit_moe.moe.routing import threshold_u
+from dit_moe.moe import update_routers
 from dit_moe.training import Hook
 from dit_moe.training.devices import placement
-from tests.training.tiny_run import DIGITS, FAMILIES, bits, log
+from tests.training.tiny_run import FAMILIES, bits, log
 
 ONE_FAMILY = pytest.mark.parametrize("family", ["DiT"], indirect=True)
 
@@ -55,18 +54,6 @@ def test_a_line_of_the_log_says_everything(build, family, tmp_path):
     assert "stop" not in first
 
 
-def test_a_checkpoint_carries_the_controller_in_model_and_ema(build, tmp_path):
-    trainer = build(tmp_path, steps=4, log_every=1)
-    trainer.train()
-    u = threshold_u(log(tmp_path)[-1]["p"])
-    for part in ("model", "ema"):
-        thresholds = [
-            v for k, v in checkpoint.open_checkpoint(tmp_path).weights(part).items() if k.endswith("controller.u")
-        ]
-        assert [t.item() for t in thresholds] == [pytest.approx(u, rel=1e-6)] * 2
-    assert [r.controller.u.item() for r in routers_of(trainer.ema.module)] == [t.item() for t in thresholds]
-
-
 @ONE_FAMILY
 def test_bf16_trains_close_to_fp32_with_fp32_weights(build, tmp_path):
     for precision in ("fp32", "bf16"):
@@ -83,12 +70,6 @@ def test_bf16_trains_close_to_fp32_with_fp32_weights(build, tmp_path):
 def test_one_process_that_shares_with_none_is_a_plain_run(build, unbroken, tmp_path):
     build(tmp_path, steps=10, parallel="fsdp2").train()
     assert bits(tmp_path, 10) == bits(unbroken, 10)
-
-
-@ONE_FAMILY
-def test_facts_are_kept_in_every_checkpoint(unbroken):
-    for folder in checkpoint.checkpoints(unbroken):
-        assert checkpoint.open_checkpoint(folder).state["class_names"] == list(DIGITS)
 
 
 @ONE_FAMILY

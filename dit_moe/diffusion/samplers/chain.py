@@ -68,7 +68,7 @@ class DPMSolverConfig(ChainConfig):
 class ChainSampler(Sampler):
     """Visits the levels K-1 … 0 of the respaced chain; one evaluation each."""
 
-    trained: DDPM  # type: ignore[assignment]
+    trained: DDPM
     visits_cleanest: ClassVar[bool] = True
 
     def __init__(self, config: ChainConfig, trained: DDPM) -> None:

@@ -54,10 +54,14 @@ class HuggingFace(ImageSource):
         self._files, self._image, self._place = files, image, f"{config.id}, {name}"
         labels_N, sizes_N = _labels(label, rows), _sizes(image, files)
         listing = hashlib.sha256(labels_N.tobytes() + sizes_N.tobytes()).hexdigest()
-        classes = getattr(rows.features[label], "names", None) or _numbers_up_to(label, labels_N)
-        if (largest := labels_N.max()) >= len(classes):
-            problem = f"={label} has the label {largest} in row {labels_N.argmax()}, and names {len(classes)} classes"
-            raise ConfigError("label", f"{problem}; name another column, or mend the data")
+        largest = labels_N.max()
+        numbers = [str(i) for i in range(min(largest + 1, len(labels_N)))]  # names of classes that have none
+        classes = getattr(rows.features[label], "names", None) or numbers
+        if largest >= len(classes):
+            problem = (
+                f"={label} has the label {largest} in row {labels_N.argmax()}, but there are {len(classes)} classes"
+            )
+            raise ConfigError("label", f"{problem}; name a column of classes counted from 0, or mend the data")
         if split == "heldout":
             trained = HuggingFace(config, "train").class_names
             if tuple(classes) != trained[: len(classes)]:
@@ -132,14 +136,6 @@ def _labels(column: str, rows: Any) -> np.ndarray:
         problem = f"={column} has no label in row {labels_N.argmin()}"
         raise ConfigError("label", f"{problem}; name another column, or a split that has labels")
     return labels_N
-
-
-def _numbers_up_to(column: str, labels_N: np.ndarray) -> list[str]:
-    """Names of classes that have none: the whole numbers up to the largest label."""
-    if (largest := labels_N.max()) >= len(labels_N):
-        problem = f"={column} has the label {largest} among {len(labels_N)} rows"
-        raise ConfigError("label", f"{problem}; name a column of classes, counted from 0")
-    return [str(label) for label in range(largest + 1)]
 
 
 def _integers(rows: Any, of: Callable[[Any], Any]) -> np.ndarray:

@@ -20,7 +20,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NoReturn
 
 import numpy as np
 import torch
@@ -280,9 +279,10 @@ class ImageFolder(ImageSource):
             names_of.append(np.array(files, dtype=bytes))
             listing.update(b"\0".join([os.fsencode(name), *files, b"\0"]))
         counts = [len(names) for names in names_of]
-        if 0 in counts:
-            empty = [name for name, count in zip(classes, counts, strict=True) if not count]
-            _refuse_empty(option, folder, empty, len(classes))
+        if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
+            more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+            remedy = f"add some ({', '.join(EXTENSIONS)}), or remove the empty folders"
+            raise ConfigError(option, f"={folder} has no images of the class {empty[0]}{more}; {remedy}")
         self.files = np.concatenate(names_of)
         super().__init__(config, split, np.repeat(np.arange(len(classes)), counts), classes, fingerprint="")
         some = np.linspace(0, len(self.files) - 1, min(len(self.files), SIZES)).astype(int).tolist()
@@ -333,15 +333,6 @@ def _images_in(folder: bytes) -> list[bytes]:
                 elif entry.is_dir() and is_to_follow(entry.path):
                     waiting.append(inside + entry.name + b"/")
     return found
-
-
-def _refuse_empty(option: str, folder: str, empty: Sequence[str], classes: int) -> NoReturn:
-    if len(empty) == classes:
-        known = ", ".join(EXTENSIONS)
-        raise ConfigError(option, f"={folder} has no images in its {classes} class folders; known are {known}")
-    more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
-    problem = f"has no images of the class {empty[0]}{more}"
-    raise ConfigError(option, f"={folder} {problem}; add some, or remove the empty folders")
 
 
 def _require_same_classes(config: ImageFolderConfig, found: Sequence[str], wanted: Sequence[str]) -> None:

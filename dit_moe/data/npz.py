@@ -24,7 +24,6 @@ import numpy as np
 from dit_moe.files import atomic_file
 
 CHANNELS = (1, 3)
-BLOCK = 2**26  # bytes that are checked together
 NPY_HEADER = 1024  # most bytes before the numbers of an npy file; plain arrays have 128
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's entry: magic, and the lengths of what follows it (APPNOTE 4.3.7)
 _DAMAGE = (
@@ -49,13 +48,7 @@ class Rows(Protocol):
 
 
 def require_images(images_NHWC: Rows, source: str) -> None:
-    """ValueError, beginning with `source`, unless these are at least one image, uint8 with 1 or 3 channels.
-
-    NaN and infinity are found before anything else is said of floats.
-    """
-    if np.issubdtype(images_NHWC.dtype, np.floating):
-        for _ in extremes(images_NHWC, source):
-            pass
+    """ValueError, beginning with `source`, unless these are at least one image, uint8 with 1 or 3 channels."""
     if images_NHWC.dtype != np.uint8:
         raise ValueError(f"{source}: images have dtype {images_NHWC.dtype}; save them as uint8 0..255")
     require_shape(images_NHWC.shape, source)
@@ -74,34 +67,6 @@ def require_shape(shape: tuple[int, ...], source: str) -> None:
         hint = "; an axis is missing: save grey images as images[..., None], a single image as image[None]"
     wanted = "wanted [N, height, width, channels] with 1 or 3 channels"
     raise ValueError(f"{source}: images have shape {shape}; {wanted}{hint}")
-
-
-def extremes(images_NHWC: Rows, source: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(place of the first, least and greatest value of some images) until all were there.
-
-    ValueError naming the first image that holds NaN or infinity.
-    """
-    for start, block in blocks(images_NHWC):
-        if block.size == 0:
-            continue
-        values = np.atleast_1d(block)
-        values = values.reshape(len(values), -1)
-        lows, highs = values.min(1), values.max(1)  # NaN, where there is one
-        finite = np.isfinite(lows) & np.isfinite(highs)
-        if not finite.all():
-            problem = f"image {start + int(finite.argmin())} holds NaN or infinity"
-            raise ValueError(f"{source}: {problem}; find out why the sampler made it, it cannot be evaluated")
-        yield start, lows, highs
-
-
-def blocks(rows: Rows) -> Iterator[tuple[int, np.ndarray]]:
-    """(place of the first, some rows) until all were there."""
-    if not rows.shape:
-        yield 0, rows[()]
-        return
-    step = max(1, BLOCK // max(1, int(np.prod(rows.shape[1:])) * rows.dtype.itemsize))
-    for start in range(0, rows.shape[0], step):
-        yield start, rows[start : start + step]
 
 
 def require_labels(labels_N: np.ndarray | None, count: int, source: str) -> None:

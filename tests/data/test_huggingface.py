@@ -89,7 +89,11 @@ def test_columns_are_found_by_their_type_or_named(tmp_path):
     [
         ("int64", [0, None, 1], "has no label in row 1; name another column"),
         ("int64", [0, 1, -1], "has no label in row 2"),
-        ("int64", [0, 1, 7], "has the label 7 among 3 rows; name a column of classes, counted from 0"),
+        (
+            "int64",
+            [0, 1, 7],
+            "has the label 7 in row 2, but there are 3 classes; name a column of classes counted from 0",
+        ),
         ("string", ["a", "b", "c"], "holds string, not whole numbers"),
         ("float32", [0, 1, 2], "holds float32, not whole numbers"),
     ],
@@ -104,7 +108,7 @@ def test_a_label_beyond_the_names_of_classes_is_named_with_its_row(tmp_path):
     made = rows({"label": datasets.Value("int64")}, label=[0, 99999, 1])
     made.info.features["label"] = datasets.ClassLabel(names=["ant", "bee"])
     save(tmp_path, train=made)
-    with pytest.raises(ConfigError, match=r"^label=label has the label 99999 in row 1, and names 2 classes; name"):
+    with pytest.raises(ConfigError, match=r"^label=label has the label 99999 in row 1, but there are 2 classes; name"):
         read(tmp_path)
 
 

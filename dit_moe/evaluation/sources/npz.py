@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_moe.data.npz import NpzFile, Rows, extremes, require_images, require_labels, require_shape
+from dit_moe.data.npz import NpzFile, Rows, require_images, require_labels, require_shape
 from dit_moe.distributed import on_main
 from dit_moe.evaluation.sources.base import (
     EvaluationInput,
@@ -36,6 +37,7 @@ from dit_moe.metrics import FeatureMoments, FeatureSet
 from dit_moe.metrics.frechet import CLAMP
 
 IMAGES, LABELS = "arr_0", ("labels", "arr_1")  # of np.savez(file, images, labels), as ADM has them
+BLOCK = 2**26  # bytes of floats that are checked together
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s", "n", "extractor")
 EXTRACTOR_KEYS = {"name": str, "dim": int, "sha256": str}  # that the record of an extractor has, at least
 SYMMETRY = 1e-6  # of the largest entry: what float32 may lose
@@ -110,16 +112,27 @@ class NpzSource(Source):
         return self.file.sha256(IMAGES, self.images)
 
     def _require_floats(self) -> None:
-        """ValueError unless all values are finite, and within the range once they are rounded to its levels."""
+        """ValueError unless all values are finite, and within the range once they are rounded to its levels.
+
+        NaN and infinity come first: rounded to uint8, as another message asks for, they would be lost.
+        """
+        require_shape(self.images.shape, self.name)
         problem: str | None = None
-        for start, lows, highs in extremes(self.images, self.name):
+        values = math.prod(self.images.shape[1:])
+        step = max(1, BLOCK // (values * self.images.dtype.itemsize))
+        for start in range(0, len(self), step):
+            block = self.images[start : start + step].reshape(-1, values)
+            lows, highs = block.min(1), block.max(1)  # NaN, where there is one
+            finite = np.isfinite(lows) & np.isfinite(highs)
+            if not finite.all():
+                found = f"image {start + int(finite.argmin())} holds NaN or infinity"
+                raise ValueError(f"{self.name}: {found}; find out why the sampler made it, it cannot be evaluated")
             if self.range is None or problem is not None:
                 continue
             outside = (_levels(lows, *self.range) < 0) | (_levels(highs, *self.range) > 255)
             if outside.any():
                 bad = int(outside.argmax())
                 problem = f"image {start + bad} has values from {lows[bad]:g} to {highs[bad]:g}"
-        require_shape(self.images.shape, self.name)
         if self.range is None:
             wanted = "save them as uint8 0..255, or say what is black and white, for instance --range=-1,1"
             raise ValueError(f"{self.name}: images have dtype {self.images.dtype}; {wanted}")

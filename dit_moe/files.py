@@ -43,7 +43,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write, which takes the place of `path` when the block ends, and leaves no trace if it fails."""
     private = None
     try:
-        private, descriptor = _make_private(path, _create_file)
+        private, descriptor = _make_private(path)
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
@@ -75,7 +75,7 @@ def atomic_folder(folder: Path, foreign: Callable[[Path], Sequence[str]] = every
     """
     folder = folder.resolve() if folder.is_symlink() else folder
     require_replaceable(folder, foreign)
-    private, descriptor = _make_private(folder, _create_folder)
+    private, descriptor = _make_private(folder, as_folder=True)
     try:
         yield private
         with ThreadPoolExecutor() as pool:
@@ -136,8 +136,8 @@ def _private_start(path: Path) -> str:
     return f".{os.fsdecode(os.fsencode(path.name)[:_LONGEST])}."
 
 
-def _make_private(path: Path, create: Callable[[Path], int]) -> tuple[Path, int]:
-    """Remove what killed writers of `path` left, and `create` something under a private name beside it.
+def _make_private(path: Path, as_folder: bool = False) -> tuple[Path, int]:
+    """Remove what killed writers of `path` left, and make an empty file or folder under a private name beside it.
 
     Returns its path and an open descriptor, whose lock says that the writer is alive.
     """
@@ -146,7 +146,11 @@ def _make_private(path: Path, create: Callable[[Path], int]) -> tuple[Path, int]
     while True:
         private = _private_name(path)
         try:
-            descriptor = create(private)
+            if as_folder:
+                private.mkdir()
+            # A new file has the mode that the umask gives, which one of `tempfile` has not.
+            flags = os.O_RDONLY if as_folder else os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            descriptor = os.open(private, flags, 0o666)
         except FileNotFoundError:
             if not path.parent.is_dir():
                 raise
@@ -156,16 +160,6 @@ def _make_private(path: Path, create: Callable[[Path], int]) -> tuple[Path, int]
         if is_open_as(private, descriptor):
             return private, descriptor
         os.close(descriptor)  # taken for a leftover before it was locked
-
-
-def _create_file(path: Path) -> int:
-    # With the mode that the umask gives, which a file of `tempfile` has not.
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-
-
-def _create_folder(path: Path) -> int:
-    path.mkdir()
-    return os.open(path, os.O_RDONLY)
 
 
 def _remove_unlocked(leftover: Path) -> None:

@@ -330,15 +330,11 @@ def _of_latents(given: Any, manifest: Manifest) -> AutoencoderConfig:
     return resolved
 
 
-def require_same_latents(wanted: Any, found: Any, where: str, whose: str) -> Any:
-    """`found`, at `where` in the config, if latents mean the same as for `wanted`, the resolved section of `whose`.
-
-    Else ConfigError with both in words.
-    """
+def require_same_latents(wanted: Any, found: Any, where: str, whose: str) -> None:
+    """ConfigError unless latents mean the same for `found`, at `where` in the config, and the section of `whose`."""
     same = wanted.same_space(found) if isinstance(wanted, AutoencoderConfig) else type(wanted) is type(found)
     if not same:
         raise _other_space(where, found, whose, wanted)
-    return found
 
 
 def _other_space(where: str, found: Any, whose: str, wanted: Any) -> ConfigError:

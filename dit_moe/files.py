@@ -26,16 +26,10 @@ _PRIVATE = ".dit_moe-partial"  # how the names of unfinished files and folders e
 _LONGEST = 200  # bytes of an output's name in a private one, as a file system takes 255 in all
 
 
-def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
-    """Put text, bytes, or what a function writes into the open file, in place of whatever `path` was.
-
-    Raises OSError if the disk refuses; the old file is then as it was.
-    """
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Put `content` in place of whatever `path` was. OSError if the disk refuses; the old file is then as it was."""
     with atomic_file(path) as file:
-        if callable(content):
-            content(file)
-        else:
-            file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager

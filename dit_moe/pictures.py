@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from dit_moe.files import atomic_folder, write_atomically
+from dit_moe.files import atomic_file, atomic_folder
 
 MIN_CELL = 64  # pixels; smaller images are enlarged by a whole factor, so that every pixel stays a square
 GAP = 2
@@ -63,7 +63,8 @@ def save_grid(images_NCHW: Tensor, labels_N: Tensor, path: Path) -> None:
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    write_atomically(path, lambda file: image.save(file, format="PNG"))
+    with atomic_file(path) as file:
+        image.save(file, format="PNG")
 
 
 def _picture(pixels_HWC: np.ndarray) -> Image.Image:

@@ -19,8 +19,8 @@ from dit_moe.files import (
 )
 
 
-@pytest.mark.parametrize("content", ["grün\n", "grün\n".encode(), lambda file: file.write("grün\n".encode())])
-def test_text_bytes_and_what_a_function_writes_replace_the_file(tmp_path, content):
+@pytest.mark.parametrize("content", ["grün\n", "grün\n".encode()])
+def test_text_and_bytes_replace_the_file(tmp_path, content):
     path = tmp_path / "file"
     path.write_text("a longer text that was there before")
     write_atomically(path, content)
@@ -29,14 +29,15 @@ def test_text_bytes_and_what_a_function_writes_replace_the_file(tmp_path, conten
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
-    def fail(file):
-        file.write(b"half")
-        raise OSError("no space left")
+    def fail():
+        with atomic_file(path) as file:
+            file.write(b"half")
+            raise OSError("no space left")
 
     path = tmp_path / "file"
     path.write_text("old")
     with pytest.raises(OSError, match="no space left"):
-        write_atomically(path, fail)
+        fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -144,11 +145,9 @@ def test_nothing_is_written_over_what_lies_there_unless_that_is_ours(tmp_path):
 
 
 def test_a_full_disk_is_reported_with_the_file_that_did_not_fit(tmp_path):
-    def fill(file):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'file'}'"):
-        write_atomically(tmp_path / "file", fill)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match=f"{full.strerror}: '{tmp_path / 'file'}'"), atomic_file(tmp_path / "file"):
+        raise full
 
 
 def test_a_folder_is_made_and_left_empty_or_named_if_that_is_impossible(tmp_path):

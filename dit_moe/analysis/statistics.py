@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dit_moe.files import read_object, write_atomically
+from dit_moe.files import atomic_file, read_object, write_atomically
 from dit_moe.training.curves import RouterCurves
 
 CLASS_IMAGES = 10
@@ -214,7 +214,8 @@ def write_stats(stats: RoutingStats, folder: Path, pictures: Sequence[str] = ())
     for name in earlier if isinstance(earlier, list) else ():  # even of a damaged file, nothing but PNGs beside it
         if name not in pictures and isinstance(name, str) and Path(name).name == name and name.endswith(".png"):
             (folder / name).unlink(missing_ok=True)
-    write_atomically(folder / NPZ, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+    with atomic_file(folder / NPZ) as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     write_atomically(folder / JSON, text)
 
 

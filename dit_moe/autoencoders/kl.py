@@ -51,21 +51,17 @@ class KLConfig:
         good = self.block_out_channels and all(each > 0 and each % groups == 0 for each in self.block_out_channels)
         require(bool(good), self, "block_out_channels", f"must be multiples of norm_num_groups={groups}")
 
-    @property
-    def downsampling(self) -> int:
-        """Pixels of an image per latent, along each side."""
-        return 2 ** (len(self.block_out_channels) - 1)
-
     def build(self, image_shape: tuple[int, int, int]) -> Any:
         """A diffusers AutoencoderKL with random weights. ConfigError if it cannot halve such images so often."""
         from diffusers import AutoencoderKL  # seconds that no other command needs to spend
 
         channels, height, width = image_shape
-        if height % self.downsampling or width % self.downsampling:
-            shown, wanted = list(self.block_out_channels), f"multiples of {self.downsampling} pixels"
+        levels = len(self.block_out_channels)
+        downsampling = 2 ** (levels - 1)  # pixels of an image per latent, along each side
+        if height % downsampling or width % downsampling:
+            shown, wanted = list(self.block_out_channels), f"multiples of {downsampling} pixels"
             problem = f"={shown} takes images with sides of {wanted}, not {height}×{width}; drop an entry"
             raise ConfigError("block_out_channels", problem)
-        levels = len(self.block_out_channels)
         return AutoencoderKL(
             in_channels=channels,
             out_channels=channels,

@@ -73,7 +73,7 @@ def load_batches(
     """
     loader: DataLoader[Any] = DataLoader(
         _ErrorsAsRows(dataset),  # type: ignore[arg-type]
-        batch_sampler=batches,  # type: ignore[arg-type]  # it is gone through once
+        batch_sampler=batches,
         num_workers=workers,
         pin_memory=pin_memory,
         collate_fn=_as_it_is,

@@ -175,7 +175,8 @@ class LatentShards:
     def class_counts(self) -> list[int]:
         """ValueError if a shard cannot be read."""
         shards = map(self._mapped, range(len(self.manifest.shards)))
-        return sum(np.bincount(shard.labels, minlength=len(self.class_names)) for shard in shards).tolist()
+        counts = [np.bincount(shard.labels, minlength=len(self.class_names)) for shard in shards]
+        return np.sum(counts, axis=0).tolist()
 
     def _mapped(self, number: int) -> _Mapped:
         manifest = self.manifest

@@ -81,7 +81,7 @@ class Tars(ImageSource):
             raise ConfigError(option, f"={place} has no images; known are {', '.join(EXTENSIONS)}")
         self._names_N = np.concatenate(names_of)
         self._places_N3, labels_N = np.array(places).reshape(-1, 3), np.array(labels)
-        names = config.class_names or tuple(map(str, range(config.classes or 0)))
+        names: Sequence[str] = config.class_names or [str(label) for label in range(config.classes or 0)]
         if not names and split == "heldout":
             names = Tars(config, "train").class_names
         if (labels_N == UNLABELLED).all():

@@ -6,8 +6,8 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +22,7 @@ from dit_moe.plotting import save_figure
 from dit_moe.studies.figures import draw_differences, draw_loss_vs_flops, draw_quality_vs_active
 from dit_moe.studies.figures_routing import draw_active_by_layer, draw_active_over_training, draw_p_over_training
 from dit_moe.studies.jobs import Job, gpu_names, run_jobs, share_machine
-from dit_moe.studies.results import gather
+from dit_moe.studies.results import StudyResults, gather
 from dit_moe.studies.score import (
     SCORE,
     check_config,
@@ -176,11 +176,11 @@ class StudyFolder:
             write_atomically(self.out / "table.md", table)
             write_atomically(self.out / "table.csv", to_csv(results))
             save_figures(results, self.out)
-            write_atomically(self.out / RESULTS, json.dumps(results, indent=1, allow_nan=False) + "\n")
+            write_atomically(self.out / RESULTS, json.dumps(asdict(results), indent=1, allow_nan=False) + "\n")
         return table
 
 
-def save_figures(results: Mapping[str, Any], folder: Path) -> None:
+def save_figures(results: StudyResults, folder: Path) -> None:
     """Each as a PNG; one of an earlier state of the study that there are no numbers for is removed."""
     for name, draw in FIGURES.items():
         figure, path = draw(results), folder / f"{name}.png"

@@ -125,14 +125,16 @@ MEASURES = {  # name: what it is called, what its FLOPs are of; all are the bett
 }
 ROUTERS = {"dtopp": "DTop-p", "topp": "top-p", "topk": "top-k"}
 
-Entry = Mapping[str, Any]  # name, router and points of a run; a point has a target, None as trained, and its measures
+MeasuredRun = Mapping[
+    str, Any
+]  # name, router and points of a run; a point has a target, None as trained, and its measures
 
 
-def _measures(runs: Sequence[Entry]) -> list[str]:
+def _measures(runs: Sequence[MeasuredRun]) -> list[str]:
     return [name for name in MEASURES if any(name in point["measures"] for run in runs for point in run["points"])]
 
 
-def _labels(runs: Sequence[Entry]) -> list[str]:
+def _labels(runs: Sequence[MeasuredRun]) -> list[str]:
     """What tells the runs apart: the router if that does, or the name."""
     routers = [run["router"] for run in runs]
     names = [run["name"] for run in runs]
@@ -142,7 +144,7 @@ def _labels(runs: Sequence[Entry]) -> list[str]:
 
 
 @styled
-def draw_compute_budget(runs: Sequence[Entry], *, dark: bool = False) -> Any:
+def draw_compute_budget(runs: Sequence[MeasuredRun], *, dark: bool = False) -> Any:
     """A panel for each quality, a line for each run, the point as trained ringed; beside points, active experts."""
     from matplotlib.lines import Line2D
 
@@ -188,13 +190,13 @@ def _annotate(axis: Any, text: str, x: float, y: float, *, above: bool, dark: bo
     axis.annotate(text, (x, y), xytext=(0, 9 if above else -9), va="bottom" if above else "top", bbox=box, **how)
 
 
-def _points(run: Entry, name: str) -> Iterator[tuple[float, Mapping[str, Any]]]:
+def _points(run: MeasuredRun, name: str) -> Iterator[tuple[float, Mapping[str, Any]]]:
     """In the order of their FLOPs."""
     found = [(point["target"], point["measures"][name]) for point in run["points"] if name in point["measures"]]
     yield from sorted(found, key=lambda each: each[1]["flops"])
 
 
-def to_markdown(runs: Sequence[Entry]) -> str:
+def to_markdown(runs: Sequence[MeasuredRun]) -> str:
     """The points of all runs as a table, in the order of their FLOPs; as trained in bold."""
     names, labels = _measures(runs), _labels(runs)
     titles = ["run", "target"]

@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 
 from dit_moe.plotting import INK, LINES, MARKERS, PAPER, canvas, styled
-from dit_moe.studies.results import CONFIDENCE, Spread, VariantSummary, by_objective, summaries
+from dit_moe.studies.results import (
+    CONFIDENCE,
+    Spread,
+    StudyResults,
+    VariantResults,
+    VariantSummary,
+    by_objective,
+    summaries,
+)
 from dit_moe.studies.table import flops_unit
 
 NARROWEST = 0.1  # width of an axis as a share of its middle: what costs the same stands in one place
@@ -43,18 +51,18 @@ class Style:
     number: int  # among all variants
 
 
-def styles_of(variants: Sequence[Mapping[str, Any]]) -> dict[str, Style]:
+def styles_of(variants: Sequence[VariantResults]) -> dict[str, Style]:
     """By the variant's name; the same in every figure."""
-    routers = dict.fromkeys(variant["router"] for variant in variants)
+    routers = dict.fromkeys(variant.router for variant in variants)
     fresh = iter(OTHER_COLOURS * len(routers))
     colours = {router: ROUTER_COLOURS.get(router) or next(fresh) for router in routers}
     numbers = {router: count() for router in routers}
     found = {}
     for number, variant in enumerate(variants):
-        router = variant["router"]
+        router = variant.router
         nth = next(numbers[router])
         marker, line = MARKERS[nth % len(MARKERS)], LINE_STYLES[nth % len(LINE_STYLES)]
-        found[variant["name"]] = Style(colours[router], marker, 8.5 if marker in "PX*" else 6.5, line, number)
+        found[variant.name] = Style(colours[router], marker, 8.5 if marker in "PX*" else 6.5, line, number)
     return found
 
 
@@ -118,19 +126,19 @@ class Panel:
 
 
 @styled
-def draw_loss_vs_flops(results: Mapping[str, Any], *, dark: bool = False) -> Any:
+def draw_loss_vs_flops(results: StudyResults, *, dark: bool = False) -> Any:
     """Held-out loss against measured FLOPs, ± over seeds; a panel for each objective."""
     prefix, power = flops_unit(summaries(results))
-    label = f"forward {prefix}FLOPs per {results['unit']}, measured"
-    panels = _panels(results, results["loss"]["label"], results["loss"]["unit"], lambda row: row.loss)
+    label = f"forward {prefix}FLOPs per {results.unit}, measured"
+    panels = _panels(results, results.loss["label"], results.loss["unit"], lambda row: row.loss)
     return _scatter(results, panels, lambda row: _scaled(row.flops, power), label, dark)
 
 
 @styled
-def draw_quality_vs_active(results: Mapping[str, Any], *, dark: bool = False) -> Any:
+def draw_quality_vs_active(results: StudyResults, *, dark: bool = False) -> Any:
     """Held-out loss and the metric, of each objective, against the measured mean of active experts."""
-    metric = results["metric"]
-    panels = _panels(results, results["loss"]["label"], results["loss"]["unit"], lambda row: row.loss)
+    metric = results.metric
+    panels = _panels(results, results.loss["label"], results.loss["unit"], lambda row: row.loss)
     if metric is not None:
         better = f"{metric['better']} is better" if metric["better"] else ""
         panels += _panels(results, metric["label"], better, lambda row: row.metric)
@@ -139,7 +147,7 @@ def draw_quality_vs_active(results: Mapping[str, Any], *, dark: bool = False) ->
     return _scatter(results, panels, lambda row: row.active, label, dark)
 
 
-def _panels(results: Mapping[str, Any], name: str, remark: str, y: Quantity) -> list[Panel]:
+def _panels(results: StudyResults, name: str, remark: str, y: Quantity) -> list[Panel]:
     """A panel for each objective that has runs."""
     groups = {objective: [row for row in rows if row.runs] for objective, rows in by_objective(results).items()}
     panels = []
@@ -149,11 +157,11 @@ def _panels(results: Mapping[str, Any], name: str, remark: str, y: Quantity) -> 
     return [panel for panel in panels if panel.rows]
 
 
-def _scatter(results: Mapping[str, Any], panels: Sequence[Panel], x: Quantity, label: str, dark: bool) -> Any:
+def _scatter(results: StudyResults, panels: Sequence[Panel], x: Quantity, label: str, dark: bool) -> Any:
     """Points with bars of one standard deviation; what has no x is a dashed line. None without a panel."""
     if not panels:
         return None
-    styles = styles_of(results["variants"])
+    styles = styles_of(results.variants)
     inches = [min(max(1.4 + 0.2 * len(panel.rows), 2.4), 3.9) for panel in panels]
     figure, axes = canvas(len(panels), 1, height=sum(inches) + 0.2, sharex=True, height_ratios=inches)
     labels = []
@@ -162,7 +170,7 @@ def _scatter(results: Mapping[str, Any], panels: Sequence[Panel], x: Quantity, l
         axis.margins(0.14, 0.1)
         entries = []
         for row in panel.rows:
-            y, style = panel.y(row), styles[row.variant["name"]]
+            y, style = panel.y(row), styles[row.variant.name]
             if y is not None:
                 _point(axis, x(row), y, style, dark)
                 entries.append((y.mean, row.label, style))
@@ -193,30 +201,30 @@ def _chains(panel: Panel, x: Quantity, styles: Mapping[str, Style]) -> Iterator[
     chains: dict[Any, list[tuple[float, float]]] = defaultdict(list)
     for row in panel.rows:
         at_x, at_y, variant = x(row), panel.y(row), row.variant
-        if at_x is not None and at_y is not None and variant["router"] == "topp":
-            kind = (styles[variant["name"]].colour, variant["objective"], variant["experts"], variant["target"])
+        if at_x is not None and at_y is not None and variant.router == "topp":
+            kind = (styles[variant.name].colour, variant.objective, variant.experts, variant.target)
             chains[kind].append((at_x.mean, at_y.mean))
     for kind, chain in chains.items():
         yield sorted(chain), kind[0]
 
 
 @styled
-def draw_differences(results: Mapping[str, Any], *, dark: bool = False) -> Any:
+def draw_differences(results: StudyResults, *, dark: bool = False) -> Any:
     """Paired differences of held-out losses to the baseline, in per cent of it: each seed, mean, and interval."""
     groups = {name: [row for row in rows if row.difference] for name, rows in by_objective(results).items()}
     groups = {name: rows for name, rows in groups.items() if rows}
     if not groups:
         return None
-    baselines = Counter(row.baseline["label"] for rows in groups.values() for row in rows)
+    baselines = Counter(row.baseline.label for rows in groups.values() for row in rows)
     usual = baselines.most_common(1)[0][0]
-    styles, counts = styles_of(results["variants"]), [len(rows) for rows in groups.values()]
+    styles, counts = styles_of(results.variants), [len(rows) for rows in groups.values()]
     inches = 1.3 + 0.35 * len(groups) + (0.25 if len(baselines) == 1 else 0.32) * sum(counts)
     figure, axes = canvas(len(groups), 1, height=inches, sharex=True, height_ratios=counts)
     for axis, (objective, rows) in zip(axes[:, 0], groups.items(), strict=True):
         axis.axvline(0, color=INK[dark], linewidth=1.0)
         for y, row in enumerate(rows):
-            _difference(axis, y, row, styles[row.variant["name"]], dark)
-        others = [f"\nto {each}" * (each != usual) for each in (row.baseline["label"] for row in rows)]
+            _difference(axis, y, row, styles[row.variant.name], dark)
+        others = [f"\nto {each}" * (each != usual) for each in (row.baseline.label for row in rows)]
         axis.set_yticks(range(len(rows)), [row.label + other for row, other in zip(rows, others, strict=True)])
         axis.set_ylim(len(rows) - 0.4, -0.6)
         axis.grid(visible=False, axis="y")
@@ -225,7 +233,7 @@ def draw_differences(results: Mapping[str, Any], *, dark: bool = False) -> Any:
         if len(groups) > 1:
             axis.set_title(f"objective: {objective}", loc="left")
     unless = " (or as named)" * (len(baselines) > 1)
-    label = results["loss"]["label"]
+    label = results.loss["label"]
     how = f"{label}, paired by seed:\ndifference to {usual}{unless}, %\n← better · worse →"
     axes[-1, 0].set_xlabel(how)
     legend = _legend(groups, dark)
@@ -253,8 +261,8 @@ def _legend(groups: Mapping[str, Sequence[VariantSummary]], dark: bool) -> list[
 def _difference(axis: Any, y: int, row: VariantSummary, style: Style, dark: bool) -> None:
     paired = row.difference
     assert paired is not None
-    others = {run["seed"]: run["loss"] for run in row.baseline["runs"]}
-    seeds = [100 * (run["loss"] - others[run["seed"]]) / paired.baseline for run in row.runs if run["seed"] in others]
+    others = {run.seed: run.loss for run in row.baseline.runs}
+    seeds = [100 * (run.loss - others[run.seed]) / paired.baseline for run in row.runs if run.seed in others]
     if paired.low is not None and paired.high is not None:
         low, high = (100 * end / paired.baseline for end in (paired.low, paired.high))
         axis.plot([low, high], [y, y], color=style.colour, linewidth=2.2, solid_capstyle="butt")

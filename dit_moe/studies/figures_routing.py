@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from dit_moe.plotting import DIVERGING, GRID, INK, canvas, labels_above, styled
 from dit_moe.studies.figures import FONT_SIZE, LINE_SPACING, Label, Style, add_labels, styles_of
-from dit_moe.studies.results import WINDOW, VariantSummary, summaries
+from dit_moe.studies.results import WINDOW, StudyResults, VariantSummary, summaries
 
 MOVING = 0.1  # of all steps
 STRIP = 0.42  # inches
@@ -20,15 +20,15 @@ NUMBERED = 10  # layers whose numbers fit beside each other
 
 
 @styled
-def draw_active_over_training(results: Mapping[str, Any], *, dark: bool = False) -> Any:
+def draw_active_over_training(results: StudyResults, *, dark: bool = False) -> Any:
     """Active experts over training, ± over steps and seeds; below, how far each seed of a controlled router is off."""
     from matplotlib.lines import Line2D
 
-    rows = [row for row in summaries(results) if any(run["curves"]["active"] for run in row.runs)]
+    rows = [row for row in summaries(results) if any(run.curves["active"] for run in row.runs)]
     if not rows:
         return None
-    controlled = [row for row in rows if row.is_controlled]
-    styles = styles_of(results["variants"])
+    controlled = [row for row in rows if row.variant.controlled]
+    styles = styles_of(results.variants)
     heights = [max(3.2, FONT_SIZE * LINE_SPACING * len(rows) / 72 + 0.4), *[STRIP] * len(controlled)]
     extra = 0.85 if controlled else 0.6  # for what is written above and below
     figure, axes = canvas(len(heights), 1, height=sum(heights) + extra, sharex=True, height_ratios=heights)
@@ -43,21 +43,21 @@ def draw_active_over_training(results: Mapping[str, Any], *, dark: bool = False)
     named = [(upper, ends)]
     if controlled:
         _off_target(strips, controlled, styles, dark)
-        zeros = [(0.0, row.label_of_all, styles[row.variant["name"]]) for row in controlled]
+        zeros = [(0.0, row.label_of_all, styles[row.variant.name]) for row in controlled]
         named += [(strip, [zero]) for strip, zero in zip(strips, zeros, strict=True)]
     add_labels(figure, named, dark)
     return figure
 
 
 @styled
-def draw_p_over_training(results: Mapping[str, Any], *, dark: bool = False) -> Any:
+def draw_p_over_training(results: StudyResults, *, dark: bool = False) -> Any:
     """Thresholds over training, the mean over layers, ± over seeds."""
-    rows = [row for row in summaries(results) if any(run["curves"]["p"] for run in row.runs)]
+    rows = [row for row in summaries(results) if any(run.curves["p"] for run in row.runs)]
     if not rows:
         return None
     figure, axes = canvas(height=max(3.0, FONT_SIZE * LINE_SPACING * len(rows) / 72 + 0.8))
     axis = axes[0, 0]
-    ends = _bands(axis, rows, "p", styles_of(results["variants"]))
+    ends = _bands(axis, rows, "p", styles_of(results.variants))
     axis.set_xlabel("optimizer steps")
     axis.set_ylabel("threshold p (mean over layers)")
     add_labels(figure, [(axis, ends)], dark)
@@ -72,7 +72,7 @@ def _bands(axis: Any, rows: Sequence[VariantSummary], name: str, styles: dict[st
     ends = []
     for row in rows:
         steps, mean, std = _spread(row, name)
-        style = styles[row.variant["name"]]
+        style = styles[row.variant.name]
         axis.fill_between(steps, mean - std, mean + std, color=style.colour, alpha=0.2, linewidth=0)
         apart = max(len(steps) // 5, 1)
         marks = {"markevery": (int(style.number * GOLDEN % 1 * apart), apart), "markersize": 0.75 * style.size}
@@ -95,7 +95,7 @@ def _off_target(strips: Sequence[Any], rows: Sequence[VariantSummary], styles: d
         furthest = max(furthest, 1.1 * float(np.abs(off_SX[:, len(steps) // 10 :]).max()))
         strip.axhspan(-100 * NEAR, 100 * NEAR, color=GRID[dark], alpha=0.7, linewidth=0, zorder=0)
         strip.axhline(0, color=INK[dark], linestyle=":", linewidth=1.0, zorder=1)
-        strip.plot(steps, off_SX.T, color=styles[row.variant["name"]].colour, linewidth=1.0)
+        strip.plot(steps, off_SX.T, color=styles[row.variant.name].colour, linewidth=1.0)
     tick = 100 * NEAR if furthest < 300 * NEAR else float(f"{furthest / 2:.1g}")
     for strip in strips:
         strip.margins(x=0)
@@ -115,7 +115,7 @@ def _moving_mean(values_SX: np.ndarray, share: float) -> np.ndarray:
 
 def _curves(row: VariantSummary, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps, and the values of every seed there."""
-    curves = [run["curves"] for run in row.runs if run["curves"][name]]
+    curves = [run.curves for run in row.runs if run.curves[name]]
     steps = np.array(max((curve["step"] for curve in curves), key=len), float)
     return steps, np.array([np.interp(steps, curve["step"], curve[name]) for curve in curves])
 
@@ -126,7 +126,7 @@ def _spread(row: VariantSummary, name: str) -> tuple[np.ndarray, np.ndarray, np.
     The two are added by the law of total variance: seeds differ in their means over the same steps.
     """
     steps, values_SX = _curves(row, name)
-    within = [run["curves"] for run in row.runs if run["curves"].get(f"{name}_std")]
+    within = [run.curves for run in row.runs if run.curves.get(f"{name}_std")]
     variance = np.zeros(len(steps))
     if len(values_SX) > 1:
         variance += _moving_mean(values_SX, WINDOW if within else 0.0).var(axis=0, ddof=1)
@@ -137,12 +137,12 @@ def _spread(row: VariantSummary, name: str) -> tuple[np.ndarray, np.ndarray, np.
 
 
 @styled
-def draw_active_by_layer(results: Mapping[str, Any], *, dark: bool = False) -> Any:
+def draw_active_by_layer(results: StudyResults, *, dark: bool = False) -> Any:
     """Active experts of every MoE layer, held-out, mean over seeds; colours say how far from the target."""
-    rows = [row for row in summaries(results) if any(run["active_layers"] for run in row.runs)]
+    rows = [row for row in summaries(results) if any(run.active_layers for run in row.runs)]
     if not rows:
         return None
-    means = [np.mean([run["active_layers"] for run in row.runs if run["active_layers"]], axis=0) for row in rows]
+    means = [np.mean([run.active_layers for run in row.runs if run.active_layers], axis=0) for row in rows]
     layers = max(map(len, means))
     ratio_RL = np.full((len(rows), layers), np.nan)
     for i, (row, mean) in enumerate(zip(rows, means, strict=True)):

@@ -18,13 +18,65 @@ from dit_moe.studies.study import PlannedRun, Study
 from dit_moe.tasks import task_of
 from dit_moe.training.log import active_experts, read_log
 
-Results = dict[str, Any]
 POINTS = 200  # of a curve
 WINDOW = 0.05  # of training: the steps that a standard deviation over steps is of …
 LEAST = 20  # … and at least so many lines of the log
 
 
-def gather(study: Study, name: str, runs: Sequence[PlannedRun], timing: Mapping[str, Any] | None) -> Results:
+@dataclass(kw_only=True)
+class RunResults:
+    """What is known of a finished run."""
+
+    seed: int
+    folder: str
+    step: int
+    loss: float
+    metric: float | None
+    active: float | None  # experts per token, held-out; None of a dense model, as all about experts
+    active_layers: list[float] | None
+    training_active: dict[str, float] | None  # target, mean, std; None also without a log
+    flops: float
+    made: dict[str, Any]  # `provenance`
+    curves: dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class VariantResults:
+    """A variant and its finished runs."""
+
+    name: str
+    label: str
+    baseline: str
+    objective: str
+    model: str
+    experts: int | None
+    target: float | None
+    router: str | None
+    controlled: bool
+    seconds_per_step: float | None
+    parameters: int
+    active_parameters: float
+    runs: list[RunResults]
+
+
+@dataclass(kw_only=True)
+class StudyResults:
+    """All that is known of a study by now; `dataclasses.asdict` of it is results.json."""
+
+    study: str
+    title: str
+    finished: bool
+    missing: list[tuple[str, int]]  # variants and seeds
+    unit: str  # of data: image or token
+    loss: dict[str, str]  # label, unit
+    metric: dict[str, Any] | None  # name, label, better
+    settings: dict[str, Any]
+    steps: list[int]
+    timing: dict[str, Any] | None  # made, steps
+    variants: list[VariantResults]
+
+
+def gather(study: Study, name: str, runs: Sequence[PlannedRun], timing: Mapping[str, Any] | None) -> StudyResults:
     """The scores and logs of all runs that are finished, those that are missing, and how it was all done.
 
     Args:
@@ -32,67 +84,67 @@ def gather(study: Study, name: str, runs: Sequence[PlannedRun], timing: Mapping[
         timing: {"made": `provenance`, "steps", "seconds_per_step": by the variant's name}; None: not timed.
     """
     scores = {run.name: read_score(study, run) for run in runs}
-    missing = [[run.variant.name, run.seed] for run in runs if scores[run.name] is None]
+    missing = [(run.variant.name, run.seed) for run in runs if scores[run.name] is None]
     seconds = timing["seconds_per_step"] if timing else {}
     text = task_of(runs[0].experiment).kind == "text"
     metric = next((score["metric"] for score in scores.values() if score and score["metric"]), None)
-    return {
-        "study": name,
-        "title": study.title,
-        "finished": not missing,
-        "missing": missing,
-        "unit": "token" if text else "image",
-        "loss": {"label": "held-out loss", "unit": "nats/token" if text else ""},
-        "metric": None if metric is None else {key: metric[key] for key in ("name", "label", "better")},
-        "settings": {"heldout": None if text else config.dump(study.heldout), "seeds": list(study.seeds)},
-        "steps": sorted({run.experiment.train.steps for run in runs}),
-        "timing": timing and {key: timing[key] for key in ("made", "steps")},
-        "variants": [
+    return StudyResults(
+        study=name,
+        title=study.title,
+        finished=not missing,
+        missing=missing,
+        unit="token" if text else "image",
+        loss={"label": "held-out loss", "unit": "nats/token" if text else ""},
+        metric=None if metric is None else {key: metric[key] for key in ("name", "label", "better")},
+        settings={"heldout": None if text else config.dump(study.heldout), "seeds": list(study.seeds)},
+        steps=sorted({run.experiment.train.steps for run in runs}),
+        timing=None if timing is None else {key: timing[key] for key in ("made", "steps")},
+        variants=[
             _variant(study, [run for run in runs if run.variant is variant], scores, seconds.get(variant.name))
             for variant in study.variants
         ],
-    }
+    )
 
 
 def _variant(
     study: Study, runs: Sequence[PlannedRun], scores: Mapping[str, Any], seconds_per_step: float | None
-) -> dict[str, Any]:
+) -> VariantResults:
     variant, experiment = runs[0].variant, runs[0].experiment
     moe: MoEConfig | None = experiment.model.moe
     footprint = experiment.model.footprint()
-    return {
-        "name": variant.name,
-        "label": variant.label or variant.name,
-        "baseline": study.baseline_of(variant),
-        "objective": task_of(experiment).objective_name(experiment),
-        "model": experiment.model.name,
-        "experts": moe and moe.experts,
-        "target": moe and moe.target,
-        "router": moe and ROUTERS.name_of(moe.router),
-        "controlled": moe is not None and moe.router.controlled,
-        "seconds_per_step": seconds_per_step,
-        "parameters": footprint.total_params,
-        "active_parameters": footprint.active_params,
-        "runs": [_run(run, scores[run.name], moe) for run in runs if scores[run.name] is not None],
-    }
+    return VariantResults(
+        name=variant.name,
+        label=variant.label or variant.name,
+        baseline=study.baseline_of(variant),
+        objective=task_of(experiment).objective_name(experiment),
+        model=experiment.model.name,
+        experts=None if moe is None else moe.experts,
+        target=None if moe is None else moe.target,
+        router=None if moe is None else ROUTERS.name_of(moe.router),
+        controlled=moe is not None and moe.router.controlled,
+        seconds_per_step=seconds_per_step,
+        parameters=footprint.total_params,
+        active_parameters=footprint.active_params,
+        runs=[_run(run, scores[run.name], moe) for run in runs if scores[run.name] is not None],
+    )
 
 
-def _run(run: PlannedRun, score: Mapping[str, Any], moe: MoEConfig | None) -> dict[str, Any]:
+def _run(run: PlannedRun, score: Mapping[str, Any], moe: MoEConfig | None) -> RunResults:
     log = read_log(run.folder / "log.jsonl")
     metric = score["metric"]
-    return {
-        "seed": run.seed,
-        "folder": str(run.folder),
-        "step": score["step"],
-        "loss": score["loss"],
-        "metric": None if metric is None else metric["value"],
-        "active": score["active"],
-        "active_layers": score["active_layers"],
-        "training_active": active_experts(log, moe),
-        "flops": score["flops"],
-        "made": score["made"],
-        "curves": curves(log, moe is not None),
-    }
+    return RunResults(
+        seed=run.seed,
+        folder=str(run.folder),
+        step=score["step"],
+        loss=score["loss"],
+        metric=None if metric is None else metric["value"],
+        active=score["active"],
+        active_layers=score["active_layers"],
+        training_active=active_experts(log, moe),
+        flops=score["flops"],
+        made=score["made"],
+        curves=curves(log, moe is not None),
+    )
 
 
 def curves(log: Sequence[Mapping[str, Any]], moe: bool) -> dict[str, Any]:
@@ -191,9 +243,9 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
 class VariantSummary:
     """A variant of a study with its numbers over seeds."""
 
-    variant: Mapping[str, Any]  # as in the results
+    variant: VariantResults
     objective: str  # in brackets, where it is not the study's first; else empty
-    baseline: Mapping[str, Any]  # the variant that it is compared with, maybe itself
+    baseline: VariantResults  # the variant that it is compared with, maybe itself
     loss: Spread | None
     difference: Paired | None  # of losses; None of a baseline
     metric: Spread | None
@@ -204,7 +256,7 @@ class VariantSummary:
 
     @property
     def label(self) -> str:
-        return str(self.variant["label"])
+        return self.variant.label
 
     @property
     def label_of_all(self) -> str:
@@ -212,67 +264,62 @@ class VariantSummary:
         return " ".join(filter(None, [self.label, self.objective]))
 
     @property
-    def runs(self) -> list[Mapping[str, Any]]:
-        return list(self.variant["runs"])
+    def runs(self) -> list[RunResults]:
+        return self.variant.runs
 
     @property
     def seeds(self) -> list[int]:
-        return sorted(run["seed"] for run in self.runs)
+        return sorted(run.seed for run in self.runs)
 
     @property
     def is_baseline(self) -> bool:
-        return self.variant["name"] == self.baseline["name"]
-
-    @property
-    def is_controlled(self) -> bool:
-        return bool(self.variant["controlled"])
+        return self.variant.name == self.baseline.name
 
     @property
     def off_target(self) -> float | None:
         """How far training's mean was from the target, as a share of it, with the seed that was furthest from it."""
-        off = [run["training_active"]["mean"] / self.target - 1 for run in self.runs if run["training_active"]]
+        off = [run.training_active["mean"] / self.target - 1 for run in self.runs if run.training_active]
         return max(off, key=abs, default=None)
 
     @property
     def target(self) -> float:
         """Of a variant with experts."""
-        return float(self.variant["target"])
+        assert self.variant.target is not None
+        return float(self.variant.target)
 
 
-def summaries(results: Mapping[str, Any]) -> list[VariantSummary]:
+def summaries(results: StudyResults) -> list[VariantSummary]:
     """All variants, in their order. ValueError for a baseline that is no variant."""
-    variants = {variant["name"]: variant for variant in results["variants"]}
-    first = next((variant["objective"] for variant in variants.values()), None)
+    variants = {variant.name: variant for variant in results.variants}
+    first = next((variant.objective for variant in variants.values()), None)
     return [_summary(variant, variants, first) for variant in variants.values()]
 
 
-def by_objective(results: Mapping[str, Any]) -> dict[str, list[VariantSummary]]:
+def by_objective(results: StudyResults) -> dict[str, list[VariantSummary]]:
     """Objective → variants: only losses of one objective can be compared."""
     groups: dict[str, list[VariantSummary]] = {}
     for each in summaries(results):
-        groups.setdefault(each.variant["objective"], []).append(each)
+        groups.setdefault(each.variant.objective, []).append(each)
     return groups
 
 
-def _summary(
-    variant: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]], first: str | None
-) -> VariantSummary:
-    if variant["baseline"] not in variants:
-        raise ValueError(f"{variant['name']}.baseline={variant['baseline']} is no variant; these are {list(variants)}")
-    baseline = variants[variant["baseline"]]
-    losses, others = ({run["seed"]: run["loss"] for run in each["runs"]} for each in (variant, baseline))
-    seconds, reference = variant["seconds_per_step"], baseline["seconds_per_step"]
-    runs = variant["runs"]
+def _summary(variant: VariantResults, variants: Mapping[str, VariantResults], first: str | None) -> VariantSummary:
+    if variant.baseline not in variants:
+        raise ValueError(f"{variant.name}.baseline={variant.baseline} is no variant; these are {list(variants)}")
+    baseline = variants[variant.baseline]
+    losses, others = ({run.seed: run.loss for run in each.runs} for each in (variant, baseline))
+    seconds, reference = variant.seconds_per_step, baseline.seconds_per_step
+    runs = variant.runs
     return VariantSummary(
         variant=variant,
-        objective="" if variant["objective"] == first else f"({variant['objective']})",
+        objective="" if variant.objective == first else f"({variant.objective})",
         baseline=baseline,
         loss=spread(losses.values()),
         difference=None if variant is baseline else paired_difference(losses, others),
-        metric=spread(run["metric"] for run in runs),
-        active=spread(run["active"] for run in runs),
-        training=_training([run["training_active"] for run in runs if run["training_active"]]),
-        flops=spread(run["flops"] for run in runs),
+        metric=spread(run.metric for run in runs),
+        active=spread(run.active for run in runs),
+        training=_training([run.training_active for run in runs if run.training_active]),
+        flops=spread(run.flops for run in runs),
         slowdown=seconds / reference if seconds and reference else None,
     )
 

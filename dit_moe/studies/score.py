@@ -59,6 +59,7 @@ def check_config(study: Study, experiment: AnyExperiment) -> None:
         if experiment.data.heldout is None:
             raise ConfigError("data.heldout", " is missing; name a folder for the tokens of held-out text")
     elif study.metric is not None:
+        assert isinstance(experiment.eval, EvalConfig)
         _require_number(study.metric, experiment.eval, heldout=True, decoded=True)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from dit_moe.formatting import markdown_table, rounded
-from dit_moe.studies.results import CONFIDENCE, Paired, Spread, VariantSummary, by_objective, summaries
+from dit_moe.studies.results import CONFIDENCE, Paired, Spread, StudyResults, VariantSummary, by_objective, summaries
 
 # ------------------------------------------------------------------------------------------------------------ Markdown
 
@@ -19,7 +19,7 @@ MOST = 6  # decimals
 PREFIXES = {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
 
 
-def to_markdown(results: Mapping[str, Any]) -> str:
+def to_markdown(results: StudyResults) -> str:
     """One table for each objective, whose losses alone can be compared, and notes on how the numbers came about.
 
     Columns that would be empty are left out. A difference is bold where its interval excludes 0.
@@ -32,12 +32,12 @@ def to_markdown(results: Mapping[str, Any]) -> str:
         tables.append(heading + markdown_table(columns))
     everything = [each for rows in groups.values() for each in rows]
     said = "".join(f"- {note}\n" for note in notes(results, everything))
-    return "\n".join([f"# {results['title']}\n", *tables, said])
+    return "\n".join([f"# {results.title}\n", *tables, said])
 
 
-def _columns(results: Mapping[str, Any], rows: Sequence[VariantSummary]) -> list[Column]:
-    loss, metric, unit = results["loss"], results["metric"], results["unit"]
-    compared = {row.baseline["name"]: row.baseline["label"] for row in rows if not row.is_baseline}
+def _columns(results: StudyResults, rows: Sequence[VariantSummary]) -> list[Column]:
+    loss, metric, unit = results.loss, results.metric, results.unit
+    compared = {row.baseline.name: row.baseline.label for row in rows if not row.is_baseline}
     to = next(iter(compared.values())) if len(compared) == 1 else "its baseline"
     digits = _paired_decimals([row.difference for row in rows if row.difference])
     interval = f"difference to {to} [{100 * CONFIDENCE:g} % CI]"
@@ -50,7 +50,7 @@ def _columns(results: Mapping[str, Any], rows: Sequence[VariantSummary]) -> list
         ("%", lambda row: "" if row.difference is None else signed(100 * row.difference.relative, 2)),
     ]
     if len(compared) > 1:
-        columns.insert(3, ("baseline", lambda row: "itself" if row.is_baseline else row.baseline["label"]))
+        columns.insert(3, ("baseline", lambda row: "itself" if row.is_baseline else row.baseline.label))
     if metric is not None:
         arrow = {"lower": " ↓", "higher": " ↑"}.get(metric["better"], "")
         columns.append((metric["label"] + arrow, _spreads(rows, "metric")))
@@ -75,7 +75,7 @@ def si_prefix(number: float) -> tuple[str, float]:
 
 
 def _wanted(row: VariantSummary) -> str:
-    target, experts = row.variant["target"], row.variant["experts"]
+    target, experts = row.variant.target, row.variant.experts
     if experts is None:
         return ""
     return f"{target:g} of {experts}" if target is not None else f"of {experts}"
@@ -129,26 +129,26 @@ def _difference(row: VariantSummary, decimals: int) -> str:
 # --------------------------------------------------------------------------------------------------------------- notes
 
 
-def notes(results: Mapping[str, Any], rows: Sequence[VariantSummary]) -> list[str]:
+def notes(results: StudyResults, rows: Sequence[VariantSummary]) -> list[str]:
     """A sentence or two each: what was run, on what, what the numbers are, and what is missing."""
     found = [_missing(results), _seeds(rows), _no_log(rows), _loss(results), _intervals(results, rows)]
     found += [_control(rows), _drift(rows), _flops(results, rows), _time(results, rows), *_made(rows)]
     return [note for note in found if note]
 
 
-def _missing(results: Mapping[str, Any]) -> str:
-    if results["finished"] and not results["missing"]:
+def _missing(results: StudyResults) -> str:
+    if results.finished and not results.missing:
         return ""
-    labels = {row.variant["name"]: row.label_of_all for row in summaries(results)}
+    labels = {row.variant.name: row.label_of_all for row in summaries(results)}
     seeds: dict[str, list[str]] = {}
-    for name, seed in results["missing"]:
+    for name, seed in results.missing:
         seeds.setdefault(name, []).append(str(seed))
     what = "; ".join(f"{labels.get(name, name)} with seed {', '.join(which)}" for name, which in seeds.items())
     return f"**Not finished.** Missing: {what or 'scores'}. Numbers are of the runs that are there."
 
 
 def _seeds(rows: Sequence[VariantSummary]) -> str:
-    steps = sorted({run["step"] for row in rows for run in row.runs})
+    steps = sorted({run.step for row in rows for run in row.runs})
     if not steps:
         return "No run is there yet."
     seeds = sorted({seed for row in rows for seed in row.seeds})
@@ -157,25 +157,25 @@ def _seeds(rows: Sequence[VariantSummary]) -> str:
 
 
 def _no_log(rows: Sequence[VariantSummary]) -> str:
-    folders = [run["folder"] for row in rows for run in row.runs if not run["curves"]["step"]]
+    folders = [run.folder for row in rows for run in row.runs if not run.curves["step"]]
     return f"**No log.jsonl**, and so nothing of the training, in {', '.join(folders)}." if folders else ""
 
 
-def _loss(results: Mapping[str, Any]) -> str:
-    settings = ", ".join(f"{name} {_plain(value)}" for name, value in (results["settings"]["heldout"] or {}).items())
-    label, given = results["loss"]["label"], f" ({settings})" * bool(settings)
-    same = "held-out text" if results["unit"] == "token" else "held-out images, times and noise"
+def _loss(results: StudyResults) -> str:
+    settings = ", ".join(f"{name} {_plain(value)}" for name, value in (results.settings["heldout"] or {}).items())
+    label, given = results.loss["label"], f" ({settings})" * bool(settings)
+    same = "held-out text" if results.unit == "token" else "held-out images, times and noise"
     return f"{label[:1].upper() + label[1:]}: the same {same} for all runs{given}."
 
 
-def _intervals(results: Mapping[str, Any], rows: Sequence[VariantSummary]) -> str:
+def _intervals(results: StudyResults, rows: Sequence[VariantSummary]) -> str:
     bounded = [row.difference for row in rows if row.difference is not None and row.difference.low is not None]
     if not any(row.difference for row in rows):
         return ""
     if not bounded:
         return "Differences are of runs with the same seed; one seed has no interval."
     clear = sum(each.excludes_zero for each in bounded)
-    tested = "text" if results["unit"] == "token" else "images, times and noise"
+    tested = "text" if results.unit == "token" else "images, times and noise"
     return (
         f"Differences are of runs with the same seed, which share initial weights, data and noise; below 0 is better. "
         f"Intervals are Student's, for one comparison each, and tell of other training seeds with these held-out "
@@ -184,7 +184,7 @@ def _intervals(results: Mapping[str, Any], rows: Sequence[VariantSummary]) -> st
 
 
 def _control(rows: Sequence[VariantSummary]) -> str:
-    controlled = [(abs(row.off_target), row) for row in rows if row.is_controlled and row.off_target is not None]
+    controlled = [(abs(row.off_target), row) for row in rows if row.variant.controlled and row.off_target is not None]
     if not controlled:
         return ""
     furthest, row = max(controlled, key=lambda each: each[0])
@@ -196,13 +196,15 @@ def _control(rows: Sequence[VariantSummary]) -> str:
 
 
 def _drift(rows: Sequence[VariantSummary]) -> str:
-    free = [row for row in rows if not row.is_controlled and row.off_target is not None and abs(row.off_target) > 0.01]
+    free = [
+        row for row in rows if not row.variant.controlled and row.off_target is not None and abs(row.off_target) > 0.01
+    ]
     drifts = ", ".join(f"{row.label_of_all} {signed(100 * (row.off_target or 0.0), 0)} %" for row in free)
     return f"Not at their target there, as nothing controls them; with the furthest seed: {drifts}." if drifts else ""
 
 
-def _flops(results: Mapping[str, Any], rows: Sequence[VariantSummary]) -> str:
-    note = f"FLOPs of a forward pass per {results['unit']}; a multiply-add counts 2"
+def _flops(results: StudyResults, rows: Sequence[VariantSummary]) -> str:
+    note = f"FLOPs of a forward pass per {results.unit}; a multiply-add counts 2"
     if all(row.active is None for row in rows):
         return note + "."
     measured = "They follow the experts that held-out tokens really used, the mean over MoE layers"
@@ -211,20 +213,19 @@ def _flops(results: Mapping[str, Any], rows: Sequence[VariantSummary]) -> str:
     )
 
 
-def _time(results: Mapping[str, Any], rows: Sequence[VariantSummary]) -> str:
-    compared = {row.variant["baseline"] for row in rows}
-    timed = [row for row in rows if row.variant["seconds_per_step"] is not None]
-    baselines = [row for row in timed if row.variant["name"] in compared]
-    if results["timing"] is None or not baselines:
+def _time(results: StudyResults, rows: Sequence[VariantSummary]) -> str:
+    compared = {row.variant.baseline for row in rows}
+    baselines = [(row.variant.seconds_per_step, row) for row in rows if row.variant.name in compared]
+    times = ", ".join(f"{_seconds(time)} of {row.label_of_all}" for time, row in baselines if time is not None)
+    if results.timing is None or not times:
         return ""
-    times = ", ".join(f"{_seconds(row.variant['seconds_per_step'])} of {row.label_of_all}" for row in baselines)
-    made = results["timing"]["made"]
+    made = results.timing["made"]
     return f"Time per step relative to the baseline's: 1× is {times}, with nothing beside it on {_machine(made)}."
 
 
 def _made(rows: Sequence[VariantSummary]) -> list[str]:
     """The machine and the versions that scored each run, and as a rule trained it, each once."""
-    made = [run["made"] for row in rows for run in row.runs]
+    made = [run.made for row in rows for run in row.runs]
     return [
         f"{what} {_shares([show(each) for each in made])}."
         for what, show in {"Scored on": _machine, "Scored with": _versions}.items()
@@ -277,11 +278,11 @@ SIZES = ("parameters", "active_parameters", "seconds_per_step")
 SPREADS = ("loss", "metric", "active", "training", "flops")
 
 
-def to_csv(results: Mapping[str, Any]) -> str:
+def to_csv(results: StudyResults) -> str:
     """All numbers over seeds, unrounded, one line per variant; a cell is empty where a number is not known."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    titles = {"metric": (results["metric"] or {}).get("name", "metric"), "training": "training_active"}
+    titles = {"metric": (results.metric or {}).get("name", "metric"), "training": "training_active"}
     spreads = [f"{titles.get(name, name)}{end}" for name in SPREADS for end in ("", "_std")]
     paired = ("difference", "difference_low", "difference_high", "difference_pairs")
     writer.writerow([*FACTS, "seeds", *spreads, *paired, *SIZES, "relative_time"])
@@ -289,7 +290,7 @@ def to_csv(results: Mapping[str, Any]) -> str:
         known = [(each.mean, each.std) if each else (None, None) for each in (getattr(row, name) for name in SPREADS)]
         difference = row.difference
         pair = (difference.mean, difference.low, difference.high, difference.n) if difference else (None,) * 4
-        facts, sizes = ([row.variant[name] for name in names] for names in (FACTS, SIZES))
+        facts, sizes = ([getattr(row.variant, name) for name in names] for names in (FACTS, SIZES))
         seeds = " ".join(map(str, row.seeds))
         writer.writerow([*facts, seeds, *(number for each in known for number in each), *pair, *sizes, row.slowdown])
     return text.getvalue()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dit_moe.studies.results import RunResults, StudyResults, VariantResults
 from tests.cli.conftest import CONFIG, SMALL
 
 FLOPS = 9.2e6  # of a forward pass without routed experts, and of each active expert
@@ -53,7 +54,7 @@ def write_small_study(folder: Path) -> Path:
     return folder / "small.yaml"
 
 
-def results(names: list[str] | None = None, seeds: int = 3, layers: int = 4, **changes: Any) -> dict[str, Any]:
+def results(names: list[str] | None = None, seeds: int = 3, layers: int = 4, **changes: Any) -> StudyResults:
     """Of the variants `names` (None: all 13); `changes` replace entries of the whole."""
     random = np.random.default_rng(0)
     shared = random.normal(0, 6e-4, seeds)  # what the seeds do to all variants alike
@@ -61,9 +62,9 @@ def results(names: list[str] | None = None, seeds: int = 3, layers: int = 4, **c
     there = {row[0] for row in rows}
     variants = [_variant(row, seeds, layers, shared, random) for row in rows]
     for each in variants:
-        wanted = BASELINES.get(each["name"], "topk")
-        each["baseline"] = wanted if wanted in there else each["name"]
-    return {
+        wanted = BASELINES.get(each.name, "topk")
+        each.baseline = wanted if wanted in there else each.name
+    made: dict[str, Any] = {
         "study": "digits",
         "title": "Routers on handwritten digits",
         "finished": True,
@@ -74,28 +75,32 @@ def results(names: list[str] | None = None, seeds: int = 3, layers: int = 4, **c
         "settings": {"heldout": {"draws": 8, "batch_size": 256}, "seeds": list(range(seeds))},
         "timing": {"made": MADE | {"threads": 2}, "steps": 5},
         "variants": variants,
+        "steps": [600],
         **changes,
     }
+    return StudyResults(**made)
 
 
-def _variant(row: Row, seeds: int, layers: int, shared: np.ndarray, random: np.random.Generator) -> dict[str, Any]:
+def _variant(row: Row, seeds: int, layers: int, shared: np.ndarray, random: np.random.Generator) -> VariantResults:
     name, label, objective, router, controlled, experts, target, _, _, seconds = row
-    return {
-        "name": name,
-        "label": label,
-        "objective": objective,
-        "experts": experts,
-        "target": target,
-        "router": router,
-        "controlled": controlled,
-        "seconds_per_step": seconds,
-        "parameters": 1_200_000 if experts else 460_000,
-        "active_parameters": 460_000.0,
-        "runs": [_run(row, seed, layers, shared[seed], random) for seed in range(seeds)],
-    }
+    return VariantResults(
+        name=name,
+        label=label,
+        baseline=name,
+        model="DiT-custom",
+        objective=objective,
+        experts=experts,
+        target=target,
+        router=router,
+        controlled=controlled,
+        seconds_per_step=seconds,
+        parameters=1_200_000 if experts else 460_000,
+        active_parameters=460_000.0,
+        runs=[_run(row, seed, layers, shared[seed], random) for seed in range(seeds)],
+    )
 
 
-def _run(row: Row, seed: int, layers: int, shared: float, random: np.random.Generator) -> dict[str, Any]:
+def _run(row: Row, seed: int, layers: int, shared: float, random: np.random.Generator) -> RunResults:
     name, _, _, router, controlled, _, target, active, loss, _ = row
     if active is not None and router != "topk":
         active *= 1 + random.normal(0, 0.002 if controlled else 0.02)
@@ -113,22 +118,22 @@ def _run(row: Row, seed: int, layers: int, shared: float, random: np.random.Gene
         p = [0.51 + 0.002 * seed] * len(steps)
     elif controlled:
         p = (0.84 - 0.34 * np.exp(-steps / 90) + random.normal(0, 0.003, len(steps)) - 0.03 * (target - 2)).tolist()
-    return {
-        "seed": seed,
-        "folder": f"runs/compare-digits/{name}-s{seed}",
-        "step": 600,
-        "loss": loss + shared + random.normal(0, 1.2e-4),
-        "metric": 1.5 + (60 * (loss - 0.3741) if loss > 0.2 else 0.4) + random.normal(0, 0.03),
-        "active": active,
-        "active_layers": by_layer,
-        "training_active": None if active is None else {"target": target, "mean": active, "std": noise},
-        "flops": FLOPS + EXPERT * 2 if active is None else FLOPS + EXPERT * 2 / target * active,
-        "made": MADE,
-        "curves": {
+    return RunResults(
+        seed=seed,
+        folder=f"runs/compare-digits/{name}-s{seed}",
+        step=600,
+        loss=loss + shared + random.normal(0, 1.2e-4),
+        metric=1.5 + (60 * (loss - 0.3741) if loss > 0.2 else 0.4) + random.normal(0, 0.03),
+        active=active,
+        active_layers=by_layer,
+        training_active=None if active is None else {"target": target, "mean": active, "std": noise},
+        flops=FLOPS + EXPERT * 2 if active is None else FLOPS + EXPERT * 2 / target * active,
+        made=MADE,
+        curves={
             "step": steps.tolist(),
             "loss": (loss + 1.3 * np.exp(-steps / 40) + random.normal(0, 0.004, len(steps))).tolist(),
             "active": curve,
             "active_std": spread,
             "p": p,
         },
-    }
+    )

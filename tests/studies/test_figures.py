@@ -94,8 +94,8 @@ def test_variants_of_nearly_equal_flops_are_near_and_numbers_on_axes_are_not_to_
 
 def test_a_layer_without_active_experts_is_drawn():
     made = results(["dtopp"])
-    for run in made["variants"][0]["runs"]:
-        run["active_layers"] = [0.0, 4.0, 2.0, 2.0]
+    for run in made.variants[0].runs:
+        run.active_layers = [0.0, 4.0, 2.0, 2.0]
     with np.errstate(all="raise"):
         assert "0.00" in [text for text, _ in texts(drawn(made, "active_by_layer"))]
 
@@ -112,20 +112,20 @@ def test_a_layer_without_active_experts_is_drawn():
 def test_what_there_are_no_numbers_for_is_not_drawn_and_the_rest_is(names, gone, shown):
     made = results(names)
     for variant in gone:
-        made["variants"][variant]["runs"] = []
+        made.variants[variant].runs = []
     assert {name for name in FIGURES if drawn(made, name) is not None} == shown
 
 
 def test_runs_whose_logs_differ_in_length_are_drawn_together():
     made = results(["topk", "dtopp"])
-    curves = made["variants"][1]["runs"][0]["curves"]
+    curves = made.variants[1].runs[0].curves
     for key in curves:
         curves[key] = curves[key] and curves[key][:7]
     assert drawn(made, "active_over_training") and drawn(made, "p_over_training")
 
 
 def test_a_variant_looks_alike_in_every_study_of_its_routers_and_unlike_any_other():
-    styles, fewer = (styles_of(results(names)["variants"]) for names in (None, ["dense", "dtopp"]))
+    styles, fewer = (styles_of(results(names).variants) for names in (None, ["dense", "dtopp"]))
     assert len({(style.colour, style.marker) for style in styles.values()}) == 13
     assert (styles["dtopp"].colour, styles["dtopp"].marker) == (fewer["dtopp"].colour, fewer["dtopp"].marker)
     assert {style.colour for style in styles.values()} <= set(LINES)
@@ -134,15 +134,15 @@ def test_a_variant_looks_alike_in_every_study_of_its_routers_and_unlike_any_othe
 
 def test_a_router_that_is_not_built_in_gets_a_colour_of_its_own():
     made = results(["dense", "topk", "dtopp"])
-    made["variants"][2]["router"] = "expert_choice"
-    assert len({style.colour for style in styles_of(made["variants"]).values()}) == 3
+    made.variants[2].router = "expert_choice"
+    assert len({style.colour for style in styles_of(made.variants).values()}) == 3
 
 
 def test_the_band_of_active_experts_is_the_spread_over_seeds_and_steps():
     made = results(["dtopp"])
-    for run, level in zip(made["variants"][0]["runs"], (1.9, 2.0, 2.1), strict=True):
-        steps = len(run["curves"]["step"])
-        run["curves"] |= {"active": [level] * steps, "active_std": [0.3] * steps}
+    for run, level in zip(made.variants[0].runs, (1.9, 2.0, 2.1), strict=True):
+        steps = len(run.curves["step"])
+        run.curves |= {"active": [level] * steps, "active_std": [0.3] * steps}
     axis = drawn(made, "active_over_training").axes[0]
     band = axis.collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == pytest.approx((2 - np.hypot(0.3, 0.1), 2 + np.hypot(0.3, 0.1)))
@@ -150,8 +150,8 @@ def test_the_band_of_active_experts_is_the_spread_over_seeds_and_steps():
 
 def test_each_seed_of_a_controlled_router_is_seen_off_its_target():
     made = results(["dtopp", "topk", "dtopp-no-drn"])
-    for run, level in zip(made["variants"][1]["runs"], (1.9, 2.0, 2.1), strict=True):
-        run["curves"]["active"] = [level] * len(run["curves"]["step"])
+    for run, level in zip(made.variants[1].runs, (1.9, 2.0, 2.1), strict=True):
+        run.curves["active"] = [level] * len(run.curves["step"])
     _, dtopp, without = drawn(made, "active_over_training").axes
     ends = sorted(line.get_ydata()[-1] for line in dtopp.lines if len(line.get_ydata()) > 2)
     assert ends == pytest.approx([-5, 0, 5])

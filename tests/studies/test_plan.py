@@ -3,7 +3,7 @@
 import fcntl
 import json
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -108,14 +108,14 @@ def test_what_has_no_part_in_the_weights_may_change(study, runs, change, tmp_pat
 
 def test_results_hold_what_is_there_and_name_what_is_missing(study, runs):
     results = gather(study, "small", runs, None)
-    json.dumps(results, allow_nan=False)
-    topk, dtopp = results["variants"]
-    assert results["missing"] == [["topk", 0]] and not results["finished"]
-    assert topk["runs"] == [] and [run["seed"] for run in dtopp["runs"]] == [0]
-    assert dtopp["controlled"] and not topk["controlled"] and dtopp["baseline"] == "topk"
-    (run,) = dtopp["runs"]
-    assert run["curves"]["step"] == [1, 2, 3, 4] and len(run["curves"]["p"]) == 4
-    assert run["flops"] == pytest.approx(runs[1].experiment.model.footprint().forward_flops, rel=0.3)
+    json.dumps(asdict(results), allow_nan=False)
+    topk, dtopp = results.variants
+    assert results.missing == [("topk", 0)] and not results.finished
+    assert topk.runs == [] and [run.seed for run in dtopp.runs] == [0]
+    assert dtopp.controlled and not topk.controlled and dtopp.baseline == "topk"
+    (run,) = dtopp.runs
+    assert run.curves["step"] == [1, 2, 3, 4] and len(run.curves["p"]) == 4
+    assert run.flops == pytest.approx(runs[1].experiment.model.footprint().forward_flops, rel=0.3)
 
 
 def test_a_metric_that_the_report_will_not_have_is_named_before_the_training_beside_those_that_it_has(study, runs):

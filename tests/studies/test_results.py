@@ -64,10 +64,10 @@ def test_provenance_is_that_of_each_run_and_of_the_timing(runs):
     study, planned = runs
     timing = {"made": provenance("fp32"), "steps": 5, "seconds_per_step": {"dtopp": 0.1}, "identity": {}}
     found = gather(study, "small", planned, timing)
-    (variant,) = found["variants"]
-    assert [run["made"]["precision"] for run in variant["runs"]] == ["fp32", "bf16"]
-    assert found["timing"] == {"made": timing["made"], "steps": 5} and variant["seconds_per_step"] == 0.1
-    assert gather(study, "small", planned, None)["timing"] is None
+    (variant,) = found.variants
+    assert [run.made["precision"] for run in variant.runs] == ["fp32", "bf16"]
+    assert found.timing == {"made": timing["made"], "steps": 5} and variant.seconds_per_step == 0.1
+    assert gather(study, "small", planned, None).timing is None
 
 
 def test_runs_without_a_log_are_gathered_and_named(runs):
@@ -75,6 +75,6 @@ def test_runs_without_a_log_are_gathered_and_named(runs):
     planned[1].folder.mkdir()
     (planned[1].folder / "log.jsonl").write_text('{"step": 600, "loss": 0.4, "active": 2.0, "p": 0.5}\n')
     found = gather(study, "small", planned, None)
-    without, having = found["variants"][0]["runs"]
-    assert without["training_active"] is None and having["training_active"]["mean"] == 2.0
+    without, having = found.variants[0].runs
+    assert without.training_active is None and having.training_active["mean"] == 2.0
     assert f"in {planned[0].folder}." in to_markdown(found)

@@ -39,9 +39,9 @@ def test_a_spread_counts_what_is_there():
 
 
 def test_every_variant_is_compared_with_its_own_baseline():
-    rows = {row.variant["name"]: row for row in summaries(results())}
+    rows = {row.variant.name: row for row in summaries(results())}
     assert rows["topk"].difference is rows["topk-16E4A"].difference is None
-    losses = {name: [run["loss"] for run in row.runs] for name, row in rows.items()}
+    losses = {name: [run.loss for run in row.runs] for name, row in rows.items()}
     wanted = np.mean(losses["dtopp-16E4A"]) - np.mean(losses["topk-16E4A"])
     assert rows["dtopp-16E4A"].difference.mean == pytest.approx(wanted)
     assert rows["dtopp-16E4A"].slowdown == pytest.approx(0.182 / 0.171)
@@ -50,8 +50,8 @@ def test_every_variant_is_compared_with_its_own_baseline():
 @pytest.mark.parametrize(("means", "off"), [((1.9, 2.0, 2.06), -0.05), ((1.96, 2.0, 2.1), 0.05)])
 def test_how_far_from_the_target_is_said_of_the_furthest_seed_and_the_spread_is_over_steps_and_seeds(means, off):
     made = results(["dtopp"])
-    for run, mean in zip(made["variants"][0]["runs"], means, strict=True):
-        run["training_active"] = {"target": 2.0, "mean": mean, "std": 0.3}
+    for run, mean in zip(made.variants[0].runs, means, strict=True):
+        run.training_active = {"target": 2.0, "mean": mean, "std": 0.3}
     [row] = summaries(made)
     assert row.off_target == pytest.approx(off) and row.training.mean == pytest.approx(np.mean(means))
     assert row.training.std == pytest.approx(math.hypot(0.3, np.std(means, ddof=1)))
@@ -66,6 +66,6 @@ def test_variants_of_another_objective_are_apart_and_told_from_the_first_s():
 
 def test_a_baseline_that_is_no_variant_is_refused():
     made = results(["dtopp"])
-    made["variants"][0]["baseline"] = "topk"
+    made.variants[0].baseline = "topk"
     with pytest.raises(ValueError, match=r"dtopp\.baseline=topk is no variant; these are \['dtopp'\]"):
         summaries(made)

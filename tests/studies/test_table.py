@@ -31,9 +31,9 @@ def test_each_objective_has_a_table_of_its_own_and_a_heading_if_there_are_severa
 
 def test_losses_show_two_digits_of_their_smallest_spread():
     made = results(["topk", "dtopp"])
-    for variant, losses in zip(made["variants"], ([0.5, 0.51, 0.52], [0.4, 0.4012, 0.4024]), strict=True):
-        for run, loss in zip(variant["runs"], losses, strict=True):
-            run["loss"] = loss
+    for variant, losses in zip(made.variants, ([0.5, 0.51, 0.52], [0.4, 0.4012, 0.4024]), strict=True):
+        for run, loss in zip(variant.runs, losses, strict=True):
+            run.loss = loss
     [[topk, dtopp]] = tables(to_markdown(made))
     assert topk["held-out loss"] == "0.5100 ± 0.0100"
     assert dtopp["held-out loss"] == "0.4012 ± 0.0012"
@@ -53,10 +53,10 @@ def test_losses_show_two_digits_of_their_smallest_spread():
 )
 def test_differences_show_two_digits_of_their_own_interval(differences, shown):
     made = results(["topk", "dtopp"], seeds=len(differences))
-    topk, dtopp = (variant["runs"] for variant in made["variants"])
+    topk, dtopp = (variant.runs for variant in made.variants)
     for i, difference in enumerate(differences):
-        topk[i]["loss"] = 0.5 + i / 100
-        dtopp[i]["loss"] = topk[i]["loss"] + difference
+        topk[i].loss = 0.5 + i / 100
+        dtopp[i].loss = topk[i].loss + difference
     [[_, row]] = tables(to_markdown(made))
     assert row["difference to top-k [95 % CI]"] == shown
 
@@ -82,8 +82,8 @@ def test_measured_experts_and_flops_stand_beside_the_target():
 
 def test_notes_say_who_keeps_the_target_and_who_drifts():
     made = results()
-    for run, mean in zip(made["variants"][6]["runs"], (1.9, 2.0, 2.1), strict=True):
-        run["training_active"]["mean"] = mean
+    for run, mean in zip(made.variants[6].runs, (1.9, 2.0, 2.1), strict=True):
+        run.training_active["mean"] = mean
     text = to_markdown(made)
     note = next(line for line in text.splitlines() if "Controlled routers" in line)
     assert "within 5 % of their target" in note and "with every seed (DTop-p layer-wise is the furthest)" in note
@@ -93,9 +93,9 @@ def test_notes_say_who_keeps_the_target_and_who_drifts():
 
 def test_a_run_without_its_log_is_named_and_the_others_tell_of_training():
     made = results(["topk", "dtopp"])
-    run = made["variants"][1]["runs"][0]
-    run["training_active"] = None
-    run["curves"] = {"step": [], "loss": [], "active": None, "active_std": None, "p": None}
+    run = made.variants[1].runs[0]
+    run.training_active = None
+    run.curves = {"step": [], "loss": [], "active": None, "active_std": None, "p": None}
     text = to_markdown(made)
     assert "**No log.jsonl**, and so nothing of the training, in runs/compare-digits/dtopp-s0." in text
     assert "Controlled routers are within" in text
@@ -110,10 +110,10 @@ def test_runs_made_alike_are_told_once_and_timing_has_its_own_machine():
 
 def test_runs_made_elsewhere_or_of_another_length_are_pointed_out_and_pairs_that_are_fewer_than_seeds():
     made = results(["topk", "dtopp"])
-    run = made["variants"][0]["runs"][0]
-    run["made"] = run["made"] | {"machine": {"cpu": "AMD EPYC 9R14", "cores": 16, "gpu": "H100"}, "precision": "bf16"}
-    run["step"] = 500
-    del made["variants"][0]["runs"][2]
+    run = made.variants[0].runs[0]
+    run.made = run.made | {"machine": {"cpu": "AMD EPYC 9R14", "cores": 16, "gpu": "H100"}, "precision": "bf16"}
+    run.step = 500
+    del made.variants[0].runs[2]
     text = to_markdown(made)
     assert "Scored on **not all alike**: 1 run with H100, AMD EPYC 9R14, 16 cores, 1 thread, bf16; 4 runs" in text
     assert "Scored with dit_moe" in text and "500 to 600 steps, **not all as long**" in text
@@ -122,8 +122,8 @@ def test_runs_made_elsewhere_or_of_another_length_are_pointed_out_and_pairs_that
 
 def test_what_is_missing_is_said_first_and_its_rows_stay():
     made = results(finished=False, missing=[["dtopp", 1], ["dtopp", 2], ["dtopp-ddpm", 0]])
-    made["variants"][5]["runs"] = made["variants"][5]["runs"][:1]
-    made["variants"][12]["runs"] = []
+    made.variants[5].runs = made.variants[5].runs[:1]
+    made.variants[12].runs = []
     text = to_markdown(made)
     notes = [line for line in text.splitlines() if line.startswith("- ")]
     assert notes[0].startswith("- **Not finished.** Missing: DTop-p with seed 1, 2; DTop-p (ddpm) with seed 0.")
@@ -134,8 +134,8 @@ def test_what_is_missing_is_said_first_and_its_rows_stay():
 
 def test_a_study_that_has_not_begun_has_a_table_of_dashes():
     made = results(["topk", "dtopp"], finished=False, missing=[["topk", 0], ["dtopp", 0]])
-    for variant in made["variants"]:
-        variant |= {"runs": [], "seconds_per_step": None}
+    for variant in made.variants:
+        variant.runs, variant.seconds_per_step = [], None
     text = to_markdown(made)
     assert "No run is there yet." in text
     assert [row["seeds"] for row in tables(text)[0]] == ["0", "0"]
@@ -148,7 +148,7 @@ def test_there_is_no_column_of_experts_of_dense_models_and_none_of_a_metric_with
     [[topk, _]] = tables(to_markdown(results(["topk", "dtopp"], metric=metric)))
     assert "nearest pixels" in topk  # without an arrow
     made = results(["topk", "dtopp"], unit="token", metric=None, loss={"label": "held-out loss", "unit": "nats/token"})
-    made["settings"]["heldout"] = None
+    made.settings["heldout"] = None
     [[topk, _]] = tables(to_markdown(made))
     assert "MFLOPs per token" in topk and "held-out loss (nats/token)" in topk  # of a language model
     assert not any("Fréchet" in title for title in topk)
@@ -157,9 +157,9 @@ def test_there_is_no_column_of_experts_of_dense_models_and_none_of_a_metric_with
 def test_csv_has_every_variant_unrounded():
     made = results()
     rows = {row["name"]: row for row in csv.DictReader(io.StringIO(to_csv(made)))}
-    assert list(rows) == [variant["name"] for variant in made["variants"]]
+    assert list(rows) == [variant.name for variant in made.variants]
     dtopp, dense = rows["dtopp"], rows["dense"]
-    losses = [run["loss"] for run in made["variants"][5]["runs"]]
+    losses = [run.loss for run in made.variants[5].runs]
     assert float(dtopp["loss"]) == pytest.approx(sum(losses) / 3, rel=1e-15)
     assert float(dtopp["difference_low"]) < float(dtopp["difference"]) < float(dtopp["difference_high"]) < 0
     assert (dtopp["seeds"], dtopp["difference_pairs"], dtopp["controlled"]) == ("0 1 2", "3", "True")

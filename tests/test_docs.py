@@ -78,3 +78,15 @@ def test_configs_that_a_guide_or_a_command_names_exist(path):
     commands = [line for line in path.read_text().splitlines() if "dit-moe " in line]
     named = set(re.findall(r"configs/[\w./-]+\.yaml", " ".join(commands)))
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_the_layers_name_every_part_and_guides_name_files_that_exist():
+    layers = (ROOT / "docs" / "architecture.md").read_text().partition("## Where do I")[0]
+    parts = {path.stem for path in (ROOT / "dit_moe").iterdir() if path.suffix in ("", ".py")} - {
+        "__init__",
+        "__pycache__",
+    }
+    assert {part for part in parts if not re.search(rf"\b{part}\b", layers)} == set()
+    named = {(guide.name, name) for guide in GUIDES for name in re.findall(r"`(dit_moe/[\w/.]+)`", guide.read_text())}
+    written_by_readers = {"dit_moe/moe/routers/minp.py", "dit_moe/metrics/mean_gap.py"}
+    assert [each for each in named if each[1] not in written_by_readers and not (ROOT / each[1]).exists()] == []

@@ -82,10 +82,8 @@ def test_configs_that_a_guide_or_a_command_names_exist(path):
 
 def test_the_layers_name_every_part_and_guides_name_files_that_exist():
     layers = (ROOT / "docs" / "architecture.md").read_text().partition("## Where do I")[0]
-    parts = {path.stem for path in (ROOT / "dit_moe").iterdir() if path.suffix in ("", ".py")} - {
-        "__init__",
-        "__pycache__",
-    }
+    files = [path.relative_to(ROOT / "dit_moe") for path in (ROOT / "dit_moe").rglob("*.py")]
+    parts = {path.parts[0].removesuffix(".py") for path in files} - {"__init__"}
     assert {part for part in parts if not re.search(rf"\b{part}\b", layers)} == set()
     named = {(guide.name, name) for guide in GUIDES for name in re.findall(r"`(dit_moe/[\w/.]+)`", guide.read_text())}
     written_by_readers = {"dit_moe/moe/routers/minp.py", "dit_moe/metrics/mean_gap.py"}

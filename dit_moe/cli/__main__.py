@@ -1,4 +1,4 @@
-"""``python -m dit_moe.cli``: the console command, where it is not on the PATH."""
+"""The console command for launchers that start modules, as torchrun does with ``-m dit_moe.cli``."""
 
 import sys
 

@@ -32,8 +32,12 @@ def frechet_distance(mean_1_D: Tensor, covariance_1_DD: Tensor, mean_2_D: Tensor
     for mean_D, covariance_DD in ((mean_1_D, covariance_1_DD), (mean_2_D, covariance_2_DD)):
         _check_finite(mean_D, "mean")
         _check_finite(covariance_DD, "covariance")
+    covariances = [covariance_1_DD.double(), covariance_2_DD.double()]
+    # LAPACK's eigenvalues depend a little on the scale: a power of 2 near the largest variance, which rounds nothing.
+    largest = max(each.diagonal().abs().max().item() for each in covariances) if dim else 0.0
+    unit = 2.0 ** (math.frexp(largest)[1] - 1) if largest else 1.0
     try:
-        between_covariances = _between_covariances(covariance_1_DD.double(), covariance_2_DD.double())
+        between_covariances = _between_covariances(*(each / unit for each in covariances)) * unit
     except torch.linalg.LinAlgError as error:
         raise ValueError(f"no eigenvalues of a covariance were found ({error}); check the features") from None
     distance = (mean_1_D.double() - mean_2_D.double()).square().sum().item() + between_covariances
@@ -52,11 +56,10 @@ def _between_covariances(covariance_1_DD: Tensor, covariance_2_DD: Tensor) -> fl
     factor_1_DR, factor_2_DR = _factor(covariance_1_DD), _factor(covariance_2_DD)
     traces = covariance_1_DD.trace() + covariance_2_DD.trace()
     # The factor of lower rank leaves the product no eigenvalues that should be 0.
-    if factor_2_DR.shape[1] <= factor_1_DR.shape[1]:
-        product_RR = factor_2_DR.T @ covariance_1_DD @ factor_2_DR
-    else:
-        product_RR = factor_1_DR.T @ covariance_2_DD @ factor_1_DR
-    cross = _sum_of_roots(product_RR, ACCURATE * traces)
+    ranks = factor_1_DR.shape[1], factor_2_DR.shape[1]
+    if ranks[1] < ranks[0] or min(ranks) == len(covariance_2_DD):
+        factor_1_DR, factor_2_DR, covariance_2_DD = factor_2_DR, factor_1_DR, covariance_1_DD
+    cross = _sum_of_roots(factor_1_DR.T @ covariance_2_DD @ factor_1_DR, ACCURATE * traces)
     if cross is None:
         cross = torch.linalg.svdvals(factor_1_DR.T @ factor_2_DR).sum()
     return _clamp(traces - 2 * cross, traces).item()

@@ -33,7 +33,10 @@ class Registry:
         Raises ValueError if the name, or the config class, is taken, or if the name has a hyphen.
         """
         if entry_of(name) != name:
-            raise ValueError(f"{self.kind} {name!r} has a hyphen, behind which a config may say more; leave it out")
+            raise ValueError(
+                f"{self.kind} {name!r} has a hyphen, at which a config stops reading (DiT-B/4 is the entry DiT); "
+                f"call it {name.replace('-', '_')!r}"
+            )
 
         def add(factory: T) -> T:
             if name in self._entries:

@@ -32,6 +32,8 @@ def test_the_router_of_the_guide_is_complete_in_its_one_file():
         assert out.shape == x.shape and set(aux) == {"balance", "dynamic", "z"}
         prob = layer.router.probabilities(x.flatten(0, 1))[1]
         assert torch.equal(layer.router.select(prob), prob >= 0.3 * prob.amax(-1, keepdim=True))
+        limits = build(MoEConfig, {"experts": 4, "target": 1, "router": {"name": "minp", "max_experts": 1}})
+        assert (MoELayer(limits, 16, 64).router.select(prob).sum(-1) == 1).all()
 
 
 def test_the_metric_of_the_guide_is_complete_in_its_one_file():

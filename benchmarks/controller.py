@@ -5,7 +5,7 @@ selected with the controller's threshold; the mean over the tokens of a "batch" 
 one image share part of their logits' sharpness, so that a batch of few images is as noisy as in training.
 
 Prints one JSON line per (law, experts, target): the worst over starts p_0 ∈ {0.05, 0.5, 0.95} of
-  resolve     steps until the mean stays within 5 % of the target (running mean of 10 steps, so noise does not count)
+  settle     steps until the mean stays within 5 % of the target (running mean of 10 steps, so noise does not count)
   overshoot  largest excess over the target after the first crossing, in % of the target
   error      |mean − target| over the last quarter, in % (the lag behind the sharpening)
   std        std of the mean over the last quarter, in experts
@@ -60,7 +60,7 @@ def run(law: ControllerConfig, experts: int, target: float, p0: float, images: i
     slope = torch.linspace(-1, 1, len(frozen_history), dtype=torch.float64)  # the drift is not noise
     residual = frozen_history - frozen_history.mean() - slope * (frozen_history * slope).sum() / slope.square().sum()
     return {
-        "resolve": int(outside.max()) + 1 if len(outside) else 0,
+        "settle": int(outside.max()) + 1 if len(outside) else 0,
         "overshoot": 100 * after.max().clamp(min=0).item() / target,
         "error": 100 * abs(last.mean().item() - target) / target,
         "std": last.std().item(),

@@ -203,10 +203,10 @@ def require_own(folder: Path, names: Iterable[str], own: bool) -> None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object that a file of unknown origin holds; an empty one if there is none."""
+    """The JSON object that a file of unknown origin holds; empty if there is none. OSError if it cannot be read."""
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 

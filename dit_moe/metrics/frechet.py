@@ -67,8 +67,11 @@ def _between_covariances(covariance_1_DD: Tensor, covariance_2_DD: Tensor) -> fl
 
 def _sum_of_roots(product_RR: Tensor, allowed: Tensor) -> Tensor | None:
     """Σ√λ of FᵀΣF in a quarter of the time of singular values; None if small λ, whose roots have few digits, could
-    bring an error above `allowed`."""
-    lambda_R = torch.linalg.eigvalsh(product_RR).clamp(min=0)
+    bring an error above `allowed`, or where they do not converge."""
+    try:
+        lambda_R = torch.linalg.eigvalsh(product_RR).clamp(min=0)
+    except torch.linalg.LinAlgError:  # singular values converge where these do not
+        return None
     rounding = torch.finfo(torch.float64).eps * lambda_R.max()
     error = ((lambda_R + rounding).sqrt() - lambda_R.sqrt()).sum()
     return lambda_R.sqrt().sum() if error < allowed else None

@@ -49,6 +49,7 @@ from dit_moe.studies.study import (
 from dit_moe.studies.table import to_csv, to_markdown
 from dit_moe.tasks.train import prepare, resolve_for_dry_run, train
 from dit_moe.training.run_start import is_begun
+from dit_moe.training.step import NotFinite
 
 FIGURES: dict[str, Callable[..., Any]] = {  # name of the file: (results, dark=False) → figure or None
     "loss_vs_flops": draw_loss_vs_flops,
@@ -164,6 +165,9 @@ class StudyFolder:
             problem = str(error).splitlines()[0]
             remedy = "lower train.micro_batch, or set timing_steps=0"
             print(f"note: no times per step: {problem}; {remedy}", file=sys.stderr)
+            return False
+        except NotFinite as error:  # of a variant that diverges further: its losses are reported all the same
+            print(f"note: no times per step: {error} in a timed step; set timing_steps=0", file=sys.stderr)
             return False
         return True
 

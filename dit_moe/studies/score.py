@@ -258,15 +258,17 @@ def _time(run: PlannedRun, steps: int) -> list[float]:
     experiment, dataset = prepare(run.experiment)
     trainer = build_trainer(experiment, dataset, run.folder)
     trainer.open_run()
-    trainer.prefetcher.start(trainer.step, trainer.step + 1)
-    trainer.prefetcher.check()
     seconds = []
-    for i in range(WARM_UP + steps):
-        start = time.perf_counter()
-        trainer.training_step(trainer.step + i, trainer.prefetcher.ready)  # always the same batch
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        if i >= WARM_UP:
-            seconds.append(time.perf_counter() - start)
-    trainer.prefetcher.close()
+    try:
+        trainer.prefetcher.start(trainer.step, trainer.step + 1)
+        trainer.prefetcher.check()
+        for i in range(WARM_UP + steps):
+            start = time.perf_counter()
+            trainer.training_step(trainer.step + i, trainer.prefetcher.ready)  # always the same batch
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if i >= WARM_UP:
+                seconds.append(time.perf_counter() - start)
+    finally:
+        trainer.prefetcher.close()
     return seconds

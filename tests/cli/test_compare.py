@@ -14,6 +14,7 @@ import torch
 
 from dit_moe.studies import compare, score
 from dit_moe.studies.study import load_study, plan
+from dit_moe.training.step import NotFinite
 from tests.scripts import in_use
 from tests.studies.examples import write_small_study
 
@@ -137,16 +138,19 @@ def test_variants_are_timed_over_all_their_micro_batches(finished, study):
     assert score.seconds_per_step(runs[:1], 1)["topk"] > 0
 
 
-def test_without_the_memory_to_time_it_the_rest_is_there(study, copy, no_figures, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), NotFinite({"loss": float("nan")})], ids=["memory", "nan"]
+)
+def test_where_a_step_cannot_be_timed_the_rest_is_there(study, copy, no_figures, monkeypatch, capsys, error):
     (copy / "timing.json").unlink()
 
     def too_much(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(score, "seconds_per_step", too_much)
     assert cli("compare", study, "--out", copy) == 0
     captured = capsys.readouterr()
-    assert "note: no times per step: CUDA out of memory" in captured.err and "top-k" in captured.out
+    assert f"note: no times per step: {error}" in captured.err and "top-k" in captured.out
     assert results_of(copy)["timing"] is None
 
 

@@ -84,7 +84,7 @@ SHAPES = [(4, 1.5), (16, 8), (64, 1.5), (128, 16)]
 
 @pytest.mark.parametrize(("experts", "target"), SHAPES)
 @pytest.mark.parametrize("p0", [0.05, 0.95])
-def test_default_gains_resolve_within_30_steps_from_a_wrong_start_and_stay(experts, target, p0):
+def test_default_gains_settle_within_30_steps_from_a_wrong_start_and_stay(experts, target, p0):
     history = closed_loop(experts, target, p0, steps=100)
     assert all(abs(active - target) < 0.05 * target for active in history[30:])
 

@@ -1,4 +1,7 @@
-"""Which processes work together, on which device each does, how they call things together, and in which folder."""
+"""Which processes work together, on which device each does, how they call things together, and in which folder.
+
+Also how a device without memory for the work is told from other errors.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,11 @@ JOINING = timedelta(minutes=5)  # until all processes that were started together
 PATIENCE = timedelta(hours=1)  # of processes waiting for each other: one may still encode a shard, or verify them all
 POLL = 0.2  # seconds between two looks at who has come
 
+NO_MEMORY = re.compile(  # in the RuntimeErrors of torch's allocators, and of the libraries that it calls
+    r"out of memory|not enough memory|can't allocate|cannot allocate|bad_alloc|ALLOC_FAILED|"
+    "Storage size calculation overflowed",
+    re.IGNORECASE,
+)
 GLOO = re.compile(r"\[\S*gloo/\S*\] ")  # its errors are plain RuntimeErrors that begin with a line of its source
 AFTERWARDS = "look for its own message, then run the same command again, which goes on from what was saved"
 
@@ -46,6 +54,23 @@ def use_cpu() -> bool:
     accelerate has to be told: by itself it takes processes started on a machine without GPUs for so many single ones.
     """
     return not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of a device, be it a CPU, was too small for what was tried."""
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)) is not None)
+
+
+@contextmanager
+def enough_memory(failure: Callable[[str], Exception], remedy: str) -> Iterator[None]:
+    """While entered, running out of memory raises `failure`, with a message that ends with the `remedy`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise failure(f"out of memory; {remedy}") from error
 
 
 def join_processes() -> PartialState:

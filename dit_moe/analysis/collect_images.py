@@ -18,6 +18,7 @@ from dit_moe.analysis.statistics import Examples, RoutingStats
 from dit_moe.config import ConfigError
 from dit_moe.data import Dataset
 from dit_moe.diffusion import DDPM, Objective, SamplingError
+from dit_moe.distributed import enough_memory
 from dit_moe.experiments.run import ImageRun
 from dit_moe.randomness import generator, normal_like_images
 
@@ -146,11 +147,9 @@ class _NoisyImages:
         """Show the network latents with noise at the time `t`; returns these."""
         x, times_B = self.objective.noisy_at(x0, eps, t)
         autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.sample.precision == "bf16")
-        try:
-            with torch.no_grad(), autocast, nullcontext() if self.budget is None else self.budget.at(t):
-                self.network(x, times_B, labels_B)
-        except torch.OutOfMemoryError as error:
-            raise SamplingError("out of memory; lower sample.batch_size") from error
+        enough = enough_memory(SamplingError, "lower sample.batch_size")
+        with enough, torch.no_grad(), autocast, nullcontext() if self.budget is None else self.budget.at(t):
+            self.network(x, times_B, labels_B)
         return x
 
     def examples(self, rows: Sequence[int], levels: Sequence[float], class_names: Sequence[str]) -> Examples:

@@ -12,6 +12,7 @@ import torch
 from dit_moe.analysis.collect import RoutingCounts, active_of_tokens, experts_of, run_facts, shape_of
 from dit_moe.analysis.statistics import Passage, RoutingStats, TokenKinds
 from dit_moe.config import ConfigError
+from dit_moe.distributed import enough_memory
 from dit_moe.experiments.run import TextRun
 from dit_moe.moe.compute_budget import thresholds
 from dit_moe.text.perplexity import Document, ScoringError, Window, require_in_vocabulary, rolling_windows
@@ -151,11 +152,9 @@ class _TextWindows:
 
     def forward(self, ids_BS: np.ndarray) -> None:
         reduced = self.run.experiment.sample.precision == "bf16"
-        try:
-            with torch.no_grad(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=reduced):
-                self.run.model(torch.from_numpy(ids_BS).to(self.device), states=True)
-        except torch.OutOfMemoryError as error:
-            raise ScoringError("out of memory; lower eval.batch_size") from error
+        enough = enough_memory(ScoringError, "lower eval.batch_size")
+        with enough, torch.no_grad(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=reduced):
+            self.run.model(torch.from_numpy(ids_BS).to(self.device), states=True)
 
     def passage(self, ids: np.ndarray) -> Passage:
         """The first tokens of a document, as many as the network sees at once."""

@@ -30,7 +30,7 @@ from dit_moe.config import ConfigError, Tree, require
 from dit_moe.data import DATASETS, BrokenImages, Dataset
 from dit_moe.data.batch_sampler import load_batches
 from dit_moe.data.latents import DTYPES, SHARDS, LatentsConfig, Manifest, Shard, write_manifest
-from dit_moe.distributed import from_main, join_processes, on_main
+from dit_moe.distributed import enough_memory, from_main, join_processes, on_main
 from dit_moe.files import write_atomically
 from dit_moe.shards import FixedShards, ShardFolder
 
@@ -167,13 +167,11 @@ class Encoder:
 
     def _moments(self, images_BCHW: Tensor, index: Sequence[int]) -> Tensor:
         """[B, F, M, C, H, W] on the CPU. EncodingError if one does not fit the dtype, or all not the memory."""
-        try:
+        remedy = f"lower encode.batch_size (now {self.config.batch_size}), or set first_stage.slicing=true"
+        with enough_memory(EncodingError, remedy):
             images = images_BCHW.to(join_processes().device, non_blocking=True)
             ways = [images, images.flip(-1)] if self.config.flips else [images]
             each = [torch.stack([m for m in self.stage.encode_raw(way) if m is not None], 1) for way in ways]
-        except torch.OutOfMemoryError:
-            problem = f"the device has too little memory for encode.batch_size={self.config.batch_size}"
-            raise EncodingError(f"{problem}; lower it, or set first_stage.slicing=true") from None
         moments = torch.stack(each, 1).to(DTYPES[self.config.dtype]).cpu()
         finite_B = moments.isfinite().flatten(1).all(1)
         if not finite_B.all():

@@ -119,6 +119,7 @@ def _guarded(args: argparse.Namespace) -> int:
         EncodingError,
         ScoringError,
         ProcessLost,
+        MemoryError,
         OSError,
     ) as error:  # a full disk, too
         print(f"failed: {error}", file=sys.stderr)

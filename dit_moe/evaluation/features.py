@@ -28,7 +28,7 @@ from torch import Tensor
 
 from dit_moe.config import Tree, differences
 from dit_moe.data.npz import image_writer
-from dit_moe.distributed import from_main, join_processes, locked, on_all, on_main
+from dit_moe.distributed import enough_memory, from_main, join_processes, locked, on_all, on_main
 from dit_moe.evaluation.sources.base import FEATURES_MANIFEST, Source
 from dit_moe.extractors import FeatureExtractor
 from dit_moe.files import require_writable, write_atomically
@@ -41,6 +41,12 @@ TENSORS = {  # in a shard: attribute of a FeatureSet
     "spatial": "spatial_NS",
     "thumbnails": "thumbnails_NP",
     "labels": "labels_N",
+}
+KINDS = {  # of these: dimensions, dtypes
+    "features": (2, (torch.float32, torch.float64)),
+    "spatial": (2, (torch.float32, torch.float64)),
+    "thumbnails": (2, (torch.uint8,)),
+    "labels": (1, (torch.int64,)),
 }
 SHARDS = 16  # of a small set, so that several processes have work
 SHARD_SIZES = (32, 500)  # least and most
@@ -104,7 +110,7 @@ class FeatureFolder:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """ValueError if shards are missing."""
+        """ValueError if a shard is missing, damaged or another's."""
         folder = cls(path, FeatureManifest.read(path / FEATURES_MANIFEST))
         for shard in range(folder.shards):
             with folder.open_shard(shard) as file:
@@ -127,26 +133,38 @@ class FeatureFolder:
     def shard_path(self, shard: int) -> Path:
         return self.path / f"{shard:05d}.safetensors"
 
+    def rows(self, shard: int) -> int:
+        """How many images a shard is of."""
+        return min(self.manifest.shard_size, self.manifest.count - shard * self.manifest.shard_size)
+
     @contextmanager
     def open_shard(self, shard: int) -> Iterator[Any]:
-        """ValueError if it is missing."""
+        """ValueError if it is missing, or if what is read of it in the block is damaged or not there."""
         if not self.shard_path(shard).is_file():
             remedy = "run the command that makes it again; on several nodes, give --features a folder that all see"
             raise ValueError(f"{self.shard_path(shard)} is not there; {remedy}")
-        with safe_open(self.shard_path(shard), "pt") as file:
-            yield file
+        try:
+            with safe_open(self.shard_path(shard), "pt") as file:
+                yield file
+        except (OSError, SafetensorError) as error:
+            raise self._refusal(shard, f"cannot be read ({error})") from None
+
+    def _refusal(self, shard: int, problem: str) -> ValueError:
+        return ValueError(f"{self.shard_path(shard)} {problem}; delete it and run the command that makes it again")
 
     def counts_of(self, shard: int, file: Any) -> dict[str, int]:
         """What was counted while the images of an open shard were made. ValueError if it is not that shard."""
-        recorded, path = file.metadata() or {}, self.shard_path(shard)
-        remedy = "delete it and run the command that makes it again"
-        if not recorded.keys() & {"shard", "tally"}:
-            raise ValueError(f"{path} holds no features; {remedy}")
-        facts = json.loads(recorded.get("shard", "{}"))
-        if facts.get("place", self.manifest.key_of(shard)) != self.manifest.key_of(shard):
-            problem = "holds the features of other images: it belongs into another folder, or under another number"
-            raise ValueError(f"{path} {problem}; put it back, or {remedy}")
-        counts: dict[str, int] = facts["tally"] if "tally" in facts else json.loads(recorded["tally"])  # the older way
+        recorded = file.metadata() or {}
+        try:
+            facts = json.loads(recorded.get("shard", "{}"))
+            counts: Tree = facts["tally"] if "tally" in facts else json.loads(recorded["tally"])  # the older way
+            if not all(type(count) is int for count in counts.values()):
+                raise TypeError
+            place = facts.get("place", self.manifest.key_of(shard))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise self._refusal(shard, "holds no features") from None
+        if place != self.manifest.key_of(shard):
+            raise self._refusal(shard, "holds the features of other images, those of another folder or number")
         return counts
 
     @cached_property
@@ -181,9 +199,17 @@ class FeatureFolder:
     def _read(self, name: str) -> Tensor:
         """A tensor of all images, without ever having a shard twice in memory."""
         whole: Tensor | None = None
+        ndim, dtypes = KINDS[name]
         for shard in range(self.shards):
             with self.open_shard(shard) as file:
                 rows: Tensor = file.get_tensor(name)
+            like = rows if whole is None else whole
+            fits = rows.ndim == ndim and len(rows) == self.rows(shard) and rows.shape[1:] == like.shape[1:]
+            if not fits or rows.dtype not in dtypes or rows.dtype != like.dtype:
+                found = f"{rows.dtype} {list(rows.shape)}".removeprefix("torch.")
+                raise self._refusal(shard, f"holds {name} of another kind, {found}")
+            if not rows.isfinite().all():
+                raise self._refusal(shard, f"holds {name} that are NaN or infinite")
             whole = rows.new_empty(self.manifest.count, *rows.shape[1:]) if whole is None else whole
             whole[shard * self.manifest.shard_size :][: len(rows)] = rows
         assert whole is not None, "a set has at least one image"
@@ -277,7 +303,7 @@ class Extraction:
                 self.folder.counts_of(shard, file)
                 shape: list[int] = file.get_slice("features").get_shape()
                 has_images = not self.keep_images or "images" in file.keys()  # noqa: SIM118 (it is no dict)
-                return (has_images and shape[0] == len(self.shards.rows(shard))) or None
+                return (has_images and shape[:1] == [self.folder.rows(shard)]) or None
         except (OSError, SafetensorError):
             return None
 
@@ -294,7 +320,9 @@ class Extraction:
         return True
 
     def _tensors_of(self, images_BCHW: Tensor, part: list[int]) -> dict[str, Tensor]:
-        features_BD, spatial_BS = self.extractor(images_BCHW)
+        many = f"{self.extractor.name} takes {len(part)} images {'×'.join(map(str, images_BCHW.shape[1:]))} at once"
+        with enough_memory(MemoryError, f"{many}, make them smaller by --size"):
+            features_BD, spatial_BS = self.extractor(images_BCHW)
         if features_BD.shape != (len(part), self.extractor.dim):
             gave = f"features of shape {tuple(features_BD.shape)} for {len(part)} images"
             raise ValueError(f"{self.extractor.name} gave {gave}; wanted ({len(part)}, {self.extractor.dim})")

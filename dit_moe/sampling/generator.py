@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +16,7 @@ from dit_moe.autoencoders import FirstStage
 from dit_moe.config import ConfigError, require, section
 from dit_moe.diffusion import SAMPLERS, GuidanceConfig, Objective, Sampler, SamplingError
 from dit_moe.diffusion.base import Network
-from dit_moe.distributed import join_processes, on_all, on_main
+from dit_moe.distributed import enough_memory, join_processes, on_all, on_main
 from dit_moe.moe import measure_active
 from dit_moe.moe.compute_budget import ComputeBudget, ComputeBudgetConfig, solve_budget, thresholds
 from dit_moe.randomness import generator, normal_like_images
@@ -107,7 +106,7 @@ class Generator:
         self.latent_shape = tuple(latent_shape)
         self.device = next(model.parameters()).device
         self.sampler: Sampler = SAMPLERS.build(config.sampler, objective)
-        with section("sample"), _enough_memory("set sample.p in place of sample.target"):
+        with section("sample"), enough_memory(SamplingError, "set sample.p in place of sample.target"):
             times = self.sampler.times(self.latent_shape)
             self.budget = solve_budget(config, model, self._sample_some, times)  # None: as trained
 
@@ -150,7 +149,7 @@ class Generator:
         size = self.config.batch_size
         for start in range(0, len(indices), size):
             part = list(indices[start : start + size])
-            with torch.no_grad(), _enough_memory(LESS_MEMORY):
+            with torch.no_grad(), enough_memory(SamplingError, LESS_MEMORY):
                 images = self.decode(self.latents(part, labels_N[part], on_step))
             yield images
 
@@ -216,11 +215,3 @@ def _hand_over(parts: Sequence[Tensor], take: Callable[[Tensor], object]) -> Non
     for rank, part in enumerate(parts):
         images_BCHW[rank :: len(parts)] = part
     take(images_BCHW)
-
-
-@contextlib.contextmanager
-def _enough_memory(remedy: str) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise SamplingError(f"out of memory; {remedy}") from error

@@ -11,11 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
 from dit_moe import config
 from dit_moe.config import ConfigError
-from dit_moe.distributed import from_main, locked, on_main
+from dit_moe.distributed import from_main, is_out_of_memory, locked, on_main
 from dit_moe.files import read_object, require_own, require_writable, write_atomically
 from dit_moe.locks import exclusive
 from dit_moe.plotting import save_figure
@@ -161,7 +159,9 @@ class StudyFolder:
             return False
         try:
             time_variants(self.out, first, steps)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             problem = str(error).splitlines()[0]
             remedy = "lower train.micro_batch, or set timing_steps=0"
             print(f"note: no times per step: {problem}; {remedy}", file=sys.stderr)

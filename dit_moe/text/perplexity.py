@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_moe.config import ConfigError
-from dit_moe.distributed import join_processes, on_all
+from dit_moe.distributed import enough_memory, join_processes, on_all
 from dit_moe.models import LM
 from dit_moe.moe import ActiveExperts, measure_layers, no_active_experts
 from dit_moe.text.tokenizer import Document
@@ -254,11 +254,9 @@ class _Scoring:
         rows_R = torch.from_numpy(np.flatnonzero(scored_BS)).to(self.device)
         targets_R = torch.from_numpy(np.concatenate([window.targets for window in batch])).to(self.device)
         scored_N = torch.from_numpy(scored_BS.ravel()).to(self.device)
-        try:
-            with torch.no_grad(), self.autocast, measure_layers(self.network, layers, scored_N):
-                nats_R = self._cost(torch.from_numpy(tokens_BS).to(self.device), rows_R, targets_R)
-        except torch.OutOfMemoryError as error:
-            raise ScoringError("out of memory; lower batch_size") from error
+        enough = enough_memory(ScoringError, "lower batch_size")
+        with enough, torch.no_grad(), self.autocast, measure_layers(self.network, layers, scored_N):
+            nats_R = self._cost(torch.from_numpy(tokens_BS).to(self.device), rows_R, targets_R)
         parts = nats_R.cpu().double().split([len(window.targets) for window in batch])
         return [part.sum().item() for part in parts]
 

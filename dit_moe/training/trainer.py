@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dit_moe import checkpoint
 from dit_moe.config import OF_A_RUN, parse
-from dit_moe.distributed import locked, on_all, on_main
+from dit_moe.distributed import is_out_of_memory, locked, on_all, on_main
 from dit_moe.files import write_atomically
 from dit_moe.moe import needs_calibration, notes
 from dit_moe.training.config import TrainConfig
@@ -154,11 +154,14 @@ class Trainer:
                     logger.message(f"{self.run} is finished: {self.step} steps; raise train.steps to go on")
         except NotFinite as error:
             raise self._explained(error) from None
-        except torch.OutOfMemoryError as error:
-            rows = max(map(len, self.prefetcher.rows))
-            raise TrainingError(f"step {self.step + 1}: out of memory; lower train.micro_batch (now {rows})") from error
         except (OSError, ValueError) as error:
             raise TrainingError(f"{self.run} stopped after step {self.step}: {error}") from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            rows = max(map(len, self.prefetcher.rows))
+            remedy = f"lower train.micro_batch (now {rows})" if rows > 1 else "set model.recompute=true"
+            raise TrainingError(f"step {self.step + 1}: out of memory; {remedy}") from error
         finally:
             self.prefetcher.close()
 

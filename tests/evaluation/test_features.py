@@ -7,6 +7,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load, save
 
 from dit_moe.evaluation.features import Extraction, FeatureFolder, thumbnails
@@ -61,6 +62,42 @@ def test_only_lost_and_damaged_shards_are_made_again_and_come_out_the_same(tmp_p
         assert again.asked == made and files(tmp_path) == before
         assert torch.equal(first.features.features_ND, found.features.features_ND)
         assert first.described == found.described
+
+
+@pytest.mark.parametrize(
+    "changed, problem",
+    [
+        (lambda tensors, facts: b"<!DOCTYPE html>" * 9, "cannot be read"),
+        (lambda tensors, facts: (2**43).to_bytes(8, "little") + b"{}" * 9, "cannot be read"),
+        (lambda tensors, facts: save(tensors, {"shard": "[" * 10**5}), "holds no features"),
+        (lambda tensors, facts: save(tensors, {"shard": '{"tally": {"pairs": "3"}}'}), "holds no features"),
+        (lambda tensors, facts: save({"thumbnails": tensors["thumbnails"]}, facts), "cannot be read .*features"),
+        (lambda tensors, facts: save(tensors | {"features": tensors["features"][1:]}, facts), r"float64 \[31, 6\]"),
+        (lambda tensors, facts: save(tensors | {"features": tensors["features"].int()}, facts), r"int32 \[32, 6\]"),
+        (lambda tensors, facts: save(tensors | {"features": tensors["features"] / 0}, facts), "NaN or infinite"),
+        (
+            lambda tensors, facts: save(tensors | {"labels": tensors["labels"].double()}, facts),
+            "labels of another kind",
+        ),
+    ],
+)
+def test_damaged_shards_are_refused_by_name_with_the_remedy(tmp_path, changed, problem):
+    folder = Extraction(NoiseSource(), PixelExtractor(), tmp_path).run() and FeatureFolder.open(tmp_path)
+    path = folder.shard_path(1)
+    with safe_open(path, "pt") as file:
+        path.write_bytes(changed(load(path.read_bytes()), file.metadata()))
+    with pytest.raises(ValueError, match=f"00001.safetensors .*{problem}.*; delete it and run the command") as caught:
+        FeatureFolder.open(tmp_path).read(PixelExtractor())
+    assert "\n" not in str(caught.value)
+
+
+def test_an_extractor_without_memory_for_the_images_says_how_many_it_takes(tmp_path):
+    class Huge(PixelExtractor):
+        def __call__(self, images_BCHW):
+            return torch.empty(2**48)  # 1 PiB
+
+    with pytest.raises(MemoryError, match="out of memory; pixels takes 32 images 1×4×4 at once, make them smaller"):
+        Extraction(NoiseSource(), Huge(), tmp_path).run()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+LISTED = 50  # known words of a message, which may be of a thousand classes
+
 
 def entry_of(name: str) -> str:
     """The entry that a name means: what stands before its first hyphen, so ``DiT-S/2-8E2A`` is a ``DiT``."""
@@ -78,7 +80,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(word, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}known: {', '.join(known) or 'none'}"
+    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
+    return f"{hint}known: {', '.join(known[:LISTED]) or 'none'}{more}"
 
 
 def import_submodules(package: str, path: Iterable[str]) -> None:

@@ -206,11 +206,16 @@ class EvaluationDuringTraining:
     """
 
     def __init__(
-        self, experiment: Experiment, objective: Objective, stage: FirstStage, class_counts: Sequence[int] | None
+        self,
+        experiment: Experiment,
+        objective: Objective,
+        stage: FirstStage,
+        class_counts: Sequence[int] | None,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.experiment, self.objective, self.stage = experiment, objective, stage
         self.sample = replace(experiment.sample, count=experiment.eval.light_images)
-        self.labels_N = choose_labels(self.sample, experiment.model.num_classes, class_counts)
+        self.labels_N = choose_labels(self.sample, experiment.model.num_classes, class_counts, class_names)
         real, extractor = training_images(experiment), EXTRACTORS.build(experiment.eval.extractor)
         real = replace(real, source=_thinned(real.source), heldout=_thinned(real.heldout))
         self.comparison = Comparison(real, extractor.to(join_processes().device), [FrechetDistanceConfig()])

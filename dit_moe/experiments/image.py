@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,12 +17,13 @@ from dit_moe.config import ConfigError, Tree, require, section
 from dit_moe.data import DATASETS, Dataset
 from dit_moe.data.latents import LatentsConfig
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS, Objective, check_fit
+from dit_moe.distributed import join_processes
 from dit_moe.extractors import EXTRACTORS
 from dit_moe.extractors.digits_cnn import DigitsCNNConfig
 from dit_moe.metrics import METRICS
 from dit_moe.models import MODELS
 from dit_moe.moe.compute_budget import ComputeBudgetConfig
-from dit_moe.sampling.generator import SampleConfig, check_labels
+from dit_moe.sampling.generator import SampleConfig, describe_listed, listed_classes
 from dit_moe.training import TrainConfig
 
 NOTHING_HELD_OUT = "train (nothing was held out)"  # how results call the split
@@ -146,10 +149,11 @@ def resolve(experiment: Experiment, dataset: Dataset) -> Experiment:
         given = getattr(experiment.model, name)
         if given not in (None, value):
             raise ConfigError(f"model.{name}", f"={given} contradicts the data, which has {value}; drop the line")
-    return resolve_without_data(replace(experiment, model=_with(experiment.model, **found)))
+    resolved = replace(experiment, model=_with(experiment.model, **found))
+    return resolve_without_data(resolved, dataset.class_names)
 
 
-def resolve_without_data(experiment: Experiment) -> Experiment:
+def resolve_without_data(experiment: Experiment, class_names: Sequence[str] | None = None) -> Experiment:
     """`resolve` for a model section that states its latents' shape and classes itself: needs no data."""
     with section("model"):
         classes, channels, size = map(experiment.model.need, ("num_classes", "in_channels", "input_size"))
@@ -162,7 +166,7 @@ def resolve_without_data(experiment: Experiment) -> Experiment:
     with section("objective"):
         objective.check((channels, size, size))
     experiment = replace(experiment, model=model)
-    return replace(experiment, sample=resolve_sampling(experiment, objective))
+    return replace(experiment, sample=resolve_sampling(experiment, objective, class_names))
 
 
 def _with(model: Any, **fields: object) -> Any:
@@ -180,8 +184,13 @@ def with_fingerprint(data: Any, found: str | None) -> Any:
     return replace(data, fingerprint=found)
 
 
-def resolve_sampling(experiment: Experiment, objective: Objective) -> SampleConfig:
-    """The section `sample` with a sampler that fits the objective; ConfigError if its options cannot work."""
+def resolve_sampling(
+    experiment: Experiment, objective: Objective, class_names: Sequence[str] | None = None
+) -> SampleConfig:
+    """The section `sample` with a sampler that fits the objective; ConfigError if its options cannot work.
+
+    `class_names` are those of the data; None: not known. Which classes listed numbers mean is said on stderr.
+    """
     sample, channels = experiment.sample, experiment.model.in_channels
     sampler: Any = sample.sampler or SAMPLERS.config_class(objective.default_sampler)()
     sample = replace(sample, sampler=sampler)
@@ -196,9 +205,19 @@ def resolve_sampling(experiment: Experiment, objective: Objective) -> SampleConf
         wanted = f"={guidance.scale:g} needs a null class; set objective.label_dropout above 0"
         raise ConfigError("sample.guidance.scale", wanted)
     with section("sample"):
-        check_labels(sample, objective.num_classes)
+        if class_names is not None or not any(isinstance(label, str) for label in sample.labels):
+            listed_classes(sample, objective.num_classes, class_names)
+    said = describe_listed(sample, objective.num_classes, class_names)
+    if said is not None and join_processes().is_main_process:
+        _note(f"sample.{said}")
     check_compute_budget(sample, experiment.model)
     return sample
+
+
+@lru_cache
+def _note(text: str) -> None:
+    """Once, also where a run is opened many times."""
+    print(f"note: {text}", file=sys.stderr)
 
 
 def check_compute_budget(sample: ComputeBudgetConfig, model: Any) -> None:

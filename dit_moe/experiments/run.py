@@ -66,6 +66,7 @@ class ImageRun(Run):
     objective: Objective
     stage: FirstStage
     class_counts: list[int] | None  # images of each class that it was trained on; None: it did not record them
+    class_names: list[str] | None = None  # in the order of the label table; None: as before
 
     def generator(self, sample: SampleConfig | None = None) -> Generator:
         """A generator by the experiment's section `sample`, or by another one."""
@@ -78,8 +79,9 @@ class ImageRun(Run):
 
         ConfigError if that wants the class frequencies of the data, and the run did not record them.
         """
+        sample, classes = sample or self.experiment.sample, self.experiment.model.num_classes
         with section("sample"):
-            return choose_labels(sample or self.experiment.sample, self.experiment.model.num_classes, self.class_counts)
+            return choose_labels(sample, classes, self.class_counts, self.class_names)
 
 
 @dataclass
@@ -118,7 +120,8 @@ def open_image_run(
     whole = [change if change.startswith("first_stage.") else f"sample.{change}" for change in changes]
     experiment = image_experiment(config.override(tree, whole))
     objective = OBJECTIVES.build(experiment.objective, num_classes=experiment.model.num_classes)
-    experiment = replace(experiment, sample=resolve_sampling(experiment, objective))
+    class_names = opened.state.get("class_names")
+    experiment = replace(experiment, sample=resolve_sampling(experiment, objective, class_names))
     stage: FirstStage = FIRST_STAGES.build(experiment.first_stage).to(device)
     stage.load()
     return ImageRun(
@@ -126,6 +129,7 @@ def open_image_run(
         objective=objective,
         stage=stage,
         class_counts=opened.state.get("class_counts"),
+        class_names=class_names,
     )
 
 

@@ -20,8 +20,10 @@ from dit_moe.distributed import enough_memory, join_processes, on_all, on_main
 from dit_moe.moe import measure_active
 from dit_moe.moe.compute_budget import ComputeBudget, ComputeBudgetConfig, solve_budget, thresholds
 from dit_moe.randomness import generator, normal_like_images
+from dit_moe.registry import did_you_mean
 
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 64, 16  # whatever the batch size, so that rounding is the same
+SHOWN = 5  # classes that are told
 LESS_MEMORY = "lower sample.batch_size or sample.decode_batch, or set first_stage.slicing=true"
 
 
@@ -33,7 +35,7 @@ class SampleConfig(ComputeBudgetConfig):
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     count: int = 100
     seed: int = 0
-    labels: Literal["balanced", "random", "data"] | tuple[int, ...] = "balanced"  # or the classes to take in turn
+    labels: Literal["balanced", "random", "data"] | tuple[int | str, ...] = "balanced"  # or classes to take in turn
     batch_size: int = 100
     decode_batch: int | None = None  # latents that the first stage decodes at a time; None: batch_size
     weights: Literal["ema", "model"] = "ema"
@@ -58,19 +60,57 @@ class Generated:
     active_experts: float | None
 
 
-def check_labels(config: SampleConfig, num_classes: int) -> None:
-    """ConfigError if the config lists a class that there is not."""
-    if not isinstance(config.labels, str) and not 0 <= min(config.labels) <= max(config.labels) < num_classes:
-        raise ConfigError("labels", f"={list(config.labels)} must lie in 0..{num_classes - 1}, the model's classes")
+def listed_classes(config: SampleConfig, num_classes: int, class_names: Sequence[str] | None = None) -> list[int]:
+    """The rows of the model's label table that the config lists; all where it lists none.
+
+    An entry is the name of a class or, where no class is called so, the number of its row. ConfigError for a class that
+    there is not, and for a list of both where names are whole numbers.
+
+    Args:
+        class_names: of the rows; None: not known.
+    """
+    if isinstance(config.labels, str):
+        return list(range(num_classes))
+    names = list(map(str, range(num_classes))) if class_names is None else class_names
+    row_of = {str(int(name)): row for row, name in enumerate(names) if name.isdecimal()}  # 7 is also "007"
+    numeric, row_of = bool(row_of), row_of | {name: row for row, name in enumerate(names)}
+    given = f"=[{', '.join(map(str, config.labels))}]"
+    rows = [row_of.get(str(label)) for label in config.labels]
+    for label in (label for label, row in zip(config.labels, rows, strict=True) if row is None):
+        if class_names is None and isinstance(label, str):
+            raise ConfigError("labels", f"{given}: the names of the classes are not known; give their numbers")
+        if isinstance(label, str) or not 0 <= label < num_classes:
+            found = f" must lie in 0..{num_classes - 1}, the model's classes, or be the name of one"
+            raise ConfigError("labels", f"{given}{found}: {label} is neither; {did_you_mean(str(label), names)}")
+        if numeric and any(row is not None for row in rows):
+            problem = f"{given} lists names of classes and {label}, which is none"
+            raise ConfigError("labels", f"{problem}; {did_you_mean(str(label), names)}")
+    return [label if row is None else row for label, row in zip(config.labels, rows, strict=True)]  # type: ignore[misc]
 
 
-def choose_labels(config: SampleConfig, num_classes: int, class_counts: Sequence[int] | None = None) -> Tensor:
+def describe_listed(config: SampleConfig, num_classes: int, class_names: Sequence[str] | None) -> str | None:
+    """Which classes listed numbers are; None where they, and the names of the classes, are those of the rows."""
+    if isinstance(config.labels, str) or class_names is None:
+        return None
+    rows = zip(config.labels, listed_classes(config, num_classes, class_names), strict=True)
+    unlike = {label: row for label, row in rows if not isinstance(label, str) and class_names[row] != str(row)}
+    found = [f"{label} is the class {class_names[row]}, row {row}" for label, row in unlike.items()]
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return f"labels: {', '.join(found[:SHOWN])}{more} of the model's {num_classes} classes" if found else None
+
+
+def choose_labels(
+    config: SampleConfig,
+    num_classes: int,
+    class_counts: Sequence[int] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Tensor:
     """The label of every image of a run, int64 [count]; label i is the same whatever the count.
 
     Drawn labels are uniform ("random"), or as frequent as in the training data ("data"), of which `class_counts` says
     how many images each class has. ConfigError if the config lists a class that there is not, or needs those counts.
     """
-    check_labels(config, num_classes)
+    classes = torch.tensor(listed_classes(config, num_classes, class_names))
     if config.labels in ("random", "data"):
         counts = [1] * num_classes if config.labels == "random" else class_counts
         if counts is None:
@@ -79,7 +119,6 @@ def choose_labels(config: SampleConfig, num_classes: int, class_counts: Sequence
         total, ends_K = sum(counts), torch.tensor(counts).cumsum(0)
         draws = [torch.randint(total, (), generator=generator(config.seed, "label", i)) for i in range(config.count)]
         return torch.searchsorted(ends_K, torch.stack(draws), right=True)  # of images in the order of their classes
-    classes = torch.arange(num_classes) if config.labels == "balanced" else torch.tensor(config.labels)
     return classes[torch.arange(config.count) % len(classes)]
 
 

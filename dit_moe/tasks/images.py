@@ -95,7 +95,7 @@ def training_parts(
 
     def save_samples(step: int, network: nn.Module) -> None:
         shape = (experiment.model.in_channels, experiment.model.input_size, experiment.model.input_size)
-        labels = choose_labels(experiment.sample, experiment.model.num_classes, class_counts)
+        labels = choose_labels(experiment.sample, experiment.model.num_classes, class_counts, dataset.class_names)
         try:
             made = Generator(network, objective, stage, experiment.sample, shape).generate(labels)
             if made is not None:
@@ -111,7 +111,7 @@ def training_parts(
     if every := experiment.train.sample_every:
         hooks.append(Hook(every=every, call=save_samples))
     if every := experiment.eval.light_every:
-        evaluate = EvaluationDuringTraining(experiment, objective, stage, class_counts)
+        evaluate = EvaluationDuringTraining(experiment, objective, stage, class_counts, dataset.class_names)
         hooks.append(Hook(every=every, call=evaluate, measures=True))
     return TrainingParts(
         objective=objective,

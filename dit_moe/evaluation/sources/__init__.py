@@ -23,13 +23,15 @@ from dit_moe.evaluation.sources.base import (
     converted,
 )
 from dit_moe.evaluation.sources.dataset import open_dataset, open_latents
-from dit_moe.evaluation.sources.folder import FolderSource
+from dit_moe.evaluation.sources.folder import LABELS, FolderSource
 from dit_moe.evaluation.sources.npz import open_npz
+from dit_moe.files import read_object
 from dit_moe.registry import did_you_mean
+from dit_moe.sampling.outputs import OUTPUTS, SAMPLE_JSON
 
 __all__ = ["EvaluationInput", "ReadOptions", "Source", "Statistics", "converted", "open_dataset", "open_input"]
 
-IMAGES_FILE = "images.npz"
+IMAGES_FILE, PNG, GRID = (OUTPUTS[kind][0] for kind in ("npz", "png", "grid"))
 ENCODING = "encoding.json"  # of latents that may not be finished
 KINDS = "an npz file, a run, a folder of images or of encoded latents"
 EXAMPLE = "'{name: image_folder, path: …, size: 256, split: heldout}'"
@@ -59,7 +61,7 @@ def _open_path(path: Path, options: ReadOptions) -> EvaluationInput:
         if (path / IMAGES_FILE).is_file():
             return open_npz(path / IMAGES_FILE, options)
         _refuse_neighbour(path)
-        return EvaluationInput(FolderSource(path, options))
+        return EvaluationInput(FolderSource(_folder_of_images(path), options))
     if path.suffix.lower() == ".npz" or zipfile.is_zipfile(path):
         return open_npz(path, options)
     raise ValueError(f"{path} is no npz; name {KINDS}")
@@ -67,18 +69,35 @@ def _open_path(path: Path, options: ReadOptions) -> EvaluationInput:
 
 def _refuse_run(path: Path) -> None:
     if checkpoint.is_run(path):
-        images = f", or name its images, {path / IMAGES_FILE}" if (path / IMAGES_FILE).is_file() else ""
+        images = next((each for each in (path / IMAGES_FILE, path / PNG) if each.exists()), None)
+        images = "" if images is None else f", or name its images, {images}"
         raise ValueError(f"{path} is a run, which can only be SAMPLES; put it first{images}")
 
 
+def _folder_of_images(path: Path) -> Path:
+    """The pictures that `dit-moe sample --out` left in a folder, or the folder itself. ValueError for a grid alone."""
+    written = read_object(path / SAMPLE_JSON).get("files")
+    if not isinstance(written, list):
+        return path
+    if PNG in written and (path / PNG).is_dir():
+        return path / PNG
+    if not (path / LABELS).is_file() and GRID in written:
+        remedy = "sample again with --save npz or --save png"
+        raise ValueError(f"{path} holds a grid of samples, {GRID}, and not the samples themselves; {remedy}")
+    return path
+
+
 def _refuse_neighbour(path: Path) -> None:
-    """ValueError for a folder that holds something that can be evaluated, or lies in it."""
+    """ValueError for a folder that holds something that can be evaluated, or the checkpoints or grids of a run."""
     inside = sorted(each.parent for each in path.glob(f"*/{FEATURES_MANIFEST}"))
     if inside:
         named = next((each for each in inside if each.name.startswith("samples")), inside[0])
         raise ValueError(f"{path} holds folders of features; name one of them, for instance {named}")
-    if checkpoint.is_run(path.parent):
-        raise ValueError(f"{path} holds the checkpoints of a run; name the run, {path.parent}, as SAMPLES")
+    run = path.resolve().parent
+    for held in ("checkpoints", "samples"):
+        if path.resolve().name == held and checkpoint.is_run(run) and any(path.glob("step_*")):
+            what = "checkpoints" if held == "checkpoints" else "grids of samples"
+            raise ValueError(f"{path} holds the {what} of a run; name the run, {run}, as SAMPLES")
     settings = path / checkpoint.CONFIG
     if settings.is_file() and re.search(r"^objective:", settings.read_text(errors="replace"), re.M):
         remedy = "train it until it has written one, or name another"

@@ -134,10 +134,10 @@ def facts_of_images(path: Path) -> dict[str, Any]:
     """Where a file or folder of images is and, if `dit-moe sample` wrote it, how the images were made."""
     facts: dict[str, Any] = {"path": str(path)}
     try:
-        sample = json.loads((path.absolute().parent / "sample.json").read_text())
+        sample = json.loads((path.resolve().parent / "sample.json").read_text())
     except (OSError, ValueError):
         return facts
-    if not isinstance(sample, dict) or path.absolute().name not in sample.get("files", ()):
+    if not isinstance(sample, dict) or path.resolve().name not in sample.get("files", ()):
         return facts
     return facts | {"sample": {name: sample[name] for name in SAMPLING_FACTS if name in sample}}
 

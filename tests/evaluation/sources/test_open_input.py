@@ -1,5 +1,6 @@
 """What a name or path of the command line opens, and images converted to a size and a number of channels."""
 
+import json
 import shutil
 
 import numpy as np
@@ -8,10 +9,12 @@ import torch
 from PIL import Image
 
 from dit_moe.data.images import crop
-from dit_moe.evaluation.sources import ReadOptions, open_input
+from dit_moe.evaluation.sources import EvaluationInput, ReadOptions, open_input
 from dit_moe.evaluation.sources.dataset import DatasetSource, LatentSource
 from dit_moe.evaluation.sources.folder import FolderSource
 from dit_moe.evaluation.sources.npz import NpzSource
+from dit_moe.files import write_atomically
+from dit_moe.sampling.outputs import OUTPUTS, open_outputs
 from tests.autoencoders.encoded import encode
 from tests.data.examples import class_files, write_tree
 from tests.npz_files import write_images
@@ -103,6 +106,10 @@ def test_runs_folders_around_them_and_other_files_are_refused_with_what_to_name_
     step.mkdir(parents=True)
     refused(run, r"run is a run, which can only be SAMPLES; put it first$")
     refused(run / "checkpoints", r"run/checkpoints holds the checkpoints of a run; name the run, .*run, as")
+    write_tree(run, {"samples/step_00000010.png": b""})
+    refused(run / "samples", r"run/samples holds the grids of samples of a run; name the run, .*run, as")
+    write_tree(run, {"png/000000.png": b""})
+    refused(run, r"put it first, or name its images, .*run/png$")
     write_images(run / "images.npz", COLOUR)
     refused(run, r"put it first, or name its images, .*run/images.npz")
     (step / "state.json").write_text("{}")
@@ -115,6 +122,24 @@ def test_runs_folders_around_them_and_other_files_are_refused_with_what_to_name_
     write_tree(tmp_path, {"a.png": b"", "empty/.hidden": b""})
     refused(tmp_path / "a.png", r"a.png is no npz; name an npz file, a run, a folder of images")
     refused(tmp_path / "empty", "empty has no images")
+
+
+def test_what_sampling_leaves_in_or_below_a_run_is_opened_as_images_wherever_it_lies_and_a_grid_is_none(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step_00000010").mkdir(parents=True)
+    labels_N, images_NCHW = torch.arange(3), torch.from_numpy(COLOUR).permute(0, 3, 1, 2)
+    for out, kinds in ((run, ["png", "grid"]), (run / "x", ["png", "grid"]), (run / "g", ["grid"])):
+        out.mkdir(exist_ok=True)
+        with open_outputs(out, kinds, labels_N) as write:
+            write(images_NCHW)
+        write_atomically(out / "sample.json", json.dumps({"files": [OUTPUTS[kind][0] for kind in kinds], "step": 9}))
+    (tmp_path / "link").symlink_to(run / "png")
+    for place in (run / "png", run / "x", run / "x" / "png", tmp_path / "link"):
+        source = open_input(str(place)).source
+        assert np.array_equal(images(EvaluationInput(source)), COLOUR) and source.labels_N.tolist() == [0, 1, 2]
+        assert source.facts()["sample"] == {"step": 9}
+    with pytest.raises(ValueError, match=r"run/g holds a grid of samples, grid.png, and not the samples themselves"):
+        open_input(str(run / "g"))
 
 
 # --------------------------------------------------------------------------------------------------- size and channels

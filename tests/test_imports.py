@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "moe": BOTTOM,
     "models": BOTTOM | {"moe"},
     "diffusion": BOTTOM,
-    "data": BOTTOM | {"shards"},
+    "data": BOTTOM | {"distributed", "shards"},
     "autoencoders": BOTTOM | {"distributed", "shards", "data", "progress", "pictures"},
     "extractors": BOTTOM,
     "metrics": BOTTOM,

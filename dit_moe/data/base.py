@@ -1,16 +1,13 @@
 """What a dataset is: labelled images, or moments of latents they were encoded to, fetched a whole batch at a time.
 
-And what datasets share: where a split is, and which links to folders are followed.
+And what datasets share: where a split is.
 """
 
 # B batch, M moments, C channels, H height, W width (of images or of latents, as the name says)
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -77,17 +74,3 @@ def place_of(config: Any, split: str, contents: str, train: str = "path") -> tup
     require(place is not None, config, option, f"names no held-out {contents}; say where they are")
     require(place != "", config, option, f"is empty; say where the {contents} are")
     return option, place
-
-
-def is_to_follow(link: str | bytes) -> bool:
-    """Whether to read what is in a folder, maybe a link to one: not if it leads back to a folder that it lies in.
-
-    Followed, such a link would count the same files again and again. stderr names what is left out.
-    """
-    if not os.path.islink(link):
-        return True
-    name, target = os.fsdecode(link), os.path.realpath(os.fsdecode(link))
-    if not any(Path(os.path.realpath(above)).is_relative_to(target) for above in Path(os.path.abspath(name)).parents):
-        return True
-    print(f"warning: {name} leads back to {target}, which it lies in; it is left out", file=sys.stderr)
-    return False

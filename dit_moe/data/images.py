@@ -14,24 +14,55 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import threading
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 
 from dit_moe.config import ConfigError, require
-from dit_moe.data.base import DATASETS, BrokenImages, is_to_follow, place_of
+from dit_moe.data.base import DATASETS, BrokenImages, place_of
+from dit_moe.data.listing import (
+    OTHER_KINDS,
+    OUTSIDE_CLASSES,
+    Listing,
+    PassedOver,
+    first_bytes,
+    list_files,
+    pass_over,
+    say_passed_over,
+)
 
-EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-SUFFIXES = tuple(map(os.fsencode, EXTENSIONS))
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")  # no other parser of Pillow's is let near a file
+EXTENSIONS = (
+    *(".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg"),
+    *(".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)
+OTHER_EXTENSIONS = (  # of files that are not looked into, lest a million captions be opened
+    *(".cls", ".csv", ".gz", ".htm", ".html", ".json", ".jsonl", ".log", ".lst", ".md", ".mat", ".npy", ".npz"),
+    *(".parquet", ".pdf", ".pkl", ".pt", ".pth", ".py", ".safetensors", ".sh", ".sha256", ".tar", ".toml", ".tsv"),
+    *(".txt", ".xml", ".yaml", ".yml", ".zip"),
+)
+NO_FORMAT = "images of formats that are not read"
+NO_FORMAT_EXTENSIONS = (
+    *(".arw", ".cr2", ".cr3", ".dds", ".dng", ".eps", ".exr", ".hdr", ".heic", ".heif", ".icns", ".ico", ".jxl"),
+    *(".nef", ".orf", ".pcx", ".pfm", ".psd", ".qoi", ".raf", ".rw2", ".sgi", ".svg", ".svs", ".tga", ".xbm", ".xpm"),
+)
+FORMATS = (  # no other parser of Pillow's is let near a file
+    *("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF", "JPEG2000"),
+    *(["AVIF"] if features.check("avif") else []),
+)
+SIGNATURES = (  # of formats that are certain from their first bytes
+    *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"RIFF....WEBP"),
+    *(b"\0\0\0\x0cjP  \r\n\x87\n", b"....ftypavif", b"....ftypavis"),
+)
+IMAGE_SIGNATURE = re.compile(b"|".join(re.escape(each).replace(rb"\.", b".") for each in SIGNATURES), re.DOTALL)
 SIZES = 1000  # files of a folder, spread evenly over all, whose sizes are in the fingerprint
 BITS_16_TO_8 = ((np.arange(2**16) * 255 + (2**16 - 1) // 2) // (2**16 - 1)).astype(np.uint8)  # rounded
 
@@ -40,6 +71,25 @@ _opening = threading.Lock()
 
 class BadImage(ValueError):
     """What is wrong with an image file, worded to stand behind its name: "is empty"."""
+
+
+def why_no_image(name: str, begins: Callable[[], bytes]) -> str | None:
+    """Why a file does not count as an image; None if it does. Its extension decides, or else how it begins.
+
+    A file with the extension of an image counts whatever it holds: one that is broken is to be seen.
+    """
+    extension = os.path.splitext(name)[1].lower()
+    if extension in EXTENSIONS:
+        return None
+    if extension in NO_FORMAT_EXTENSIONS:
+        return NO_FORMAT
+    known = extension in OTHER_EXTENSIONS
+    return None if not known and IMAGE_SIGNATURE.match(begins()) else OTHER_KINDS
+
+
+def list_images(folder: str, own: Sequence[str] = ()) -> Listing:
+    """The images in a folder, at any depth; see `list_files`."""
+    return list_files(folder, lambda name, path: why_no_image(name, lambda: first_bytes(path)), own)
 
 
 def decode(content: bytes, size: int | None, min_side: int, max_megapixels: float) -> np.ndarray:
@@ -152,6 +202,8 @@ class ImageSourceConfig:
 class ImageSource(ABC):
     """Base class of datasets of image files. A source says where bytes and labels come from.
 
+    `passed_over` is what lies beside the images and does not count.
+
     Args:
         config: its options.
         split: only ``train`` is mirrored.
@@ -159,6 +211,8 @@ class ImageSource(ABC):
         class_names: of the labels 0, 1, …
         fingerprint: of what the files hold.
     """
+
+    passed_over: PassedOver = {}  # noqa: RUF012  (none is changed in place)
 
     def __init__(
         self, config: ImageSourceConfig, split: str, labels_N: np.ndarray, class_names: Sequence[str], fingerprint: str
@@ -260,28 +314,31 @@ class ImageFolder(ImageSource):
 
     Classes are the folders in sorted order; their images, at any depth, come class by class in sorted order.
 
-    Hidden files, and files without the extension of an image, are passed over. No image is read here. The
-    fingerprint is of all names and the sizes of some files, so that a copy with smaller images is other data.
+    What does not count as an image, by its name or else its first bytes, and what lies outside of the class folders is
+    passed over, which stderr says. The fingerprint is of all names and the sizes of some files, so that a copy with
+    smaller images is other data.
 
     Raises:
         ValueError: no such split.
         ConfigError: no folder, no class folders, one without images, or the two splits have different classes.
+        ValueError: a folder cannot be read.
     """
 
     def __init__(self, config: ImageFolderConfig, split: str) -> None:
         option, folder = place_of(config, split, "images")
-        classes = _class_folders(option, folder)
+        classes, files_of, self.passed_over = _class_folders(option, folder)
         if split == "heldout":
-            _require_same_classes(config, classes, _class_folders("path", config.path))
+            _require_same_classes(config, classes, _class_folders("path", config.path)[0])
         self.folder, names_of, listing = folder, [], hashlib.sha256()
         for name in classes:
-            files = sorted(_images_in(os.fsencode(os.path.join(folder, name))))
+            files = sorted(files_of[name])
             names_of.append(np.array(files, dtype=bytes))
             listing.update(b"\0".join([os.fsencode(name), *files, b"\0"]))
+        say_passed_over(folder, self.passed_over)
         counts = [len(names) for names in names_of]
         if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
             more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
-            remedy = f"add some ({', '.join(EXTENSIONS)}), or remove the empty folders"
+            remedy = f"add some ({', '.join(FORMATS)}), or remove the empty folders"
             raise ConfigError(option, f"={folder} has no images of the class {empty[0]}{more}; {remedy}")
         self.files = np.concatenate(names_of)
         super().__init__(config, split, np.repeat(np.arange(len(classes)), counts), classes, fingerprint="")
@@ -307,32 +364,22 @@ class ImageFolder(ImageSource):
         return found.st_size, found.st_mtime_ns
 
 
-def _class_folders(option: str, folder: str) -> list[str]:
+def _class_folders(option: str, folder: str) -> tuple[list[str], dict[str, list[bytes]], PassedOver]:
+    """The class folders in sorted order; the images in each, by their paths below it; and what was passed over."""
     if not os.path.isdir(folder):
         problem = "is not a folder" if os.path.exists(folder) else "does not exist"
         raise ConfigError(option, f"={folder} {problem}; name a folder that has one folder of images per class")
-    with os.scandir(folder) as entries:
-        shown = [entry for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
-    names = sorted(entry.name for entry in shown if is_to_follow(entry.path))
-    if not names:
+    files, folders, passed_over = list_images(folder)
+    files_of: dict[str, list[bytes]] = {os.fsdecode(each): [] for each in folders if b"/" not in each}
+    if not files_of:
         raise ConfigError(option, f"={folder} has no class folders; put the images into one folder per class")
-    return names
-
-
-def _images_in(folder: bytes) -> list[bytes]:
-    """Paths, below `folder`, of the images in it."""
-    found, waiting = [], [b""]
-    while waiting:
-        inside = waiting.pop()
-        with os.scandir(os.path.join(folder, inside)) as entries:
-            for entry in entries:
-                if entry.name.startswith(b"."):
-                    continue
-                if entry.name.lower().endswith(SUFFIXES):
-                    found.append(inside + entry.name)
-                elif entry.is_dir() and is_to_follow(entry.path):
-                    waiting.append(inside + entry.name + b"/")
-    return found
+    for file in files:
+        name, _, below = file.partition(b"/")
+        if below:
+            files_of[os.fsdecode(name)].append(below)
+        else:
+            pass_over(passed_over, OUTSIDE_CLASSES, os.fsdecode(file))
+    return sorted(files_of), files_of, passed_over
 
 
 def _require_same_classes(config: ImageFolderConfig, found: Sequence[str], wanted: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 
 from dit_moe.config import ConfigError, require
 from dit_moe.data.base import DATASETS, place_of
-from dit_moe.data.images import EXTENSIONS, ImageSource, ImageSourceConfig
+from dit_moe.data.images import EXTENSIONS, FORMATS, ImageSource, ImageSourceConfig
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 UNLABELLED = -1
@@ -78,7 +78,7 @@ class Tars(ImageSource):
                 labels.append(label)
                 listing.update(os.fsencode(f"{name}\0{size}\0{label}\0"))
         if not labels:
-            raise ConfigError(option, f"={place} has no images; known are {', '.join(EXTENSIONS)}")
+            raise ConfigError(option, f"={place} has no images; known are {', '.join(FORMATS)}")
         self._names_N = np.concatenate(names_of)
         self._places_N3, labels_N = np.array(places).reshape(-1, 3), np.array(labels)
         names: Sequence[str] = config.class_names or [str(label) for label in range(config.classes or 0)]

@@ -36,22 +36,15 @@ def test_images_are_found_at_any_depth_with_any_known_extension_in_any_case(tmp_
     assert found == sorted(names)
 
 
-def test_hidden_files_and_files_of_other_kinds_are_passed_over(tree):
+def test_what_is_passed_over_is_not_in_the_fingerprint(tree):
     before = read(tree).fingerprint
     write_tree(
         tree, {"ant/._000.png": b"", "ant/.trash/a.png": b"", "ant/notes.txt": b"", ".git/a.png": b"", "a.txt": b""}
     )
-    assert len(read(tree)) == 4 and read(tree).fingerprint == before
-
-
-def test_a_link_that_leads_back_is_left_out_with_a_word_on_stderr(tree, capsys):
-    before = read(tree).fingerprint
-    for name, target in (("ant/loop", "."), ("ant/all", ".."), ("again", ".")):
+    for name, target in (("ant/loop", "."), ("ant/all", ".."), ("again", "."), ("bee/other", "../ant")):
         (tree / name).symlink_to(target)
     dataset = read(tree)
     assert (len(dataset), dataset.class_names, dataset.fingerprint) == (4, ("ant", "bee"), before)
-    told = capsys.readouterr().err
-    assert told.count("warning: ") == 3 and f"{tree}/ant/loop leads back to {tree}/ant, which it lies in" in told
 
 
 def test_folders_may_be_links(tree, tmp_path):
@@ -109,7 +102,7 @@ def test_the_heldout_split_is_another_tree_with_the_same_classes(tree, tmp_path)
         ("", " is empty; say where the images are"),
         ("a.png", ".*a.png is not a folder"),
         ("flat", ".* has no class folders; put the images into one folder per class"),
-        ("no_images", r".* has no images of the class ant and 1 more; add some \(\.bmp, \.jpeg"),
+        ("no_images", r".* has no images of the class ant and 1 more; add some \(JPEG, PNG, "),
         ("one_empty", ".* has no images of the class cow; add some .*, or remove the empty"),
         ("two_empty", ".* has no images of the class cow and 1 more; add some"),
     ],
@@ -125,13 +118,11 @@ def test_a_folder_without_images_in_class_folders_is_refused(tmp_path, place, pr
 
 def test_broken_files_are_named_with_their_paths(tree):
     write_tree(tree, {"ant/000.png": b"text", "bee/001.png": encoded(pixels(0, 1, 1))})
-    (tree / "bee/009.png").symlink_to("nowhere")
     with pytest.raises(BrokenImages) as error:
-        read(tree, size=16).__getitems__(range(5))
+        read(tree, size=16).__getitems__(range(4))
     assert error.value.problems == {
-        0: f"{tree}/ant/000.png is not an image that can be read (JPEG, PNG, WEBP, BMP, TIFF, PPM)",
+        0: f"{tree}/ant/000.png is not an image that can be read ({', '.join(images.FORMATS)})",
         3: f"{tree}/bee/001.png is 1×1 pixels, less than min_side=8",
-        4: f"{tree}/bee/009.png cannot be read (No such file or directory)",
     }
 
 

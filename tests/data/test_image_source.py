@@ -8,7 +8,7 @@ import torch
 
 from dit_moe.config import ConfigError
 from dit_moe.data import BrokenImages
-from dit_moe.data.images import ImageSource, ImageSourceConfig
+from dit_moe.data.images import FORMATS, ImageSource, ImageSourceConfig
 from tests.data.examples import encoded, pixels
 
 
@@ -53,13 +53,13 @@ def test_all_broken_images_of_a_batch_are_reported_at_once():
     with pytest.raises(BrokenImages) as error:
         source.__getitems__([0, 1, 2, 3, 4, 6])
     assert error.value.problems == {
-        1: "file1 is not an image that can be read (JPEG, PNG, WEBP, BMP, TIFF, PPM)",
+        1: f"file1 is not an image that can be read ({', '.join(FORMATS)})",
         3: "file3 is empty (0 bytes)",
         4: "file4 cannot be read (No such file or directory)",
-        6: "file1 is not an image that can be read (JPEG, PNG, WEBP, BMP, TIFF, PPM)",
+        6: f"file1 is not an image that can be read ({', '.join(FORMATS)})",
     }
     assert str(error.value) == (
-        "file1 is not an image that can be read (JPEG, PNG, WEBP, BMP, TIFF, PPM), and 2 more; mend them, or "
+        f"file1 is not an image that can be read ({', '.join(FORMATS)}), and 2 more; mend them, or "
         "let `dit-moe encode --skip-broken` leave them out"
     )
     assert pickle.loads(pickle.dumps(error.value)).problems == error.value.problems  # as workers send it

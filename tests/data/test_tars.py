@@ -191,7 +191,7 @@ def test_options_that_contradict_each_other_are_refused(options, problem):
         ({"a.png": IMAGE, "a.json": b"[1]"}, "a.json holds"),
         ({"a.png": IMAGE, "a.json": b'{"label": true}'}, "a.json holds"),
         ({"a.png": IMAGE, "b/c.png": IMAGE}, "a.png has neither a label nor a class folder"),
-        ({"a.txt": b"", "b.cls.png.txt": b""}, "has no images; known are .bmp"),
+        ({"a.txt": b"", "b.cls.png.txt": b""}, "has no images; known are JPEG"),
         ({}, "has no images"),
     ],
 )

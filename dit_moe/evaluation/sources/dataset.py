@@ -21,6 +21,7 @@ from dit_moe.data import DATASETS, BrokenImages, Dataset
 from dit_moe.data.batch_sampler import load_batches
 from dit_moe.data.images import BadImage, ImageSource
 from dit_moe.data.latents import SHARDS, LatentsConfig, LatentShards
+from dit_moe.data.listing import facts_of_listing
 from dit_moe.distributed import join_processes
 from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, Source, sha256_of_labels
 
@@ -107,7 +108,8 @@ class DatasetSource(Source):
         return identity | {"sha256": self._sha256, "labels_sha256": labels_sha256, "count": len(self)}
 
     def facts(self) -> dict[str, Any]:
-        return {"config": configs.dump(self.config)} | ({"compared_by": "listing"} if self._is_large else {})
+        compared_by = {"compared_by": "listing"} if self._is_large else {}
+        return {"config": configs.dump(self.config)} | compared_by | facts_of_listing(self.dataset)
 
     def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Raises ValueError naming all images of a batch that are broken."""

@@ -19,8 +19,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from dit_moe.data.base import is_to_follow
-from dit_moe.data.images import EXTENSIONS, FORMATS, ImageSource, ImageSourceConfig
+from dit_moe.data.images import FORMATS, ImageSource, ImageSourceConfig, list_images
+from dit_moe.data.listing import facts_of_listing, say_passed_over
 from dit_moe.evaluation.sources.base import ReadOptions, Source, facts_of_images, sha256_of_labels
 from dit_moe.evaluation.sources.dataset import images_of
 
@@ -28,7 +28,7 @@ LABELS = "labels.json"  # as `dit-moe sample --save png` leaves it: {"000000.png
 
 
 class FolderSource(Source):
-    """Images in the order of their paths, folder by folder; hidden ones, and other files, are left out.
+    """Images in the order of their paths, folder by folder; what does not count as one is passed over and said.
 
     They must all be of one size, unless `options.size` gives the size to crop them to; they have 1 channel if all are
     grey, and 3 otherwise. Labels come from labels.json, or else from two or more sub-folders, in sorted order, if all
@@ -41,9 +41,11 @@ class FolderSource(Source):
 
     def __init__(self, folder: str | Path, options: ReadOptions | None = None) -> None:
         self.folder, self.options, self.name = Path(folder), options or ReadOptions(), str(folder)
-        self.files = _images_in(self.name)
+        found, _, self.passed_over = list_images(self.name, own=(LABELS,))
+        self.files = sorted(map(os.fsdecode, found), key=lambda path: path.split("/"))
+        say_passed_over(self.name, self.passed_over)
         if not self.files:
-            known = ", ".join(EXTENSIONS)
+            known = ", ".join(FORMATS)
             raise ValueError(f"{folder} has no images; known are {known}, in it or in folders in it, or an images.npz")
         self._paths = [os.path.join(self.name, file) for file in self.files]
         headers = self._read_headers()
@@ -67,7 +69,7 @@ class FolderSource(Source):
         }
 
     def facts(self) -> dict[str, Any]:
-        return facts_of_images(self.folder)
+        return facts_of_images(self.folder) | facts_of_listing(self)
 
     def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Raises ValueError naming all images of a batch that are broken."""
@@ -135,17 +137,6 @@ def _sha256_of(path: str) -> bytes:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); mend it, or take it out") from None
-
-
-def _images_in(folder: str) -> list[str]:
-    """Paths, below `folder`, of the images in it."""
-    found = []
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [each for each in folders if not each.startswith(".") and is_to_follow(os.path.join(place, each))]
-        below = place[len(folder) :].strip("/")
-        images = [name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
-        found += [f"{below}/{name}" if below else name for name in images]
-    return sorted(found, key=lambda path: path.split("/"))
 
 
 def _labels(folder: Path, files: Sequence[str]) -> Tensor | None:

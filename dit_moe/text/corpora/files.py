@@ -9,15 +9,17 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
 from dit_moe.config import ConfigError
-from dit_moe.data.base import is_to_follow
+from dit_moe.data.listing import OTHER_KINDS, PassedOver, list_files, merged, never_counts, say_passed_over
 from dit_moe.registry import did_you_mean
 from dit_moe.text.corpora import CORPORA, Corpus, SourceConfig, decode_utf8, source_of
+
+_NOT_NAMED = "files that the pattern does not name"  # which a user knows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class _FileCorpus(Corpus):
 
     def __init__(self, config: FilesConfig, split: str) -> None:
         super().__init__(split, config.heldout_every, config.first)
-        self.files = find_files(config, split, self.suffixes)
+        self.files, self.passed_over = find_files(config, split, self.suffixes)
         self.fingerprint = fingerprint_of(self.files)
         if not any(file.suffix == ".gz" for file in self.files):
             self.size = sum(file.stat().st_size for file in self.files)
@@ -99,35 +101,48 @@ class JsonLines(_FileCorpus):
         return row[self.field]
 
 
-def find_files(config: FilesConfig, split: str, suffixes: Sequence[str]) -> list[Path]:
+def find_files(config: FilesConfig, split: str, suffixes: Sequence[str]) -> tuple[list[Path], PassedOver]:
     """The files of a split, in order: one, or those that match a pattern, or those in a folder with such suffixes.
+
+    And what lies beside them and is passed over, which stderr says.
 
     Raises ConfigError if there are none, or if one belongs to both splits.
     """
     option, place = source_of(config, split, train="path")
-    files = _matching(place, suffixes)
+    files, passed_over = _matching(place, suffixes)
     if not files:
         problem = f"={place} names no files of text"
         raise ConfigError(option, f"{problem}; name a file, a pattern, or a folder of {' or '.join(suffixes)} files")
     if config.heldout is not None:
-        held_out = {each.resolve() for each in _matching(config.heldout, suffixes)}
-        for each in _matching(config.path, suffixes):
+        held_out = {each.resolve() for each in _matching(config.heldout, suffixes)[0]}
+        for each in _matching(config.path, suffixes)[0]:
             if each.resolve() in held_out:
                 problem = f"={config.heldout} names {each}, which path={config.path} names too"
                 raise ConfigError("heldout", f"{problem}; name text that is not trained on, or set heldout_every")
-    return files
+    say_passed_over(place, passed_over)
+    return files, passed_over
 
 
-def _matching(place: str, suffixes: Sequence[str]) -> list[Path]:
-    path = Path(place)
-    named = path if path.is_dir() else Path(re.split(r"[*?[]", place)[0] + "x").parent  # the part without wildcards
-    if path.is_dir():
-        found = [each for each in path.rglob("*") if each.name.endswith(tuple(suffixes))]
-    else:
-        found = [path] if path.is_file() else [Path(each) for each in glob.glob(place, recursive=True)]
-    folders = {folder for each in found for folder in each.parents if folder != named and folder.is_relative_to(named)}
-    around = {folder for folder in folders if not is_to_follow(str(folder))}
-    return sorted(each for each in found if each.is_file() and around.isdisjoint(each.parents))
+def _matching(place: str, suffixes: Sequence[str]) -> tuple[list[Path], PassedOver]:
+    """A pattern with ** is matched with what `list_files` finds, for glob would follow links round and round."""
+    if os.path.isfile(place):
+        return [Path(place)], {}
+    if os.path.isdir(place):
+        return _in_folder(place, lambda name, _: None if name.lower().endswith(tuple(suffixes)) else OTHER_KINDS)
+    head, *rest = re.split(r"(?:^|(?<=/))\*\*(?:/|$)", place, maxsplit=1)
+    if not rest:
+        named = [each for each in glob.glob(place) if os.path.isfile(each) and not never_counts(os.path.basename(each))]
+        return sorted(map(Path, named)), {}
+    pattern = rest[0] or "*"
+    places = [each for each in glob.glob(head or ".") if os.path.isdir(each)]
+    found = [_in_folder(each, lambda _, path: None if Path(path).match(pattern) else _NOT_NAMED) for each in places]
+    return sorted(file for files, _ in found for file in files), merged(passed_over for _, passed_over in found)
+
+
+def _in_folder(folder: str, why_not: Callable[[str, str], str | None]) -> tuple[list[Path], PassedOver]:
+    found = list_files(folder, why_not)
+    found.passed_over.pop(_NOT_NAMED, None)
+    return sorted(Path(folder, os.fsdecode(file)) for file in found.files), found.passed_over
 
 
 def fingerprint_of(files: Sequence[Path]) -> str:

@@ -1,0 +1,99 @@
+"""Which files count, whatever source reads them: what goes in and what is passed over are all that is on the disk."""
+
+import os
+
+import numpy as np
+import pytest
+
+from dit_moe.data import DATASETS
+from dit_moe.data.images import ImageFolderConfig
+from dit_moe.data.listing import (
+    BROKEN_LINKS,
+    LISTED_ALREADY,
+    OTHER_KINDS,
+    OUTSIDE_CLASSES,
+    SPECIAL,
+)
+from dit_moe.evaluation.sources.folder import FolderSource
+from dit_moe.text.corpora import CORPORA
+from tests.data.examples import encoded, pixels, write_tree
+
+PNG, JPEG, GIF = (encoded(pixels(0), form) for form in ("PNG", "JPEG", "GIF"))
+COUNT = {  # as images
+    "a/1.png": PNG,
+    "a/2.PNG": PNG,
+    "a/3.jfif": JPEG,
+    "a/4.gif": GIF,
+    "a/5.avif": encoded(pixels(0), "AVIF"),
+    "a/without": PNG,
+    "a/b/photo.2024": JPEG,
+    "a/clip.png/6.jpe": JPEG,
+    "b/7.tif": encoded(pixels(0), "TIFF"),
+}
+PASSED_OVER = {
+    "hidden files": {"a/._1.png": PNG, "b/.DS_Store": b""},
+    "hidden folders": {"a/.ipynb_checkpoints/1.png": PNG},
+    "temporary files": {"a/1.png~": PNG, "a/#2.png#": PNG, "b/Thumbs.db": b"", "b/8.png.part": PNG[:99]},
+    "temporary folders": {"__MACOSX/1.png": PNG},
+    "files of other kinds": {"a/1.txt": b"", "b/notes": b"Python", "b/7.dat": b"II*"},
+    "images of formats that are not read": {"b/9.HEIC": b""},
+}
+TEXT = {"a/1.txt": b"x", "a/2.MD": b"x", "b/.3.txt": b"x", "b/4.txt~": b"x", "b/5.html": b"", "c/clip.txt/6.txt": b"x"}
+
+
+def counts(passed_over):
+    return {reason: found["count"] for reason, found in passed_over.items()}
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    tree = write_tree(tmp_path_factory.mktemp("mixed"), COUNT)
+    for files in PASSED_OVER.values():
+        write_tree(tree, files)
+    return tree
+
+
+EXPECTED = {reason: len(files) for reason, files in PASSED_OVER.items()}
+
+
+def test_images_and_what_is_passed_over_are_all_files_of_a_folder(mixed, capsys):
+    for source in (DATASETS.build(ImageFolderConfig(path=str(mixed), size=8), "train"), FolderSource(mixed)):
+        assert len(source) == len(COUNT) and counts(source.passed_over) == EXPECTED
+    assert len([p for p in mixed.rglob("*") if p.is_file()]) == len(COUNT) + sum(EXPECTED.values())
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and told[0].startswith(f"note: {mixed}: passed over are files of other kinds (3: a/1.txt, …)")
+    assert source.facts()["passed_over"]["temporary files"] == {"count": 4, "first": "a/#2.png#"}
+
+
+def test_documents_and_what_is_passed_over_are_all_files_of_a_folder(tmp_path):
+    corpus = CORPORA.build(CORPORA.config_class("files")(path=str(write_tree(tmp_path, TEXT))), "train")
+    assert len(list(corpus.documents())) == 3
+    assert counts(corpus.passed_over) == {"hidden files": 1, "temporary files": 1, OTHER_KINDS: 1}
+
+
+def test_links_to_files_count_and_pipes_broken_links_and_what_a_link_repeats_do_not(tmp_path, capsys):
+    write_tree(tmp_path, {"s/a/1.png": PNG, "s/b/2.png": PNG, "s/top.png": PNG, "elsewhere/3.png": PNG})
+    links = {"a/4.png": "1.png", "a/5.png": "nowhere", "a/6.png": "6.png", "a/up": "..", "a/self": ".", "b/a": "../a"}
+    for name, target in (links | {"c": "../elsewhere", "d": "../elsewhere", "out": "../.."}).items():
+        (tmp_path / "s" / name).symlink_to(target)
+    os.mkfifo(tmp_path / "s" / "b" / "7.png")
+    odd = os.fsdecode(bytes(tmp_path) + b"/s/b/\xff.png")  # no Unicode
+    os.link(tmp_path / "s/b/2.png", odd)
+    dataset = DATASETS.build(ImageFolderConfig(path=str(tmp_path / "s")), "train")
+    assert dataset.class_names == ("a", "b", "c") and dataset.class_counts() == [2, 2, 1]
+    expected = {BROKEN_LINKS: 2, SPECIAL: 1, LISTED_ALREADY: 5, OUTSIDE_CLASSES: 1}
+    assert counts(dataset.passed_over) == expected
+    assert np.array_equal(dataset.__getitems__([1])["images"][0].permute(1, 2, 0), pixels(0))
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    write_tree(tmp_path, {"a/b/1.png": PNG})
+
+    def scandir(path, original=os.scandir):
+        if os.fsdecode(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied")
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(ValueError, match=f"^{tmp_path}/a/b/? cannot be read .Permission denied.; make it readable"):
+        FolderSource(tmp_path)

@@ -12,6 +12,7 @@ import glob
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import tarfile
@@ -19,7 +20,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +30,14 @@ from dit_moe.data.images import EXTENSIONS, FORMATS, ImageSource, ImageSourceCon
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 UNLABELLED = -1
+MOST_TARS = 100_000  # that a pattern names
+MOST_LABEL = 2**20  # bytes of a file of labels
+MOST_EXTENSION = 2**20  # bytes of a header that extends the next one
+MOST_DIGITS = 2**10  # in a row there: tarfile searches them in quadratic time (CVE-2024-6232)
+EXTENSIONS_OF_HEADERS = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +144,7 @@ def find_tars(option: str, place: str) -> list[str]:
     elif os.path.exists(place):
         found = [place]
     else:
-        found = [tar for name in _expand(place) for tar in sorted(glob.glob(name)) or [name]]
+        found = [tar for name in _expand(option, place) for tar in sorted(glob.glob(name)) or [name]]
     if not found:
         raise ConfigError(option, f"={place} has no .tar files; name a folder or a pattern of some")
     for tar in found:
@@ -143,20 +152,50 @@ def find_tars(option: str, place: str) -> list[str]:
             problem = f"={place}: {tar} is compressed, so that no image can be read by itself"
             raise ConfigError(option, f"{problem}; unpack it to a plain .tar (gunzip, unxz, …)")
         if not os.path.isfile(tar):
-            raise ConfigError(option, f"={place}: there is no file {tar}; name a folder or a pattern of .tar files")
+            wanted = "name a folder of .tar files, or a pattern such as train-{000..146}.tar"
+            raise ConfigError(option, f"={place}: there is no file {tar}; {wanted}")
     return found
 
 
-def _expand(pattern: str) -> list[str]:
-    """``a-{08..10}.tar`` → a-08.tar, a-09.tar, a-10.tar; any number of ranges."""
-    if not (found := re.search(r"\{(\d+)\.\.(\d+)\}", pattern)):
-        return [pattern]
-    first, last = found.groups()
-    numbers = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
-    return [name for each in numbers for name in _expand(pattern[: found.start()] + each + pattern[found.end() :])]
+def _expand(option: str, pattern: str) -> list[str]:
+    """``a-{08..10}.tar`` → a-08.tar, a-09.tar, a-10.tar; any number of ranges.
+
+    ConfigError for a range that counts down, and for more than `MOST_TARS` names.
+    """
+    ranges = re.findall(r"\{(\d{1,18})\.\.(\d{1,18})\}", pattern)
+    if falling := [f"{{{first}..{last}}}" for first, last in ranges if int(first) > int(last)]:
+        raise ConfigError(option, f"={pattern}: {falling[0]} counts down; write the smaller number first")
+    if (count := math.prod(int(last) - int(first) + 1 for first, last in ranges)) > MOST_TARS:
+        raise ConfigError(option, f"={pattern} names {count:,} files, more than {MOST_TARS:,}; correct the range")
+    names = [""]
+    parts = re.split(r"\{\d{1,18}\.\.\d{1,18}\}", pattern)
+    for part, (first, last) in zip(parts[:-1], ranges, strict=True):
+        numbers = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
+        names = [name + part + number for name in names for number in numbers]
+    return [name + parts[-1] for name in names]
 
 
 # ------------------------------------------------------------------------------------------------- what is in one tar
+
+
+class _Header(tarfile.TarInfo):
+    """A header that is refused where tarfile would go round in circles, or read without end, by what it claims."""
+
+    def _proc_member(self, tar: Any) -> Any:  # is called for each header, and is there to be overridden
+        if self.size < 0:
+            raise tarfile.ReadError("a negative size")  # the next header would be this one (CVE-2025-8194)
+        extension = b""
+        if self.type in EXTENSIONS_OF_HEADERS:
+            if self.size > MOST_EXTENSION:
+                raise tarfile.ReadError(f"a header of {self.size:,} bytes")
+            start = tar.fileobj.tell()
+            extension = tar.fileobj.read(self.size)
+            tar.fileobj.seek(start)
+        if any(len(digits) > MOST_DIGITS for digits in re.findall(rb"\d+", extension)):
+            raise tarfile.ReadError("a number without end")
+        if self.type == tarfile.GNUTYPE_SPARSE or b"GNU.sparse." in extension:
+            raise tarfile.ReadError("a file with holes; pack the tar without --sparse")
+        return super()._proc_member(tar)  # type: ignore[misc]
 
 
 class Member(NamedTuple):
@@ -201,20 +240,28 @@ def members(tar: str) -> Iterator[Member]:
     """
     size, last = os.path.getsize(tar), "its beginning"
     try:
-        with tarfile.open(tar, "r:") as headers:
+        with tarfile.open(tar, "r:", tarinfo=_Header) as headers:
             while (header := headers.next()) is not None:
                 headers.members.clear()  # type: ignore[attr-defined]  # it would keep them all
                 last = header.name
                 if header.issym() or header.islnk():
                     raise ValueError(f"{tar}: {last} is a link; pack the tar with --dereference --hard-dereference")
-                if header.offset_data + header.size > size:
-                    raise tarfile.ReadError("unexpected end of data")
+                if not 0 <= header.size <= size - header.offset_data:  # an extension may have changed it
+                    raise tarfile.ReadError(
+                        f"{header.size:,} bytes are said to follow, and {size - header.offset_data:,} do"
+                    )
                 if header.isfile():
                     yield Member(header.name, header.offset_data, header.size)
             with open(tar, "rb", buffering=0) as file:  # a damaged header ends the loop too, but not with this mark
                 if os.pread(file.fileno(), tarfile.BLOCKSIZE, headers.offset) != tarfile.NUL * tarfile.BLOCKSIZE:
                     raise tarfile.ReadError("no end mark")
-    except tarfile.TarError as error:
+    except (
+        tarfile.TarError,
+        UnicodeError,
+        LookupError,
+        RecursionError,
+        OverflowError,
+    ) as error:  # of tarfile's parsers
         remedy = "fetch it again, or unpack it if it is compressed"
         raise ValueError(f"{tar} is cut off or damaged at {last} ({error}); {remedy}") from None
 
@@ -236,10 +283,10 @@ def _require_pairs(tar: str, images: list[tuple[str, Member]], labels: dict[str,
 
 def _read_label(tar: str, descriptor: int, fields: dict[str, Member]) -> int:
     member = fields.get("cls") or fields["json"]
-    content = os.pread(descriptor, member.size, member.offset)
+    content = os.pread(descriptor, min(member.size, MOST_LABEL), member.offset)
     try:
         label = int(content) if "cls" in fields else json.loads(content)["label"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         label = None
     if type(label) is not int or not 0 <= label < 2**31:
         wanted = 'a whole number from 0 up, in json under "label"'

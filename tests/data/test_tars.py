@@ -103,6 +103,10 @@ def test_a_range_a_glob_and_a_folder_name_tars_in_order(tmp_path):
         ("empty", "has no .tar files"),
         ("packed.tar.gz", "packed.tar.gz is compressed, .* unpack it to a plain .tar"),
         ("packed", "packed/x.tgz is compressed"),
+        ("t-{0..99999999999}.tar", "names 100,000,000,000 files, more than 100,000; correct the range"),
+        ("t-{0..999}{0..999}{1..1}.tar", "names 1,000,000 files"),
+        ("t-{2..0}.tar", r"\{2..0\} counts down; write the smaller number first"),
+        ("t-{0..}.tar", r"there is no file .*t-\{0..\}.tar; .* a pattern such as train-\{000..146\}.tar"),
     ],
 )
 def test_tars_that_are_missing_or_compressed_are_refused(tmp_path, place, problem):
@@ -185,6 +189,7 @@ def test_options_that_contradict_each_other_are_refused(options, problem):
         (keyed_files([0]) | {"00000.cls": b"cat"}, "00000.cls holds 'cat'; it must be a whole number from 0 up"),
         (keyed_files([0]) | {"00000.cls": b"-1"}, "00000.cls holds '-1'; it must be"),
         (keyed_files([0]) | {"00000.cls": b""}, "00000.cls holds ''; it must be"),
+        ({"a.png": IMAGE, "a.json": b'{"label":' + b"[" * 10**5}, "a.json holds"),
         (keyed_files([0]) | {"00000.cls": b"9" * 20}, "00000.cls holds '9{20}'; it must be"),
         ({"a.png": IMAGE, "a.json": b'{"class": 1}'}, "a.json holds '.*'; it must be .* in json under \"label\""),
         ({"a.png": IMAGE, "a.json": b'{"label": "cat"}'}, "a.json holds"),
@@ -232,6 +237,46 @@ def test_a_damaged_header_does_not_end_a_tar(tar):
     tar.write_bytes(content)
     with pytest.raises(ValueError, match=r"is cut off or damaged at 00000.cls"):
         read(tar)
+
+
+def header(name="b.png", size=0, kind=tarfile.REGTYPE, content=b""):
+    """A member as its header describes it, which need not be true; `content` is filled up to whole blocks."""
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT) + content + b"\0" * (-len(content) % tarfile.BLOCKSIZE)
+
+
+def pax(*records, kind=tarfile.XHDTYPE):
+    lines = [b" %s=%s\n" % (name, value) for name, value in records]
+    content = b"".join(b"%d" % (len(line) + len(str(len(line) + 3))) + line for line in lines)
+    return header("pax", len(content), kind, content)
+
+
+@pytest.mark.parametrize(
+    "headers, problem",
+    [
+        (header(size=-512), "a negative size"),
+        (header(size=-512, kind=tarfile.DIRTYPE), "a negative size"),
+        (header(size=-1024, kind=tarfile.XHDTYPE) + header(), "a negative size"),
+        (pax((b"size", b"-512")) + header(size=4), "-512 bytes are said to follow"),
+        (header(size=10**22), "10,000,000,000,000,000,000,000 bytes are said to follow"),
+        (header(size=10**10, kind=tarfile.XHDTYPE) + header(), "a header of 10,000,000,000 bytes"),
+        (header(size=2**30, kind=tarfile.GNUTYPE_LONGNAME) + header(), "a header of 1,073,741,824 bytes"),
+        (pax((b"comment", b"1" * 500_000)) + header(), "a number without end"),
+        (pax((b"hdrcharset", b"\xff")) + header(), "invalid start byte"),
+        (pax(kind=tarfile.XGLTYPE) * 2000 + header(), "recursion"),
+        (header(size=4, kind=tarfile.GNUTYPE_SPARSE, content=b"abcd"), "a file with holes; pack the tar without --sp"),
+        (pax((b"GNU.sparse.size", b"9"), (b"GNU.sparse.major", b"1")) + header(), "a file with holes"),
+    ],
+)
+def test_a_header_that_lies_about_sizes_is_refused_at_once(tmp_path, headers, problem):
+    end = tarfile.NUL * 2 * tarfile.BLOCKSIZE
+    write_tree(tmp_path, {"x.tar": header("ant/a.png", 4, content=b"text") + headers + end})
+    with pytest.raises(
+        ValueError, match=rf"x.tar is cut off or damaged at (ant/a|b).png \(.*{problem}.*\); fetch it"
+    ) as error:
+        read(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"text" * 1000, gzip.compress(b"0" * 10_000)], ids=["empty", "text", "gzip"])

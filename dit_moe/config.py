@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from dit_moe.registry import Registry, did_you_mean, entry_of
 
 C = TypeVar("C")
 Tree = dict[str, Any]
+MOST_SHOWN = 80  # characters of a value in a message
 
 STORED = "config.yaml"  # of a run or a checkpoint, beside one of these:
 _OF_A_RUN = ("state.json", "checkpoints/step_*")
@@ -60,7 +62,51 @@ def section(path: str) -> Iterator[None]:
 def require(ok: bool, config: object, field: str, wanted: str) -> None:
     """In a dataclass's ``__post_init__``: raise unless `ok`, naming the field, its value and what is wanted."""
     if not ok:
-        raise ConfigError(field, f"={getattr(config, field)} {wanted}")
+        raise ConfigError(field, f"={shown(getattr(config, field))} {wanted}")
+
+
+def shown(value: object) -> str:
+    """A value as a message has it: in one line that can be printed, and a long one shortened."""
+    text = str(value)
+    text = text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}… ({len(text):,} characters)"
+    return text if text.isprintable() else repr(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Within:
+    """For an `Annotated` number: both are allowed."""
+
+    low: float
+    high: float
+
+    def require(self, value: Any, path: str) -> None:
+        """ConfigError if `value` is outside."""
+        if not self.low <= value <= self.high:
+            raise ConfigError(path, f"={shown(value)} must be from {self.low} to {self.high}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Matching:
+    """For an `Annotated` text: the pattern that all of it must match, and what messages call such a text."""
+
+    pattern: str
+    wanted: str
+
+    def require(self, value: Any, path: str) -> None:
+        """ConfigError if `value` is another text."""
+        if not re.fullmatch(self.pattern, value, re.DOTALL):
+            raise ConfigError(path, f"={shown(value)} must be {self.wanted}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys:
+    """For an `Annotated` dict: a TypedDict, whose keys it must have."""
+
+    schema: type
+
+    def require(self, value: Any, path: str) -> None:
+        """ConfigError if one is missing, or holds anything else."""
+        convert(self.schema, value, path)
 
 
 # ---------------------------------------------------------------------------------------------- files to one tree
@@ -195,7 +241,7 @@ def build(cls: type[C], tree: Mapping[str, Any], path: str = "") -> C:
                 raise ConfigError(str(key), f" is not a known key; {did_you_mean(str(key), fields)}")
         for name, field in fields.items():
             if name in tree:
-                values[name] = _convert(hints[name], _with_default_entry(field, hints[name], tree[name]), name)
+                values[name] = convert(hints[name], _with_default_entry(field, hints[name], tree[name]), name)
             elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
                 raise ConfigError(name, " is missing; add it to the config")
         return cls(**values)
@@ -209,28 +255,66 @@ def _with_default_entry(field: dataclasses.Field[Any], hint: Any, value: Any) ->
     return {"name": registry.name_of(factory()), **value}
 
 
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    """`value` as the annotated type `hint`: scalars, Literal, X | None, tuple, dict, dataclass, registry entry."""
+def convert(hint: Any, value: Any, path: str = "") -> Any:
+    """`value` as the annotated type `hint`; ConfigError names the dotted path.
+
+    Types are scalars, Literal, X | None, tuple, list, dict, dataclass, registry entry, `Annotated` with `Within`,
+    `Matching` or `Keys`, and TypedDict, which may have more keys than it names.
+    """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
     if origin is Annotated and isinstance(args[1], Registry):
         return _convert_entry(args[1], value, path)
+    if origin is Annotated:
+        value = convert(args[0], value, path)
+        for check in args[1:]:
+            check.require(value, path)
+        return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
         return _convert_union([arg for arg in args if arg is not type(None)], value, path)
     if origin is typing.Literal:
         if value not in args or type(value) not in {type(arg) for arg in args}:
-            raise ConfigError(path, f"={value} is not one of {', '.join(map(str, args))}")
+            raise ConfigError(path, f"={shown(value)} is not one of {', '.join(map(str, args))}")
         return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(path, f"={value} must be a list")
-        return tuple(_convert(args[0], item, f"{path}[{i}]") for i, item in enumerate(value))
-    if dataclasses.is_dataclass(hint):
+    if origin in (tuple, list):
+        return _convert_list(origin, args, value, path)
+    if origin is dict or dataclasses.is_dataclass(hint) or typing.is_typeddict(hint):
         if not isinstance(value, Mapping):
-            raise ConfigError(path, f"={value} must be a section of `key: value` lines")
-        return build(typing.cast(type, hint), value, path)
+            wanted = "a section of `key: value` lines" if dataclasses.is_dataclass(hint) else "an object"
+            raise ConfigError(path, f"={shown(value)} must be {wanted}")
+        if origin is dict:
+            return {
+                convert(args[0], key, path): convert(args[1], each, _below(path, key)) for key, each in value.items()
+            }
+        return _convert_keys(hint, value, path) if typing.is_typeddict(hint) else build(hint, value, path)
     return _convert_scalar(hint, value, path)
+
+
+def _convert_list(kind: type, args: tuple[Any, ...], value: Any, path: str) -> Any:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(path, f"={shown(value)} must be a list")
+    each = args[:1] * len(value) if kind is list or args[-1] is Ellipsis else args
+    if len(value) != len(each):
+        raise ConfigError(path, f"={shown(value)} must have {len(each)} entries")
+    return kind(convert(hint, item, f"{path}[{i}]") for i, (hint, item) in enumerate(zip(each, value, strict=True)))
+
+
+def _convert_keys(hint: Any, value: Mapping[str, Any], path: str) -> Tree:
+    found = dict(value)
+    for name, each in typing.get_type_hints(hint, include_extras=True).items():
+        optional = typing.get_origin(each) is typing.NotRequired
+        if name in value:
+            found[name] = convert(typing.get_args(each)[0] if optional else each, value[name], _below(path, name))
+        elif not optional:
+            raise ConfigError(_below(path, name), " is missing")
+    return found
+
+
+def _below(path: str, key: object) -> str:
+    return f"{path}.{shown(key)}" if path else shown(key)
 
 
 def _convert_entry(registry: Registry, value: Any, path: str) -> Any:
@@ -249,12 +333,12 @@ def _convert_union(hints: list[Any], value: Any, path: str) -> Any:
     problems: list[ConfigError] = []
     for hint in hints:
         try:
-            return _convert(hint, value, path)
+            return convert(hint, value, path)
         except ConfigError as problem:
             problems.append(problem)
     if len(problems) == 1:
         raise problems[0]
-    raise ConfigError(path, f"={value} fits none of: {'; '.join(p.problem.split(' ', 1)[-1] for p in problems)}")
+    raise ConfigError(path, f"={shown(value)} fits none of: {'; '.join(p.problem.split(' ', 1)[-1] for p in problems)}")
 
 
 _SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
@@ -264,14 +348,14 @@ def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
     if hint not in _SCALARS:
         raise TypeError(f"{path}: config fields cannot have the type {hint}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value) if abs(value) < 2**1000 else math.inf
     if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise ConfigError(path, f" holds {value!r}, which is not Unicode; write it in UTF-8, or rename what it names")
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(path, f"={value} must be a finite number")
+        raise ConfigError(path, f"={shown(value)} must be a finite number")
     if type(value) is not hint:
         kind = {type(None): "null", str: "a text", dict: "a section", list: "a list"}.get(type(value), "")
-        raise ConfigError(path, f"={value} must be {_SCALARS[hint]}{f', not {kind}' if kind else ''}")
+        raise ConfigError(path, f"={shown(value)} must be {_SCALARS[hint]}{f', not {kind}' if kind else ''}")
     return value
 
 

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from errno import EEXIST, ENOTEMPTY
 from glob import escape
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-_SEAL, _END = ',\n "sha256": "', "\n}"  # as json.dumps(…, indent=1) has them
 _PRIVATE = ".dit_moe-partial"  # how the names of unfinished files and folders end
 _LONGEST = 200  # bytes of an output's name in a private one, as a file system takes 255 in all
 
@@ -182,7 +180,7 @@ def is_open_as(path: Path, descriptor: int) -> bool:
         return False
 
 
-# ------------------------------------------------------------------------------------- folders, sealed files, hashes
+# ------------------------------------------------------------------------------------------- folders, sizes, hashes
 
 
 def require_writable(folder: Path) -> None:
@@ -202,15 +200,6 @@ def require_own(folder: Path, names: Iterable[str], own: bool) -> None:
             raise ValueError(f"{problem}; move it away, or name another folder")
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object that a file of unknown origin holds; empty if there is none. OSError if it cannot be read."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -218,29 +207,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def write_sealed(path: Path, body: Mapping[str, Any]) -> None:
-    """Put a JSON object in place; its last entry is the hash of its text without that entry."""
-    write_atomically(path, _sealed(json.dumps(body, indent=1)))
-
-
-def read_sealed(path: Path, version: int, remedy: str) -> dict[str, Any]:
-    """The object that `write_sealed` wrote, with an entry `format` that is `version`.
-
-    Raises ValueError if it is damaged or was changed, for which there is a copy or a `remedy`, or of another format.
-    """
-    try:
-        text = path.read_bytes().decode()
-        body = json.loads(text)
-        found = body["format"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is truncated or damaged; restore it from a copy, or {remedy}") from None
-    if found != version:
-        raise ValueError(f"{path} has format {found}, this version reads {version}; use a dit_moe to match")
-    if text != _sealed(text.rpartition(_SEAL)[0] + _END):
-        raise ValueError(f"{path} was changed after it was written; restore it from a copy, or {remedy}")
-    return body
 
 
 def require_size(path: Path, size: int, source: str, remedy: str) -> None:
@@ -255,11 +221,6 @@ def sha256_of(path: Path) -> str:
     """The hash of a file, which is read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sealed(text: str) -> str:
-    """The text of a JSON object with a last entry, the hash of that text."""
-    return f'{text.removesuffix(_END)}{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}"{_END}\n'
 
 
 def require_output(path: Path, option: str, ending: str, example: str) -> None:

@@ -16,7 +16,8 @@ from typing import TypeVar
 
 from dit_moe.config import Tree
 from dit_moe.distributed import from_main, join_processes, on_all, on_main
-from dit_moe.files import read_object, require_own, write_atomically
+from dit_moe.files import require_own, write_atomically
+from dit_moe.json_files import read_object
 
 T = TypeVar("T")
 Rows = TypeVar("Rows")

@@ -19,7 +19,8 @@ from dit_moe.checkpoint import find
 from dit_moe.config import ConfigError
 from dit_moe.distributed import join_processes
 from dit_moe.experiments.run import open_image_run, open_text_run
-from dit_moe.files import read_object, require_own
+from dit_moe.files import require_own
+from dit_moe.json_files import read_object
 from dit_moe.locks import exclusive
 from dit_moe.progress import work_bar
 from dit_moe.tasks import task_of

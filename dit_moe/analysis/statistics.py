@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dit_moe.files import atomic_file, read_object, write_atomically
+from dit_moe.files import atomic_file, write_atomically
+from dit_moe.json_files import read_object
 from dit_moe.training.curves import RouterCurves
 
 CLASS_IMAGES = 10

@@ -21,18 +21,19 @@ import json
 import math
 import mmap
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dit_moe.config import ConfigError, Tree
+from dit_moe.config import ConfigError, Keys, Tree, Within, require
 from dit_moe.data.base import DATASETS, place_of
-from dit_moe.files import read_sealed, require_size, write_sealed
+from dit_moe.files import require_size
+from dit_moe.json_files import Count, FileName, Name, NonNegative, Sha256, Size, read_sealed, write_sealed
 from dit_moe.shards import MANIFEST, SHARDS
 
 FORMAT = 1
@@ -50,28 +51,47 @@ class NoLatents(ValueError):
 class Shard:
     """One file of latents."""
 
-    file: str
-    count: int  # rows
-    bytes: int
+    file: FileName
+    count: Count  # rows
+    bytes: Size
+    sha256: Sha256
+
+
+class Autoencoding(TypedDict):
+    """What is read of the section first_stage without the autoencoder."""
+
     sha256: str
+
+
+class Encoding(TypedDict):
+    """What is read of the section encode without its config."""
+
+    shard_size: Size
 
 
 @dataclass(frozen=True)
 class Manifest:
     """Everything that is known of encoded latents. `read_manifest` gets one that is whole."""
 
-    class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]  # (C, H, W)
-    latent_shape: tuple[int, int, int]
-    moments: int  # M
+    class_names: tuple[Name, ...]
+    image_shape: tuple[Size, Size, Size]  # (C, H, W)
+    latent_shape: tuple[Size, Size, Size]
+    moments: Annotated[int, Within(1, 2)]  # M
     flips: bool
-    dtype: str
-    autoencoder: Tree  # the resolved section first_stage
+    dtype: Literal["fp16", "bf16", "fp32"]
+    autoencoder: Annotated[Tree, Keys(Autoencoding)]  # the resolved section first_stage
     mean: tuple[float, ...]  # per channel, of sampled latents before scale and shift
-    std: tuple[float, ...]
-    encoding: Tree  # images, crop, precision, …: what an interrupted encoding must find again
-    skipped: tuple[tuple[int, str], ...]  # broken images that were left out: place, reason
+    std: tuple[NonNegative, ...]
+    encoding: Annotated[Tree, Keys(Encoding)]  # images, crop, precision, …: what a continued encoding must find again
+    skipped: tuple[tuple[Count, str], ...]  # broken images that were left out: place, reason
     shards: tuple[Shard, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            count = self.latent_shape[0]
+            require(len(getattr(self, name)) == count, self, name, f"must have {count} numbers, one for each channel")
+        twice = len({shard.file for shard in self.shards}) < len(self.shards)
+        require(not twice and len(self) > 0, self, "shards", "must name each file once, and have at least one row")
 
     def __len__(self) -> int:
         """Encoded images; with flips there are twice as many rows to train on."""
@@ -108,17 +128,11 @@ def read_manifest(folder: str | Path) -> Manifest:
     if not path.is_file():
         found = "holds an unfinished encoding" if (folder / SHARDS).is_dir() else "holds no encoded latents"
         raise NoLatents(f"{folder} {found}; run `dit-moe encode CONFIG`, or name another folder in data.path")
-    body = read_sealed(path, FORMAT, "encode anew")
-    values = {field.name: _as_tuples(body[field.name]) for field in fields(Manifest)}
-    manifest = Manifest(**values | {"shards": tuple(Shard(**each) for each in body["shards"])})
+    manifest = read_sealed(path, Manifest, FORMAT, "encode anew")
     for shard in manifest.shards:
         again = "run `dit-moe encode` again, which makes it anew"
         require_size(folder / SHARDS / shard.file, shard.bytes, MANIFEST, again)
     return manifest
-
-
-def _as_tuples(value: Any) -> Any:
-    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 # -------------------------------------------------------------------------------------------------------------- reading

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dit_moe.data.npz import image_writer
-from dit_moe.files import read_object, require_own, require_replaceable, require_writable, write_atomically
+from dit_moe.files import require_own, require_replaceable, require_writable, write_atomically
+from dit_moe.json_files import read_object
 from dit_moe.pictures import foreign_pictures, grid_layout, image_grid, png_folder, save_png
 
 SAMPLE_JSON = "sample.json"  # says how everything beside it was made

@@ -14,7 +14,8 @@ from typing import Any, Self
 from dit_moe import config
 from dit_moe.config import ConfigError
 from dit_moe.distributed import from_main, is_out_of_memory, locked, on_main
-from dit_moe.files import read_object, require_own, require_writable, write_atomically
+from dit_moe.files import require_own, require_writable, write_atomically
+from dit_moe.json_files import read_object
 from dit_moe.locks import exclusive
 from dit_moe.plotting import save_figure
 from dit_moe.studies.figures import draw_differences, draw_loss_vs_flops, draw_quality_vs_active

@@ -23,7 +23,8 @@ from dit_moe.evaluation.runs import comparison_of, how_many, reconstructed, run_
 from dit_moe.evaluation.sources.base import EvaluationInput
 from dit_moe.experiments.image import EvalConfig
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
-from dit_moe.files import read_object, write_atomically
+from dit_moe.files import write_atomically
+from dit_moe.json_files import read_object
 from dit_moe.metrics import configs_of
 from dit_moe.studies.study import PlannedRun, Study
 from dit_moe.tasks import AnyExperiment, task_of

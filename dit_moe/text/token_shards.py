@@ -23,15 +23,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dit_moe.config import ConfigError, Tree, require
+from dit_moe.config import ConfigError, Keys, Matching, Tree, require
 from dit_moe.data.base import place_of
-from dit_moe.files import read_sealed, require_size, sha256_of, write_sealed
+from dit_moe.files import require_size, sha256_of
+from dit_moe.json_files import Count, FileName, Name, Sha256, Size, read_sealed, write_sealed
 from dit_moe.text.tokenizer import Document, TextTokenizer, TokenizerConfig, open_tokenizer
 
 FORMAT = 1
@@ -51,23 +52,51 @@ class NoTokens(ValueError):
 class TokenShard:
     """Two files: its tokens, and where its documents begin."""
 
-    file: str  # without suffix
-    documents: int
-    tokens: int
-    bytes: int  # of the documents' text in UTF-8
-    largest: int  # id
-    sha256: str  # of the tokens
-    documents_sha256: str
+    file: FileName  # without suffix
+    documents: Size
+    tokens: Size
+    bytes: Count  # of the documents' text in UTF-8
+    largest: Count  # id
+    sha256: Sha256  # of the tokens
+    documents_sha256: Sha256
+
+
+class TokenizerFacts(TypedDict):
+    """The tokenizer of some tokens."""
+
+    name: Name
+    sha256: str
+    vocab_size: Size
+    eos: Count  # id
+
+
+class CorpusFacts(TypedDict):
+    """The corpus of some tokens: the fields that all have of its section, and what tells its content."""
+
+    name: Name
+    fingerprint: str | None
+
+
+class TokenEncoding(TypedDict):
+    """Of what text the tokens are, and how they are made: the fields that are read without the config."""
+
+    corpus: CorpusFacts
+    tokenizer: Tree
+    split: str
 
 
 @dataclass(frozen=True)
 class TokenManifest:
     """All facts about tokenised text. `read_token_manifest` reads one and checks that its shards are there."""
 
-    tokenizer: Tree  # name, sha256, vocab_size, eos
-    dtype: str
-    encoding: Tree  # corpus, tokenizer, …: what an interrupted tokenisation must find again
+    tokenizer: Annotated[Tree, Keys(TokenizerFacts)]
+    dtype: Annotated[str, Matching("|".join(DTYPES), "uint16 or uint32")]
+    encoding: Annotated[Tree, Keys(TokenEncoding)]  # what an interrupted tokenisation must find again
     shards: tuple[TokenShard, ...]
+
+    def __post_init__(self) -> None:
+        twice = len({shard.file for shard in self.shards}) < len(self.shards)
+        require(not twice and self.tokens > 0, self, "shards", "must name each file once, and have at least one")
 
     @property
     def tokens(self) -> int:
@@ -154,13 +183,9 @@ def read_token_manifest(folder: str | Path, option: str = "data.path") -> TokenM
     if not (folder / MANIFEST).is_file():
         found = "holds an unfinished tokenisation" if (folder / SHARDS).is_dir() else "holds no tokens"
         raise NoTokens(f"{folder} {found}; run `dit-moe tokenize CONFIG`, or name another folder in {option}")
-    body = read_sealed(folder / MANIFEST, FORMAT, "delete it and run `dit-moe tokenize` again")
-    try:
-        shards = tuple(TokenShard(**shard) for shard in body["shards"])
-        manifest = TokenManifest(body["tokenizer"], body["dtype"], body["encoding"], shards)
-    except (KeyError, TypeError):
-        raise ValueError(f"{folder / MANIFEST} is not of tokens; name a folder that `dit-moe tokenize` wrote") from None
-    for shard in shards:
+    remedy = "name a folder that `dit-moe tokenize` wrote, or delete it and run that again"
+    manifest = read_sealed(folder / MANIFEST, TokenManifest, FORMAT, remedy)
+    for shard in manifest.shards:
         require_whole(folder, shard, manifest.dtype)
     return manifest
 

@@ -137,7 +137,7 @@ def test_a_manifest_that_was_changed_is_refused(folder):
     text = path.read_text()
     for changed, problem in (
         (text.replace('"eos": 256', '"eos": 255'), "was changed after it was written; .* or delete it and"),
-        (text[:-200], "is truncated or damaged"),
+        (text[:-200], "is truncated, or still being written"),
         (text.replace('"format": 1', '"format": 9'), "has format 9, this version reads 1"),
     ):
         path.write_text(changed)

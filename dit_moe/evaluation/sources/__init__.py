@@ -25,7 +25,7 @@ from dit_moe.evaluation.sources.base import (
 from dit_moe.evaluation.sources.dataset import open_dataset, open_latents
 from dit_moe.evaluation.sources.folder import LABELS, FolderSource
 from dit_moe.evaluation.sources.npz import open_npz
-from dit_moe.files import read_object
+from dit_moe.json_files import read_object
 from dit_moe.registry import did_you_mean
 from dit_moe.sampling.outputs import OUTPUTS, SAMPLE_JSON
 

@@ -50,6 +50,10 @@ class ConfigError(ValueError):
         return ConfigError(f"{parent}.{self.path}" if parent else self.path, self.problem)
 
 
+class WorkFailed(RuntimeError):
+    """Work that failed in its middle for a known reason: the message says what, why, and what to do about it."""
+
+
 @contextmanager
 def section(path: str) -> Iterator[None]:
     """Within it a mistake is seen from the section `path` of the config: its path is below that."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import hashlib
 import os
 import re
 import signal
@@ -26,7 +27,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 
-from dit_moe.config import ConfigError
+from dit_moe.config import ConfigError, WorkFailed
 from dit_moe.locks import exclusive
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ GLOO = re.compile(r"\[\S*gloo/\S*\] ")  # its errors are plain RuntimeErrors tha
 AFTERWARDS = "look for its own message, then run the same command again, which goes on from what was saved"
 
 
-class ProcessLost(RuntimeError):
+class ProcessLost(WorkFailed):
     """Another of the processes that work together has ended, or never came."""
 
 
@@ -183,6 +184,21 @@ def _has_launcher() -> bool:
 
 def _place() -> str:
     return f"process {os.environ.get('RANK', '0')} of {_launched()}"
+
+
+def first_to_say(text: str) -> bool:
+    """Whether no other of the processes that work together has asked this of the same text; True for one alone."""
+    if not dist.is_initialized():
+        return True
+    key, patience = f"dit_moe/said/{hashlib.sha256(text.encode(errors='replace')).hexdigest()}", time.monotonic() + 2
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        first = store.add(key, 1) == 1
+        while dist.get_rank() == 0 and store.add(key, 0) < dist.get_world_size() and time.monotonic() < patience:
+            time.sleep(POLL / 10)  # the store ends with process 0
+    except RuntimeError:  # it has ended
+        return True
+    return first
 
 
 def on_all(call: Callable[[], T]) -> list[T]:

@@ -1,13 +1,22 @@
-"""Numbers as people read them: rounded, but never to nothing; and Markdown tables."""
+"""Numbers, texts and tables as people read them: numbers rounded, but never to nothing; names that cannot do harm."""
 
 from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
 
 NUMBER = re.compile(r"(≈ )?\*{0,2}[-+−]?\d")  # how the cell of a number begins
 SMALLEST = 8  # decimals, beyond which an exponent is easier to read
+LONGEST = 1000  # letters of a message, whose middle is left out beyond that
+# What steers a terminal, reverses its lines, or is half a character.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_BREAK = re.compile(r"\s*[\n\t\r\v\f\x85\u2028\u2029]\s*")
 
 
 def rounded(number: float, decimals: int, digits: int = 1) -> str:
@@ -42,10 +51,41 @@ def markdown_table(columns: Iterable[tuple[str, Sequence[str]]]) -> str:
     for title, content in columns:
         if not any(content):
             continue
-        cells = [cell.replace("|", "\\|") for cell in content]
+        cells = [one_line(cell).replace("|", "\\|") for cell in content]
         right = all(not cell or NUMBER.match(cell) for cell in cells)
         lines = [title, *(cell or "–" for cell in cells)]
         width = max(map(len, lines))
         head, *body = [line.rjust(width) if right else line.ljust(width) for line in lines]
         shown.append([head, "-" * (width - 1) + (":" if right else "-"), *body])
     return "".join(f"| {' | '.join(line)} |\n" for line in zip(*shown, strict=True))
+
+
+# --------------------------------------------------------------------------------------------------- for the terminal
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters, and halves of characters, written out: ``\\x1b`` for an escape."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str, longest: int = LONGEST) -> str:
+    """`text` on one printable line; of a long one, the beginning and the end."""
+    if len(text) > longest:
+        half = longest // 2
+        text = f"{text[:half]} … {text[-half:]}"
+    return printable(_BREAK.sub(" ", text.strip()))
+
+
+def tell(text: str) -> None:
+    """One line on stderr, whatever names are in it."""
+    print(one_line(text), file=sys.stderr)
+
+
+class PlainConsole(Console):
+    """rich's console, for which texts are texts: nothing in a name is markup, an emoji, or an order to the terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dit_moe.files import is_open_as, require_writable
+from dit_moe.formatting import tell
 
 _held: set[Path] = set()  # locks of this process, which may enter again what it is in
 
@@ -64,7 +64,7 @@ def _take(lock: Path, output: Path, wait: bool) -> tuple[int, bool]:
             raise ValueError(f"{problem}; wait for it, or choose another folder") from None
         except OSError as error:  # some clusters' file systems have no locks
             warning = f"warning: {output} cannot be locked ({error.strerror}); start nothing else in it"
-            print(warning, file=sys.stderr)
+            tell(warning)
             return descriptor, made
         if is_open_as(lock, descriptor):
             return descriptor, made

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "randomness": set(),
     "files": set(),
     "json_files": {"config", "files"},
-    "locks": {"files"},
+    "locks": {"files", "formatting"},
     "formatting": set(),
     "distributed": BOTTOM,
     "checkpoint": BOTTOM,

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from dit_moe import config as configs
 from dit_moe.autoencoders.autoencoder import Autoencoder
-from dit_moe.config import ConfigError, Tree, require
+from dit_moe.config import ConfigError, Tree, WorkFailed, require
 from dit_moe.data import DATASETS, BrokenImages, Dataset
 from dit_moe.data.batch_sampler import load_batches
 from dit_moe.data.latents import DTYPES, SHARDS, LatentsConfig, Manifest, Shard, write_manifest
@@ -39,7 +39,7 @@ BROKEN = "broken.json"
 FREE = ("images.path", "images.heldout", "images.id", "images.min_side", "images.max_megapixels")
 
 
-class EncodingError(Exception):
+class EncodingError(WorkFailed):
     """The encoding could not be finished; what is done of it is kept."""
 
 

@@ -1,17 +1,29 @@
 """The console command ``dit-moe``; the scripts at the top of the repository call the same functions.
 
-Exit codes: 0 done; 2 bad input, found before the work starts; 1 a run that failed in the middle; 128 + n stopped by
-signal n after saving.
+Exit codes: 0 done; 2 bad input, found before the work starts; 1 a run that failed in the middle, or a fault of the
+program; 128 + n stopped by signal n, a training after saving. Whatever happens is said in one line on stderr.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import os
 import re
+import secrets
+import shlex
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from pathlib import Path
+from typing import Any
+
+from dit_moe.config import STORED, WorkFailed
+from dit_moe.formatting import tell
 
 COMMANDS = {  # name: module of dit_moe.cli, what it does
     "encode": ("encode", "turn images into latents to train on"),
@@ -32,13 +44,40 @@ COMMANDS = {  # name: module of dit_moe.cli, what it does
 
 
 EXTRAS = {"transformers": "lm", "tokenizers": "lm", "lm_eval": "lm", "datasets": "datasets"}  # package: what brings it
+SMALLER = {  # what takes less memory, by command
+    "train": "lower train.micro_batch",
+    "quickstart": "lower train.micro_batch and sample.batch_size",
+    "sample": "lower sample.batch_size",
+    "eval": "lower sample.batch_size of a run, or --size",
+    "encode": "lower encode.batch_size",
+    "perplexity": "lower eval.batch_size",
+    "lm-eval": "lower --batch-size",
+}
+ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 NEGATIVE = re.compile(r"-[\d.]")  # how a negative number begins
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sub-command and return its exit code."""
-    return _guarded(parse(sys.argv[1:] if argv is None else argv))
+    """Run one sub-command and return its exit code; SystemExit for --help, and for words that mean nothing."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = argparse.Namespace()
+    _open_standard_streams()
+    try:
+        try:
+            with _said_by_one():
+                args = parse(words)
+            from dit_moe.distributed import ending_together
+
+            with ending_together():
+                args.run(args)
+        finally:
+            sys.stdout.flush()
+    except (Exception, KeyboardInterrupt) as error:
+        if "--traceback" in words:
+            traceback.print_exception(error)
+        return _end(error, words, args)
+    return 0
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -58,6 +97,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             command.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_arguments(command)
             command.set_defaults(run=module.run)
+            command.add_argument("--traceback", action="store_true", help="show where in the program an error arose")
     args, rest = parser.parse_known_args(_joined(argv))
     if rest:  # argparse takes positionals in one go only; words and overrides may also come after an option
         words = not any(word.startswith("-") for word in rest)
@@ -100,39 +140,93 @@ def _joined(argv: Sequence[str]) -> list[str]:
     return joined
 
 
-def _guarded(args: argparse.Namespace) -> int:
-    from dit_moe.autoencoders.encoder import EncodingError
-    from dit_moe.diffusion import SamplingError
-    from dit_moe.distributed import ProcessLost, ending_together
-    from dit_moe.text.perplexity import ScoringError
-    from dit_moe.training import Interrupted, TrainingError
+# ------------------------------------------------------------------------------------------------ the end of a command
 
-    try:
-        with ending_together():
-            args.run(args)
-    except Interrupted as stop:
-        print(f"stopped: {stop}", file=sys.stderr)
-        return 128 + stop.signum
-    except (
-        TrainingError,
-        SamplingError,
-        EncodingError,
-        ScoringError,
-        ProcessLost,
-        MemoryError,
-        OSError,
-    ) as error:  # a full disk, too
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
-            raise
-        remedy = f"pip install 'dit_moe[{EXTRAS[error.name]}]'"
-        print(f"error: this needs the package {error.name}, which is not installed; {remedy}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+
+@contextmanager
+def _said_by_one() -> Iterator[None]:
+    """While entered, of the processes that torchrun or accelerate started only the first says anything on stderr."""
+    another = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0"
+    with redirect_stderr(io.StringIO()) if another else nullcontext():
+        yield
+
+
+def _open_standard_streams() -> None:
+    """Take any text, whatever the locale, and have no file of ours take the number of a stream that was closed."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _end(error: BaseException, words: Sequence[str], args: argparse.Namespace) -> int:
+    """Say in one line why a command ended, and return its exit code. Imports nothing: that may be what failed."""
+    if isinstance(error, KeyboardInterrupt):
         return 130
-    return 0
+    if isinstance(error, BrokenPipeError) and _reader_is_gone():
+        return 141
+    text = _message(error)
+    if hasattr(error, "signum"):  # training.Interrupted
+        return _say(f"stopped: {text}", 128 + error.signum)
+    if isinstance(error, WorkFailed | OSError):  # a full disk, too
+        return _say(f"failed: {text}", 1)
+    if type(error) is ValueError or (isinstance(error, ValueError) and _is_ours(error)):
+        return _say(f"error: {text}", 2)
+    package = str(getattr(error, "name", None)).partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and package in EXTRAS:
+        remedy = f"pip install 'dit_moe[{EXTRAS[package]}]'"
+        return _say(f"error: this needs the package {package}, which is not installed; {remedy}", 2)
+    distributed: Any = sys.modules.get("dit_moe.distributed")
+    if isinstance(error, MemoryError) or (distributed is not None and distributed.is_out_of_memory(error)):
+        problem = f"out of memory ({text}); {SMALLER.get(args.command, 'use less data at a time, or a larger machine')}"
+    else:
+        problem = f"{type(error).__name__}: {text}; this looks like a fault of dit-moe or of the machine"
+    return _say(f"failed: {problem}", 1, lambda: _keep_trace(error, words, args))
+
+
+def _say(text: str, code: int, more: Callable[[], str] = str) -> int:
+    """Unless another of the processes that work together has said the same; what `more` returns may differ."""
+    distributed: Any = sys.modules.get("dit_moe.distributed")
+    if distributed is None or distributed.first_to_say(text):
+        tell(f"{text}{more()}")
+    return code
+
+
+def _message(error: BaseException) -> str:
+    """The first line of what an error says; of one that a worker process passed on, the last, after its trace."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or ["it says nothing"]
+    if "Original Traceback" in str(error):
+        return lines[-1].removeprefix(f"{type(error).__name__}: ")
+    return ERRNO.sub("", str(error) if isinstance(error, WorkFailed | OSError | ValueError) else lines[0])
+
+
+def _is_ours(error: BaseException) -> bool:
+    return any(base.__module__.partition(".")[0] == "dit_moe" for base in type(error).__mro__)
+
+
+def _reader_is_gone() -> bool:
+    """Whether stdout is a pipe that nobody reads; what was to go into it is then dropped."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _keep_trace(error: BaseException, words: Sequence[str], args: argparse.Namespace) -> str:
+    """Write the trace to a new file, in the run folder if there is one, and return where it is said to be."""
+    folders = [getattr(args, name, None) for name in ("run_folder", "folder")]
+    runs = [folder for folder in folders if folder is not None and (folder / STORED).is_file()]
+    name = f"trace-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}.txt"
+    for folder in (*runs, Path(tempfile.gettempdir())):
+        with suppress(Exception):
+            with (folder / name).open("x", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"dit-moe {shlex.join(words)}\n")
+                traceback.print_exception(error, file=file)
+            return f"; where it arose is in {folder / name}"
+    return "; the same command with --traceback shows where it arose"

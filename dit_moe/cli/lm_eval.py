@@ -14,10 +14,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from dit_moe.formatting import rounded
+from dit_moe.formatting import PlainConsole, rounded
 from dit_moe.interop.harness import DEFAULT_CONFIG, RESULT, run_tasks
 
 
@@ -70,4 +69,4 @@ def print_table(report: dict[str, Any]) -> None:
     if report["mean"] is not None:
         table.add_section()
         table.add_row("mean", "", "", rounded(report["mean"], 4, 2), "")
-    Console().print(table)
+    PlainConsole().print(table)

@@ -19,13 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from dit_moe.cli import split_words
 from dit_moe.distributed import join_processes
 from dit_moe.evaluation.text import RESULT, score_run
-from dit_moe.formatting import rounded
+from dit_moe.formatting import PlainConsole, rounded
 
 OPTIONS = ("stride", "batch_size", "max_documents")  # of the command that are keys of the section `eval`
 
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         print_table(report)
 
 
-def print_table(report: dict[str, Any], console: Console | None = None) -> None:
+def print_table(report: dict[str, Any], console: PlainConsole | None = None) -> None:
     """The numbers of a report, on stderr."""
     counts = f"{report['documents']:,} documents, {report['tokens']:,} tokens, {report['bytes']:,} bytes"
     table = Table("", title=counts, pad_edge=False)
@@ -61,7 +60,7 @@ def print_table(report: dict[str, Any], console: Console | None = None) -> None:
         table.add_row(label, *("" if number is None else rounded(number, 4, 2) for number in numbers))
     if report["active_experts"] is not None:
         table.add_row("active experts", f"{report['active_experts']:.4f}", _target(report["target_experts"]))
-    (console or Console(stderr=True)).print(table)
+    (console or PlainConsole(stderr=True)).print(table)
 
 
 def _target(experts: float | Sequence[float] | None) -> str:

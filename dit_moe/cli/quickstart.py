@@ -27,5 +27,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do all of it and write metrics.json, curves.png and grid.png, or sample.json of text, into the run folder."""
-    experiment, folder = load(args.config, args.overrides), run_folder(args.config, args.folder)
-    quickstart(experiment, folder, args.config.name, skip_broken=args.skip_broken)
+    experiment, args.folder = load(args.config, args.overrides), run_folder(args.config, args.folder)
+    quickstart(experiment, args.folder, args.config.name, skip_broken=args.skip_broken)

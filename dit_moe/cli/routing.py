@@ -20,14 +20,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from dit_moe.analysis.collect_images import IMAGES, TIMES
 from dit_moe.analysis.collect_text import TOKENS
 from dit_moe.analysis.report import report_routing
 from dit_moe.analysis.statistics import RoutingStats
-from dit_moe.formatting import rounded
+from dit_moe.formatting import PlainConsole, rounded, tell
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,10 +49,10 @@ def run(args: argparse.Namespace) -> None:
     if written is not None:
         stats, page = written
         print_table(stats)
-        Console(stderr=True, soft_wrap=True).print(f"report: {page}")
+        tell(f"report: {page}")
 
 
-def print_table(stats: RoutingStats, console: Console | None = None) -> None:
+def print_table(stats: RoutingStats, console: PlainConsole | None = None) -> None:
     """Active experts and balance of every layer, on stderr."""
     facts = stats.facts
     table = Table("MoE layer", title=f"{facts['model']}, step {facts['step']}, {facts['split']}", pad_edge=False)
@@ -63,4 +62,4 @@ def print_table(stats: RoutingStats, console: Console | None = None) -> None:
     for layer, active, std, balance in layers:
         table.add_row(str(layer), *(rounded(value, 4) for value in (active, std, balance)))
     table.add_row("all", f"{stats.active:.4f}", "", str(stats.target))
-    (console or Console(stderr=True)).print(table)
+    (console or PlainConsole(stderr=True)).print(table)

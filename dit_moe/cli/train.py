@@ -29,4 +29,5 @@ def run(args: argparse.Namespace) -> None:
         print(describe(resolve_for_dry_run(experiment), args.gpu, args.gpus, args.mfu))
         return
     experiment, dataset = prepare(experiment)
-    train(experiment, dataset, run_folder(args.config, args.folder))
+    args.folder = run_folder(args.config, args.folder)
+    train(experiment, dataset, args.folder)

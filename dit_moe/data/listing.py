@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import heapq
 import os
-import sys
 from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dit_moe.distributed import join_processes
+from dit_moe.formatting import tell
 
 PassedOver = dict[str, dict[str, Any]]  # reason → {"count": entries, "first": name}, JSON-ready
 
@@ -142,7 +142,7 @@ def facts_of_listing(source: Any) -> dict[str, PassedOver]:
 def note(text: str) -> None:
     """One line on stderr, once, and on the main process alone."""
     if join_processes().is_main_process:
-        print(f"note: {text}", file=sys.stderr)
+        tell(f"note: {text}")
 
 
 def _entries(path: bytes) -> list[os.DirEntry[bytes]]:

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dit_moe.config import Tree, differences
+from dit_moe.config import Tree, WorkFailed, differences
 from dit_moe.data.npz import image_writer
 from dit_moe.distributed import enough_memory, from_main, join_processes, locked, on_all, on_main
 from dit_moe.evaluation.sources.base import FEATURES_MANIFEST, Source
@@ -321,7 +321,7 @@ class Extraction:
 
     def _tensors_of(self, images_BCHW: Tensor, part: list[int]) -> dict[str, Tensor]:
         many = f"{self.extractor.name} takes {len(part)} images {'×'.join(map(str, images_BCHW.shape[1:]))} at once"
-        with enough_memory(MemoryError, f"{many}, make them smaller by --size"):
+        with enough_memory(WorkFailed, f"{many}, make them smaller by --size"):
             features_BD, spatial_BS = self.extractor(images_BCHW)
         if features_BD.shape != (len(part), self.extractor.dim):
             gave = f"features of shape {tuple(features_BD.shape)} for {len(part)} images"

@@ -10,11 +10,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rich.console import Console
 from rich.table import Table
 
 from dit_moe.config import Tree
 from dit_moe.evaluation.comparability import UNKNOWN, Reason
+from dit_moe.formatting import PlainConsole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +173,7 @@ ARROWS = {"lower": " ↓", "higher": " ↑"}
 SHOWN = 2  # reasons
 
 
-def print_report(report: Report, console: Console | None = None) -> None:
+def print_report(report: Report, console: PlainConsole | None = None) -> None:
     """Print a row for each number, the columns that any of them has, and what there is to know about them."""
     table = Table(title=_title(report.provenance), pad_edge=False)  # every cell fits 80 columns
     rows = _report_rows(report)
@@ -183,11 +183,11 @@ def print_report(report: Report, console: Console | None = None) -> None:
         table.add_column(COLUMNS[name], justify="right")
     for label, row in rows:
         table.add_row(label, *(_in_9_characters(row.get(name)) for name in columns))
-    console = console or Console(stderr=True)
+    console = console or PlainConsole(stderr=True)
     console.print(table)
-    console.print(_comparability(report.provenance), highlight=False, markup=False)
+    console.print(_comparability(report.provenance))
     for warning in report.warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False)
+        console.print(f"warning: {warning}", style="yellow")
 
 
 def _title(facts: Provenance) -> str:

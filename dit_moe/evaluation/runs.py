@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -32,6 +31,7 @@ from dit_moe.evaluation.sources.dataset import open_dataset
 from dit_moe.experiments.image import Experiment
 from dit_moe.experiments.run import ImageRun
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
+from dit_moe.formatting import tell
 from dit_moe.metrics.frechet import FrechetDistanceConfig
 from dit_moe.moe import measure_active
 from dit_moe.progress import images_bar
@@ -234,7 +234,7 @@ class EvaluationDuringTraining:
             report = self.comparison.evaluate([EvaluationInput(source=source)])
         except (ValueError, SamplingError, OSError) as error:
             if join_processes().is_main_process:
-                print(f"warning: no evaluation at step {step}: {error}", file=sys.stderr)
+                tell(f"warning: no evaluation at step {step}: {error}")
             return None
         return None if report is None else _with_counts(report)
 

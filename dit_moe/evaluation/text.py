@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from dit_moe.distributed import join_processes, on_main
 from dit_moe.experiments.run import TextRun, open_text_run
 from dit_moe.experiments.text import open_heldout, scoring_options
 from dit_moe.files import require_writable, write_atomically
+from dit_moe.formatting import tell
 from dit_moe.moe.compute_budget import thresholds
 from dit_moe.progress import work_bar
 from dit_moe.text.corpora import decode_utf8
@@ -141,7 +141,7 @@ class HeldoutTextHook:
             scores = score(network, self.documents, **self.how)
         except (ValueError, ScoringError) as error:
             if main:
-                print(f"warning: no held-out loss at step {step}: {error}", file=sys.stderr)
+                tell(f"warning: no held-out loss at step {step}: {error}")
             return None
         numbers = {"loss": scores.loss, "bits_per_byte": scores.bits_per_byte, "active_experts": scores.active.mean}
         return {f"heldout_{name}": value for name, value in numbers.items()} if main else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import lru_cache
@@ -20,6 +19,7 @@ from dit_moe.diffusion import OBJECTIVES, SAMPLERS, Objective, check_fit
 from dit_moe.distributed import join_processes
 from dit_moe.extractors import EXTRACTORS
 from dit_moe.extractors.digits_cnn import DigitsCNNConfig
+from dit_moe.formatting import tell
 from dit_moe.metrics import METRICS
 from dit_moe.models import MODELS
 from dit_moe.moe.compute_budget import ComputeBudgetConfig
@@ -217,7 +217,7 @@ def resolve_sampling(
 @lru_cache
 def _note(text: str) -> None:
     """Once, also where a run is opened many times."""
-    print(f"note: {text}", file=sys.stderr)
+    tell(f"note: {text}")
 
 
 def check_compute_budget(sample: ComputeBudgetConfig, model: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -19,6 +18,7 @@ from dit_moe.config import ConfigError, require
 from dit_moe.distributed import join_processes
 from dit_moe.experiments.run import open_text_run
 from dit_moe.files import require_writable, sha256_of, write_atomically
+from dit_moe.formatting import tell
 
 DEFAULT_CONFIG = Path("configs/lm/tasks.yaml")
 RESULT = "lm_eval.json"
@@ -216,9 +216,7 @@ def _rows(task: TaskConfig, result: dict[str, Any], shots: dict[str, int]) -> li
     }
     common = {"task": task.name, "shots": shots.get(task.name, task.shots)}
     if task.metric is not None and task.metric not in found:  # known only now, and hours of work are not thrown away
-        print(
-            f"warning: task {task.name} reports no {task.metric}, but {', '.join(found) or 'nothing'}", file=sys.stderr
-        )
+        tell(f"warning: task {task.name} reports no {task.metric}, but {', '.join(found) or 'nothing'}")
         found[task.metric] = (None, None)
     return [
         # The harness says "N/A" where it knows no error.

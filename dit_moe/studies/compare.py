@@ -15,6 +15,7 @@ from dit_moe import config
 from dit_moe.config import ConfigError
 from dit_moe.distributed import from_main, is_out_of_memory, locked, on_main
 from dit_moe.files import require_own, require_writable, write_atomically
+from dit_moe.formatting import tell
 from dit_moe.json_files import read_object
 from dit_moe.locks import exclusive
 from dit_moe.plotting import save_figure
@@ -165,10 +166,10 @@ class StudyFolder:
                 raise
             problem = str(error).splitlines()[0]
             remedy = "lower train.micro_batch, or set timing_steps=0"
-            print(f"note: no times per step: {problem}; {remedy}", file=sys.stderr)
+            tell(f"note: no times per step: {problem}; {remedy}")
             return False
         except NotFinite as error:  # of a variant that diverges further: its losses are reported all the same
-            print(f"note: no times per step: {error} in a timed step; set timing_steps=0", file=sys.stderr)
+            tell(f"note: no times per step: {error} in a timed step; set timing_steps=0")
             return False
         return True
 

@@ -7,12 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from dit_moe.config import ConfigError
 from dit_moe.distributed import join_processes, locked
 from dit_moe.files import require_own, write_atomically
-from dit_moe.formatting import markdown_table
+from dit_moe.formatting import markdown_table, tell
 from dit_moe.plotting import INK, LINES, MARKERS, PAPER, canvas, labels_above, save_figure, styled
 from dit_moe.studies.compute_budget_runs import ImageOptions, ImageRunAtBudgets, RunAtBudgets, TextRunAtBudgets
 from dit_moe.studies.table import si_prefix
@@ -56,7 +54,7 @@ def measure_compute_budgets(
     ]
     for run in runs:
         if isinstance(run, ImageRunAtBudgets) and run.split != "heldout":
-            Console(stderr=True).print(f"{run.name}: the loss is of the images in {run.split}", style="yellow")
+            tell(f"{run.name}: the loss is of the images in {run.split}")
     out = out or folders[0] / "dial"
     require_own(out, ("dial.md", "dial.png"), (out / "dial.json").is_file())  # which `_read` looks into
     with locked(out):
@@ -89,7 +87,7 @@ def _measured(run: RunAtBudgets, kept: list[Entry], out: Path) -> Entry:
         missing = [name for name, entry in entries.items() if _find(entry, target) is None]
         if missing:
             what = "as trained" if target is None else f"{target:g} experts a token"
-            Console(stderr=True).print(f"{run.name}: {what}")
+            tell(f"{run.name}: {what}")
             for name, measured in run.measure(target, missing).items():
                 entries[name]["points"].append(measured)
             found = json.dumps({"format": FORMAT, "runs": kept}, indent=1, allow_nan=False)

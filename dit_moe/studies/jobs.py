@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from dit_moe.distributed import use_cpu
+from dit_moe.formatting import PlainConsole
 
 POLL = 0.2  # seconds
 TIED = "DIT_MOE_ENDS_WITH_PARENT"  # set for a command that is to end when its standard input does
@@ -159,8 +159,8 @@ class JobsProgress:
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.number, self.ended_jobs, self.start = len(jobs), 0, time.monotonic()
-        self.console = Console(stderr=True, soft_wrap=True)
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn())
+        self.console = PlainConsole(stderr=True, soft_wrap=True)
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
         shown = self.console.is_terminal
         self.bars = Progress(*columns, console=self.console, disable=not shown, transient=True)
         self.tasks = {job.name: self.bars.add_task(job.name, total=job.steps, visible=False) for job in jobs}
@@ -185,7 +185,7 @@ class JobsProgress:
         elapsed, left = time.monotonic() - self.start, self.number - self.ended_jobs
         times = _minutes(elapsed) + (f", about {_minutes(elapsed / self.ended_jobs * left)} left" if left else "")
         line = f"[{self.ended_jobs}/{self.number}] {job.name} {outcome} ({times})"
-        self.console.print(line, markup=False, highlight=False)
+        self.console.print(line)
 
 
 def _minutes(seconds: float) -> str:

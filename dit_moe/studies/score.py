@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -24,6 +23,7 @@ from dit_moe.evaluation.sources.base import EvaluationInput
 from dit_moe.experiments.image import EvalConfig
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
 from dit_moe.files import write_atomically
+from dit_moe.formatting import tell
 from dit_moe.json_files import read_object
 from dit_moe.metrics import configs_of
 from dit_moe.studies.study import PlannedRun, Study
@@ -219,7 +219,7 @@ def was_measured_here(timing: dict[str, Any], runs: Sequence[PlannedRun]) -> boo
 
 def time_variants(out: Path, runs: Sequence[PlannedRun], steps: int) -> dict[str, Any]:
     """{"runs", "steps", "made", "seconds_per_step": by the variant's name}, kept in timing.json."""
-    print(f"timing {len(runs)} variants", file=sys.stderr)
+    tell(f"timing {len(runs)} variants")
     seconds = seconds_per_step(runs, steps)
     timing = _timing_identity(runs, steps) | {"made": _made(runs), "seconds_per_step": seconds}
     write_atomically(out / TIMING, json.dumps(timing, indent=1) + "\n")

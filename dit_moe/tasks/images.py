@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -36,6 +35,7 @@ from dit_moe.experiments import image
 from dit_moe.experiments.image import Experiment
 from dit_moe.experiments.run import ImageRun, open_image_run
 from dit_moe.files import write_atomically
+from dit_moe.formatting import tell
 from dit_moe.pictures import save_grid
 from dit_moe.progress import images_bar
 from dit_moe.randomness import BatchRandom
@@ -104,7 +104,7 @@ def training_parts(
                 save_grid(made.images, made.labels, folder / "samples" / f"step_{step:08d}.png")
         except (ValueError, SamplingError) as error:  # a preview is not worth a run
             if join_processes().is_main_process:
-                print(f"warning: no samples at step {step}: {error}", file=sys.stderr)
+                tell(f"warning: no samples at step {step}: {error}")
 
     hooks = []
     if experiment.train.sample_every or experiment.eval.light_every:

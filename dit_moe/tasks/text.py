@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -36,7 +34,7 @@ from dit_moe.experiments.text import (
     text_experiment,
 )
 from dit_moe.files import require_writable, write_atomically
-from dit_moe.formatting import rounded
+from dit_moe.formatting import PlainConsole, rounded, tell
 from dit_moe.locks import exclusive
 from dit_moe.models import LM
 from dit_moe.moe import measure_active
@@ -102,7 +100,7 @@ def training_parts(
             (folder / "samples").mkdir(exist_ok=True)
             write_atomically(folder / "samples" / f"step_{step:08d}.txt", page)
         except ValueError as error:  # a preview is not worth a run
-            print(f"warning: no samples at step {step}: {error}", file=sys.stderr)
+            tell(f"warning: no samples at step {step}: {error}")
 
     hooks = []
     if every := experiment.train.sample_every:
@@ -207,7 +205,7 @@ def print_report(report: Report) -> None:
     table = Table(show_header=False)
     table.add_row("held-out bits per byte", f"{bits['model']:.3f}{spread}")
     table.add_row("… of a trigram model of the same text", f"{bits['trigram']:.3f}")
-    Console(stderr=True).print(table)
+    PlainConsole(stderr=True).print(table)
 
 
 def _require_same_tokenizer(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
@@ -18,7 +16,7 @@ from dit_moe import checkpoint, config
 from dit_moe.data.latents import NoLatents
 from dit_moe.distributed import locked, on_main
 from dit_moe.files import write_atomically
-from dit_moe.formatting import rounded
+from dit_moe.formatting import PlainConsole, rounded, tell
 from dit_moe.models import MODELS
 from dit_moe.tasks import AnyExperiment, task_of
 from dit_moe.text.token_shards import NoTokens
@@ -65,7 +63,7 @@ def resolve_for_dry_run(experiment: AnyExperiment) -> Any:
 @lru_cache
 def _note(text: str) -> None:
     """Once, also where many experiments have the same to say."""
-    print(f"note: {text}", file=sys.stderr)
+    tell(f"note: {text}")
 
 
 def train(experiment: AnyExperiment, dataset: Any, folder: Path) -> None:
@@ -138,4 +136,4 @@ def _print(metrics: dict[str, Any], files: Sequence[Path]) -> None:
     table.add_row("training", f"{rounded(metrics['train_seconds'], 0)} s")
     for path in files:
         table.add_row(path.stem, str(path))
-    Console(stderr=True).print(table)
+    PlainConsole(stderr=True).print(table)

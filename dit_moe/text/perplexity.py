@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dit_moe.config import ConfigError
+from dit_moe.config import ConfigError, WorkFailed
 from dit_moe.distributed import enough_memory, join_processes, on_all
 from dit_moe.models import LM
 from dit_moe.moe import ActiveExperts, measure_layers, no_active_experts
@@ -31,7 +31,7 @@ CHUNK = 2**25  # logits that are held in fp32 at a time: 128 MB
 LARGEST = math.log(sys.float_info.max)
 
 
-class ScoringError(RuntimeError):
+class ScoringError(WorkFailed):
     """Scoring that failed in the middle."""
 
 

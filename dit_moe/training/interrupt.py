@@ -9,10 +9,12 @@ import time
 from types import FrameType
 from typing import Any, Self
 
+from dit_moe.config import WorkFailed
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class TrainingError(RuntimeError):
+class TrainingError(WorkFailed):
     """The run failed in the middle; the checkpoints written so far are good."""
 
 

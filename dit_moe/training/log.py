@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,12 +17,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from accelerate import Accelerator
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from dit_moe.config import Tree
 from dit_moe.files import sync, write_atomically
-from dit_moe.formatting import rounded
+from dit_moe.formatting import PlainConsole, rounded, tell
 from dit_moe.moe import MoEConfig
 from dit_moe.training.config import TrainConfig
 from dit_moe.training.step import ACTIVE_PEAK
@@ -150,7 +148,7 @@ class ProgressBar:
 
     def __init__(self, steps: int, step: int, unit: str, shown: bool) -> None:
         self._steps, self._unit, self._printed = steps, unit, -PAUSE
-        self._console = Console(stderr=True, quiet=not shown, soft_wrap=True, highlight=False)
+        self._console = PlainConsole(stderr=True, quiet=not shown, soft_wrap=True)
         columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.description}"))
         self._bar = Progress(*columns, console=self._console, disable=not (shown and self._console.is_terminal))
         self._task = self._bar.add_task("", total=steps, completed=step)
@@ -184,7 +182,7 @@ class ProgressBar:
             self.message(f"step {line['step']}/{self._steps}  {text}")
 
     def message(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        self._console.print(text)
 
 
 class JsonLines:
@@ -233,7 +231,7 @@ class JsonLines:
                 file.writelines(damaged)
                 os.fsync(file.fileno())
             count = "a line" if len(damaged) == 1 else f"{len(damaged)} lines"
-            print(f"warning: {path} has {count} that cannot be read, now in {aside.name}", file=sys.stderr)
+            tell(f"warning: {path} has {count} that cannot be read, now in {aside.name}")
         if kept != lines:
             write_atomically(path, b"".join(kept))
 

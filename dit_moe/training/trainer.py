@@ -7,7 +7,6 @@ whether the processes share the weights out, and a resumed run goes on bit for b
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from dit_moe import checkpoint
 from dit_moe.config import OF_A_RUN, parse
 from dit_moe.distributed import is_out_of_memory, locked, on_all, on_main
 from dit_moe.files import write_atomically
+from dit_moe.formatting import tell
 from dit_moe.moe import needs_calibration, notes
 from dit_moe.training.config import TrainConfig
 from dit_moe.training.data_loader import Dataset, Prefetcher, Prepare, shown
@@ -136,7 +136,8 @@ class Trainer:
         before = saved.state.get("precision", self.precision)
         if before != self.precision:
             note = f"{self.run} was trained in {before} so far, here train.mixed_precision=auto means {self.precision}"
-            self.accelerator.print(note, file=sys.stderr)
+            if self.accelerator.is_main_process:
+                tell(note)
 
     def _train(self) -> None:
         try:

@@ -1,11 +1,17 @@
 """Bad input: one clear message, exit code 2 before the work starts (1 in its middle), and nothing overwritten."""
 
 import hashlib
+import io
 import json
+import os
+import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dit_moe.cli import table
 from dit_moe.data import digits
 from tests.cli.conftest import CONFIG, SMALL, cli
 from tests.folders import contents
@@ -109,3 +115,96 @@ def test_unknown_options_and_commands_are_argparse_errors(capsys):
     assert cli("train", CONFIG, "--rum", "x") == 2
     assert cli("fly") == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+FAULTS = {
+    "a mistake of ours": (KeyError("layer"), "KeyError: 'layer'; this looks like a fault of dit-moe or of the machine"),
+    "a library's": (RuntimeError("[red]bad[/x]\n  and more"), "RuntimeError: [red]bad[/x]; this looks like a fault"),
+    "text": (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no"), "UnicodeDecodeError: 'utf-8' codec can't decode byte"),
+    "depth": (RecursionError("maximum recursion depth exceeded"), "RecursionError: maximum recursion depth exceeded"),
+    "memory": (MemoryError("Unable to allocate 2. TiB"), "out of memory (Unable to allocate 2. TiB); use less data at"),
+    "a CPU's memory": (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "out of memory (DefaultCPU"),
+    "a silent one": (AssertionError(), "AssertionError: it says nothing; this looks like a fault"),
+    "a package that is broken": (
+        ModuleNotFoundError("No module named 'x'", name="x"),
+        "ModuleNotFoundError: No module",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_any_exception_is_one_line_and_a_file_with_its_trace(capsys, monkeypatch, tmp_path, fault):
+    error, message = FAULTS[fault]
+    monkeypatch.setattr(table, "make_table", raising(error))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    refused(capsys, 1, f"failed: {message}", "table")
+    assert cli("table") == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    traces = [path.read_text() for path in tmp_path.iterdir()]
+    assert re.search(r"where it arose is in (.*)\n", told)[1] in map(str, tmp_path.iterdir())
+    assert all("dit-moe table\nTraceback" in each and "in run" in each for each in traces), "the second is a new file"
+    assert cli("table", "--traceback") == 1
+    assert "in run" in capsys.readouterr().err
+
+
+def raising(error: Exception):
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
+
+
+def test_the_trace_of_a_run_is_in_its_folder_and_a_refusal_leaves_none(capsys, a_run, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    before = set(contents(a_run))
+    assert cli("sample", a_run, "count=0") == 2
+    monkeypatch.setattr("dit_moe.tasks.images.sample", raising(ZeroDivisionError("division by zero")))
+    assert cli("sample", a_run) == 1
+    (made,) = set(contents(a_run)) - before
+    assert re.fullmatch(r"trace-[\w-]+\.txt", str(made)) and str(made) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["pipe\x1b[31m", "a\x00b", "\u202egnp.exe", "\udcff", "two\nlines", "[bold]x[/red]"])
+def test_a_name_cannot_steer_the_terminal(capsys, tmp_path, text):
+    refused(capsys, 2, "is not a known key", "train", CONFIG, f"{text}=1")
+    refused(capsys, 2, "", "table", tmp_path / text.replace("\x00", ""))
+    assert cli("table", tmp_path / text.replace("\x00", "")) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and told.removesuffix("\n").isprintable()
+
+
+def test_a_value_of_a_megabyte_is_not_repeated(capsys):
+    refused(capsys, 2, "xxx … xxx", "train", CONFIG, "train.lr=" + "x" * 10**6)
+    assert cli("train", CONFIG, "train.lr=" + "x" * 10**6) == 2
+    assert len(capsys.readouterr().err) < 1100
+
+
+def in_a_fork(*words: object, encoding: str = "utf-8", without: tuple[int, ...] = (), unread: bool = False):
+    """Exit code, stdout and stderr of a command in a process of its own."""
+    (out, to_out), (err, to_err) = os.pipe(), os.pipe()
+    if unread:
+        os.close(out)
+    child = os.fork()
+    if child == 0:
+        os.dup2(to_out, 1), os.dup2(to_err, 2), os.close(to_out), os.close(to_err)
+        for descriptor in without:
+            os.close(descriptor)
+        streams = [
+            None if each in without else io.TextIOWrapper(io.BufferedWriter(io.FileIO(each, "w")), encoding)
+            for each in (1, 2)
+        ]
+        sys.stdout, sys.stderr = streams
+        os._exit(cli(*words))
+    os.close(to_out), os.close(to_err)
+    said = [b"" if end == out and unread else Path(f"/proc/self/fd/{end}").read_bytes() for end in (out, err)]
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), *(each.decode(encoding) for each in said)
+
+
+def test_a_command_works_in_an_ascii_locale_and_without_its_streams():
+    code, table, told = in_a_fork("table", encoding="ascii")
+    assert (code, told) == (0, "") and "\\u2013" in table
+    assert in_a_fork("table", without=(0, 1)) == (0, "", "")
+    assert in_a_fork("table", without=(2,))[:2] == (0, table.encode().decode("unicode_escape"))
+    assert in_a_fork("table", "nowhere", without=(0, 2)) == (2, "", "")
+    assert in_a_fork("table", unread=True) == (141, "", "")

@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from dit_moe.cli.perplexity import print_table
 from dit_moe.experiments.run import open_text_run
+from dit_moe.formatting import PlainConsole
 from dit_moe.text.corpora.files import FilesConfig
 from dit_moe.text.perplexity import score
 from dit_moe.text.tokenization import Tokenization, TokenizeConfig
@@ -119,10 +119,10 @@ def test_the_table_fits_a_narrow_terminal_and_leaves_out_what_is_not_known(capsy
     report = dict.fromkeys(("bits_per_byte", "loss", "perplexity", "active_experts"), 1.5)
     report |= {f"{name}_std_error": None for name in report} | {"step": 7, "target_experts": 2.0}
     report |= {"documents": 1, "tokens": 10**9, "bytes": 4 * 10**9}
-    print_table(report, Console(width=80))
+    print_table(report, PlainConsole(width=80))
     shown = capsys.readouterr().out
     assert "1,000,000,000 tokens" in shown and "None" not in shown and "target 2" in shown
-    print_table(report | {"active_experts": None}, Console(width=80))
+    print_table(report | {"active_experts": None}, PlainConsole(width=80))
     assert "active experts" not in capsys.readouterr().out
 
 

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load, save
 
+from dit_moe.config import WorkFailed
 from dit_moe.evaluation.features import Extraction, FeatureFolder, thumbnails
 from dit_moe.evaluation.sources.base import FEATURES_MANIFEST
 
@@ -96,7 +97,7 @@ def test_an_extractor_without_memory_for_the_images_says_how_many_it_takes(tmp_p
         def __call__(self, images_BCHW):
             return torch.empty(2**48)  # 1 PiB
 
-    with pytest.raises(MemoryError, match="out of memory; pixels takes 32 images 1×4×4 at once, make them smaller"):
+    with pytest.raises(WorkFailed, match="out of memory; pixels takes 32 images 1×4×4 at once, make them smaller"):
         Extraction(NoiseSource(), Huge(), tmp_path).run()
 
 

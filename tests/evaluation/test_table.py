@@ -5,11 +5,11 @@ import io
 import json
 
 import pytest
-from rich.console import Console
 
 from dit_moe.evaluation.comparability import UNKNOWN
 from dit_moe.evaluation.report import Report, print_report
 from dit_moe.evaluation.table import Row, published_rows, read_result, to_csv, to_markdown
+from dit_moe.formatting import PlainConsole
 
 REASONS = ["5 000 generated images instead of 50 000", "the images were altered: resized to 256"]
 
@@ -258,7 +258,7 @@ def printed_report(**provenance):
 
 
 def printed(width=80, **provenance):
-    console = Console(file=io.StringIO(), width=width)
+    console = PlainConsole(file=io.StringIO(), width=width)
     print_report(printed_report(**provenance), console)
     return console.file.getvalue()
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
+from dit_moe.formatting import PlainConsole
 from dit_moe.studies import jobs
 from dit_moe.studies.jobs import TIED, Job, JobsProgress, Share, gpu_names, run_jobs, share_machine
 
@@ -171,7 +171,7 @@ def test_elsewhere_than_on_a_terminal_every_end_is_a_line(tmp_path, capsys):
 
 def test_on_a_terminal_jobs_that_run_are_shown_with_their_steps(tmp_path, monkeypatch):
     file = io.StringIO()
-    monkeypatch.setattr(jobs, "Console", lambda **how: Console(file=file, force_terminal=True, width=80))
+    monkeypatch.setattr(jobs, "PlainConsole", lambda **how: PlainConsole(file=file, force_terminal=True, width=80))
     running = two_jobs(tmp_path)
     running[0].log.write_text('{"step": 7}\n')
     running[1].log.write_text('{"step": 10}\n')

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dit_moe.config import ConfigError, require
+from dit_moe.config import ConfigError, WorkFailed, require
 from dit_moe.diffusion.base import SAMPLERS, Network, Objective
 from dit_moe.diffusion.guidance import GuidanceConfig, GuidedNetwork
 
@@ -39,7 +39,7 @@ def check_fit(config: SamplerConfig, objective: str) -> None:
         raise ConfigError("name", f"={SAMPLERS.name_of(config)} {needs}; choose one of {', '.join(fitting)}")
 
 
-class SamplingError(RuntimeError):
+class SamplingError(WorkFailed):
     """Sampling went wrong on its way, on input that was fine."""
 
 

@@ -217,6 +217,25 @@ def require_size(path: Path, size: int, source: str, remedy: str) -> None:
         raise ValueError(f"{path} {problem}; restore it from a copy, or {remedy}")
 
 
+def stand_in(start: bytes) -> str | None:
+    """What a file that begins so is in place of the one that was meant, and the remedy; None if it may be that one."""
+    start = start.lstrip().lower()
+    if not start:
+        return "is empty; get it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS and not the file itself; run git lfs pull"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "is a web page that was saved in place of the file; download the file itself"
+    return None
+
+
+def require_no_stand_in(path: Path) -> None:
+    """ValueError if an existing file is an empty one, a pointer of Git LFS or a web page. OSError if it is not read."""
+    with path.open("rb") as file:
+        if (problem := stand_in(file.read(1024))) is not None:
+            raise ValueError(f"{path} {problem}")
+
+
 def sha256_of(path: Path) -> str:
     """The hash of a file, which is read in pieces."""
     with path.open("rb") as file:

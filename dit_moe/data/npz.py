@@ -9,27 +9,26 @@ once or as they come. A set of any size then takes the memory of one batch.
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 import struct
 import zipfile
-import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from dit_moe.files import atomic_file
+from dit_moe.files import atomic_file, require_no_stand_in
 
 CHANNELS = (1, 3)
-NPY_HEADER = 1024  # most bytes before the numbers of an npy file; plain arrays have 128
+NPY_HEADER = 1024  # most bytes that we write before the numbers of an npy file; plain arrays have 128
+MOST_NPY_HEADER = 10_000  # that are read, as NumPy does it
+PLAUSIBLE = 2**28, 100  # bytes that any entry may unpack to, and how many times those of a larger one in the file
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's entry: magic, and the lengths of what follows it (APPNOTE 4.3.7)
-_DAMAGE = (
-    *(OSError, EOFError, ValueError, TypeError, KeyError, struct.error, zipfile.BadZipFile, zlib.error),
-    *(NotImplementedError, RuntimeError),  # a compression of another kind, a password
-)
 
 
 class Rows(Protocol):
@@ -76,6 +75,8 @@ def require_labels(labels_N: np.ndarray | None, count: int, source: str) -> None
     if labels_N.shape != (count,) or not np.issubdtype(labels_N.dtype, np.integer):
         found = f"labels are {labels_N.dtype} of shape {labels_N.shape}"
         raise ValueError(f"{source}: {found}; wanted one whole number for each of {count} images")
+    if count and labels_N.max() >= 2**63:
+        raise ValueError(f"{source}: label {labels_N.max()} of image {labels_N.argmax()} is beyond 64 bits")
     if count and labels_N.min() < 0:
         problem = f"label {labels_N.min()} of image {labels_N.argmin()} is negative"
         raise ValueError(f"{source}: {problem}; classes count from 0")
@@ -85,7 +86,10 @@ def require_labels(labels_N: np.ndarray | None, count: int, source: str) -> None
 
 
 class NpzFile:
-    """An npz file to read; nothing in it is unpickled. It stays open: a file that replaces it has no effect."""
+    """An npz file to read; nothing in it is unpickled. It stays open: a file that replaces it has no effect.
+
+    Nothing that an array's header claims is believed, or allocated, before the zip and the size of the file agree.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -94,31 +98,29 @@ class NpzFile:
         with self._readable():
             self.file = path.open("rb")
             self.archive = zipfile.ZipFile(self.file)
-        self.names = [name.removesuffix(".npy") for name in self.archive.namelist()]
+            self.names = [name.removesuffix(".npy") for name in self.archive.namelist()]
+            if twice := [name for name, count in Counter(self.names).items() if count > 1]:
+                raise ValueError(f"there are two arrays {twice[0]}")
 
     def __contains__(self, name: str) -> bool:
         return name in self.names
 
     def read(self, name: str) -> np.ndarray:
         """An array, read into memory in C order."""
-        with self._readable(), self.archive.open(f"{name}.npy") as entry:
-            return np.asarray(np.lib.format.read_array(entry, allow_pickle=False), order="C")
+        with self._readable():
+            self._header(name)
+            with self.archive.open(f"{name}.npy") as entry:
+                return np.asarray(np.lib.format.read_array(entry, allow_pickle=False), order="C")
 
     def array(self, name: str) -> Rows:
         """An array that stays in the file if it lies there as it is in memory."""
-        entry = self.archive.getinfo(f"{name}.npy")
-        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:  # 1: encrypted
-            return self.read(name)
         with self._readable():
-            start = _content_start(self.file, entry)
-            self.file.seek(start)
-            shape, fortran, dtype = _read_header(self.file)
-            offset = self.file.tell()
-            end = offset + math.prod(shape) * dtype.itemsize
-            plain = not fortran and not dtype.hasobject
-            if plain and (entry.file_size != end - start or end > os.fstat(self.file.fileno()).st_size):
-                raise ValueError(f"{name} has {entry.file_size} bytes where its header says {end - start}")
-        return _MappedArray(self.file, offset, shape, dtype) if plain else self.read(name)
+            entry, header = self.archive.getinfo(f"{name}.npy"), self._header(name)
+            if entry.compress_type == zipfile.ZIP_STORED and not header.fortran:
+                start = _content_start(self.file, entry)
+                if start + entry.file_size <= os.fstat(self.file.fileno()).st_size:
+                    return _MappedArray(self.file, start + header.length, header.shape, header.dtype)
+        return self.read(name)
 
     def sha256(self, name: str, array: Rows) -> str:
         """Of the bytes of an array. A mapped one is held to the zip's check sum, as reading into memory does."""
@@ -126,18 +128,40 @@ class NpzFile:
             return hashlib.sha256(array.data).hexdigest()
         digest = hashlib.sha256()
         with self._readable(), self.archive.open(f"{name}.npy") as entry:
-            _read_header(entry)
+            entry.read(self._header(name).length)
             while content := entry.read(2**20):
                 digest.update(content)
         return digest.hexdigest()
+
+    def _header(self, name: str) -> _Header:
+        """ValueError, or another error of the parsers, if it is damaged, or the entry in the zip has another size."""
+        entry, there = self.archive.getinfo(f"{name}.npy"), os.fstat(self.file.fileno()).st_size
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{name} is packed in another way than by np.savez_compressed")
+        most, times = PLAUSIBLE
+        if entry.file_size > max(most, times * min(entry.compress_size, there)):
+            claim = f"{name} would unpack to {entry.file_size / 1e9:,.4g} GB"
+            raise ValueError(f"{claim}, more than {times} times its {entry.compress_size / 1e6:.4g} MB in the file")
+        with self.archive.open(entry) as file:
+            header = _read_header(io.BytesIO(file.read(MOST_NPY_HEADER)))
+        if header.dtype.hasobject or min(header.shape, default=0) < 0:
+            problem = "Python objects" if header.dtype.hasobject else f"numbers of shape {header.shape}"
+            raise ValueError(f"{name} holds {problem}")
+        size = header.length + math.prod(header.shape) * header.dtype.itemsize
+        if entry.file_size != size:
+            raise ValueError(f"{name} has {entry.file_size} bytes where its header says {size}")
+        return header
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
         """Within it, what shows that the file is damaged becomes one ValueError."""
         try:
             yield
-        except _DAMAGE as error:
-            reason = str(error) or type(error).__name__
+        except MemoryError:
+            raise
+        except Exception as error:  # of many kinds, from zipfile, zlib and NumPy
+            require_no_stand_in(self.path)
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             remedy = "make it again or copy it again, with np.savez of plain arrays"
             raise ValueError(f"{self.path} is not a readable npz of plain arrays: {reason}; {remedy}") from None
 
@@ -163,13 +187,22 @@ def _content_start(file: IO[bytes], entry: zipfile.ZipInfo) -> int:
     return entry.header_offset + _LOCAL_HEADER.size + name + extra
 
 
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether in Fortran's order, and dtype of the npy file that begins here; then its numbers do."""
-    version = np.lib.format.read_magic(file)
+class _Header(NamedTuple):
+    """Of an npy file."""
+
+    shape: tuple[int, ...]
+    fortran: bool  # whether in Fortran's order
+    dtype: np.dtype[Any]
+    length: int  # bytes, behind which the numbers begin
+
+
+def _read_header(start: IO[bytes]) -> _Header:
+    """The header of the npy file that starts so."""
+    version = np.lib.format.read_magic(start)
     if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
+        return _Header(*np.lib.format.read_array_header_1_0(start), start.tell())
     if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(file)
+        return _Header(*np.lib.format.read_array_header_2_0(start), start.tell())
     raise ValueError(f"npy version {version}, which is for records, not for images")
 
 

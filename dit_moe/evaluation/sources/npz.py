@@ -258,16 +258,17 @@ def _read_count(array: np.ndarray | None, source: str) -> int | None:
     if array is None:
         return None
     if array.shape != () or not np.issubdtype(array.dtype, np.integer) or array < 2:
-        raise ValueError(f"{source}: n={array.tolist()} is no number of images, 2 or more; {REMEDY}")
+        found = array.tolist() if array.size == 1 else f"{array.dtype} of shape {array.shape}"
+        raise ValueError(f"{source}: n={str(found)[:80]} is no number of images, 2 or more; {REMEDY}")
     return int(array)
 
 
 def _read_extractor(array: np.ndarray | None, source: str) -> dict[str, Any] | None:
     if array is None:
         return None
-    with suppress(ValueError, TypeError, KeyError):
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
         found = json.loads(str(array[()]))
         if all(type(found[name]) is kind for name, kind in EXTRACTOR_KEYS.items()):
             return found
     wanted = ", ".join(f"{name} ({kind.__name__})" for name, kind in EXTRACTOR_KEYS.items())
-    raise ValueError(f"{source}: extractor={array} is no record of one with {wanted}; {REMEDY}")
+    raise ValueError(f"{source}: extractor={str(array)[:80]} is no record of one with {wanted}; {REMEDY}")

@@ -67,7 +67,8 @@ def find(path: str | Path) -> Path:
     """
     path = Path(path)
     if not path.is_dir():
-        raise ValueError(f"{path} does not exist; name a run folder (runs/NAME) or one of its checkpoint folders")
+        problem = "is a file, and a run is a folder" if path.exists() else "does not exist"
+        raise ValueError(f"{path} {problem}; name a run folder (runs/NAME) or one of its checkpoint folders")
     if _FOLDER.fullmatch(path.name) or (path / STATE).exists():
         return path
     newest = latest(path)

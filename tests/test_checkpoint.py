@@ -71,6 +71,9 @@ def test_only_the_newest_are_kept(tmp_path):
 def test_missing_runs_and_runs_without_checkpoint_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere does not exist; name a run folder"):
         checkpoint.find(tmp_path / "nowhere")
+    (tmp_path / "DiT-XL-2.pt").touch()
+    with pytest.raises(ValueError, match=r"DiT-XL-2.pt is a file, and a run is a folder; name a run folder"):
+        checkpoint.find(tmp_path / "DiT-XL-2.pt")
     with pytest.raises(ValueError, match=r"holds no checkpoint; train a run into it first"):
         checkpoint.open_checkpoint(tmp_path).weights("ema")
     assert checkpoint.latest(tmp_path) is None

@@ -106,8 +106,11 @@ def load_split(id: str, subset: str | None, option: str, split: str, streaming: 
             return datasets.load_dataset(id, subset, split=split, streaming=streaming)
         splits = datasets.load_from_disk(id)
     except Exception as error:  # of many kinds, from the network to Arrow
-        problem = f"={id} cannot be loaded, split {split}: {' '.join(str(error).split())}"
-        raise ConfigError("id", f"{problem}; name a dataset of the Hub, or a folder of Parquet files") from None
+        told = " ".join(str(error).split())
+        if not told.startswith(("Unknown split", "Bad split")):
+            remedy = "name a dataset of the Hub, or a folder of Parquet files"
+            raise ConfigError("id", f"={id} cannot be loaded, split {split}: {told}; {remedy}") from None
+        splits = dict.fromkeys(datasets.get_dataset_split_names(id, subset))
     splits = splits if isinstance(splits, dict) else {str(splits.split or "train"): splits}
     if split not in splits:
         raise ConfigError(option, f"={split} is no split of {id}; {did_you_mean(split, splits)}")

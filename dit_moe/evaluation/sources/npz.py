@@ -58,9 +58,20 @@ def open_npz(path: str | Path, options: ReadOptions | None = None) -> Evaluation
     if IMAGES in file:
         return EvaluationInput(NpzSource(file, options or ReadOptions()), statistics)
     if statistics is None:
-        wanted = f"save images as {IMAGES}, or statistics as mu and sigma"
-        raise ValueError(f"{path} has no array {IMAGES} but {', '.join(file.names) or 'none'}; {wanted}")
+        raise ValueError(f"{path} {_lacking(file)}")
     return EvaluationInput(statistics=statistics)
+
+
+def _lacking(file: NpzFile) -> str:
+    """What a zip without images and statistics holds in their place, and the remedy."""
+    members = file.archive.namelist()
+    if any(name.endswith(".npy") for name in members) or not members:
+        wanted = f"save images as {IMAGES}, or statistics as mu and sigma"
+        return f"has no array {IMAGES} but {', '.join(file.names) or 'none'}; {wanted}"
+    found = members[0] + (f" and {len(members) - 1} more" if len(members) > 1 else "")
+    if any(name.endswith("data.pkl") for name in members):  # as torch.save writes them
+        return f"is the weights of a network ({found}); name its images, or a run of dit-moe train"
+    return f"is a zip of other files ({found}); unpack it and name the folder"
 
 
 class NpzSource(Source):

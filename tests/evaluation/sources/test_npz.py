@@ -171,6 +171,25 @@ def test_an_npz_of_something_else_is_refused_naming_the_file_and_a_remedy(tmp_pa
         open_npz(tmp_path / "wrong.npz")
 
 
+@pytest.mark.parametrize(
+    "name, members, message",
+    [
+        ("images.zip", [f"{i}.png" for i in range(50)], r"a zip of other files \(0.png and 49 more\); unpack it"),
+        (
+            "dit.pt",
+            ["dit/data.pkl", "dit/data/0"],
+            r"the weights of a network \(dit/data.pkl and 1 more\); name its images",
+        ),
+    ],
+)
+def test_a_zip_of_images_or_weights_is_told_from_an_npz(tmp_path, name, members, message):
+    with zipfile.ZipFile(tmp_path / name, "w") as file:
+        for member in members:
+            file.writestr(member, b"")
+    with pytest.raises(ValueError, match=rf"{name} is {message}"):
+        open_npz(tmp_path / name)
+
+
 def test_nothing_is_unpickled(tmp_path):
     class Trap:
         def __reduce__(self):

@@ -44,6 +44,15 @@ TEMPLATES = {  # kind of a reason: what it says of one result, and of many resul
         "sampled with {found} instead of as trained",
         "sampled with another number of active experts than as trained",
     ),
+    "in the reference": (
+        "{found} of {count} images of {name} are also in the reference",
+        "images of the reference among the generated ones",
+    ),
+    "in other samples": ("{found} of {count} images of {name} are also in {other}", "seeds that share images"),
+    "equal images": (
+        "only {found} of {count} images of {name} differ from each other",
+        "generated images that are equal to each other",
+    ),
 }
 
 
@@ -102,7 +111,7 @@ class Conditions:
     weights: str | None = None
     precision: str | None = None
     compute_budget: str | None = None  # "target=[1, 2] by layer", "p=0.95"; None: as trained, or not known
-    identical: Sequence[str] = ()  # sets that are the same images
+    identical: Sequence[Reason] = ()  # images that are in the reference, or equal to each other
 
 
 STATISTICS_UNUSED = "the reference's statistics are of another network; its images were used in their place"
@@ -122,7 +131,7 @@ def reasons_not_comparable(found: Conditions, recipe: EvaluationRecipe = ADM_50K
         *_of_the_reference(found, recipe),
         *_of_the_sampling(found),
         *([Reason.plain(STATISTICS_UNUSED)] if found.statistics_unused else []),
-        *map(Reason.plain, found.identical),
+        *found.identical,
     ]
 
 
@@ -183,7 +192,7 @@ def conditions_of(
     extractor: str = "inception",
     is_fid: bool = True,
     statistics_unused: bool = False,
-    identical: Sequence[str] = (),
+    identical: Sequence[Reason] = (),
 ) -> Conditions:
     """How a comparison comes about: needs no features.
 
@@ -192,7 +201,7 @@ def conditions_of(
         metrics: their configs.
         extractor, is_fid: the feature space, and whether it is that of the verified Inception.
         statistics_unused: the reference's statistics are of another network than the extractor.
-        identical: sets that are the same images, one sentence each.
+        identical: images that are in the reference, or equal to each other.
     """
     first, given, images, real = samples[0], reference.statistics, samples[0].images, reference.images
     facts: dict[str, Any] = {} if images is None else images.facts()

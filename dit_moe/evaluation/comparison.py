@@ -11,10 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dit_moe.distributed import join_processes, on_main
-from dit_moe.evaluation.comparability import conditions_of, reasons_not_comparable
+from dit_moe.evaluation.comparability import Reason, conditions_of, reasons_not_comparable
 from dit_moe.evaluation.compute import compute_report, plan, require_comparable, summarize
 from dit_moe.evaluation.features import ExtractedFeatures, Extraction, FeatureFolder, temporary_unless
 from dit_moe.evaluation.report import Report
@@ -92,6 +90,21 @@ class Comparison:
             self._real[name] = self._extract(source, name)
         if self.reference is not None and self.reference.features is not None:
             self._real["reference"] = self._read(self.reference.features)
+        on_main(self._require_held_out)
+
+    def _require_held_out(self) -> None:
+        """ValueError if all held-out images are in the reference: their distance would be no floor."""
+        heldout, reference = (self._real.get(name) for name in ("heldout", "reference"))
+        if heldout is not None and reference is not None and _shared(heldout, reference) == heldout.features.count:
+            problem = f"all {heldout.features.count} held-out images, {heldout.described['name']}, are in the reference"
+            raise ValueError(f"{problem}; hold out images that are not trained on, or set heldout=null")
+
+    def _in_common(self) -> list[str]:
+        heldout, reference = (self._real.get(name) for name in ("heldout", "reference"))
+        shared = 0 if heldout is None or reference is None else _shared(heldout, reference)
+        if not shared or heldout is None:
+            return []
+        return [f"{shared} of {heldout.features.count} held-out images are in the reference: the floor reads low"]
 
     def features(self, samples: Sequence[EvaluationInput], save_npz: Path | None = None) -> list[ExtractedFeatures]:
         """Of samples, on the main process; empty on the others. `save_npz` gets the images of the first."""
@@ -135,11 +148,12 @@ class Comparison:
             statistics_unused=statistics_unused,
             identical=identical,
         )
+        texts = [each.text for each in identical]
         reasons = reasons_not_comparable(conditions)
         return replace(
             found,
-            provenance=replace(found.provenance, identical=identical, asked=self.asked, reasons=reasons),
-            warnings=[*self._left_out, *warnings, *identical, *_decoded(made), *found.warnings],
+            provenance=replace(found.provenance, identical=texts, asked=self.asked, reasons=reasons),
+            warnings=[*self._left_out, *warnings, *texts, *self._in_common(), *_decoded(made), *found.warnings],
         )
 
     def evaluate(self, samples: Sequence[EvaluationInput]) -> Report | None:
@@ -213,24 +227,37 @@ class Comparison:
         return replace(images, features=both, described=described), warnings, False
 
 
-def _identical(samples: Sequence[ExtractedFeatures], reference: ExtractedFeatures) -> list[str]:
-    """A sentence on each two sets that are the same images, as nothing is learned of comparing them."""
-    found = [
-        f"{one.described['name']} and the reference are the same images" for one in samples if _same(one, reference)
-    ]
+def _identical(samples: Sequence[ExtractedFeatures], reference: ExtractedFeatures) -> list[Reason]:
+    """Why nothing, or less, is learned of images that are the reference's own, or equal to each other."""
+    found: list[Reason] = []
     for i, one in enumerate(samples):
-        if any(_same(one, other) for other in samples[:i]):
-            found.append(f"{one.described['name']} is among the samples twice: the same images")
+        name = one.described["name"]
+        if _same(one, reference):
+            found.append(Reason.plain(f"{name} and the reference are the same images"))
+        elif shared := _shared(one, reference):
+            found.append(Reason.of("in the reference", found=shared, count=one.features.count, name=name))
+        content_N = one.content_N or ()
+        if len(different := set(content_N)) < len(content_N):
+            found.append(Reason.of("equal images", found=len(different), count=len(content_N), name=name))
+        for other in samples[:i]:
+            if _same(one, other):
+                found.append(Reason.plain(f"{name} is among the samples twice: the same images"))
+            elif shared := _shared(one, other):
+                of = {"count": one.features.count, "name": name, "other": other.described["name"]}
+                found.append(Reason.of("in other samples", found=shared, **of))
     return found
 
 
 def _same(a: ExtractedFeatures, b: ExtractedFeatures) -> bool:
-    x_ND, y_ND = a.features.features_ND, b.features.features_ND
-    if a.identity == b.identity:
-        return True
-    if x_ND is None or y_ND is None or x_ND.shape != y_ND.shape:
-        return False
-    return torch.allclose(x_ND, y_ND)  # the layout of images in memory decides how a convolution rounds
+    """Whether two sets are the same images, in whatever order."""
+    known = a.content_N is not None and b.content_N is not None
+    return a.identity == b.identity or (known and sorted(a.content_N or ()) == sorted(b.content_N or ()))
+
+
+def _shared(one: ExtractedFeatures, other: ExtractedFeatures) -> int:
+    """How many images of `one` are also in `other`, as far as is known."""
+    content = set(other.content_N or ())
+    return sum(each in content for each in one.content_N or ())
 
 
 def _decoded(samples: Sequence[ExtractedFeatures]) -> list[str]:

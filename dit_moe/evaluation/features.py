@@ -61,6 +61,7 @@ class ExtractedFeatures:
     features: FeatureSet
     identity: Tree
     described: Tree
+    content_N: tuple[bytes, ...] | None = None  # a hash of each image, as far as its thumbnail shows; None: not known
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,13 @@ class FeatureFolder:
         if counts.get("tokens"):
             described["active_experts"] = counts["pairs"] / counts["tokens"]
         features = FeatureSet(manifest.name, manifest.count, logits_NK=logits_NK, **found)
-        return ExtractedFeatures(features, manifest.source, described)
+        return ExtractedFeatures(features, manifest.source, described, self._content())
+
+    def _content(self) -> tuple[bytes, ...] | None:
+        if "thumbnails_NP" not in self.known:
+            return None
+        rows = self._read("thumbnails").numpy()
+        return tuple(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows)
 
     def _read(self, name: str) -> Tensor:
         """A tensor of all images, without ever having a shard twice in memory."""

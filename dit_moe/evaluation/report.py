@@ -62,7 +62,7 @@ class Provenance:
     metrics: Tree = field(default_factory=dict)  # settings by name
     better: Mapping[str, str | None] = field(default_factory=dict)  # by the number's key: "lower", "higher"
     versions: Mapping[str, str] = field(default_factory=dict)
-    identical: Sequence[str] = ()  # sets that are the same images
+    identical: Sequence[str] = ()  # images that are in the reference, or equal to each other
     asked: Tree = field(default_factory=dict)  # recipe, sampling and read: what the command was asked for
     reasons: Sequence[Reason] = ()  # why published numbers may not stand beside this report
 

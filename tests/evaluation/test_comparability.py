@@ -98,11 +98,24 @@ DEVIATIONS = [  # the change, its reason, and what is left of it in a footnote f
         "sampled with p=[0.3, 0.9] by time instead of as trained",
         "sampled with another number of active experts than as trained",
     ),
-    ({"identical": ["a and the reference are the same images"]}, "a and the reference are the same images"),
+    (
+        {"identical": [Reason.plain("a and the reference are the same images")]},
+        "a and the reference are the same images",
+    ),
+    (
+        {"identical": [Reason.of("in the reference", found=3, count=9, name="a")]},
+        "3 of 9 images of a are also in the reference",
+        "images of the reference among the generated ones",
+    ),
+    (
+        {"identical": [Reason.of("equal images", found=1, count=9, name="a")]},
+        "only 1 of 9 images of a differ from each other",
+        "generated images that are equal to each other",
+    ),
 ]
 
 
-@pytest.mark.parametrize("deviation", DEVIATIONS, ids=lambda each: json.dumps(each[0])[:40])
+@pytest.mark.parametrize("deviation", DEVIATIONS, ids=lambda each: str(each[0])[:40])
 def test_each_deviation_is_a_reason_of_its_own_which_a_result_gives_back(deviation):
     change, reason, *general = deviation
     wanted = Reason(reason, *(general or [reason]))

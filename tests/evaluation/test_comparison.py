@@ -1,7 +1,6 @@
 from dataclasses import dataclass, replace
 
 import pytest
-import torch
 
 from dit_moe.evaluation.comparison import Comparison
 from dit_moe.evaluation.sources.base import EvaluationInput, Statistics
@@ -89,10 +88,48 @@ def test_nothing_is_left_behind_without_a_folder(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_same_images_are_recognised_by_their_features():
-    report = compared(EvaluationInput(source=NoiseSource()), NoiseSource(), metrics=configs("fd"))
-    assert report["provenance"]["identical"] == ["noise and the reference are the same images"]
-    assert torch.tensor(report["fd_pixels"]["generated"]).abs() < 1e-6
+class ChosenImages(NoiseSource):
+    """Some images of noise, by their number in a set of 200, in this order."""
+
+    def __init__(self, rows, name="noise"):
+        super().__init__(count=200)
+        self.images, self.labels_N, self.name, self.rows = self.images[rows], None, name, list(rows)
+
+    def identity(self):
+        return {"kind": "chosen", "name": self.name, "rows": self.rows}
+
+
+@pytest.mark.parametrize(
+    "chosen, said",
+    [
+        ([range(199, 99, -1)], ["0 and the reference are the same images"]),  # in another order
+        ([[*range(97), 150, 160, 170]], ["3 of 100 images of 0 are also in the reference"]),
+        ([range(150, 160)], ["10 of 10 images of 0 are also in the reference"]),
+        ([[7] * 50], ["only 1 of 50 images of 0 differ from each other"]),
+        ([range(90), range(90)], ["1 is among the samples twice: the same images"]),
+        ([range(90), range(88, 100)], ["2 of 12 images of 1 are also in 0"]),
+        ([range(90)], []),
+    ],
+    ids=str,
+)
+def test_samples_that_are_in_the_reference_or_equal_to_each_other_are_counted_and_not_comparable(chosen, said):
+    reference = EvaluationInput(source=ChosenImages(range(100, 200), "reference"))
+    samples = [EvaluationInput(source=ChosenImages(rows, str(i))) for i, rows in enumerate(chosen)]
+    report = Comparison(reference, PixelExtractor(), configs("fd")).evaluate(samples)
+    assert report.provenance.identical == said
+    assert set(said) <= set(report.warnings) & {each.text for each in report.provenance.reasons}
+
+
+def test_held_out_images_that_are_in_the_reference_are_counted_and_refused_where_it_is_all_of_them():
+    def evaluate(rows):
+        heldout = ChosenImages(rows, "heldout")
+        reference = EvaluationInput(source=ChosenImages(range(100, 200), "reference"), heldout=heldout)
+        comparison = Comparison(reference, PixelExtractor(), configs("fd"))
+        return comparison.evaluate([EvaluationInput(source=ChosenImages(range(50), "samples"))])
+
+    assert "2 of 50 held-out images are in the reference: the floor reads low" in evaluate(range(52, 102)).warnings
+    with pytest.raises(ValueError, match=r"all 50 held-out images, heldout, are in the reference; hold out images"):
+        evaluate(range(120, 170))
 
 
 class Picky(Metric):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,11 +14,10 @@ from dit_moe.autoencoders.encoder import EncodeConfig
 from dit_moe.config import ConfigError, Tree, require, section
 from dit_moe.data import DATASETS, Dataset
 from dit_moe.data.latents import LatentsConfig
+from dit_moe.data.listing import note
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS, Objective, check_fit
-from dit_moe.distributed import join_processes
 from dit_moe.extractors import EXTRACTORS
 from dit_moe.extractors.digits_cnn import DigitsCNNConfig
-from dit_moe.formatting import tell
 from dit_moe.metrics import METRICS
 from dit_moe.models import MODELS
 from dit_moe.moe.compute_budget import ComputeBudgetConfig
@@ -208,16 +206,10 @@ def resolve_sampling(
         if class_names is not None or not any(isinstance(label, str) for label in sample.labels):
             listed_classes(sample, objective.num_classes, class_names)
     said = describe_listed(sample, objective.num_classes, class_names)
-    if said is not None and join_processes().is_main_process:
-        _note(f"sample.{said}")
+    if said is not None:
+        note(f"sample.{said}")
     check_compute_budget(sample, experiment.model)
     return sample
-
-
-@lru_cache
-def _note(text: str) -> None:
-    """Once, also where a run is opened many times."""
-    tell(f"note: {text}")
 
 
 def check_compute_budget(sample: ComputeBudgetConfig, model: Any) -> None:

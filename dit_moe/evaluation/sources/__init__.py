@@ -16,22 +16,32 @@ from dit_moe.data import DATASETS
 from dit_moe.data.latents import MANIFEST
 from dit_moe.evaluation.sources.base import (
     FEATURES_MANIFEST,
+    GRID,
+    IMAGES_FILE,
+    PNG,
     EvaluationInput,
     ReadOptions,
     Source,
     Statistics,
     converted,
+    sampled_into,
 )
 from dit_moe.evaluation.sources.dataset import open_dataset, open_latents
 from dit_moe.evaluation.sources.folder import LABELS, FolderSource
 from dit_moe.evaluation.sources.npz import open_npz
-from dit_moe.json_files import read_object
 from dit_moe.registry import did_you_mean
-from dit_moe.sampling.outputs import OUTPUTS, SAMPLE_JSON
 
-__all__ = ["EvaluationInput", "ReadOptions", "Source", "Statistics", "converted", "open_dataset", "open_input"]
+__all__ = [
+    "IMAGES_FILE",
+    "EvaluationInput",
+    "ReadOptions",
+    "Source",
+    "Statistics",
+    "converted",
+    "open_dataset",
+    "open_input",
+]
 
-IMAGES_FILE, PNG, GRID = (OUTPUTS[kind][0] for kind in ("npz", "png", "grid"))
 ENCODING = "encoding.json"  # of latents that may not be finished
 KINDS = "an npz file, a run, a folder of images or of encoded latents"
 EXAMPLE = "'{name: image_folder, path: …, size: 256, split: heldout}'"
@@ -76,9 +86,7 @@ def _refuse_run(path: Path) -> None:
 
 def _folder_of_images(path: Path) -> Path:
     """The pictures that `dit-moe sample --out` left in a folder, or the folder itself. ValueError for a grid alone."""
-    written = read_object(path / SAMPLE_JSON).get("files")
-    if not isinstance(written, list):
-        return path
+    written = sampled_into(path)["files"]
     if PNG in written and (path / PNG).is_dir():
         return path / PNG
     if not (path / LABELS).is_file() and GRID in written:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -22,11 +21,14 @@ from dit_moe import config
 from dit_moe.autoencoders import FirstStage
 from dit_moe.data.images import crop
 from dit_moe.distributed import join_processes
+from dit_moe.json_files import read_object
 from dit_moe.metrics import FeatureMoments
+from dit_moe.sampling.outputs import OUTPUTS, SAMPLE_JSON
 
 if TYPE_CHECKING:
     from dit_moe.evaluation.features import FeatureFolder
 
+IMAGES_FILE, PNG, GRID = (OUTPUTS[kind][0] for kind in ("npz", "png", "grid"))  # as `dit-moe sample` calls them
 FEATURES_MANIFEST = "features.json"  # in a folder of features
 # Entries of sample.json that say how images were made. When, where and how fast they were made is left out.
 SAMPLING_FACTS = (
@@ -130,14 +132,17 @@ def sha256_of_labels(labels_N: Tensor | None) -> str | None:
     return None if labels_N is None else hashlib.sha256(labels_N.cpu().numpy().tobytes()).hexdigest()
 
 
+def sampled_into(folder: Path) -> dict[str, Any]:
+    """What `dit-moe sample` says of the files in a folder, ``files`` being their names; there may be none."""
+    found = read_object(folder / SAMPLE_JSON)
+    return found if isinstance(found.get("files"), list) else {"files": []}
+
+
 def facts_of_images(path: Path) -> dict[str, Any]:
     """Where a file or folder of images is and, if `dit-moe sample` wrote it, how the images were made."""
     facts: dict[str, Any] = {"path": str(path)}
-    try:
-        sample = json.loads((path.resolve().parent / "sample.json").read_text())
-    except (OSError, ValueError):
-        return facts
-    if not isinstance(sample, dict) or path.resolve().name not in sample.get("files", ()):
+    sample = sampled_into(path.resolve().parent)
+    if path.resolve().name not in sample["files"]:
         return facts
     return facts | {"sample": {name: sample[name] for name in SAMPLING_FACTS if name in sample}}
 

@@ -20,9 +20,17 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dit_moe.data.images import FORMATS, ImageSource, ImageSourceConfig, list_images
-from dit_moe.data.listing import facts_of_listing, say_passed_over
-from dit_moe.evaluation.sources.base import ReadOptions, Source, facts_of_images, sha256_of_labels
+from dit_moe.data.listing import facts_of_listing, pass_over, say_passed_over
+from dit_moe.evaluation.sources.base import (
+    GRID,
+    ReadOptions,
+    Source,
+    facts_of_images,
+    sampled_into,
+    sha256_of_labels,
+)
 from dit_moe.evaluation.sources.dataset import images_of
+from dit_moe.sampling.outputs import SAMPLE_JSON
 
 LABELS = "labels.json"  # as `dit-moe sample --save png` leaves it: {"000000.png": 3, …}
 
@@ -41,7 +49,10 @@ class FolderSource(Source):
 
     def __init__(self, folder: str | Path, options: ReadOptions | None = None) -> None:
         self.folder, self.options, self.name = Path(folder), options or ReadOptions(), str(folder)
-        found, _, self.passed_over = list_images(self.name, own=(LABELS,))
+        grids = [GRID] if GRID in sampled_into(self.folder)["files"] else []
+        found, _, self.passed_over = list_images(self.name, own=(LABELS, SAMPLE_JSON, *grids))
+        for grid in grids:
+            pass_over(self.passed_over, "grids of samples", grid)
         self.files = sorted(map(os.fsdecode, found), key=lambda path: path.split("/"))
         say_passed_over(self.name, self.passed_over)
         if not self.files:

@@ -133,6 +133,11 @@ def test_what_sampling_leaves_in_or_below_a_run_is_opened_as_images_wherever_it_
         with open_outputs(out, kinds, labels_N) as write:
             write(images_NCHW)
         write_atomically(out / "sample.json", json.dumps({"files": [OUTPUTS[kind][0] for kind in kinds], "step": 9}))
+    shutil.copytree(run / "png", tmp_path / "flat")
+    shutil.copy(run / "grid.png", tmp_path / "flat")
+    write_atomically(tmp_path / "flat" / "sample.json", json.dumps({"files": ["grid.png"]}))
+    flat = open_input(str(tmp_path / "flat")).source
+    assert len(flat) == 3 and flat.passed_over == {"grids of samples": {"count": 1, "first": "grid.png"}}
     (tmp_path / "link").symlink_to(run / "png")
     for place in (run / "png", run / "x", run / "x" / "png", tmp_path / "link"):
         source = open_input(str(place)).source

@@ -19,7 +19,8 @@ from dit_moe.files import require_writable, write_atomically
 from dit_moe.formatting import tell
 from dit_moe.moe.compute_budget import thresholds
 from dit_moe.progress import work_bar
-from dit_moe.text.corpora import decode_utf8
+from dit_moe.text.corpora import MARK
+from dit_moe.text.corpora.files import read_text
 from dit_moe.text.perplexity import ScoringError, score
 from dit_moe.text.tokenizer import Document, TextTokenizer
 
@@ -73,7 +74,7 @@ def _read(path: Path) -> str:
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise ValueError(f"{path} {problem}; name files of UTF-8 text")
-    text = decode_utf8(path.read_bytes(), str(path))
+    text = read_text(path).removeprefix(MARK)
     if not text:
         raise ValueError(f"{path} is empty; leave it out")
     return text

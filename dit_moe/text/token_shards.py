@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -33,6 +33,7 @@ from dit_moe.config import ConfigError, Keys, Matching, Tree, require
 from dit_moe.data.base import place_of
 from dit_moe.files import require_size, sha256_of
 from dit_moe.json_files import Count, FileName, Name, Sha256, Size, read_sealed, write_sealed
+from dit_moe.text.losses import TextLosses
 from dit_moe.text.tokenizer import Document, TextTokenizer, TokenizerConfig, open_tokenizer
 
 FORMAT = 1
@@ -93,6 +94,8 @@ class TokenManifest:
     dtype: Annotated[str, Matching("|".join(DTYPES), "uint16 or uint32")]
     encoding: Annotated[Tree, Keys(TokenEncoding)]  # what an interrupted tokenisation must find again
     shards: tuple[TokenShard, ...]
+    losses: TextLosses | None = None  # None: an earlier version did not count them
+    passed_over: Tree = field(default_factory=dict)  # of files beside those that were read: `dit_moe.data.listing`
 
     def __post_init__(self) -> None:
         twice = len({shard.file for shard in self.shards}) < len(self.shards)

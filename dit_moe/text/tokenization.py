@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
@@ -20,10 +20,11 @@ from dit_moe import config as configs
 from dit_moe.config import ConfigError, Tree, require, section
 from dit_moe.distributed import from_main, join_processes, locked, on_main
 from dit_moe.files import atomic_file, require_writable, write_atomically
-from dit_moe.formatting import significant
+from dit_moe.formatting import significant, tell
 from dit_moe.progress import work_bar
 from dit_moe.shards import ShardFolder, in_rounds
-from dit_moe.text.corpora import CORPORA, Corpus
+from dit_moe.text.corpora import CORPORA, Corpus, Row
+from dit_moe.text.losses import TextLosses, is_checked, not_comparable, tokenizer_losses
 from dit_moe.text.token_shards import (
     DTYPES,
     INDEX,
@@ -40,6 +41,7 @@ from dit_moe.text.tokenizer import Document, TextTokenizer, TokenizerConfig, is_
 
 RECORDED = ("corpus.fingerprint", "tokenizer.sha256")  # of what is in the encoding: not for users to set
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 2**20  # that the tokenizer gets at a time
+NOTHING = TextLosses()
 MB = 1e6
 
 
@@ -107,9 +109,12 @@ class Tokenization:
             "eos": self.tokenizer.eos,
         }
         shards = tuple(TokenShard(**record["shard"]) for record in records)
-        manifest = TokenManifest(tokenizer, self.dtype, self.encoding, shards)
+        losses = [_losses_of(record) for record in records]
+        known = None if None in losses else sum(filter(None, losses), NOTHING)
+        passed_over = getattr(self.corpus, "passed_over", {})
+        manifest = TokenManifest(tokenizer, self.dtype, self.encoding, shards, known, passed_over)
         if not manifest.bytes:
-            raise self._empty()
+            raise self._empty(known or NOTHING)
         manifest.write(self.folder)
         return manifest
 
@@ -136,6 +141,7 @@ class Tokenization:
             return None
         try:
             require_whole(self.folder, TokenShard(**record["shard"]), self.dtype)
+            _losses_of(record)
         except (ValueError, TypeError, KeyError):
             return None
         return record
@@ -144,9 +150,10 @@ class Tokenization:
         """Write documents until they have enough tokens, and keep a record."""
         path, dtype = self.files.path(shard, ".tokens"), DTYPES[self.dtype]
         index: list[tuple[int, int]] = []
-        digest, tokens, largest = hashlib.sha256(), 0, 0
+        digest, tokens, largest, losses = hashlib.sha256(), 0, 0, NOTHING
         with atomic_file(path) as file:
-            for document in documents:
+            for document, own in documents:
+                losses = losses + own if own is not NOTHING else losses
                 ids = np.concatenate([[self.tokenizer.eos], document.ids], dtype=dtype, casting="unsafe")
                 content = ids.tobytes()
                 digest.update(content)
@@ -156,8 +163,9 @@ class Tokenization:
                 largest = max(largest, int(ids.max()))
                 if tokens >= self.config.shard_tokens:
                     break
+            losses = losses + documents.behind if documents.ended else losses
             if not index:
-                raise self._empty()
+                raise self._empty(losses)
         starts = np.array(index, dtype=INDEX)
         write_atomically(self.files.path(shard, ".documents"), starts.tobytes())
         made = TokenShard(
@@ -169,56 +177,105 @@ class Tokenization:
             sha256=digest.hexdigest(),
             documents_sha256=hashlib.sha256(starts.tobytes()).hexdigest(),
         )
-        record = {"shard": asdict(made), "first": first, "last": documents.ended}
+        record = {"shard": asdict(made), "first": first, "last": documents.ended, "losses": losses.dump()}
         self.files.write_record(shard, record)
         self.made += 1
         return record
 
-    def _empty(self) -> ValueError:
-        return ValueError(f"tokenize.corpus is empty: the split {self.corpus.split} has no text; name some that has")
+    def _empty(self, losses: TextLosses) -> ValueError:
+        left_out = f" ({found} were left out)" if (found := losses.describe_left_out()) else ""
+        problem = f"tokenize.corpus is empty: the split {self.corpus.split} has no text{left_out}"
+        return ValueError(f"{problem}; name some that has")
 
     # ------------------------------------------------------------------------------------------------------- documents
 
-    def _documents(self, first: int, on_bytes: Callable[[int], object]) -> Iterator[Document]:
-        """The tokenised documents from number `first` on."""
-        number, eos = first, self.tokenizer.eos
-        for texts, encoded in _encoded_ahead(self.tokenizer, _batches(self.corpus.documents(first))):
-            sizes = [len(text.encode()) for text in texts]
-            for ids, size in zip(encoded, sizes, strict=True):
-                if (ids == eos).any():
-                    problem = f"document {number} of the split {self.corpus.split} spells the end of text"
-                    remedy = "take the spelling out of the text, or name another tokenizer"
-                    raise ValueError(f"{problem}, which {self.tokenizer.name} cannot encode as plain text; {remedy}")
-                number += 1
-                yield Document(ids, size)
-            self.text_bytes += sum(sizes)
-            on_bytes(sum(sizes))
+    def _documents(self, first: int, on_bytes: Callable[[int], object]) -> Iterator[_Tokenized]:
+        """The tokenised documents from number `first` on, and what is left out between them."""
+        number = first
+        for rows, encoded in _encoded_ahead(self.tokenizer, _batches(self.corpus.rows(first))):
+            texts = [row.text for row in rows if row.text is not None]
+            losses = iter(self._losses(number, texts, encoded))
+            ids_of, read = iter(encoded), 0
+            for row in rows:
+                if row.text is None:
+                    yield _Tokenized(None, TextLosses(without_text=1, byte_order_marks=int(row.marked)))
+                    continue
+                ids, own = next(ids_of), next(losses)
+                self._require_plain(number, ids)
+                size = len(row.text.encode())
+                yield _Tokenized(Document(ids, size), own + TextLosses(byte_order_marks=1) if row.marked else own)
+                number, read = number + 1, read + size
+            self.text_bytes += read
+            on_bytes(read)
+
+    def _losses(self, first: int, texts: list[str], encoded: list[np.ndarray]) -> Iterator[TextLosses]:
+        """What the tokenizer loses of each document, as far as it is checked; the numbers begin with `first`."""
+        chosen = [i for i in range(len(texts)) if is_checked(first + i)]
+        parts = [texts[i] for i in chosen], [encoded[i] for i in chosen]
+        checked = dict(zip(chosen, tokenizer_losses(self.tokenizer, *parts), strict=True))
+        for i, ids in enumerate(encoded):
+            losses = checked.get(i, NOTHING)
+            unknown = 0 if self.tokenizer.unknown is None else int((ids == self.tokenizer.unknown).sum())
+            yield losses + TextLosses(unknown_tokens=unknown) if unknown else losses
+
+    def _require_plain(self, number: int, ids: np.ndarray) -> None:
+        """ValueError if a document's ids cannot be stored."""
+        where, name = f"document {number} of the split {self.corpus.split}", self.tokenizer.name
+        if (ids == self.tokenizer.eos).any():
+            problem = f"{where} spells the end of text, which {name} cannot encode as plain text"
+            raise ValueError(f"{problem}; take the spelling out of the text, or name another tokenizer")
+        if len(ids) and int(ids.max()) >= self.tokenizer.vocab_size:
+            problem = f"{where} has the token id {ids.max()}, and the vocabulary of {name} ends before"
+            raise ValueError(
+                f"{problem} {self.tokenizer.vocab_size}; mend its tokenizer.json, or name another tokenizer"
+            )
+
+
+def _losses_of(record: Tree) -> TextLosses | None:
+    """What was lost of a shard's text; None if an earlier version did not count it. ConfigError if it is no count."""
+    return None if record.get("losses") is None else configs.build(TextLosses, record["losses"])
+
+
+class _Tokenized(NamedTuple):
+    """A tokenised document, or None for one that is left out, and what of it is lost."""
+
+    document: Document | None
+    losses: TextLosses
 
 
 class _Stream:
-    """Documents one by one, and whether there are more."""
+    """Documents one by one, what was lost of each and left out before it, and whether there are more."""
 
-    def __init__(self, documents: Iterator[Document]) -> None:
-        self._documents = documents
-        self._next = next(documents, None)
+    def __init__(self, rows: Iterator[_Tokenized]) -> None:
+        self._rows = rows
+        self._advance()
+
+    def _advance(self) -> None:
+        self._next, self.behind = None, NOTHING  # what is left out behind the last document
+        for document, losses in self._rows:
+            self.behind = losses if self.behind is NOTHING else self.behind + losses
+            if document is not None:
+                self._next = document
+                return
 
     @property
     def ended(self) -> bool:
         return self._next is None
 
-    def __iter__(self) -> Iterator[Document]:
+    def __iter__(self) -> Iterator[tuple[Document, TextLosses]]:
         while self._next is not None:
-            document, self._next = self._next, next(self._documents, None)
-            yield document
+            found = self._next, self.behind
+            self._advance()
+            yield found
 
 
-def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
+def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
     """Enough texts at a time to keep all cores busy, and few enough to need little memory."""
-    batch: list[str] = []
+    batch: list[Row] = []
     characters = 0
-    for text in documents:
-        batch.append(text)
-        characters += len(text)
+    for row in rows:
+        batch.append(row)
+        characters += len(row.text or "")
         if len(batch) >= BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
@@ -227,13 +284,13 @@ def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _encoded_ahead(
-    tokenizer: TextTokenizer, batches: Iterator[list[str]]
-) -> Iterator[tuple[list[str], list[np.ndarray]]]:
-    """Batches with their ids; the next is encoded, outside Python's lock, while one is written."""
+    tokenizer: TextTokenizer, batches: Iterator[list[Row]]
+) -> Iterator[tuple[list[Row], list[np.ndarray]]]:
+    """Batches with the ids of their texts; the next is encoded, outside Python's lock, while one is written."""
     with ThreadPoolExecutor(1) as pool:
         waiting = None
-        for texts in batches:
-            coming = texts, pool.submit(tokenizer.encode_batch, texts)
+        for rows in batches:
+            coming = rows, pool.submit(tokenizer.encode_batch, [row.text for row in rows if row.text is not None])
             if waiting is not None:
                 yield waiting[0], waiting[1].result()
             waiting = coming
@@ -269,6 +326,8 @@ def finished(config: TokenizeConfig, folder: Path, split: str) -> TokenManifest 
 def _describe(config: TokenizeConfig, split: str, fingerprint: str | None, tokenizer: TokenizerConfig) -> Tree:
     """What decides the bytes of the tokens."""
     corpus = {"name": CORPORA.name_of(config.corpus), **configs.dump(config.corpus)}
+    if not corpus.get("skip_null"):  # as in folders that were written before there was this option
+        corpus.pop("skip_null", None)
     return {
         "split": split,
         "corpus": corpus | {"fingerprint": fingerprint},
@@ -311,6 +370,7 @@ def _tokenize_split(config: TokenizeConfig | None, data: TokensConfig, split: st
         folder = folder_of(data, split)
     manifest = from_main(lambda: finished(config, folder, split))
     if manifest is not None:
+        _say_losses(manifest, split)
         return _summary(folder, manifest) | {"shards_made": 0, "already_there": True}
     require_writable(folder)
     with locked(folder):
@@ -318,12 +378,23 @@ def _tokenize_split(config: TokenizeConfig | None, data: TokensConfig, split: st
         size = task.corpus.size
         with work_bar(f"tokenising {split}", None if size is None else size / MB, "MB") as advance:
             manifest = task.run(lambda text_bytes: advance(text_bytes / MB))
+    _say_losses(manifest, split)
     seconds = time.perf_counter() - start
     return _summary(folder, manifest) | {
         "shards_made": task.made,
         "seconds": round(seconds, 3),
         "mb_per_s": significant(task.text_bytes / MB / seconds),
     }
+
+
+def _say_losses(manifest: TokenManifest, split: str) -> None:
+    """One line on stderr for what was left out, and one if the tokenizer loses text."""
+    if not join_processes().is_main_process or manifest.losses is None:
+        return
+    if left_out := manifest.losses.describe_left_out():
+        tell(f"tokenising {split}: {left_out} are left out")
+    for reason in not_comparable(manifest.losses, manifest.tokenizer["name"]):
+        tell(f"warning: {split}: {reason}; bits per byte of it cannot be compared")
 
 
 def _verify_split(data: TokensConfig, split: str) -> dict[str, Any]:
@@ -344,4 +415,5 @@ def _summary(folder: Path, manifest: TokenManifest) -> dict[str, Any]:
         "tokenizer": manifest.tokenizer,
         "description": manifest.describe(),
         "fingerprint": manifest.fingerprint,
+        "losses": None if manifest.losses is None else manifest.losses.dump(),
     }

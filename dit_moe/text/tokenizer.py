@@ -49,6 +49,7 @@ class TextTokenizer:
         self.hf = hf  # a transformers.PreTrainedTokenizerFast, or a slow one where there is no other
         self.name = config.name
         self.eos: int = hf.eos_token_id
+        self.unknown: int | None = hf.unk_token_id  # stands for what is not in the vocabulary
         self.vocab_size: int = max(hf.get_vocab().values()) + 1  # ids are below it
         self._backend = _plain_backend(hf) if hf.is_fast else None
         self.config = replace(config, sha256=self._identity())
@@ -71,6 +72,18 @@ class TextTokenizer:
         """The text of ids; special tokens as they are spelt, bytes that are not UTF-8 as U+FFFD."""
         plain = np.asarray(ids, dtype=np.int64).tolist()
         return self.hf.decode(plain, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def decode_batch(self, batch: Sequence[np.ndarray]) -> list[str]:
+        """The texts of ids, as `decode` gives each."""
+        if self.name == BYTES:
+            return [ids.astype(np.uint8).tobytes().decode(errors="replace") for ids in batch]
+        if self._backend is None:
+            return [self.decode(ids) for ids in batch]
+        return self._backend.decode_batch([ids.tolist() for ids in batch], skip_special_tokens=False)
+
+    def decode_plain(self, ids: np.ndarray) -> str:
+        """The text of ids, without special tokens."""
+        return self.hf.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def save(self, folder: Path) -> None:
         """Write what AutoTokenizer needs to load it, without any code of ours."""

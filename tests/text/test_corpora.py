@@ -1,13 +1,17 @@
 """Corpora: every document once, in a fixed order, and what is no text is named."""
 
+import bz2
 import gzip
+import json
+import lzma
 import re
 
 import pytest
 
 from dit_moe import config
 from dit_moe.config import ConfigError
-from dit_moe.text.corpora import CORPORA
+from dit_moe.text.corpora import CORPORA, Row
+from dit_moe.text.corpora import files as reading
 from dit_moe.text.corpora.python_docs import is_held_out
 from tests.text.tokens import corpus, texts, write_lines
 
@@ -158,13 +162,24 @@ def test_lines_are_read_across_files_packed_or_not(tmp_path):
         (b'{"body": "x"}', r"line 3, has no field 'text'; known: body"),
         (b'{"texts": "x"}', r"line 3, has no field 'text'; did you mean 'texts'\?"),
         (b'{"text": 3}', r"line 3, has no text in the field 'text' but int"),
-        (b'["x"]', r"line 3, is not a JSON object but list"),
+        (b'{"text": null}', r"line 3, has null in the field 'text'; mend or remove it, or set .*skip_null=true"),
+        (b'{"n": ' + b"9" * 100_000 + b"}", r"line 3, is not JSON: Exceeds the limit.*; mend"),
+        (b'{"text": "a"}\r{"text": "b"}', r"line 3, has line ends of CR alone; convert them"),
+        (
+            b'{"text": "a\0"}',
+            r"line 3, has a zero byte at position 39, which is in no text; convert it if it is UTF-16",
+        ),
+        (b'{"text": "' + b"a" * 1001 + b'"}', r"line 3, has more than 0 MB; each line is one document: cut it"),
+        (b'["x"]', r"line 3, is not a JSON object but list; convert it, for instance with jq -c"),
+        (b"[", r"line 3, begins one JSON text of many lines, where each is to be one; convert it, for instance"),
         (b"[" * 100_000, r"line 3, is not JSON.*; mend"),
         (b'{"text": "\xff"}', r"line 3, is not UTF-8: byte 0xff at position 38; convert it"),
         (rb'{"text": "a\ud83e"}', r"line 3, holds half a character \(the lone surrogate U\+D83E\) at letter 1"),
     ],
 )
-def test_a_line_that_is_not_a_document_is_named(tmp_path, line, problem):
+def test_a_line_that_is_not_a_document_is_named(tmp_path, line, problem, monkeypatch):
+    if b"aaa" in line:
+        monkeypatch.setattr(reading, "LONGEST_LINE", 1000)
     path = write_lines(tmp_path / "bad.jsonl", ["a", "b"])
     assert path.stat().st_size == 28
     path.write_bytes(path.read_bytes() + line + b"\n")
@@ -173,17 +188,99 @@ def test_a_line_that_is_not_a_document_is_named(tmp_path, line, problem):
     assert len(str(error.value)) < 300
 
 
+def zstd(content):
+    return pytest.importorskip("pyarrow").compress(content, codec="zstd", asbytes=True)
+
+
+PACKERS = {"gz": gzip.compress, "zst": zstd, "xz": lzma.compress, "bz2": bz2.compress}
+
+
+@pytest.mark.parametrize("ending", PACKERS)
+def test_packed_files_are_known_by_their_first_bytes_and_damaged_ones_are_named(tmp_path, ending):
+    packed = PACKERS[ending](write_lines(tmp_path / "plain", texts(25)).read_bytes())
+    for name in (f"a.jsonl.{ending}", "a.jsonl"):
+        path = tmp_path / "set" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(packed)
+        assert read(corpus("jsonl", path=str(tmp_path / "set"))) == texts(25)
+        path.unlink()
+    (tmp_path / "plain").rename(tmp_path / f"plain.jsonl.{ending}")
+    assert read(corpus("jsonl", path=str(tmp_path / f"plain.jsonl.{ending}"))) == texts(25)
+    path.write_bytes(packed[:-10])
+    with pytest.raises(ValueError, match=rf"{name} cannot be unpacked \(.*\); restore it"):
+        read(corpus("jsonl", path=str(path)))
+    text = tmp_path / "text.txt"
+    text.write_bytes(PACKERS[ending](b"a text"))
+    assert read(corpus("files", path=str(text))) == ["a text"]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_text_that_is_too_large_to_be_one_document_is_refused_before_it_is_in_memory(tmp_path, monkeypatch, pack):
+    monkeypatch.setattr(reading, "LARGEST_TEXT", 1000)
+    monkeypatch.setattr(reading, "LONGEST_LINE", 1000)
+    (tmp_path / "a.txt").write_bytes(pack(b"a" * 1001))
+    with pytest.raises(ValueError, match=r"a.txt has more than 0 MB, and is read as one document; cut it into"):
+        read(corpus("files", path=str(tmp_path)))
+
+
 @pytest.mark.parametrize(
-    "file, content, problem",
+    "content, problem",
     [
-        ("latin.txt", "naïve".encode("latin-1"), r"is not UTF-8: byte 0xef at position 2; convert it"),
-        ("cut.jsonl.gz", gzip.compress(b'{"text": "' + bytes(1000))[:-10], r"cannot be unpacked \(.*\); restore it"),
+        ("naïve".encode("latin-1"), r"is not UTF-8: byte 0xef at position 2; convert it"),
+        ("naïve".encode("utf-16"), r"is UTF-16; convert it, for instance with iconv -f UTF-16 -t UTF-8"),
+        (
+            "naive".encode("utf-16-be"),
+            r"has a zero byte at position 0, which is in no text; convert it if it is UTF-16",
+        ),
+        (b"PK\x03\x04\x14", "is a zip archive; unpack it"),
+        (b"PAR1\x15\x04", "is of Parquet; name its folder in tokenize.corpus=.name: huggingface, id: "),
     ],
 )
-def test_a_file_that_cannot_be_read_is_named(tmp_path, file, content, problem):
-    (tmp_path / file).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{file} {problem}"):
-        read(corpus("files" if file.endswith("txt") else "jsonl", path=str(tmp_path)))
+def test_a_file_that_is_not_utf8_is_named_with_the_remedy(tmp_path, content, problem):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a.txt {problem}"):
+        read(corpus("files", path=str(tmp_path)))
+    with pytest.raises(ValueError, match=rf"a.txt, line 1, {problem}"):
+        read(corpus("jsonl", path=str(tmp_path / "a.txt")))
+
+
+# --------------------------------------------------------------------------------------------- what is left out
+
+
+@pytest.mark.usefixtures("cached")
+@pytest.mark.parametrize("name", ["files", "jsonl", "huggingface"])
+def test_documents_without_text_are_left_out_on_request_and_counted_wherever_one_begins(tmp_path, name):
+    texts = ["", None, "a", "", "b", None, "c", None]
+    source = {"path": str(tmp_path / "set")}
+    if name == "files":
+        (tmp_path / "set").mkdir()
+        for number, text in enumerate(texts):
+            (tmp_path / "set" / f"{number}.txt").write_text(text or "")
+    elif name == "jsonl":
+        lines = [json.dumps({"text": text} if number != 1 else {}) for number, text in enumerate(texts)]
+        source["path"] += ".jsonl"
+        (tmp_path / "set.jsonl").write_text("\n".join(lines))
+    else:
+        source = {"id": str(huggingface(tmp_path / "set", texts))}
+    if name != "files":
+        with pytest.raises(
+            ValueError, match=r"(line 2,|row 1) has .* 'text'; .*mend or remove it, or set tokenize.corpus"
+        ):
+            read(corpus(name, **source))
+    whole = CORPORA.build(corpus(name, skip_null=True, **source), "train")
+    rows = [Row(text or None) for text in texts]
+    assert [list(whole.rows(start)) for start in range(4)] == [rows, rows[3:], rows[5:], rows[7:]]
+    parts = [CORPORA.build(corpus(name, skip_null=True, heldout_every=3, **source), s) for s in ("train", "heldout")]
+    assert [len(list(part.rows())) for part in parts] == [6, 2]  # all 8 of the source
+    assert [list(part.documents()) for part in parts] == [["b", "c"], ["a"]]
+
+
+@pytest.mark.parametrize("name", ["files", "jsonl"])
+def test_a_byte_order_mark_is_no_text_and_counted_where_it_is_of_one(tmp_path, name):
+    content = b'{"text": "a"}' if name == "jsonl" else b"a"
+    path = tmp_path / f"1.{'jsonl' if name == 'jsonl' else 'txt'}"
+    path.write_bytes(b"\xef\xbb\xbf" + content)
+    assert list(CORPORA.build(corpus(name, path=str(path)), "train").rows()) == [Row("a", marked=name == "files")]
 
 
 # --------------------------------------------------------------------------------------------------------- huggingface
@@ -210,7 +307,7 @@ def test_rows_are_documents_streamed_or_not(tmp_path, streaming):
 @pytest.mark.usefixtures("cached")
 def test_a_row_without_text_is_named(tmp_path):
     place = str(huggingface(tmp_path / "set", ["a", None, "b"]))
-    with pytest.raises(ValueError, match=r"set, train, row 1 has NoneType in the column 'text', not text; choose"):
+    with pytest.raises(ValueError, match=r"set, train, row 1 has null in the column 'text'; mend or remove it, or set"):
         read(corpus("huggingface", id=place))
 
 

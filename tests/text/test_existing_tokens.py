@@ -121,7 +121,7 @@ def test_a_folder_goes_on_only_with_the_text_and_tokenizer_it_was_begun_with(tmp
             call()
     moved = write_lines(tmp_path / "elsewhere" / "text.jsonl", texts())
     again = Tokenization(config(moved), folder, "train")
-    again.corpus.documents = None  # would be called
+    again.corpus.rows = None  # would be called
     again.run()
     assert again.made == 0 and contents(folder / "shards") == {
         name.removeprefix("shards/"): sha256 for name, sha256 in before.items() if name.startswith("shards/")

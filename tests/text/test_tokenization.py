@@ -6,12 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dit_moe.json_files import write_sealed
 from dit_moe.text import tokenization as tokenizing
-from dit_moe.text.token_shards import NoTokens, TokenShards, read_token_manifest
+from dit_moe.text.corpora import CORPORA
+from dit_moe.text.losses import TextLosses
+from dit_moe.text.token_shards import NoTokens, TokensConfig, TokenShards, read_token_manifest
+from dit_moe.text.tokenization import TokenizeConfig, tokenize_splits
 from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
 from tests.folders import contents
 from tests.scripts import killed_five_times
-from tests.text.tokens import save_bpe, texts, tokenization, tokenized, write_lines
+from tests.text.tokens import config, save_bpe, texts, tokenization, tokenized, write_lines
 
 pytest.importorskip("transformers")
 
@@ -49,12 +53,12 @@ def test_documents_come_back_as_they_were(tmp_path, shard_tokens):
     shards.verify()
 
 
-def whole_words(folder, vocabulary, **options):
+def whole_words(folder, vocabulary, unk="low", **options):
     """A tokenizer of whole words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="low"))
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=unk))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=backend, **options).save_pretrained(folder)
     return str(folder)
@@ -80,6 +84,92 @@ def test_text_that_spells_the_end_of_text_is_ordinary_text_or_refused(tmp_path):
     name = whole_words(tmp_path / "words", {"end": 0, "low": 1}, eos_token="end")
     with pytest.raises(ValueError, match=r"document 1 of the split train spells the end of text, which .* cannot"):
         tokenized(tmp_path / "tokens", ["low", "low end"], tokenizer=name)
+
+
+# ----------------------------------------------------------------------------------- what is lost and left out
+
+
+def normalized(folder, normalizer, **options):
+    """The byte-pair tokenizer behind a normalizer of texts."""
+    from tokenizers import Tokenizer
+
+    path = save_bpe(folder, **options) / "tokenizer.json"
+    backend = Tokenizer.from_file(str(path))
+    backend.normalizer = normalizer
+    backend.save(str(path))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "kind, text, lost, unknown",
+    [
+        ("unknown", "low x high y", 4, 2),  # x, y and two spaces
+        ("lower", "Low HIGH", 5, 0),
+        ("accents", "naïve", 2, 0),
+        ("nfkc", "ﬁne ²", 5, 0),
+        ("stripped", " low ", 2, 0),
+        ("spaces", "low  high", 1, 0),
+        ("nothing", "Low  naïve ﬁ\n漢字\x00<|endoftext|>", 0, 0),
+        ("bytes", "Low  naïve ﬁ\n漢字\x00<|endoftext|>", 0, 0),
+    ],
+)
+def test_what_a_tokenizer_loses_is_counted_and_said(tmp_path, capsys, kind, text, lost, unknown):
+    from tokenizers import Regex, normalizers
+
+    normalizer = {
+        "lower": normalizers.Lowercase(),
+        "accents": normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()]),
+        "nfkc": normalizers.NFKC(),
+        "stripped": normalizers.Strip(),
+        "spaces": normalizers.Replace(Regex(" +"), " "),
+        "nothing": None,
+    }
+    if kind == "unknown":
+        vocabulary = {"</s>": 0, "[UNK]": 1, "low": 2, "high": 3}
+        name = whole_words(tmp_path / "words", vocabulary, unk="[UNK]", eos_token="</s>", unk_token="[UNK]")
+    else:
+        name = kind if kind == "bytes" else normalized(tmp_path / "bpe", normalizer[kind])
+    write_lines(tmp_path / "text.jsonl", ["low high", "low", text])
+    summary = tokenize_splits(config(tmp_path / "text.jsonl", tokenizer=name), TokensConfig(path=str(tmp_path / "t")))
+    losses = read_token_manifest(tmp_path / "t").losses
+    size = len(f"low highlow{text}".encode())
+    counts = {"checked": 3, "checked_bytes": size, "changed": int(lost > 0), "lost_bytes": lost}
+    assert losses == TextLosses(unknown_tokens=unknown, **counts) and losses.lossy == (lost > 0)
+    assert summary["train"]["losses"] == losses.dump()
+    assert ("bits per byte of it cannot be compared" in capsys.readouterr().err) == losses.lossy
+
+
+def test_counts_of_what_is_left_out_depend_on_no_interruption_and_add_up_to_what_is_on_disk(tmp_path, capsys):
+    folder, source = tmp_path / "tokens", tmp_path / "text"
+    source.mkdir()
+    marked = [f"\ufeff{text}" if number % 9 == 4 else text for number, text in enumerate(["", "", *texts(40), "", ""])]
+    for number, text in enumerate(marked):
+        (source / f"{number:02d}.txt").write_bytes(text.encode())
+    files = CORPORA.config_class("files")(path=str(source), skip_null=True)
+    made = TokenizeConfig(corpus=files, shard_tokens=500)
+    tokenize_splits(made, TokensConfig(path=str(folder)))
+    assert "tokenising train: 5 documents without text and 5 byte-order marks are left out" in capsys.readouterr().err
+    manifest, before = read_token_manifest(folder), contents(folder)
+    assert manifest.documents + manifest.losses.without_text == len(marked)
+    on_disk = sum(path.stat().st_size for path in source.iterdir())
+    assert manifest.bytes + 3 * manifest.losses.byte_order_marks == on_disk
+    for stem in ("00000", "00002", manifest.shards[-1].file):
+        (folder / "shards" / f"{stem}.tokens").unlink()
+    again = tokenizing.Tokenization(made, folder, "train")
+    again.run()
+    assert again.made == 3 and contents(folder) == before
+
+
+def test_tokens_of_an_earlier_version_are_read_and_say_nothing_of_losses(tmp_path):
+    folder = tmp_path / "tokens"
+    tokenized(folder)
+    for path in (*folder.glob("shards/*.json"), folder / "manifest.json"):
+        body = json.loads(path.read_text())
+        del body["losses"]
+        body.pop("sha256", None)
+        (write_sealed(path, body) if path.name == "manifest.json" else path.write_text(json.dumps(body)))
+    again = tokenization(folder)
+    assert read_token_manifest(folder).losses is None and again.run().losses is None and again.made == 0
 
 
 # ----------------------------------------------------------------------------------------------------------- resuming
@@ -121,17 +211,17 @@ def test_how_many_documents_are_encoded_at_a_time_changes_nothing_but_how_far_is
     folder.rename(tmp_path / "before")
     monkeypatch.setattr(tokenizing, "BATCH_DOCUMENTS", 10)
     task = tokenization(folder, shard_tokens=500)
-    documents = task.corpus.documents
+    rows = task.corpus.rows
 
     def counted(start=0):
         nonlocal read
-        for text in documents(start):
+        for row in rows(start):
             read += 1
             records = [json.loads(path.read_text()) for path in folder.glob("shards/*.json")]
             ahead.append(read - sum(record["shard"]["documents"] for record in records))
-            yield text
+            yield row
 
-    task.corpus.documents = counted
+    task.corpus.rows = counted
     task.run()
     assert read == 200 and max(ahead) < 60  # batches waiting, and an open shard
     assert contents(folder) == before

@@ -9,13 +9,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from dit_moe.config import ConfigError, require
 from dit_moe.registry import Registry, did_you_mean, import_submodules
 
 CORPORA = Registry("corpus")  # CORPORA.build(config, split)
 SPLITS = ("train", "heldout")
+MARK = "\ufeff"  # byte-order mark: some editors and spreadsheets write it before a text
+
+
+class Row(NamedTuple):
+    """A document of a corpus; `text` is None if it has none and is left out."""
+
+    text: str | None
+    marked: bool = False  # a byte-order mark stood before the text, and is left out
 
 
 class Corpus(ABC):
@@ -23,16 +31,19 @@ class Corpus(ABC):
 
     `heldout_every` n: documents n − 1, 2n − 1, … of the source are the split `heldout`, all others `train`.
     `first` n: the source ends behind its first n documents, of both splits.
+    `skip_null`: documents that are null, missing or empty are left out; they count among those of the source.
     """
 
     fingerprint: str | None  # of the source's content as far as names and sizes tell, not of its place; None: unknown
     size: int | None = None  # bytes to read, if known
     unchecked_options: Collection[str] = ()  # that may change: of the other split, or places that `fingerprint` covers
 
-    def __init__(self, split: str, heldout_every: int | None = None, first: int | None = None) -> None:
+    def __init__(self, split: str, source: SourceConfig | None = None) -> None:
         if split not in SPLITS:
             raise ValueError(f"a corpus has no split {split!r}; {did_you_mean(split, SPLITS)}")
-        self.split, self.heldout_every, self.first = split, heldout_every, first
+        source = source or SourceConfig()
+        self.split, self.heldout_every, self.first = split, source.heldout_every, source.first
+        self.skip_null = source.skip_null
 
     @staticmethod
     def is_remote(config: Any) -> bool:
@@ -40,20 +51,42 @@ class Corpus(ABC):
         return False
 
     @abstractmethod
-    def read(self, start: int) -> Iterator[tuple[str, str]]:
+    def read(self, start: int) -> Iterator[tuple[str, str | None]]:
         """The documents of the source, of all splits, from number `start` on: the place of each, and its text.
+
+        The text is None where there is none; `without_text` decides about that. Raises ValueError, naming the place,
+        for what is not text.
+        """
+
+    def without_text(self, problem: str) -> None:
+        """ValueError for a document that is no text, unless such are to be left out."""
+        if not self.skip_null:
+            raise ValueError(f"{problem}; mend or remove it, or set tokenize.corpus.skip_null=true")
+
+    def rows(self, start: int = 0) -> Iterator[Row]:
+        """What follows the first `start` documents with text of the split, documents without text included.
 
         Raises ValueError, naming the place, for what is not text.
         """
+        begin, passed = (0, start) if self.skip_null else (self._number(start), 0)
+        left = None if self.first is None else max(0, self.first - begin)
+        for number, (where, text) in enumerate(islice(self.read(begin), left), begin):
+            if not self._holds(number):
+                continue
+            marked = text is not None and text.startswith(MARK)
+            text = text.removeprefix(MARK) if text is not None else None
+            if text is None or (self.skip_null and not text):
+                if not passed:
+                    yield Row(None, marked)
+            elif passed:
+                passed -= 1
+            else:
+                _require_unicode(text, where)
+                yield Row(text, marked)
 
     def documents(self, start: int = 0) -> Iterator[str]:
         """The texts of the split from number `start` on. ValueError, naming the place, for what is not text."""
-        begin = self._number(start)
-        left = None if self.first is None else max(0, self.first - begin)
-        for number, (where, text) in enumerate(islice(self.read(begin), left), begin):
-            if self._holds(number):
-                _require_unicode(text, where)
-                yield text
+        return (row.text for row in self.rows(start) if row.text is not None)
 
     def _holds(self, number: int) -> bool:
         """Whether document `number` of the source is in this split."""
@@ -76,6 +109,7 @@ class SourceConfig:
 
     heldout_every: int | None = None
     first: int | None = None  # read only the first n documents of the source, of all splits; None: all
+    skip_null: bool = False  # leave out documents without text (null, missing, empty), and count them
 
     def __post_init__(self) -> None:
         require(self.first is None or self.first >= 1, self, "first", "must be at least 1, or null for all")
@@ -93,15 +127,6 @@ def source_of(config: Any, split: str, train: str) -> tuple[str, str]:
         raise ConfigError(option, f" is missing; {remedy}")
     require(getattr(config, option) != "", config, option, "is empty; say where the text is")
     return option, getattr(config, option)
-
-
-def decode_utf8(raw: bytes, where: str, offset: int = 0) -> str:
-    """The text of UTF-8 bytes, unchanged; ValueError, naming the byte (the first is number `offset`), if it is not."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        problem = f"{where} is not UTF-8: byte 0x{raw[error.start]:02x} at position {offset + error.start}"
-        raise ValueError(f"{problem}; convert it (for instance with iconv), or leave it out") from None
 
 
 def _require_unicode(text: str, where: str) -> None:

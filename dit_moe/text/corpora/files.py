@@ -1,24 +1,41 @@
-"""Corpora in files: text files, each of them a document, or JSON lines, each line a document."""
+"""Corpora in files: text files, each of them a document, or JSON lines, each line a document.
+
+Files that were packed by gzip, zstd, xz or bzip2 are unpacked while they are read, whatever their names.
+"""
 
 from __future__ import annotations
 
+import bz2
 import glob
 import gzip
 import hashlib
+import io
 import json
+import lzma
 import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import Any, BinaryIO, cast
 
 from dit_moe.config import ConfigError
 from dit_moe.data.listing import OTHER_KINDS, PassedOver, list_files, merged, never_counts, say_passed_over
 from dit_moe.registry import did_you_mean
-from dit_moe.text.corpora import CORPORA, Corpus, SourceConfig, decode_utf8, source_of
+from dit_moe.text.corpora import CORPORA, MARK, Corpus, SourceConfig, source_of
 
+LONGEST_LINE, LARGEST_TEXT = 2**28, 2**30  # bytes of a document, in a file of many and in a file of its own
+PACKED = (".gz", ".zst", ".xz", ".bz2")
+OTHER_FORMATS = {  # by their first bytes, and what to do with them
+    b"\xff\xfe": "is UTF-16; convert it, for instance with iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": "is UTF-16; convert it, for instance with iconv -f UTF-16 -t UTF-8",
+    b"PK\x03\x04": "is a zip archive; unpack it",
+    b"PAR1": "is of Parquet; name its folder in tokenize.corpus={name: huggingface, id: …}",
+    b"%PDF": "is a PDF; extract its text",
+}
+REMEDY = "; convert it, for instance with jq -c '.[]' FILE > FILE.jsonl"
 _NOT_NAMED = "files that the pattern does not name"  # which a user knows
 
 
@@ -32,7 +49,7 @@ class FilesConfig(SourceConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class JsonLinesConfig(FilesConfig):
-    """`path` and `heldout`: a file, a pattern, or a folder; files that end in .gz are unpacked while they are read."""
+    """`path` and `heldout`: a file, a pattern such as books/**/*.jsonl, or a folder of .jsonl files, packed or not."""
 
     field: str = "text"  # of a line's object
 
@@ -44,10 +61,10 @@ class _FileCorpus(Corpus):
     suffixes: tuple[str, ...]
 
     def __init__(self, config: FilesConfig, split: str) -> None:
-        super().__init__(split, config.heldout_every, config.first)
+        super().__init__(split, config)
         self.files, self.passed_over = find_files(config, split, self.suffixes)
         self.fingerprint = fingerprint_of(self.files)
-        if not any(file.suffix == ".gz" for file in self.files):
+        if not any(file.suffix in PACKED for file in self.files):
             self.size = sum(file.stat().st_size for file in self.files)
 
 
@@ -59,20 +76,20 @@ class Files(_FileCorpus):
 
     def read(self, start: int) -> Iterator[tuple[str, str]]:
         for file in self.files[start:]:
-            yield str(file), decode_utf8(file.read_bytes(), str(file))
+            yield str(file), read_text(file)
 
 
 @CORPORA.register("jsonl", JsonLinesConfig)
 class JsonLines(_FileCorpus):
     """Each line is a document; blank lines are left out."""
 
-    suffixes = (".jsonl", ".jsonl.gz")
+    suffixes = (".jsonl",)
 
     def __init__(self, config: JsonLinesConfig, split: str) -> None:
         super().__init__(config, split)
         self.field = config.field
 
-    def read(self, start: int) -> Iterator[tuple[str, str]]:
+    def read(self, start: int) -> Iterator[tuple[str, str | None]]:
         for file in self.files:
             position = 0
             for number, line in enumerate(_lines(file), 1):
@@ -81,24 +98,34 @@ class JsonLines(_FileCorpus):
                         start -= 1
                     else:
                         where = f"{file}, line {number},"
-                        yield where, self._text(decode_utf8(line, where, position), where)
+                        yield where, self._text(decode_utf8(line, where, position).removeprefix(MARK), where)
                 position += len(line)
 
-    def _text(self, line: str, where: str) -> str:
+    def _text(self, line: str, where: str) -> str | None:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{where} is not JSON: {error}; mend or remove it") from None
+            if "\r" in line.strip():
+                raise ValueError(f"{where} has line ends of CR alone; convert them, with tr '\\r' '\\n'") from None
+            if line.strip() in ("[", "{"):
+                raise ValueError(
+                    f"{where} begins one JSON text of many lines, where each is to be one{REMEDY}"
+                ) from None
+            raise ValueError(f"{where} is not JSON: {str(error)[:100]}; mend or remove it") from None
         except RecursionError:
             raise ValueError(f"{where} is not JSON that can be read: too deep; mend or remove it") from None
         if not isinstance(row, dict):
-            raise ValueError(f"{where} is not a JSON object but {type(row).__name__}; mend or remove it")
-        if self.field not in row:
-            raise ValueError(f"{where} has no field {self.field!r}; {did_you_mean(self.field, row)}")
-        if not isinstance(row[self.field], str):
-            kind = type(row[self.field]).__name__
+            remedy = REMEDY if isinstance(row, list) else "; mend or remove it"
+            raise ValueError(f"{where} is not a JSON object but {type(row).__name__}{remedy}")
+        text = row.get(self.field)
+        if text is None:
+            has = "null in the" if self.field in row else "no"
+            hint = "" if self.field in row else f"; {did_you_mean(self.field, row)}"
+            self.without_text(f"{where} has {has} field {self.field!r}{hint}")
+        elif not isinstance(text, str):
+            kind = type(text).__name__
             raise ValueError(f"{where} has no text in the field {self.field!r} but {kind}; mend or remove it")
-        return row[self.field]
+        return text
 
 
 def find_files(config: FilesConfig, split: str, suffixes: Sequence[str]) -> tuple[list[Path], PassedOver]:
@@ -128,7 +155,8 @@ def _matching(place: str, suffixes: Sequence[str]) -> tuple[list[Path], PassedOv
     if os.path.isfile(place):
         return [Path(place)], {}
     if os.path.isdir(place):
-        return _in_folder(place, lambda name, _: None if name.lower().endswith(tuple(suffixes)) else OTHER_KINDS)
+        endings = tuple(suffix + packed for suffix in suffixes for packed in ("", *PACKED))
+        return _in_folder(place, lambda name, _: None if name.lower().endswith(endings) else OTHER_KINDS)
     head, *rest = re.split(r"(?:^|(?<=/))\*\*(?:/|$)", place, maxsplit=1)
     if not rest:
         named = [each for each in glob.glob(place) if os.path.isfile(each) and not never_counts(os.path.basename(each))]
@@ -152,10 +180,79 @@ def fingerprint_of(files: Sequence[Path]) -> str:
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
+# ------------------------------------------------------------------------------------------------------ bytes to text
+
+
+def read_text(file: Path) -> str:
+    """The text of a whole file, with its byte-order mark. ValueError if it is too large, damaged, or not UTF-8."""
+    packed = _unpacker(file) is not None
+    most = LONGEST_LINE if packed else LARGEST_TEXT  # what is packed tells its size when it is read, as a line does
+    with _opened(file) as stream:
+        long = not packed and file.stat().st_size > most
+        raw = b"" if long else stream.read(most + 1 if packed else -1)
+    if long or len(raw) > most:
+        problem = f"{file} has more than {most / 1e6:.0f} MB, and is read as one document"
+        raise ValueError(f"{problem}; cut it into several files, or make it JSON lines")
+    return decode_utf8(raw, str(file))
+
+
+def decode_utf8(raw: bytes, where: str, offset: int = 0) -> str:
+    """The text of UTF-8 bytes, unchanged; ValueError, naming the byte (the first is number `offset`), if it is not."""
+    for start, problem in OTHER_FORMATS.items():
+        if offset == 0 and raw.startswith(start):
+            raise ValueError(f"{where} {problem}")
+    if (null := raw.find(0)) >= 0:
+        problem = f"{where} has a zero byte at position {offset + null}, which is in no text"
+        raise ValueError(f"{problem}; convert it if it is UTF-16 (for instance with iconv), or leave it out")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        problem = f"{where} is not UTF-8: byte 0x{raw[error.start]:02x} at position {offset + error.start}"
+        raise ValueError(f"{problem}; convert it (for instance with iconv), or leave it out") from None
+
+
 def _lines(file: Path) -> Iterator[bytes]:
-    """ValueError if a packed file is damaged."""
-    with cast(IO[bytes], gzip.open(file) if file.suffix == ".gz" else file.open("rb")) as opened:
-        try:
-            yield from opened
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"{file} cannot be unpacked ({error}); restore it") from None
+    with _opened(file) as stream:
+        number = 0
+        while line := stream.readline(LONGEST_LINE + 1):
+            number += 1
+            if len(line) > LONGEST_LINE:
+                problem = f"{file}, line {number}, has more than {LONGEST_LINE / 1e6:.0f} MB"
+                raise ValueError(f"{problem}; each line is one document: cut it, or put line ends between them")
+            yield line
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
+    """The bytes of a file, unpacked while they are read. ValueError, naming it, if it cannot be unpacked."""
+    unpack = _unpacker(file)
+    if unpack is None:
+        with file.open("rb") as plain:
+            yield plain
+        return
+    try:
+        with unpack(file) as unpacked:
+            yield unpacked
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        raise ValueError(f"{file} cannot be unpacked ({error}); restore it from a copy, or pack it anew") from None
+
+
+def _unpacker(file: Path) -> Callable[[Path], BinaryIO] | None:
+    """How a file is unpacked, as its first bytes tell; None if it is not packed."""
+    with file.open("rb") as opened:
+        start = opened.read(10)
+    return next((unpack for first, unpack in _UNPACKERS.items() if re.match(first, start, re.DOTALL)), None)
+
+
+def _unpack_zstd(file: Path) -> BinaryIO:
+    import pyarrow as pa  # comes with `datasets`; unlike the package zstandard it tells a truncated file
+
+    return cast(BinaryIO, io.BufferedReader(pa.input_stream(str(file), compression="zstd")))
+
+
+_UNPACKERS: dict[bytes, Any] = {
+    rb"\x1f\x8b": gzip.open,
+    rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18": _unpack_zstd,
+    rb"\xfd7zXZ\x00": lzma.open,
+    rb"BZh[1-9](1AY&SY|\x17rE8P\x90)": bz2.open,
+}

@@ -11,6 +11,7 @@ from typing import Any
 
 from dit_moe.config import ConfigError, require
 from dit_moe.data.huggingface import load_split
+from dit_moe.formatting import one_line
 from dit_moe.registry import did_you_mean
 from dit_moe.text.corpora import CORPORA, Corpus, SourceConfig, source_of
 
@@ -42,30 +43,42 @@ class HuggingFaceText(Corpus):
     """
 
     def __init__(self, config: HuggingFaceTextConfig, split: str) -> None:
-        super().__init__(split, config.heldout_every, config.first)
+        super().__init__(split, config)
         option, self.name = source_of(config, split, train="train")
         self.config = config
         self.unchecked_options = ("streaming", "heldout" if option == "train" else "train")
-        self.rows = load_split(config.id, config.subset, option, self.name, config.streaming)
-        known = self.rows.column_names
+        self.dataset = load_split(config.id, config.subset, option, self.name, config.streaming)
+        known = self.dataset.column_names
         if known is not None and config.field not in known:
             problem = f"={config.field} is not a column of {config.id}"
             raise ConfigError("field", f"{problem}; {did_you_mean(config.field, known)}")
-        self.fingerprint = _fingerprint(self.rows, self.name)
+        self.fingerprint = _fingerprint(self.dataset, self.name)
 
     @staticmethod
     def is_remote(config: HuggingFaceTextConfig) -> bool:
         return not Path(config.id).exists()
 
-    def read(self, start: int) -> Iterator[tuple[str, str]]:
-        field = self.config.field
-        for number, row in enumerate(self.rows.skip(start), start):
+    def read(self, start: int) -> Iterator[tuple[str, str | None]]:
+        field, number = self.config.field, start
+        rows = iter(self.dataset.skip(start))
+        while True:
+            where = f"{self.config.id}, {self.name}, row {number}"
+            try:
+                row = next(rows, None)
+            except Exception as error:  # of many kinds: of Arrow, JSON, UTF-8, packed files, the network
+                raise ValueError(
+                    f"{where} cannot be read: {one_line(str(error), 300)}; mend the file, or leave it out"
+                ) from None
+            if row is None:
+                return
             text = row.get(field)
-            if not isinstance(text, str):
-                found = f"{type(text).__name__} in the column {field!r}" if field in row else f"no column {field!r}"
+            if text is None:
+                self.without_text(f"{where} has {'null in the' if field in row else 'no'} column {field!r}")
+            elif not isinstance(text, str):
                 remedy = "choose another field, or leave such rows out"
-                raise ValueError(f"{self.config.id}, {self.name}, row {number} has {found}, not text; {remedy}")
-            yield f"{self.config.id}, {self.name}, row {number}", text
+                raise ValueError(f"{where} has {type(text).__name__} in the column {field!r}, not text; {remedy}")
+            yield where, text
+            number += 1
 
 
 def _fingerprint(rows: Any, split: str) -> str | None:

@@ -35,8 +35,11 @@ from dit_moe.data.listing import (
     Listing,
     PassedOver,
     first_bytes,
+    in_sorted_order,
     list_files,
+    number_classes,
     pass_over,
+    require_no_splits,
     say_passed_over,
 )
 
@@ -312,7 +315,9 @@ class ImageFolderConfig(ImageSourceConfig):
 class ImageFolder(ImageSource):
     """A folder of class folders, as torchvision's ImageFolder has it: ``train/<class>/….jpg``.
 
-    Classes are the folders in sorted order; their images, at any depth, come class by class in sorted order.
+    The images, at any depth, come folder by folder in sorted order. Folders that are whole numbers are labels by these,
+    others in sorted order (`number_classes`). A run that began when all were labels in sorted order, which its recorded
+    fingerprint tells, goes on so.
 
     What does not count as an image, by its name or else its first bytes, and what lies outside of the class folders is
     passed over, which stderr says. The fingerprint is of all names and the sizes of some files, so that a copy with
@@ -326,28 +331,38 @@ class ImageFolder(ImageSource):
 
     def __init__(self, config: ImageFolderConfig, split: str) -> None:
         option, folder = place_of(config, split, "images")
-        classes, files_of, self.passed_over = _class_folders(option, folder)
-        if split == "heldout":
-            _require_same_classes(config, classes, _class_folders("path", config.path)[0])
-        self.folder, names_of, listing = folder, [], hashlib.sha256()
-        for name in classes:
-            files = sorted(files_of[name])
-            names_of.append(np.array(files, dtype=bytes))
-            listing.update(b"\0".join([os.fsencode(name), *files, b"\0"]))
-        say_passed_over(folder, self.passed_over)
-        counts = [len(names) for names in names_of]
-        if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
+        folders, files_of, self.passed_over = _class_folders(option, folder)
+        trained = ImageFolder(config, "train") if split == "heldout" else None
+        if trained is not None:
+            _require_same_classes(config, folders, trained.folders)
+        counts = [len(files_of[name]) for name in folders]
+        if empty := [name for name, count in zip(folders, counts, strict=True) if not count]:
             more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
             remedy = f"add some ({', '.join(FORMATS)}), or remove the empty folders"
             raise ConfigError(option, f"={folder} has no images of the class {empty[0]}{more}; {remedy}")
-        self.files = np.concatenate(names_of)
-        super().__init__(config, split, np.repeat(np.arange(len(classes)), counts), classes, fingerprint="")
+        say_passed_over(folder, self.passed_over)
+        self.folder, self.folders, listing, names_of = folder, folders, hashlib.sha256(), []
+        for name in folders:
+            files = sorted(files_of.pop(name))
+            names_of.append(np.array(files, dtype=bytes))
+            listing.update(b"\0".join([os.fsencode(name), *files, b"\0"]))
+        self.files, self._ends = np.concatenate(names_of), np.cumsum(counts)
         some = np.linspace(0, len(self.files) - 1, min(len(self.files), SIZES)).astype(int).tolist()
         listing.update(np.array([self._stamp(image)[0] for image in some], dtype="<i8").tobytes())
-        self.fingerprint = listing.hexdigest()
+        in_order = in_sorted_order(folders)
+        if trained is not None:
+            self.classes = trained.classes
+        else:
+            began_so = config.fingerprint == listing.hexdigest()
+            self.classes = in_order if began_so else number_classes(folder, folders, len(self.files))
+        labels = np.array([self.classes.label_of[name] for name in folders])
+        if self.classes != in_order:
+            listing.update(labels.astype("<i8").tobytes())
+        super().__init__(config, split, np.repeat(labels, counts), self.classes.names, listing.hexdigest())
 
     def locate(self, image: int) -> str:
-        return os.path.join(self.folder, self.class_names[self.labels_N[image]], os.fsdecode(self.files[image]))
+        folder = self.folders[int(np.searchsorted(self._ends, image, side="right"))]
+        return os.path.join(self.folder, folder, os.fsdecode(self.files[image]))
 
     def read(self, image: int) -> bytes:
         with open(self.locate(image), "rb", buffering=0) as file:
@@ -372,7 +387,10 @@ def _class_folders(option: str, folder: str) -> tuple[list[str], dict[str, list[
     files, folders, passed_over = list_images(folder)
     files_of: dict[str, list[bytes]] = {os.fsdecode(each): [] for each in folders if b"/" not in each}
     if not files_of:
-        raise ConfigError(option, f"={folder} has no class folders; put the images into one folder per class")
+        remedy = f"put the images into one folder per class, or all into one, such as {os.path.join(folder, 'all')}"
+        raise ConfigError(option, f"={folder} has no class folders; {remedy}")
+    if any(b"/" in each for each in folders):
+        require_no_splits(folder, sorted(files_of))
     for file in files:
         name, _, below = file.partition(b"/")
         if below:

@@ -1,4 +1,4 @@
-"""Which files of a folder count, by one rule for images, tars and text, and what is said of the others.
+"""Which files of a folder count, by one rule for images, tars and text; what is said of the others; folders as classes.
 
 Hidden files, those that editors and systems leave behind, pipes, devices and broken links never count. Of the rest, the
 caller says which do. A folder is listed once, by its own name, whatever links lead to it.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,9 @@ LISTED_ALREADY = "links to folders that are listed already"
 BROKEN_LINKS = "broken links"
 SPECIAL = "pipes, sockets or devices"
 FOLDERS = "folders"
+
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "heldout"}
+FEW_CLASSES = 1000  # so many there may be whatever the number of images
 
 _LEFT_BEHIND = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "lost+found"),
@@ -143,6 +146,74 @@ def note(text: str) -> None:
     """One line on stderr, once, and on the main process alone."""
     if join_processes().is_main_process:
         tell(f"note: {text}")
+
+
+# --------------------------------------------------------------------------------------------------- folders as classes
+
+
+class ClassFolders(NamedTuple):
+    """The label of each class folder, and the names of all classes: of the labels 0, 1, …"""
+
+    label_of: dict[str, int]
+    names: tuple[str, ...]
+
+
+def in_sorted_order(folders: Sequence[str]) -> ClassFolders:
+    """The label of a folder is its place among `folders`."""
+    return ClassFolders({folder: label for label, folder in enumerate(folders)}, tuple(folders))
+
+
+def number_classes(place: str, folders: Sequence[str], images: int) -> ClassFolders:
+    """Folders whose names all are whole numbers have these as labels; others are numbered in sorted order.
+
+    A line on stderr says so, unless the numbers are 0, 1, … without a gap.
+
+    Args:
+        place: where they are, for messages.
+        folders: their names, sorted.
+        images: how many there are in all.
+
+    Raises ValueError if two folders are the same number, or one is a number far above that of the images.
+    """
+    numbers = whole_numbers(folders)
+    if numbers is None:
+        if len(folders) > 1:
+            some = [f"{folder} = {label}" for label, folder in enumerate(folders)]
+            shown = some if len(some) <= 4 else [*some[:2], "…", some[-1]]
+            note(f"{place}: class folders are labels in sorted order, {', '.join(shown)}")
+        return in_sorted_order(folders)
+    label_of = dict(zip(folders, numbers, strict=True))
+    folder_of = {label: folder for folder, label in label_of.items()}
+    if len(folder_of) < len(folders):
+        same = next(folder for folder, label in label_of.items() if folder_of[label] != folder)
+        raise ValueError(f"{place}: the class folders {same} and {folder_of[label_of[same]]} are one label; join them")
+    if (largest := max(numbers)) >= max(images, FEW_CLASSES):
+        problem = f"the class folder {folder_of[largest]} is a label by its number, but there are {images} images"
+        raise ValueError(f"{place}: {problem}; if it is no label, put a letter before all of these names")
+    if len(folders) <= largest:
+        classes = f"{len(folders)} of the {largest + 1} classes 0 to {largest} have images"
+        note(f"{place}: class folders are labels by their numbers; {classes}")
+    return ClassFolders(label_of, tuple(folder_of.get(label, str(label)) for label in range(largest + 1)))
+
+
+def whole_numbers(names: Sequence[str]) -> list[int] | None:
+    """The names as numbers, if all of them are."""
+    numeric = names and all(len(name) <= 9 and name.isascii() and name.isdigit() for name in names)
+    return [int(name) for name in names] if numeric else None
+
+
+def are_numbers(names: Sequence[str]) -> bool:
+    """Whether class names are the labels themselves: 0, 1, …"""
+    return whole_numbers(names) == list(range(len(names)))
+
+
+def require_no_splits(place: str, folders: Sequence[str]) -> None:
+    """ValueError if folders that hold folders, and are to be classes, are called as splits are."""
+    if {folder.lower() for folder in folders} <= SPLITS:
+        named = " and ".join(folders)
+        raise ValueError(
+            f"{place} has the folders {named}, which are splits, not classes; name one of them as the place"
+        )
 
 
 def _entries(path: bytes) -> list[os.DirEntry[bytes]]:

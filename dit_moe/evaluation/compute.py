@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_moe.data.listing import are_numbers
 from dit_moe.evaluation.features import ExtractedFeatures, FeatureFolder
 from dit_moe.evaluation.report import Distance, Number, Provenance, Report, Value, flat_numbers
 from dit_moe.evaluation.sources.base import EvaluationInput
@@ -233,6 +234,7 @@ class InputSummary:
     labels_N: Tensor | None = None
     image_shape: tuple[int, int, int] | None = None
     label_remedy: str | None = None
+    class_names: tuple[str, ...] | None = None  # unless they are the labels themselves, 0, 1, …
 
 
 def summarize(given: EvaluationInput, extractor: FeatureExtractor, as_reference: bool = False) -> InputSummary:
@@ -260,8 +262,15 @@ def summarize(given: EvaluationInput, extractor: FeatureExtractor, as_reference:
         with suppress(ValueError):  # of another extractor: they are not used
             require_extractor(statistics, extractor)
             known -= {"spatial_NS", "spatial_moments"}  # FID and sFID are to be of one reference
+    names = images.class_names
     return InputSummary(
-        images.name, len(images), frozenset(known), images.labels_N, images.image_shape, images.label_remedy
+        images.name,
+        len(images),
+        frozenset(known),
+        images.labels_N,
+        images.image_shape,
+        images.label_remedy,
+        None if names is None or are_numbers(names) else names,
     )
 
 
@@ -311,6 +320,7 @@ def plan(
                 metric.check(min(counts), reference.count)
             if "labels_N" in metric.needs_of_samples:
                 _require_classes(name, extractor, sides)
+                _require_same_names(name, sides, reference)
             planned.append(config)
         except ValueError as error:
             if metrics is not None:
@@ -332,8 +342,28 @@ def require_known(name: str, metric: Metric, sides: Sequence[InputSummary], refe
 
 
 def _require_classes(name: str, extractor: FeatureExtractor, sides: Sequence[InputSummary]) -> None:
+    """ValueError unless the labels can be the classes of the extractor.
+
+    Names that are no numbers are numbered in sorted order, which is right at most if there is one for every class.
+    """
+    count = extractor.classes
+    for one in sides if count is not None else ():
+        most, names = -1 if one.labels_N is None else int(one.labels_N.max()), one.class_names
+        remedy = f"leave {name} out of --metrics, or choose another --extractor"
+        if most >= count:
+            raise ValueError(f"{one.name} has the label {most}, and {extractor.name} knows {count} classes; {remedy}")
+        if names and len(names) != count:
+            found = (
+                f"{one.name} has {len(names)} classes, {names[0]} first, and {extractor.name} knows {count}, by number"
+            )
+            raise ValueError(f"{found}; name the folders 0 to {count - 1}, {remedy}")
+
+
+def _require_same_names(name: str, sides: Sequence[InputSummary], reference: InputSummary) -> None:
+    """ValueError if a side has a class that the reference does not name, so that its number is not known."""
+    known = reference.class_names or ()
     for one in sides:
-        most = -1 if one.labels_N is None else int(one.labels_N.max())
-        if extractor.classes is not None and most >= extractor.classes:
-            found = f"{one.name} has the label {most}, and {extractor.name} knows {extractor.classes} classes"
-            raise ValueError(f"{found}; leave {name} out of --metrics, or choose another --extractor")
+        missing = sorted(set(one.class_names or ()) - set(known))
+        if known and missing:
+            found = f"{one.name} has the class {missing[0]}, which is none of the {len(known)} of {reference.name}"
+            raise ValueError(f"{found}; rename its folder, or leave {name} out of --metrics")

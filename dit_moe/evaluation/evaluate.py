@@ -34,7 +34,7 @@ from dit_moe.evaluation.runs import (
     training_images,
 )
 from dit_moe.evaluation.sources import EvaluationInput, converted, open_input
-from dit_moe.evaluation.sources.base import FEATURES_MANIFEST
+from dit_moe.evaluation.sources.base import FEATURES_MANIFEST, label_by_name
 from dit_moe.evaluation.sources.npz import is_verified_inception, require_extractor, write_statistics
 from dit_moe.experiments.run import ImageRun, open_image_run, sampling_changes
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
@@ -101,6 +101,8 @@ class Evaluation:
         elif self.run_config is not None:
             reference = training_images(self.run_config, self.read)
         samples = self._samples(reference)
+        for one in samples:
+            label_by_name(one, reference)
         self._require_one_set(samples)
         self._require_recipe(samples, reference)
         extractor, chosen = self._extractor([*samples, *([] if reference is None else [reference])])

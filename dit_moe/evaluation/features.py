@@ -107,6 +107,7 @@ class FeatureFolder:
     def __init__(self, path: Path, manifest: FeatureManifest) -> None:
         self.path, self.manifest = path, manifest
         self.name, self.image_shape, self.label_remedy = str(path), manifest.image_shape, Source.label_remedy
+        self.class_names = tuple(manifest.facts.get("class_names") or ()) or None
         self.shards = math.ceil(manifest.count / manifest.shard_size)
 
     @classmethod

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dit_moe.evaluation.features import Extraction
+from tests.data.examples import encoded, pixels, write_tree
 from tests.npz_files import write_images
 
 from .conftest import evaluate, refuse
@@ -83,6 +84,13 @@ def test_a_default_metric_without_what_it_needs_is_left_out(heldout, tmp_path, c
     report = evaluate(capsys, tmp_path / "odd.npz", "digits")
     assert report["fd_digits_cnn64"]["n"] == 4 and "class_accuracy" not in report
     assert any(note.startswith("left out: ") and "knows 10 classes" in note for note in report["warnings"])
+    named = write_tree(
+        tmp_path / "n", {f"{name}/{i}.png": encoded(pixels(i, 8, 8)) for name in ("ant", "bee") for i in (1, 2)}
+    )
+    report = evaluate(capsys, named, "digits", "--channels", "1")
+    assert any(
+        "n has 2 classes, ant first, and digits_cnn64 knows 10, by number" in note for note in report["warnings"]
+    )
 
 
 @pytest.mark.parametrize(

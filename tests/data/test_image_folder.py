@@ -55,6 +55,52 @@ def test_folders_may_be_links(tree, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "folders, labels, names",
+    [
+        (["3", "7", "9"], [3, 7, 9], tuple("0123456789")),
+        (["0", "1", "10", "2"], [0, 1, 10, 2], tuple(map(str, range(11)))),
+        (["000", "001"], [0, 1], ("000", "001")),
+        (["10", "9", "cat"], [0, 1, 2], ("10", "9", "cat")),
+        (["²", "1"], [1, 0], ("1", "²")),
+    ],
+)
+def test_folders_that_are_whole_numbers_are_labels_and_others_are_numbered_in_order(tmp_path, folders, labels, names):
+    trees = [write_tree(tmp_path / split, {f"{name}/0.png": IMAGE for name in folders}) for split in ("t", "h")]
+    for split in ("train", "heldout"):
+        dataset = read(trees[0], split, heldout=str(trees[1]))
+        assert dataset.class_names == names and sorted(dataset.labels_N) == sorted(labels)
+        assert [dataset.locate(i).split("/")[-2] for i in range(len(folders))] == sorted(folders)
+        assert dataset.class_counts() == [labels.count(label) for label in range(len(names))]
+
+
+def test_a_run_that_began_when_all_labels_were_in_sorted_order_goes_on_so(tmp_path):
+    tree = write_tree(tmp_path, {f"{name}/0.png": b"" for name in ("1", "2", "10")})
+    before = "33800ddd1c8926c20e67fd90c19b9699938d8ddf8f39af2516ac21c8fd93f48f"
+    now = read(tree, size=8)
+    assert now.labels_N.tolist() == [1, 10, 2] and now.fingerprint != before
+    for split in ("train", "heldout"):
+        recorded = read(tree, split, heldout=str(tree), fingerprint=before, size=8)
+        assert recorded.labels_N.tolist() == [0, 1, 2] and recorded.class_names == ("1", "10", "2")
+        assert recorded.fingerprint == before
+
+
+@pytest.mark.parametrize(
+    "folders, problem",
+    [
+        (["1", "01"], "the class folders 01 and 1 are one label; join them"),
+        (
+            ["0", "2024"],
+            "the class folder 2024 is a label by its number, but there are 2 images; if it is no label, put a",
+        ),
+        (["train/ant", "Val/ant"], "has the folders Val and train, which are splits, not classes; name one of them"),
+    ],
+)
+def test_folders_that_cannot_be_classes_are_refused(tmp_path, folders, problem):
+    with pytest.raises(ValueError, match=f"{tmp_path}.* {problem}"):
+        read(write_tree(tmp_path, {f"{name}/0.png": IMAGE for name in folders}))
+
+
+@pytest.mark.parametrize(
     "change",
     [
         lambda tree: (tree / "ant/000.png").rename(tree / "ant/002.png"),

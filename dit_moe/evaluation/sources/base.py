@@ -20,6 +20,7 @@ from torch import Tensor
 from dit_moe import config
 from dit_moe.autoencoders import FirstStage
 from dit_moe.data.images import crop
+from dit_moe.data.listing import are_numbers
 from dit_moe.distributed import join_processes
 from dit_moe.json_files import read_object
 from dit_moe.metrics import FeatureMoments
@@ -46,6 +47,8 @@ class Source(ABC):
     """(C, H, W) of all of them."""
     labels_N: Tensor | None = None
     """int64, in the order of the images."""
+    class_names: tuple[str, ...] | None = None
+    """Of the labels 0, 1, …, where they are known."""
     batch_size: int | None = None
     """How many to ask for at a time, which decides rounding only; None: any number."""
     label_remedy: str = "save them as `labels` beside arr_0"
@@ -147,6 +150,19 @@ def facts_of_images(path: Path) -> dict[str, Any]:
     return facts | {"sample": {name: sample[name] for name in SAMPLING_FACTS if name in sample}}
 
 
+def label_by_name(given: EvaluationInput, reference: EvaluationInput | None) -> None:
+    """Give the images the labels that classes of the same names have in the reference, if it names them all."""
+    source, real = given.source, None if reference is None else reference.images
+    while isinstance(source, ConvertedSource):
+        source = source.source
+    known = None if real is None else real.class_names
+    if source is None or not source.class_names or not known or source.labels_N is None:
+        return
+    if not are_numbers(source.class_names) and set(source.class_names) <= set(known):
+        label_C = torch.tensor([known.index(name) for name in source.class_names])
+        source.labels_N, source.class_names = label_C[source.labels_N], known
+
+
 # ---------------------------------------------------------------------------------------------- sources made of others
 
 
@@ -185,6 +201,10 @@ class ConvertedSource(Source):
     @property
     def labels_N(self) -> Tensor | None:  # type: ignore[override]
         return self.source.labels_N  # read when they are asked for
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:  # type: ignore[override]
+        return self.source.class_names
 
     def __len__(self) -> int:
         return len(self.source)

@@ -86,7 +86,7 @@ class DatasetSource(Source):
     def __init__(self, dataset: Dataset, config: Any, split: str, workers: int = 0) -> None:
         self.dataset, self.config, self.split, self.workers = dataset, config, split, workers
         self.name = f"{DATASETS.name_of(config)}/{split}"
-        self.image_shape = dataset.image_shape
+        self.image_shape, self.class_names = dataset.image_shape, tuple(dataset.class_names)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -169,6 +169,7 @@ class LatentSource(Source):
     def __init__(self, dataset: LatentShards, name: str) -> None:
         assert not dataset.flip, "each image once"
         self.dataset, self.name, self.image_shape = dataset, name, dataset.image_shape
+        self.class_names = tuple(dataset.class_names)
         try:
             self.stage = _load(configs.build(AutoencoderConfig, dataset.manifest.autoencoder))
         except ValueError as error:

@@ -20,7 +20,15 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dit_moe.data.images import FORMATS, ImageSource, ImageSourceConfig, list_images
-from dit_moe.data.listing import facts_of_listing, pass_over, say_passed_over
+from dit_moe.data.listing import (
+    SPLITS,
+    facts_of_listing,
+    note,
+    number_classes,
+    pass_over,
+    say_passed_over,
+    whole_numbers,
+)
 from dit_moe.evaluation.sources.base import (
     GRID,
     ReadOptions,
@@ -39,8 +47,8 @@ class FolderSource(Source):
     """Images in the order of their paths, folder by folder; what does not count as one is passed over and said.
 
     They must all be of one size, unless `options.size` gives the size to crop them to; they have 1 channel if all are
-    grey, and 3 otherwise. Labels come from labels.json, or else from two or more sub-folders, in sorted order, if all
-    images lie in them. Only headers are read here.
+    grey, and 3 otherwise. Labels come from labels.json, or else from sub-folders if all images lie in them: these are
+    whole numbers, or two or more names (`number_classes`). Only headers are read here.
 
     Raises ValueError: no images, a file that is none, several sizes, or labels that do not fit the images.
     """
@@ -60,7 +68,7 @@ class FolderSource(Source):
             raise ValueError(f"{folder} has no images; known are {known}, in it or in folders in it, or an images.npz")
         self._paths = [os.path.join(self.name, file) for file in self.files]
         headers = self._read_headers()
-        self.labels_N = _labels(self.folder, self.files)
+        self.labels_N, self.class_names = _labels(self.folder, self.files)
         size, channels = self.options.size, 1 if all(header.grey for header in headers) else 3
         self.image_shape = (channels, size, size) if size else (channels, headers[0].height, headers[0].width)
         self._images = _Files(self._paths, size)
@@ -80,7 +88,8 @@ class FolderSource(Source):
         }
 
     def facts(self) -> dict[str, Any]:
-        return facts_of_images(self.folder) | facts_of_listing(self)
+        classes = {} if self.class_names is None else {"class_names": list(self.class_names)}
+        return facts_of_images(self.folder) | classes | facts_of_listing(self)
 
     def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Raises ValueError naming all images of a batch that are broken."""
@@ -150,16 +159,20 @@ def _sha256_of(path: str) -> bytes:
         raise ValueError(f"{path} cannot be read ({error.strerror}); mend it, or take it out") from None
 
 
-def _labels(folder: Path, files: Sequence[str]) -> Tensor | None:
+def _labels(folder: Path, files: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...] | None]:
+    """The labels of the images, and the names of the classes if they are those of folders."""
     path = folder / LABELS
     if path.is_file():
-        return torch.tensor(_read_labels(path, files), dtype=torch.int64)
+        return torch.tensor(_read_labels(path, files), dtype=torch.int64), None
     tops = [file.partition("/")[0] if "/" in file else None for file in files]
-    classes = sorted({top for top in tops if top})
-    if None in tops or len(classes) < 2:
-        return None
-    label_of = {name: label for label, name in enumerate(classes)}
-    return torch.tensor([label_of[top] for top in tops if top], dtype=torch.int64)
+    folders = sorted({top for top in tops if top})
+    if not folders or (len(folders) < 2 and whole_numbers(folders) is None) or SPLITS.issuperset(folders):
+        return None, None
+    if None in tops:
+        note(f"{folder}: {tops.count(None)} images lie outside of the class folders, so that no image has a label")
+        return None, None
+    classes = number_classes(str(folder), folders, len(files))
+    return torch.tensor([classes.label_of[top] for top in tops if top], dtype=torch.int64), classes.names
 
 
 def _read_labels(path: Path, files: Sequence[str]) -> list[int]:

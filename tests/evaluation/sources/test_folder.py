@@ -9,11 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from dit_moe.data.images import crop
-from dit_moe.evaluation.sources.base import ReadOptions
+from dit_moe.data.images import ImageFolderConfig, crop
+from dit_moe.evaluation.compute import plan, summarize
+from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, converted, label_by_name
+from dit_moe.evaluation.sources.dataset import open_dataset
 from dit_moe.evaluation.sources.folder import FolderSource
+from dit_moe.metrics.classifier import ClassAccuracyConfig
 from dit_moe.pictures import png_folder
 from tests.data.examples import encoded, pixels, write_tree
+from tests.evaluation.fakes import PixelExtractor
 
 
 def files(count=5, **sizes):
@@ -94,11 +98,41 @@ def test_pictures_saved_by_sampling_are_read_with_their_labels_and_their_record(
     assert "labels.json" in source.label_remedy and "sub-folder" in source.label_remedy
 
 
-def test_sub_folders_are_classes_if_all_images_lie_in_them(tmp_path):
-    tree = {f"{name}/{i}.png": encoded(pixels(i)) for name in ("bee", "ant", "ant-lion") for i in range(2)}
-    assert FolderSource(write_tree(tmp_path / "all", tree)).labels_N.tolist() == [0, 0, 1, 1, 2, 2]
-    assert FolderSource(write_tree(tmp_path / "some", tree | {"x.png": encoded(pixels(0))})).labels_N is None
-    assert FolderSource(write_tree(tmp_path / "one", {"png/0.png": encoded(pixels(0))})).labels_N is None
+@pytest.mark.parametrize(
+    "folders, labels",
+    [
+        (("bee", "ant", "ant-lion"), [0, 1, 2]),
+        (("7", "10", "3"), [3, 7, 10]),
+        (("4",), [4]),
+        (("png",), None),
+        (("train", "test"), None),
+        (("bee", "ant", "."), None),
+    ],
+)
+def test_sub_folders_are_classes_by_their_number_or_their_order_if_all_images_lie_in_them(tmp_path, folders, labels):
+    tree = {f"{name}/{i}.png": encoded(pixels(i)) for name in folders for i in range(2)}
+    source = FolderSource(write_tree(tmp_path, tree))
+    found = None if source.labels_N is None else sorted(source.labels_N.tolist())
+    assert found == (labels and [label for label in labels for _ in range(2)])
+
+
+def test_classes_have_the_labels_that_their_names_have_in_the_reference_or_are_refused(tmp_path):
+    def tree(place, *names):
+        return write_tree(tmp_path / place, {f"{name}/0.png": encoded(pixels(0)) for name in names})
+
+    def planned(given):
+        sides = [summarize(one, PixelExtractor(3 * 8 * 8, classes=3)) for one in (given, reference)]
+        return plan([ClassAccuracyConfig()], PixelExtractor(classes=3), sides[:1], sides[1])
+
+    options = ReadOptions(size=8)
+    reference = open_dataset(ImageFolderConfig(path=str(tree("reference", "ant", "bee", "cow"))), options=options)
+    for place, names, labels in (("some", ("bee", "cow"), [1, 2]), ("others", ("ape", "bee", "cow"), [0, 1, 2])):
+        samples = converted(EvaluationInput(FolderSource(tree(place, *names))), options)
+        label_by_name(samples, reference)
+        assert samples.source.labels_N.tolist() == labels
+        assert place == "others" or planned(samples)
+    with pytest.raises(ValueError, match=r"others has the class ape, which is none of the 3 of image_folder/train"):
+        planned(samples)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +29,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dit_moe.config import STORED, Tree, parse
 from dit_moe.files import sha256_of, sync
+from dit_moe.json_files import Count, FileName, Name, Sha256, checked, load, require_format
 
 FORMAT = 1
 STATE, CONFIG = "state.json", STORED
@@ -39,6 +40,33 @@ _FILES = {STATE, CONFIG, *(f"{part}.safetensors" for part in ("model", "ema", "o
 Weights = dict[str, Tensor]
 Part = Literal["model", "ema", "optimizer"]
 Parts = Mapping[Part, Mapping[str, Tensor]]
+T = TypeVar("T")
+
+
+class FileFacts(TypedDict):
+    """What state.json says of another file."""
+
+    bytes: Count
+    sha256: Sha256
+
+
+class Unlogged(TypedDict):
+    """Steps since the last line of the log, and the sums of their numbers."""
+
+    steps: Count
+    gathered: dict[str, float]
+
+
+class State(TypedDict):
+    """What is read of state.json whatever was trained; there is more in it."""
+
+    step: Count
+    files: dict[FileName, FileFacts]
+    class_names: NotRequired[list[Name] | None]  # in the order of the label table
+    class_counts: NotRequired[list[Count] | None]  # images of each
+    precision: NotRequired[str]
+    since_line: NotRequired[Unlogged | None]
+    tokenizer: NotRequired[Tree]
 
 
 # ---------------------------------------------------------------------------------------------------------- finding
@@ -91,6 +119,22 @@ class Checkpoint:
     def step(self) -> int:
         return int(self.state["step"])
 
+    def facts(self, schema: type[T]) -> T:
+        """The state as `schema` has it. ValueError for what that does not allow."""
+        return checked(self.state, schema, str(self.folder / STATE), _remedy(self.folder))
+
+    def require_classes(self, count: int) -> None:
+        """ValueError unless what the state says of the classes is of so many."""
+        for name in ("class_names", "class_counts"):
+            found = self.state.get(name)
+            if found is not None and (len(found) != count or not any(found)):
+                problem = f"is of another model: {name} has {len(found)} entries for {count} classes, or none above 0"
+                raise _broken(self.folder, STATE, problem)
+
+    def sha256(self, part: Part) -> str:
+        """Of the file of these weights, as recorded."""
+        return self._recorded(f"{part}.safetensors")
+
     def weights(self, part: Part) -> Weights:
         """The tensors of one file by name, memory-mapped on the CPU, after its checksum was verified."""
         path = self._verified(f"{part}.safetensors")
@@ -108,9 +152,14 @@ class Checkpoint:
             raise _broken(self.folder, path.name, f"is no config ({error})") from None
 
     def _verified(self, name: str) -> Path:
-        if sha256_of(self.folder / name) != self.state["files"][name]["sha256"]:
+        if sha256_of(self.folder / name) != self._recorded(name):
             raise _broken(self.folder, name, "was changed after it was written: its sha256 is not the recorded one")
         return self.folder / name
+
+    def _recorded(self, name: str) -> str:
+        if name not in self.state["files"]:
+            raise _broken(self.folder, STATE, f"does not list {name}")
+        return str(self.state["files"][name]["sha256"])
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -121,29 +170,35 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     folder = find(path)
     if not (folder / STATE).is_file():
         raise _broken(folder, STATE, "is missing")
-    try:
-        state = json.loads((folder / STATE).read_text())
-        written_as, _ = int(state["format"]), int(state["step"])
-        files = {name: int(entry["bytes"]) for name, entry in state["files"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise _broken(folder, STATE, "is truncated or damaged") from None
-    if written_as != FORMAT:
-        problem = f"has format {written_as}, this version reads {FORMAT}; use a dit_moe to match"
-        raise ValueError(f"{folder / STATE} {problem}")
+    body = load(folder / STATE, _remedy(folder))
+    require_format(body, FORMAT, folder / STATE, _remedy(folder))
+    state = Checkpoint(folder, body).facts(State)
+    if _FOLDER.fullmatch(folder.name) and folder.name != _name_of(state["step"]):
+        raise _broken(folder, STATE, f"is of step {state['step']}, not of the one that names the folder")
+    files = {name: entry["bytes"] for name, entry in state["files"].items()}
     for name, size in files.items():
         actual = (folder / name).stat().st_size if (folder / name).is_file() else None
         if actual != size:
             raise _broken(
                 folder, name, "is missing" if actual is None else f"has {actual} bytes where {STATE} says {size}"
             )
-    return Checkpoint(folder, state)
+    return Checkpoint(folder, dict(state))
 
 
 def _broken(folder: Path, name: str, problem: str) -> ValueError:
+    return ValueError(f"{folder / name} {problem}; {_remedy(folder)}")
+
+
+def _remedy(folder: Path) -> str:
     siblings = checkpoints(folder.absolute().parent.parent)
     older = siblings[: siblings.index(folder.absolute())] if folder.absolute() in siblings else []
-    remedy = f"go on from {older[-1].name}" if older else "start anew"
-    return ValueError(f"{folder / name} {problem}; restore the folder from a copy, or delete it to {remedy}")
+    return (
+        f"restore the folder from a copy, or delete it to {f'go on from {older[-1].name}' if older else 'start anew'}"
+    )
+
+
+def _name_of(step: int) -> str:
+    return f"step_{step:08d}"
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
@@ -162,7 +217,7 @@ def save(run: str | Path, *, parts: Parts, state: Mapping[str, Any], config_yaml
     Returns its folder. Raises OSError if the disk refuses, leaving the earlier checkpoints as they were.
     """
     parent = Path(run, "checkpoints")
-    folder = parent / f"step_{state['step']:08d}"
+    folder = parent / _name_of(state["step"])
     if folder.exists():
         raise FileExistsError(f"{folder} exists already")
     clear(run)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TypeVar
 from dit_moe.config import Tree
 from dit_moe.distributed import from_main, join_processes, on_all, on_main
 from dit_moe.files import require_own, write_atomically
-from dit_moe.json_files import read_object
+from dit_moe.json_files import read, read_object
 
 T = TypeVar("T")
 Rows = TypeVar("Rows")
@@ -100,23 +100,26 @@ class ShardFolder:
 
     Args:
         folder: where they are.
-        keys: of the identity, by which it is told from another program's file of that name.
+        identity: a TypedDict, whose keys tell the identity from another program's file of that name.
+        record: a TypedDict of a shard's record.
     """
 
-    def __init__(self, folder: Path, keys: Set[str]) -> None:
-        self.folder, self.keys = folder, keys
+    def __init__(self, folder: Path, identity: type, record: type) -> None:
+        self.folder, self._identity, self._record = folder, identity, record
 
     def require_own(self, *others: str) -> None:
         """ValueError if there are files of these names, or of those `others`, in a folder that we did not begin."""
         begun, finished = read_object(self.folder / ENCODING), read_object(self.folder / MANIFEST).get("encoding")
-        own = any(isinstance(each, dict) and each.keys() >= self.keys for each in (begun, finished))
+        keys = self._identity.__annotations__.keys()
+        own = any(isinstance(each, dict) and each.keys() >= keys for each in (begun, finished))
         require_own(self.folder, (MANIFEST, ENCODING, SHARDS, *others), own)
 
     def identity(self) -> Tree | None:
         """The identity of the shards that are there; None if there are none, so that all may still be changed."""
         path = self.folder / ENCODING
         has_records = path.is_file() and any((self.folder / SHARDS).glob("*.json"))
-        return json.loads(path.read_text()) if has_records else None
+        remedy = "restore it from a copy, or name another folder"
+        return dict(read(path, self._identity, remedy)) if has_records else None
 
     def begin(self, identity: Tree) -> None:
         """Write the identity; all processes call it."""
@@ -127,8 +130,11 @@ class ShardFolder:
         return self.folder / SHARDS / f"{shard:05d}{suffix}"
 
     def record(self, shard: int) -> Tree | None:
-        """The record of a shard; None if there is none that can be read."""
-        return read_object(self.path(shard, ".json")) or None
+        """The record of a shard; None if there is none, or a damaged one. OSError for one that cannot be read."""
+        try:
+            return dict(read(self.path(shard, ".json"), self._record, "make the shard anew"))
+        except (FileNotFoundError, ValueError):
+            return None
 
     def write_record(self, shard: int, record: Tree) -> None:
         write_atomically(self.path(shard, ".json"), json.dumps(record) + "\n")

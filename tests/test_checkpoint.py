@@ -112,11 +112,33 @@ def test_a_changed_byte_is_found_when_the_file_is_read(tmp_path, name):
         read()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1, "step": 3, "files": 1}', '{"format": null}'])
+FORGED = {
+    "": "is empty",
+    "[]": "is no file of dit-moe, or damaged",
+    '{"format": "1"}': "is no file of dit-moe, or damaged",
+    '{"format": 1, "step": 3}': ": files is missing",
+    '{"format": 1, "step": 3, "files": 1}': ": files=1 must be an object",
+    '{"format": 1, "step": 4, "files": {}}': " is of step 4, not of the one that names the folder",
+    '{"format": 1, "step": -1, "files": {}}': ": step=-1 must be from 0 to",
+    '{"format": 1, "step": 3, "files": {"../a": {}}}': ": files=../a must be the name of a file",
+    '{"format": 1, "step": 3, "files": {"a": {"bytes": 1, "sha256": 2}}}': ": files.a.sha256=2 must be a text",
+    '{"format": 1, "step": 3, "files": {}, "class_names": [7]}': r": class_names\[0\]=7 must be a text",
+    '{"format": 1, "step": 3, "files": {}, "since_line": {"steps": 1}}': ": since_line.gathered is missing",
+}
+
+
+@pytest.mark.parametrize("text", FORGED)
 def test_a_nonsensical_state_is_refused(tmp_path, text):
     (save(tmp_path, 3) / "state.json").write_text(text)
-    with pytest.raises(ValueError, match=r"state.json is truncated or damaged"):
+    with pytest.raises(ValueError, match=rf"state.json ?{FORGED[text]}.*; restore .* or delete it to start anew$"):
         checkpoint.open_checkpoint(tmp_path)
+
+
+def test_a_file_that_the_state_does_not_list_is_not_read(tmp_path):
+    path = save(tmp_path, 3) / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"files": {}}))
+    with pytest.raises(ValueError, match=r"state.json does not list ema.safetensors; restore"):
+        checkpoint.open_checkpoint(tmp_path).weights("ema")
 
 
 def test_another_format_is_refused(tmp_path):

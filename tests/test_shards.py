@@ -1,10 +1,19 @@
 """Work in shards, by one process; tests/autoencoders/test_encode_processes.py has several, and deaths."""
 
+from typing import TypedDict
+
 import pytest
 
+from dit_moe.json_files import Count
 from dit_moe.shards import FixedShards, ShardFolder, in_rounds
 
-KEYS = {"images"}
+
+class Identity(TypedDict):
+    images: str
+
+
+class Record(TypedDict):
+    sum: Count
 
 
 def make(shards, made, log=None, on_rows=lambda count: None):
@@ -53,7 +62,7 @@ def test_an_error_ends_the_rounds_and_keeps_its_type():
 
 
 def test_files_of_other_programs_are_not_taken_for_ours(tmp_path):
-    files = ShardFolder(tmp_path, KEYS)
+    files = ShardFolder(tmp_path, Identity, Record)
     files.require_own()
     (tmp_path / "manifest.json").write_text('{"encoding": "utf-8"}')
     with pytest.raises(ValueError, match=r"manifest.json is there already, and nothing says that dit-moe wrote it"):
@@ -63,9 +72,14 @@ def test_files_of_other_programs_are_not_taken_for_ours(tmp_path):
 
 
 def test_an_identity_holds_from_the_first_record_on(tmp_path):
-    files = ShardFolder(tmp_path, KEYS)
+    files = ShardFolder(tmp_path, Identity, Record)
     files.begin({"images": "digits"})
     assert files.identity() is None
     files.write_record(3, {"sum": 1})
     assert files.identity() == {"images": "digits"}
     assert files.record(3) == {"sum": 1} and files.record(4) is None
+    files.write_record(3, {"sum": -1})
+    assert files.record(3) is None
+    (tmp_path / "encoding.json").write_text("[")
+    with pytest.raises(ValueError, match=r"encoding.json is truncated.*; restore it from a copy, or name"):
+        files.identity()

@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, TypedDict
 
 import numpy as np
 import torch
@@ -26,12 +26,13 @@ from torch import Tensor
 
 from dit_moe import config as configs
 from dit_moe.autoencoders.autoencoder import Autoencoder
-from dit_moe.config import ConfigError, Tree, WorkFailed, require
+from dit_moe.config import ConfigError, Keys, Tree, WorkFailed, require
 from dit_moe.data import DATASETS, BrokenImages, Dataset
 from dit_moe.data.batch_sampler import load_batches
 from dit_moe.data.latents import DTYPES, SHARDS, LatentsConfig, Manifest, Shard, write_manifest
 from dit_moe.distributed import enough_memory, from_main, join_processes, on_main
 from dit_moe.files import write_atomically
+from dit_moe.json_files import Count, NonNegative
 from dit_moe.shards import FixedShards, ShardFolder
 
 BROKEN = "broken.json"
@@ -64,6 +65,22 @@ class EncodeConfig:
             raise ConfigError("images.flip", "=True: flips are encode.flips here; drop the line")
 
 
+class _Identity(TypedDict):
+    """What is encoded, and how: the sections that tell it from another program's."""
+
+    images: Tree
+    first_stage: Tree
+
+
+class _Record(TypedDict):
+    """Of a shard: its entry in the manifest, and per channel what `channel_statistics` gives."""
+
+    shard: Annotated[Tree, Keys(Shard)]
+    sums: list[float]
+    squares: list[NonNegative]
+    skipped: list[tuple[Count, str]]
+
+
 class Encoder:
     """Encodes the images of `dataset` with `stage` into `folder`, together with all other processes.
 
@@ -76,7 +93,7 @@ class Encoder:
         stage.load()
         self.encoding = self._describe()
         self.shards = FixedShards(len(dataset), config.shard_size, config.batch_size)
-        self.files = ShardFolder(folder, {"images", "first_stage"})
+        self.files = ShardFolder(folder, _Identity, _Record)
         self.row_shape = (  # F, M, C, H, W
             2 if config.flips else 1,
             2 if stage.config.kind == "AutoencoderKL" else 1,
@@ -134,6 +151,10 @@ class Encoder:
         """The record of a shard that is done."""
         record, path = self.files.record(shard), self.files.path(shard, ".safetensors")
         if record is None or not path.is_file() or path.stat().st_size != record["shard"]["bytes"]:
+            return None
+        rows, channels = record["shard"]["count"] + len(record["skipped"]), self.row_shape[2]
+        of_this = record["shard"]["file"] == path.name and rows == len(self.shards.rows(shard))
+        if not (of_this and len(record["sums"]) == len(record["squares"]) == channels):
             return None
         return record if skip_broken or not record["skipped"] else None
 

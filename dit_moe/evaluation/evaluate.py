@@ -36,7 +36,7 @@ from dit_moe.evaluation.runs import (
 from dit_moe.evaluation.sources import EvaluationInput, converted, open_input
 from dit_moe.evaluation.sources.base import FEATURES_MANIFEST, label_by_name
 from dit_moe.evaluation.sources.npz import is_verified_inception, require_extractor, write_statistics
-from dit_moe.experiments.run import ImageRun, open_image_run, sampling_changes
+from dit_moe.experiments.run import ImageRun, open_image_run, sampling_changes, trained_objective
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
 from dit_moe.extractors.base import StatisticsOnly
 from dit_moe.extractors.digits_cnn import DigitsCNNConfig
@@ -147,7 +147,7 @@ class Evaluation:
         if self.recipe is not None:
             overrides.insert(0, f"count={self.recipe.count}")
         if self.options.sampling is not None:
-            trained = checkpoint.open_checkpoint(name).config()["objective"]["name"]
+            trained = trained_objective(name)
             overrides = [*sampling_recipe(self.options.sampling, trained, "--sampling").overrides, *overrides]
         return open_image_run(name, overrides, device=join_processes().device)
 

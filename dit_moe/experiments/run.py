@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from dit_moe import checkpoint, config
 from dit_moe.autoencoders import FIRST_STAGES, FirstStage
-from dit_moe.config import ConfigError, Tree, section
+from dit_moe.config import ConfigError, Keys, Tree, section
 from dit_moe.diffusion import OBJECTIVES, Objective
 from dit_moe.experiments.image import Experiment, image_experiment, resolve_sampling, with_fingerprint
 from dit_moe.experiments.text import TextEvalConfig, TextExperiment, TextSampleConfig, open_tokens, text_experiment
 from dit_moe.models import LM, MODELS
 from dit_moe.moe.compute_budget import ComputeBudget, solve_budget
 from dit_moe.sampling.generator import Generator, SampleConfig, choose_labels
-from dit_moe.text.token_shards import TokenSequences
+from dit_moe.text.token_shards import Origin, TokenSequences
 from dit_moe.text.tokenizer import TextTokenizer, TokenizerConfig, open_tokenizer
 
 TOKENIZER = "tokenizer"  # folder of a language model's run that holds it
@@ -94,6 +94,13 @@ class TextRun(Run):
     trained_on: Tree  # `TokenManifest.origin` of the tokens it was trained on
 
 
+class _TextState(TypedDict):
+    """What is read of a language model's state.json, too."""
+
+    tokenizer: TokenizerConfig
+    trained_on: Annotated[Tree, Keys(Origin)]
+
+
 def open_image_run(
     path: str | Path,
     overrides: Sequence[str] = (),
@@ -120,6 +127,7 @@ def open_image_run(
     whole = [change if change.startswith("first_stage.") else f"sample.{change}" for change in changes]
     experiment = image_experiment(config.override(tree, whole))
     objective = OBJECTIVES.build(experiment.objective, num_classes=experiment.model.num_classes)
+    opened.require_classes(experiment.model.num_classes)
     class_names = opened.state.get("class_names")
     experiment = replace(experiment, sample=resolve_sampling(experiment, objective, class_names))
     stage: FirstStage = FIRST_STAGES.build(experiment.first_stage).to(device)
@@ -131,6 +139,11 @@ def open_image_run(
         class_counts=opened.state.get("class_counts"),
         class_names=class_names,
     )
+
+
+def trained_objective(path: str | Path) -> str:
+    """The name of the objective that a run of images was trained with. Raises what opening it raises."""
+    return OBJECTIVES.name_of(image_experiment(checkpoint.open_checkpoint(path).config()).objective)
 
 
 def sampling_changes(overrides: Sequence[str]) -> list[str]:
@@ -170,7 +183,7 @@ def open_text_run(
     experiment = experiment or text_experiment(config.override(opened.config(), changes))
     loaded = _loaded(opened, experiment, device)
     _set_experts(loaded["model"], experiment)
-    return TextRun(**loaded, tokenizer=_tokenizer_of(opened), trained_on=opened.state["trained_on"])
+    return TextRun(**loaded, tokenizer=_tokenizer_of(opened), trained_on=opened.facts(_TextState)["trained_on"])
 
 
 def _whole_key(change: str, scoring: bool) -> str:
@@ -189,7 +202,7 @@ def _loaded(opened: checkpoint.Checkpoint, experiment: Any, device: str | torch.
     return {
         "folder": opened.folder,
         "step": opened.step,
-        "sha256": opened.state["files"][f"{weights}.safetensors"]["sha256"],
+        "sha256": opened.sha256(weights),
         "experiment": experiment,
         "model": model.to(device).eval(),
     }
@@ -239,4 +252,4 @@ def _tokenizer_of(opened: checkpoint.Checkpoint) -> TextTokenizer:
     if not folder.is_dir():
         raise ValueError(f"{folder} is missing; restore it from a copy, or from the folder of tokens trained on")
     with section("tokenizer"):
-        return open_tokenizer(TokenizerConfig(**opened.state["tokenizer"]), folder)
+        return open_tokenizer(opened.facts(_TextState)["tokenizer"], folder)

@@ -144,12 +144,11 @@ class PlannedRun:
 
     def weights_sha256(self) -> str:
         """Of the weights that are scored."""
-        files = checkpoint.open_checkpoint(self.folder).state["files"]
-        return str(files[f"{self.experiment.sample.weights}.safetensors"]["sha256"])
+        return checkpoint.open_checkpoint(self.folder).sha256(self.experiment.sample.weights)
 
     def precision(self) -> str:
         """That it was trained in."""
-        return str(checkpoint.open_checkpoint(self.folder).state["precision"])
+        return str(checkpoint.open_checkpoint(self.folder).state.get("precision", "unknown"))
 
 
 def first_of_variants(runs: Sequence[PlannedRun]) -> list[PlannedRun]:

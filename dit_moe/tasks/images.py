@@ -33,7 +33,7 @@ from dit_moe.evaluation.sources import IMAGES_FILE, open_input
 from dit_moe.evaluation.sources.base import ReadOptions
 from dit_moe.experiments import image
 from dit_moe.experiments.image import Experiment
-from dit_moe.experiments.run import ImageRun, open_image_run
+from dit_moe.experiments.run import ImageRun, open_image_run, trained_objective
 from dit_moe.files import write_atomically
 from dit_moe.formatting import tell
 from dit_moe.pictures import save_grid
@@ -142,7 +142,7 @@ def sample(path: Path, overrides: Sequence[str], options: SampleOptions) -> Repo
     kinds = DEFAULT if options.save is None else parse_outputs(options.save)
     label = None
     if options.recipe is not None:
-        trained = checkpoint.open_checkpoint(path).config()["objective"]["name"]
+        trained = trained_objective(path)
         chosen = sampling_recipe(options.recipe, trained)
         overrides, label = [*chosen.overrides, *overrides], chosen.label(overrides)
     run = open_run(path, overrides)

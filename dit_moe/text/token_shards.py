@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -62,6 +62,15 @@ class TokenShard:
     documents_sha256: Sha256
 
 
+class TokenRecord(TypedDict):
+    """Of a shard: its entry in the manifest, the number of its first document, and whether it is the last."""
+
+    shard: Annotated[Tree, Keys(TokenShard)]
+    first: Count
+    last: bool
+    losses: NotRequired[Annotated[Tree, Keys(TextLosses)] | None]
+
+
 class TokenizerFacts(TypedDict):
     """The tokenizer of some tokens."""
 
@@ -84,6 +93,13 @@ class TokenEncoding(TypedDict):
     corpus: CorpusFacts
     tokenizer: Tree
     split: str
+
+
+class Origin(TypedDict):
+    """What a model keeps of the tokens that it was trained on."""
+
+    encoding: TokenEncoding
+    fingerprint: str
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,9 @@ from dit_moe.text.token_shards import (
     DTYPES,
     INDEX,
     TOKENIZER,
+    TokenEncoding,
     TokenManifest,
+    TokenRecord,
     TokensConfig,
     TokenShard,
     TokenShards,
@@ -66,7 +68,7 @@ class Tokenization:
 
     def __init__(self, config: TokenizeConfig, folder: Path, split: str) -> None:
         self.config, self.folder = config, folder
-        self.files = ShardFolder(folder, {"split", "corpus", "tokenizer"})
+        self.files = ShardFolder(folder, TokenEncoding, TokenRecord)
         self.files.require_own(TOKENIZER)
         with section("tokenize.tokenizer"):
             self.tokenizer = open_tokenizer(config.tokenizer)
@@ -137,12 +139,11 @@ class Tokenization:
     def _find(self, shard: int, first: int) -> Tree | None:
         """The record of a shard that is there whole, and begins with document `first`."""
         record = self.files.record(shard)
-        if record is None or record.get("first") != first:
+        if record is None or (record["first"], record["shard"]["file"]) != (first, f"{shard:05d}"):
             return None
         try:
             require_whole(self.folder, TokenShard(**record["shard"]), self.dtype)
-            _losses_of(record)
-        except (ValueError, TypeError, KeyError):
+        except ValueError:
             return None
         return record
 
@@ -232,7 +233,7 @@ class Tokenization:
 
 
 def _losses_of(record: Tree) -> TextLosses | None:
-    """What was lost of a shard's text; None if an earlier version did not count it. ConfigError if it is no count."""
+    """What was lost of a shard's text; None if an earlier version did not count it."""
     return None if record.get("losses") is None else configs.build(TextLosses, record["losses"])
 
 

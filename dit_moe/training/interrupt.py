@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from dit_moe.config import WorkFailed
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last: schedulers announce the end of a job by it
 
 
 class TrainingError(WorkFailed):
@@ -27,10 +27,10 @@ class Interrupted(Exception):
 
 
 class InterruptWatch:
-    """While entered, the first SIGINT or SIGTERM only sets `signum`; a second Ctrl-C kills.
+    """While entered, the first of `SIGNALS` only sets `signum`; a second Ctrl-C kills.
 
     Launchers pass a signal on that the terminal or the scheduler has delivered to every process already, so the same
-    signal may come twice at once: what follows within a second is not a second wish, and SIGTERM never is.
+    signal may come twice at once: what follows within a second is not a second wish, and only Ctrl-C ever is.
     """
 
     def __init__(self) -> None:

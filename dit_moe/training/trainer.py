@@ -102,7 +102,7 @@ class Trainer:
             ValueError: the run folder cannot be written, is in use, holds another run, looks different to different
                 processes, or its newest checkpoint is damaged.
             TrainingError: the run failed in the middle.
-            Interrupted: SIGTERM or Ctrl-C came; the run has saved itself.
+            Interrupted: one of `interrupt.SIGNALS` came; the run has saved itself.
         """
         with locked(self.run):
             on_main(lambda: require_own_run(self.run))

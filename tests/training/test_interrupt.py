@@ -3,7 +3,9 @@ import signal
 import threading
 import time
 
-from dit_moe.training.interrupt import InterruptWatch
+import pytest
+
+from dit_moe.training.interrupt import SIGNALS, InterruptWatch
 
 
 def send(signum):
@@ -11,15 +13,16 @@ def send(signum):
     time.sleep(0.01)  # Python runs handlers between two of its instructions
 
 
-def test_the_first_signal_is_remembered_and_its_echo_ignored(capfd):
-    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGUSR1], ids=lambda signum: signum.name)
+def test_the_first_signal_is_remembered_and_its_echo_ignored(capfd, first):
+    before = [signal.getsignal(each) for each in SIGNALS]
     with InterruptWatch() as watch:
         assert watch.signum == 0
-        send(signal.SIGTERM)
-        send(signal.SIGTERM)
+        send(first)
+        send(first)
         send(signal.SIGINT)
-        assert watch.signum == signal.SIGTERM
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+        assert watch.signum == first
+    assert [signal.getsignal(each) for each in SIGNALS] == before
     assert capfd.readouterr().err.count("a second Ctrl-C stops at once") == 1
 
 

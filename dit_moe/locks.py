@@ -18,10 +18,10 @@ _held: set[Path] = set()  # locks of this process, which may enter again what it
 def exclusive(folder: Path, file: str = "", *, wait: bool = False) -> Iterator[None]:
     """While entered, no other process can enter the output `folder`, which is made if need be, or this `file` in it.
 
-    The lock is a hidden file, which is removed at the end, as is a folder that was made for it and is still empty. With
-    `wait`, others are waited for. Raises ValueError if another process is in there or the folder cannot be written.
+    The lock is a hidden file, which is removed at the end, as are folders that were made for it and are still empty.
+    With `wait`, others are waited for. Raises ValueError if another process is in there or it cannot be written.
     """
-    made_folder = not folder.exists()
+    made_folders = [each for each in (folder, *folder.parents) if not each.exists()]
     require_writable(folder)
     lock = folder.resolve() / (f".{file}.lock" if file else ".lock")
     if lock in _held:
@@ -36,9 +36,9 @@ def exclusive(folder: Path, file: str = "", *, wait: bool = False) -> Iterator[N
         if made and is_open_as(lock, descriptor):  # before it is released: whoever has it open will find it gone
             lock.unlink(missing_ok=True)
         os.close(descriptor)
-        if made_folder:
-            with suppress(OSError):  # it holds something
-                folder.rmdir()
+        with suppress(OSError):  # one holds something
+            for each in made_folders:
+                each.rmdir()
 
 
 def _take(lock: Path, output: Path, wait: bool) -> tuple[int, bool]:

@@ -60,6 +60,8 @@ def print_table(report: dict[str, Any], console: PlainConsole | None = None) -> 
         table.add_row(label, *("" if number is None else rounded(number, 4, 2) for number in numbers))
     if report["active_experts"] is not None:
         table.add_row("active experts", f"{report['active_experts']:.4f}", _target(report["target_experts"]))
+    if reasons := report.get("not_comparable_because"):
+        table.caption = f"bits per byte not comparable between tokenizers: {'; '.join(reasons)}"
     (console or PlainConsole(stderr=True)).print(table)
 
 

@@ -21,6 +21,7 @@ from dit_moe.moe.compute_budget import thresholds
 from dit_moe.progress import work_bar
 from dit_moe.text.corpora import MARK
 from dit_moe.text.corpora.files import read_text
+from dit_moe.text.losses import NO_LOSSES, TextLosses, losses_of, not_comparable
 from dit_moe.text.perplexity import ScoringError, score
 from dit_moe.text.tokenizer import Document, TextTokenizer
 
@@ -67,6 +68,7 @@ class EvaluationText:
     documents: Iterable[Document]
     tokens: int | None  # as far as it is known
     identity: dict[str, Any]  # which documents they are; JSON-ready
+    losses: TextLosses | None  # what the tokenizer lost of them; None: it is not known
 
 
 def _read(path: Path) -> str:
@@ -81,10 +83,13 @@ def _read(path: Path) -> str:
 
 
 def _text_of_files(files: Sequence[Path], texts: Sequence[str], tokenizer: TextTokenizer) -> EvaluationText:
-    documents = [Document(tokenizer.encode(text), len(text.encode())) for text in texts]
+    ids = tokenizer.encode_batch(texts)
+    documents = [Document(each, len(text.encode())) for each, text in zip(ids, texts, strict=True)]
     hashes = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
     named = [{"file": str(path), "sha256": sha256} for path, sha256 in zip(files, hashes, strict=True)]
-    return EvaluationText(documents, sum(len(ids) for ids, _ in documents), {"files": named})
+    return EvaluationText(
+        documents, sum(map(len, ids)), {"files": named}, sum(losses_of(tokenizer, texts, ids), NO_LOSSES)
+    )
 
 
 def heldout_text(run: TextRun) -> EvaluationText:
@@ -93,7 +98,7 @@ def heldout_text(run: TextRun) -> EvaluationText:
     predicted = shards.manifest.tokens - shards.manifest.documents  # all but the end of text before each document
     everything = run.experiment.eval.max_documents is None
     identity = {"folder": str(shards.folder), "fingerprint": shards.manifest.fingerprint}
-    return EvaluationText(shards.documents(), predicted if everything else None, identity)
+    return EvaluationText(shards.documents(), predicted if everything else None, identity, shards.manifest.losses)
 
 
 # ------------------------------------------------------------------------------------------------------------- scoring
@@ -106,7 +111,10 @@ def perplexity(run: TextRun, text: EvaluationText) -> dict[str, Any]:
     with work_bar("scoring", text.tokens, "tokens") as advance:
         scores = score(run.model, text.documents, eos=tokenizer.eos, max_documents=most, on_progress=advance, **options)
     footprint, moe, sample = experiment.model.footprint(), experiment.model.moe, experiment.sample
+    reasons = not_comparable(text.losses, tokenizer.name)
     return scores.report() | {
+        "comparable_between_tokenizers": not reasons,
+        "not_comparable_because": reasons,
         "target_experts": None if moe is None or sample.p is not None else sample.target or moe.target,
         "thresholds": thresholds(run.model),
         "text": text.identity,

@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal
 
 from dit_moe import config
 from dit_moe.config import ConfigError, Tree, require, section
+from dit_moe.data.listing import note
 from dit_moe.experiments.image import check_compute_budget, kind_of, with_fingerprint
 from dit_moe.models import MODELS
 from dit_moe.moe.compute_budget import ComputeBudgetConfig
+from dit_moe.text.losses import not_comparable
 from dit_moe.text.objective import NextTokenConfig
 from dit_moe.text.token_shards import TokensConfig, TokenSequences, TokenShards, open_shards, require_held_out
 from dit_moe.text.tokenization import TokenizeConfig
@@ -144,6 +146,9 @@ def open_heldout(experiment: TextExperiment, tokenizer: TextTokenizer, trained: 
         other = f"{tokenizer.name} ({(tokenizer.config.sha256 or '')[:12]})"
         raise ConfigError("data.heldout", f"{problem}, not by {other}; use that tokenizer, or tokenise the text anew")
     require_held_out(trained, shards.manifest)
+    if shards.manifest.losses is not None:
+        for reason in not_comparable(shards.manifest.losses, tokenizer.name):
+            note(f"{shards.folder}: {reason}; bits per byte of it are not comparable between tokenizers")
     return shards
 
 

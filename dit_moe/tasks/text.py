@@ -205,6 +205,8 @@ def print_report(report: Report) -> None:
     table = Table(show_header=False)
     table.add_row("held-out bits per byte", f"{bits['model']:.3f}{spread}")
     table.add_row("… of a trigram model of the same text", f"{bits['trigram']:.3f}")
+    if reasons := report.get("not_comparable_because"):
+        table.caption = f"neither is comparable: {'; '.join(reasons)}"
     PlainConsole(stderr=True).print(table)
 
 

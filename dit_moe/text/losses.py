@@ -57,6 +57,9 @@ class TextLosses:
         return " and ".join(f"{count:,} {what}" for what, count in counts.items() if count)
 
 
+NO_LOSSES = TextLosses()
+
+
 def not_comparable(losses: TextLosses | None, tokenizer: str) -> list[str]:
     """Why bits per byte of a text may not stand beside those by other tokenizers; None: it was not checked."""
     if losses is None:
@@ -64,18 +67,19 @@ def not_comparable(losses: TextLosses | None, tokenizer: str) -> list[str]:
     return [f"the tokenizer {tokenizer} {losses.describe_tokenizer()}"] if losses.lossy else []
 
 
-def is_checked(number: int) -> bool:
-    """Whether document `number` of a split is decoded again."""
-    return number < ALL_CHECKED or number % CHECKED_EVERY == 0
-
-
-def tokenizer_losses(tokenizer: TextTokenizer, texts: Sequence[str], ids: Sequence[np.ndarray]) -> list[TextLosses]:
-    """What each text loses by being encoded to `ids`."""
-    found = []
-    for text, encoded, back in zip(texts, ids, tokenizer.decode_batch(ids), strict=True):
-        size = len(text.encode())
-        lost = 0 if text == back else max(1, _missing_bytes(text, tokenizer.decode_plain(encoded)))
-        found.append(TextLosses(checked=1, checked_bytes=size, changed=int(text != back), lost_bytes=min(lost, size)))
+def losses_of(
+    tokenizer: TextTokenizer, texts: Sequence[str], ids: Sequence[np.ndarray], first: int = 0
+) -> list[TextLosses]:
+    """What each text loses by being encoded to `ids`; they are documents from number `first` on of their split."""
+    chosen = [i for i in range(len(texts)) if first + i < ALL_CHECKED or (first + i) % CHECKED_EVERY == 0]
+    found = [NO_LOSSES] * len(texts)
+    for i, back in zip(chosen, tokenizer.decode_batch([ids[i] for i in chosen]), strict=True):
+        size, changed = len(texts[i].encode()), texts[i] != back
+        lost = max(1, _missing_bytes(texts[i], tokenizer.decode_plain(ids[i]))) if changed else 0
+        found[i] = TextLosses(checked=1, checked_bytes=size, changed=int(changed), lost_bytes=min(lost, size))
+    if tokenizer.unknown is not None:
+        counts = [int((each == tokenizer.unknown).sum()) for each in ids]
+        found = [each + TextLosses(unknown_tokens=n) if n else each for each, n in zip(found, counts, strict=True)]
     return found
 
 

@@ -17,14 +17,14 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from dit_moe import config as configs
-from dit_moe.config import ConfigError, Tree, require, section
+from dit_moe.config import ConfigError, Tree, WorkFailed, require, section
 from dit_moe.distributed import from_main, join_processes, locked, on_main
-from dit_moe.files import atomic_file, require_writable, write_atomically
+from dit_moe.files import atomic_file, write_atomically
 from dit_moe.formatting import significant, tell
 from dit_moe.progress import work_bar
 from dit_moe.shards import ShardFolder, in_rounds
 from dit_moe.text.corpora import CORPORA, Corpus, Row
-from dit_moe.text.losses import TextLosses, is_checked, not_comparable, tokenizer_losses
+from dit_moe.text.losses import NO_LOSSES, TextLosses, losses_of, not_comparable
 from dit_moe.text.token_shards import (
     DTYPES,
     INDEX,
@@ -43,7 +43,6 @@ from dit_moe.text.tokenizer import Document, TextTokenizer, TokenizerConfig, is_
 
 RECORDED = ("corpus.fingerprint", "tokenizer.sha256")  # of what is in the encoding: not for users to set
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 2**20  # that the tokenizer gets at a time
-NOTHING = TextLosses()
 MB = 1e6
 
 
@@ -76,6 +75,7 @@ class Tokenization:
             self.corpus: Corpus = CORPORA.build(config.corpus, split)
         self.dtype = "uint16" if self.tokenizer.vocab_size <= 2**16 else "uint32"
         self.made, self.text_bytes = 0, 0  # shards, and bytes of text read, by this call of `run`
+        self._ahead: _Stream | None = None  # the documents, of which some are tokenised before anything is written
         self.encoding = _describe(config, split, self.corpus.fingerprint, self.tokenizer.config)
         if (earlier := self.files.identity()) is not None:
             self._require_same(earlier)
@@ -95,12 +95,17 @@ class Tokenization:
         """Make what is missing, then the manifest. `on_bytes(n)` for the text of every batch.
 
         The main process makes the shards one after the other, as each begins where the one before ended; the others
-        wait. Raises ValueError if the corpus is empty, or something in it is not text.
+        wait. Raises ValueError, before anything is written, if the corpus is empty, or something at its beginning is
+        not text; WorkFailed if that is found later.
         """
-        main = join_processes().is_main_process
+        main, self._on_bytes = join_processes().is_main_process, on_bytes
+        on_main(self._look_ahead)
         self.files.begin(self.encoding)
         on_main(lambda: self.tokenizer.keep(self.folder / TOKENIZER, replace=True))
-        records = in_rounds(self._records(on_bytes) if main else iter(()))
+        try:
+            records = in_rounds(self._records() if main else iter(()))
+        except ValueError as error:
+            raise WorkFailed(f"{error}; then delete {self.folder}, for its tokens are of the text as it was") from None
         return from_main(lambda: self._finish(records))
 
     def _finish(self, records: list[Tree]) -> TokenManifest:
@@ -112,26 +117,34 @@ class Tokenization:
         }
         shards = tuple(TokenShard(**record["shard"]) for record in records)
         losses = [_losses_of(record) for record in records]
-        known = None if None in losses else sum(filter(None, losses), NOTHING)
+        known = None if None in losses else sum(filter(None, losses), NO_LOSSES)
         passed_over = getattr(self.corpus, "passed_over", {})
         manifest = TokenManifest(tokenizer, self.dtype, self.encoding, shards, known, passed_over)
         if not manifest.bytes:
-            raise self._empty(known or NOTHING)
+            raise self._empty(known or NO_LOSSES)
         manifest.write(self.folder)
         return manifest
 
+    def _look_ahead(self) -> None:
+        """Refuse an empty corpus, and what cannot be tokenised at its beginning, unless there are shards already."""
+        if self.files.identity() is not None:
+            return
+        if not any(self.corpus.documents()):
+            raise self._empty(sum((TextLosses(without_text=row.text is None) for row in self.corpus.rows()), NO_LOSSES))
+        self._ahead = _Stream(self._documents(0))
+
     # ---------------------------------------------------------------------------------------------------------- shards
 
-    def _records(self, on_bytes: Callable[[int], object]) -> Iterator[Tree]:
+    def _records(self) -> Iterator[Tree]:
         """The record of each shard, which is made now if it is not there as it should be."""
         shard, first, last = 0, 0, False  # first: number of the document that the shard begins with
-        documents: _Stream | None = None
+        documents, self._ahead = self._ahead, None
         while not last:
             record = self._find(shard, first)
             if record is not None:
                 documents = None
             else:
-                documents = documents or _Stream(self._documents(first, on_bytes))
+                documents = documents or _Stream(self._documents(first))
                 record = self._make(shard, first, documents)
             yield record
             shard, first, last = shard + 1, first + record["shard"]["documents"], record["last"]
@@ -151,10 +164,10 @@ class Tokenization:
         """Write documents until they have enough tokens, and keep a record."""
         path, dtype = self.files.path(shard, ".tokens"), DTYPES[self.dtype]
         index: list[tuple[int, int]] = []
-        digest, tokens, largest, losses = hashlib.sha256(), 0, 0, NOTHING
+        digest, tokens, largest, losses = hashlib.sha256(), 0, 0, NO_LOSSES
         with atomic_file(path) as file:
             for document, own in documents:
-                losses = losses + own if own is not NOTHING else losses
+                losses = losses + own if own is not NO_LOSSES else losses
                 ids = np.concatenate([[self.tokenizer.eos], document.ids], dtype=dtype, casting="unsafe")
                 content = ids.tobytes()
                 digest.update(content)
@@ -190,34 +203,23 @@ class Tokenization:
 
     # ------------------------------------------------------------------------------------------------------- documents
 
-    def _documents(self, first: int, on_bytes: Callable[[int], object]) -> Iterator[_Tokenized]:
+    def _documents(self, first: int) -> Iterator[_Tokenized]:
         """The tokenised documents from number `first` on, and what is left out between them."""
         number = first
         for rows, encoded in _encoded_ahead(self.tokenizer, _batches(self.corpus.rows(first))):
             texts = [row.text for row in rows if row.text is not None]
-            losses = iter(self._losses(number, texts, encoded))
-            ids_of, read = iter(encoded), 0
+            for i, ids in enumerate(encoded):
+                self._require_plain(number + i, ids)
+            sizes = [len(text.encode()) for text in texts]
+            documents = map(Document, encoded, sizes)
+            losses = iter(losses_of(self.tokenizer, texts, encoded, number))
             for row in rows:
-                if row.text is None:
-                    yield _Tokenized(None, TextLosses(without_text=1, byte_order_marks=int(row.marked)))
-                    continue
-                ids, own = next(ids_of), next(losses)
-                self._require_plain(number, ids)
-                size = len(row.text.encode())
-                yield _Tokenized(Document(ids, size), own + TextLosses(byte_order_marks=1) if row.marked else own)
-                number, read = number + 1, read + size
-            self.text_bytes += read
-            on_bytes(read)
-
-    def _losses(self, first: int, texts: list[str], encoded: list[np.ndarray]) -> Iterator[TextLosses]:
-        """What the tokenizer loses of each document, as far as it is checked; the numbers begin with `first`."""
-        chosen = [i for i in range(len(texts)) if is_checked(first + i)]
-        parts = [texts[i] for i in chosen], [encoded[i] for i in chosen]
-        checked = dict(zip(chosen, tokenizer_losses(self.tokenizer, *parts), strict=True))
-        for i, ids in enumerate(encoded):
-            losses = checked.get(i, NOTHING)
-            unknown = 0 if self.tokenizer.unknown is None else int((ids == self.tokenizer.unknown).sum())
-            yield losses + TextLosses(unknown_tokens=unknown) if unknown else losses
+                own = next(losses) if row.text is not None else TextLosses(without_text=1)
+                own = own + TextLosses(byte_order_marks=1) if row.marked else own
+                yield _Tokenized(next(documents) if row.text is not None else None, own)
+            number += len(texts)
+            self.text_bytes += sum(sizes)
+            self._on_bytes(sum(sizes))
 
     def _require_plain(self, number: int, ids: np.ndarray) -> None:
         """ValueError if a document's ids cannot be stored."""
@@ -226,10 +228,8 @@ class Tokenization:
             problem = f"{where} spells the end of text, which {name} cannot encode as plain text"
             raise ValueError(f"{problem}; take the spelling out of the text, or name another tokenizer")
         if len(ids) and int(ids.max()) >= self.tokenizer.vocab_size:
-            problem = f"{where} has the token id {ids.max()}, and the vocabulary of {name} ends before"
-            raise ValueError(
-                f"{problem} {self.tokenizer.vocab_size}; mend its tokenizer.json, or name another tokenizer"
-            )
+            problem = f"{where} has the token id {ids.max()}, beyond the vocabulary of {name}"
+            raise ValueError(f"{problem}; mend its tokenizer.json, or name another tokenizer")
 
 
 def _losses_of(record: Tree) -> TextLosses | None:
@@ -252,9 +252,9 @@ class _Stream:
         self._advance()
 
     def _advance(self) -> None:
-        self._next, self.behind = None, NOTHING  # what is left out behind the last document
+        self._next, self.behind = None, NO_LOSSES  # what is left out behind the last document
         for document, losses in self._rows:
-            self.behind = losses if self.behind is NOTHING else self.behind + losses
+            self.behind = losses if self.behind is NO_LOSSES else self.behind + losses
             if document is not None:
                 self._next = document
                 return
@@ -373,7 +373,6 @@ def _tokenize_split(config: TokenizeConfig | None, data: TokensConfig, split: st
     if manifest is not None:
         _say_losses(manifest, split)
         return _summary(folder, manifest) | {"shards_made": 0, "already_there": True}
-    require_writable(folder)
     with locked(folder):
         task, start = Tokenization(config, folder, split), time.perf_counter()
         size = task.corpus.size

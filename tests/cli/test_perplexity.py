@@ -13,7 +13,7 @@ from dit_moe.formatting import PlainConsole
 from dit_moe.text.corpora.files import FilesConfig
 from dit_moe.text.perplexity import score
 from dit_moe.text.tokenization import Tokenization, TokenizeConfig
-from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
+from dit_moe.text.tokenizer import TextTokenizer, TokenizerConfig, open_tokenizer
 from tests.cli.conftest import cli
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +124,22 @@ def test_the_table_fits_a_narrow_terminal_and_leaves_out_what_is_not_known(capsy
     assert "1,000,000,000 tokens" in shown and "None" not in shown and "target 2" in shown
     print_table(report | {"active_experts": None}, PlainConsole(width=80))
     assert "active experts" not in capsys.readouterr().out
+
+
+def test_bits_per_byte_of_a_tokenizer_that_loses_text_are_not_comparable_and_say_why(
+    trained, tmp_path, capsys, monkeypatch
+):
+    report = result(trained / "run" / "perplexity.json")
+    assert (report["comparable_between_tokenizers"], report["not_comparable_because"]) == (True, [])
+    (tmp_path / "text.txt").write_text("ABCDEfghij")
+    monkeypatch.setattr(TextTokenizer, "decode_batch", lambda self, ids: ["abcdefghij"])
+    monkeypatch.setattr(TextTokenizer, "decode_plain", lambda self, ids: "abcdefghij")
+    out = tmp_path / "lossy.json"
+    assert cli("perplexity", trained / "run", tmp_path / "text.txt", "--out", out) == 0
+    report, shown = result(out), capsys.readouterr().err
+    assert report["comparable_between_tokenizers"] is False
+    assert "loses text (50.0 % of the bytes, in 1 of the 1 documents" in report["not_comparable_because"][0]
+    assert "not comparable between tokenizers" in " ".join(shown.split())
 
 
 # ------------------------------------------------------------------------------------------------------------ mistakes

@@ -51,7 +51,7 @@ def test_splits_are_made_if_they_have_a_folder_and_are_missing(tmp_path, config,
     assert set(tokenize_splits(experiment.tokenize, experiment.data)) == {"train"}
     assert not (tmp_path / "heldout").exists()
     assert cli("tokenize", config, "--split", "heldout") == 0
-    for name in ("require_writable", "locked", "Tokenization"):
+    for name in ("locked", "Tokenization"):
         monkeypatch.setattr(
             tokenizing, name, None
         )  # would be called: finished tokens need no folder that can be written
@@ -95,6 +95,18 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, config, capsys):
     assert "train is in use by another process; wait for it" in capsys.readouterr().err
     assert cli("tokenize", config, f"data.heldout={tmp_path}/train") == 2
     assert "tokenize.split=heldout differs from the tokens in" in capsys.readouterr().err
+
+
+def test_what_is_refused_leaves_nothing_and_what_fails_later_says_so(tmp_path, config, capsys, monkeypatch):
+    lines = (tmp_path / "text.jsonl").read_text().splitlines()
+    for content in ("", "no json", '{"text": ""}\n', "\n".join([*lines[:50], "no json"])):
+        (tmp_path / "text.jsonl").write_text(content)
+        assert cli("tokenize", config, f"data.path={tmp_path}/new/train") == 2
+        assert not (tmp_path / "new").exists()
+    monkeypatch.setattr(tokenizing, "BATCH_DOCUMENTS", 10)
+    assert cli("tokenize", config, f"data.path={tmp_path}/new/train") == 1
+    told = capsys.readouterr().err
+    assert "line 51, is not JSON" in told and f"then delete {tmp_path}/new/train, for its tokens are of" in told
 
 
 def test_nothing_of_a_user_s_is_replaced_by_tokens_or_their_tokenizer(tmp_path, config, capsys):

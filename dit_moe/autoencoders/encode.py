@@ -22,6 +22,7 @@ from dit_moe.autoencoders.base import FIRST_STAGES, FirstStage
 from dit_moe.autoencoders.encoder import EncodeConfig, Encoder, channel_statistics, mean_and_std
 from dit_moe.config import ConfigError, section
 from dit_moe.data import DATASETS, Dataset
+from dit_moe.data.held_out import require_held_out
 from dit_moe.data.latents import SHARDS, LatentsConfig, LatentShards, Manifest, read_manifest
 from dit_moe.distributed import join_processes, locked
 from dit_moe.files import require_writable
@@ -96,12 +97,23 @@ def _open_encoder(experiment: Sections, split: str) -> Encoder:
         raise ConfigError("data.heldout", " is missing; name the folder that the held-out latents go into")
     with section("encode.images"):
         images: Dataset = DATASETS.build(config.images, split)
+        if split == "heldout" and (trained := _opened(config.images, "train")) is not None:
+            require_held_out(trained, images)
     # Latents are kept as the network makes them, whatever normalisation training will choose.
     stage: Autoencoder = FIRST_STAGES.build(replace(first_stage, normalization="model", shift=None, scale=None))
     stage.latent_shape(images.image_shape)
     stage.to(join_processes().device).load()
     require_writable(Path(folder))
     return Encoder(config, stage, images, Path(folder))
+
+
+def _opened(images: Any, split: str) -> Dataset | None:
+    """None if it cannot be opened: images that are encoded may be gone."""
+    try:
+        dataset: Dataset = DATASETS.build(images, split)
+    except ValueError:
+        return None
+    return dataset
 
 
 def _summary(folder: Path, manifest: Manifest) -> dict[str, Any]:

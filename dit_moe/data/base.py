@@ -31,6 +31,8 @@ class Dataset(Protocol):
     # tell, wherever they lie; None: nothing outside the code can change it.
     fingerprint: str | None
 
+    # `parts`, where there is such an attribute, names by real paths or hashes what is read, and by no other split.
+
     def __len__(self) -> int: ...
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from dit_moe.config import ConfigError
+from dit_moe.config import ConfigError, require
 from dit_moe.data.base import DATASETS, place_of
 from dit_moe.data.images import BadImage, ImageSource, ImageSourceConfig
 from dit_moe.registry import did_you_mean
@@ -28,6 +28,10 @@ class HuggingFaceConfig(ImageSourceConfig):
     heldout: str | None = "validation"
     image: str | None = None  # column; None: the only one of images
     label: str | None = None  # column of class labels or whole numbers; None: the only one of class labels
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.heldout != self.train, self, "heldout", "is trained on; name another split, or null")
 
 
 @DATASETS.register("huggingface", HuggingFaceConfig)
@@ -68,7 +72,11 @@ class HuggingFace(ImageSource):
                 problem = f"={name} has other classes than train={config.train}"
                 raise ConfigError("heldout", f"{problem}; name a split with the same ones")
             classes = trained
+        self._sizes_N = sizes_N
         super().__init__(config, split, labels_N, classes, listing)
+
+    def sizes(self, images: Sequence[int]) -> np.ndarray:
+        return self._sizes_N[images]
 
     def locate(self, image: int) -> str:
         path = (self._files[image][self._image] or {}).get("path")

@@ -232,6 +232,10 @@ class ImageSource(ABC):
     def locate(self, image: int) -> str:
         """Where an image is, for messages."""
 
+    def sizes(self, images: Sequence[int]) -> np.ndarray:
+        """Bytes of the files of these images, as far as they are known without reading them; −1 otherwise."""
+        return np.full(len(images), -1)
+
     def stamps(self) -> Iterable[tuple[int, int]]:
         """(bytes, time of change in ns) of every file, as far as files can be told apart."""
         return ()
@@ -346,9 +350,10 @@ class ImageFolder(ImageSource):
             files = sorted(files_of.pop(name))
             names_of.append(np.array(files, dtype=bytes))
             listing.update(b"\0".join([os.fsencode(name), *files, b"\0"]))
+        self.parts = {os.path.realpath(os.path.join(folder, name)) for name in folders}
         self.files, self._ends = np.concatenate(names_of), np.cumsum(counts)
         some = np.linspace(0, len(self.files) - 1, min(len(self.files), SIZES)).astype(int).tolist()
-        listing.update(np.array([self._stamp(image)[0] for image in some], dtype="<i8").tobytes())
+        listing.update(self.sizes(some).tobytes())
         in_order = in_sorted_order(folders)
         if trained is not None:
             self.classes = trained.classes
@@ -367,6 +372,9 @@ class ImageFolder(ImageSource):
     def read(self, image: int) -> bytes:
         with open(self.locate(image), "rb", buffering=0) as file:
             return file.read()
+
+    def sizes(self, images: Sequence[int]) -> np.ndarray:
+        return np.array([self._stamp(image)[0] for image in images], dtype="<i8")
 
     def stamps(self) -> Iterator[tuple[int, int]]:
         return map(self._stamp, range(len(self.files)))

@@ -162,6 +162,7 @@ class LatentShards:
         self.manifest = read_manifest(self.folder)
         self.class_names, self.image_shape = self.manifest.class_names, self.manifest.image_shape
         self.fingerprint = self.manifest.fingerprint
+        self.parts = {str(self.folder.resolve()), *(f"the shard {shard.sha256}" for shard in self.manifest.shards)}
         if config.flip and not self.manifest.flips:
             raise ConfigError("flip", f"=True, but {self.folder} was encoded with encode.flips=false; drop the line")
         self.flip = split == "train" and (self.manifest.flips if config.flip is None else config.flip)

@@ -77,6 +77,7 @@ class Tars(ImageSource):
     def __init__(self, config: TarsConfig, split: str) -> None:
         option, place = place_of(config, split, "images")
         self.tars = find_tars(option, place)
+        self.parts = set(map(os.path.realpath, self.tars))
         self._stamps = [(each.st_size, each.st_mtime_ns) for each in map(os.stat, self.tars)]
         names_of, places, labels, listing = [], array("q"), array("q"), hashlib.sha256()
         for number, tar in enumerate(self.tars):
@@ -106,6 +107,9 @@ class Tars(ImageSource):
         number, offset, size = self._places_N3[image].tolist()
         tar = _open(self.tars[number], self._stamps[number])
         return os.pread(tar.fileno(), size, offset)
+
+    def sizes(self, images: Sequence[int]) -> np.ndarray:
+        return self._places_N3[images, 2]
 
     def stamps(self) -> Sequence[tuple[int, int]]:
         return self._stamps

@@ -13,6 +13,7 @@ from dit_moe.autoencoders.autoencoder import resolve_first_stage
 from dit_moe.autoencoders.encoder import EncodeConfig
 from dit_moe.config import ConfigError, Tree, require, section
 from dit_moe.data import DATASETS, Dataset
+from dit_moe.data.held_out import require_held_out
 from dit_moe.data.latents import LatentsConfig
 from dit_moe.data.listing import note
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS, Objective, check_fit
@@ -147,8 +148,24 @@ def resolve(experiment: Experiment, dataset: Dataset) -> Experiment:
         given = getattr(experiment.model, name)
         if given not in (None, value):
             raise ConfigError(f"model.{name}", f"={given} contradicts the data, which has {value}; drop the line")
+    _require_held_out(experiment.data, dataset)
     resolved = replace(experiment, model=_with(experiment.model, **found))
     return resolve_without_data(resolved, dataset.class_names)
+
+
+def _require_held_out(data: Any, trained: Dataset) -> None:
+    """ConfigError if the held-out images that the section `data` names are trained on; some may not be there yet."""
+    names = {field.name: field.default for field in fields(data)}
+    if getattr(data, "heldout", None) in (None, names.get("heldout")):
+        return
+    if {"classes", "class_names"} <= names.keys():  # which are then not read again
+        data = replace(data, classes=None, class_names=trained.class_names)
+    try:
+        heldout: Dataset = DATASETS.build(data, "heldout")
+    except ValueError:  # is told when they are needed
+        return
+    with section("data"):
+        require_held_out(trained, heldout)
 
 
 def resolve_without_data(experiment: Experiment, class_names: Sequence[str] | None = None) -> Experiment:

@@ -28,6 +28,7 @@ from dit_moe.autoencoders.kl import (
 )
 from dit_moe.config import ConfigError, require, section
 from dit_moe.data import DATASETS, Dataset
+from dit_moe.data.held_out import require_held_out
 from dit_moe.distributed import join_processes, locked, on_main
 from dit_moe.experiments.image import with_fingerprint
 from dit_moe.files import require_writable, write_atomically
@@ -92,6 +93,8 @@ def prepare(path: Path, overrides: Sequence[str]) -> tuple[AutoencoderTraining, 
         if "images" not in images["train"].__getitems__([0]):
             name = DATASETS.name_of(settings.data)
             raise ConfigError("name", f"={name} holds latents; name a data set of images")
+        if "heldout" in images:
+            require_held_out(images["train"], images["heldout"])
     return replace(settings, data=with_fingerprint(settings.data, images["train"].fingerprint)), images
 
 

@@ -46,12 +46,12 @@ def write_tar(path: Path, files: Mapping[str, bytes]) -> Path:
     return path
 
 
-def class_files(each: int = 4) -> dict[str, bytes]:
-    """Some images of each class, in class folders."""
+def class_files(each: int = 4, first: int = 0) -> dict[str, bytes]:
+    """Some images of each class, in class folders; those from `first` on are others."""
     return {
         f"{name}/{i:03d}.png": encoded(pixels(100 * label + i))
         for label, name in enumerate(CLASSES)
-        for i in range(each)
+        for i in range(first, first + each)
     }
 
 
@@ -68,15 +68,18 @@ def save_huggingface(folder: Path, labels: list[int]) -> Path:
     import datasets
 
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
-    images = [{"bytes": encoded(pixels(i)), "path": f"{i}.png"} for i in range(len(labels))]
-    rows = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
-    datasets.DatasetDict({"train": rows, "validation": rows}).save_to_disk(str(folder))
+
+    def rows(first: int) -> datasets.Dataset:
+        images = [{"bytes": encoded(pixels(first + i)), "path": f"{i}.png"} for i in range(len(labels))]
+        return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+
+    datasets.DatasetDict({"train": rows(0), "validation": rows(50)}).save_to_disk(str(folder))
     return folder
 
 
 def _image_folder(folder: Path) -> dict[str, object]:
-    tree = str(write_tree(folder / "images", class_files()))
-    return {"path": tree, "heldout": tree, "flip": True}
+    tree, heldout = (str(write_tree(folder / f"from{first}", class_files(first=first))) for first in (0, 50))
+    return {"path": tree, "heldout": heldout, "flip": True}
 
 
 def _latents(folder: Path) -> dict[str, object]:
@@ -88,7 +91,8 @@ def _latents(folder: Path) -> dict[str, object]:
 def _tars(folder: Path) -> dict[str, object]:
     for part in range(2):
         write_tar(folder / f"part-{part}.tar", keyed_files([0, 1, 1, 0], first=4 * part))
-    return {"path": str(folder / "part-{0..1}.tar"), "heldout": str(folder), "size": 8}
+    write_tar(folder / "heldout" / "part.tar", keyed_files([0, 1, 1, 0] * 2, first=8))
+    return {"path": str(folder / "part-{0..1}.tar"), "heldout": str(folder / "heldout"), "size": 8}
 
 
 def _huggingface(folder: Path) -> dict[str, object]:

@@ -19,6 +19,7 @@ from dit_moe import config as configs
 from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from dit_moe.data import DATASETS, BrokenImages, Dataset
 from dit_moe.data.batch_sampler import load_batches
+from dit_moe.data.held_out import require_held_out
 from dit_moe.data.images import BadImage, ImageSource
 from dit_moe.data.latents import SHARDS, LatentsConfig, LatentShards
 from dit_moe.data.listing import facts_of_listing
@@ -55,6 +56,8 @@ def open_dataset(config: Any, split: str = "train", options: ReadOptions | None 
             default = next((field.default for field in fields(config) if field.name == "heldout"), MISSING)
             if default is not MISSING and config.heldout not in (None, default):  # a default may not suit its data
                 raise
+    if heldout is not None:
+        require_held_out(source.dataset, heldout.dataset)
     return EvaluationInput(source, heldout=heldout)
 
 
@@ -66,7 +69,7 @@ def open_latents(folder: str | Path) -> LatentSource:
     return LatentSource(LatentShards(LatentsConfig(path=str(folder), flip=False), "train"), name=str(folder))
 
 
-def _source(config: Any, split: str, options: ReadOptions) -> Source:
+def _source(config: Any, split: str, options: ReadOptions) -> DatasetSource | LatentSource:
     dataset = DATASETS.build(config, split)
     if isinstance(dataset, LatentShards):
         return LatentSource(dataset, name=f"{dataset.folder}, decoded")

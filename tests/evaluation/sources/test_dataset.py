@@ -15,7 +15,7 @@ from dit_moe.data.latents import LatentsConfig
 from dit_moe.evaluation.runs import GeneratedSource
 from dit_moe.evaluation.sources import ReadOptions, dataset
 from dit_moe.evaluation.sources.dataset import open_dataset, open_latents
-from tests.autoencoders.encoded import DIGITS, autoencoder, encode
+from tests.autoencoders.encoded import DIGITS, First, autoencoder, encode
 from tests.data.examples import EXAMPLES, class_files, encoded, example, pixels, write_tree
 
 
@@ -176,8 +176,10 @@ def test_images_are_the_decoded_means_of_the_entries_that_are_not_mirrored_in_an
 
 
 def test_a_dataset_of_latents_is_decoded_with_its_held_out_part_and_without_mirrored_rows(folder):
-    opened = open_dataset(LatentsConfig(path=str(folder), heldout=str(folder), flip=True))
-    assert len(opened.source) == len(opened.heldout) == 50
+    heldout = folder.with_name("heldout")
+    encode(heldout, dataset=First(DATASETS.build(DIGITS, "heldout"), 20))
+    opened = open_dataset(LatentsConfig(path=str(folder), heldout=str(heldout), flip=True))
+    assert (len(opened.source), len(opened.heldout)) == (50, 20)
     assert opened.source.identity() == open_latents(folder).identity()
     assert opened.source.stage is opened.heldout.stage
     assert open_dataset(LatentsConfig(path=str(folder))).heldout is None

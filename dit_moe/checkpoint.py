@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dit_moe.config import STORED, Tree, parse
-from dit_moe.files import sha256_of, sync
+from dit_moe.files import sha256_of, sync, wrong_size
 from dit_moe.json_files import Count, FileName, Name, Sha256, checked, load, require_format
 
 FORMAT = 1
@@ -177,11 +177,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise _broken(folder, STATE, f"is of step {state['step']}, not of the one that names the folder")
     files = {name: entry["bytes"] for name, entry in state["files"].items()}
     for name, size in files.items():
-        actual = (folder / name).stat().st_size if (folder / name).is_file() else None
-        if actual != size:
-            raise _broken(
-                folder, name, "is missing" if actual is None else f"has {actual} bytes where {STATE} says {size}"
-            )
+        if (problem := wrong_size(folder / name, size, STATE)) is not None:
+            raise _broken(folder, name, problem)
     return Checkpoint(folder, dict(state))
 
 

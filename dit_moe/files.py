@@ -211,10 +211,19 @@ def sync(path: Path) -> None:
 
 def require_size(path: Path, size: int, source: str, remedy: str) -> None:
     """ValueError unless the file has as many bytes as `source` says."""
-    found = path.stat().st_size if path.is_file() else None
-    if found != size:
-        problem = "is missing" if found is None else f"has {found} bytes where {source} says {size}"
+    if (problem := wrong_size(path, size, source)) is not None:
         raise ValueError(f"{path} {problem}; restore it from a copy, or {remedy}")
+
+
+def wrong_size(path: Path, size: int, source: str) -> str | None:
+    """What is wrong with a file that does not have as many bytes as `source` says; None if it has."""
+    found = path.stat().st_size if path.is_file() else None
+    if found is None:
+        return "is missing"
+    if found == size:
+        return None
+    with path.open("rb") as file:
+        return (found and stand_in(file.read(1024))) or f"has {found} bytes where {source} says {size}"
 
 
 def stand_in(start: bytes) -> str | None:

@@ -8,7 +8,7 @@ import pytest
 from dit_moe.cli import COMMANDS
 
 PACKAGE = Path(__file__).parent.parent / "dit_moe"
-BOTTOM = {"registry", "yaml_text", "config", "randomness", "files", "json_files", "locks", "formatting"}
+BOTTOM = {"registry", "yaml_text", "config", "randomness", "files", "json_files", "locks", "formatting", "weights"}
 CORE = BOTTOM | {"moe", "models", "diffusion", "data", "autoencoders", "text", "checkpoint", "distributed", "shards"}
 ABOVE = CORE | {"training", "sampling", "experiments", "extractors", "metrics", "progress", "plotting", "pictures"}
 MAY_IMPORT = {
@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "json_files": {"config", "files"},
     "locks": {"files", "formatting"},
     "formatting": set(),
+    "weights": {"files"},
     "distributed": BOTTOM,
     "checkpoint": BOTTOM,
     "plotting": BOTTOM,

@@ -12,17 +12,17 @@ so a machine on which torch-fidelity has measured LPIPS has them in ~/.cache/tor
 
 from __future__ import annotations
 
-import pickle
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dit_moe.config import ConfigError
+from dit_moe.weights import read_tensors
 
 VGG, LINEAR = "vgg16-397923af.pth", "weights-vgg16-lpips.pth"
+REMEDY = "get it as dit_moe/autoencoders/lpips.py says, or set lpips_weight=0"
 WIDTHS = (64, 128, 256, 512, 512)
 CUTS = (0, 4, 9, 16, 23, 30)  # of VGG16's layers, behind the last activation before each pooling
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and std for pixels in [−1, 1]
@@ -54,7 +54,8 @@ class LPIPS(nn.Module):
             for i, parameter in enumerate(network.weights):
                 parameter.copy_(linear[f"lin{i}.model.1.weight"])
         except (KeyError, RuntimeError) as error:
-            raise _refusal(Path(folder), f"holds other weights than LPIPS's ({error})") from None
+            problem = f"{folder} holds other weights than LPIPS's ({error})"
+            raise ConfigError("lpips_folder", f": {problem}; {REMEDY}") from None
         return network
 
     def forward(self, a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
@@ -73,15 +74,8 @@ def _unit(features_BCHW: Tensor) -> Tensor:
     return features_BCHW / (torch.linalg.vector_norm(features_BCHW, dim=1, keepdim=True) + 1e-10)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Tensor]:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise _refusal(path, "does not exist") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise _refusal(path, f"cannot be read ({str(error).splitlines()[0]})") from None
-
-
-def _refusal(path: Path, problem: str) -> ConfigError:
-    remedy = "get it as dit_moe/autoencoders/lpips.py says, or set lpips_weight=0"
-    return ConfigError("lpips_folder", f": {path} {problem}; {remedy}")
+        return read_tensors(path, REMEDY)
+    except ValueError as error:
+        raise ConfigError("lpips_folder", f": {error}") from None

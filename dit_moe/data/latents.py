@@ -28,16 +28,18 @@ from typing import Annotated, Literal, NamedTuple, TypedDict
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dit_moe.config import ConfigError, Keys, Tree, Within, require
 from dit_moe.data.base import DATASETS, place_of
 from dit_moe.files import require_size
-from dit_moe.json_files import Count, FileName, Name, NonNegative, Sha256, Size, read_sealed, write_sealed
+from dit_moe.json_files import Count, FileName, Name, NonNegative, Sha256, Size, parse, read_sealed, write_sealed
 from dit_moe.shards import MANIFEST, SHARDS
 
 FORMAT = 1
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+MOST_HEADER = 2**20  # bytes at the beginning of a shard, which take some hundred
 MOST_OPEN = 512  # mapped files: each holds a descriptor, of which a process often may have 1024
 _HEADER_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}  # as safetensors calls them
 _INTEGERS = {2: np.int16, 4: np.int32}  # of as many bytes as the numbers: NumPy has no bfloat16
@@ -187,11 +189,14 @@ class LatentShards:
             bits[i], labels_B[i] = shard.moments[row, flip], shard.labels[row]
         return {"moments": moments, "labels": torch.from_numpy(labels_B)}
 
+    @property
+    def labels_N(self) -> np.ndarray:
+        """int64, of all images. ValueError if a shard cannot be read."""
+        return np.concatenate([self._mapped(number).labels for number in range(len(self.manifest.shards))])
+
     def class_counts(self) -> list[int]:
         """ValueError if a shard cannot be read."""
-        shards = map(self._mapped, range(len(self.manifest.shards)))
-        counts = [np.bincount(shard.labels, minlength=len(self.class_names)) for shard in shards]
-        return np.sum(counts, axis=0).tolist()
+        return np.bincount(self.labels_N, minlength=len(self.class_names)).tolist()
 
     def _mapped(self, number: int) -> _Mapped:
         manifest = self.manifest
@@ -229,12 +234,15 @@ def _map(path: Path, shard: Shard, dtype: str, row: tuple[int, ...], places: ran
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         mapped.madvise(mmap.MADV_RANDOM)  # reading ahead would fetch eight times what shuffled rows need
         end = 8 + int.from_bytes(mapped[:8], "little")
-        header = json.loads(mapped[8:end])
+        if end > MOST_HEADER:
+            raise ValueError(f"its header is said to have {end - 8:,} bytes")
+        header = parse(mapped[8:end])
         moments, labels, index = header["moments"], header["labels"], header["index"]
         _require_header("moments", moments, _HEADER_DTYPES[dtype], shape)
         _require_header("labels", labels, "I64", shape[:1])
         _require_header("index", index, "I64", shape[:1])
-        start = end + moments["data_offsets"][0]
+        with safe_open(path, "pt"):  # holds what the header says of places to the size of the file
+            start = end + moments["data_offsets"][0]
         flat = np.frombuffer(mapped, _INTEGERS[DTYPES[dtype].itemsize], math.prod(shape), start)
         known, index_n = (
             np.frombuffer(mapped, np.int64, shard.count, end + each["data_offsets"][0]) for each in (labels, index)
@@ -242,7 +250,7 @@ def _map(path: Path, shard: Shard, dtype: str, row: tuple[int, ...], places: ran
         _require_within("its rows are of images", index_n, places, "the shard of other places stands under its name")
         _require_within("has labels", known, range(classes), f"{MANIFEST} names {classes} classes")
         return _Mapped(mapped, start, flat.reshape(shape), known)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read ({error}); restore it, or run `dit-moe encode` again") from None
 
 

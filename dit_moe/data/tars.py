@@ -20,6 +20,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ import numpy as np
 from dit_moe.config import ConfigError, require
 from dit_moe.data.base import DATASETS, place_of
 from dit_moe.data.images import EXTENSIONS, FORMATS, ImageSource, ImageSourceConfig
+from dit_moe.files import require_no_stand_in
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 UNLABELLED = -1
@@ -202,6 +204,9 @@ class _Header(tarfile.TarInfo):
         return super()._proc_member(tar)  # type: ignore[misc]
 
 
+_DAMAGE = (tarfile.TarError, UnicodeError, LookupError, RecursionError, OverflowError)  # as tarfile's parsers show it
+
+
 class Member(NamedTuple):
     """A file in a tar: its name there, where its content begins, and its size in bytes."""
 
@@ -251,21 +256,15 @@ def members(tar: str) -> Iterator[Member]:
                 if header.issym() or header.islnk():
                     raise ValueError(f"{tar}: {last} is a link; pack the tar with --dereference --hard-dereference")
                 if not 0 <= header.size <= size - header.offset_data:  # an extension may have changed it
-                    raise tarfile.ReadError(
-                        f"{header.size:,} bytes are said to follow, and {size - header.offset_data:,} do"
-                    )
+                    follow = size - header.offset_data
+                    raise tarfile.ReadError(f"{header.size:,} bytes are said to follow, and {follow:,} do")
                 if header.isfile():
                     yield Member(header.name, header.offset_data, header.size)
             with open(tar, "rb", buffering=0) as file:  # a damaged header ends the loop too, but not with this mark
                 if os.pread(file.fileno(), tarfile.BLOCKSIZE, headers.offset) != tarfile.NUL * tarfile.BLOCKSIZE:
                     raise tarfile.ReadError("no end mark")
-    except (
-        tarfile.TarError,
-        UnicodeError,
-        LookupError,
-        RecursionError,
-        OverflowError,
-    ) as error:  # of tarfile's parsers
+    except _DAMAGE as error:
+        require_no_stand_in(Path(tar))
         remedy = "fetch it again, or unpack it if it is compressed"
         raise ValueError(f"{tar} is cut off or damaged at {last} ({error}); {remedy}") from None
 

@@ -1,6 +1,6 @@
 """What a feature extractor is: a fixed network whose features are compared, and the file of its weights.
 
-Weights are told by their hash, read without running code in their file, and fetched once by however many processes.
+Weights are told by their hash, and fetched once by however many processes.
 """
 
 # B batch, N images, C channels, H height, W width, D feature width, S spatial feature width, K classes
@@ -8,7 +8,6 @@ Weights are told by their hash, read without running code in their file, and fet
 from __future__ import annotations
 
 import fcntl
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,11 +15,9 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from dit_moe.files import sha256_of
 from dit_moe.registry import Registry
 
 EXTRACTORS = Registry("feature extractor")
@@ -121,50 +118,6 @@ class StatisticsOnly(FeatureExtractor):
 
 
 # ----------------------------------------------------------------------------------------------------- files of weights
-
-
-def sha256_of_weights(path: Path) -> str:
-    """Of their file; ValueError if it cannot be read."""
-    try:
-        return sha256_of(path)
-    except OSError as error:
-        problem = f"the weights {path} cannot be read ({error.strerror})"
-        raise ValueError(f"{problem}; name their file with --weights FILE") from None
-
-
-def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Of the names, shapes and values of weights; the kind of their file has no part in it."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Weights by name from a .safetensors file, or from one that `torch.save` wrote; no code in it is run.
-
-    Raises ValueError if there is anything else in it.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            tensors = safetensors.torch.load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        problem = f"the weights {path} cannot be read ({error.strerror or error})"
-        raise ValueError(f"{problem}; name another file with --weights") from None
-    except Exception:  # of many kinds, with advice that would let code in the file run
-        problem = f"{path} is no file of weights (a zip or pickle of tensors, or safetensors)"
-        raise ValueError(f"{problem}, or it is damaged; name another file with --weights") from None
-    if not isinstance(tensors, dict) or not all(isinstance(each, Tensor) for each in tensors.values()):
-        problem = f"{path} holds other things than weights by name"
-        raise ValueError(f"{problem}; name a file of a network's state_dict with --weights")
-    for name, tensor in tensors.items():
-        if tensor.ndim and not tensor.is_floating_point():  # batch normalisation counts, but has no tensor of counts
-            problem = f"{path} holds {str(tensor.dtype).removeprefix('torch.')} for {name}, which are no weights"
-            raise ValueError(f"{problem}; name another file with --weights")
-    return tensors
 
 
 def misfit(path: Path, network: str, error: RuntimeError) -> ValueError:

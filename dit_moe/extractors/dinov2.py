@@ -26,10 +26,9 @@ from dit_moe.extractors.base import (
     Features,
     full_precision,
     misfit,
-    read_tensors,
     require_colour,
-    sha256_of_tensors,
 )
+from dit_moe.weights import read_tensors, sha256_of_tensors
 
 SIDE, PATCH = 224, 14  # pixels
 PATIENCE = 5  # seconds

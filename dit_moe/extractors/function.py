@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from dit_moe.config import require
-from dit_moe.extractors.base import EXTRACTORS, FeatureExtractor, Features, full_precision, sha256_of_weights
+from dit_moe.extractors.base import EXTRACTORS, FeatureExtractor, Features, full_precision
 from dit_moe.files import sha256_of
+from dit_moe.weights import sha256_of_weights
 
 PROBE = 2  # blank images that tell the width of the features
 

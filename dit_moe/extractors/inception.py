@@ -22,10 +22,9 @@ from dit_moe.extractors.base import (
     fetch,
     full_precision,
     misfit,
-    read_tensors,
     require_colour,
-    sha256_of_weights,
 )
+from dit_moe.weights import read_tensors, sha256_of_weights
 
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # of torch-fidelity's 95,628,359 bytes
 DIM = 2048

@@ -120,6 +120,30 @@ def test_a_shard_of_another_dtype_or_shape_is_named(folder, header, changed, mes
         dataset.__getitems__([20])
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            lambda content: (10**13).to_bytes(8, "little") + content[8:],
+            "its header is said to have 10,000,000,000,000 by",
+        ),
+        (lambda content: (2**16).to_bytes(8, "little") + b"[" * (len(content) - 8), "more than 100 levels"),
+        (lambda content: content.replace(b'"data_offsets":[', b'"data_offsets":[9', 1), ""),
+        (lambda content: content.replace(b'"labels"', b'"a\\u006e3"'), "'labels'"),
+        (lambda content: b"<!DOCTYPE html>".ljust(len(content)), "its header is said"),
+    ],
+    ids=["length", "deep", "offsets", "missing", "web page"],
+)
+def test_a_shard_whose_header_lies_is_named(folder, changed, message):
+    shard = shard_of(folder, 1)
+    content = shard.read_bytes()
+    shard.write_bytes(changed(content)[: len(content)])
+    for call in (lambda data: data.class_counts(), lambda data: data.__getitems__([20])):
+        with pytest.raises(ValueError, match=rf"00001.safetensors cannot be read \(.*{message}.*restore it") as error:
+            call(read(folder))
+        assert "\n" not in str(error.value)
+
+
 def test_exchanged_shards_and_labels_that_no_class_has_are_named_with_their_row(folder):
     first, second = shard_of(folder, 0), shard_of(folder, 1)
     whole = first.read_bytes(), second.read_bytes()

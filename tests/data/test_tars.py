@@ -279,11 +279,18 @@ def test_a_header_that_lies_about_sizes_is_refused_at_once(tmp_path, headers, pr
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"text" * 1000, gzip.compress(b"0" * 10_000)], ids=["empty", "text", "gzip"])
+@pytest.mark.parametrize("content", [b"text" * 1000, gzip.compress(b"0" * 10_000)], ids=["text", "gzip"])
 def test_a_file_that_is_no_plain_tar_is_refused(tmp_path, content):
     write_tree(tmp_path, {"a.tar": content})
     with pytest.raises(ValueError, match=r"a.tar is cut off or damaged at its beginning .*unpack it if it is comp"):
         read(tmp_path)
+
+
+def test_what_stands_in_place_of_a_tar_is_told(tmp_path):
+    for content, problem in ((b"", "is empty"), (b"version https://git-lfs.github.com/spec/v1", "run git lfs pull")):
+        write_tree(tmp_path, {"a.tar": content})
+        with pytest.raises(ValueError, match=f"a.tar {problem}|a.tar is a pointer.*{problem}"):
+            read(tmp_path)
 
 
 def test_a_link_is_refused_since_it_has_no_content(tmp_path):

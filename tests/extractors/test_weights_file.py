@@ -3,14 +3,16 @@
 import hashlib
 import os
 import threading
+import zipfile
 
 import pytest
 import safetensors.torch
 import torch
 
 from dit_moe.extractors import base
-from dit_moe.extractors.base import fetch, read_tensors, sha256_of_tensors, sha256_of_weights
+from dit_moe.extractors.base import fetch
 from dit_moe.extractors.inception import InceptionConfig, InceptionExtractor
+from dit_moe.weights import read_tensors, sha256_of_tensors, sha256_of_weights
 
 
 @pytest.fixture
@@ -58,12 +60,19 @@ def test_what_holds_no_weights_is_refused(tmp_path):
     (tmp_path / "text.safetensors").write_text("not weights")
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "nested.pth")
     safetensors.torch.save_file({"a": torch.zeros(2, dtype=torch.int32)}, tmp_path / "whole.safetensors")
+    (tmp_path / "header.safetensors").write_bytes((10**13).to_bytes(8, "little") + b"{}" * 9)
+    torch.save({"a": torch.zeros(10**6)}, tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(tmp_path / "bomb.pth", "w", 8) as packed:
+        for entry in plain.namelist():  # torch would unpack whatever the zip says
+            packed.writestr(entry, plain.read(entry))
     for name, problem in {
         "whole.safetensors": "holds int32 for a, which are no weights",
         "text.pth": r"is no file of weights \(a zip or pickle of tensors",
         "text.safetensors": "is no file of weights",
         "none.pth": r"cannot be read \(No such file",
         "none.safetensors": r"cannot be read",
+        "header.safetensors": "is no file of weights",
+        "bomb.pth": "is no file of weights",
         "nested.pth": "holds other things than weights",
     }.items():
         with pytest.raises(ValueError, match=f"{name} {problem}.*--weights"):
@@ -71,6 +80,22 @@ def test_what_holds_no_weights_is_refused(tmp_path):
     for name in ("none.pth", "."):
         with pytest.raises(ValueError, match=r"cannot be read .*--weights FILE"):
             sha256_of_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        (b"", "is empty; get it again"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a pointer of Git LFS .*; run git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "is a web page that was saved in place of the file; download the file itself"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_what_stands_in_place_of_weights_is_told(tmp_path, name, content, problem):
+    (tmp_path / name).write_bytes(content)
+    for look in (read_tensors, sha256_of_weights):
+        with pytest.raises(ValueError, match=rf"{name} {problem}"):
+            look(tmp_path / name)
 
 
 def test_several_that_ask_at_once_download_once_and_another_hash_leaves_no_file(hub, served, monkeypatch):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from dit_moe import config as configs
@@ -21,7 +20,7 @@ from dit_moe.data import DATASETS, BrokenImages, Dataset
 from dit_moe.data.batch_sampler import load_batches
 from dit_moe.data.held_out import require_held_out
 from dit_moe.data.images import BadImage, ImageSource
-from dit_moe.data.latents import SHARDS, LatentsConfig, LatentShards
+from dit_moe.data.latents import LatentsConfig, LatentShards
 from dit_moe.data.listing import facts_of_listing
 from dit_moe.distributed import join_processes
 from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, Source, sha256_of_labels
@@ -184,11 +183,7 @@ class LatentSource(Source):
 
     @cached_property
     def labels_N(self) -> Tensor:  # type: ignore[override]
-        labels = []
-        for shard in self.dataset.manifest.shards:
-            with safe_open(self.dataset.folder / SHARDS / shard.file, "pt") as file:
-                labels.append(file.get_tensor("labels"))
-        return torch.cat(labels)
+        return torch.from_numpy(self.dataset.labels_N)
 
     def identity(self) -> dict[str, Any]:
         """By the hashes of the shards, as their manifest has them, and of the autoencoder's weights."""

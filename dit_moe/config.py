@@ -71,7 +71,10 @@ def require(ok: bool, config: object, field: str, wanted: str) -> None:
 
 def shown(value: object) -> str:
     """A value as a message has it: in one line that can be printed, and a long one shortened."""
-    text = str(value)
+    try:
+        text = str(value)
+    except (ValueError, RecursionError):  # too many digits, or too deep
+        text = f"({type(value).__name__} too large to show)"
     text = text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}… ({len(text):,} characters)"
     return text if text.isprintable() else repr(text)
 
@@ -126,12 +129,15 @@ def override(tree: Tree, changes: Sequence[str]) -> Tree:
     for text in changes:
         key, sep, written = text.partition("=")
         if not sep or not key:
-            raise ConfigError(text, " is not an override; write key=value, for instance train.steps=100")
+            raise ConfigError(shown(text), " is not an override; write key=value, for instance train.steps=100")
         try:
             value = yaml_text.read(written)
         except ValueError as error:
-            raise ConfigError(text, f" cannot be parsed: {error}") from None
-        for name in reversed(key.split(".")):
+            raise ConfigError(shown(text), f" cannot be parsed: {error}") from None
+        names = key.split(".")
+        if len(names) > yaml_text.DEEPEST or "" in names:
+            raise ConfigError(shown(text), " is not an override; write key=value, for instance train.steps=100")
+        for name in reversed(names):
             value = {name: value}
         tree = merge(tree, value)
     return tree
@@ -162,7 +168,7 @@ def require_same(
     was = flatten(earlier)
     for key, value in flatten(now).items():
         if was.get(key) != value and key not in free:
-            problem = f"={value} differs from {where}, which has {was.get(key)}"
+            problem = f"={shown(value)} differs from {where}, which has {shown(was.get(key))}"
             raise ConfigError(f"{section}.{key}", f"{problem}; {remedy}")
 
 
@@ -180,10 +186,16 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> Tree:
     if path.is_dir():
         raise ConfigError(str(path), " is a folder; name a YAML config file in it")
     if not path.is_file():
-        raise ConfigError(str(path), " does not exist; name a YAML config file, for instance configs/digits.yaml")
+        problem = "is no file of text" if path.exists() else "does not exist"
+        raise ConfigError(str(path), f" {problem}; name a YAML config file, for instance configs/digits.yaml")
+    if (size := path.stat().st_size) > 4 * yaml_text.LONGEST:
+        raise ConfigError(str(path), f" has {size:,} bytes, too many for a config; name a YAML config file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         tree = parse(text)
+    except UnicodeDecodeError as error:
+        problem = f" is not UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x})"
+        raise ConfigError(str(path), f"{problem}; save it in that encoding") from None
     except ValueError as error:
         raise ConfigError(str(path), f" is not valid YAML: {error}") from None
     if not (text.startswith((OF_A_RUN, OF_A_STUDY, LITERAL)) or _is_stored(path)):
@@ -191,7 +203,7 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> Tree:
     bases = tree.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ConfigError(f"{path}: base", f"={bases} must be a file name or a list of them")
+        raise ConfigError(f"{path}: base", f"={shown(bases)} must be a file name or a list of them")
     merged: Tree = {}
     for base in bases:
         merged = merge(merged, _load_file(path.parent / base, (*seen, path.resolve())))
@@ -242,7 +254,7 @@ def build(cls: type[C], tree: Mapping[str, Any], path: str = "") -> C:
     with section(path):
         for key in tree:
             if key not in fields:
-                raise ConfigError(str(key), f" is not a known key; {did_you_mean(str(key), fields)}")
+                raise ConfigError(shown(key), f" is not a known key; {did_you_mean(str(key)[:MOST_SHOWN], fields)}")
         for name, field in fields.items():
             if name in tree:
                 values[name] = convert(hints[name], _with_default_entry(field, hints[name], tree[name]), name)
@@ -328,29 +340,53 @@ def _convert_entry(registry: Registry, value: Any, path: str) -> Any:
     try:
         config_class = registry.config_class(section["name"])
     except ValueError as error:
-        raise ConfigError(f"{path}.name", f"={section['name']}: {error}") from None
+        raise ConfigError(f"{path}.name", f"={shown(section['name'])}: {error}") from None
     keeps_name = any(field.name == "name" for field in dataclasses.fields(config_class))
     return build(config_class, section if keeps_name else {k: v for k, v in section.items() if k != "name"}, path)
 
 
 def _convert_union(hints: list[Any], value: Any, path: str) -> Any:
-    problems: list[ConfigError] = []
+    problems = []
     for hint in hints:
         try:
             return convert(hint, value, path)
         except ConfigError as problem:
             problems.append(problem)
-    if len(problems) == 1:
-        raise problems[0]
-    raise ConfigError(path, f"={shown(value)} fits none of: {'; '.join(p.problem.split(' ', 1)[-1] for p in problems)}")
+    # Of a list, what is wrong within is told where only one of the types is a list; of a section likewise.
+    kind = {list: (tuple, list), dict: (dict,)}.get(type(value), ())
+    meant = [problem for hint, problem in zip(hints, problems, strict=True) if _container(hint) in kind]
+    if len(problems) == 1 or len(meant) == 1:
+        raise (meant or problems)[0]
+    raise ConfigError(path, f"={shown(value)} must be {', or '.join(map(_wanted, hints))}")
+
+
+def _container(hint: Any) -> Any:
+    """Of a type whose values are lists or sections, which of them; dict for the latter."""
+    return dict if dataclasses.is_dataclass(hint) or _registry_of(hint) else typing.get_origin(hint)
 
 
 _SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
+def _wanted(hint: Any) -> str:
+    """In words, which values a type takes."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return f"a {args[1].kind}" if isinstance(args[1], Registry) else _wanted(args[0])
+    if origin is typing.Literal:
+        return f"{'one of ' if len(args) > 1 else ''}{', '.join(map(str, args))}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_wanted(arg) for arg in args)
+    if origin in (tuple, list):
+        return f"a list, of which each is {_wanted(args[0])}"
+    return _SCALARS.get(hint, "a section of `key: value` lines")
+
+
 def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
     if hint not in _SCALARS:
         raise TypeError(f"{path}: config fields cannot have the type {hint}")
+    if hint is int and type(value) is int and not -(2**63) <= value < 2**63:
+        raise ConfigError(path, f"={shown(value)} is out of range; give a whole number of 64 bits")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 2**1000 else math.inf
     if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
@@ -359,7 +395,7 @@ def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
         raise ConfigError(path, f"={shown(value)} must be a finite number")
     if type(value) is not hint:
         kind = {type(None): "null", str: "a text", dict: "a section", list: "a list"}.get(type(value), "")
-        raise ConfigError(path, f"={shown(value)} must be {_SCALARS[hint]}{f', not {kind}' if kind else ''}")
+        raise ConfigError(path, f"={shown(value)} must be {_wanted(hint)}{f', not {kind}' if kind else ''}")
     return value
 
 

@@ -12,6 +12,8 @@ import yaml
 
 MOST_VALUES = 1_000_000  # in a file, with those that an alias (*name) repeats: a few lines could mean billions
 
+LONGEST = 2**20  # characters
+DEEPEST = 100  # sections and lists in each other
 _STRING, _FLOAT, _TIME = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "float", "timestamp"))
 _EXPONENT = re.compile(r"[-+]?[0-9]+(?:_[0-9]+)*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")  # YAML 1.1 wants a dot and a sign
 
@@ -35,14 +37,19 @@ _Loader.add_constructor(_TIME, _Loader.construct_yaml_str)
 
 def read(text: str) -> Any:
     """What a YAML text says, ``${…}`` included as it stands. ValueError says what is wrong, and where."""
+    if len(text) > LONGEST:
+        raise ValueError(f"it has {len(text):,} characters, and {LONGEST:,} are the most that are read")
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ValueError(f"{error.problem}{place}") from None
+        but = f"{error.context}, " if str(error.problem).startswith("but ") else ""
+        raise ValueError(f"{but}{error.problem}{place}") from None
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())) from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # of a tag, as in `!!int x`
+        raise ValueError(f"a value is not what its tag says ({error})") from None
 
 
 def write(value: Any) -> str:
@@ -51,18 +58,20 @@ def write(value: Any) -> str:
 
 
 def _check(root: yaml.Node) -> None:
-    """Raise for a key that stands twice in a section, and for aliases that make too much of the text."""
-    nodes, count = [root], 0
+    """Raise for a key that stands twice in a section, for too many levels, and for aliases that make too much of it."""
+    nodes, count = [(root, 1)], 0
     while nodes:
-        node, count = nodes.pop(), count + 1
+        (node, depth), count = nodes.pop(), count + 1
+        if depth > DEEPEST:
+            raise yaml.constructor.ConstructorError(problem=f"more than {DEEPEST} levels in each other")
         if count > MOST_VALUES:
             raise yaml.constructor.ConstructorError(problem=f"more than {MOST_VALUES:,} values, aliases written out")
         if isinstance(node, yaml.SequenceNode):
-            nodes += node.value
+            nodes += [(each, depth + 1) for each in node.value]
         elif isinstance(node, yaml.MappingNode):
             keys = set()
             for key, value in node.value:
-                nodes += (key, value)
+                nodes += [(key, depth + 1), (value, depth + 1)]
                 if key.tag == _STRING and key.value in keys:
                     problem = f"found duplicate key {key.value}"
                     raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)

@@ -1,6 +1,8 @@
 """Config files, overrides and typed sections."""
 
+import os
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -53,6 +55,7 @@ class Outer:
     train: Inner = field(default_factory=Inner)
     other: Annotated[Any, SHAPES] | None = None
     amount: float | Literal["auto"] = "auto"
+    names: Literal["all"] | tuple[int | str, ...] = "all"
     flag: bool = False
     filled: Annotated[Any, SHAPES] = field(default_factory=SquareConfig)
 
@@ -212,7 +215,14 @@ def test_half_a_character_is_refused_before_anything_is_written():
         ({"shape": "circle", "train": {"betas": [0.9, "x"]}}, r"train\.betas\[1\]=x must be a number"),
         ({"shape": "circle", "train": 3}, r"train=3 must be a section"),
         ({"shape": "circle", "flag": 1}, r"flag=1 must be true or false"),
-        ({"shape": "circle", "amount": "all"}, r"amount=all fits none of"),
+        ({"shape": "circle", "amount": "all"}, r"amount=all must be a number, or auto"),
+        ({"shape": "circle", "amount": 10**400}, r"amount=.* must be a"),
+        ({"shape": "circle", "train": {"rate": 10**400}}, r"train\.rate=inf must be a finite number"),
+        ({"shape": "circle", "train": {"steps": 2**63}}, r"train\.steps=9223372036854775808 is out of range"),
+        ({"shape": "circle", "train": {"steps": "x" * 10**6}}, r"^train\.steps=x{80}… \(1,000,000 characters\) must"),
+        ({"shape": "circle", "train": {"limit": [1]}}, r"train\.limit=\[1\] must be a whole number, not a list"),
+        ({"shape": "circle", "names": 5}, r"names=5 must be all, or a list, of which each is a whole number or a text"),
+        ({"shape": "circle", "names": [1, 2.5]}, r"names\[1\]=2\.5 must be a whole number, or a text"),
         ({"shape": "hexagon"}, r"shape\.name=hexagon: unknown shape 'hexagon'; known: circle, square"),
         ({"shape": {"radius": 1}}, r"shape\.name is missing; name a shape: circle, square"),
         ({"shape": {"name": "circle", "side": 1}}, r"shape\.side is not a known key; known: radius"),
@@ -243,7 +253,7 @@ def test_a_mistake_within_a_section_is_told_with_its_whole_path():
         ("base: [a.yaml, 5]\n", r"must be a file name or a list of them"),
         ("base: missing.yaml\n", "missing.yaml does not exist"),
         ("a: 1\nb: 2\na: 3\n", r"is not valid YAML: found duplicate key a in line 3, column 1"),
-        ("a: &a [*a]\n", "more than 1,000,000 values, aliases written out"),
+        ("a: &a [*a]\n", "more than 100 levels in each other"),
         ("a: data/${USER_DIR}/x\n", r"has a \$\{…\} that cannot be resolved: .*write \\\$\{ where the text itself"),
     ],
 )
@@ -252,7 +262,51 @@ def test_unreadable_files_are_named(tmp_path, text, message):
         load(write(tmp_path, "a.yaml", text))
 
 
-@pytest.mark.parametrize("override", ["train.steps", "=3", "train.steps=[1"])
+LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in pairwise("abcdefgh")
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: 1".encode("utf-16"), r"is not UTF-8 \(byte 0 is 0xff\); save it in that encoding"),
+        (b"a: caf\xe9", r"is not UTF-8 \(byte 6 is 0xe9\)"),
+        (b"a: " + b"[" * 10**5 + b"]" * 10**5, "nesting depth|levels in each other"),
+        (b"{a: " * 200 + b"1" + b"}" * 200, "more than 100 levels in each other"),
+        (LAUGHS.encode(), "more than 1,000,000 values, aliases written out"),
+        (b"a: 1\n---\nb: 2\n", "expected a single document"),
+        (b"a:\n\t- 1\n", "cannot start any token"),
+        (b"a: !!int x", "a value is not what its tag says"),
+        (b"a: !!bool x", "a value is not what its tag says"),
+        (b"a: \x1b[31m", "control characters are not allowed"),
+        (b"#" * (2**20 + 1), "characters, and 1,048,576 are the most"),
+        (None, "is no file of text"),  # a FIFO, which would be waited for
+    ],
+    ids=range(12),
+)
+def test_a_file_that_is_no_config_is_refused_at_once(tmp_path, content, message):
+    path = tmp_path / "a.yaml"
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(path)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_huge_file_is_not_read_and_a_byte_order_mark_is_no_text(tmp_path):
+    write(tmp_path, "a.yaml", "").open("r+b").truncate(3 * 10**9)
+    with pytest.raises(ConfigError, match="has 3,000,000,000 bytes, too many for a config"):
+        load(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_bytes(b"\xef\xbb\xbfa: 1\r\n")
+    assert load(tmp_path / "b.yaml") == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "override", ["train.steps", "=3", "train.steps=[1", "a..b=1", "train.lr" + ".a" * 10**5 + "=1"]
+)
 def test_unreadable_overrides_are_named(tmp_path, override):
     path = write(tmp_path, "a.yaml", "shape: circle\n")
     with pytest.raises(ConfigError, match=r"write key=value|cannot be parsed"):

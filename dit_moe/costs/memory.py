@@ -4,10 +4,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from dit_moe.config import ConfigError
 from dit_moe.models import DiTConfig, LMConfig
 from dit_moe.models.base import TransformerConfig
 from dit_moe.models.dit import FREQUENCIES
@@ -15,6 +19,7 @@ from dit_moe.moe import MATRICES
 from dit_moe.text.objective import CHUNK
 
 FP32 = 4  # bytes
+MARGIN = 2  # times the memory of a machine that are refused
 
 # A controller follows its router a step behind. About the largest mean of a step that the start of training showed, in
 # targets: docs/controller.md.
@@ -47,6 +52,32 @@ def memory(experiment: Any, precision: str, gpus: int, rows: int, active: float 
     if isinstance(model, LMConfig):
         held["logits"] = logits_bytes(rows * model.tokens * model.need("vocab_size"), e)
     return held
+
+
+def require_room(experiment: Any) -> None:
+    """ConfigError for a model, or a batch of it, that the memory of this machine and its GPUs together cannot hold.
+
+    Only what exceeds it `MARGIN` times is refused: the estimate is none of swap, offloading or what a process holds.
+    """
+    model, train = experiment.model, experiment.train
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    there += sum(torch.cuda.get_device_properties(gpu).total_memory for gpu in range(torch.cuda.device_count()))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    rows = min(train.micro_batch or train.batch_size, -(-train.batch_size // processes))
+    whole = model.footprint().total_params
+    needs = {
+        "model.name": (f"={model.name} has {whole:,} parameters", FP32 * whole, "choose a smaller model"),
+        "train.batch_size": (f"={train.batch_size:,} rows a step", 8 * train.batch_size, "lower it"),
+        "train.micro_batch": (
+            f"={rows:,} rows at a time",
+            activation_bytes(model, rows, "bf16", recompute=True),
+            "set it to fewer rows",
+        ),
+    }
+    for key, (what, held, remedy) in needs.items():
+        if held > MARGIN * there:
+            problem = f"{what}: they take {held / 2**30:,.0f} GiB, and this machine has {there / 2**30:,.0f}"
+            raise ConfigError(key, f"{problem}; {remedy}")
 
 
 def activation_bytes(

@@ -27,6 +27,8 @@ from dit_moe.training import TrainConfig
 
 NOTHING_HELD_OUT = "train (nothing was held out)"  # how results call the split
 
+MOST_SEEDS = 10_000  # sampling seeds of an evaluation
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
@@ -42,6 +44,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         require(self.seeds >= 1, self, "seeds", "must be at least 1")
+        require(self.seeds <= MOST_SEEDS, self, "seeds", f"must be at most {MOST_SEEDS:,}")
         require(self.images is None or self.images >= 2, self, "images", "must be at least 2; a spread needs two")
         require(self.metrics != (), self, "metrics", "is empty; name at least one, or leave the line out")
         every = self.light_every is None or self.light_every >= 1

@@ -19,6 +19,7 @@ from dit_moe.registry import Registry
 
 MODELS = Registry("model")
 Aux = dict[str, Tensor]
+DEEPEST = 4096  # blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,7 @@ class TransformerConfig:
         """ConfigError for sizes that no block can have."""
         for field in ("depth", "width", "heads", "mlp_hidden"):
             require(self.need(field) >= 1, self, field, "must be at least 1")
+        require(self.need("depth") <= DEEPEST, self, "depth", f"must be at most {DEEPEST}")
         require(self.need("width") % self.need("heads") == 0, self, "width", f"is not a multiple of heads={self.heads}")
         moe = self.moe
         if moe is None:

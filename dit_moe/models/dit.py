@@ -38,7 +38,9 @@ SIZES = {
 class DiTConfig(TransformerConfig):
     """A Diffusion Transformer: ``DiT-<size>/<patch>`` with an optional ``-<experts>E<active>A``."""
 
-    NAME = re.compile(r"DiT-(?P<size>[A-Za-z]+)/(?P<patch>[1-9]\d*)(-(?P<experts>[1-9]\d*)E(?P<target>\d+(\.\d+)?)A)?")
+    NAME = re.compile(
+        r"DiT-(?P<size>[A-Za-z]+)/(?P<patch>[1-9]\d{0,5})(-(?P<experts>[1-9]\d{0,5})E(?P<target>\d{1,6}(\.\d{1,9})?)A)?"
+    )
     FORM = "DiT-<size>/<patch>[-<experts>E<active>A]"
     SIZES = SIZES
     ACTIVATION: ClassVar[Activation] = "gelu"

@@ -37,8 +37,8 @@ class LMConfig(TransformerConfig):
     """A language model: ``LM-<size>`` with an optional ``-<total>B`` and an optional ``-<experts>E<active>A``."""
 
     NAME = re.compile(
-        r"LM-(?P<size>[A-Za-z]+|\d+(\.\d+)?B)(-(?P<total>\d+(\.\d+)?)B)?"
-        r"(-(?P<experts>[1-9]\d*)E(?P<target>\d+(\.\d+)?)A)?"
+        r"LM-(?P<size>[A-Za-z]+|\d+(\.\d+)?B)(-(?P<total>\d{1,6}(\.\d{1,9})?)B)?"
+        r"(-(?P<experts>[1-9]\d{0,5})E(?P<target>\d{1,6}(\.\d{1,9})?)A)?"
     )
     FORM = "LM-<size>[-<total>B][-<experts>E<active>A]"
     SIZES = SIZES

@@ -24,6 +24,7 @@ from dit_moe.registry import did_you_mean
 
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 64, 16  # whatever the batch size, so that rounding is the same
 SHOWN = 5  # classes that are told
+MOST_IMAGES = 10**9  # of a set
 LESS_MEMORY = "lower sample.batch_size or sample.decode_batch, or set first_stage.slicing=true"
 
 
@@ -44,6 +45,7 @@ class SampleConfig(ComputeBudgetConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.count >= 1, self, "count", "must be at least 1")
+        require(self.count <= MOST_IMAGES, self, "count", f"must be at most {MOST_IMAGES:,} images")
         require(0 <= self.seed < 2**63, self, "seed", "must be a whole number from 0 to 2^63 − 1")
         require(self.batch_size >= 1, self, "batch_size", "must be at least 1")
         fits = self.decode_batch is None or self.decode_batch >= 1

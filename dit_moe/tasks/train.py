@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from dit_moe import checkpoint, config
+from dit_moe.costs.memory import require_room
 from dit_moe.data.latents import NoLatents
 from dit_moe.distributed import locked, on_main
 from dit_moe.files import write_atomically
@@ -48,13 +49,16 @@ def prepare(experiment: AnyExperiment) -> tuple[Any, Any]:
     """The experiment with all fields resolved, and its training data. ValueError for any mistake in either."""
     task = task_of(experiment)
     dataset = task.open_data(experiment)
-    return task.resolve(experiment, dataset), dataset
+    experiment = task.resolve(experiment, dataset)
+    require_room(experiment)
+    return experiment, dataset
 
 
 def resolve_for_dry_run(experiment: AnyExperiment) -> Any:
     """What would be trained, also where its data are yet to be made, if the config states what follows from them."""
     try:
-        return prepare(experiment)[0]
+        task = task_of(experiment)
+        return task.resolve(experiment, task.open_data(experiment))
     except (NoLatents, NoTokens) as missing:
         _note(f"{missing}; sizes are as the config states them")
         return task_of(experiment).resolve_without_data(experiment)

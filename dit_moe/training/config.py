@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from dit_moe.config import require
 
+MOST_WORKERS = 1024
+
 
 def _free(default: Any) -> Any:
     """A field that a resumed run may change."""
@@ -54,6 +56,7 @@ class TrainConfig:
         for name in ("micro_batch", "sample_every"):
             require(getattr(self, name) is None or getattr(self, name) >= 1, self, name, "must be at least 1, or null")
         require(self.init_from != "", self, "init_from", "is empty; name a run, or null for none")
+        require(self.workers <= MOST_WORKERS, self, "workers", f"must be at most {MOST_WORKERS:,} processes")
         for name in ("weight_decay", "warmup_steps", "workers"):
             require(getattr(self, name) >= 0, self, name, "must be at least 0")
         for name in ("lr", "eps"):

@@ -33,6 +33,19 @@ def refused(capsys, code: int, message: str, *words: object) -> None:
     [
         ("train.lrr=1", "train.lrr is not a known key; did you mean 'lr'?"),
         ("model.num_classes=7", "model.num_classes=7 contradicts the data, which has 10"),
+        ("model.width=100000000", " parameters: they take "),
+        ("model.depth=1000000000", "model.depth=1000000000 must be at most 4096"),
+        ("model.name=DiT-custom/4-" + "9" * 5000 + "E2A", "99… (5,016 characters) is not DiT-<size>/<patch>"),
+        (
+            "train.batch_size=1000000000000000",
+            "train.batch_size=1,000,000,000,000,000 rows a step: they take 7,450,581",
+        ),
+        ("train.steps=1" + "0" * 30, "is out of range; give a whole number of 64 bits"),
+        ("train.lr=1" + "0" * 400, "train.lr=inf must be a finite number"),
+        ("train.workers=1000000", "train.workers=1000000 must be at most 1,024 processes"),
+        ("sample.count=1000000000000000", "sample.count=1000000000000000 must be at most 1,000,000,000 images"),
+        ("sample.sampler.steps=1000000000000000", "sample.sampler.steps=1000000000000000 must be at most 1,000,000"),
+        ("eval.seeds=1000000000", "eval.seeds=1000000000 must be at most 10,000"),
     ],
 )
 def test_a_mistake_in_the_config_is_refused_before_a_folder_is_made(capsys, tmp_path, override, message):
@@ -175,9 +188,9 @@ def test_a_name_cannot_steer_the_terminal(capsys, tmp_path, text):
 
 
 def test_a_value_of_a_megabyte_is_not_repeated(capsys):
-    refused(capsys, 2, "xxx … xxx", "train", CONFIG, "train.lr=" + "x" * 10**6)
+    refused(capsys, 2, "train.lr=xxxx", "train", CONFIG, "train.lr=" + "x" * 10**6)
     assert cli("train", CONFIG, "train.lr=" + "x" * 10**6) == 2
-    assert len(capsys.readouterr().err) < 1100
+    assert len(capsys.readouterr().err) < 200
 
 
 def in_a_fork(*words: object, encoding: str = "utf-8", without: tuple[int, ...] = (), unread: bool = False):

@@ -29,6 +29,7 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, self, "steps", "must be at least 1")
+        require(self.steps <= MOST_STEPS, self, "steps", f"must be at most {MOST_STEPS:,}")
 
 
 def check_fit(config: SamplerConfig, objective: str) -> None:
@@ -37,6 +38,9 @@ def check_fit(config: SamplerConfig, objective: str) -> None:
         fitting = [name for name in SAMPLERS.names() if SAMPLERS.config_class(name).objective == objective]  # type: ignore[attr-defined]
         needs = f"samples networks trained with {config.objective}, this one was trained with {objective}"
         raise ConfigError("name", f"={SAMPLERS.name_of(config)} {needs}; choose one of {', '.join(fitting)}")
+
+
+MOST_STEPS = 1_000_000  # of a sampler
 
 
 class SamplingError(WorkFailed):

@@ -35,6 +35,7 @@ class ChainConfig(SamplerConfig):
     objective: ClassVar[str] = "ddpm"
 
     def __post_init__(self) -> None:
+        SamplerConfig.__post_init__(self)
         require(self.steps >= 2, self, "steps", "must be at least 2, the noisiest and the cleanest level")
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dit_moe.config import STORED, Tree, parse
-from dit_moe.files import sha256_of, sync, wrong_size
+from dit_moe.files import give_usual_mode, sha256_of, sync, wrong_size
 from dit_moe.json_files import Count, FileName, Name, Sha256, checked, load, require_format
 
 FORMAT = 1
@@ -245,8 +245,9 @@ def _write(folder: Path, parts: Parts, state: Mapping[str, Any], config_yaml: st
     (folder / CONFIG).write_text(config_yaml, encoding="utf-8")
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(folder.iterdir())}
     body = {"format": FORMAT, **state, "torch": torch.__version__, "files": files}
-    (folder / STATE).write_text(json.dumps(body, indent=1))
+    (folder / STATE).write_text(json.dumps(body, indent=1), encoding="utf-8")
     for path in [*folder.iterdir(), folder]:
+        give_usual_mode(path)
         sync(path)
 
 

@@ -70,8 +70,11 @@ def atomic_folder(folder: Path, foreign: Callable[[Path], Sequence[str]] = every
     private, descriptor = _make_private(folder, as_folder=True)
     try:
         yield private
+        made = [private, *private.rglob("*")]
+        for path in made:
+            give_usual_mode(path)
         with ThreadPoolExecutor() as pool:
-            list(pool.map(sync, [private, *private.rglob("*")]))
+            list(pool.map(sync, made))
         _put_in_place(private, folder, foreign)
     finally:
         shutil.rmtree(private, ignore_errors=True)
@@ -198,6 +201,14 @@ def require_own(folder: Path, names: Iterable[str], own: bool) -> None:
         if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
             problem = f"{path} is there already, and nothing says that dit-moe wrote it"
             raise ValueError(f"{problem}; move it away, or name another folder")
+
+
+def give_usual_mode(path: Path) -> None:
+    """The mode that the umask gives to new files; some libraries make theirs readable by their owner alone."""
+    if path.is_file() and not path.is_symlink():
+        mask = os.umask(0o077)
+        os.umask(mask)
+        path.chmod(0o666 & ~mask)
 
 
 def sync(path: Path) -> None:

@@ -105,4 +105,4 @@ def png_folder(folder: Path, labels_N: Tensor) -> Iterator[Callable[[Tensor], No
         if missing:
             raise ValueError(f"{folder}: {len(names) - missing} of {len(names)} images; the rest was never made")
         labels = dict(zip(names, labels_N.tolist(), strict=True))
-        (unfinished / LABELS).write_text(json.dumps(labels, indent=0) + "\n")
+        (unfinished / LABELS).write_text(json.dumps(labels, indent=0) + "\n", encoding="utf-8")

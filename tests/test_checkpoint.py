@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -44,6 +45,15 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
     assert loaded.keys() == odd.keys()
     assert all(same_bits(loaded[name], odd[name]) for name in odd)
     assert all(tensor.device.type == "cpu" for tensor in loaded.values())
+
+
+def test_every_file_has_the_mode_that_the_umask_gives(tmp_path):
+    before = os.umask(0o027)
+    try:
+        files = [*save(tmp_path, 7).iterdir()]
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
 
 
 def test_a_run_folder_means_its_newest_checkpoint(tmp_path):

@@ -157,7 +157,7 @@ def config_file(tmp_path_factory):
         text=TEXTS | st.none(),
         texts=st.lists(TEXTS, max_size=3).map(tuple),
         number=FINITE,
-        whole=st.integers(),
+        whole=st.integers(-(2**63), 2**63 - 1),
         flag=st.booleans(),
         numbers=st.lists(FINITE, max_size=3).map(tuple),
     )

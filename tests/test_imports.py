@@ -82,6 +82,16 @@ def test_a_file_imports_only_from_the_layers_below_it(path):
     assert imported_parts(path) - {part} <= MAY_IMPORT[part]
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_text_is_read_and_written_as_utf_8_whatever_the_locale(path):
+    for call in [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]:
+        name = getattr(call.func, "attr", "")
+        mode = next((each.value for each in call.args if isinstance(each, ast.Constant)), "")
+        if name in ("read_text", "write_text") or (name == "open" and set(str(mode)) & set("ax")):
+            binary = name == "open" and "b" in str(mode)
+            assert binary or any(each.arg == "encoding" for each in call.keywords), f"{path}:{call.lineno}"
+
+
 def test_no_command_imports_another():
     commands = {f"dit_moe.cli.{module}" for module, *_ in COMMANDS.values()}
     for path in (PACKAGE / "cli").glob("*.py"):

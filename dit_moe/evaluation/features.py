@@ -82,7 +82,7 @@ class FeatureManifest:
     def read(cls, path: Path) -> Self:
         """ValueError if the file is anything else."""
         try:
-            found = json.loads(path.read_text())
+            found = json.loads(path.read_text(encoding="utf-8"))
             if found["format"] != FORMAT:
                 raise ValueError
             return cls(**{**found, "image_shape": tuple(found["image_shape"])})

@@ -65,7 +65,7 @@ class EvaluationRecipe:
     sides: tuple[int, ...]  # of the images, in pixels
 
 
-_RECIPES = yaml_text.read(Path(__file__).with_name("recipes.yaml").read_text())
+_RECIPES = yaml_text.read(Path(__file__).with_name("recipes.yaml").read_text(encoding="utf-8"))
 SAMPLING = {
     name: SamplingRecipe(name=name, **{**recipe, "sample": recipe["sample"] | _RECIPES["all_sampling"]})
     for name, recipe in _RECIPES["sampling"].items()

@@ -74,7 +74,7 @@ def read_result(path: str | Path) -> Row:
     if not file.is_file():
         raise ValueError(f"{file} does not exist; name a result of dit-moe eval --out FILE.json, or its folder")
     try:
-        tree = json.loads(file.read_text())
+        tree = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         tree = None
     if not isinstance(tree, dict) or not isinstance(tree.get("provenance"), dict):
@@ -182,7 +182,7 @@ def _values(report: Report, verified: bool) -> dict[str, float]:
 def published_rows() -> list[Row]:
     """The rows of published.yaml, each with what its paper says of all its rows."""
     rows = []
-    for paper in yaml_text.read(Path(__file__).with_name("published.yaml").read_text()):
+    for paper in yaml_text.read(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8")):
         of_all = {key: value for key, value in paper.items() if key != "rows"}
         for own in paper["rows"]:
             found = {**of_all, **own}

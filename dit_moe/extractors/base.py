@@ -136,7 +136,7 @@ def fetch(url: str, sha256: str) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_name(f"{path.name}.lock").open("a") as lock:
+        with path.with_name(f"{path.name}.lock").open("a", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process, however that ends
             if not path.is_file():  # else another process was faster
                 torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)

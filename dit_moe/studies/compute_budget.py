@@ -71,7 +71,7 @@ def _read(path: Path) -> list[Entry]:
     if not path.is_file():
         return []
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         if found["format"] == FORMAT:
             return [{**entry, **{name: entry[name] for name in ENTRY}} for entry in found["runs"]]
     except (ValueError, KeyError, TypeError):

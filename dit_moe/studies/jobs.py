@@ -38,7 +38,7 @@ class Job:
 
     def last_line(self) -> str:
         """The last line that it wrote."""
-        lines = self.output.read_text(errors="replace").split("\n") if self.output.exists() else []
+        lines = self.output.read_text(encoding="utf-8", errors="replace").split("\n") if self.output.exists() else []
         return next((line.strip() for line in reversed(lines) if line.strip()), "it wrote nothing")
 
     def step(self) -> int:

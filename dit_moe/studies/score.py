@@ -195,7 +195,7 @@ def _cpu() -> str:
     path = Path("/proc/cpuinfo")
     if not path.exists():
         return platform.processor() or platform.machine()
-    named = re.search(r"^model name.*?:(.*)$", path.read_text(), re.MULTILINE)
+    named = re.search(r"^model name.*?:(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return named[1].strip() if named else platform.machine()
 
 

@@ -89,10 +89,10 @@ class TextTokenizer:
         """Write what AutoTokenizer needs to load it, without any code of ours."""
         self.hf.save_pretrained(folder)
         path = folder / "tokenizer_config.json"
-        settings = json.loads(path.read_text())
+        settings = json.loads(path.read_text(encoding="utf-8"))
         if settings.get("tokenizer_class") == "TokenizersBackend":  # transformers 5's name for what 4 has too
             settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-            path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+            path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def keep(self, folder: Path, *, replace: bool) -> None:
         """Put into `folder` what `save` writes, whole or not at all, unless all of it is there.

@@ -197,12 +197,12 @@ class JsonLines:
             self._cut(step)
 
     def write(self, line: dict[str, Any]) -> None:
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def ends_with(self, step: int) -> bool:
         """Whether the last line is of `step`."""
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
         return bool(lines) and json.loads(lines[-1])["step"] == step
 
     def sync(self) -> None:

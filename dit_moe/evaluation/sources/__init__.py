@@ -107,7 +107,7 @@ def _refuse_neighbour(path: Path) -> None:
             what = "checkpoints" if held == "checkpoints" else "grids of samples"
             raise ValueError(f"{path} holds the {what} of a run; name the run, {run}, as SAMPLES")
     settings = path / checkpoint.CONFIG
-    if settings.is_file() and re.search(r"^objective:", settings.read_text(errors="replace"), re.M):
+    if settings.is_file() and re.search(r"^objective:", settings.read_text(encoding="utf-8", errors="replace"), re.M):
         remedy = "train it until it has written one, or name another"
         raise ValueError(f"{path} is a run without a checkpoint; {remedy}")
 

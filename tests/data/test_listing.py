@@ -14,9 +14,10 @@ from dit_moe.data.listing import (
     OUTSIDE_CLASSES,
     SPECIAL,
 )
+from dit_moe.data.tars import TarsConfig
 from dit_moe.evaluation.sources.folder import FolderSource
 from dit_moe.text.corpora import CORPORA
-from tests.data.examples import encoded, pixels, write_tree
+from tests.data.examples import encoded, pixels, write_tar, write_tree
 
 PNG, JPEG, GIF = (encoded(pixels(0), form) for form in ("PNG", "JPEG", "GIF"))
 COUNT = {  # as images
@@ -63,6 +64,21 @@ def test_images_and_what_is_passed_over_are_all_files_of_a_folder(mixed, capsys)
     told = [line for line in capsys.readouterr().err.splitlines() if "passed over" in line]
     assert len(told) == 1 and told[0].startswith(f"note: {mixed}: passed over are files of other kinds (3: a/1.txt, …)")
     assert source.facts()["passed_over"]["temporary files"] == {"count": 4, "first": "a/#2.png#"}
+
+
+def test_images_labels_and_what_is_passed_over_are_all_files_of_tars(tmp_path):
+    beside = {"._0.tar": b"", "index.json": b"{}"}
+    members = COUNT | {name: content for files in PASSED_OVER.values() for name, content in files.items()}
+    labels = {f"{name.partition('.')[0]}.cls": b"0" for name in COUNT if "clip" not in name}
+    write_tar(write_tree(tmp_path / "folders", beside) / "0.TAR", members)
+    for place, more in (("folders", {}), ("labels", labels | {"a/clip.png/6.cls": b"0", "a/1.mask.png": PNG})):
+        if more:
+            write_tar(tmp_path / "labels" / "0.tar", members | more)
+        dataset = DATASETS.build(TarsConfig(path=str(tmp_path / place), size=8), "train")
+        found, others = counts(dataset.passed_over), {"hidden files": 4, "temporary files": 5, OTHER_KINDS: 4}
+        expected = others if place == "folders" else {"hidden files": 3, "temporary files": 5, OTHER_KINDS: 3}
+        expected |= {"images of formats that are not read": 1} | ({"images of other fields": 1} if more else {})
+        assert len(dataset) == len(COUNT) and found == expected
 
 
 def test_documents_and_what_is_passed_over_are_all_files_of_a_folder(tmp_path):

@@ -1,6 +1,7 @@
 """Images in tar files."""
 
 import gzip
+import hashlib
 import io
 import os
 import tarfile
@@ -68,6 +69,66 @@ def test_without_any_label_file_the_class_folders_are_the_labels(tmp_path):
     assert dataset.class_names == ("ant", "bee") and labels(dataset) == [1, 0, 0, 0, 1]
 
 
+@pytest.mark.parametrize(
+    "folders, names, labels",
+    [
+        (["ant", "bee/old", "bee/new"], ("ant", "bee"), [0, 1, 1]),
+        (["./set/3/x", "./set/10", "./set/3"], tuple(map(str, range(11))), [3, 10, 3]),
+        (["/set/ant", "../set/ant/more"], ("ant",), [0, 0]),
+        (["all"], ("all",), [0]),
+    ],
+)
+def test_the_outermost_folder_below_those_shared_is_the_class_and_whole_numbers_are_labels(
+    tmp_path, folders, names, labels
+):
+    path = write_tar(tmp_path / "a.tar", {f"{name}/{i}.png": IMAGE for i, name in enumerate(folders)})
+    for split in ("train", "heldout"):
+        dataset = read(path, split, heldout=str(path))
+        assert dataset.class_names == names and dataset.labels_N.tolist() == labels
+
+
+def test_a_run_that_began_with_the_innermost_folders_as_classes_goes_on_so(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {f"{name}/0.png": b"" for name in ("1", "2/old", "10")})
+    before = hashlib.sha256(b"".join(b"%s/0.png\x000\x00-1\x00" % name for name in (b"1", b"2/old", b"10"))).hexdigest()
+    assert read(path, size=8).fingerprint != before
+    for split in ("train", "heldout"):
+        dataset = read(path, split, heldout=str(path), fingerprint=before, size=8)
+        assert dataset.class_names == ("1", "10", "old") and dataset.fingerprint == before
+        assert dataset.labels_N.tolist() == [0, 2, 1]
+
+
+def test_tars_joined_by_cat_are_read_to_the_end(tmp_path):
+    parts = [write_tar(tmp_path / f"{i}.tar", keyed_files([1, i], first=2 * i)) for i in range(3)]
+    joined = tmp_path / "joined.tar"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert (
+        labels(read(joined)) == [1, 0, 1, 1, 1, 2]
+        and read(joined).fingerprint == read(tmp_path / "{0..2}.tar").fingerprint
+    )
+    images = [read(place).__getitems__(range(6))["images"] for place in (joined, tmp_path / "{0..2}.tar")]
+    assert torch.equal(*images)
+    joined.write_bytes(parts[0].read_bytes() + b"signed by me")
+    with pytest.raises(ValueError, match=r"joined.tar is cut off or damaged at 00001.cls, or behind it \("):
+        read(joined)
+
+
+def test_devices_are_passed_over_and_a_name_that_is_there_twice_is_refused(tmp_path):
+    with tarfile.open(write_tar(tmp_path / "a.tar", class_files()), "a") as tar:
+        for name, kind in (
+            ("ant/pipe.png", tarfile.FIFOTYPE),
+            ("ant/null.png", tarfile.CHRTYPE),
+            ("ant", tarfile.DIRTYPE),
+        ):
+            header = tarfile.TarInfo(name)
+            header.type = kind
+            tar.addfile(header)
+    assert read(tmp_path / "a.tar").passed_over["pipes, sockets or devices"]["count"] == 2
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        tar.addfile(tarfile.TarInfo("ant/000.png"))
+    with pytest.raises(ValueError, match=r"a.tar has ant/000.png more than once; keep one of each name"):
+        read(tmp_path / "a.tar")
+
+
 def test_long_names_and_those_of_other_tar_formats_are_read(tmp_path):
     for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         name = "d" * 90 + "/" + "ü" * (40 if form == tarfile.USTAR_FORMAT else 90)
@@ -87,9 +148,9 @@ def test_a_range_a_glob_and_a_folder_name_tars_in_order(tmp_path):
         write_tar(tmp_path / f"t-{number:03d}.tar", keyed_files([0, 1], first=number))
     write_tree(tmp_path, {"notes.txt": b""})
     names = [str(tmp_path / f"t-{number:03d}.tar") for number in (8, 9, 10, 11)]
-    assert find_tars("path", str(tmp_path)) == find_tars("path", str(tmp_path / "t-*.tar")) == names
-    assert find_tars("path", str(tmp_path / "t-{008..010}.tar")) == names[:3]
-    assert find_tars("path", str(tmp_path / "t-{0..0}{08..11}.tar")) == names
+    assert find_tars("path", str(tmp_path))[0] == find_tars("path", str(tmp_path / "t-*.tar"))[0] == names
+    assert find_tars("path", str(tmp_path / "t-{008..010}.tar"))[0] == names[:3]
+    assert find_tars("path", str(tmp_path / "t-{0..0}{08..11}.tar"))[0] == names
     dataset = read(tmp_path)
     assert len(dataset) == 8 and dataset.locate(3) == f"{names[1]}: 00010.png"
 

@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, metavar="N", help="sampling seeds; default: the run's eval.seeds")
     parser.add_argument("--images", type=int, metavar="N", help="held-out images, evenly spaced; default: all")
     parser.add_argument("--draws", type=int, metavar="N", help="of noise and time for each held-out image; default: 8")
+    parser.add_argument(
+        "--extractor", metavar="module:function", help="run this code, which the run's config names as its extractor"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -45,7 +48,8 @@ def run(args: argparse.Namespace) -> None:
     names, changes = split_words(args.words)
     folders = list({Path(name).resolve(): Path(name) for name in names}.values())
     targets = None if args.targets is None else _numbers(args.targets)
-    options = ImageOptions(metric=not args.no_metric, seeds=args.seeds, images=args.images, draws=args.draws)
+    numbers = {"seeds": args.seeds, "images": args.images, "draws": args.draws}
+    options = ImageOptions(metric=not args.no_metric, extractor=args.extractor, **numbers)
     print(measure_compute_budgets(folders, changes, targets, options, args.out), end="")
 
 

@@ -16,7 +16,7 @@ from dit_moe.evaluation.recipes import EVALUATION
 from dit_moe.evaluation.sources import IMAGES_FILE, read_section
 from dit_moe.evaluation.sources.base import ReadOptions
 from dit_moe.extractors import EXTRACTORS
-from dit_moe.extractors.function import FunctionConfig
+from dit_moe.extractors.function import FunctionConfig, require_asked
 from dit_moe.extractors.inception import InceptionConfig
 from dit_moe.files import require_output
 from dit_moe.metrics import METRICS
@@ -87,7 +87,11 @@ def extractor_config(options: EvalOptions, default: Any) -> Any:
     text = options.extractor
     if text is None and options.recipe is not None:
         text = EVALUATION[options.recipe].extractor
-    chosen = default if text is None else _named_extractor(text.strip())
+    chosen = default
+    if text is None or (isinstance(default, FunctionConfig) and text.strip() == default.path):
+        require_asked(default, text and text.strip())
+    else:
+        chosen = _named_extractor(text.strip())
     own = {field.name for field in fields(chosen)}
     if options.weights == "":
         raise ValueError("--weights is empty; name a file, or leave it out")

@@ -14,7 +14,7 @@ from dit_moe.extractors.digits_cnn import DigitsCNNConfig, DigitsCNNExtractor
 from dit_moe.extractors.inception import RESIZE, SHA256
 from dit_moe.registry import Registry
 
-from .conftest import cli, evaluate, refuse
+from .conftest import CONFIG, SMALL, cli, evaluate, refuse
 
 SCRIPT = Path(__file__).parents[2] / "eval" / "fid.py"
 
@@ -64,6 +64,23 @@ def test_size_and_channels_hold_for_a_runs_images_too(finished_run, capsys, monk
     assert facts["reference"]["image_shape"] == [3, 4, 4] and facts["extractor"]["dim"] == 3
     altered = [reason for reason in facts["not_comparable_because"] if "altered" in reason]
     assert len(altered) == 2
+
+
+def test_code_that_a_runs_config_names_is_run_only_if_the_command_names_it_too(a_run, capsys, monkeypatch, tmp_path):
+    marker = tmp_path / "it_ran"
+    code = f"open({str(marker)!r}, 'w')\ndef means(images):\n    return images.float().mean((2, 3))\n"
+    (tmp_path / "code_of_a_run.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    path = "code_of_a_run:means"
+    words = ["train", CONFIG, "--run", a_run, *SMALL, f"eval.extractor={{name: function, path: '{path}'}}"]
+    assert cli(*words, "train.steps=5") == 0
+    marker.unlink(missing_ok=True)
+    refused = f"eval.extractor of the run is the function {path}, whose code would run; if you trust it, give --extrac"
+    assert refused in refuse(capsys, a_run)
+    assert cli("dial", a_run) == 2 and refused in capsys.readouterr().err
+    assert cli("sample", a_run) == 0 and not marker.exists()
+    assert "fd_function_code_of_a_run_means" in evaluate(capsys, a_run, "--extractor", path)
+    assert marker.exists()
 
 
 def test_kept_features_tell_how_their_images_were_made(finished_run, tmp_path, capsys):

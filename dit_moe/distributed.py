@@ -41,6 +41,8 @@ NO_MEMORY = re.compile(  # in the RuntimeErrors of torch's allocators, and of th
     "Storage size calculation overflowed",
     re.IGNORECASE,
 )
+LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun and accelerate set
+_BY_A_LAUNCHER = "launch with torchrun or accelerate launch, which set all that is needed, or unset it"
 GLOO = re.compile(r"\[\S*gloo/\S*\] ")  # its errors are plain RuntimeErrors that begin with a line of its source
 AFTERWARDS = "look for its own message, then run the same command again, which goes on from what was saved"
 
@@ -54,7 +56,15 @@ def use_cpu() -> bool:
 
     accelerate has to be told: by itself it takes processes started on a machine without GPUs for so many single ones.
     """
-    return not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    return flag("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+
+
+def flag(name: str) -> bool:
+    """An environment variable that is true or false; false if it is not set. ConfigError for any other value."""
+    try:
+        return parse_flag_from_env(name)
+    except ValueError:
+        raise ConfigError(name, f"={os.environ[name]} must be true or false") from None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -81,6 +91,7 @@ def join_processes() -> PartialState:
     within `JOINING`.
     """
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; cuDNN's convolutions would round to 10 bits
+    _require_sound_launch()
     launched = _launched()
     meets = _has_launcher() and not dist.is_initialized()
     state = PartialState(cpu=use_cpu(), timeout=PATIENCE, **_meet(launched) if meets else {})
@@ -93,19 +104,58 @@ def join_processes() -> PartialState:
     return state
 
 
+def _require_sound_launch() -> None:
+    """ConfigError for what the environment says of processes and devices if it contradicts itself or this machine.
+
+    torch and accelerate would wait for processes that nobody started, or end in an error of their own.
+    """
+    rank, local_rank = _number("RANK", -1), _number("LOCAL_RANK", -1)
+    missing = [name for name in LAUNCHER if name not in os.environ]
+    if _launched() > 1 and missing:
+        raise ConfigError("WORLD_SIZE", f"={_launched()} is set, but not {', '.join(missing)}; {_BY_A_LAUNCHER}")
+    if max(rank, local_rank) >= 0 and "WORLD_SIZE" in missing:
+        name = "RANK" if rank >= 0 else "LOCAL_RANK"
+        raise ConfigError(name, f"={os.environ[name]} is set, but not WORLD_SIZE; {_BY_A_LAUNCHER}")
+    if rank >= _launched():
+        raise ConfigError("RANK", f"={rank} must be below WORLD_SIZE={_launched()}; {_BY_A_LAUNCHER}")
+    if flag("ACCELERATE_USE_SAGEMAKER") and os.environ.get("ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE") != "NO":
+        raise ConfigError("ACCELERATE_USE_SAGEMAKER", "=true is not supported; launch with torchrun")
+    device = os.environ.get("ACCELERATE_TORCH_DEVICE")
+    own = "cpu" if use_cpu() else str(torch.accelerator.current_accelerator())
+    if device is not None and not re.fullmatch(rf"{own}(:\d+)?", device):
+        problem = f"={device}, but this computes on {own}"
+        raise ConfigError("ACCELERATE_TORCH_DEVICE", f"{problem}; unset it, or set ACCELERATE_USE_CPU=true for the CPU")
+    if use_cpu():
+        for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"):  # accelerate would form a group
+            if os.environ.get(name, "1") != "1" and "WORLD_SIZE" not in os.environ:
+                problem = f"={os.environ[name]} processes were started by MPI, which does not say where they meet"
+                raise ConfigError(name, f"{problem}; launch with torchrun or accelerate launch")
+    elif local_rank >= (devices := torch.accelerator.device_count()):
+        problem = f"={local_rank} has no device: this machine shows {devices}, counted from 0"
+        raise ConfigError("LOCAL_RANK", f"{problem}; launch {devices} processes here, or check CUDA_VISIBLE_DEVICES")
+
+
 def _meet(launched: int) -> dict[str, Any]:
     """Wait for all processes that were launched; returns what `init_process_group` makes their group with."""
-    rank, deadline = int(os.environ["RANK"]), time.monotonic() + JOINING.total_seconds()
+    rank, deadline = _number("RANK", 0), time.monotonic() + JOINING.total_seconds()
     limit = f"within {JOINING.total_seconds():.0f} s"
     remedy = "look for the messages of the others, then start all of them again with the same command"
-    address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    address = (os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0))
     while rank > 0 and not _answers(address):  # torch would wait as well, deaf to signals
         if time.monotonic() > deadline:
             problem = f"process 0, or its launcher, did not come to {address[0]}:{address[1]} {limit}"
             raise ProcessLost(f"{_place()}: {problem}; {remedy}")
         time.sleep(POLL)
     # A meeting of one, to torch, which then waits for nobody: its own message would not say how many came.
-    store, *_ = next(dist.rendezvous("env://", rank, 1, timeout=JOINING))
+    try:
+        store, *_ = next(dist.rendezvous("env://", rank, 1, timeout=JOINING))
+    except dist.DistNetworkError as error:
+        if rank > 0 or "EADDRINUSE" not in str(error):
+            raise
+        problem = f"={address[1]} is in use by another program"
+        raise ConfigError(
+            "MASTER_PORT", f"{problem}; choose another port, for instance torchrun --master-port"
+        ) from None
     came = _count(store, "dit_moe/came", launched, deadline)
     if came < launched:
         raise ProcessLost(f"{_place()}: only {came} of {launched} processes came {limit}; {remedy}")
@@ -151,7 +201,7 @@ def ending_together() -> Iterator[None]:
     in_main_thread = threading.current_thread() is threading.main_thread()  # Python handles signals nowhere else
     before = signal.signal(signal.SIGTERM, _on_sigterm) if in_main_thread else None
     try:
-        if _has_launcher() and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):  # training refuses that by its name
+        if _has_launcher() and not flag("ACCELERATE_USE_DEEPSPEED"):  # training refuses that by its name
             join_processes()
         yield
     except RuntimeError as error:
@@ -174,12 +224,20 @@ def _on_sigterm(signum: int, frame: FrameType | None) -> None:
 
 def _launched() -> int:
     """How many processes were started together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1)
+
+
+def _number(name: str, default: int) -> int:
+    """A whole number in the environment. ConfigError for anything else."""
+    value = os.environ.get(name, str(default))
+    if not re.fullmatch(r"-?\d+", value):
+        raise ConfigError(name, f"={value} must be a whole number; {_BY_A_LAUNCHER}")
+    return int(value)
 
 
 def _has_launcher() -> bool:
     """Whether torchrun or accelerate started this process beside others: a cluster may set WORLD_SIZE in any shell."""
-    return _launched() > 1 and os.environ.keys() >= {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
+    return _launched() > 1 and os.environ.keys() >= set(LAUNCHER)
 
 
 def _place() -> str:

@@ -9,6 +9,7 @@ and in the manifest of encoded latents, and whoever brings another autoencoder i
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +30,7 @@ from dit_moe.data.latents import LatentShards, Manifest
 BUNDLED = {"digits": Path(__file__).parent / "weights" / "digits"}  # `dit-moe train-autoencoder` made them
 KINDS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderTiny", "AutoencoderRAE")
 IDENTITY = ("kind", "channels", "sha256")  # the fields that tell an autoencoder from others
+SPREAD = 1e-7  # of a channel, per mean: less is what rounding in float64 leaves of equal latents (about 2e-8)
 FROM_ZERO = ("AutoencoderRAE",)  # takes and gives pixels in [0, 1], all others in [−1, 1]
 
 
@@ -57,6 +59,7 @@ class AutoencoderConfig:
             width = 1 if given is None else len(given)
             wanted = f"needs one number, or one for each of the channels={self.channels}"
             require(width == 1 or (width > 1 and self.channels in (None, width)), self, field, wanted)
+            require(all(map(math.isfinite, given or ())), self, field, "must hold finite numbers")
         require(0 not in (self.scale or ()), self, "scale", "must not be 0")
 
     def describe(self) -> str:
@@ -150,7 +153,11 @@ class Autoencoder(FirstStage):
     def _recorded(self, network: Any) -> AutoencoderConfig:
         """The config with what the network turned out to be; ConfigError if that is not what was recorded before."""
         config = self.config
-        shift, scale = normalization_of(network.config)
+        try:
+            shift, scale = normalization_of(network.config)
+        except (TypeError, ValueError, ZeroDivisionError):
+            wanted = "scaling_factor, shift_factor, latents_mean and latents_std must be numbers, and spreads above 0"
+            raise _refusal(config, f"has a config.json that cannot be right: {wanted}; get it anew") from None
         found = replace(
             config,
             kind=type(network).__name__,
@@ -316,6 +323,11 @@ def _of_latents(given: Any, manifest: Manifest) -> AutoencoderConfig:
         raise _other_space("first_stage", stated, "the folder of latents", own)
     shift, scale = given.shift, given.scale  # raw latents can be normalised in any way, as those of a run to start from
     if scale is None and given.normalization == "statistics":
+        for channel, (mean, std) in enumerate(zip(manifest.mean, manifest.std, strict=True)):
+            if std <= SPREAD * abs(mean):
+                problem = f"=statistics: channel {channel} of the latents is {mean:.5g} everywhere, without any spread"
+                remedy = "encode images that differ, take normalization: model, or give shift and scale"
+                raise ConfigError("normalization", f"{problem}; {remedy}")
         shift, scale = manifest.mean, tuple(1 / std for std in manifest.std)
     elif scale is None:
         shift, scale = own.shift, own.scale

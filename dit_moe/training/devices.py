@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -28,20 +28,32 @@ from dit_moe.config import ConfigError
 from dit_moe.distributed import join_processes, use_cpu
 from dit_moe.training.config import TrainConfig
 
-PLUGINS = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  # accelerate's own ways to split a model, each behind an option
+# What `accelerate launch` or its config file may ask for beside processes and devices, and would get in part or not
+# at all: the variable by which it says so, the values by which it asks for nothing, and what says it here.
+_OFF, _SPLIT = ("", "0", "false", "no"), "train.parallel says how processes share the model (ddp or fsdp2)"
+ASKED = {
+    "USE_FSDP": (_OFF, _SPLIT),
+    "USE_DEEPSPEED": (_OFF, _SPLIT),
+    "USE_MEGATRON_LM": (_OFF, _SPLIT),
+    "USE_PARALLELISM_CONFIG": (_OFF, _SPLIT),
+    "DYNAMO_BACKEND": (_OFF, "models are not compiled: how many rows an expert gets changes with every step"),
+    "GRADIENT_ACCUMULATION_STEPS": (
+        ("", "1"),
+        "train.batch_size says what a step takes, train.micro_batch in which parts",
+    ),
+}
 
 
 def build_accelerator(config: TrainConfig, run: Path) -> Accelerator:
     """The Accelerator of this process: alone, or one of those that `accelerate launch` or torchrun started.
 
     Raises ConfigError if a tracker's package is missing, if the processes cannot work together, or if accelerate is
-    set to split the model.
+    set to do what the config decides, or nobody does.
     """
-    for plugin in PLUGINS:
-        if parse_flag_from_env(f"ACCELERATE_USE_{plugin}"):  # its options would be obeyed in part only
-            problem = "=true, but train.parallel says how processes share the model (ddp or fsdp2)"
-            remedy = f"launch without --use_{plugin.lower()} and with a config file that does not name it"
-            raise ConfigError(f"ACCELERATE_USE_{plugin}", f"{problem}; {remedy}")
+    for name, (nothing, here) in ASKED.items():
+        asked = os.environ.get(f"ACCELERATE_{name}", "")
+        if asked.lower() not in nothing:
+            raise _refused(name, asked, here)
     for tracker in config.trackers:
         if tracker not in map(str, get_available_trackers()):  # accelerate itself would go on without it
             problem = f"={tracker} needs a package that is not installed; pip install 'dit_moe[{tracker}]'"
@@ -49,7 +61,14 @@ def build_accelerator(config: TrainConfig, run: Path) -> Accelerator:
     join_processes()
     cpu = use_cpu()
     has_bf16 = not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    bf16 = config.mixed_precision == "bf16" or (config.mixed_precision == "auto" and has_bf16)
+    precision = (
+        "bf16" if config.mixed_precision == "auto" and has_bf16 else config.mixed_precision.replace("auto", "fp32")
+    )
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "")
+    if asked.lower() not in (*_OFF, precision):  # `no` is also what accelerate launch says when nobody has asked
+        raise _refused(
+            "MIXED_PRECISION", asked, f"train.mixed_precision={config.mixed_precision} means {precision} here"
+        )
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
         torch.use_deterministic_algorithms(True)
@@ -57,12 +76,28 @@ def build_accelerator(config: TrainConfig, run: Path) -> Accelerator:
     AcceleratorState._reset_state()
     return Accelerator(
         cpu=cpu,
-        mixed_precision="bf16" if bf16 else "no",
+        mixed_precision=precision.replace("fp32", "no"),
         log_with=list(config.trackers) or None,
         project_dir=run,
         # Buffers stay each process's own: those that must agree are computed from sums over all processes.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
+
+
+def _refused(name: str, asked: str, here: str) -> ConfigError:
+    remedy = f"launch without --{name.lower()} and with a config file that does not name it"
+    return ConfigError(f"ACCELERATE_{name}", f"={asked}, but {here}; {remedy}")
+
+
+def remarks() -> list[str]:
+    """What the environment says of this machine's devices and processes that may not be what its user means."""
+    said, hidden, tasks = [], os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if hidden is not None and torch.version.cuda and not torch.accelerator.is_available():
+        said.append(f"CUDA_VISIBLE_DEVICES={hidden} leaves no GPU to train on: this trains on the CPU")
+    if tasks != "1" and "WORLD_SIZE" not in os.environ:
+        alone = "each of which trains for itself; to train together, let srun start one torchrun on each node"
+        said.append(f"srun has started {tasks} processes, {alone}")
+    return said
 
 
 def place(accelerator: Accelerator, model: nn.Module, config: TrainConfig, *, average: bool = False) -> None:

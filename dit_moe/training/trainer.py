@@ -25,7 +25,7 @@ from dit_moe.formatting import tell
 from dit_moe.moe import needs_calibration, notes
 from dit_moe.training.config import TrainConfig
 from dit_moe.training.data_loader import Dataset, Prefetcher, Prepare, shown
-from dit_moe.training.devices import build_accelerator, unsharded
+from dit_moe.training.devices import build_accelerator, remarks, unsharded
 from dit_moe.training.interrupt import Interrupted, InterruptWatch, TrainingError
 from dit_moe.training.log import Logger, Unit
 from dit_moe.training.optimizer import learning_rate, load_optimizer_state, optimizer_state
@@ -184,7 +184,7 @@ class Trainer:
 
     def _loop(self, logger: Logger) -> None:
         config = self.config
-        for line in [*notes(self.model), self._begun]:
+        for line in [*remarks(), *notes(self.model), self._begun]:
             if line:
                 logger.message(line)
         self.prefetcher.start(self.step, config.steps)

@@ -1,12 +1,16 @@
 """Which latent space an experiment lives in."""
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig, require_same_latents, resolve_first_stage
 from dit_moe.autoencoders.base import IdentityConfig
+from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS
 from dit_moe.data.latents import LatentsConfig
 from tests.autoencoders.encoded import DIGITS, autoencoder, encode
@@ -43,6 +47,30 @@ def test_the_latents_own_statistics_make_them_of_unit_size(made):
     draws = mean + std * torch.randn(200, *mean.shape, generator=torch.Generator().manual_seed(0))
     assert draws.mean((0, 1, 3, 4)) == pytest.approx([0] * 4, abs=5e-3)
     assert draws.std((0, 1, 3, 4)) == pytest.approx([1] * 4, abs=5e-3)
+
+
+def test_a_channel_without_spread_is_named_where_statistics_would_divide_by_it(made, monkeypatch):
+    dataset, manifest, model = made
+    for mean, std in ((0.0, 0.0), (-3.5, 7e-8)):
+        flat = {"mean": (*manifest.mean[:2], mean, 0.1), "std": (*manifest.std[:2], std, 1.0)}
+        monkeypatch.setattr(dataset, "manifest", replace(manifest, **flat))
+        wanted = rf"^first_stage.normalization=statistics: channel 2 of the latents is {mean:.5g} everywhere.*; encode"
+        with pytest.raises(ConfigError, match=wanted):
+            resolve_first_stage(AutoencoderConfig(model=model, normalization="statistics"), dataset)
+        resolve_first_stage(AutoencoderConfig(model=model), dataset)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"latents_mean": [0.0] * 4, "latents_std": [1.0, 0.0, 1.0, 1.0]}, {"scaling_factor": "much"}],
+    ids=["without spread", "no number"],
+)
+def test_an_autoencoder_whose_own_normalization_cannot_be_right_is_refused(made, tmp_path, wrong):
+    folder = Path(shutil.copytree(made[2], tmp_path / "wrong"))
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    with pytest.raises(ConfigError, match=r"^first_stage.model=.* has a config.json that cannot be right: scaling"):
+        resolve_first_stage(AutoencoderConfig(model=str(folder)), DATASETS.build(DIGITS, "train"))
 
 
 def test_on_the_fly_the_autoencoder_is_asked_itself_and_without_one_latents_are_pixels(made):

@@ -116,20 +116,85 @@ def test_a_callers_choice_of_deterministic_kernels_is_left_alone(build, tmp_path
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("plugin", ["FSDP", "DEEPSPEED"])
-def test_a_launcher_that_would_split_the_model_its_own_way_is_refused(build, tmp_path, monkeypatch, plugin):
-    monkeypatch.setenv(f"ACCELERATE_USE_{plugin}", "true")
-    with pytest.raises(
-        ConfigError, match=rf"^ACCELERATE_USE_{plugin}=true, but train.parallel .* --use_{plugin.lower()}"
+@pytest.mark.parametrize(
+    ("setting", "value", "wanted"),
+    [
+        ("USE_FSDP", "true", r"=true, but train.parallel .* --use_fsdp"),
+        ("USE_DEEPSPEED", "true", r"=true, but train.parallel .* --use_deepspeed"),
+        ("USE_PARALLELISM_CONFIG", "true", r"=true, but train.parallel"),
+        ("DYNAMO_BACKEND", "EAGER", r"=EAGER, but models are not compiled.*; launch without --dynamo_backend and with"),
+        ("GRADIENT_ACCUMULATION_STEPS", "4", r"=4, but train.batch_size says what a step takes"),
+        (
+            "MIXED_PRECISION",
+            "fp16",
+            r"=fp16, but train.mixed_precision=fp32 means fp32 here; launch without --mixed_prec",
+        ),
+        ("USE_CPU", "maybe", r"=maybe must be true or false"),
+        ("TORCH_DEVICE", "meta", r"=meta, but this computes on cpu; unset it"),
+    ],
+)
+def test_what_accelerate_is_set_to_do_and_the_config_decides_is_refused(
+    build, tmp_path, monkeypatch, setting, value, wanted
+):
+    monkeypatch.setenv(f"ACCELERATE_{setting}", value)
+    with pytest.raises(ConfigError, match=rf"^ACCELERATE_{setting}{wanted}"):
+        build(tmp_path, parallel="fsdp2", mixed_precision="fp32")
+
+
+def test_what_accelerate_launch_sets_when_it_is_asked_for_nothing_is_taken(build, tmp_path, monkeypatch):
+    for name, value in (
+        ("DYNAMO_BACKEND", "NO"),
+        ("MIXED_PRECISION", "no"),
+        ("USE_CPU", "False"),
+        ("USE_FSDP", "false"),
     ):
-        build(tmp_path, parallel="fsdp2")
-
-
-def test_processes_that_cannot_form_a_group_are_refused(build, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("dit_moe.distributed.PartialState", lambda **kwargs: type("Alone", (), ALONE)())
-    with pytest.raises(ConfigError, match="WORLD_SIZE=2 processes were launched, but they cannot form a group on mps"):
-        build(tmp_path)
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    build(tmp_path)
 
 
 ALONE = {"num_processes": 1, "device": torch.device("mps")}
+ONE_OF_TWO = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        (ONE_OF_TWO, "WORLD_SIZE=2 processes were launched, but they cannot form a group on mps"),
+        (
+            {"WORLD_SIZE": "2"},
+            "WORLD_SIZE=2 is set, but not RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; launch with torch",
+        ),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two must be a whole number"),
+        ({"RANK": "1"}, "RANK=1 is set, but not WORLD_SIZE; launch with torchrun"),
+        (ONE_OF_TWO | {"RANK": "2"}, "RANK=2 must be below WORLD_SIZE=2"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE=2 processes were started by MPI"),
+    ],
+)
+def test_processes_that_cannot_form_a_group_are_refused(build, tmp_path, monkeypatch, environment, wanted):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("dit_moe.distributed._meet", lambda launched: {})
+    monkeypatch.setattr("dit_moe.distributed.PartialState", lambda **kwargs: type("Alone", (), ALONE)())
+    with pytest.raises(ConfigError, match=f"^{wanted}"):
+        build(tmp_path)
+
+
+def test_a_process_without_a_device_of_its_own_is_refused(build, tmp_path, monkeypatch):
+    for name, value in (ONE_OF_TWO | {"LOCAL_RANK": "1"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 1)
+    with pytest.raises(
+        ConfigError, match=r"^LOCAL_RANK=1 has no device: this machine shows 1, counted from 0; launch 1"
+    ):
+        build(tmp_path)
+
+
+def test_hidden_devices_and_processes_that_train_alone_are_said(build, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    build(tmp_path, steps=1, p0=0.7).train()
+    said = capsys.readouterr().err
+    assert "CUDA_VISIBLE_DEVICES= leaves no GPU to train on" in said and "srun has started 2 processes, each" in said

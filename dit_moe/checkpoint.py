@@ -75,7 +75,12 @@ class State(TypedDict):
 def checkpoints(run: str | Path) -> list[Path]:
     """The complete checkpoint folders of a run folder, oldest first."""
     folders = [path for path in Path(run, "checkpoints").glob("step_*") if _FOLDER.fullmatch(path.name)]
-    return sorted(folders, key=lambda path: int(path.name.removeprefix("step_")))
+    return sorted(folders, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step that the name of a checkpoint folder says."""
+    return int(folder.name.removeprefix("step_"))
 
 
 def latest(run: str | Path) -> Path | None:

@@ -15,26 +15,32 @@ def _free(default: Any) -> Any:
     return field(default=default, metadata={"free": True})
 
 
+def _recorded(default: Any) -> Any:
+    """A field that a run may change from a checkpoint on: its log and all later checkpoints say so."""
+    return field(default=default, metadata={"recorded": True})
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How to train. The defaults are DiT's published run: AdamW, constant 1e-4, no weight decay, batch 256, EMA 0.9999.
 
     A run may be resumed with other values of the fields that are `_free`: they change nothing that it learns, or, for
-    `steps`, only how long it goes on. (A cosine schedule then bends towards the new end.)
+    `steps`, only how long it goes on. (A cosine schedule then bends towards the new end.) Those that are `_recorded`
+    are what helps a run whose loss has overflowed.
     """
 
     steps: int = _free(400_000)  # optimizer steps of the whole run
     init_from: str | None = None  # run or checkpoint folder whose averaged weights the run starts from; None: nothing
     batch_size: int = 256  # rows per optimizer step, over all processes and micro-batches
     micro_batch: int | None = _free(None)  # rows per forward pass on one process; None: all at once
-    lr: float = 1e-4
+    lr: float = _recorded(1e-4)
     betas: tuple[float, ...] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0  # on matrices only: not on embeddings, biases, norms or router scalars
-    warmup_steps: int = 0  # the learning rate grows linearly over so many steps
+    warmup_steps: int = _recorded(0)  # the learning rate grows linearly over so many steps
     schedule: Literal["constant", "cosine"] = "constant"
     min_lr_ratio: float = 0.0  # the cosine ends at this fraction of lr
-    grad_clip: float | None = None  # largest gradient norm; None: never scaled down
+    grad_clip: float | None = _recorded(None)  # largest gradient norm; None: never scaled down
     # auto: bf16 on GPUs that have it, else fp32. On two CPU cores with AMX, bf16 made the digits model (width 96) half
     # as fast, a width of 768 some 1.2 (experts) to 1.8 times (dense) faster: there the choice is the user's.
     mixed_precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -69,3 +75,4 @@ class TrainConfig:
 
 
 FREE = tuple(each.name for each in fields(TrainConfig) if each.metadata.get("free"))
+RECORDED = tuple(each.name for each in fields(TrainConfig) if each.metadata.get("recorded"))

@@ -54,6 +54,7 @@ class Logger:
         step: int,
         unit: Unit,
         unlogged: Mapping[str, Any] | None = None,
+        changes: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._accelerator, self._config, self._unit = accelerator, config, unit
         main = accelerator.is_main_process
@@ -64,6 +65,8 @@ class Logger:
         self._steps: int = earlier["steps"]  # since the line before
         self._gathered: dict[str, float] = dict(earlier["gathered"])  # sums over them, and the largest of `ACTIVE_PEAK`
         self._timed_steps, self._since = 0, time.perf_counter()
+        # Of the settings, since the line before, which is the last of the log.
+        self._changes = [change for change in changes if change["step"] >= step - self._steps]
 
     @property
     def unlogged(self) -> dict[str, Any]:
@@ -96,7 +99,7 @@ class Logger:
         self._progress.step(step)
         if self.due(step):
             line = self._line(step, lr, routers)
-            self._steps, self._gathered = 0, {}
+            self._steps, self._gathered, self._changes = 0, {}, []
             self._timed_steps, self._since = 0, time.perf_counter()
             self._progress.line(line)
             self._accelerator.log(flatten(line), step=step)
@@ -120,7 +123,8 @@ class Logger:
         means = {name: value if name == ACTIVE_PEAK else value / self._steps for name, value in self._gathered.items()}
         name, a_step = self._unit.name, self._config.batch_size * self._unit.per_row
         done = {"step": step, name: step * a_step}
-        return done | means | {"lr": lr, f"{name}_per_s": self._timed_steps * a_step / seconds} | routers
+        changes = {"changes": self._changes} if self._changes else {}
+        return done | means | {"lr": lr, f"{name}_per_s": self._timed_steps * a_step / seconds} | routers | changes
 
     @contextmanager
     def untimed(self) -> Iterator[None]:

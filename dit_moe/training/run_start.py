@@ -20,11 +20,12 @@ from dit_moe.config import OF_A_RUN, ConfigError, Tree, differences
 from dit_moe.files import require_own
 from dit_moe.moe import controlled_routers
 from dit_moe.moe.routing import threshold_u
-from dit_moe.training.config import FREE, TrainConfig
+from dit_moe.training.config import FREE, RECORDED, TrainConfig
 
 WRITTEN = (CONFIG, "log.jsonl", "evaluations.jsonl")
 # What may differ between the start of a run and its resumption: it has no part in what the weights become.
-_FREE = {"sample", "eval", "encode", *(f"train.{field}" for field in FREE)}
+_FREE = {"sample", "eval", "encode", "tokenize", "model.recompute", *(f"train.{field}" for field in FREE)}
+_RECORDED = {f"train.{field}" for field in RECORDED}  # what may, if it is kept with the run from which step on
 # And in a section that identifies what it names, under this key: where that is, and how it is worked with.
 _IDENTIFIED = {
     "data": ("fingerprint", {"path", "heldout"}),
@@ -62,14 +63,21 @@ def differing(old: Tree, new: Tree, *, fixed: Collection[str] = ()) -> dict[str,
     }
 
 
-def require_same_run(old: Tree, new: Tree, run: Path) -> None:
-    """ConfigError listing the keys, other than the free ones, in which two resolved configs differ."""
+def require_same_run(old: Tree, new: Tree, run: Path) -> dict[str, tuple[Any, Any]]:
+    """The recorded changes between two resolved configs: keys, each with the value before and the one from now on.
+
+    ConfigError listing the keys in which they differ, other than these and the free ones.
+    """
     found = differing(old, new)
+    changes = {key: found.pop(key) for key in _RECORDED & found.keys()}
     if found:
         (key, (was, now)), *others = found.items()
         also = f", as do {', '.join(key for key, _ in others)}" if others else ""
         remedy = "resume with the run's config.yaml, or train into another run folder"
+        if all(key.startswith("train.") and key != "train.init_from" for key in found):
+            remedy += f", where train.init_from={run} starts from its averaged weights without its optimizer and steps"
         raise ConfigError(key, f"={now} differs from the run in {run}, which has {was}{also}; {remedy}")
+    return changes
 
 
 # --------------------------------------------------------------------------------------------- weights of another run

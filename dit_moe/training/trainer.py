@@ -25,7 +25,7 @@ from dit_moe.formatting import tell
 from dit_moe.moe import needs_calibration, notes
 from dit_moe.training.config import TrainConfig
 from dit_moe.training.data_loader import Dataset, Prefetcher, Prepare, shown
-from dit_moe.training.devices import build_accelerator, remarks, unsharded
+from dit_moe.training.devices import build_accelerator, local, remarks, unsharded
 from dit_moe.training.interrupt import Interrupted, InterruptWatch, TrainingError
 from dit_moe.training.log import Logger, Unit
 from dit_moe.training.optimizer import learning_rate, load_optimizer_state, optimizer_state
@@ -90,6 +90,7 @@ class Trainer:
         self.step = 0  # optimizer steps done
         self._calibrate = needs_calibration(self.model)
         self._begun = ""  # how, in words
+        self._changes: list[dict[str, Any]] = []  # step, and what was changed from there on: {key: [before, since]}
         self._unlogged: dict[str, Any] | None = None  # `Logger.unlogged` of the checkpoint that the run goes on from
         self._watch = InterruptWatch()
 
@@ -126,13 +127,19 @@ class Trainer:
         return self.step
 
     def _resume(self, saved: checkpoint.Checkpoint) -> None:
-        require_same_run(saved.config(), parse(self.config_yaml), self.run)
+        changes = require_same_run(saved.config(), parse(self.config_yaml), self.run)
         checkpoint.load_into(self.model, saved.weights("model"), saved.folder)
         checkpoint.load_into(self.ema.module, saved.weights("ema"), saved.folder)
         load_optimizer_state(self.model, self.training_step.optimizer, saved.weights("optimizer"), saved.folder)
         self.step, self._calibrate = saved.step, False
         self._unlogged = saved.state.get("since_line")
+        self._changes = saved.state.get("changes", [])
         self._begun = f"{self.run} goes on from step {self.step}"
+        if changes:
+            self._changes = [*self._changes, {"step": self.step, **changes}]
+            self._begun += (
+                f", from now on with {', '.join(f'{k}={new} (was {old})' for k, (old, new) in changes.items())}"
+            )
         before = saved.state.get("precision", self.precision)
         if before != self.precision:
             note = f"{self.run} was trained in {before} so far, here train.mixed_precision=auto means {self.precision}"
@@ -143,7 +150,9 @@ class Trainer:
         try:
             if self.accelerator.is_main_process and self.step < self.config.steps:
                 write_atomically(self.run / "config.yaml", OF_A_RUN + self.config_yaml)
-            logger = Logger(self.accelerator, self.config, self.run, self.step, self.unit, self._unlogged)
+            logger = Logger(
+                self.accelerator, self.config, self.run, self.step, self.unit, self._unlogged, self._changes
+            )
             with logger, self._watch:
                 missed = self._missed_hooks(logger)
                 if missed or self.step < self.config.steps:
@@ -172,13 +181,26 @@ class Trainer:
         cause = (
             f"rows {shown(not_finite)} of the data set are not finite themselves; mend or remove them"
             if not_finite
-            else "the data is finite, so lower train.lr, lengthen train.warmup_steps or set train.grad_clip"
+            else f"the data is finite, so {self._remedy()}"
         )
         batch = shown(self.prefetcher.batches.batch(self.step))
         return TrainingError(
             f"step {self.step + 1}: {error} before the update; the weights were not touched and nothing was "
             f"written. The batch is rows {batch} of the data set; {cause}"
         )
+
+    def _remedy(self) -> str:
+        """What to do about weights that have gone too far, and from which of them the run then goes on."""
+        saved = [each for each in checkpoint.checkpoints(self.run) if checkpoint.step_of(each) < self.step]
+        newest, first = (
+            checkpoint.latest(self.run),
+            "lower train.lr, lengthen train.warmup_steps or set train.grad_clip",
+        )
+        where = f"goes on from step {checkpoint.step_of(saved[-1])}" if saved else "starts anew"
+        if newest is None or saved[-1:] == [newest]:
+            nothing = "" if saved else ", as nothing was saved yet"
+            return f"{first}: the same command with that {where}{nothing}"
+        return f"{first}, and delete {newest}, which holds the weights that failed: the same command then {where}"
 
     # ------------------------------------------------------------------------------------------------------ the loop
 
@@ -214,7 +236,14 @@ class Trainer:
         self.prefetcher.advance()
         return {"stop": self._watch.signum > 0, "failed": self.prefetcher.error is not None}
 
+    def _require_finite(self) -> None:
+        bad = [name for name, each in self.model.named_parameters() if not local(each).isfinite().all()]
+        if bad:
+            problem = f"step {self.step}: its update made weights that are not finite ({bad[0]}), so it is not saved"
+            raise TrainingError(f"{problem}; {self._remedy()}")
+
     def _save(self, logger: Logger) -> None:
+        on_all(self._require_finite)
         own: dict[checkpoint.Part, dict[str, Tensor]] = {
             "model": checkpoint.state_of(self.model),
             "ema": checkpoint.state_of(self.ema.module),
@@ -226,6 +255,7 @@ class Trainer:
         seen = self.step * self.config.batch_size * self.unit.per_row
         position = {"step": self.step, self.unit.name: seen, "seed": self.seed}
         state = {**self.facts, **position, "precision": self.precision, "since_line": logger.unlogged}
+        state |= {"changes": self._changes} if self._changes else {}
         config_yaml, keep = self.config_yaml, self.config.keep_checkpoints
         # The others wait: one that ended now would have its launcher end the writing one.
         on_main(lambda: checkpoint.save(self.run, parts=parts, state=state, config_yaml=config_yaml, keep=keep))

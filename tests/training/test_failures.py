@@ -2,6 +2,7 @@
 
 import errno
 import math
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from dit_moe import checkpoint
 from dit_moe.config import ConfigError
 from dit_moe.training import Hook, TrainingError
-from tests.training.tiny_run import FAMILIES, to_latents
+from tests.training.tiny_run import FAMILIES, log, to_latents
 
 pytestmark = pytest.mark.parametrize("family", ["DiT"], indirect=True)  # none of it depends on what is trained
 
@@ -49,6 +50,59 @@ def test_a_diverging_loss_stops_before_the_update_and_says_where(build, family, 
     assert trainer.step == 12
     assert all(p.isfinite().all() for p in trainer.model.parameters())
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_00000010"]
+
+
+LOWER = "lower train.lr, lengthen train.warmup_steps or set train.grad_clip"
+
+
+@pytest.fixture(scope="module")
+def diverged(build, family, tmp_path_factory):
+    """A run whose loss overflowed in step 7, after the checkpoint of step 5, and what it said."""
+    run = tmp_path_factory.mktemp("diverged")
+    with pytest.raises(TrainingError) as caught:
+        build(run, objective=diverging(family, after=6), p0=0.7, checkpoint_every=5, log_every=4).train()
+    return run, str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("lr", 1e-4), ("warmup_steps", 100), ("grad_clip", 0.5)])
+def test_the_advice_after_an_overflow_can_be_followed_and_is_recorded(build, tmp_path, diverged, capsys, name, value):
+    run, advice = diverged
+    assert advice.endswith(f"the data is finite, so {LOWER}: the same command with that goes on from step 5")
+    shutil.copytree(run, tmp_path / "run")
+    before = {"lr": 1e-3, "warmup_steps": 0, "grad_clip": None}[name]
+    advised = {"p0": 0.7, "checkpoint_every": 2, "log_every": 4, name: value}
+    build(tmp_path / "run", steps=6, **advised).train()
+    assert f"goes on from step 5, from now on with train.{name}={value} (was {before})" in capsys.readouterr().err
+    build(tmp_path / "run", steps=7, **advised).train()
+    changes = [{"step": 5, f"train.{name}": [before, value]}]
+    assert checkpoint.open_checkpoint(tmp_path / "run").state["changes"] == changes
+    assert [line.get("changes") for line in log(tmp_path / "run")] == [None, changes, None]
+    assert log(tmp_path / "run")[-1]["lr"] == pytest.approx({"lr": 1e-4, "warmup_steps": 7e-5}.get(name, 1e-3))
+
+
+def test_weights_that_a_checkpoint_holds_and_that_fail_are_to_be_left_behind(build, family, diverged, tmp_path):
+    run = shutil.copytree(diverged[0], tmp_path / "run")
+    for deleted, then in ((None, "goes on from step 5"), ("step_00000005", "starts anew")):
+        if deleted:
+            shutil.rmtree(run / "checkpoints" / deleted)
+        build(run, steps=10 if deleted else 6, p0=0.7, checkpoint_every=10).train()
+        newest = checkpoint.latest(run)
+        with pytest.raises(TrainingError) as caught:
+            build(run, objective=diverging(family, after=0), p0=0.7).train()
+        assert str(caught.value).endswith(
+            f"{LOWER}, and delete {newest}, which holds the weights that failed: the same command then {then}"
+        )
+        shutil.rmtree(newest)
+
+
+def test_an_update_that_leaves_the_numbers_is_not_saved_and_the_run_starts_anew(build, tmp_path):
+    with pytest.raises(TrainingError) as caught:
+        build(tmp_path, lr=1e38, eps=1e-30, p0=0.7, checkpoint_every=1, weight_decay=1e3).train()
+    assert str(caught.value).startswith("step 1: its update made weights that are not finite (")
+    assert str(caught.value).endswith(
+        f"so it is not saved; {LOWER}: the same command with that starts anew, as nothing was saved yet"
+    )
+    assert checkpoint.latest(tmp_path) is None
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

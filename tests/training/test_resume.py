@@ -11,6 +11,7 @@ from dit_moe import checkpoint
 from dit_moe.config import OF_A_RUN, ConfigError
 from dit_moe.distributed import locked
 from dit_moe.training import Hook, Interrupted, TrainingError
+from dit_moe.training.config import FREE
 from tests.folders import contents
 from tests.scripts import said
 from tests.training import tiny_run
@@ -101,6 +102,27 @@ def test_a_finished_run_returns_at_once_and_touches_nothing(build, unbroken, cap
     assert "is finished: 20 steps; raise train.steps to go on" in capsys.readouterr().err.replace("\n", " ")
 
 
+def test_what_may_change_on_resume_changes_no_bit_but_for_steps_and_micro_batches(build, unbroken, tmp_path, tracked):
+    free = {
+        "parallel": "fsdp2",
+        "deterministic": True,
+        "workers": 1,
+        "checkpoint_every": 7,
+        "keep_checkpoints": 3,
+        "log_every": 3,
+        "sample_every": 2,
+        "trackers": ("tensorboard",),
+    }
+    assert {*free, "steps", "micro_batch"} == set(FREE)  # micro-batches are rounded each
+    build(tmp_path, steps=10).train()
+    try:
+        build(tmp_path, recompute=True, **free).train()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert bits(tmp_path, 20) == bits(unbroken, 20)
+    assert "changes" not in checkpoint.open_checkpoint(tmp_path).state
+
+
 @ONE_FAMILY
 def test_steps_and_intervals_may_change_on_resume(build, tmp_path):
     build(tmp_path, steps=5).train()
@@ -116,9 +138,9 @@ def test_another_config_is_refused_with_the_keys_that_differ_and_nothing_is_over
     build(tmp_path, steps=5).train()
     before = contents(tmp_path)
     with pytest.raises(ConfigError) as caught:
-        build(tmp_path, steps=7, lr=2e-3, batch_size=16).train()
+        build(tmp_path, steps=7, weight_decay=0.1, batch_size=16).train()
     assert caught.value.path == "train.batch_size"
-    assert f"=16 differs from the run in {tmp_path}, which has 32, as do train.lr;" in str(caught.value)
+    assert f"=16 differs from the run in {tmp_path}, which has 32, as do train.weight_decay;" in str(caught.value)
     assert contents(tmp_path) == before
 
 

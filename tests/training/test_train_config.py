@@ -5,7 +5,7 @@ import pytest
 from dit_moe import config
 from dit_moe.config import ConfigError
 from dit_moe.training import TrainConfig
-from dit_moe.training.config import FREE
+from dit_moe.training.config import FREE, RECORDED
 from dit_moe.training.run_start import require_same_run
 
 
@@ -41,16 +41,23 @@ def test_bad_values_name_the_path_the_value_and_what_is_wanted(field, value, wan
 
 def test_free_fields_exist_and_a_resume_may_change_just_them_and_sampling(tmp_path):
     names = {field.name for field in dataclasses.fields(TrainConfig)}
-    resolved = {"lr", "batch_size", "mixed_precision", "init_from"}
-    assert {"steps", "micro_batch", "workers", "parallel"} <= set(FREE) <= names - resolved
+    resolved = {"batch_size", "mixed_precision", "init_from"}
+    assert {"steps", "micro_batch", "workers", "parallel"} <= set(FREE) <= names - resolved - set(RECORDED)
+    assert set(RECORDED) == {"lr", "warmup_steps", "grad_clip"}
     old = {"train": dict.fromkeys(names, 1), "sample": {"steps": 1}, "eval": {"n": 1}, "model": {"moe": None}}
     new = {"train": dict.fromkeys(names, 1) | dict.fromkeys(FREE, 2), "sample": {"steps": 9}, "eval": {}}
-    require_same_run(old, new | {"model": {"moe": None}}, tmp_path)
+    assert require_same_run(old, new | {"model": {"moe": None, "recompute": True}, "tokenize": {}}, tmp_path) == {}
     with pytest.raises(ConfigError, match=r"^model.moe={'experts': 4} differs from the run in .*, which has None; "):
         require_same_run(old, new | {"model": {"moe": {"experts": 4}}}, tmp_path)
     for name in names - set(FREE):
-        with pytest.raises(ConfigError, match=rf"^train\.{name}=2 differs"):
-            require_same_run(old, old | {"train": old["train"] | {name: 2}}, tmp_path)
+        changed = old | {"train": old["train"] | {name: 2}}
+        if name in RECORDED:
+            assert require_same_run(old, changed, tmp_path) == {f"train.{name}": (1, 2)}
+            continue
+        with pytest.raises(ConfigError, match=rf"^train\.{name}=2 differs") as caught:
+            require_same_run(old, changed, tmp_path)
+        offered = f"train.init_from={tmp_path} starts from its averaged weights without its optimizer and steps"
+        assert (offered in str(caught.value)) == (name != "init_from")
 
 
 SECTIONS = {

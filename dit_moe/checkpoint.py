@@ -57,6 +57,12 @@ class Unlogged(TypedDict):
     gathered: dict[str, float]
 
 
+class Change(TypedDict):
+    """Settings that the run has had since a step: beside that, keys with their values before and since."""
+
+    step: Count
+
+
 class State(TypedDict):
     """What is read of state.json whatever was trained; there is more in it."""
 
@@ -66,6 +72,7 @@ class State(TypedDict):
     class_counts: NotRequired[list[Count] | None]  # images of each
     precision: NotRequired[str]
     since_line: NotRequired[Unlogged | None]
+    changes: NotRequired[list[Change]]
     tokenizer: NotRequired[Tree]
 
 

@@ -77,7 +77,6 @@ def build_accelerator(config: TrainConfig, run: Path) -> Accelerator:
     return Accelerator(
         cpu=cpu,
         mixed_precision=precision.replace("fp32", "no"),
-        log_with=list(config.trackers) or None,
         project_dir=run,
         # Buffers stay each process's own: those that must agree are computed from sums over all processes.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],

@@ -16,15 +16,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
-from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from dit_moe.config import Tree
+from dit_moe.distributed import join_processes
 from dit_moe.files import sync, write_atomically
 from dit_moe.formatting import PlainConsole, rounded, tell
 from dit_moe.moe import MoEConfig
 from dit_moe.training.config import TrainConfig
 from dit_moe.training.step import ACTIVE_PEAK
+from dit_moe.training.trackers import Trackers
 
 PAUSE = 5.0  # seconds between two lines where there is no terminal
 
@@ -48,7 +48,7 @@ class Logger:
 
     def __init__(
         self,
-        accelerator: Accelerator,
+        trackers: Trackers,
         config: TrainConfig,
         run: Path,
         step: int,
@@ -56,8 +56,8 @@ class Logger:
         unlogged: Mapping[str, Any] | None = None,
         changes: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        self._accelerator, self._config, self._unit = accelerator, config, unit
-        main = accelerator.is_main_process
+        self._trackers, self._config, self._unit = trackers, config, unit
+        main = join_processes().is_main_process
         self._log = JsonLines(run / "log.jsonl", step) if main else None
         self._evaluations = JsonLines(run / "evaluations.jsonl", step) if main else None
         self._progress = ProgressBar(config.steps, step, unit.name, shown=main)
@@ -73,18 +73,13 @@ class Logger:
         """JSON-ready: steps since the last line, for the next one to average."""
         return {"steps": self._steps, "gathered": self._gathered}
 
-    def start_trackers(self, run: Path, config: Tree) -> None:
-        name = {"name": run.name}
-        self._accelerator.init_trackers("dit_moe", flatten(config), {"wandb": name, "trackio": name})
-
     def __enter__(self) -> Self:
         self._progress.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._progress.__exit__(*error)
-        for tracker in self._accelerator.trackers:  # not end_training(), which would end the processes' group, too
-            tracker.finish()
+        self._trackers.finish()  # not accelerate's end_training(), which would end the processes' group, too
 
     def due(self, step: int) -> bool:
         """Whether step number `step` gets a line."""
@@ -102,7 +97,7 @@ class Logger:
             self._steps, self._gathered, self._changes = 0, {}, []
             self._timed_steps, self._since = 0, time.perf_counter()
             self._progress.line(line)
-            self._accelerator.log(flatten(line), step=step)
+            self._trackers.log(flatten(line), step)
             if self._log is not None:
                 self._log.write(line)
 
@@ -110,7 +105,7 @@ class Logger:
         """Take in what the hooks measured after step number `step`; trackers get it under "eval/"."""
         if self._evaluations is not None and numbers:
             self._evaluations.write(dict(step=step, **numbers))
-            self._accelerator.log(flatten({"eval": numbers}), step=step)
+            self._trackers.log(flatten({"eval": numbers}), step)
             shown = [f"{name} {value:.4g}" for name, value in flatten(numbers).items()]
             self.message(f"step {step}/{self._config.steps}  {'  '.join(shown)}")
 
@@ -240,7 +235,7 @@ class JsonLines:
             write_atomically(path, b"".join(kept))
 
 
-def flatten(line: dict[str, Any], prefix: str = "") -> dict[str, float]:
+def flatten(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """The numbers of a log line under one level of names, "layers/p/0": what trackers take."""
     flat: dict[str, float] = {}
     for key, value in line.items():

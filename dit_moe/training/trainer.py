@@ -27,10 +27,11 @@ from dit_moe.training.config import TrainConfig
 from dit_moe.training.data_loader import Dataset, Prefetcher, Prepare, shown
 from dit_moe.training.devices import build_accelerator, local, remarks, unsharded
 from dit_moe.training.interrupt import Interrupted, InterruptWatch, TrainingError
-from dit_moe.training.log import Logger, Unit
+from dit_moe.training.log import Logger, Unit, flatten
 from dit_moe.training.optimizer import learning_rate, load_optimizer_state, optimizer_state
 from dit_moe.training.run_start import keep_thresholds, load_start, require_own_run, require_same_run
 from dit_moe.training.step import NotFinite, Objective, TrainingStep
+from dit_moe.training.trackers import Trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ class Trainer:
 
         Raises:
             ValueError: the run folder cannot be written, is in use, holds another run, looks different to different
-                processes, or its newest checkpoint is damaged.
+                processes, or its newest checkpoint is damaged; or a tracker cannot be started.
             TrainingError: the run failed in the middle.
             Interrupted: one of `interrupt.SIGNALS` came; the run has saved itself.
         """
@@ -137,9 +138,8 @@ class Trainer:
         self._begun = f"{self.run} goes on from step {self.step}"
         if changes:
             self._changes = [*self._changes, {"step": self.step, **changes}]
-            self._begun += (
-                f", from now on with {', '.join(f'{k}={new} (was {old})' for k, (old, new) in changes.items())}"
-            )
+            told = ", ".join(f"{key}={now} (was {was})" for key, (was, now) in changes.items())
+            self._begun += f", from now on with {told}"
         before = saved.state.get("precision", self.precision)
         if before != self.precision:
             note = f"{self.run} was trained in {before} so far, here train.mixed_precision=auto means {self.precision}"
@@ -147,16 +147,21 @@ class Trainer:
                 tell(note)
 
     def _train(self) -> None:
+        trackers = Trackers(self.accelerator, self.run, self.config.trackers)
+
+        def start_trackers() -> None:
+            on_main(lambda: trackers.start(flatten(parse(self.config_yaml)), self.step))
+
+        if self.step < self.config.steps:  # before anything is written: one that cannot be started ends the command
+            start_trackers()
         try:
             if self.accelerator.is_main_process and self.step < self.config.steps:
                 write_atomically(self.run / "config.yaml", OF_A_RUN + self.config_yaml)
-            logger = Logger(
-                self.accelerator, self.config, self.run, self.step, self.unit, self._unlogged, self._changes
-            )
+            logger = Logger(trackers, self.config, self.run, self.step, self.unit, self._unlogged, self._changes)
             with logger, self._watch:
                 missed = self._missed_hooks(logger)
-                if missed or self.step < self.config.steps:
-                    logger.start_trackers(self.run, parse(self.config_yaml))
+                if missed and self.step >= self.config.steps:
+                    start_trackers()
                 self._call(missed, logger)
                 if self.step < self.config.steps:
                     self._loop(logger)

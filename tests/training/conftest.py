@@ -10,9 +10,11 @@ from accelerate.utils import LoggerType
 class FakeTracker(GeneralTracker):
     name, requires_logging_directory, main_process_only = "tensorboard", True, True
     calls: ClassVar[list] = []
+    options: ClassVar[list] = []
 
-    def __init__(self, *args):
+    def __init__(self, *args, **options):
         super().__init__()
+        self.options.append(options)
 
     @property
     def tracker(self):
@@ -34,4 +36,5 @@ def tracked(monkeypatch):
     monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.TENSORBOARD])
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "tensorboard", FakeTracker)
     monkeypatch.setattr(FakeTracker, "calls", [])
+    monkeypatch.setattr(FakeTracker, "options", [])
     return FakeTracker.calls

@@ -15,6 +15,7 @@ import numpy as np
 from dit_moe.config import ConfigError, require
 from dit_moe.data.base import DATASETS, place_of
 from dit_moe.data.images import BadImage, ImageSource, ImageSourceConfig
+from dit_moe.formatting import one_line
 from dit_moe.registry import did_you_mean
 
 
@@ -114,9 +115,11 @@ def load_split(id: str, subset: str | None, option: str, split: str, streaming: 
             return datasets.load_dataset(id, subset, split=split, streaming=streaming)
         splits = datasets.load_from_disk(id)
     except Exception as error:  # of many kinds, from the network to Arrow
-        told = " ".join(str(error).split())
+        told = one_line(str(error), 300)
         if not told.startswith(("Unknown split", "Bad split")):
             remedy = "name a dataset of the Hub, or a folder of Parquet files"
+            if "zstd not supported" in told:
+                remedy = "pip install zstandard, which comes with 'dit_moe[lm]' and 'dit_moe[datasets]'"
             raise ConfigError("id", f"={id} cannot be loaded, split {split}: {told}; {remedy}") from None
         splits = dict.fromkeys(datasets.get_dataset_split_names(id, subset))
     splits = splits if isinstance(splits, dict) else {str(splits.split or "train"): splits}

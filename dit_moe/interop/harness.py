@@ -18,7 +18,7 @@ from dit_moe.config import ConfigError, require
 from dit_moe.distributed import join_processes
 from dit_moe.experiments.run import open_text_run
 from dit_moe.files import require_writable, sha256_of, write_atomically
-from dit_moe.formatting import tell
+from dit_moe.formatting import one_line, tell
 
 DEFAULT_CONFIG = Path("configs/lm/tasks.yaml")
 RESULT = "lm_eval.json"
@@ -147,10 +147,10 @@ def open_model(path: Path, overrides: Sequence[str], device: torch.device) -> Ha
         if overrides:
             raise ValueError(f"{overrides[0]}: {path} is not a run with a section `sample` to change; drop it")
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(path)
-            tokenizer = AutoTokenizer.from_pretrained(path)
-        except OSError as error:
-            raise ValueError(f"{path} cannot be opened: {' '.join(str(error).split())[:300]}") from None
+            model: Any = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        except Exception as error:  # of many kinds, from JSON to safetensors
+            raise ValueError(f"{path} cannot be opened: {one_line(str(error), 300)}; mend the folder") from None
         digests = {file.name: sha256_of(file) for file in sorted(path.glob("*.safetensors"))}
         facts: dict[str, Any] = {"model": str(path), "weights_sha256": digests}
         return HarnessModel(model.to(device), tokenizer, None, path, facts)

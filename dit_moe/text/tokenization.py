@@ -226,6 +226,8 @@ class Tokenization:
         where, name = f"document {number} of the split {self.corpus.split}", self.tokenizer.name
         if (ids == self.tokenizer.eos).any():
             problem = f"{where} spells the end of text, which {name} cannot encode as plain text"
+            if self.tokenizer.eos == self.tokenizer.unknown:
+                problem = f"{where} has text for which {name} has no token but the end of text"
             raise ValueError(f"{problem}; take the spelling out of the text, or name another tokenizer")
         if len(ids) and int(ids.max()) >= self.tokenizer.vocab_size:
             problem = f"{where} has the token id {ids.max()}, beyond the vocabulary of {name}"

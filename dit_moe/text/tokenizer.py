@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dit_moe.config import ConfigError
+from dit_moe.config import ConfigError, shown
 from dit_moe.files import atomic_folder, everything
+from dit_moe.formatting import one_line
 
 BYTES = "bytes"
+LARGEST_ID, LARGEST_FILE = 2**24, 2**28  # of a vocabulary, and of tokenizer.json in bytes: the largest known / 10
+MEND = "mend its tokenizer.json, or name another tokenizer"
 END_OF_TEXT = "<|endoftext|>"  # of the bytes; the name that GPT-2 gave it
 FILES = (  # and folders that `save_pretrained` of some version writes, beside those that a tokenizer names itself
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -62,10 +68,11 @@ class TextTokenizer:
         """The ids of each text, whole numbers [n]. All cores work on them."""
         if self.name == BYTES:  # a hundred times faster than BPE, which has no merges to make here
             return [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
-        if self._backend is None:
-            each = [self.hf.encode(text, add_special_tokens=False, split_special_tokens=True) for text in texts]
-        else:
-            each = [found.ids for found in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        with _rust_errors(lambda told: ValueError(f"the tokenizer {self.name} cannot encode the text: {told}; {MEND}")):
+            if self._backend is None:
+                each = [self.hf.encode(text, add_special_tokens=False, split_special_tokens=True) for text in texts]
+            else:
+                each = [found.ids for found in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
         return [np.array(ids, dtype=np.uint32) for ids in each]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -126,7 +133,7 @@ class TextTokenizer:
 
 def is_remote(config: TokenizerConfig) -> bool:
     """Whether it takes the network, or its cache, to open the tokenizer."""
-    return config.name != BYTES and not Path(config.name).exists()
+    return config.name != BYTES and not os.path.exists(config.name)
 
 
 def open_tokenizer(
@@ -140,31 +147,100 @@ def open_tokenizer(
 
     def fault(problem: str, advice: str = "") -> ValueError:
         if folder is None:
-            return ConfigError("name", f"={config.name} {problem}; {advice}")
-        return ValueError(f"{folder}, the copy of the tokenizer {config.name}, {problem}; {remedy}")
+            return ConfigError("name", f"={shown(config.name)} {problem}; {advice}")
+        return ValueError(f"{folder}, the copy of the tokenizer {shown(config.name)}, {problem}; {remedy}")
 
     import transformers
 
     place = config.name if folder is None else str(folder)
-    if place == BYTES:
-        hf = _bytes_tokenizer()
-    elif folder is not None and not folder.is_dir():
+    if folder is not None and not folder.is_dir():
         raise fault("is missing")
-    else:
-        try:
-            hf = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-        except Exception as error:  # of many kinds, from the network to JSON
-            problem = f"cannot be loaded: {' '.join(str(error).split())[:300]}"
-            advice = f"name a folder that holds a tokenizer, {BYTES!r}, or an id of the Hugging Face Hub (offline: one"
-            raise fault(problem, f"{advice} that was loaded before)") from None
-    if hf.eos_token_id is None:
+    if place != BYTES and (found := _unfit(Path(place))) is not None:
+        raise fault(*found)
+    try:
+        hf = _bytes_tokenizer() if place == BYTES else _load(transformers.AutoTokenizer, place)
+        tokenizer = None if hf.eos_token_id is None else TextTokenizer(config, hf)
+    except Unloadable as error:
+        local = "mend the folder, or name another that holds a tokenizer"
+        hub = (
+            f"name a folder that holds a tokenizer, {BYTES!r}, or an id of the Hugging Face Hub (offline: one that was"
+        )
+        raise fault(f"cannot be loaded: {error}", local if os.path.isdir(place) else f"{hub} loaded before)") from None
+    if tokenizer is None:
         problem, advice = "has no end-of-text token, which separates documents", "set eos_token in its"
         raise fault(problem, f"{advice} tokenizer_config.json, or name another tokenizer")
-    tokenizer = TextTokenizer(config, hf)
     if config.sha256 not in (None, tokenizer.config.sha256):
         problem = f"has the sha256 {tokenizer.config.sha256} where {config.sha256} was recorded"
         raise fault(problem, "use the tokenizer that it was recorded of")
     return tokenizer
+
+
+class Unloadable(Exception):
+    """A tokenizer that transformers cannot load, and why."""
+
+
+@contextmanager
+def _rust_errors(failure: Callable[[str], Exception]) -> Iterator[None]:
+    """While entered, what goes wrong in the tokenizers library, whose panics are no Exception, raises `failure`."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise failure(one_line(str(error) or type(error).__name__, 300)) from None
+
+
+def _load(cls: Any, place: str) -> Any:
+    """What AutoTokenizer makes of a folder or an id of the Hub, never running code of theirs. Unloadable if nothing."""
+
+    def failure(told: str) -> Exception:
+        if "trust_remote_code" in told:
+            told = "it has code of its own (auto_map), which is never run"
+        if "did not match any variant" in told or "Unknown tokenizer version" in told:
+            told += f" (it is damaged, or of a later version than the installed tokenizers {version('tokenizers')})"
+        return Unloadable(told)
+
+    with _rust_errors(failure):
+        return cls.from_pretrained(place, trust_remote_code=False)
+
+
+def _unfit(place: Path) -> tuple[str, str] | None:
+    """What is wrong with a folder, without loading it, and what to do; None if nothing, or if there is no folder."""
+    with suppress(OSError, ValueError):  # a name that is none of a file
+        if not os.path.lexists(place):
+            return None
+        if not place.is_dir():
+            return "is no folder", "name the folder that holds tokenizer.json"
+        files = [path for path in map(place.joinpath, (*FILES, "config.json")) if os.path.lexists(path)]
+        if not files:
+            return "holds no tokenizer", "name a folder that save_pretrained of a tokenizer wrote"
+        for path in files:
+            if not (path.is_file() or path.is_dir()):
+                return f"has {path.name}, which is no file", "mend the folder, or name another"
+        if (place / FILES[0]).is_file():
+            return _unfit_ids(place / FILES[0])
+    return None
+
+
+def _unfit_ids(path: Path) -> tuple[str, str] | None:
+    """Whether the vocabulary has an id so large that the library takes all memory for it, or the file is that large."""
+    if path.stat().st_size > LARGEST_FILE:
+        return f"has {path.name} of {path.stat().st_size:,} bytes", "name a folder with a smaller vocabulary"
+    try:
+        model = json.loads(path.read_bytes())["model"]
+        ids = [number for number in model["vocab"].values() if type(number) is int]
+    except (
+        ValueError,
+        RecursionError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ):  # which the library will say, or a list
+        return None
+    if max(ids, default=0) > LARGEST_ID:
+        problem = f"has the token id {max(ids)} in {path.name}, where at most {LARGEST_ID} is allowed"
+        return problem, "mend the file, or name another tokenizer"
+    return None
 
 
 def _bytes_tokenizer() -> Any:

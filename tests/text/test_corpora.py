@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import importlib.util
 import json
 import lzma
 import re
@@ -302,6 +303,19 @@ def test_rows_are_documents_streamed_or_not(tmp_path, streaming):
         read(corpus("huggingface", id=place, streaming=streaming))
     with pytest.raises(ConfigError, match=r"^id=.* cannot be loaded, split test: "):
         read(corpus("huggingface", id=place, heldout="test", streaming=streaming), "heldout")
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_dataset_packed_by_zstd_is_read_or_what_it_takes_is_said(tmp_path, monkeypatch):
+    lines = write_lines(tmp_path / "plain", ["a", "b"]).read_bytes()
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl.zst").write_bytes(zstd(lines))
+    section = corpus("huggingface", id=str(tmp_path / "set"))
+    if importlib.util.find_spec("zstandard"):
+        assert read(section) == ["a", "b"]
+    else:
+        with pytest.raises(ConfigError, match=r"^id=.* zstd not supported; pip install zstandard, which comes with"):
+            read(section)
 
 
 @pytest.mark.usefixtures("cached")

@@ -1,6 +1,8 @@
 """Tokenizers: nothing is lost or added, and the same one is known again wherever it lies."""
 
 import json
+import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -120,13 +122,60 @@ def test_a_tokenizer_that_cannot_be_used_is_refused_in_one_line(tmp_path, bpe, m
     cases = [
         (bpe, recorded, f"^name={bpe} has the sha256 .* where {recorded} was .*; use"),
         ("some/tokenizer-that-is-not-here", None, "^name=.* cannot be loaded: .*; name a folder .*offline"),
-        (tmp_path, None, f"^name={tmp_path} cannot be loaded: .*; name a folder .*offline"),
+        ("a" * 5000, None, r"^name=a+… \(5,000 characters\) cannot be loaded: .*; name a folder .*offline"),
+        (tmp_path, None, f"^name={tmp_path} holds no tokenizer; name a folder that save_pretrained"),
+        (bpe / "tokenizer.json", None, "^name=.*/tokenizer.json is no folder; name the folder that holds"),
         (endless, None, "^name=.* has no end-of-text token, .*; set eos_token in"),
     ]
     for name, sha256, problem in cases:
         with pytest.raises(ConfigError, match=problem) as error:
             open_tokenizer(TokenizerConfig(name=str(name), sha256=sha256))
         assert "\n" not in str(error.value)
+
+
+CHARSMAP = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}  # at which the library panics
+WORDS = {"type": "WordLevel", "unk_token": "[UNK]", "vocab": {"a": 0, "<|endoftext|>": 1}}
+
+
+@pytest.mark.parametrize(
+    "file, changes, problem",
+    [
+        ("tokenizer", {"model": WORDS | {"vocab": {"a": 10**9}}}, r"has the token id 1000000000 in .*, where at most"),
+        (
+            "tokenizer",
+            {"version": "99.0"},
+            r"Unknown tokenizer version.* later version than the installed tok",
+        ),
+        (
+            "tokenizer",
+            {"decoder": ""},
+            r"cannot be loaded: .*; mend the folder, or name another that holds a",
+        ),
+        ("tokenizer", {"normalizer": CHARSMAP}, r"cannot be loaded: .*charsmap.*; mend the folder"),
+        ("tokenizer", {"model": WORDS}, r"^the tokenizer .* cannot encode the text: .*Missing \[UNK\].*; mend its"),
+        (
+            "tokenizer_config",
+            {"tokenizer_class": "E", "auto_map": {"AutoTokenizer": ["e.E", None]}},
+            "is never run",
+        ),
+    ],
+)
+def test_a_damaged_or_hostile_folder_is_refused_and_no_code_of_it_runs(tmp_path, bpe, file, changes, problem):
+    folder = shutil.copytree(bpe, tmp_path / "folder")
+    path = folder / f"{file}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    (folder / "e.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass E: pass\n")
+    with pytest.raises(ValueError, match=problem) as error:
+        open_tokenizer(TokenizerConfig(name=str(folder))).encode("the x")
+    assert "\n" not in str(error.value) and not (tmp_path / "ran").exists()
+
+
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path, bpe):
+    folder = shutil.copytree(bpe, tmp_path / "folder")
+    (folder / "tokenizer_config.json").unlink()
+    os.mkfifo(folder / "tokenizer_config.json")
+    with pytest.raises(ConfigError, match=r"^name=.* has tokenizer_config.json, which is no file; mend"):
+        open_tokenizer(TokenizerConfig(name=str(folder)))
 
 
 def test_a_copy_is_kept_whole_and_takes_the_place_of_none_but_an_earlier_copy(tmp_path, bpe):

@@ -40,8 +40,8 @@ _SEAL, _END = ',\n "sha256": "', "\n}"  # as json.dumps(…, indent=1) has them
 def parse(text: str | bytes, *, any_number: bool = False) -> Any:
     """What a JSON text says, in UTF-8 with or without a byte-order mark. ValueError says what is wrong with it.
 
-    Refused are NaN, infinities and whole numbers beyond 64 bits unless `any_number`, keys that stand twice, half
-    characters, and more than `MOST_LEVELS` levels.
+    Refused are NaN, infinities and whole numbers beyond 64 bits unless `any_number`, keys that stand twice, lone
+    surrogates, and more than `MOST_LEVELS` levels.
     """
     strict: dict[str, Any] = {"parse_constant": _finite, "parse_float": _finite, "parse_int": _whole}
     numbers = {"parse_int": _any_whole} if any_number else strict
@@ -54,13 +54,13 @@ def parse(text: str | bytes, *, any_number: bool = False) -> Any:
     except json.JSONDecodeError as error:
         if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated"):
             raise ValueError("is empty" if not text.strip() else "is truncated, or still being written") from None
-        raise ValueError(f"is no JSON in line {error.lineno}, column {error.colno} ({error.msg})") from None
+        raise ValueError(f"is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}") from None
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     if text.count("{") + text.count("[") > MOST_LEVELS and _is_deep(found):
         raise ValueError(_TOO_DEEP)
     if "\\u" in text and not _is_unicode(found):
-        raise ValueError("has half a character (\\ud800 to \\udfff), which is not Unicode")
+        raise ValueError("has a lone surrogate (\\ud800 to \\udfff), which is no character")
     return found
 
 
@@ -164,7 +164,7 @@ def _content(path: Path) -> bytes:
     """All of a file. ValueError if it is too large, or something else than a file."""
     facts = path.stat()
     if not stat.S_ISREG(facts.st_mode):
-        raise ValueError("is a folder" if stat.S_ISDIR(facts.st_mode) else "is no file")
+        raise ValueError("is a folder" if stat.S_ISDIR(facts.st_mode) else "is not a regular file")
     if facts.st_size > MOST_BYTES:
         raise ValueError(f"has {facts.st_size:,} bytes, where at most {MOST_BYTES:,} are read")
     with path.open("rb") as file:

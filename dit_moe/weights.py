@@ -58,7 +58,7 @@ def _require_file(path: Path, remedy: str) -> None:
     """ValueError unless it can be read, and is not empty, a pointer of Git LFS or a web page."""
     try:
         if path.exists() and not path.is_file():
-            raise OSError(0, "it is no file")
+            raise OSError(0, "it is not a regular file")
         require_no_stand_in(path)
     except OSError as error:
         raise ValueError(f"the weights {path} cannot be read ({error.strerror}); {remedy}") from None

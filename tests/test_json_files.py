@@ -34,14 +34,14 @@ UNREADABLE = {
     "": "is empty",
     '{"a": 1': "is truncated, or still being written",
     '{"a": "b': "is truncated, or still being written",
-    "{'a': 1}": r"is no JSON in line 1, column 2 \(Expecting property name",
+    "{'a': 1}": r"is not valid JSON: line 1, column 2: Expecting property name",
     "[" * 10**5 + "]" * 10**5: "has more than 100 levels of objects and lists inside one another",
     '{"a":' * 101 + "1" + "}" * 101: "has more than 100 levels of objects and lists inside one another",
     '{"a": NaN}': "has the number NaN, which is not finite",
     '{"a": 1e999}': "has the number 1e999, which is not finite",
     '{"a": 1' + "0" * 10**5 + "}": r"has the number 10{79}… \(100,001 characters\), which is beyond 64 bits",
     '{"a": 1, "a": 2}': "has the key a twice",
-    '{"a": "\\ud800"}': "has half a character .*, which is not Unicode",
+    '{"a": "\\ud800"}': "has a lone surrogate .*, which is no character",
     b'{"a": "\xff"}': "is not in UTF-8",
 }
 
@@ -59,7 +59,8 @@ def test_a_file_that_is_too_large_or_no_file_is_refused_before_it_is_read(tmp_pa
     monkeypatch.setattr(json_files, "MOST_BYTES", 9)
     (tmp_path / "large").write_text('{"a": 1000}')
     os.mkfifo(tmp_path / "pipe")
-    for name, problem in {"large": "has 11 bytes, where at most 9", "pipe": "is no file", ".": "is a folder"}.items():
+    refused = {"large": "has 11 bytes, where at most 9", "pipe": "is not a regular file", ".": "is a folder"}
+    for name, problem in refused.items():
         with pytest.raises(ValueError, match=f"{problem}.*; make it anew"):
             load(tmp_path / name, REMEDY)
         assert read_object(tmp_path / name) == {}

@@ -97,7 +97,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             command.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_arguments(command)
             command.set_defaults(run=module.run)
-            command.add_argument("--traceback", action="store_true", help="show where in the program an error arose")
+            command.add_argument("--traceback", action="store_true", help="print the stack trace of an error, too")
     args, rest = parser.parse_known_args(_joined(argv))
     if rest:  # argparse takes positionals in one go only; words and overrides may also come after an option
         words = not any(word.startswith("-") for word in rest)
@@ -228,5 +228,5 @@ def _keep_trace(error: BaseException, words: Sequence[str], args: argparse.Names
             with (folder / name).open("x", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"dit-moe {shlex.join(words)}\n")
                 traceback.print_exception(error, file=file)
-            return f"; where it arose is in {folder / name}"
-    return "; the same command with --traceback shows where it arose"
+            return f"; its stack trace is in {folder / name}"
+    return "; the same command with --traceback prints its stack trace"

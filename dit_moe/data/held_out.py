@@ -36,7 +36,7 @@ def require_held_out(trained: Dataset, heldout: Dataset) -> None:
     if found == len(rows_B):
         raise ConfigError("heldout", f" holds copies of images that are trained on; {remedy}")
     if found:
-        note(f"{found} of {len(rows_B)} held-out images that were looked at are trained on: a floor of them reads low")
+        note(f"{found} of {len(rows_B)} held-out images that were looked at are trained on: distances to them read low")
 
 
 def parts_of(dataset: Dataset) -> set[str]:

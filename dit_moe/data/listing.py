@@ -189,7 +189,7 @@ def number_classes(place: str, folders: Sequence[str], images: int) -> ClassFold
         raise ValueError(f"{place}: the class folders {same} and {folder_of[label_of[same]]} are one label; join them")
     if (largest := max(numbers)) >= max(images, FEW_CLASSES):
         problem = f"the class folder {folder_of[largest]} is a label by its number, but there are {images} images"
-        raise ValueError(f"{place}: {problem}; if it is no label, put a letter before all of these names")
+        raise ValueError(f"{place}: {problem}; if the numbers are names and not labels, put a letter before each")
     if len(folders) <= largest:
         classes = f"{len(folders)} of the {largest + 1} classes 0 to {largest} have images"
         note(f"{place}: class folders are labels by their numbers; {classes}")
@@ -211,9 +211,8 @@ def require_no_splits(place: str, folders: Sequence[str]) -> None:
     """ValueError if folders that hold folders, and are to be classes, are called as splits are."""
     if {folder.lower() for folder in folders} <= SPLITS:
         named = " and ".join(folders)
-        raise ValueError(
-            f"{place} has the folders {named}, which are splits, not classes; name one of them as the place"
-        )
+        remedy = f"name one of them, as in path=…/{folders[-1]}"
+        raise ValueError(f"{place} has the folders {named}, which are splits, not classes; {remedy}")
 
 
 def _entries(path: bytes) -> list[os.DirEntry[bytes]]:

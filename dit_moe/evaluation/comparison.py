@@ -104,7 +104,7 @@ class Comparison:
         shared = 0 if heldout is None or reference is None else _shared(heldout, reference)
         if not shared or heldout is None:
             return []
-        return [f"{shared} of {heldout.features.count} held-out images are in the reference: the floor reads low"]
+        return [f"{shared} of {heldout.features.count} held-out images are in the reference, so the floor reads low"]
 
     def features(self, samples: Sequence[EvaluationInput], save_npz: Path | None = None) -> list[ExtractedFeatures]:
         """Of samples, on the main process; empty on the others. `save_npz` gets the images of the first."""

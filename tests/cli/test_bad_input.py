@@ -155,7 +155,7 @@ def test_any_exception_is_one_line_and_a_file_with_its_trace(capsys, monkeypatch
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     traces = [path.read_text() for path in tmp_path.iterdir()]
-    assert re.search(r"where it arose is in (.*)\n", told)[1] in map(str, tmp_path.iterdir())
+    assert re.search(r"its stack trace is in (.*)\n", told)[1] in map(str, tmp_path.iterdir())
     assert all("dit-moe table\nTraceback" in each and "in run" in each for each in traces), "the second is a new file"
     assert cli("table", "--traceback") == 1
     assert "in run" in capsys.readouterr().err

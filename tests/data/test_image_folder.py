@@ -88,10 +88,7 @@ def test_a_run_that_began_when_all_labels_were_in_sorted_order_goes_on_so(tmp_pa
     "folders, problem",
     [
         (["1", "01"], "the class folders 01 and 1 are one label; join them"),
-        (
-            ["0", "2024"],
-            "the class folder 2024 is a label by its number, but there are 2 images; if it is no label, put a",
-        ),
+        (["0", "2024"], "the class folder 2024 is a label by its number, but there are 2 images; if the numbers are"),
         (["train/ant", "Val/ant"], "has the folders Val and train, which are splits, not classes; name one of them"),
     ],
 )

@@ -127,7 +127,7 @@ def test_held_out_images_that_are_in_the_reference_are_counted_and_refused_where
         comparison = Comparison(reference, PixelExtractor(), configs("fd"))
         return comparison.evaluate([EvaluationInput(source=ChosenImages(range(50), "samples"))])
 
-    assert "2 of 50 held-out images are in the reference: the floor reads low" in evaluate(range(52, 102)).warnings
+    assert "2 of 50 held-out images are in the reference, so the floor reads low" in evaluate(range(52, 102)).warnings
     with pytest.raises(ValueError, match=r"all 50 held-out images, heldout, are in the reference; hold out images"):
         evaluate(range(120, 170))
 

@@ -172,7 +172,7 @@ def test_lines_are_read_across_files_packed_or_not(tmp_path):
         ),
         (b'{"text": "' + b"a" * 1001 + b'"}', r"line 3, has more than 0 MB; each line is one document: cut it"),
         (b'["x"]', r"line 3, is not a JSON object but list; convert it, for instance with jq -c"),
-        (b"[", r"line 3, begins one JSON text of many lines, where each is to be one; convert it, for instance"),
+        (b"[", r"line 3, is not JSON by itself: the file is one JSON document, wanted one object per line; convert it"),
         (b"[" * 100_000, r"line 3, is not JSON.*; mend"),
         (b'{"text": "\xff"}', r"line 3, is not UTF-8: byte 0xff at position 38; convert it"),
         (rb'{"text": "a\ud83e"}', r"line 3, holds half a character \(the lone surrogate U\+D83E\) at letter 1"),
@@ -301,7 +301,7 @@ def test_rows_are_documents_streamed_or_not(tmp_path, streaming):
     assert [read(section, start=start) for start in (0, 7)] == [texts(25), texts(25)[7:]]
     with pytest.raises(ConfigError, match=r"^field=text is not a column of .*; .*known: content"):
         read(corpus("huggingface", id=place, streaming=streaming))
-    with pytest.raises(ConfigError, match=r"^id=.* cannot be loaded, split test: "):
+    with pytest.raises(ConfigError, match=r"^heldout=test is no split of .*; known: train$"):
         read(corpus("huggingface", id=place, heldout="test", streaming=streaming), "heldout")
 
 

@@ -109,7 +109,7 @@ class JsonLines(_FileCorpus):
                 raise ValueError(f"{where} has line ends of CR alone; convert them, with tr '\\r' '\\n'") from None
             if line.strip() in ("[", "{"):
                 raise ValueError(
-                    f"{where} begins one JSON text of many lines, where each is to be one{REMEDY}"
+                    f"{where} is not JSON by itself: the file is one JSON document, wanted one object per line{REMEDY}"
                 ) from None
             raise ValueError(f"{where} is not JSON: {str(error)[:100]}; mend or remove it") from None
         except RecursionError:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
@@ -69,8 +69,10 @@ def load_batches(
 ) -> Iterator[Any]:
     """What ``dataset.__getitems__`` returns for each index list of `batches`, and raises what it raises.
 
-    `workers` processes read ahead; with 0 the calling process reads. The batches are the same either way.
+    `workers` processes read ahead, no more than there are batches if that is known; with 0 the calling process reads.
+    The batches are the same either way.
     """
+    workers = min(workers, len(batches)) if isinstance(batches, Sized) else workers
     loader: DataLoader[Any] = DataLoader(
         _ErrorsAsRows(dataset),  # type: ignore[arg-type]
         batch_sampler=batches,

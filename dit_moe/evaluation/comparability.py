@@ -44,6 +44,10 @@ TEMPLATES = {  # kind of a reason: what it says of one result, and of many resul
         "sampled with {found} instead of as trained",
         "sampled with another number of active experts than as trained",
     ),
+    "storage": (
+        "the generated images are {found}, and those of the reference {reference}",
+        "images stored or read otherwise than the reference's",
+    ),
     "in the reference": (
         "{found} of {count} images of {name} are also in the reference",
         "images of the reference among the generated ones",
@@ -111,6 +115,7 @@ class Conditions:
     weights: str | None = None
     precision: str | None = None
     compute_budget: str | None = None  # "target=[1, 2] by layer", "p=0.95"; None: as trained, or not known
+    stored: tuple[str, str] | None = None  # how images of both sides are, if that alone moves a distance between them
     identical: Sequence[Reason] = ()  # images that are in the reference, or equal to each other
 
 
@@ -131,8 +136,14 @@ def reasons_not_comparable(found: Conditions, recipe: EvaluationRecipe = ADM_50K
         *_of_the_reference(found, recipe),
         *_of_the_sampling(found),
         *([Reason.plain(STATISTICS_UNUSED)] if found.statistics_unused else []),
+        *reasons_of_storage(found),
         *found.identical,
     ]
+
+
+def reasons_of_storage(found: Conditions) -> list[Reason]:
+    """Images that are stored or read otherwise than the reference's: compression alone moves a distance."""
+    return [] if found.stored is None else [Reason.of("storage", found=found.stored[0], reference=found.stored[1])]
 
 
 def _of_the_images(found: Conditions, recipe: EvaluationRecipe) -> Iterator[Reason]:
@@ -220,6 +231,7 @@ def conditions_of(
         reference_count=None if given is None else given.moments.n,
         reference_images=0 if real is None else len(real),
         reference_side=None if real is None else real.image_shape[-1],
+        stored=None if images is None or real is None else _stored(facts, real.facts()),
         identical=identical,
         **_sampling_of(facts, None if images is None else images.labels_N),
     )
@@ -250,6 +262,25 @@ def _labels_of(labels_N: Tensor | None) -> Any:
     if len(counts) == 1:
         return "listed"
     return "balanced" if int(counts.max() - counts.min()) <= 1 else None
+
+
+CHANGES = ("resized_from", "converted")
+LOSSY = {"JPEG", "WEBP", "AVIF", "MPO"}  # formats of files that may lose detail
+
+
+def _stored(*sides: dict[str, Any]) -> tuple[str, str] | None:
+    """How the images of both sides are stored and read; None unless they differ in loss, resizing or channels."""
+    found = [facts.get("stored") or {} for facts in sides]
+    keys = [(sorted(LOSSY & set(each.get("formats", ()))), *map(each.get, CHANGES)) for each in found]
+    if keys[0] == keys[1]:
+        return None
+    first, second = (
+        " and ".join(each.get("formats") or ["of no lossy format"])
+        + (f", resized from {each['resized_from']}" if each.get("resized_from") else "")
+        + (f", converted from {each['converted']}" if each.get("converted") else "")
+        for each in found
+    )
+    return first, second
 
 
 def _altered(options: ReadOptions, *sides: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_moe.distributed import join_processes, on_main
-from dit_moe.evaluation.comparability import Reason, conditions_of, reasons_not_comparable
+from dit_moe.evaluation.comparability import Reason, conditions_of, reasons_not_comparable, reasons_of_storage
 from dit_moe.evaluation.compute import compute_report, plan, require_comparable, summarize
 from dit_moe.evaluation.features import ExtractedFeatures, Extraction, FeatureFolder, temporary_unless
 from dit_moe.evaluation.report import Report
@@ -148,11 +148,13 @@ class Comparison:
             statistics_unused=statistics_unused,
             identical=identical,
         )
-        texts = [each.text for each in identical]
+        texts = [each.text for each in [*identical, *reasons_of_storage(conditions)]]
         reasons = reasons_not_comparable(conditions)
         return replace(
             found,
-            provenance=replace(found.provenance, identical=texts, asked=self.asked, reasons=reasons),
+            provenance=replace(
+                found.provenance, identical=[each.text for each in identical], asked=self.asked, reasons=reasons
+            ),
             warnings=[*self._left_out, *warnings, *texts, *self._in_common(), *_decoded(made), *found.warnings],
         )
 

@@ -57,6 +57,8 @@ def _between_covariances(covariance_1_DD: Tensor, covariance_2_DD: Tensor) -> fl
     traces = covariance_1_DD.trace() + covariance_2_DD.trace()
     # The factor of lower rank leaves the product no eigenvalues that should be 0.
     ranks = factor_1_DR.shape[1], factor_2_DR.shape[1]
+    if not min(ranks):  # features of one side that are all equal
+        return traces.item()
     if ranks[1] < ranks[0] or min(ranks) == len(covariance_2_DD):
         factor_1_DR, factor_2_DR, covariance_2_DD = factor_2_DR, factor_1_DR, covariance_1_DD
     cross = _sum_of_roots(factor_1_DR.T @ covariance_2_DD @ factor_1_DR, ACCURATE * traces)

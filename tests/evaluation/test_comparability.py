@@ -6,12 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dit_moe.evaluation.comparability import Conditions, Reason, conditions_of, reasons_not_comparable
+from dit_moe.evaluation.comparability import (
+    Conditions,
+    Reason,
+    conditions_of,
+    reasons_not_comparable,
+    reasons_of_storage,
+)
 from dit_moe.evaluation.recipes import ADM_50K
 from dit_moe.evaluation.runs import GeneratedSource, require_seeds_of_one
+from dit_moe.evaluation.sources import open_input
 from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, Source, Statistics
 from dit_moe.metrics import METRICS, FeatureMoments
 from dit_moe.metrics.manifold import PrecisionRecallConfig
+from tests.data.examples import encoded, pixels, write_tree
 
 # --------------------------------------------------------------------------------------------------- of conditions
 
@@ -239,3 +247,24 @@ def test_runs_that_differ_in_more_than_the_seed_are_no_sampling_seeds_of_one():
     require_seeds_of_one([run(), EvaluationInput(source=Images())])
     with pytest.raises(ValueError, match=r"differ in weights_sha256; evaluate them one by one"):
         require_seeds_of_one([run(), run(weights_sha256="b")])
+
+
+@pytest.mark.parametrize(
+    "form, side, said",
+    [
+        ("PNG", 8, None),
+        ("JPEG", 8, "the generated images are JPEG, and those of the reference PNG"),
+        ("JPEG PNG", 8, "the generated images are JPEG and PNG, and those of the reference PNG"),
+        ("PNG", 12, "the generated images are PNG, resized from 12×12, and those of the reference PNG"),
+    ],
+)
+def test_images_stored_or_read_otherwise_than_the_reference_are_said_and_are_not_comparable(form, side, said, tmp_path):
+    files = {f"r/{i}.png": encoded(pixels(i, 8, 8)) for i in range(2)}
+    forms = zip(range(9, 11), form.split() * 2, strict=False)
+    files |= {f"s/{i}.{each.lower()}": encoded(pixels(i, side, side), each) for i, each in forms}
+    write_tree(tmp_path, files)
+    options = ReadOptions(size=8)
+    sides = [open_input(str(tmp_path / name), options) for name in ("s", "r")]
+    found = conditions_of(sides[:1], sides[1], [], options=options)
+    assert [each.text for each in reasons_of_storage(found)] == ([] if said is None else [said])
+    assert said is None or said in [each.text for each in reasons_not_comparable(found)]

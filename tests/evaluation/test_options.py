@@ -38,10 +38,11 @@ def test_no_metrics_or_unknown_ones_are_refused(text, message):
     [
         ("seeds", 0, "--seeds 0 must be at least 1"),
         ("kid_subset_size", 0, "--kid-subset-size 0 must be at least 2"),
-        ("size", 0, "--size 0 is no size in pixels"),
+        ("size", 0, "--size 0 must be from 1 to 8192 pixels"),
+        ("workers", 100_000, "--workers 100000 must be from 0, to read in this process, to 1024"),
         ("channels", 2, "--channels 2"),
         ("value_range", "1", "--range 1 must be two numbers"),
-        ("workers", -1, "--workers -1 is negative"),
+        ("workers", -1, "--workers -1 must be from 0"),
         ("value_range", "1,0", "--range 1,0 is empty or infinite; .*--range=-1,1"),
     ],
 )

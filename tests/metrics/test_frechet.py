@@ -27,6 +27,13 @@ def test_the_distance_of_a_set_to_itself_is_zero(n):
     assert 0 <= distance(x_ND, x_ND) < 1e-9 * FeatureMoments.of(x_ND).covariance().trace()
 
 
+def test_the_distance_of_features_that_are_all_equal_is_that_of_the_means_and_the_variance_of_the_others():
+    equal_ND, other_ND = torch.ones(50, 64), normal(100, 64)
+    others = FeatureMoments.of(other_ND)
+    expected = (1 - others.mean_D).square().sum() + others.covariance().trace()
+    assert distance(equal_ND, other_ND) == distance(other_ND, equal_ND) == pytest.approx(expected.item())
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**31), dim=st.integers(1, 12))
 def test_gaussians_with_common_axes_give_the_closed_form_whatever_the_axes(seed, dim):

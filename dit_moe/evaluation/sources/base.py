@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,14 @@ from dit_moe.distributed import join_processes
 from dit_moe.json_files import read_object
 from dit_moe.metrics import FeatureMoments
 from dit_moe.sampling.outputs import OUTPUTS, SAMPLE_JSON
+from dit_moe.training.config import MOST_WORKERS
 
 if TYPE_CHECKING:
     from dit_moe.evaluation.features import FeatureFolder
 
 IMAGES_FILE, PNG, GRID = (OUTPUTS[kind][0] for kind in ("npz", "png", "grid"))  # as `dit-moe sample` calls them
 FEATURES_MANIFEST = "features.json"  # in a folder of features
+MOST_PIXELS = 8192  # on a side
 # Entries of sample.json that say how images were made. When, where and how fast they were made is left out.
 SAMPLING_FACTS = (
     *("run", "step", "weights_sha256", "experiment", "recipe", "evaluations"),
@@ -119,20 +121,25 @@ class ReadOptions:
         return self.size is not None or self.channels is not None
 
     def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise ValueError(f"--size {self.size} is no size in pixels; give at least 1, or leave it out")
+        if self.size is not None and not 1 <= self.size <= MOST_PIXELS:
+            raise ValueError(f"--size {self.size} must be from 1 to {MOST_PIXELS} pixels; or leave it out")
         if self.channels not in (None, 1, 3):
             raise ValueError(f"--channels {self.channels}: images have 1 channel or 3; give one of them")
         low, high = self.value_range or (0.0, 1.0)
         if not -math.inf < low < high < math.inf:  # false for NaN, too
             raise ValueError(f"--range {low:g},{high:g} is empty or infinite; give LOW,HIGH, for instance --range=-1,1")
-        if self.workers < 0:
-            raise ValueError(f"--workers {self.workers} is negative; give 0 to read in this process")
+        if not 0 <= self.workers <= MOST_WORKERS:
+            raise ValueError(f"--workers {self.workers} must be from 0, to read in this process, to {MOST_WORKERS}")
 
 
 def sha256_of_labels(labels_N: Tensor | None) -> str | None:
     """For identities."""
     return None if labels_N is None else hashlib.sha256(labels_N.cpu().numpy().tobytes()).hexdigest()
+
+
+def describe_sizes(sizes: Collection[tuple[int, int]]) -> str:
+    """(width, height) of images, in a few words."""
+    return "×".join(map(str, next(iter(sizes)))) if len(sizes) == 1 else "several sizes"
 
 
 def sampled_into(folder: Path) -> dict[str, Any]:
@@ -214,7 +221,13 @@ class ConvertedSource(Source):
         return self.source.identity() | {"converted": {name: value for name, value in changes.items() if value}}
 
     def facts(self) -> dict[str, Any]:
-        return self.source.facts()
+        found, height, width = self.source.image_shape
+        facts, changes = self.source.facts(), {}
+        if self.size:
+            changes["resized_from"] = describe_sizes([(width, height)])
+        if self.channels:
+            changes["converted"] = f"{found} to {self.channels} channels"
+        return facts | {"stored": facts.get("stored", {}) | changes}
 
     def take_counts(self) -> dict[str, int]:
         return self.source.take_counts()

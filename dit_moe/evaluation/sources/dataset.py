@@ -5,13 +5,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dit_moe import config as configs
@@ -19,7 +22,7 @@ from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from dit_moe.data import DATASETS, BrokenImages, Dataset
 from dit_moe.data.batch_sampler import load_batches
 from dit_moe.data.held_out import require_held_out
-from dit_moe.data.images import BadImage, ImageSource
+from dit_moe.data.images import FORMATS, BadImage, ImageSource
 from dit_moe.data.latents import LatentsConfig, LatentShards
 from dit_moe.data.listing import facts_of_listing
 from dit_moe.distributed import join_processes
@@ -29,6 +32,7 @@ from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, Source
 NOT_IN_IDENTITY = ("path", "heldout", "id", "min_side", "max_megapixels", "flip", "fingerprint")
 AUTOENCODER_IDENTITY = ("kind", "channels", "sha256", "shift", "scale", "precision", "tiling")
 ROWS_AT_A_TIME = 256  # that are read for their labels, or to be hashed
+LOOKED_AT = 20  # images whose format is looked at
 READ_AT_MOST = 100_000  # images whose content is hashed: of ImageNet's it would be hours
 
 
@@ -111,7 +115,8 @@ class DatasetSource(Source):
 
     def facts(self) -> dict[str, Any]:
         compared_by = {"compared_by": "listing"} if self._is_large else {}
-        return {"config": configs.dump(self.config)} | compared_by | facts_of_listing(self.dataset)
+        stored = {"stored": {"formats": _formats(self.dataset)}} if isinstance(self.dataset, ImageSource) else {}
+        return {"config": configs.dump(self.config)} | compared_by | stored | facts_of_listing(self.dataset)
 
     def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Raises ValueError naming all images of a batch that are broken."""
@@ -140,6 +145,15 @@ class DatasetSource(Source):
             for images_BCHW in self.batches(self._parts()):
                 digest.update(images_BCHW.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _formats(dataset: ImageSource) -> list[str]:
+    """Of the files of some images, spread evenly, that are kept as they are: what is lost is not seen once reduced."""
+    count, found = len(dataset.labels_N), set()
+    for image in range(0, count, max(1, count // LOOKED_AT)) if dataset.config.size is None else ():
+        with suppress(Exception):  # is told when the image is used
+            found.add(Image.open(io.BytesIO(dataset.read(image)), formats=FORMATS).format or "")
+    return sorted(found)
 
 
 def _content(dataset: ImageSource, image: int) -> bytes:

@@ -33,6 +33,7 @@ from dit_moe.evaluation.sources.base import (
     GRID,
     ReadOptions,
     Source,
+    describe_sizes,
     facts_of_images,
     sampled_into,
     sha256_of_labels,
@@ -72,6 +73,13 @@ class FolderSource(Source):
         size, channels = self.options.size, 1 if all(header.grey for header in headers) else 3
         self.image_shape = (channels, size, size) if size else (channels, headers[0].height, headers[0].width)
         self._images = _Files(self._paths, size)
+        formats, sizes = {header.form for header in headers}, {(header.width, header.height) for header in headers}
+        resized, greys = size is not None and sizes != {(size, size)}, {header.grey for header in headers}
+        self._stored = {
+            "formats": sorted(formats),
+            "resized_from": describe_sizes(sizes) if resized else None,
+            "converted": "grey and colour to 3 channels" if len(greys) == 2 else None,
+        }
 
     def __len__(self) -> int:
         return len(self.files)
@@ -89,7 +97,7 @@ class FolderSource(Source):
 
     def facts(self) -> dict[str, Any]:
         classes = {} if self.class_names is None else {"class_names": list(self.class_names)}
-        return facts_of_images(self.folder) | classes | facts_of_listing(self)
+        return facts_of_images(self.folder) | {"stored": self._stored} | classes | facts_of_listing(self)
 
     def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Raises ValueError naming all images of a batch that are broken."""
@@ -136,6 +144,7 @@ class _Header(NamedTuple):
     width: int
     height: int
     grey: bool
+    form: str  # JPEG, PNG, …
 
 
 def _read_header(path: str) -> _Header:
@@ -143,7 +152,7 @@ def _read_header(path: str) -> _Header:
     try:
         with Image.open(path, formats=FORMATS) as image:
             grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")  # I: 16 bits
-            return _Header(*image.size, grey)
+            return _Header(*image.size, grey, image.format or "")
     except UnidentifiedImageError:
         problem = f"is not an image that can be read ({', '.join(FORMATS)})"
     except Exception as error:  # Pillow's parsers raise OSError, SyntaxError, struct.error, zlib.error, …

@@ -230,6 +230,7 @@ class Encoder:
             encoding=self.encoding,
             skipped=tuple((i, problem) for record in records for i, problem in record["skipped"]),
             shards=shards,
+            passed_over=getattr(self.dataset, "passed_over", {}),
         )
         write_manifest(self.folder, manifest)
         (self.folder / BROKEN).unlink(missing_ok=True)

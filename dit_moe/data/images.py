@@ -3,8 +3,9 @@
 `ImageSource` is the base class of all datasets of image files: mirrored rows, and the report of broken files. The
 simplest of them, `ImageFolder`, stands here.
 
-A camera's orientation tag (EXIF) is ignored, as ADM ignores it: published results are of such crops. So is a JPEG
-decoder's fast reduced size (`draft`), which gives other pixels.
+A camera's orientation tag (EXIF) is ignored unless a config asks for it, as ADM ignores it: published results are of
+such crops. (TIFF files are always turned, by Pillow.) A JPEG decoder's fast reduced size (`draft`) is not used, which
+gives other pixels.
 """
 
 # N images, B rows of a batch, U different images among them, C channels, H height, W width
@@ -19,12 +20,14 @@ import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError, features
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 from torch import Tensor
 
 from dit_moe.config import ConfigError, require
@@ -42,6 +45,7 @@ from dit_moe.data.listing import (
     require_no_splits,
     say_passed_over,
 )
+from dit_moe.formatting import tell
 
 EXTENSIONS = (
     *(".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg"),
@@ -69,6 +73,16 @@ IMAGE_SIGNATURE = re.compile(b"|".join(re.escape(each).replace(rb"\.", b".") for
 SIZES = 1000  # files of a folder, spread evenly over all, whose sizes are in the fingerprint
 BITS_16_TO_8 = ((np.arange(2**16) * 255 + (2**16 - 1) // 2) // (2**16 - 1)).astype(np.uint8)  # rounded
 
+TURNS = {  # EXIF orientation → what undoes it
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 _opening = threading.Lock()
 
 
@@ -95,7 +109,13 @@ def list_images(folder: str, own: Sequence[str] = ()) -> Listing:
     return list_files(folder, lambda name, path: why_no_image(name, lambda: first_bytes(path)), own)
 
 
-def decode(content: bytes, size: int | None, min_side: int, max_megapixels: float) -> np.ndarray:
+def decode(
+    content: bytes,
+    size: int | None,
+    min_side: int,
+    max_megapixels: float,
+    turn: Callable[[int], bool] = lambda orientation: False,
+) -> np.ndarray:
     """The bytes of an image file → uint8 RGB [3, H, W]. Grey is repeated, and what is transparent shows white.
 
     Args:
@@ -103,6 +123,7 @@ def decode(content: bytes, size: int | None, min_side: int, max_megapixels: floa
         min_side: least height and width in pixels.
         max_megapixels: most pixels of the image, also once `crop` has enlarged it, in millions. What exceeds it is
             refused by its header, before anything is decoded.
+        turn: called with an EXIF orientation from 2 to 8, whether to turn the image by it.
 
     Raises:
         BadImage: not an image, damaged, or outside of the limits.
@@ -110,9 +131,11 @@ def decode(content: bytes, size: int | None, min_side: int, max_megapixels: floa
     if not content:
         raise BadImage("is empty (0 bytes)")
     try:
-        image = _open(content)
+        image, orientation = _open(content)
         _require_size(image.size, size, min_side, max_megapixels)
         image = _to_rgb(image)
+        if orientation in TURNS and turn(orientation):
+            image = image.transpose(TURNS[orientation])
     except (BadImage, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -124,16 +147,21 @@ def decode(content: bytes, size: int | None, min_side: int, max_megapixels: floa
     return pixels_HWC.transpose(2, 0, 1)
 
 
-def _open(content: bytes) -> Image.Image:
-    """Read the header. Pillow's own limit on pixels gives way to ours, and it does not warn of odd metadata.
+def _open(content: bytes) -> tuple[Image.Image, int]:
+    """Read the header, and the EXIF orientation, 1 if there is none.
 
-    Both are settings of the whole process; they are changed for the moment that a header takes.
+    Pillow's own limit on pixels gives way to ours, and it does not warn of odd metadata. Both are settings of the whole
+    process; they are changed for the moment that a header takes.
     """
     with _opening, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(io.BytesIO(content), formats=FORMATS)
+            image, orientation = Image.open(io.BytesIO(content), formats=FORMATS), 1
+            if "exif" in image.info:
+                with suppress(Exception):  # damaged metadata
+                    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            return image, orientation
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
@@ -194,6 +222,7 @@ class ImageSourceConfig:
     flip: bool = False  # in training, row N + i is image i mirrored, so that an epoch shows both
     min_side: int = 8  # pixels; an image with less is refused
     max_megapixels: float = 200.0  # an image with more is refused before it is decoded
+    orientation: Literal["exif"] | None = None  # turn images as their EXIF data says; None: as they are stored
     fingerprint: str | None = None  # (recorded) of what the files hold
 
     def __post_init__(self) -> None:
@@ -215,6 +244,7 @@ class ImageSource(ABC):
         fingerprint: of what the files hold.
     """
 
+    _said_orientation = False
     passed_over: PassedOver = {}  # noqa: RUF012  (none is changed in place)
 
     def __init__(
@@ -285,12 +315,20 @@ class ImageSource(ABC):
         """uint8 [C, H, W]. BadImage names the file."""
         limits = self.config
         try:
-            return decode(self.read(image), limits.size, limits.min_side, limits.max_megapixels)
+            turn = partial(self._turn, image)
+            return decode(self.read(image), limits.size, limits.min_side, limits.max_megapixels, turn)
         except OSError as error:
             problem = f"cannot be read ({error.strerror or error})"
         except BadImage as error:
             problem = str(error)
         raise BadImage(f"{self.locate(image)} {problem}")
+
+    def _turn(self, image: int, orientation: int) -> bool:
+        if self.config.orientation is None and not self._said_orientation:
+            self._said_orientation = True  # in each process that reads, for none knows what others met
+            problem = f"{self.locate(image)} has the EXIF orientation {orientation}, which is not applied"
+            tell(f"note: {problem}, nor are others'; datasets take the option orientation: exif")
+        return self.config.orientation == "exif"
 
     @cached_property
     def _first(self) -> tuple[int, tuple[int, int, int]]:

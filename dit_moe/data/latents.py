@@ -21,7 +21,7 @@ import json
 import math
 import mmap
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, TypedDict
@@ -87,6 +87,7 @@ class Manifest:
     encoding: Annotated[Tree, Keys(Encoding)]  # images, crop, precision, …: what a continued encoding must find again
     skipped: tuple[tuple[Count, str], ...]  # broken images that were left out: place, reason
     shards: tuple[Shard, ...]
+    passed_over: Tree = field(default_factory=dict)  # of what lay beside the images: `dit_moe.data.listing`
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):

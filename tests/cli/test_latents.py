@@ -127,6 +127,7 @@ def test_image_folders_are_encoded_trained_on_and_sampled_and_encoding_on_the_fl
 
 def test_broken_files_stop_it_at_the_end_unless_they_are_to_be_skipped(capsys, tmp_path, images):
     (images / "cats" / "note.jpg").write_text("not an image")
+    (images / "cats" / "note.txt").write_text("passed over")
     settings = of_images(tmp_path, images)
     refused(capsys, 1, "note.jpg", "encode", CONFIG, *settings)
     assert not (tmp_path / "latents" / "manifest.json").exists()
@@ -135,6 +136,8 @@ def test_broken_files_stop_it_at_the_end_unless_they_are_to_be_skipped(capsys, t
     assert cli("encode", CONFIG, *settings, "--skip-broken") == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["images"], facts["skipped"]) == (12, 1)
+    manifest = json.loads((tmp_path / "latents" / "manifest.json").read_text())
+    assert manifest["passed_over"] == {"files of other kinds": {"count": 1, "first": "cats/note.txt"}}
 
 
 @pytest.mark.parametrize(

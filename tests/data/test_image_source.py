@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dit_moe.config import ConfigError
 from dit_moe.data import BrokenImages
@@ -80,6 +81,16 @@ def test_without_a_size_images_stay_as_they_are_and_another_size_is_refused_with
 def test_with_a_size_images_of_all_sizes_become_one():
     source = Listed([encoded(pixels(0, 16, 20)), encoded(pixels(1, 40, 9))], size=12)
     assert source.__getitems__([0, 1])["images"].shape == (2, *source.image_shape) == (2, 3, 12, 12)
+
+
+def test_an_orientation_that_is_not_applied_is_said_once(capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = [FILES[0], *[encoded(pixels(i, 16, 20), exif=exif) for i in range(2)]]
+    Listed(files, size=8).__getitems__([0, 1, 2])
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "note: file1 has the EXIF orientation 6, which is not applied" in told
+    assert Listed(files[1:], orientation="exif").image_shape == (3, 20, 16) and not capsys.readouterr().err
 
 
 def test_the_shape_is_known_although_the_first_image_is_broken_and_refused_if_all_are():

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dit_moe.data.images import BadImage, decode
 from tests.data.examples import encoded, pixels
 
 
-def read(content, size=None, min_side=1, max_megapixels=200.0):
+def read(content, size=None, min_side=1, max_megapixels=200.0, **options):
     """uint8 [H, W, 3]."""
-    image = decode(content, size, min_side, max_megapixels)
+    image = decode(content, size, min_side, max_megapixels, **options)
     assert image.dtype == np.uint8 and image.shape[0] == 3
     return image.transpose(1, 2, 0)
 
@@ -106,10 +106,16 @@ def test_cmyk_becomes_the_light_that_the_inks_leave(form, cmyk):
     assert np.abs(np.array(found) - expected).max() <= 2  # the JPEG's rounding; TIFF's is below 1
 
 
-def test_a_cameras_orientation_is_ignored_as_adm_does():
-    picture, exif = pixels(0, 4, 6), Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
-    assert np.array_equal(read(encoded(picture, "PNG", exif=exif)), picture)
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_cameras_orientation_is_ignored_as_adm_does_unless_it_is_asked_for(form):
+    picture, exif = Image.fromarray(pixels(0, 16, 32)), Image.Exif()
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        content = encoded(picture, form, exif=exif)
+        with Image.open(io.BytesIO(content)) as image:
+            plain, turned = np.asarray(image.convert("RGB")), np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        assert np.array_equal(read(content), plain)
+        assert np.array_equal(read(content, turn=lambda found: True), turned)
 
 
 # ------------------------------------------------------------------------------------------------------ crop and resize

@@ -28,6 +28,7 @@ from dit_moe.data.listing import facts_of_listing
 from dit_moe.distributed import join_processes
 from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, Source, sha256_of_labels
 
+LATER = {("orientation", None)}  # options that came later, which are no part of the identity where they have this value
 # Options without a part in the identity: where the images lie, which are refused, and what is not used here.
 NOT_IN_IDENTITY = ("path", "heldout", "id", "min_side", "max_megapixels", "flip", "fingerprint")
 AUTOENCODER_IDENTITY = ("kind", "channels", "sha256", "shift", "scale", "precision", "tiling")
@@ -108,7 +109,8 @@ class DatasetSource(Source):
 
         Reads them all, once. ValueError if one cannot be read.
         """
-        config = {name: value for name, value in configs.dump(self.config).items() if name not in NOT_IN_IDENTITY}
+        options = configs.dump(self.config).items()
+        config = {name: value for name, value in options if name not in NOT_IN_IDENTITY and (name, value) not in LATER}
         identity = {"kind": "dataset", "name": DATASETS.name_of(self.config), "config": config, "split": self.split}
         labels_sha256 = sha256_of_labels(self.labels_N)
         return identity | {"sha256": self._sha256, "labels_sha256": labels_sha256, "count": len(self)}

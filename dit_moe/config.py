@@ -295,13 +295,13 @@ def convert(hint: Any, value: Any, path: str = "") -> Any:
         if value not in args or type(value) not in {type(arg) for arg in args}:
             raise ConfigError(path, f"={shown(value)} is not one of {', '.join(map(str, args))}")
         return value
-    if origin in (tuple, list):
-        return _convert_list(origin, args, value, path)
-    if origin is dict or dataclasses.is_dataclass(hint) or typing.is_typeddict(hint):
+    if origin in (tuple, list, Sequence):
+        return _convert_list(tuple if origin is tuple else list, args, value, path)
+    if origin in (dict, Mapping) or dataclasses.is_dataclass(hint) or typing.is_typeddict(hint):
         if not isinstance(value, Mapping):
             wanted = "a section of `key: value` lines" if dataclasses.is_dataclass(hint) else "an object"
             raise ConfigError(path, f"={shown(value)} must be {wanted}")
-        if origin is dict:
+        if origin in (dict, Mapping):
             return {
                 convert(args[0], key, path): convert(args[1], each, _below(path, key)) for key, each in value.items()
             }
@@ -312,6 +312,9 @@ def convert(hint: Any, value: Any, path: str = "") -> Any:
 def _convert_list(kind: type, args: tuple[Any, ...], value: Any, path: str) -> Any:
     if not isinstance(value, list | tuple):
         raise ConfigError(path, f"={shown(value)} must be a list")
+    many = args[0] is float and args[1:] in ((), (Ellipsis,)) and set(map(type, value)) == {float}
+    if many and all(map(math.isfinite, value)):  # without looking at each by itself
+        return kind(value)
     each = args[:1] * len(value) if kind is list or args[-1] is Ellipsis else args
     if len(value) != len(each):
         raise ConfigError(path, f"={shown(value)} must have {len(each)} entries")

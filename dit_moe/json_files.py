@@ -137,6 +137,17 @@ def read(path: Path, schema: type[T], remedy: str, *, any_number: bool = False) 
     return checked(load(path, remedy, any_number=any_number), schema, str(path), remedy)
 
 
+def read_if_good(path: Path, schema: type[T]) -> T | None:
+    """As `read`; None if there is no such file, or a damaged one, where it is to be made anew then.
+
+    OSError if it cannot be read.
+    """
+    try:
+        return read(path, schema, "it is made anew")
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def checked(found: Any, schema: type[T], source: str, remedy: str) -> T:
     """What was read of `source`, as `schema` has it. ValueError for what that does not allow."""
     if not isinstance(found, dict):

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from dit_moe.files import atomic_file, atomic_folder
+from dit_moe.json_files import read_object
 
 MIN_CELL = 64  # pixels; smaller images are enlarged by a whole factor, so that every pixel stays a square
 GAP = 2
@@ -73,11 +74,8 @@ def _picture(pixels_HWC: np.ndarray) -> Image.Image:
 
 def foreign_pictures(folder: Path) -> list[str]:
     """What in a folder is none of the samples that `png_folder` put there, all of which its labels.json lists."""
-    try:
-        labels = json.loads((folder / LABELS).read_bytes())
-    except (OSError, ValueError):
-        labels = None
-    own = {LABELS, *labels} if isinstance(labels, dict) else set()
+    labels = read_object(folder / LABELS)
+    own = {LABELS, *labels} if labels else set()
     return sorted(name for name in os.listdir(folder) if name not in own or not _OWN_FILE.fullmatch(name))
 
 

@@ -17,7 +17,7 @@ from typing import TypeVar
 from dit_moe.config import Tree
 from dit_moe.distributed import from_main, join_processes, on_all, on_main
 from dit_moe.files import require_own, write_atomically
-from dit_moe.json_files import read, read_object
+from dit_moe.json_files import read, read_if_good, read_object
 
 T = TypeVar("T")
 Rows = TypeVar("Rows")
@@ -131,10 +131,8 @@ class ShardFolder:
 
     def record(self, shard: int) -> Tree | None:
         """The record of a shard; None if there is none, or a damaged one. OSError for one that cannot be read."""
-        try:
-            return dict(read(self.path(shard, ".json"), self._record, "make the shard anew"))
-        except (FileNotFoundError, ValueError):
-            return None
+        found = read_if_good(self.path(shard, ".json"), self._record)
+        return None if found is None else dict(found)
 
     def write_record(self, shard: int, record: Tree) -> None:
         write_atomically(self.path(shard, ".json"), json.dumps(record) + "\n")

@@ -31,7 +31,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dit_moe.config import ConfigError, Keys, Tree, Within, require
+from dit_moe.config import ConfigError, Keys, Tree, Within, convert, require
 from dit_moe.data.base import DATASETS, place_of
 from dit_moe.files import require_size
 from dit_moe.json_files import Count, FileName, Name, NonNegative, Sha256, Size, parse, read_sealed, write_sealed
@@ -207,6 +207,20 @@ class LatentShards:
         return _map(self.folder / SHARDS / shard.file, shard, manifest.dtype, row, places, len(manifest.class_names))
 
 
+class _Array(TypedDict):
+    """What the header of a safetensors file says of a tensor."""
+
+    dtype: str
+    shape: list[Count]
+    data_offsets: tuple[Count, Count]  # from the end of the header: where its bytes begin and end
+
+
+class _Header(TypedDict):
+    moments: _Array
+    labels: _Array
+    index: _Array
+
+
 class _Mapped(NamedTuple):
     """A shard file in memory as far as the system cares to keep it; all processes share its pages."""
 
@@ -237,7 +251,7 @@ def _map(path: Path, shard: Shard, dtype: str, row: tuple[int, ...], places: ran
         end = 8 + int.from_bytes(mapped[:8], "little")
         if end > MOST_HEADER:
             raise ValueError(f"its header is said to have {end - 8:,} bytes")
-        header = parse(mapped[8:end])
+        header = convert(_Header, parse(mapped[8:end]))
         moments, labels, index = header["moments"], header["labels"], header["index"]
         _require_header("moments", moments, _HEADER_DTYPES[dtype], shape)
         _require_header("labels", labels, "I64", shape[:1])
@@ -255,7 +269,7 @@ def _map(path: Path, shard: Shard, dtype: str, row: tuple[int, ...], places: ran
         raise ValueError(f"{path} cannot be read ({error}); restore it, or run `dit-moe encode` again") from None
 
 
-def _require_header(name: str, header: Tree, dtype: str, shape: tuple[int, ...]) -> None:
+def _require_header(name: str, header: _Array, dtype: str, shape: tuple[int, ...]) -> None:
     if (header["dtype"], header["shape"]) != (dtype, list(shape)):
         found = f"{header['dtype']} {header['shape']}"
         raise ValueError(f"{name} are {found} where {MANIFEST} says {dtype} {list(shape)}")

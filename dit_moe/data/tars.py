@@ -12,7 +12,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import io
-import json
 import math
 import os
 import re
@@ -44,6 +43,7 @@ from dit_moe.data.listing import (
     say_passed_over,
 )
 from dit_moe.files import require_no_stand_in
+from dit_moe.json_files import parse
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 UNLABELLED = -1
@@ -376,8 +376,8 @@ def _read_label(tar: str, descriptor: int, fields: dict[str, Member]) -> int:
     member = fields.get("cls") or fields["json"]
     content = os.pread(descriptor, min(member.size, MOST_LABEL), member.offset)
     try:
-        label = int(content) if "cls" in fields else json.loads(content)["label"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        label = int(content) if "cls" in fields else parse(content)["label"]
+    except (ValueError, KeyError, TypeError):
         label = None
     if type(label) is not int or not 0 <= label < 2**31:
         wanted = 'a whole number from 0 up, in json under "label"'

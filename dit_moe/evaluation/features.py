@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NotRequired, Self, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +26,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dit_moe.config import Tree, WorkFailed, differences
+from dit_moe.config import Tree, WorkFailed, convert, differences
 from dit_moe.data.npz import image_writer
 from dit_moe.distributed import enough_memory, from_main, join_processes, locked, on_all, on_main
 from dit_moe.evaluation.sources.base import FEATURES_MANIFEST, Source
 from dit_moe.extractors import FeatureExtractor
 from dit_moe.files import require_writable, write_atomically
+from dit_moe.json_files import Count, Size, checked, load, parse, require_format
 from dit_moe.metrics import FeatureSet
 from dit_moe.shards import FixedShards
 
@@ -73,22 +74,18 @@ class FeatureManifest:
     extractor: Tree  # FeatureExtractor.identity()
     name: str
     facts: Tree
-    count: int
-    image_shape: tuple[int, int, int]
+    count: Size
+    image_shape: tuple[Size, Size, Size]
     device: str
-    shard_size: int
+    shard_size: Size
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """ValueError if the file is anything else."""
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found["format"] != FORMAT:
-                raise ValueError
-            return cls(**{**found, "image_shape": tuple(found["image_shape"])})
-        except (ValueError, TypeError, KeyError):
-            problem = f"{path} is no manifest of features"
-            raise ValueError(f"{problem}; name another folder by --features, or delete that one") from None
+        remedy = "name another folder by --features, or delete that one"
+        found = load(path, remedy)
+        require_format(found, FORMAT, path, remedy)
+        return checked(found, cls, str(path), remedy)
 
     def identity(self) -> Tree:
         """All that decides the features and how they are kept, as a file has it."""
@@ -99,6 +96,13 @@ class FeatureManifest:
         """What a shard records of itself: which features it is part of, and its number among them."""
         what = json.dumps([self.source, self.extractor, self.shard_size], sort_keys=True)
         return f"{hashlib.sha256(what.encode()).hexdigest()[:16]} {shard}"
+
+
+class _ShardFacts(TypedDict):
+    """What a shard says of itself."""
+
+    tally: dict[str, Count]
+    place: NotRequired[str]
 
 
 class FeatureFolder:
@@ -158,13 +162,12 @@ class FeatureFolder:
         """What was counted while the images of an open shard were made. ValueError if it is not that shard."""
         recorded = file.metadata() or {}
         try:
-            facts = json.loads(recorded.get("shard", "{}"))
-            counts: Tree = facts["tally"] if "tally" in facts else json.loads(recorded["tally"])  # the older way
-            if not all(type(count) is int for count in counts.values()):
-                raise TypeError
-            place = facts.get("place", self.manifest.key_of(shard))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            before = {"tally": parse(recorded["tally"])} if "shard" not in recorded else {}  # the older way
+            facts = convert(_ShardFacts, before or parse(recorded["shard"]))
+        except (ValueError, KeyError):
             raise self._refusal(shard, "holds no features") from None
+        counts: dict[str, int] = facts["tally"]
+        place = facts.get("place", self.manifest.key_of(shard))
         if place != self.manifest.key_of(shard):
             raise self._refusal(shard, "holds the features of other images, those of another folder or number")
         return counts

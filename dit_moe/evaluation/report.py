@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rich.table import Table
 
-from dit_moe.config import Tree
+from dit_moe.config import Tree, build, convert, section
 from dit_moe.evaluation.comparability import UNKNOWN, Reason
 from dit_moe.formatting import PlainConsole
+from dit_moe.json_files import Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +29,9 @@ class Distance:
     ratio: float | None = None  # of generated to floor
     reconstruction: float | None = None  # of held-out images that an autoencoder has encoded and decoded
     reconstruction_ratio: float | None = None  # of that to floor
-    n: int | None = None  # images on the left side of each distance
-    n_reference: int | None = None
-    seeds: int | None = None
+    n: Count | None = None  # images on the left side of each distance
+    n_reference: Count | None = None
+    seeds: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +57,9 @@ class Provenance:
     heldout: Tree | None = None
     reconstruction: Tree | None = None
     extractor: Tree = field(default_factory=dict)
-    n_gen: int | None = None
-    n_ref_images: int | None = None
-    n_ref_statistics: int | None = None
+    n_gen: Count | None = None
+    n_ref_images: Count | None = None
+    n_ref_statistics: Count | None = None
     metrics: Tree = field(default_factory=dict)  # settings by name
     better: Mapping[str, str | None] = field(default_factory=dict)  # by the number's key: "lower", "higher"
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -84,12 +85,15 @@ class Provenance:
         found = {name: value for name, value in tree.items() if name in known and value is not None}
         if isinstance(found.get("extractor"), str):
             found["extractor"] = {"name": found["extractor"]}
-        found["samples"] = [each if isinstance(each, dict) else {"name": each} for each in found.get("samples", ())]
-        reasons = [Reason.read(each) for each in tree.get("not_comparable_because") or []]
+        samples = convert(list[Tree | str], found.get("samples", []), "provenance.samples")
+        found["samples"] = [each if isinstance(each, dict) else {"name": each} for each in samples]
+        because = convert(list[str] | None, tree.get("not_comparable_because"), "provenance.not_comparable_because")
+        reasons = [Reason.read(each) for each in because or []]
         if not reasons and tree.get("comparable_to_published") is not True:
             reasons = [UNKNOWN]
         asked: Tree = {name: tree[name] for name in ("recipe", "sampling", "read") if name in tree}
-        return cls(**found, asked=asked, reasons=reasons)
+        with section("provenance"):
+            return replace(build(cls, found), asked=asked, reasons=reasons)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,11 +128,12 @@ class Report:
         numbers: dict[str, Number] = {}
         for key, value in tree.items():
             if isinstance(value, dict) and "generated" in value:
-                numbers[key] = Distance(**{name: each for name, each in rest.pop(key).items() if name in known})
+                numbers[key] = build(Distance, {k: each for k, each in rest.pop(key).items() if k in known}, key)
             elif f"{key}_heldout" in rest:
-                numbers[key] = Value(**{name: rest.pop(key + ending, None) for name, ending in VALUE_ENDINGS.items()})
+                parts = {name: rest.pop(key + ending, None) for name, ending in VALUE_ENDINGS.items()}
+                numbers[key] = build(Value, parts, key)
             elif key in rest and is_spread(key, provenance.extractor.get("name")):
-                numbers[key] = rest.pop(key)
+                numbers[key] = convert(float | None, rest.pop(key), key)
         return cls(numbers=numbers, provenance=provenance, warnings=warnings, more=rest)
 
     def flat(self) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
@@ -13,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from dit_moe import yaml_text
-from dit_moe.config import Tree
+from dit_moe.config import ConfigError, Tree, convert
 from dit_moe.evaluation.comparability import Reason
 from dit_moe.evaluation.report import Distance, Report, Value, is_spread
 from dit_moe.files import require_output, write_atomically
 from dit_moe.formatting import markdown_table, rounded, spaced
+from dit_moe.json_files import Count, NonNegative, Size, load
 from dit_moe.locks import exclusive
 
 FILE = "metrics.json"
@@ -73,13 +73,14 @@ def read_result(path: str | Path) -> Row:
     path, file = Path(path), result_file(path)
     if not file.is_file():
         raise ValueError(f"{file} does not exist; name a result of dit-moe eval --out FILE.json, or its folder")
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        tree = None
+    remedy = "name a result of dit-moe eval, or evaluate again"
+    tree = load(file, remedy)
     if not isinstance(tree, dict) or not isinstance(tree.get("provenance"), dict):
         raise ValueError(f"{file} is no result of dit-moe eval, which says in `provenance` how it was made; name one")
-    return _row(Report.from_json(tree), source=str(path))
+    try:
+        return _row(Report.from_json(tree), source=str(path))
+    except ConfigError as error:
+        raise ValueError(f"{file}: {error}; {remedy}") from None
 
 
 def result_file(path: str | Path) -> Path:
@@ -89,30 +90,32 @@ def result_file(path: str | Path) -> Path:
 
 def _row(report: Report, source: str) -> Row:
     facts = report.provenance
-    made = [{**each, **each.get("sample", {})} for each in facts.samples]  # an npz's facts are in the file beside it
+    # The facts of an npz are in the file beside it.
+    made = [{**each, **convert(Tree, each.get("sample", {}), "sample")} for each in facts.samples]
     verified = facts.extractor.get("is_fid") is True
     space = "" if verified else str(facts.extractor.get("name") or "unknown features")
     counts = [each.n_reference for each in report.distances.values() if each.n_reference is not None]
-    sample, interval = "experiment.sample", _shared(made, "experiment.sample.guidance.interval")
-    router, model = _shared(made, "experiment.model.moe.router.name"), _shared(made, "experiment.model")
+    sample = "experiment.sample"
+    interval = _shared(made, f"{sample}.guidance.interval", tuple[float, float])
+    router, model = _shared(made, "experiment.model.moe.router.name"), _shared(made, "experiment.model", Any)
     return Row(
         source=source,
-        name=_short(made[0].get("name") if made else None) or _short(source),
+        name=_short(convert(str | None, made[0].get("name"), "name") if made else None) or _short(source),
         model=_shared(made, "experiment.model.name") or _shared(made, "model"),
         router=router if router is not None else "dense" if model else None,
-        parameters=_shared(made, "parameters"),
-        active_parameters=_shared(made, "active_parameters"),
+        parameters=_shared(made, "parameters", NonNegative),
+        active_parameters=_shared(made, "active_parameters", NonNegative),
         active_experts=_active_experts(report, made),
-        steps=_shared(made, "step"),
-        batch=_shared(made, "experiment.train.batch_size"),
+        steps=_shared(made, "step", Count),
+        batch=_shared(made, "experiment.train.batch_size", Count),
         objective=_shared(made, "experiment.objective.name"),
-        sampler=_joined(_shared(made, f"{sample}.sampler.name"), _shared(made, f"{sample}.sampler.steps")),
-        evaluations=_shared(made, "evaluations"),
-        guidance=_shared(made, f"{sample}.guidance.scale"),
-        channels=_shared(made, f"{sample}.guidance.channels"),
+        sampler=_joined(_shared(made, f"{sample}.sampler.name"), _shared(made, f"{sample}.sampler.steps", Count)),
+        evaluations=_shared(made, "evaluations", Count),
+        guidance=_shared(made, f"{sample}.guidance.scale", float),
+        channels=_shared(made, f"{sample}.guidance.channels", Count),
         interval=None if interval in (None, [0, 1]) else (interval[0], interval[1]),
         weights=_shared(made, "weights") or _shared(made, f"{sample}.weights"),
-        sampling_recipe=_shared(made, "recipe") or facts.asked.get("sampling"),
+        sampling_recipe=_shared(made, "recipe") or convert(str | None, facts.asked.get("sampling"), "sampling"),
         image_size=_side(made),
         n=facts.n_gen,
         n_reference=counts[0] if counts else facts.n_ref_statistics,
@@ -130,13 +133,17 @@ def _row(report: Report, source: str) -> Row:
     )
 
 
-def _shared(made: Sequence[Tree], path: str) -> Any:
-    """A dotted setting of how each seed's images were made: None where one does not have it, or where two differ."""
+def _shared(made: Sequence[Tree], path: str, kind: Any = str) -> Any:
+    """A dotted setting of how each seed's images were made: None where one does not have it, or where two differ.
+
+    ConfigError if it is of another `kind`.
+    """
     found = []
     for value in made:
         each: Any = value
         for key in path.split("."):
             each = each.get(key) if isinstance(each, Mapping) else None
+        convert(kind | None, each, path)
         found.append(each)
     return found[0] if found and all(each == found[0] for each in found) else None
 
@@ -152,9 +159,9 @@ def _short(name: str | None) -> str | None:
 
 def _side(made: Sequence[Tree]) -> int | None:
     """Of the images that were compared. Older results do not say it, but of models of pixels it is known."""
-    shape = _shared(made, "image_shape")
+    shape = _shared(made, "image_shape", tuple[Size, Size, Size])
     if shape is None and _shared(made, "experiment.first_stage.name") == "identity":
-        return _shared(made, "experiment.model.input_size")
+        return _shared(made, "experiment.model.input_size", Size)
     return shape[-1] if shape and shape[1] == shape[2] else None
 
 
@@ -163,6 +170,8 @@ def _active_experts(report: Report, made: Sequence[Tree]) -> float | None:
     active = report.more.get("active_experts")
     active = active.get("mean") if isinstance(active, dict) else active
     counted = [each["active_experts"] for each in made if each.get("active_experts") is not None]
+    for each in (active, *counted):
+        convert(NonNegative | None, each, "active_experts")
     if active is None and counted and len(counted) == len(made):
         active = sum(counted) / len(counted)
     return active

@@ -5,20 +5,44 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
-from dit_moe.config import ConfigError
+from dit_moe.config import ConfigError, Keys, Tree, Within
 from dit_moe.distributed import join_processes, locked
 from dit_moe.files import require_own, write_atomically
 from dit_moe.formatting import markdown_table, tell
+from dit_moe.json_files import NonNegative, checked, load, require_format
 from dit_moe.plotting import INK, LINES, MARKERS, PAPER, canvas, labels_above, save_figure, styled
 from dit_moe.studies.compute_budget_runs import ImageOptions, ImageRunAtBudgets, RunAtBudgets, TextRunAtBudgets
 from dit_moe.studies.table import si_prefix
 from dit_moe.tasks import task_of
 
 FORMAT = 1
-ENTRY = ("measure", "identity", "points")
 Entry = dict[str, Any]  # of dial.json: a measure of a run, by one set of settings
+
+
+class _Point(TypedDict):
+    """A measure at a target, or as trained; what is shown of it."""
+
+    target: float | None
+    value: float
+    active: NonNegative
+    flops: Annotated[float, Within(1, 1e30)]
+    std: NotRequired[NonNegative | None]
+    floor: NotRequired[float | None]
+
+
+class _Entry(TypedDict):
+    measure: str
+    identity: Tree
+    router: str
+    points: list[Annotated[Tree, Keys(_Point)]]
+
+
+class _Dial(TypedDict):
+    """What dial.json holds."""
+
+    runs: list[Annotated[Entry, Keys(_Entry)]]
 
 
 def measure_compute_budgets(
@@ -70,13 +94,10 @@ def _read(path: Path) -> list[Entry]:
     """The entries that an earlier call wrote. ValueError if they cannot be read."""
     if not path.is_file():
         return []
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["format"] == FORMAT:
-            return [{**entry, **{name: entry[name] for name in ENTRY}} for entry in found["runs"]]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is damaged; move it away, or name another folder with --out") from None
-    raise ValueError(f"{path} is of another version, with format {found['format']}; name another folder with --out")
+    remedy = "move it away, or name another folder with --out"
+    found = load(path, remedy)
+    require_format(found, FORMAT, path, remedy)
+    return checked(found, _Dial, str(path), remedy)["runs"]
 
 
 def _measured(run: RunAtBudgets, kept: list[Entry], out: Path) -> Entry:

@@ -11,12 +11,12 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 
 from dit_moe import config
-from dit_moe.config import ConfigError
+from dit_moe.config import ConfigError, Tree, Within
 from dit_moe.evaluation.compute import number_names
 from dit_moe.evaluation.runs import comparison_of, how_many, reconstructed, run_source, seeds_of, training_images
 from dit_moe.evaluation.sources.base import EvaluationInput
@@ -24,7 +24,7 @@ from dit_moe.experiments.image import EvalConfig
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
 from dit_moe.files import write_atomically
 from dit_moe.formatting import tell
-from dit_moe.json_files import read_object
+from dit_moe.json_files import Count, NonNegative, Size, read_if_good
 from dit_moe.metrics import configs_of
 from dit_moe.studies.study import PlannedRun, Study
 from dit_moe.tasks import AnyExperiment, task_of
@@ -162,13 +162,59 @@ def metric_identity(study: Study, run: PlannedRun) -> dict[str, Any]:
     return {"metric": study.metric} | ({} if text else {"eval": tree["eval"], "sample": tree["sample"]})
 
 
+class _Machine(TypedDict):
+    cpu: str
+    cores: Size | None
+    gpu: str | None
+
+
+class _Made(TypedDict):
+    """What `provenance` gives."""
+
+    machine: _Machine
+    versions: dict[str, str]
+    threads: Size
+    precision: str
+
+
+class _Metric(TypedDict):
+    identity: Tree
+    name: str
+    label: str
+    better: Literal["lower", "higher"] | None
+    value: float
+
+
+class _Score(TypedDict):
+    """What score.json holds."""
+
+    identity: Tree
+    made: _Made
+    step: Count
+    loss: float
+    terms: dict[str, float]
+    active: NonNegative | None
+    active_layers: list[NonNegative] | None
+    flops: Annotated[float, Within(1, 1e30)]
+    metric: _Metric | None
+
+
+class _Timing(TypedDict):
+    """What timing.json holds."""
+
+    runs: Tree
+    steps: Size
+    made: _Made
+    seconds_per_step: dict[str, NonNegative]
+
+
 def read_loss(study: Study, run: PlannedRun) -> dict[str, Any] | None:
     """What score.json holds of a run that is trained to its end, if its loss is of this study; its metric may not be.
 
     None if there is no such thing.
     """
-    score = read_object(run.folder / SCORE)  # a damaged one is made anew
-    return score if score and run.is_trained() and score.get("identity") == loss_identity(study, run) else None
+    score: Any = read_if_good(run.folder / SCORE, _Score)
+    return score if score and run.is_trained() and score["identity"] == loss_identity(study, run) else None
 
 
 def read_score(study: Study, run: PlannedRun) -> dict[str, Any] | None:
@@ -208,7 +254,7 @@ WARM_UP = 2  # steps
 
 def read_timing(out: Path, runs: Sequence[PlannedRun], steps: int) -> dict[str, Any] | None:
     """What `time_variants` wrote, wherever that was, if it is of these runs."""
-    found = read_object(out / TIMING)  # a damaged one is made anew
+    found: Any = read_if_good(out / TIMING, _Timing)
     return found if found and _timing_identity(runs, steps).items() <= found.items() else None
 
 

@@ -14,13 +14,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Self
+from types import NoneType
+from typing import Any, NotRequired, Self, TypedDict
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from dit_moe.config import ConfigError, Tree, convert
 from dit_moe.distributed import join_processes
 from dit_moe.files import sync, write_atomically
 from dit_moe.formatting import PlainConsole, rounded, tell
+from dit_moe.json_files import Count, NonNegative, parse
 from dit_moe.moe import MoEConfig
 from dit_moe.training.config import TrainConfig
 from dit_moe.training.step import ACTIVE_PEAK
@@ -201,8 +204,8 @@ class JsonLines:
 
     def ends_with(self, step: int) -> bool:
         """Whether the last line is of `step`."""
-        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
-        return bool(lines) and json.loads(lines[-1])["step"] == step
+        lines = self._path.read_bytes().splitlines() if self._path.exists() else []
+        return bool(lines) and _parsed(lines[-1])["step"] == step
 
     def sync(self) -> None:
         """Put every line on the disk: a checkpoint must not be newer than its log."""
@@ -220,9 +223,9 @@ class JsonLines:
         for line in lines:
             if line.endswith(b"\n"):
                 try:
-                    if int(json.loads(line)["step"]) <= step:
+                    if _parsed(line)["step"] <= step:
                         kept.append(line)
-                except (ValueError, TypeError, KeyError):
+                except ValueError:
                     damaged.append(line)
         if damaged:
             aside = path.with_name(f"{path.name}.damaged")
@@ -256,14 +259,51 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
     ValueError for one that cannot be read.
     """
-    found = []
+    found: list[Tree] = []
     for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
         try:
-            found.append(json.loads(line))
-        except ValueError:
-            remedy = "take it out, or let the run go on, which puts it aside"
-            raise ValueError(f"{path}: line {number} is damaged and cannot be read; {remedy}") from None
+            found.append(_parsed(line))
+            if (layers := _layers(found[-1])) and (before := _layers(found[0])) and layers != before:
+                raise ValueError(f"has numbers of {layers} layers, where the first has those of {before}")
+        except ValueError as error:
+            remedy = "take it out, or let the run go on, which puts aside what cannot be read"
+            raise ValueError(f"{path}: line {number} {error}; {remedy}") from None
     return found
+
+
+class _Line(TypedDict):
+    """Of a log: what is drawn or averaged of it. Its other numbers may be NaN, where they are means of nothing."""
+
+    step: Count
+    loss: NotRequired[float | None]
+    heldout_loss: NotRequired[float | None]
+    active: NotRequired[NonNegative | None]
+    p: NotRequired[float | None]
+    layers: NotRequired[dict[str, Any] | None]  # a number for each layer, by name
+
+
+def _parsed(line: bytes) -> Tree:
+    """A line of a log. ValueError says what is wrong with it."""
+    found = parse(line, any_number=True)
+    if not isinstance(found, dict):
+        raise ValueError("holds no JSON object")
+    try:
+        found = dict(convert(_Line, found))
+    except ConfigError as error:
+        raise ValueError(f"has {error}") from None
+    layers = list((found.get("layers") or {}).values())
+    numbers = [value for name, value in found.items() if name != "layers"]
+    numbers += [number for values in layers if isinstance(values, list) for number in values]
+    if not {type(number) for number in numbers} <= {int, float, NoneType} or len({*map(type, layers)} | {list}) > 1:
+        raise ValueError("has other things than numbers")
+    if len({len(values) for values in layers}) > 1:
+        raise ValueError("has numbers of more layers by one name than by another")
+    return found
+
+
+def _layers(line: Tree) -> int:
+    """How many layers a line has numbers of."""
+    return len(next(iter((line.get("layers") or {}).values()), ()))
 
 
 def active_experts(log: Sequence[Mapping[str, Any]], moe: MoEConfig | None) -> dict[str, float] | None:

@@ -203,10 +203,18 @@ def test_features_that_are_not_finite_name_the_image(tmp_path, which, bad):
     assert {path.name for path in tmp_path.iterdir()} == {FEATURES_MANIFEST}
 
 
-@pytest.mark.parametrize("content", ["{", '{"format": 99}'])
-def test_another_file_of_the_manifests_name_is_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("{", "is truncated, or still being written; name another folder by --features"),
+        ("{}", "is no file of dit-moe, or damaged: it has no `format`; name another folder by --features"),
+        ('{"format": 99}', "has format 99, this version reads 1; use a dit_moe to match"),
+        ('{"format": 1, "source": []}', r": source=\[\] must be an object; name another folder by --features"),
+    ],
+)
+def test_another_file_of_the_manifests_name_is_refused(tmp_path, content, problem):
     (tmp_path / FEATURES_MANIFEST).write_text(content)
-    with pytest.raises(ValueError, match="no manifest of features; name another folder by --features"):
+    with pytest.raises(ValueError, match=rf"features.json ?{problem}"):
         Extraction(NoiseSource(), PixelExtractor(), tmp_path)
 
 

@@ -16,7 +16,7 @@ def log_line(step, **layers):
 def test_a_log_is_read_line_by_line_and_a_damaged_one_is_named(tmp_path):
     assert read_log(tmp_path / "gone.jsonl") == []
     (tmp_path / "damaged.jsonl").write_bytes(b'{"step": 5}\n\xff\x00\n{"step": 15}\n')
-    with pytest.raises(ValueError, match=r"damaged.jsonl: line 2 is damaged and cannot be read; take it out, or let"):
+    with pytest.raises(ValueError, match=r"damaged.jsonl: line 2 is not in UTF-8; take it out, or let"):
         read_log(tmp_path / "damaged.jsonl")
 
 

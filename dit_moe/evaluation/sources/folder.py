@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from dit_moe.config import shown
 from dit_moe.data.images import FORMATS, ImageSource, ImageSourceConfig, list_images
 from dit_moe.data.listing import (
     SPLITS,
@@ -39,6 +39,7 @@ from dit_moe.evaluation.sources.base import (
     sha256_of_labels,
 )
 from dit_moe.evaluation.sources.dataset import images_of
+from dit_moe.json_files import load
 from dit_moe.sampling.outputs import SAMPLE_JSON
 
 LABELS = "labels.json"  # as `dit-moe sample --save png` leaves it: {"000000.png": 3, …}
@@ -186,16 +187,13 @@ def _labels(folder: Path, files: Sequence[str]) -> tuple[Tensor | None, tuple[st
 
 def _read_labels(path: Path, files: Sequence[str]) -> list[int]:
     remedy = "mend it, or remove it to go on without labels"
-    try:
-        labels = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); {remedy}") from None
+    labels = load(path, remedy)
     if not isinstance(labels, dict):
         raise ValueError(f"{path} must be a JSON object of file names and labels; {remedy}")
     for file in files:
         label = labels.get(file)
         if type(label) is not int or label < 0:
-            raise ValueError(f"{path} has the label {label!r} for {file}; wanted a whole number ≥ 0; {remedy}")
+            raise ValueError(f"{path} has the label {shown(label)} for {file}; wanted a whole number ≥ 0; {remedy}")
     if missing := sorted(labels.keys() - set(files)):
         raise ValueError(f"{path} has a label for {missing[0]}, which is not there; copy all images, or {remedy}")
     return [labels[file] for file in files]

@@ -11,15 +11,15 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dit_moe.config import convert, shown
 from dit_moe.data.npz import NpzFile, Rows, require_images, require_labels, require_shape
 from dit_moe.distributed import on_main
 from dit_moe.evaluation.sources.base import (
@@ -33,13 +33,13 @@ from dit_moe.evaluation.sources.base import (
 from dit_moe.extractors import FeatureExtractor, inception
 from dit_moe.extractors.base import UNKNOWN_EXTRACTOR
 from dit_moe.files import atomic_file
+from dit_moe.json_files import Name, Size, parse
 from dit_moe.metrics import FeatureMoments, FeatureSet
 from dit_moe.metrics.frechet import CLAMP
 
 IMAGES, LABELS = "arr_0", ("labels", "arr_1")  # of np.savez(file, images, labels), as ADM has them
 BLOCK = 2**26  # bytes of floats that are checked together
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s", "n", "extractor")
-EXTRACTOR_KEYS = {"name": str, "dim": int, "sha256": str}  # that the record of an extractor has, at least
 SYMMETRY = 1e-6  # of the largest entry: what float32 may lose
 REMEDY = "make it again from images by --save-stats"
 
@@ -274,12 +274,18 @@ def _read_count(array: np.ndarray | None, source: str) -> int | None:
     return int(array)
 
 
+class _Extractor(TypedDict):
+    """What the record of an extractor has, at least."""
+
+    name: Name
+    dim: Size
+    sha256: str
+
+
 def _read_extractor(array: np.ndarray | None, source: str) -> dict[str, Any] | None:
     if array is None:
         return None
-    with suppress(ValueError, TypeError, KeyError, RecursionError):
-        found = json.loads(str(array[()]))
-        if all(type(found[name]) is kind for name, kind in EXTRACTOR_KEYS.items()):
-            return found
-    wanted = ", ".join(f"{name} ({kind.__name__})" for name, kind in EXTRACTOR_KEYS.items())
-    raise ValueError(f"{source}: extractor={str(array)[:80]} is no record of one with {wanted}; {REMEDY}")
+    try:
+        return dict(convert(_Extractor, parse(str(array[()]))))
+    except ValueError as error:
+        raise ValueError(f"{source}: extractor={shown(array)} is no record of one ({error}); {REMEDY}") from None

@@ -14,6 +14,7 @@ Reading never runs code, never repairs, and never falls back to an older checkpo
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ TEMPORARY = ".incomplete_"  # how the names of unfinished folders begin
 _FILES = {STATE, CONFIG, *(f"{part}.safetensors" for part in ("model", "ema", "optimizer"))}
 
 Weights = dict[str, Tensor]
+started_elsewhere: dict[str, Tree] = {}  # the folders that the runs opened so far were started in, and their configs
 Part = Literal["model", "ema", "optimizer"]
 Parts = Mapping[Part, Mapping[str, Tensor]]
 T = TypeVar("T")
@@ -159,9 +161,13 @@ class Checkpoint:
         """The resolved config of the run, as a plain nested dict."""
         path = self._verified(CONFIG)
         try:
-            return parse(path.read_text(encoding="utf-8"))
+            tree = parse(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise _broken(self.folder, path.name, f"is no config ({error})") from None
+        started_in = self.state.get("started_in")
+        if isinstance(started_in, str) and started_in != os.getcwd():
+            started_elsewhere[started_in] = tree
+        return tree
 
     def _verified(self, name: str) -> Path:
         if sha256_of(self.folder / name) != self._recorded(name):
@@ -256,7 +262,7 @@ def _write(folder: Path, parts: Parts, state: Mapping[str, Any], config_yaml: st
             raise OSError(f"{folder / part}.safetensors: {error}") from None
     (folder / CONFIG).write_text(config_yaml, encoding="utf-8")
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(folder.iterdir())}
-    body = {"format": FORMAT, **state, "torch": torch.__version__, "files": files}
+    body = {"format": FORMAT, **state, "torch": torch.__version__, "started_in": os.getcwd(), "files": files}
     (folder / STATE).write_text(json.dumps(body, indent=1), encoding="utf-8")
     for path in [*folder.iterdir(), folder]:
         give_usual_mode(path)

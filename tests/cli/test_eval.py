@@ -83,6 +83,20 @@ def test_code_that_a_runs_config_names_is_run_only_if_the_command_names_it_too(a
     assert marker.exists()
 
 
+def test_a_relative_path_of_a_run_is_told_with_the_folder_that_it_is_relative_to(
+    a_run, samples, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", CONFIG, "--run", a_run, *SMALL, "eval.reference=samples"]
+    assert cli(*words, "train.steps=5") == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    where = f"; samples is relative to {tmp_path}, where the run was started: go there, or bring it here"
+    assert where in refuse(capsys, a_run)
+    monkeypatch.chdir(tmp_path)
+    assert "is relative to" not in refuse(capsys, a_run, "nowhere")
+
+
 def test_kept_features_tell_how_their_images_were_made(finished_run, tmp_path, capsys):
     words = [finished_run, "count=40", "--seeds", "1", "--metrics", "fd"]
     live = evaluate(capsys, *words, "digits", "--features", tmp_path / "kept")["provenance"]

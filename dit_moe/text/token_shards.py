@@ -42,6 +42,7 @@ DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtyp
 INDEX = np.dtype("<i8")  # of documents
 REMEDY = "run `dit-moe tokenize` again, which makes it anew"
 CHECKED_DOCUMENTS = 64  # of a shard, whose beginnings tell its tokens from those of another
+MOST_COMPARED = 50_000  # documents of a split, to find repeated ones
 MAX_MAPPED_FILES = 512  # each holds a descriptor, of which a process often may have 1024
 
 
@@ -265,6 +266,14 @@ class TokenShards:
             ids = self._tokens(number)[int(index[place, 0]) + 1 : end].tolist()
             yield Document(ids, int(index[place, 1]))
 
+    def sizes(self) -> np.ndarray:
+        """Tokens and bytes of every document, in one number of each that tells most documents apart, int64 [n]."""
+        found = []
+        for number, shard in enumerate(self.manifest.shards):
+            starts_n, bytes_n = self._index(number).T
+            found.append((np.diff(starts_n, append=shard.tokens) << 32) + bytes_n)
+        return np.concatenate(found)
+
     def verify(self, on_bytes: Callable[[int], object] = lambda count: None) -> None:
         """Read everything. ValueError if a file was changed, or the tokenizer is not as it was."""
         self.tokenizer()
@@ -286,6 +295,26 @@ class TokenShards:
     def _index(self, number: int) -> np.ndarray:
         shard = self.manifest.shards[number]
         return _map(_files(self.folder, shard)[1], INDEX, (shard.documents, 2), shard.documents_sha256)
+
+
+def count_repeated(trained: TokenShards, heldout: TokenShards) -> int:
+    """Documents of `heldout` that stand in `trained` too, token for token; empty ones are not counted.
+
+    Only documents of equal size are compared, and of many candidates as many as takes seconds, from all over the split:
+    then there may be more.
+    """
+
+    def chosen(shards: TokenShards, sizes: np.ndarray, others: np.ndarray) -> Iterator[bytes]:
+        found = np.flatnonzero(np.isin(sizes, others) & (sizes & (2**32 - 1) > 0))
+        for number in found[:: -(-len(found) // MOST_COMPARED) or 1]:
+            ids = next(shards.documents(int(number), int(number) + 1)).ids
+            yield hashlib.sha256(np.asarray(ids, INDEX).tobytes()).digest()
+
+    if trained.manifest.tokenizer["sha256"] != heldout.manifest.tokenizer["sha256"]:
+        return 0
+    sizes, of_heldout = trained.sizes(), heldout.sizes()
+    known = set(chosen(trained, sizes, of_heldout))
+    return sum(each in known for each in chosen(heldout, of_heldout, sizes))
 
 
 @cache  # once for each shard, however often it is mapped

@@ -18,6 +18,7 @@ import numpy as np
 
 from dit_moe import config as configs
 from dit_moe.config import ConfigError, Tree, WorkFailed, require, section
+from dit_moe.data.listing import note
 from dit_moe.distributed import from_main, join_processes, locked, on_main
 from dit_moe.files import atomic_file, write_atomically
 from dit_moe.formatting import significant, tell
@@ -35,6 +36,7 @@ from dit_moe.text.token_shards import (
     TokensConfig,
     TokenShard,
     TokenShards,
+    count_repeated,
     folder_of,
     open_shards,
     require_whole,
@@ -349,7 +351,15 @@ def tokenize_splits(
 
     Raises what `Tokenization` and its `run` raise; ConfigError if the section `tokenize` is missing.
     """
-    return {name: _tokenize_split(config, data, name) for name in _chosen(data, split)}
+    made = {name: _tokenize_split(config, data, name) for name in _chosen(data, split)}
+    if len(made) > 1 and not all("already_there" in each for each in made.values()):
+        shards = [TokenShards(folder_of(data, name)) for name in made]
+        repeated, of = from_main(lambda: count_repeated(*shards)), made["heldout"]["documents"]
+        made["heldout"]["also_trained_on"] = repeated
+        if repeated:
+            problem = f"{repeated:,} of the {of:,} held-out documents are in the training text too"
+            note(f"{problem}: data.heldout={data.heldout}")
+    return made
 
 
 def verify_splits(data: TokensConfig, split: str | None = None) -> dict[str, dict[str, Any]]:

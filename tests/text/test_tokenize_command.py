@@ -58,6 +58,16 @@ def test_splits_are_made_if_they_have_a_folder_and_are_missing(tmp_path, config,
     assert cli("tokenize", config) == 0
 
 
+def test_held_out_documents_that_are_trained_on_too_are_counted_and_said(tmp_path, config, capsys):
+    documents = texts(40)
+    documents[9], documents[19] = documents[5], documents[30]  # two of the four held-out ones
+    write_lines(tmp_path / "text.jsonl", documents)
+    assert cli("tokenize", config) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["heldout"]["also_trained_on"] == 2
+    assert "2 of the 4 held-out documents are in the training text too: data.heldout=" in said.err
+
+
 def test_verifying_reads_what_is_there(tmp_path, config, capsys):
     assert cli("tokenize", config, "--verify") == 2
     assert "train holds no tokens; run `dit-moe tokenize CONFIG`" in capsys.readouterr().err
@@ -80,7 +90,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, config, capsys):
         f"tokenize.corpus.path={tmp_path}/empty.jsonl": "tokenize.corpus is empty",
         f"tokenize.corpus={{name: files, path: {tmp_path}/latin.txt}}": "latin.txt is not UTF-8: byte 0xef",
         "tokenize.corpus.field=body": "text.jsonl, line 1, has no field 'body'",
-        f"tokenize.tokenizer={{name: {tmp_path}}}": "cannot be loaded",
+        f"tokenize.tokenizer={{name: {tmp_path}}}": "holds no tokenizer",
         "tokenize.corpus.name=jsonlines": "tokenize.corpus.name=jsonlines: unknown corpus",
     }
     for override, problem in cases.items():

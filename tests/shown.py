@@ -52,7 +52,7 @@ class Shown:
         program, *rest = self.words
         if program == "dit-moe":
             return rest
-        if program == "python" and rest[0] != "-c":
+        if program == "python" and rest[0] not in ("-c", "-m"):
             return _of_script(rest[0], rest[1:])
         if program == "torchrun":
             return _of_launched(torchrun_parser().parse_args(rest))

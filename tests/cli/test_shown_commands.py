@@ -89,6 +89,8 @@ def require_known(shown):
             assert set(re.search(r"\[(.*)\]$", what)[1].split(",")) <= set(extras), shown
         case ("python", script, *_) if (ROOT / script).parent.name == "benchmarks":
             assert (ROOT / script).is_file(), shown  # tests/test_benchmarks.py runs them
+        case ("python", "-m", module, *_):
+            assert module == "tests.bad_inputs", shown  # which the tests run by itself
         case ("source", path):
             assert path.startswith(".venv/"), shown  # which make has made
         case _:

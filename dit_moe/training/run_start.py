@@ -77,6 +77,10 @@ def require_same_run(old: Tree, new: Tree, run: Path) -> dict[str, tuple[Any, An
         remedy = "resume with the run's config.yaml, or train into another run folder"
         if all(key.startswith("train.") and key != "train.init_from" for key in found):
             remedy += f", where train.init_from={run} starts from its averaged weights without its optimizer and steps"
+        section, _, field = key.partition(".")
+        if was is not None and field == _IDENTIFIED.get(section, (None,))[0]:
+            problem = f"={str(now)[:12]} is of other content than the run in {run} began with, {str(was)[:12]}"
+            raise ConfigError(key, f"{problem}{also}; restore it, or train into another run folder")
         raise ConfigError(key, f"={now} differs from the run in {run}, which has {was}{also}; {remedy}")
     return changes
 

@@ -84,7 +84,9 @@ def test_where_data_and_autoencoder_lie_may_change_once_they_are_identified(tmp_
 def test_other_data_and_another_autoencoder_are_another_run_wherever_they_lie(tmp_path, section, key):
     moved = change(section, "path" if section == "data" else "model")
     for new in (change(section, key), moved | {section: moved[section] | {key: None}}):
-        with pytest.raises(ConfigError, match=rf"^{section}\.{key}="):
+        with pytest.raises(
+            ConfigError, match=rf"^{section}\.{key}=.* is of other content than the run in .*; restore it"
+        ):
             require_same_run(SECTIONS, new, tmp_path)
 
 

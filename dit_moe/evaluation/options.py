@@ -15,6 +15,7 @@ from dit_moe.distributed import locked
 from dit_moe.evaluation.recipes import EVALUATION
 from dit_moe.evaluation.sources import IMAGES_FILE, read_section
 from dit_moe.evaluation.sources.base import ReadOptions
+from dit_moe.experiments.image import MOST_SEEDS
 from dit_moe.extractors import EXTRACTORS
 from dit_moe.extractors.function import FunctionConfig, require_asked
 from dit_moe.extractors.inception import InceptionConfig
@@ -59,8 +60,8 @@ class EvalOptions:
     save_npz: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.seeds is not None and self.seeds < 1:
-            raise ValueError(f"--seeds {self.seeds} must be at least 1")
+        if self.seeds is not None and not 1 <= self.seeds <= MOST_SEEDS:
+            raise ValueError(f"--seeds {self.seeds} must be at least 1 and at most {MOST_SEEDS}")
         if self.kid_subset_size is not None and self.kid_subset_size < 2:
             raise ValueError(f"--kid-subset-size {self.kid_subset_size} must be at least 2 images")
         self.read()

@@ -39,6 +39,7 @@ def test_no_metrics_or_unknown_ones_are_refused(text, message):
         ("seeds", 0, "--seeds 0 must be at least 1"),
         ("kid_subset_size", 0, "--kid-subset-size 0 must be at least 2"),
         ("size", 0, "--size 0 must be from 1 to 8192 pixels"),
+        ("seeds", 10**9, "--seeds 1000000000 must be at least 1 and at most 10000"),
         ("workers", 100_000, "--workers 100000 must be from 0, to read in this process, to 1024"),
         ("channels", 2, "--channels 2"),
         ("value_range", "1", "--range 1 must be two numbers"),

@@ -35,6 +35,7 @@ from dit_moe.data.base import DATASETS, BrokenImages, place_of
 from dit_moe.data.listing import (
     OTHER_KINDS,
     OUTSIDE_CLASSES,
+    ClassFolders,
     Listing,
     PassedOver,
     first_bytes,
@@ -370,6 +371,9 @@ class ImageFolder(ImageSource):
         ConfigError: no folder, no class folders, one without images, or the two splits have different classes.
         ValueError: a folder cannot be read.
     """
+
+    folders: list[str]
+    classes: ClassFolders
 
     def __init__(self, config: ImageFolderConfig, split: str) -> None:
         option, folder = place_of(config, split, "images")

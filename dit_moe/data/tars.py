@@ -92,6 +92,8 @@ class Tars(ImageSource):
         ConfigError: no tars, compressed ones, no images, or labels outside of the classes.
     """
 
+    innermost: bool  # whether the innermost folders are the classes
+
     def __init__(self, config: TarsConfig, split: str) -> None:
         option, place = place_of(config, split, "images")
         self.tars, beside = find_tars(option, place)

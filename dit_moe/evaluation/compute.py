@@ -346,8 +346,9 @@ def _require_classes(name: str, extractor: FeatureExtractor, sides: Sequence[Inp
 
     Names that are no numbers are numbered in sorted order, which is right at most if there is one for every class.
     """
-    count = extractor.classes
-    for one in sides if count is not None else ():
+    if (count := extractor.classes) is None:
+        return
+    for one in sides:
         most, names = -1 if one.labels_N is None else int(one.labels_N.max()), one.class_names
         remedy = f"leave {name} out of --metrics, or choose another --extractor"
         if most >= count:

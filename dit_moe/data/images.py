@@ -20,7 +20,7 @@ import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Literal
@@ -46,6 +46,7 @@ from dit_moe.data.listing import (
     require_no_splits,
     say_passed_over,
 )
+from dit_moe.files import stand_in
 from dit_moe.formatting import tell
 
 EXTENSIONS = (
@@ -132,15 +133,17 @@ def decode(
     if not content:
         raise BadImage("is empty (0 bytes)")
     try:
-        image, orientation = _open(content)
-        _require_size(image.size, size, min_side, max_megapixels)
+        with own_limits():
+            image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+            orientation = _orientation(image)
+        require_size(image.size, size, min_side, max_megapixels)
         image = _to_rgb(image)
         if orientation in TURNS and turn(orientation):
             image = image.transpose(TURNS[orientation])
     except (BadImage, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise BadImage(f"is not an image that can be read ({', '.join(FORMATS)})") from None
+        raise BadImage(no_image(content)) from None
     except Exception as error:  # Pillow's parsers raise OSError, SyntaxError, struct.error, zlib.error, …
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadImage(f"cannot be decoded ({reason})") from None
@@ -148,26 +151,48 @@ def decode(
     return pixels_HWC.transpose(2, 0, 1)
 
 
-def _open(content: bytes) -> tuple[Image.Image, int]:
-    """Read the header, and the EXIF orientation, 1 if there is none.
+@contextmanager
+def own_limits() -> Iterator[None]:
+    """Where headers are read: Pillow's limit on pixels gives way to `require_size`, and odd metadata causes no warning.
 
-    Pillow's own limit on pixels gives way to ours, and it does not warn of odd metadata. Both are settings of the whole
-    process; they are changed for the moment that a header takes.
+    Both are settings of the whole process; they are changed for the moment that the headers take.
     """
     with _opening, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image, orientation = Image.open(io.BytesIO(content), formats=FORMATS), 1
-            if "exif" in image.info:
-                with suppress(Exception):  # damaged metadata
-                    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            return image, orientation
+            yield
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _require_size(found: tuple[int, int], size: int | None, min_side: int, max_megapixels: float) -> None:
+def _orientation(image: Image.Image) -> int:
+    """By EXIF; 1, upright, if there is none."""
+    with suppress(Exception):  # damaged metadata
+        return image.getexif().get(ExifTags.Base.Orientation, 1) if "exif" in image.info else 1
+    return 1
+
+
+def no_image(content: bytes) -> str:
+    """What is wrong with a file that begins so, if it is of no format that is read; worded as in `BadImage`."""
+    return stand_in(content[:1024]) or f"is not an image that can be read ({', '.join(FORMATS)})"
+
+
+def read_file(path: str, max_megapixels: float) -> bytes:
+    """An image file. OSError, or BadImage as `require_bytes` does."""
+    with open(path, "rb", buffering=0) as file:
+        require_bytes(os.fstat(file.fileno()).st_size, max_megapixels)
+        return file.read()
+
+
+def require_bytes(count: int, max_megapixels: float) -> None:
+    """BadImage for a file that is larger than any image within the limit: 8 bytes a pixel, and 64 MB of metadata."""
+    if count > (8 * max_megapixels + 64) * 1e6:
+        raise BadImage(f"has {count / 1e9:,.4g} GB, more than any image of max_megapixels={max_megapixels:g}")
+
+
+def require_size(found: tuple[int, int], size: int | None, min_side: int, max_megapixels: float) -> None:
+    """BadImage unless (width, height) are within the limits of `decode`."""
     width, height = found
     if min(found) < min_side:
         raise BadImage(f"is {width}×{height} pixels, less than min_side={min_side}")
@@ -175,7 +200,7 @@ def _require_size(found: tuple[int, int], size: int | None, min_side: int, max_m
     megapixels = width * height * enlarged**2 / 1e6
     if megapixels > max_megapixels:
         scaled = f" when its shorter side is enlarged to {size}" if enlarged > 1 else ""
-        count = f"{width}×{height} pixels, {megapixels:.4g} million{scaled}"
+        count = f"{width}×{height} pixels, {round(megapixels, 1):.10g} million{scaled}"
         raise BadImage(f"is {count}, more than max_megapixels={max_megapixels:g}")
 
 
@@ -190,11 +215,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         problem = f"has 32-bit pixels (mode {image.mode}), whose black and white are unknown"
         raise BadImage(f"{problem}; convert it to 8 bits")
     if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
+        return _converted(image, "RGB")
+    image = _converted(image, "RGBA")
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=image.getchannel("A"))
     return white
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    """Without the copy that Pillow makes of an image that has the mode already: large ones fill the memory."""
+    image.load()
+    return image if image.mode == mode else image.convert(mode)
 
 
 def crop(image: Image.Image, size: int) -> np.ndarray:
@@ -412,8 +443,7 @@ class ImageFolder(ImageSource):
         return os.path.join(self.folder, folder, os.fsdecode(self.files[image]))
 
     def read(self, image: int) -> bytes:
-        with open(self.locate(image), "rb", buffering=0) as file:
-            return file.read()
+        return read_file(self.locate(image), self.config.max_megapixels)
 
     def sizes(self, images: Sequence[int]) -> np.ndarray:
         return np.array([self._stamp(image)[0] for image in images], dtype="<i8")

@@ -28,7 +28,7 @@ import numpy as np
 
 from dit_moe.config import ConfigError, require
 from dit_moe.data.base import DATASETS, place_of
-from dit_moe.data.images import EXTENSIONS, FORMATS, ImageSource, ImageSourceConfig, why_no_image
+from dit_moe.data.images import EXTENSIONS, FORMATS, ImageSource, ImageSourceConfig, require_bytes, why_no_image
 from dit_moe.data.listing import (
     OTHER_KINDS,
     SPECIAL,
@@ -132,6 +132,7 @@ class Tars(ImageSource):
 
     def read(self, image: int) -> bytes:
         number, offset, size = self._places_N3[image].tolist()
+        require_bytes(size, self.config.max_megapixels)
         tar = _open(self.tars[number], self._stamps[number])
         return os.pread(tar.fileno(), size, offset)
 

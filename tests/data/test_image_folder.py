@@ -1,5 +1,7 @@
 """Images in class folders."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -167,6 +169,9 @@ def test_broken_files_are_named_with_their_paths(tree):
         0: f"{tree}/ant/000.png is not an image that can be read ({', '.join(images.FORMATS)})",
         3: f"{tree}/bee/001.png is 1×1 pixels, less than min_side=8",
     }
+    os.truncate(tree / "ant" / "000.png", 2**40)  # a file without blocks
+    with pytest.raises(BrokenImages, match=r"ant/000.png has 1,100 GB, more than any image of max_megapixels=200"):
+        read(tree, size=16).__getitems__([0])
 
 
 def test_a_million_names_take_little_memory(tmp_path):

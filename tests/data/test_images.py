@@ -249,14 +249,29 @@ JPEG, PNG = encoded(pixels(0, 64, 64), "JPEG"), encoded(pixels(0, 64, 64))
     "content, problem",
     [
         (b"", r"is empty \(0 bytes\)"),
-        (b"<html>404 not found</html>", r"is not an image that can be read \(JPEG, PNG, "),
+        (b"<html>404 not found</html>", "is a web page that was saved in place of the file; download the file itself"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "is a pointer of Git LFS and not the file itself; run git lfs",
+        ),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", r"is not an image that can be read \(JPEG, PNG, "),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image that can be read"),
         (JPEG[: len(JPEG) // 2], r"cannot be decoded \(.*truncated"),
         (PNG[: len(PNG) // 2], r"cannot be decoded \("),
         (JPEG[:30], "cannot be decoded|is not an image"),
         (PNG[:20], "cannot be decoded|is not an image"),
     ],
-    ids=["zero-byte", "text", "postscript", "half a JPEG", "half a PNG", "start of a JPEG", "start of a PNG"],
+    ids=[
+        "zero-byte",
+        "web page",
+        "pointer",
+        "drawing",
+        "postscript",
+        "half a JPEG",
+        "half a PNG",
+        "start of a JPEG",
+        "start of a PNG",
+    ],
 )
 def test_a_broken_file_is_refused_with_the_reason(content, problem):
     with pytest.raises(BadImage, match=problem) as error:

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +18,22 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dit_moe.config import shown
-from dit_moe.data.images import FORMATS, ImageSource, ImageSourceConfig, list_images
+from dit_moe.data.images import (
+    FORMATS,
+    BadImage,
+    ImageSource,
+    ImageSourceConfig,
+    list_images,
+    no_image,
+    own_limits,
+    read_file,
+    require_bytes,
+    require_size,
+)
 from dit_moe.data.listing import (
     SPLITS,
     facts_of_listing,
+    first_bytes,
     note,
     number_classes,
     pass_over,
@@ -106,9 +117,8 @@ class FolderSource(Source):
             yield images_BCHW[:, : self.image_shape[0]]  # all three of a grey one are the same
 
     def _read_headers(self) -> list[_Header]:
-        with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-            warnings.simplefilter("ignore")  # Pillow's, of odd metadata and many pixels
-            headers = list(pool.map(_read_header, self._paths))
+        with own_limits(), ThreadPoolExecutor() as pool:
+            headers = list(pool.map(partial(_read_header, size=self.options.size), self._paths))
         first = headers[0]
         for header, file in zip(headers, self.files, strict=True):
             if self.options.size is None and (header.width, header.height) != (first.width, first.height):
@@ -137,8 +147,7 @@ class _Files(ImageSource):
         return self.paths[image]
 
     def read(self, image: int) -> bytes:
-        with open(self.paths[image], "rb", buffering=0) as file:
-            return file.read()
+        return read_file(self.paths[image], self.config.max_megapixels)
 
 
 class _Header(NamedTuple):
@@ -148,14 +157,19 @@ class _Header(NamedTuple):
     form: str  # JPEG, PNG, …
 
 
-def _read_header(path: str) -> _Header:
-    """ValueError, naming the file, unless it begins as an image does."""
+def _read_header(path: str, size: int | None) -> _Header:
+    """ValueError, naming the file, unless it begins as an image does that can be decoded to `size`."""
+    limit = ImageSourceConfig.max_megapixels
     try:
+        require_bytes(os.path.getsize(path), limit)
         with Image.open(path, formats=FORMATS) as image:
+            require_size(image.size, size, 1, limit)
             grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")  # I: 16 bits
             return _Header(*image.size, grey, image.format or "")
+    except BadImage as error:
+        problem = str(error)
     except UnidentifiedImageError:
-        problem = f"is not an image that can be read ({', '.join(FORMATS)})"
+        problem = no_image(first_bytes(path, 1024))
     except Exception as error:  # Pillow's parsers raise OSError, SyntaxError, struct.error, zlib.error, …
         problem = f"cannot be read ({' '.join(str(error).split()) or type(error).__name__})"
     raise ValueError(f"{path} {problem}; mend it, or take it out")

@@ -2,6 +2,8 @@
 
 import json
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,11 @@ from tests.evaluation.fakes import PixelExtractor
 
 def files(count=5, **sizes):
     return {f"{i:03d}.png": encoded(pixels(i, **sizes)) for i in range(count)}
+
+
+def with_crc(kind, body):
+    """A chunk of a PNG file."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def read(source, parts=None):
@@ -71,10 +78,21 @@ def test_size_crops_as_training_data_is_cropped_and_without_it_a_tiny_image_is_a
 
 
 def test_a_folder_with_another_file_of_mixed_sizes_or_without_images_is_refused_before_the_work(tmp_path):
-    for content in (b"", b"no image"):
+    large = (
+        b"\x89PNG\r\n\x1a\n" + with_crc(b"IHDR", struct.pack(">2I5B", 10**5, 10**5, 8, 2, 0, 0, 0)) + b"\0\0\0\0IDAT"
+    )
+    for content, problem in (
+        (b"", "is empty"),
+        (b"no image", "is not an image that can be read"),
+        (b"<html>", "is a web page"),
+        (large, "is 100000×100000 pixels, 10000 million, more than max_megapixels=200"),
+    ):
         write_tree(tmp_path / "other", files() | {"002.png": content})
-        with pytest.raises(ValueError, match=f"{tmp_path}/other/002.png is not an image.*mend it, or take it out"):
+        with pytest.raises(ValueError, match=f"{tmp_path}/other/002.png {problem}.*mend it, or take it out"):
             FolderSource(tmp_path / "other")
+    os.truncate(tmp_path / "other" / "002.png", 2**40)  # a file without blocks
+    with pytest.raises(ValueError, match=r"002.png has 1,100 GB, more than any image of max_megapixels=200; mend it"):
+        FolderSource(tmp_path / "other")
     write_tree(tmp_path / "mixed", files() | {"odd.png": encoded(pixels(9, height=20, width=24))})
     with pytest.raises(ValueError, match=r"000.png is 16×16 and odd.png 24×20; give --size N to crop and resize"):
         FolderSource(tmp_path / "mixed")

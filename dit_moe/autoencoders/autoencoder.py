@@ -26,6 +26,7 @@ from dit_moe.autoencoders.base import FIRST_STAGES, FirstStage, IdentityConfig, 
 from dit_moe.config import ConfigError, require
 from dit_moe.data import Dataset
 from dit_moe.data.latents import LatentShards, Manifest
+from dit_moe.files import require_no_stand_in
 
 BUNDLED = {"digits": Path(__file__).parent / "weights" / "digits"}  # `dit-moe train-autoencoder` made them
 KINDS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderTiny", "AutoencoderRAE")
@@ -232,10 +233,10 @@ def _class_and_config(config: AutoencoderConfig) -> tuple[Any, dict[str, Any]]:
 
     try:
         raw = diffusers.AutoencoderKL.load_config(_place(config), subfolder=config.subfolder)
-    except (OSError, ValueError) as error:
+        kind = raw.get("_class_name")
+    except Exception as error:  # of many kinds, from diffusers
         hint = f"name a folder with config.json, a model on the Hub, or one of: {', '.join(BUNDLED)}"
-        raise _refusal(config, f"has no readable config.json ({str(error).splitlines()[0]}); {hint}") from None
-    kind = raw.get("_class_name")
+        raise _refusal(config, f"has no readable config.json ({_first_line(error)}); {hint}") from None
     if kind not in KINDS:
         raise _refusal(config, f"is a {kind}; supported are {', '.join(KINDS)}; see also first_stage.subfolder")
     return getattr(diffusers, kind), raw
@@ -253,13 +254,23 @@ def _packages_of(config: AutoencoderConfig) -> Iterator[None]:
 
 def _build_empty(config: AutoencoderConfig) -> Any:
     cls, raw = _class_and_config(config)
-    with _packages_of(config), torch.device("meta"):
-        return cls.from_config(raw).eval()
+    try:
+        with _packages_of(config), torch.device("meta"):
+            return cls.from_config(raw).eval()
+    except ConfigError:
+        raise
+    except Exception as error:  # of many kinds, from diffusers
+        problem = f"has a config.json of no {cls.__name__} ({_first_line(error)})"
+        raise _refusal(config, f"{problem}; get it anew") from None
 
 
 def _require_floats(config: AutoencoderConfig, folder: Path) -> None:
-    """ConfigError for whole numbers among the weights in a folder, which diffusers would take for weights."""
+    """ConfigError for what diffusers would take for weights in a folder: whole numbers, or a pointer of Git LFS."""
     for path in sorted(folder.glob("*.safetensors")):
+        try:
+            require_no_stand_in(path)
+        except ValueError as error:
+            raise ConfigError("first_stage.model", f"={config.model}: {error}") from None
         with suppress(SafetensorError), safe_open(path, "pt") as file:  # what cannot be read is told where it is loaded
             for name in file.keys():  # noqa: SIM118 (it is no dict)
                 tensor = file.get_slice(name)
@@ -275,7 +286,9 @@ def _load(config: AutoencoderConfig) -> Any:
     with _packages_of(config):
         try:
             network, info = cls.from_pretrained(place, subfolder=config.subfolder, **options)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (ImportError, NameError):
+            raise
+        except Exception as error:  # of many kinds, from diffusers
             reason = " ".join(str(error).split())[:300]
             raise _refusal(config, f"has no readable safetensors weights: {reason}") from None
     misfits = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
@@ -287,6 +300,10 @@ def _load(config: AutoencoderConfig) -> Any:
         except (AttributeError, NotImplementedError):
             raise ConfigError(f"first_stage.{switch}", f"=True: a {cls.__name__} has none; drop the line") from None
     return network
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _shown(shape: Any) -> str:

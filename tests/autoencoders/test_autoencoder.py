@@ -100,6 +100,23 @@ def test_a_missing_or_foreign_model_is_named_with_the_remedy(tmp_path):
         stage_of(str(tmp_path)).load()
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[" * 10**5, "has no readable config.json"),
+        ("[1]", "has no readable config.json"),
+        ("", "has no readable config.json"),
+        ('{"_class_name": "AutoencoderKL", "block_out_channels": "wide"}', "has a config.json of no AutoencoderKL"),
+        ('{"_class_name": "AutoencoderKL", "norm_num_groups": 7}', "has a config.json of no AutoencoderKL"),
+    ],
+)
+def test_a_config_that_diffusers_cannot_follow_is_one_sentence(tmp_path, text, problem):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=f"first_stage.model=.*{problem}") as error:
+        stage_of(str(tmp_path)).latent_shape((3, 16, 16))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
 def test_missing_truncated_or_incomplete_weights_are_refused(tmp_path):
     folder = make(tmp_path)
     weights = load_file(tmp_path / WEIGHTS)
@@ -111,7 +128,22 @@ def test_missing_truncated_or_incomplete_weights_are_refused(tmp_path):
     save_file(weights, tmp_path / WEIGHTS, {"format": "pt"})
     with pytest.raises(ValueError, match=r"do not fit its config.json"):
         stage_of(folder).load()
-    (tmp_path / WEIGHTS).write_bytes((tmp_path / WEIGHTS).read_bytes()[:-100])
+    index = tmp_path / f"{WEIGHTS}.index.json"
+    for found in ('{"weight_map": {"a": "../../etc/passwd"}}', "[" * 10**5, "[]"):
+        (tmp_path / WEIGHTS).rename(tmp_path / "aside")
+        index.write_text(found)
+        with pytest.raises(ValueError, match="no readable safetensors weights") as error:
+            stage_of(folder).load()
+        assert "\n" not in str(error.value)
+        (tmp_path / "aside").rename(tmp_path / WEIGHTS)
+        index.unlink()
+    whole = (tmp_path / WEIGHTS).read_bytes()
+    (tmp_path / WEIGHTS).write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(
+        ValueError, match=r"first_stage.model=.*safetensors is a pointer of Git LFS .*; run git lfs pull"
+    ):
+        stage_of(folder).load()
+    (tmp_path / WEIGHTS).write_bytes(whole[:-100])
     with pytest.raises(ValueError, match="no readable safetensors weights"):
         stage_of(folder).load()
     (tmp_path / WEIGHTS).unlink()

@@ -68,6 +68,10 @@ class Logger:
         self._steps: int = earlier["steps"]  # since the line before
         self._gathered: dict[str, float] = dict(earlier["gathered"])  # sums over them, and the largest of `ACTIVE_PEAK`
         self._timed_steps, self._since = 0, time.perf_counter()
+        last = step - self._steps  # that has a line
+        if main and unlogged and last > 0 and self._log is not None and not self._log.ends_with(last):
+            lost = f"lacks the line of step {last}, with which it ended when that was saved"
+            tell(f"warning: {run / 'log.jsonl'} {lost}; figures and the time of the run are of what is left of it")
         # Of the settings, since the line before, which is the last of the log.
         self._changes = [change for change in changes if change["step"] >= step - self._steps]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -140,11 +141,19 @@ class Trainer:
             self._changes = [*self._changes, {"step": self.step, **changes}]
             told = ", ".join(f"{key}={now} (was {was})" for key, (was, now) in changes.items())
             self._begun += f", from now on with {told}"
+        other = {name: saved.state[name] for name, now in self._machine().items() if saved.state.get(name, now) != now}
+        if other and self.accelerator.is_main_process:
+            was, now = (", ".join(f"{k} {each[k]}" for k in other) for each in (other, self._machine()))
+            tell(f"{self.run} was trained with {was} so far, here with {now}: it goes on, but not bit for bit")
         before = saved.state.get("precision", self.precision)
         if before != self.precision:
             note = f"{self.run} was trained in {before} so far, here train.mixed_precision=auto means {self.precision}"
             if self.accelerator.is_main_process:
                 tell(note)
+
+    def _machine(self) -> dict[str, Any]:
+        """What a run may go on without, but not to the same bits."""
+        return {"torch": torch.__version__, "dit_moe": version("dit_moe"), "processes": self.accelerator.num_processes}
 
     def _train(self) -> None:
         trackers = Trackers(self.accelerator, self.run, self.config.trackers)
@@ -260,6 +269,7 @@ class Trainer:
         seen = self.step * self.config.batch_size * self.unit.per_row
         position = {"step": self.step, self.unit.name: seen, "seed": self.seed}
         state = {**self.facts, **position, "precision": self.precision, "since_line": logger.unlogged}
+        state |= self._machine()
         state |= {"changes": self._changes} if self._changes else {}
         config_yaml, keep = self.config_yaml, self.config.keep_checkpoints
         # The others wait: one that ended now would have its launcher end the writing one.

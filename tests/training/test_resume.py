@@ -176,13 +176,19 @@ def test_training_holds_its_run_to_the_end_and_lets_it_go_even_when_it_fails(bui
 
 
 @ONE_FAMILY
-def test_another_precision_than_before_is_announced(build, tmp_path, capsys):
+def test_another_precision_machine_or_log_than_before_is_announced(build, tmp_path, capsys):
     build(tmp_path, steps=5).train()
     assert checkpoint.open_checkpoint(tmp_path).state["precision"] == "fp32"
     build(tmp_path, steps=6).train()
     note = "was trained in bf16 so far, here train.mixed_precision=auto means fp32"
-    assert note not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert note not in said and "bit for bit" not in said and "lacks" not in said
     state = checkpoint.latest(tmp_path) / "state.json"
-    state.write_text(json.dumps(json.loads(state.read_text()) | {"precision": "bf16"}))
+    other = {"precision": "bf16", "torch": "1.0", "processes": 2}
+    state.write_text(json.dumps(json.loads(state.read_text()) | other))
+    (tmp_path / "log.jsonl").unlink()
     build(tmp_path, steps=7).train()
-    assert capsys.readouterr().err.count(note) == 1
+    said = capsys.readouterr().err
+    assert said.count(note) == 1
+    assert "was trained with torch 1.0, processes 2 so far, here with torch" in said
+    assert "log.jsonl lacks the line of step 6, with which it ended when that was saved" in said

@@ -45,8 +45,12 @@ def router_curves(log: Sequence[Mapping[str, Any]], step: int | None = None) -> 
     if not lines:
         return None
 
+    every = set.intersection(*(set(line["layers"]) for line in lines))
+    if "active" not in every or any(line.get("active") is None for line in lines):
+        return None
+
     def by_layer(name: str) -> np.ndarray | None:
-        return np.array([line["layers"][name] for line in lines]).T if name in lines[0]["layers"] else None
+        return np.array([line["layers"][name] for line in lines]).T if name in every else None
 
     return RouterCurves(
         step_U=np.array([line["step"] for line in lines]),

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import NoneType
-from typing import Any, NotRequired, Self, TypedDict
+from typing import Annotated, Any, NotRequired, Self, TypedDict
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from dit_moe.config import ConfigError, Tree, convert
+from dit_moe.config import ConfigError, Tree, Within, convert
 from dit_moe.distributed import join_processes
 from dit_moe.files import sync, write_atomically
 from dit_moe.formatting import PlainConsole, rounded, tell
@@ -267,6 +267,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
         try:
             found.append(_parsed(line))
+            if missing := sorted(_IN_ALL & found[0].keys() - found[-1].keys()):
+                raise ValueError(f"has no {missing[0]}, which the first has")
             if (layers := _layers(found[-1])) and (before := _layers(found[0])) and layers != before:
                 raise ValueError(f"has numbers of {layers} layers, where the first has those of {before}")
         except ValueError as error:
@@ -275,11 +277,19 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+_Rate = Annotated[float, Within(1e-9, 1e18)]
+_IN_ALL = {"loss", "images", "tokens", "images_per_s", "tokens_per_s", "active", "layers"}  # lines, or in none
+
+
 class _Line(TypedDict):
     """Of a log: what is drawn or averaged of it. Its other numbers may be NaN, where they are means of nothing."""
 
     step: Count
-    loss: NotRequired[float | None]
+    loss: NotRequired[float]
+    images: NotRequired[Count]
+    tokens: NotRequired[Count]
+    images_per_s: NotRequired[_Rate]
+    tokens_per_s: NotRequired[_Rate]
     heldout_loss: NotRequired[float | None]
     active: NotRequired[NonNegative | None]
     p: NotRequired[float | None]

@@ -162,7 +162,7 @@ def test_a_dense_run_is_refused_and_a_damaged_result_not_written_over(trained, f
     assert "model is dense; its compute cannot be changed" in capsys.readouterr().err
     (tmp_path / "dial.json").write_text("{")
     assert cli("dial", finished_run, "--no-metric", "--out", tmp_path) == 2
-    assert "dial.json is damaged; move it away" in capsys.readouterr().err
+    assert "dial.json is truncated, or still being written; move it away" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

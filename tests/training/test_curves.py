@@ -1,5 +1,7 @@
 """What the curves of a run's log show."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -57,3 +59,22 @@ def test_there_is_a_panel_for_the_loss_each_number_of_the_routers_and_each_dista
         save_curves(dense, None, tmp_path / "curves.png", evaluations)
         heights.append(Image.open(tmp_path / "curves.png").size[1])
     assert heights[0] < heights[1] == heights[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"step": -1}, "has step=-1 must be from 0"),
+        ({"loss": None}, "has loss=None must be a number"),
+        ({"loss": float("nan")}, "has loss=nan must be a finite number"),
+        ({"images_per_s": 0}, "has images_per_s=0.0 must be from"),
+        ({"grad_norm": "1"}, "has other things than numbers"),
+        ({"layers": {"p": [0.5]}}, "has numbers of 1 layers, where the first has those of 2"),
+    ],
+)
+def test_a_forged_line_of_a_log_is_named(tmp_path, change, problem):
+    line = {"step": 1, "loss": 2.0, "images_per_s": 3.0, "layers": {"p": [0.5, 0.5]}}
+    path = tmp_path / "log.jsonl"
+    path.write_text(f"{json.dumps(line)}\n{json.dumps(line | change)}\n")
+    with pytest.raises(ValueError, match=f"log.jsonl: line 2 {problem}.*; take it out, or let the run go on"):
+        read_log(path)

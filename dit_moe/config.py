@@ -356,7 +356,8 @@ def _convert_union(hints: list[Any], value: Any, path: str) -> Any:
         except ConfigError as problem:
             problems.append(problem)
     # Of a list, what is wrong within is told where only one of the types is a list; of a section likewise.
-    kind = {list: (tuple, list), dict: (dict,)}.get(type(value), ())
+    kinds: dict[type, tuple[type, ...]] = {list: (tuple, list), dict: (dict,)}
+    kind = kinds.get(type(value), ())
     meant = [problem for hint, problem in zip(hints, problems, strict=True) if _container(hint) in kind]
     if len(problems) == 1 or len(meant) == 1:
         raise (meant or problems)[0]

@@ -13,13 +13,14 @@ import numpy as np
 from dit_moe.config import ConfigError
 from dit_moe.data.base import Dataset
 from dit_moe.data.images import BadImage, ImageSource
+from dit_moe.data.latents import LatentShards
 from dit_moe.data.listing import note
 
 LOOKED_AT = 500  # held-out images, spread evenly, that are looked for among those of training
 LISTED = 20_000  # images of training whose sizes are looked up to find them; of more, only a copy of all is found
 
 
-def require_held_out(trained: Dataset, heldout: Dataset) -> None:
+def require_held_out(trained: Dataset | LatentShards, heldout: Dataset | LatentShards) -> None:
     """ConfigError if files of the split `heldout` are read in training too, or if its images are copies of those.
 
     A part that is trained on is counted and said on stderr.
@@ -39,7 +40,7 @@ def require_held_out(trained: Dataset, heldout: Dataset) -> None:
         note(f"{found} of {len(rows_B)} held-out images that were looked at are trained on: distances to them read low")
 
 
-def parts_of(dataset: Dataset) -> set[str]:
+def parts_of(dataset: Dataset | LatentShards) -> set[str]:
     """What a split is read from: real paths, or hashes."""
     return set(getattr(dataset, "parts", ()))
 

@@ -79,8 +79,8 @@ def _open_path(path: Path, options: ReadOptions) -> EvaluationInput:
 
 def _refuse_run(path: Path) -> None:
     if checkpoint.is_run(path):
-        images = next((each for each in (path / IMAGES_FILE, path / PNG) if each.exists()), None)
-        images = "" if images is None else f", or name its images, {images}"
+        found = next((each for each in (path / IMAGES_FILE, path / PNG) if each.exists()), None)
+        images = "" if found is None else f", or name its images, {found}"
         raise ValueError(f"{path} is a run, which can only be SAMPLES; put it first{images}")
 
 

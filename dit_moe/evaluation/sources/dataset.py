@@ -117,7 +117,9 @@ class DatasetSource(Source):
 
     def facts(self) -> dict[str, Any]:
         compared_by = {"compared_by": "listing"} if self._is_large else {}
-        stored = {"stored": {"formats": _formats(self.dataset)}} if isinstance(self.dataset, ImageSource) else {}
+        stored: dict[str, Any] = (
+            {"stored": {"formats": _formats(self.dataset)}} if isinstance(self.dataset, ImageSource) else {}
+        )
         return {"config": configs.dump(self.config)} | compared_by | stored | facts_of_listing(self.dataset)
 
     def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:

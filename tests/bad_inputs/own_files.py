@@ -9,7 +9,7 @@ from random import Random
 
 import yaml
 
-from dit_moe.files import write_sealed
+from dit_moe.json_files import write_sealed
 from tests.bad_inputs.kinds import Case, Place, kind
 from tests.bad_inputs.values import nested, spoil, spoil_bytes
 

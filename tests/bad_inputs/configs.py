@@ -105,7 +105,8 @@ def override(place: Place) -> Case:
 @kind
 def option(place: Place) -> Case:
     """An option of a command that cannot be."""
-    run, npz, lm = (str(place.good / name) for name in ("run", "samples/images.npz", "lm"))
+    run, lm = (str(place.copy(name)) for name in ("run", "lm"))  # commands write into them
+    npz = str(place.good / "samples/images.npz")
     number = place.pick("-1", "nan", "1e15", "banana", "", "1" + "0" * 30, "½", "0x10", "999999999999999")
     words = place.pick(
         ["eval", npz, "digits", "--metrics", place.pick("banana", "", "fd,,", "fd fd", "[fd]", "kid,banana")],

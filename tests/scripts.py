@@ -24,6 +24,7 @@ def start(
     launcher = [*TORCHRUN, str(processes), "--"] if torchrun else [*FORKED, str(processes)]
     command = [sys.executable, *(launcher if processes > 1 else []), *map(str, (script, *words))]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment |= {"PYTHONFAULTHANDLER": "1"}  # where each thread was when a process was aborted
     # A process left alone by the others would wait for half an hour; the longest took 77 s on two busy cores.
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
 

@@ -5,31 +5,39 @@ difference of a logged number in 50 steps, of which 20 are taken here, was 3.1e-
 """
 
 import json
+import re
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
 from dit_moe import checkpoint
-from tests.scripts import said
+from tests.scripts import start
 from tests.training import tiny_run
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 BOTH = pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 ONCE = pytest.mark.parametrize("family", ["DiT"], indirect=True)  # what no family could change
+DAMAGED_HEAP = re.compile(r"^(malloc|free|corrupted)\b", re.MULTILINE)  # the C library's words, once in some fifty runs
 NUMBERS = ("loss", "grad_norm", "p", "active", "aux_balance", "aux_dynamic")
 
 
 @pytest.fixture(scope="module")
 def folder(build, family, tiny_data, tmp_path_factory):
     """Runs of one process ("one", "one_tuned") and of two (see the script)."""
-    folder = tmp_path_factory.mktemp("runs")
-    build(folder / "one", **tiny_run.LONG).train()
-    if family == "DiT":
-        start = {"init_from": str(folder / "one"), "classes": tiny_run.OTHER_CLASSES}
-        build(folder / "one_tuned", **tiny_run.LONG | start | {"steps": 3}).train()
-    said(SCRIPT, family, tiny_data, folder, processes=2)
+    for _ in range(2):
+        folder = tmp_path_factory.mktemp("runs")
+        build(folder / "one", **tiny_run.LONG).train()
+        if family == "DiT":
+            tuned = {"init_from": str(folder / "one"), "classes": tiny_run.OTHER_CLASSES}
+            build(folder / "one_tuned", **tiny_run.LONG | tuned | {"steps": 3}).train()
+        done = start(SCRIPT, family, tiny_data, folder, processes=2)
+        if not DAMAGED_HEAP.search(done.stderr):
+            break
+        warnings.warn(f"started once more, see docs/experiments.md: {done.stderr}", stacklevel=1)
+    assert done.returncode == 0, done.stderr
     return folder
 
 

@@ -294,6 +294,7 @@ class _Line(TypedDict):
     active: NotRequired[NonNegative | None]
     p: NotRequired[float | None]
     layers: NotRequired[dict[str, Any] | None]  # a number for each layer, by name
+    changes: NotRequired[list[dict[str, Any]]]  # of the settings, on resuming
 
 
 def _parsed(line: bytes) -> Tree:
@@ -306,7 +307,7 @@ def _parsed(line: bytes) -> Tree:
     except ConfigError as error:
         raise ValueError(f"has {error}") from None
     layers = list((found.get("layers") or {}).values())
-    numbers = [value for name, value in found.items() if name != "layers"]
+    numbers = [value for name, value in found.items() if name not in ("layers", "changes")]
     numbers += [number for values in layers if isinstance(values, list) for number in values]
     if not {type(number) for number in numbers} <= {int, float, NoneType} or len({*map(type, layers)} | {list}) > 1:
         raise ValueError("has other things than numbers")

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Score; print JSON to stdout and a table to stderr."""
     files, changes = split_words(args.words)
-    changes += [f"{name}={value}" for name in OPTIONS if (value := getattr(args, name)) is not None]
+    changes += [f"{name}={value or repr('')}" for name in OPTIONS if (value := getattr(args, name)) is not None]
     report = score_run(args.run_folder, changes, [Path(file) for file in files], args.out)
     if join_processes().is_main_process:
         print(json.dumps(report, indent=1, allow_nan=False))

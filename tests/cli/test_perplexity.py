@@ -162,6 +162,7 @@ def test_bad_input_is_one_message_and_nothing_is_written(trained, tmp_path, monk
         (["good.txt", "--out", "folder"], "--out=folder is a folder; name a file"),
         (["good.txt", "--out", "good.txt"], "--out=good.txt is a text to score; name another file"),
         (["--stride", "33"], "eval.stride=33 exceeds data.length=32; lower it"),
+        (["--stride", ""], "eval.stride= must be a whole number"),
         (["--stride", "0"], "eval.stride=0 must be at least 1"),
         (["--batch-size", "few"], "eval.batch_size=few"),
         (["--max-documents", "0"], "eval.max_documents=0 must be at least 1"),

@@ -90,6 +90,13 @@ def test_facts_have_the_record_of_the_sampling_that_made_the_file_and_no_other(t
     assert "sample" not in others
 
 
+def test_a_description_of_the_samples_that_cannot_be_read_is_said(tmp_path, capsys):
+    write_images(tmp_path / "images.npz", IMAGES)
+    (tmp_path / "sample.json").write_text("<!DOCTYPE html>")
+    assert "sample" not in open_npz(tmp_path / "images.npz").source.facts()
+    assert "sample.json cannot be read as JSON: how the images were sampled is not known" in capsys.readouterr().err
+
+
 def test_adms_reference_batch_gives_its_images_and_its_statistics(tmp_path):
     mu, sigma = np.arange(4.0), np.diag([1.0, 2, 3, 4])
     numbers = {"mu": mu, "sigma": sigma, "mu_s": mu[:3], "sigma_s": sigma[:3, :3]}

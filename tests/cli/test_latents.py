@@ -108,7 +108,11 @@ def test_quickstart_needs_no_encoding_of_images_encoded_on_the_fly(tmp_path):
 def test_quickstart_says_before_training_that_the_images_cannot_be_judged(capsys, tmp_path, images):
     words = ["quickstart", CONFIG, *of_images(tmp_path, images), *SMALL, "--run", tmp_path / "run"]
     refused(capsys, 2, "no held-out images to say how many to sample; set eval.images", *words, "eval.images=null")
-    refused(capsys, 2, "digits_cnn64 takes square images of 1 channel", *words, f"encode.images.heldout={images}")
+    for label in ("cats", "dogs"):
+        (tmp_path / "others" / label).mkdir(parents=True)
+        Image.new("RGB", (20, 20), "red").save(tmp_path / "others" / label / "0.png")
+    heldout = f"encode.images.heldout={tmp_path / 'others'}"
+    refused(capsys, 2, "digits_cnn64 takes square images of 1 channel", *words, heldout)
     assert not (tmp_path / "run").exists()
 
 

@@ -129,7 +129,7 @@ def test_a_shard_of_another_dtype_or_shape_is_named(folder, header, changed, mes
         ),
         (lambda content: (2**16).to_bytes(8, "little") + b"[" * (len(content) - 8), "more than 100 levels"),
         (lambda content: content.replace(b'"data_offsets":[', b'"data_offsets":[9', 1), ""),
-        (lambda content: content.replace(b'"labels"', b'"a\\u006e3"'), "'labels'"),
+        (lambda content: content.replace(b'"labels"', b'"a\\u006e3"'), "labels is missing"),
         (lambda content: b"<!DOCTYPE html>".ljust(len(content)), "its header is said"),
     ],
     ids=["length", "deep", "offsets", "missing", "web page"],

@@ -170,7 +170,7 @@ def test_a_result_that_says_little_is_a_row_all_the_same_but_not_a_comparable_on
 @pytest.mark.parametrize("text", ["", "[1]", '{"fid": 3}', '{"provenance": 3}', "\x00"])
 def test_a_file_that_is_no_result_is_refused_by_name(tmp_path, text):
     (tmp_path / "metrics.json").write_text(text)
-    with pytest.raises(ValueError, match=r"metrics.json is (no result|empty|no JSON).*; name (one|a result of)"):
+    with pytest.raises(ValueError, match=r"metrics.json is (no result|empty|not valid JSON).*; name (one|a result of)"):
         read_result(tmp_path)
     with pytest.raises(ValueError, match=r"gone.json does not exist; name a result of dit-moe eval --out"):
         read_result(tmp_path / "gone.json")

@@ -70,7 +70,10 @@ def test_what_follows_from_data_and_objective_is_filled_in():
         ("model.moe.expert_hidden=5", r"model\.moe\.expert_hidden=5 must be a multiple of 8"),
         ("model.moe.offset=10", r"model\.moe\.offset=10 leaves no block of depth=4 with experts"),
         ("objective.cosine_weight=0.5", r"objective\.cosine_weight=0\.5 .* one channel"),
-        ("seed=99999999999999999999999", r"seed=99999999999999999999999 must be a whole number from 0"),
+        (
+            "seed=99999999999999999999999",
+            r"seed=99999999999999999999999 is out of range; give a whole number of 64 bits",
+        ),
         ("train.lr=.inf", r"train\.lr=inf must be a finite number"),
         ("sample.guidance.scale=2 objective.label_dropout=0", r"sample\.guidance\.scale=2 needs a null class"),
         ("sample.target=2.5 model.moe.router=topk", r"sample\.target=2\.5 must be a whole number for top-k"),

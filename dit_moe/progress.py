@@ -1,4 +1,4 @@
-"""A bar of what is done, for commands that work through many images or much text."""
+"""How far work is, on stderr: training, or a command that works through many images or much text."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
+from typing import Any, Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dit_moe.distributed import join_processes
-from dit_moe.formatting import PlainConsole, speed, tell
+from dit_moe.formatting import PlainConsole, rounded, speed, tell
+
+PAUSE = 5.0  # seconds between two lines where there is no terminal
 
 
 @contextmanager
@@ -39,3 +43,48 @@ def work_bar(doing: str, total: float | None, unit: str) -> Iterator[Callable[[f
 
 
 images_bar = partial(work_bar, unit="images")
+
+
+class TrainingBar:
+    """How far a run is: a bar on a terminal, elsewhere a line per log interval, but few a minute.
+
+    `shown=False` keeps other processes than the first quiet.
+    """
+
+    def __init__(self, steps: int, step: int, unit: str, shown: bool) -> None:
+        self._steps, self._unit, self._printed = steps, unit, -PAUSE
+        self._console = PlainConsole(stderr=True, quiet=not shown, soft_wrap=True)
+        columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.description}"))
+        self._bar = Progress(*columns, console=self._console, disable=not (shown and self._console.is_terminal))
+        self._task = self._bar.add_task("", total=steps, completed=step)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.stop()
+
+    def step(self, step: int) -> None:
+        """Call after every step."""
+        self._bar.update(self._task, completed=step)
+
+    def line(self, line: dict[str, Any]) -> None:
+        """Call with every line of the log."""
+        rate = line[f"{self._unit}_per_s"]
+        rows_left = (self._steps - line["step"]) * line[self._unit] / line["step"]
+        loss, left = rounded(line["loss"], 4, 3), timedelta(seconds=round(rows_left / rate))
+        shown = [f"loss {loss}", f"{rate:.4g} {self._unit}/s", f"{left} left"]
+        if line.get("p") is not None:
+            shown.append(f"p {rounded(line['p'], 3, 2)}")
+        if line.get("active") is not None:
+            shown.append(f"active {line['active']:.2f}")
+        text = "  ".join(shown)
+        self._bar.update(self._task, description=text)
+        due = time.monotonic() - self._printed >= PAUSE or line["step"] == self._steps
+        if due and not self._console.is_terminal:
+            self._printed = time.monotonic()
+            self.message(f"step {line['step']}/{self._steps}  {text}")
+
+    def message(self, text: str) -> None:
+        self._console.print(text)

@@ -8,13 +8,15 @@ import pytest
 from dit_moe.cli import COMMANDS
 
 PACKAGE = Path(__file__).parent.parent / "dit_moe"
-BOTTOM = {"registry", "yaml_text", "config", "randomness", "files", "json_files", "locks", "formatting", "weights"}
+BOTTOM = {"registry", "yaml_text", "schema", "config", "randomness"}
+BOTTOM |= {"files", "json_files", "locks", "formatting", "weights"}
 CORE = BOTTOM | {"moe", "models", "diffusion", "data", "autoencoders", "text", "checkpoint", "distributed", "shards"}
 ABOVE = CORE | {"training", "sampling", "experiments", "extractors", "metrics", "progress", "plotting", "pictures"}
 MAY_IMPORT = {
     "registry": set(),
     "yaml_text": set(),
-    "config": {"registry", "yaml_text"},
+    "schema": {"registry"},
+    "config": {"registry", "yaml_text", "schema"},
     "randomness": set(),
     "files": set(),
     "json_files": {"config", "files"},
@@ -36,7 +38,7 @@ MAY_IMPORT = {
     "metrics": BOTTOM,
     "text": BOTTOM | {"distributed", "shards", "data", "moe", "models", "progress"},
     "training": BOTTOM
-    | {"distributed", "moe", "models", "diffusion", "autoencoders", "data", "checkpoint", "plotting"},
+    | {"distributed", "moe", "models", "diffusion", "autoencoders", "data", "checkpoint", "plotting", "progress"},
     "sampling": BOTTOM
     | {"distributed", "moe", "models", "diffusion", "autoencoders", "data", "checkpoint", "progress", "pictures"},
     "experiments": CORE | {"training", "sampling", "extractors", "metrics"},

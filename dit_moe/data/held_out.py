@@ -12,7 +12,8 @@ import numpy as np
 
 from dit_moe.config import ConfigError
 from dit_moe.data.base import Dataset
-from dit_moe.data.images import BadImage, ImageSource
+from dit_moe.data.image_source import ImageSource
+from dit_moe.data.images import BadImage
 from dit_moe.data.latents import LatentShards
 from dit_moe.data.listing import note
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from dit_moe.config import ConfigError, require
 from dit_moe.data.base import DATASETS, place_of
-from dit_moe.data.images import BadImage, ImageSource, ImageSourceConfig
+from dit_moe.data.image_source import ImageSource, ImageSourceConfig
+from dit_moe.data.images import BadImage
 from dit_moe.formatting import one_line
 from dit_moe.registry import did_you_mean
 

@@ -12,24 +12,20 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, NotRequired, Self, TypedDict
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
 from dit_moe.config import ConfigError, Tree, Within, convert
 from dit_moe.distributed import join_processes
 from dit_moe.files import sync, write_atomically
-from dit_moe.formatting import PlainConsole, rounded, tell
+from dit_moe.formatting import tell
 from dit_moe.json_files import Count, NonNegative, parse
 from dit_moe.moe import MoEConfig
+from dit_moe.progress import TrainingBar
 from dit_moe.training.config import TrainConfig
 from dit_moe.training.step import ACTIVE_PEAK
 from dit_moe.training.trackers import Trackers
-
-PAUSE = 5.0  # seconds between two lines where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ class Logger:
         main = join_processes().is_main_process
         self._log = JsonLines(run / "log.jsonl", step) if main else None
         self._evaluations = JsonLines(run / "evaluations.jsonl", step) if main else None
-        self._progress = ProgressBar(config.steps, step, unit.name, shown=main)
+        self._progress = TrainingBar(config.steps, step, unit.name, shown=main)
         earlier = unlogged or {"steps": 0, "gathered": {}}
         self._steps: int = earlier["steps"]  # since the line before
         self._gathered: dict[str, float] = dict(earlier["gathered"])  # sums over them, and the largest of `ACTIVE_PEAK`
@@ -144,51 +140,6 @@ class Logger:
     def message(self, text: str) -> None:
         """Show a line of its own on stderr."""
         self._progress.message(text)
-
-
-class ProgressBar:
-    """How far a run is, on stderr: a bar on a terminal, elsewhere a line per log interval, but few a minute.
-
-    `shown=False` keeps other processes than the first quiet.
-    """
-
-    def __init__(self, steps: int, step: int, unit: str, shown: bool) -> None:
-        self._steps, self._unit, self._printed = steps, unit, -PAUSE
-        self._console = PlainConsole(stderr=True, quiet=not shown, soft_wrap=True)
-        columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.description}"))
-        self._bar = Progress(*columns, console=self._console, disable=not (shown and self._console.is_terminal))
-        self._task = self._bar.add_task("", total=steps, completed=step)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._bar.stop()
-
-    def step(self, step: int) -> None:
-        """Call after every step."""
-        self._bar.update(self._task, completed=step)
-
-    def line(self, line: dict[str, Any]) -> None:
-        """Call with every line of the log."""
-        rate = line[f"{self._unit}_per_s"]
-        rows_left = (self._steps - line["step"]) * line[self._unit] / line["step"]
-        loss, left = rounded(line["loss"], 4, 3), timedelta(seconds=round(rows_left / rate))
-        shown = [f"loss {loss}", f"{rate:.4g} {self._unit}/s", f"{left} left"]
-        if line.get("p") is not None:
-            shown.append(f"p {rounded(line['p'], 3, 2)}")
-        if line.get("active") is not None:
-            shown.append(f"active {line['active']:.2f}")
-        text = "  ".join(shown)
-        self._bar.update(self._task, description=text)
-        due = time.monotonic() - self._printed >= PAUSE or line["step"] == self._steps
-        if due and not self._console.is_terminal:
-            self._printed = time.monotonic()
-            self.message(f"step {line['step']}/{self._steps}  {text}")
-
-    def message(self, text: str) -> None:
-        self._console.print(text)
 
 
 class JsonLines:

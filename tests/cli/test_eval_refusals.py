@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dit_moe.evaluation.features import Extraction
+from dit_moe.evaluation.extraction import Extraction
 from tests.data.examples import encoded, pixels, write_tree
 from tests.npz_files import write_images
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from dit_moe.config import ConfigError
-from dit_moe.data import DATASETS, BrokenImages, images
-from dit_moe.data.images import ImageFolderConfig
+from dit_moe.data import DATASETS, BrokenImages, image_source
+from dit_moe.data.image_source import ImageFolderConfig
+from dit_moe.data.images import FORMATS
 from tests.data.examples import class_files, encoded, pixels, write_tree
 
 IMAGE = encoded(pixels(0))
@@ -117,7 +118,7 @@ def test_the_fingerprint_tells_another_listing_and_other_sizes(tree, change):
 
 
 def test_of_many_files_the_sizes_of_some_spread_over_all_are_in_the_fingerprint(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "SIZES", 3)
+    monkeypatch.setattr(image_source, "SIZES", 3)
     names = [f"{folder}/{i}.png" for folder in ("ant", "bee") for i in range(5)]
     write_tree(tmp_path, dict.fromkeys(names, b""))
     fingerprints = [read(tmp_path, size=8).fingerprint]
@@ -166,7 +167,7 @@ def test_broken_files_are_named_with_their_paths(tree):
     with pytest.raises(BrokenImages) as error:
         read(tree, size=16).__getitems__(range(4))
     assert error.value.problems == {
-        0: f"{tree}/ant/000.png is not an image that can be read ({', '.join(images.FORMATS)})",
+        0: f"{tree}/ant/000.png is not an image that can be read ({', '.join(FORMATS)})",
         3: f"{tree}/bee/001.png is 1×1 pixels, less than min_side=8",
     }
     os.truncate(tree / "ant" / "000.png", 2**40)  # a file without blocks

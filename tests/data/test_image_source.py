@@ -9,7 +9,8 @@ from PIL import Image
 
 from dit_moe.config import ConfigError
 from dit_moe.data import BrokenImages
-from dit_moe.data.images import FORMATS, ImageSource, ImageSourceConfig
+from dit_moe.data.image_source import ImageSource, ImageSourceConfig
+from dit_moe.data.images import FORMATS
 from tests.data.examples import encoded, pixels
 
 

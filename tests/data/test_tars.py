@@ -12,7 +12,8 @@ import torch
 
 from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS, BrokenImages
-from dit_moe.data.tars import TarsConfig, find_tars
+from dit_moe.data.tar_files import find_tars
+from dit_moe.data.tars import TarsConfig
 from tests.data.examples import class_files, encoded, keyed_files, pixels, write_tar, write_tree
 
 IMAGE = encoded(pixels(0))

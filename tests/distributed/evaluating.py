@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dit_moe.cli import main
-from dit_moe.evaluation.features import Extraction
+from dit_moe.evaluation.extraction import Extraction
 from dit_moe.evaluation.runs import GeneratedSource
 from tests.scripts import die
 

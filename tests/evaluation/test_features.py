@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 
 from dit_moe.config import WorkFailed
-from dit_moe.evaluation.features import Extraction, FeatureFolder, thumbnails
+from dit_moe.evaluation.extraction import Extraction, thumbnails
+from dit_moe.evaluation.features import FeatureFolder
 from dit_moe.evaluation.sources.base import FEATURES_MANIFEST
 
 from .fakes import NoiseSource, PixelExtractor

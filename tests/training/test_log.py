@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from dit_moe.training.log import JsonLines, ProgressBar, flatten
+from dit_moe.progress import TrainingBar
+from dit_moe.training.log import JsonLines, flatten
 
 
 def test_lines_past_the_resumed_step_and_half_a_line_are_cut(tmp_path):
@@ -48,7 +49,7 @@ LINE = {"step": 250, "images": 8000, "loss": 0.125, "images_per_s": 40.0, "p": 0
 
 
 def test_progress_without_a_terminal_is_one_line_per_interval_on_stderr(capsys):
-    with ProgressBar(steps=1000, step=0, unit="images", shown=True) as progress:
+    with TrainingBar(steps=1000, step=0, unit="images", shown=True) as progress:
         progress.step(250)
         progress.line(LINE)
         progress.line(LINE | {"step": 251})  # at once: too soon to be worth a line
@@ -60,12 +61,12 @@ def test_progress_without_a_terminal_is_one_line_per_interval_on_stderr(capsys):
 
 @pytest.mark.parametrize("line", [LINE | {"p": None, "active": None}, {k: LINE[k] for k in list(LINE)[:4]}])
 def test_a_model_without_threshold_or_experts_shows_none(capsys, line):
-    ProgressBar(steps=1000, step=0, unit="images", shown=True).line(line)
+    TrainingBar(steps=1000, step=0, unit="images", shown=True).line(line)
     assert capsys.readouterr().err.endswith("left\n")
 
 
 def test_other_processes_than_the_first_are_quiet(capsys):
-    with ProgressBar(steps=1000, step=0, unit="images", shown=False) as progress:
+    with TrainingBar(steps=1000, step=0, unit="images", shown=False) as progress:
         progress.line(LINE)
         progress.message("hello")
     assert capsys.readouterr().err == ""

@@ -22,7 +22,8 @@ from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from dit_moe.data import DATASETS, BrokenImages, Dataset
 from dit_moe.data.batch_sampler import load_batches
 from dit_moe.data.held_out import require_held_out
-from dit_moe.data.images import FORMATS, BadImage, ImageSource
+from dit_moe.data.image_source import ImageSource
+from dit_moe.data.images import FORMATS, BadImage
 from dit_moe.data.latents import LatentsConfig, LatentShards
 from dit_moe.data.listing import facts_of_listing
 from dit_moe.distributed import join_processes

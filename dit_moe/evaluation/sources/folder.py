@@ -18,11 +18,10 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dit_moe.config import shown
+from dit_moe.data.image_source import ImageSource, ImageSourceConfig
 from dit_moe.data.images import (
     FORMATS,
     BadImage,
-    ImageSource,
-    ImageSourceConfig,
     list_images,
     no_image,
     own_limits,

@@ -1,0 +1,279 @@
+"""Data sets of image files. `ImageSource` is their base class: mirrored rows, and the report of broken files.
+
+The simplest of them, `ImageFolder`, stands here.
+"""
+
+# N images, B rows of a batch, U different images among them, C channels, H height, W width
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_moe.config import ConfigError, require
+from dit_moe.data.base import DATASETS, BrokenImages, place_of
+from dit_moe.data.images import FORMATS, BadImage, decode, list_images, read_file
+from dit_moe.data.listing import (
+    OUTSIDE_CLASSES,
+    ClassFolders,
+    PassedOver,
+    in_sorted_order,
+    number_classes,
+    pass_over,
+    require_no_splits,
+    say_passed_over,
+)
+from dit_moe.formatting import tell
+
+SIZES = 1000  # files of a folder, spread evenly over all, whose sizes are in the fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSourceConfig:
+    """The options that all sources of images have."""
+
+    heldout: str | None = None  # where the images of the split `heldout` are
+    size: int | None = None  # ADM's centre crop to so many pixels square; None: as they are, all of one size
+    flip: bool = False  # in training, row N + i is image i mirrored, so that an epoch shows both
+    min_side: int = 8  # pixels; an image with less is refused
+    max_megapixels: float = 200.0  # an image with more is refused before it is decoded
+    orientation: Literal["exif"] | None = None  # turn images as their EXIF data says; None: as they are stored
+    fingerprint: str | None = None  # (recorded) of what the files hold
+
+    def __post_init__(self) -> None:
+        require(self.size is None or self.size >= 1, self, "size", "must be at least 1, or null to keep images whole")
+        require(self.min_side >= 1, self, "min_side", "must be at least 1")
+        require(self.max_megapixels > 0, self, "max_megapixels", "must be above 0")
+
+
+class ImageSource(ABC):
+    """Base class of datasets of image files. A source says where bytes and labels come from.
+
+    `passed_over` is what lies beside the images and does not count.
+
+    Args:
+        config: its options.
+        split: only ``train`` is mirrored.
+        labels_N: int64.
+        class_names: of the labels 0, 1, …
+        fingerprint: of what the files hold.
+    """
+
+    _said_orientation = False
+    passed_over: PassedOver = {}  # noqa: RUF012  (none is changed in place)
+
+    def __init__(
+        self, config: ImageSourceConfig, split: str, labels_N: np.ndarray, class_names: Sequence[str], fingerprint: str
+    ) -> None:
+        self.config, self.labels_N = config, labels_N
+        self.class_names, self.fingerprint = tuple(class_names), fingerprint
+        self.ways = 2 if config.flip and split == "train" else 1
+
+    @abstractmethod
+    def read(self, image: int) -> bytes:
+        """The file of an image. OSError or BadImage if that cannot be had."""
+
+    @abstractmethod
+    def locate(self, image: int) -> str:
+        """Where an image is, for messages."""
+
+    def sizes(self, images: Sequence[int]) -> np.ndarray:
+        """Bytes of the files of these images, as far as they are known without reading them; −1 otherwise."""
+        return np.full(len(images), -1)
+
+    def stamps(self) -> Iterable[tuple[int, int]]:
+        """(bytes, time of change in ns) of every file, as far as files can be told apart."""
+        return ()
+
+    @cached_property
+    def image_shape(self) -> tuple[int, int, int]:
+        return (3, size, size) if (size := self.config.size) else self._first[1]
+
+    def __len__(self) -> int:
+        return self.ways * len(self.labels_N)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """{"images": uint8 [B, 3, H, W], "labels": int64 [B]}.
+
+        Raises:
+            BrokenImages: all images of the batch that cannot be used.
+            ValueError: without `size`, images of different sizes.
+        """
+        rows_B = np.asarray(indices, dtype=np.int64)
+        assert rows_B.size == 0 or 0 <= rows_B.min() <= rows_B.max() < len(self), "indices lie within the data set"
+        way_B, image_B = np.divmod(rows_B, len(self.labels_N))
+        image_U, where_B = np.unique(image_B, return_inverse=True)
+        images_UCHW = np.empty((len(image_U), *self.image_shape), dtype=np.uint8)
+        problems: dict[int, str] = {}
+        for i, image in enumerate(image_U.tolist()):
+            try:
+                pixels_CHW = self._decoded(image)
+            except BadImage as error:
+                problems |= dict.fromkeys(rows_B[where_B == i].tolist(), str(error))
+                continue
+            if pixels_CHW.shape != self.image_shape:
+                first, (_, height, width) = self._first
+                found = f"{self.locate(image)} is {pixels_CHW.shape[2]}×{pixels_CHW.shape[1]}"
+                problem = f"{found}, and {self.locate(first)} {width}×{height}"  # no key: it may be read in any section
+                raise ValueError(f"{problem}; set size in their section to make them one")
+            images_UCHW[i] = pixels_CHW
+        if problems:
+            raise BrokenImages(problems)
+        images_BCHW, mirrored_B = torch.from_numpy(images_UCHW[where_B]), torch.from_numpy(way_B == 1)
+        images_BCHW[mirrored_B] = images_BCHW[mirrored_B].flip(-1)
+        return {"images": images_BCHW, "labels": torch.from_numpy(self.labels_N[image_B])}
+
+    def class_counts(self) -> list[int]:
+        return np.bincount(self.labels_N, minlength=len(self.class_names)).tolist()
+
+    def _decoded(self, image: int) -> np.ndarray:
+        """uint8 [C, H, W]. BadImage names the file."""
+        limits = self.config
+        try:
+            turn = partial(self._turn, image)
+            return decode(self.read(image), limits.size, limits.min_side, limits.max_megapixels, turn)
+        except OSError as error:
+            problem = f"cannot be read ({error.strerror or error})"
+        except BadImage as error:
+            problem = str(error)
+        raise BadImage(f"{self.locate(image)} {problem}")
+
+    def _turn(self, image: int, orientation: int) -> bool:
+        if self.config.orientation is None and not self._said_orientation:
+            self._said_orientation = True  # in each process that reads, for none knows what others met
+            problem = f"{self.locate(image)} has the EXIF orientation {orientation}, which is not applied"
+            tell(f"note: {problem}, nor are others'; datasets take the option orientation: exif")
+        return self.config.orientation == "exif"
+
+    @cached_property
+    def _first(self) -> tuple[int, tuple[int, int, int]]:
+        """The first image that is not broken, whose size all must have if they are kept as they are; its shape."""
+        problems: dict[int, str] = {}
+        for image in range(len(self.labels_N)):
+            try:
+                channels, height, width = self._decoded(image).shape
+                return image, (channels, height, width)
+            except BadImage as error:
+                problems[image] = str(error)
+        raise BrokenImages(problems)
+
+
+# ----------------------------------------------------------------------------------------- a folder of class folders
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolderConfig(ImageSourceConfig):
+    """`path` and `heldout` are folders of one folder per class."""
+
+    path: str
+
+
+@DATASETS.register("image_folder", ImageFolderConfig)
+class ImageFolder(ImageSource):
+    """A folder of class folders, as torchvision's ImageFolder has it: ``train/<class>/….jpg``.
+
+    The images, at any depth, come folder by folder in sorted order. Folders that are whole numbers are labels by these,
+    others in sorted order (`number_classes`). A run that began when all were labels in sorted order, which its recorded
+    fingerprint tells, goes on so.
+
+    What does not count as an image, by its name or else its first bytes, and what lies outside of the class folders is
+    passed over, which stderr says. The fingerprint is of all names and the sizes of some files, so that a copy with
+    smaller images is other data.
+
+    Raises:
+        ValueError: no such split.
+        ConfigError: no folder, no class folders, one without images, or the two splits have different classes.
+        ValueError: a folder cannot be read.
+    """
+
+    folders: list[str]
+    classes: ClassFolders
+
+    def __init__(self, config: ImageFolderConfig, split: str) -> None:
+        option, folder = place_of(config, split, "images")
+        folders, files_of, self.passed_over = _class_folders(option, folder)
+        trained = ImageFolder(config, "train") if split == "heldout" else None
+        if trained is not None:
+            _require_same_classes(config, folders, trained.folders)
+        counts = [len(files_of[name]) for name in folders]
+        if empty := [name for name, count in zip(folders, counts, strict=True) if not count]:
+            more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+            remedy = f"add some ({', '.join(FORMATS)}), or remove the empty folders"
+            raise ConfigError(option, f"={folder} has no images of the class {empty[0]}{more}; {remedy}")
+        say_passed_over(folder, self.passed_over)
+        self.folder, self.folders, listing, names_of = folder, folders, hashlib.sha256(), []
+        for name in folders:
+            files = sorted(files_of.pop(name))
+            names_of.append(np.array(files, dtype=bytes))
+            listing.update(b"\0".join([os.fsencode(name), *files, b"\0"]))
+        self.parts = {os.path.realpath(os.path.join(folder, name)) for name in folders}
+        self.files, self._ends = np.concatenate(names_of), np.cumsum(counts)
+        some = np.linspace(0, len(self.files) - 1, min(len(self.files), SIZES)).astype(int).tolist()
+        listing.update(self.sizes(some).tobytes())
+        in_order = in_sorted_order(folders)
+        if trained is not None:
+            self.classes = trained.classes
+        else:
+            began_so = config.fingerprint == listing.hexdigest()
+            self.classes = in_order if began_so else number_classes(folder, folders, len(self.files))
+        labels = np.array([self.classes.label_of[name] for name in folders])
+        if self.classes != in_order:
+            listing.update(labels.astype("<i8").tobytes())
+        super().__init__(config, split, np.repeat(labels, counts), self.classes.names, listing.hexdigest())
+
+    def locate(self, image: int) -> str:
+        folder = self.folders[int(np.searchsorted(self._ends, image, side="right"))]
+        return os.path.join(self.folder, folder, os.fsdecode(self.files[image]))
+
+    def read(self, image: int) -> bytes:
+        return read_file(self.locate(image), self.config.max_megapixels)
+
+    def sizes(self, images: Sequence[int]) -> np.ndarray:
+        return np.array([self._stamp(image)[0] for image in images], dtype="<i8")
+
+    def stamps(self) -> Iterator[tuple[int, int]]:
+        return map(self._stamp, range(len(self.files)))
+
+    def _stamp(self, image: int) -> tuple[int, int]:
+        try:
+            found = os.stat(self.locate(image))
+        except OSError:  # is reported when it is read
+            return -1, -1
+        return found.st_size, found.st_mtime_ns
+
+
+def _class_folders(option: str, folder: str) -> tuple[list[str], dict[str, list[bytes]], PassedOver]:
+    """The class folders in sorted order; the images in each, by their paths below it; and what was passed over."""
+    if not os.path.isdir(folder):
+        problem = "is not a folder" if os.path.exists(folder) else "does not exist"
+        raise ConfigError(option, f"={folder} {problem}; name a folder that has one folder of images per class")
+    files, folders, passed_over = list_images(folder)
+    files_of: dict[str, list[bytes]] = {os.fsdecode(each): [] for each in folders if b"/" not in each}
+    if not files_of:
+        remedy = f"put the images into one folder per class, or all into one, such as {os.path.join(folder, 'all')}"
+        raise ConfigError(option, f"={folder} has no class folders; {remedy}")
+    if any(b"/" in each for each in folders):
+        require_no_splits(folder, sorted(files_of))
+    for file in files:
+        name, _, below = file.partition(b"/")
+        if below:
+            files_of[os.fsdecode(name)].append(below)
+        else:
+            pass_over(passed_over, OUTSIDE_CLASSES, os.fsdecode(file))
+    return sorted(files_of), files_of, passed_over
+
+
+def _require_same_classes(config: ImageFolderConfig, found: Sequence[str], wanted: Sequence[str]) -> None:
+    """ConfigError unless the held-out classes are those of training."""
+    if differing := sorted(set(found) ^ set(wanted)):
+        problem = f"{'has' if differing[0] in found else 'lacks'} the class {differing[0]}, unlike path={config.path}"
+        raise ConfigError("heldout", f"={config.heldout} {problem}; its class folders must be the same")

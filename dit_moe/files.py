@@ -11,6 +11,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of `path` when the block ends, and leaves no trace if it fails."""
+    """A file to write, which takes the place of `path` when the block ends, and leaves no trace if it fails.
+
+    ValueError if `path` is a device, a pipe or a socket.
+    """
+    require_regular(path)
     private = None
     try:
         private, descriptor = _make_private(path)
@@ -48,6 +53,14 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         if private is not None:
             private.unlink(missing_ok=True)
+
+
+def require_regular(path: Path) -> None:
+    """ValueError for a device, a pipe or a socket: a file in its place would take it from the whole machine."""
+    if os.path.lexists(path):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+            raise ValueError(f"{path} is not a regular file, and is not replaced by one; name another file")
 
 
 def everything(folder: Path) -> Sequence[str]:
@@ -267,6 +280,7 @@ def require_output(path: Path, option: str, ending: str, example: str) -> None:
     if path.is_dir():
         remedy = f"name a file, for instance {path / (example + ending)}"
         raise ValueError(f"{option} {path} is a folder; {remedy}")
+    require_regular(path)
     if path.suffix != ending:
         remedy = f"name a file that does, for instance {path.with_suffix(ending)}"
         raise ValueError(f"{option} {path} does not end in {ending}; {remedy}")

@@ -40,6 +40,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=f"{tmp_path / 'pipe'} is not a regular file, .*; name another file"):
+        write_atomically(tmp_path / "pipe", "text")
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 1
+
+
 def test_no_file_or_link_of_a_user_is_taken_for_a_temporary_one(tmp_path):
     (tmp_path / "file.partial").symlink_to(tmp_path / "precious")
     (tmp_path / "precious").write_text("precious")

@@ -15,7 +15,7 @@ from torch import nn
 from dit_moe.distributed import join_processes, on_main
 from dit_moe.experiments.run import TextRun, open_text_run
 from dit_moe.experiments.text import open_heldout, scoring_options
-from dit_moe.files import require_writable, write_atomically
+from dit_moe.files import require_regular, require_writable, write_atomically
 from dit_moe.formatting import tell
 from dit_moe.moe.compute_budget import thresholds
 from dit_moe.progress import work_bar
@@ -55,6 +55,7 @@ def _require_place(out: Path, files: Sequence[Path]) -> None:
         raise ValueError(f"--out={out} is a folder; name a file, for instance {out / RESULT}")
     if any(out.absolute() == path.absolute() for path in files):
         raise ValueError(f"--out={out} is a text to score; name another file")
+    require_regular(out)
     require_writable(out.parent)
 
 

@@ -83,8 +83,6 @@ def training_parts(
     tokenizer = dataset.tokenizer()
     if earlier is not None:
         _require_same_tokenizer(experiment, tokenizer, earlier)
-    on_main(lambda: require_writable(folder))
-    on_main(lambda: tokenizer.keep(folder / TOKENIZER, replace=is_begun(folder)))
 
     def prepare_batch(rows: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
         return rows
@@ -113,6 +111,8 @@ def training_parts(
                 return heldout(step, network)
 
         hooks.append(Hook(every=every, call=score, measures=True))
+    on_main(lambda: require_writable(folder))
+    on_main(lambda: tokenizer.keep(folder / TOKENIZER, replace=is_begun(folder)))
     return TrainingParts(
         objective=NextToken(experiment.objective),
         prepare_batch=prepare_batch,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +19,11 @@ import numpy as np
 from dit_moe.config import ConfigError, shown
 from dit_moe.files import atomic_folder, everything
 from dit_moe.formatting import one_line
+from dit_moe.json_files import parse
 
 BYTES = "bytes"
 LARGEST_ID, LARGEST_FILE = 2**24, 2**28  # of a vocabulary, and of tokenizer.json in bytes: the largest known / 10
+MOST_GROWTH = 64  # of a text by what is replaced in it: the known ones write a few characters for one
 MEND = "mend its tokenizer.json, or name another tokenizer"
 END_OF_TEXT = "<|endoftext|>"  # of the bytes; the name that GPT-2 gave it
 FILES = (  # and folders that `save_pretrained` of some version writes, beside those that a tokenizer names itself
@@ -218,29 +221,46 @@ def _unfit(place: Path) -> tuple[str, str] | None:
             if not (path.is_file() or path.is_dir()):
                 return f"has {path.name}, which is no file", "mend the folder, or name another"
         if (place / FILES[0]).is_file():
-            return _unfit_ids(place / FILES[0])
+            return _unfit_content(place / FILES[0])
     return None
 
 
-def _unfit_ids(path: Path) -> tuple[str, str] | None:
-    """Whether the vocabulary has an id so large that the library takes all memory for it, or the file is that large."""
+def _unfit_content(path: Path) -> tuple[str, str] | None:
+    """Whether a tokenizer.json is no JSON, or one with which the library takes all memory: for its size, for an id of
+    its vocabulary, or because rules of it multiply the text.
+    """
     if path.stat().st_size > LARGEST_FILE:
         return f"has {path.name} of {path.stat().st_size:,} bytes", "name a folder with a smaller vocabulary"
+    advice = "mend the file, or name another tokenizer"
     try:
-        model = json.loads(path.read_bytes())["model"]
-        ids = [number for number in model["vocab"].values() if type(number) is int]
-    except (
-        ValueError,
-        RecursionError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ):  # which the library will say, or a list
+        whole = parse(path.read_bytes(), any_number=True)
+    except ValueError as error:
+        return f"has {path.name}, which {error}", advice
+    for part in ("normalizer", "decoder"):
+        if (growth := _growth(whole.get(part) if isinstance(whole, dict) else None)) > MOST_GROWTH:
+            problem = f"has a {part} in {path.name} that makes up to {growth} characters of one"
+            return f"{problem}, where at most {MOST_GROWTH} are allowed", advice
+    try:
+        ids = [number for number in whole["model"]["vocab"].values() if type(number) is int]
+    except (LookupError, TypeError, AttributeError):  # which the library will say, or a list
         return None
     if max(ids, default=0) > LARGEST_ID:
         problem = f"has the token id {max(ids)} in {path.name}, where at most {LARGEST_ID} is allowed"
-        return problem, "mend the file, or name another tokenizer"
+        return problem, advice
     return None
+
+
+def _growth(rule: Any) -> int:
+    """How many characters of text the rules of a normalizer or decoder make of one, at most; 1: they replace none."""
+    if not isinstance(rule, dict):
+        return 1
+    pattern, content = rule.get("pattern"), rule.get("content")
+    found = 1
+    if isinstance(content, str) and isinstance(pattern, dict):
+        replaced = pattern.get("String")  # a pattern may match a single character
+        found = max(1, -(-len(content) // max(1, len(replaced) if isinstance(replaced, str) else 1)))
+    rules = rule.get("normalizers") or rule.get("decoders")
+    return found * math.prod(map(_growth, rules if isinstance(rules, list) else ()))
 
 
 def _bytes_tokenizer() -> Any:

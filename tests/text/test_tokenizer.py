@@ -134,6 +134,7 @@ def test_a_tokenizer_that_cannot_be_used_is_refused_in_one_line(tmp_path, bpe, m
 
 
 CHARSMAP = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}  # at which the library panics
+TEN_FOR_ONE = {"type": "Replace", "pattern": {"String": "e"}, "content": "e" * 10}
 WORDS = {"type": "WordLevel", "unk_token": "[UNK]", "vocab": {"a": 0, "<|endoftext|>": 1}}
 
 
@@ -152,6 +153,16 @@ WORDS = {"type": "WordLevel", "unk_token": "[UNK]", "vocab": {"a": 0, "<|endofte
             r"cannot be loaded: .*; mend the folder, or name another that holds a",
         ),
         ("tokenizer", {"normalizer": CHARSMAP}, r"cannot be loaded: .*charsmap.*; mend the folder"),
+        (
+            "tokenizer",
+            {"normalizer": {"type": "Sequence", "normalizers": [TEN_FOR_ONE] * 2}},
+            r"has a normalizer in tokenizer.json that makes up to 100 characters of one, where at most 64 .*; mend",
+        ),
+        (
+            "tokenizer",
+            {"decoder": {"type": "Sequence", "decoders": [TEN_FOR_ONE] * 9}},
+            r"has a decoder in tokenizer.json that makes up to 1000000000 characters of one",
+        ),
         ("tokenizer", {"model": WORDS}, r"^the tokenizer .* cannot encode the text: .*Missing \[UNK\].*; mend its"),
         (
             "tokenizer_config",
@@ -168,6 +179,13 @@ def test_a_damaged_or_hostile_folder_is_refused_and_no_code_of_it_runs(tmp_path,
     with pytest.raises(ValueError, match=problem) as error:
         open_tokenizer(TokenizerConfig(name=str(folder))).encode("the x")
     assert "\n" not in str(error.value) and not (tmp_path / "ran").exists()
+
+
+def test_a_tokenizer_json_that_is_no_json_is_refused_before_the_library_reads_it(tmp_path, bpe):
+    folder = shutil.copytree(bpe, tmp_path / "folder")
+    (folder / "tokenizer.json").write_text('{"model":' + "[" * 10**5)
+    with pytest.raises(ConfigError, match=r"^name=.* has tokenizer.json, which has more than 100 levels .*; mend"):
+        open_tokenizer(TokenizerConfig(name=str(folder)))
 
 
 def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path, bpe):

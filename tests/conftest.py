@@ -3,10 +3,13 @@
 `parametrize("family", [...], indirect=True)` takes some families. What takes long to import is imported when asked for.
 """
 
+import os
 from functools import partial
 from pathlib import Path
 
 import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: runs are compared bit for bit with those of scripts
 
 
 @pytest.fixture(scope="session")

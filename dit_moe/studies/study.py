@@ -261,17 +261,23 @@ def _heldout_fingerprint(experiment: AnyExperiment) -> str | None:
 
 
 def _require_same_config(run: PlannedRun) -> None:
-    """ConfigError if the run folder holds a run of another config than the study has now."""
+    """ConfigError if the run folder holds a run that was trained, in any of its steps, with another config."""
     newest = checkpoint.latest(run.folder)
     if newest is None:
         return
-    trained_with = checkpoint.open_checkpoint(newest).config()
-    found = differing(trained_with, config.dump(run.experiment), fixed=("train.steps",))
+    saved = checkpoint.open_checkpoint(newest)
+    found = differing(saved.config(), config.dump(run.experiment), fixed=("train.steps",))
+    remedy = "name another --out, or remove that folder to train it anew"
     if found:
         (key, (old, new)), *others = found.items()
         also = f" ({', '.join(key for key, _ in others)} differ too)" if others else ""
-        problem = f"={new} in the study, but the run in {run.folder} was trained with {old}{also}"
-        raise ConfigError(key, f"{problem}; name another --out, or remove that folder to train it anew")
+        raise ConfigError(
+            key, f"={new} in the study, but the run in {run.folder} was trained with {old}{also}; {remedy}"
+        )
+    for change in saved.state.get("changes", ()):
+        for key in sorted(change.keys() - {"step"}):
+            problem = f" was changed after step {change['step']} of the run in {run.folder}, as its log.jsonl says"
+            raise ConfigError(key, f"{problem}, and a study compares runs with one value for all steps; {remedy}")
 
 
 @contextmanager

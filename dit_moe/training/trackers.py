@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker
+from accelerate.tracking import GeneralTracker, TensorBoardTracker
 
 from dit_moe.config import ConfigError, Matching
 from dit_moe.files import write_atomically
@@ -33,6 +33,18 @@ class Known:
 
     wandb: Annotated[str, Matching(r"[\w-]{1,64}", "an id of at most 64 letters, digits, _ and -")] | None = None
     trackio: Name | None = None
+
+
+class TensorBoard(TensorBoardTracker):
+    """accelerate's, which would list the hyperparameters of each start as a run of their own."""
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        """Keep `values` as hyperparameters in the run's own file of events."""
+        from torch.utils.tensorboard.summary import hparams  # needs tensorboard, as the writer does
+
+        for summary in hparams(values, {}):
+            self.writer.file_writer.add_summary(summary)
+        self.writer.flush()
 
 
 class Trackers:
@@ -55,13 +67,14 @@ class Trackers:
             "trackio": known.trackio or self._run.name,
         }
         options = {
-            "tensorboard": {"purge_step": step + 1},
             "wandb": {"name": self._run.name, "id": own["wandb"], "resume": "allow"},
             "trackio": {"name": own["trackio"], "resume": "allow" if known.trackio else "never"},
         }
         for name in sorted(self._names, key="tensorboard".__eq__):  # last: it leaves files where the others may fail
-            self._accelerator.log_with, self._accelerator.trackers = [name], []
+            folder, self._accelerator.trackers = self._accelerator.logging_dir, []
             try:
+                tracker = TensorBoard("dit_moe", folder, purge_step=step + 1) if name == "tensorboard" else name
+                self._accelerator.log_with = [tracker]
                 self._accelerator.init_trackers("dit_moe", dict(config), options)
             except Exception as error:  # each has its own
                 self.finish()

@@ -2,11 +2,13 @@
 
 import fcntl
 import json
+import shutil
 import threading
 from dataclasses import asdict, replace
 
 import pytest
 
+from dit_moe import checkpoint
 from dit_moe.config import ConfigError
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
 from dit_moe.studies import compare, score
@@ -99,6 +101,16 @@ def test_a_metric_that_fails_leaves_the_loss_which_is_not_measured_again(study, 
 def test_a_run_of_another_config_is_refused_by_key_and_both_values(study, runs, change, said, tmp_path):
     with pytest.raises(ConfigError, match=f"{said} in the study, but the run in .* was trained with .*--out"):
         plan(replace(study, changes=(*study.changes, change)), tmp_path, runs[1].folder.parent.parent)
+
+
+def test_a_run_whose_learning_rate_was_changed_and_changed_back_is_refused(study, runs, tmp_path):
+    folder = tmp_path / "out" / runs[1].folder.relative_to(runs[1].folder.parent.parent)
+    shutil.copytree(runs[1].folder, folder)
+    state = checkpoint.latest(folder) / "state.json"
+    changes = [{"step": 1, "train.lr": [0.001, 0.5]}, {"step": 3, "train.lr": [0.5, 0.001]}]
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"changes": changes}))
+    with pytest.raises(ConfigError, match=r"^train.lr was changed after step 1 of the run in .*--out"):
+        plan(study, tmp_path / "none", tmp_path / "out")
 
 
 @pytest.mark.parametrize("change", ["train.workers=2", "train.checkpoint_every=3", "sample.count=5"])

@@ -85,8 +85,8 @@ def test_a_tracker_that_fails_in_the_middle_costs_a_warning_and_not_the_run(buil
     assert [step for step, _ in fake.calls if isinstance(step, int)] == [1, 2], "the other one gets all"
 
 
-def test_tensorboard_hides_what_was_logged_after_the_checkpoint(build, tmp_path):
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+def test_tensorboard_has_one_run_and_hides_what_was_logged_after_the_checkpoint(build, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_multiplexer")
     settings = {"log_every": 1, "p0": 0.7, "trackers": ("tensorboard",)}
 
     def stop(step, model):
@@ -95,6 +95,6 @@ def test_tensorboard_hides_what_was_logged_after_the_checkpoint(build, tmp_path)
     with pytest.raises(TrainingError):
         build(tmp_path, checkpoint_every=2, steps=9, hooks=[Hook(every=3, call=stop)], **settings).train()
     build(tmp_path, steps=4, **settings).train()
-    read = events.EventAccumulator(str(tmp_path / "dit_moe"))
-    read.Reload()
-    assert [event.step for event in read.Scalars("loss")] == [1, 2, 3, 4]
+    read = events.EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
+    assert read.Runs().keys() == read.PluginRunToTagToContent("hparams").keys() == {"dit_moe"}
+    assert [event.step for event in read.Scalars("dit_moe", "loss")] == [1, 2, 3, 4]

@@ -33,7 +33,11 @@ from dit_moe.files import give_usual_mode, sha256_of, sync, wrong_size
 from dit_moe.json_files import Count, FileName, Name, Sha256, checked, load, require_format
 
 FORMAT = 1
-STATE, CONFIG = "state.json", STORED
+CHECKPOINTS, STATE, CONFIG = (
+    "checkpoints",
+    "state.json",
+    STORED,
+)  # the first in the run folder, the others in each of it
 _FOLDER = re.compile(r"step_(\d{8,})")
 TEMPORARY = ".incomplete_"  # how the names of unfinished folders begin
 _FILES = {STATE, CONFIG, *(f"{part}.safetensors" for part in ("model", "ema", "optimizer"))}
@@ -83,7 +87,7 @@ class State(TypedDict):
 
 def checkpoints(run: str | Path) -> list[Path]:
     """The complete checkpoint folders of a run folder, oldest first."""
-    folders = [path for path in Path(run, "checkpoints").glob("step_*") if _FOLDER.fullmatch(path.name)]
+    folders = [path for path in Path(run, CHECKPOINTS).glob("step_*") if _FOLDER.fullmatch(path.name)]
     return sorted(folders, key=step_of)
 
 
@@ -231,7 +235,7 @@ def save(run: str | Path, *, parts: Parts, state: Mapping[str, Any], config_yaml
 
     Returns its folder. Raises OSError if the disk refuses, leaving the earlier checkpoints as they were.
     """
-    parent = Path(run, "checkpoints")
+    parent = Path(run, CHECKPOINTS)
     folder = parent / _name_of(state["step"])
     if folder.exists():
         raise FileExistsError(f"{folder} exists already")
@@ -271,7 +275,7 @@ def _write(folder: Path, parts: Parts, state: Mapping[str, Any], config_yaml: st
 
 def clear(run: str | Path) -> None:
     """Remove what interrupted writes and deletions left behind."""
-    for leftover in Path(run, "checkpoints").glob(f"{TEMPORARY}*"):
+    for leftover in Path(run, CHECKPOINTS).glob(f"{TEMPORARY}*"):
         if _FOLDER.fullmatch(leftover.name.removeprefix(TEMPORARY)):
             shutil.rmtree(leftover)
 

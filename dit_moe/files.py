@@ -209,9 +209,16 @@ def require_writable(folder: Path) -> None:
 
 
 def require_own(folder: Path, names: Iterable[str], own: bool) -> None:
-    """ValueError if `folder` holds any of `names`, which are to be written, unless what is there is our `own`."""
-    for path in (folder / name for name in names if not own):
-        if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+    """ValueError if `folder` holds any of `names`, which are to be written, unless what is there is our `own`.
+
+    Also if it is neither a file nor a folder: writing to a pipe waits for a reader.
+    """
+    for path in (folder / name for name in names):
+        if os.path.lexists(path) and not (path.is_file() or path.is_dir()):
+            raise ValueError(
+                f"{path} is a pipe, a device or a link to nothing, and a file is to be written; move it away"
+            )
+        if not own and os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
             problem = f"{path} is there already, and nothing says that dit-moe wrote it"
             raise ValueError(f"{problem}; move it away, or name another folder")
 

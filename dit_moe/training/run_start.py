@@ -7,6 +7,7 @@ The last is `train.init_from`: it takes the averaged weights, with other classes
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,15 @@ def is_begun(run: Path) -> bool:
 
 
 def require_own_run(run: Path, files: Iterable[str] = WRITTEN) -> None:
-    """ValueError if `run` holds any of `files`, which are to be written, and is no run that was begun."""
+    """ValueError if `run` holds any of `files`, which are to be written, and is no run that was begun.
+
+    Also if a folder is in place of one of them, or a file in place of that of the checkpoints.
+    """
+    for path in (run / name for name in files if (run / name).is_dir()):
+        raise ValueError(f"{path} is a folder, and a file of the run is to be written; move it away")
+    folder = run / checkpoint.CHECKPOINTS
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ValueError(f"{folder} is no folder, and checkpoints are to be written into it; move it away")
     require_own(run, files, is_begun(run))
 
 
@@ -74,7 +83,7 @@ def require_same_run(old: Tree, new: Tree, run: Path) -> dict[str, tuple[Any, An
     if found:
         (key, (was, now)), *others = found.items()
         also = f", as do {', '.join(key for key, _ in others)}" if others else ""
-        remedy = "resume with the run's config.yaml, or train into another run folder"
+        remedy = f"resume with the config.yaml of its {checkpoint.CHECKPOINTS}, or train into another run folder"
         if all(key.startswith("train.") and key != "train.init_from" for key in found):
             remedy += f", where train.init_from={run} starts from its averaged weights without its optimizer and steps"
         section, _, field = key.partition(".")

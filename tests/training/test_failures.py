@@ -2,7 +2,9 @@
 
 import errno
 import math
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -152,6 +154,27 @@ def test_a_run_folder_that_cannot_be_written_is_refused_before_any_work(build, t
     with pytest.raises(ValueError, match=r"file/run cannot be written \(Not a directory\); choose another folder"):
         trainer.train()
     assert trainer.prefetcher.dataset.asked == []
+
+
+@pytest.mark.parametrize(
+    ("name", "put"),
+    [
+        ("log.jsonl", Path.mkdir),
+        ("log.jsonl", os.mkfifo),
+        ("evaluations.jsonl", lambda path: path.symlink_to("/nowhere/file")),
+        ("trackers.json", os.mkfifo),
+        ("config.yaml", Path.mkdir),
+        ("checkpoints", Path.touch),
+        ("checkpoints", os.mkfifo),
+        ("checkpoints", lambda path: path.symlink_to("/nowhere/folder")),
+    ],
+)
+def test_what_is_in_place_of_a_file_of_the_run_or_of_its_checkpoints_is_refused(build, tmp_path, name, put):
+    put(tmp_path / name)
+    trainer = build(tmp_path)
+    with pytest.raises(ValueError, match=rf"{name} is .*; move it away$"):
+        trainer.train()
+    assert trainer.prefetcher.dataset.asked == [] and [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_tracker_without_its_package_names_the_extra(build, tmp_path, monkeypatch):

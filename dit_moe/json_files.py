@@ -37,11 +37,11 @@ _SEAL, _END = ',\n "sha256": "', "\n}"  # as json.dumps(…, indent=1) has them
 # --------------------------------------------------------------------------------------------------------------- texts
 
 
-def parse(text: str | bytes, *, any_number: bool = False) -> Any:
+def parse(text: str | bytes, *, any_number: bool = False, any_text: bool = False) -> Any:
     """What a JSON text says, in UTF-8 with or without a byte-order mark. ValueError says what is wrong with it.
 
-    Refused are NaN, infinities and whole numbers beyond 64 bits unless `any_number`, keys that stand twice, lone
-    surrogates, and more than `MOST_LEVELS` levels.
+    Refused are NaN, infinities and whole numbers beyond 64 bits unless `any_number`, lone surrogates unless
+    `any_text`, keys that stand twice, and more than `MOST_LEVELS` levels.
     """
     strict: dict[str, Any] = {"parse_constant": _finite, "parse_float": _finite, "parse_int": _whole}
     numbers = {"parse_int": _any_whole} if any_number else strict
@@ -59,7 +59,7 @@ def parse(text: str | bytes, *, any_number: bool = False) -> Any:
         raise ValueError(_TOO_DEEP) from None
     if text.count("{") + text.count("[") > MOST_LEVELS and _is_deep(found):
         raise ValueError(_TOO_DEEP)
-    if "\\u" in text and not _is_unicode(found):
+    if not any_text and "\\u" in text and not _is_unicode(found):
         raise ValueError("has a lone surrogate (\\ud800 to \\udfff), which is no character")
     return found
 

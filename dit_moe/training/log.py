@@ -243,7 +243,7 @@ class _Line(TypedDict):
     tokens_per_s: NotRequired[_Rate]
     heldout_loss: NotRequired[float | None]
     active: NotRequired[NonNegative | None]
-    p: NotRequired[float | None]
+    p: NotRequired[Annotated[float, Within(0, 1)] | None]
     layers: NotRequired[dict[str, Any] | None]  # a number for each layer, by name
     changes: NotRequired[list[dict[str, Any]]]  # of the settings, on resuming
 

@@ -159,12 +159,13 @@ def test_lines_are_read_across_files_packed_or_not(tmp_path):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        (b'{"text": "cut', r"line 3, is not JSON: .*; mend or remove it"),
+        (b'{"text": "cut', r"line 3, is truncated, or still being written; mend or remove it"),
+        (b'{"text": "first", "text": "second"}', r"line 3, has the key text twice; mend or remove it"),
         (b'{"body": "x"}', r"line 3, has no field 'text'; known: body"),
         (b'{"texts": "x"}', r"line 3, has no field 'text'; did you mean 'texts'\?"),
         (b'{"text": 3}', r"line 3, has no text in the field 'text' but int"),
         (b'{"text": null}', r"line 3, has null in the field 'text'; mend or remove it, or set .*skip_null=true"),
-        (b'{"n": ' + b"9" * 100_000 + b"}", r"line 3, is not JSON: Exceeds the limit.*; mend"),
+        (b'{"n": ' + b"9" * 100_000 + b"}", r"line 3, has the number 9+… .*, which is too long; mend"),
         (b'{"text": "a"}\r{"text": "b"}', r"line 3, has line ends of CR alone; convert them"),
         (
             b'{"text": "a\0"}',
@@ -173,7 +174,7 @@ def test_lines_are_read_across_files_packed_or_not(tmp_path):
         (b'{"text": "' + b"a" * 1001 + b'"}', r"line 3, has more than 0 MB; each line is one document: cut it"),
         (b'["x"]', r"line 3, is not a JSON object but list; convert it, for instance with jq -c"),
         (b"[", r"line 3, is not JSON by itself: the file is one JSON document, wanted one object per line; convert it"),
-        (b"[" * 100_000, r"line 3, is not JSON.*; mend"),
+        (b"[" * 100_000, r"line 3, has more than 100 levels .*; mend"),
         (b'{"text": "\xff"}', r"line 3, is not UTF-8: byte 0xff at position 38; convert it"),
         (rb'{"text": "a\ud83e"}', r"line 3, holds half a character \(the lone surrogate U\+D83E\) at letter 1"),
     ],

@@ -149,7 +149,8 @@ def test_a_folder_does_not_mix_two_splits_of_a_dataset_of_which_nothing_is_known
 def test_until_the_first_shard_is_made_everything_may_change(tmp_path):
     folder = tmp_path / "tokens"
     path = tmp_path / "text.jsonl"
-    for content, problem in (("no json\n", "line 1, is not JSON"), ("", "^tokenize.corpus is empty: the split train")):
+    cases = (("no json\n", "line 1, is not valid JSON"), ("", "^tokenize.corpus is empty: the split train"))
+    for content, problem in cases:
         path.write_text(content)
         with pytest.raises(ValueError, match=problem):
             tokenize(config(path), folder, "train")

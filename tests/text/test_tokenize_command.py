@@ -116,7 +116,7 @@ def test_what_is_refused_leaves_nothing_and_what_fails_later_says_so(tmp_path, c
     monkeypatch.setattr(tokenizing, "BATCH_DOCUMENTS", 10)
     assert cli("tokenize", config, f"data.path={tmp_path}/new/train") == 1
     told = capsys.readouterr().err
-    assert "line 51, is not JSON" in told and f"then delete {tmp_path}/new/train, for its tokens are of" in told
+    assert "line 51, is not valid JSON" in told and f"then delete {tmp_path}/new/train, for its tokens are of" in told
 
 
 def test_nothing_of_a_user_s_is_replaced_by_tokens_or_their_tokenizer(tmp_path, config, capsys):

@@ -68,6 +68,7 @@ def test_there_is_a_panel_for_the_loss_each_number_of_the_routers_and_each_dista
         ({"loss": None}, "has loss=None must be a number"),
         ({"loss": float("nan")}, "has loss=nan must be a finite number"),
         ({"images_per_s": 0}, "has images_per_s=0.0 must be from"),
+        ({"p": 10**15}, "has p=1000000000000000.0 must be from 0 to 1"),
         ({"grad_norm": "1"}, "has other things than numbers"),
         ({"layers": {"p": [0.5]}}, "has numbers of 1 layers, where the first has those of 2"),
     ],

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, cast
 
 from dit_moe.config import ConfigError
 from dit_moe.data.listing import OTHER_KINDS, PassedOver, list_files, merged, never_counts, say_passed_over
+from dit_moe.json_files import parse
 from dit_moe.registry import did_you_mean
 from dit_moe.text.corpora import CORPORA, MARK, Corpus, SourceConfig, source_of
 
@@ -103,7 +104,7 @@ class JsonLines(_FileCorpus):
 
     def _text(self, line: str, where: str) -> str | None:
         try:
-            row = json.loads(line)
+            row = parse(line, any_number=True, any_text=True)  # of which `rows` reads the one text that counts
         except ValueError as error:
             if "\r" in line.strip():
                 raise ValueError(f"{where} has line ends of CR alone; convert them, with tr '\\r' '\\n'") from None
@@ -111,9 +112,7 @@ class JsonLines(_FileCorpus):
                 raise ValueError(
                     f"{where} is not JSON by itself: the file is one JSON document, wanted one object per line{REMEDY}"
                 ) from None
-            raise ValueError(f"{where} is not JSON: {str(error)[:100]}; mend or remove it") from None
-        except RecursionError:
-            raise ValueError(f"{where} is not JSON that can be read: too deep; mend or remove it") from None
+            raise ValueError(f"{where} {error}; mend or remove it") from None
         if not isinstance(row, dict):
             remedy = REMEDY if isinstance(row, list) else "; mend or remove it"
             raise ValueError(f"{where} is not a JSON object but {type(row).__name__}{remedy}")

@@ -270,7 +270,10 @@ def stand_in(start: bytes) -> str | None:
 
 
 def require_no_stand_in(path: Path) -> None:
-    """ValueError if an existing file is an empty one, a pointer of Git LFS or a web page. OSError if it is not read."""
+    """ValueError if an existing file is an empty one, a pointer of Git LFS, a web page, or a pipe or device, which is
+    not opened. OSError if it is not read."""
+    if not path.is_file() and not path.is_dir() and path.exists():
+        raise ValueError(f"{path} is a pipe, socket or device; name a file")
     with path.open("rb") as file:
         if (problem := stand_in(file.read(1024))) is not None:
             raise ValueError(f"{path} {problem}")

@@ -22,6 +22,7 @@ from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from dit_moe.data.image_source import ImageSourceConfig
 from dit_moe.files import atomic_file, require_no_stand_in
 
 CHANNELS = (1, 3)
@@ -54,10 +55,14 @@ def require_images(images_NHWC: Rows, source: str) -> None:
 
 
 def require_shape(shape: tuple[int, ...], source: str) -> None:
-    """ValueError, with what was probably meant, unless `shape` is [N, H, W, C] with 1 or 3 channels and without a 0."""
+    """ValueError, with what was probably meant, unless `shape` is [N, H, W, C] with 1 or 3 channels and without a 0,
+    and an image has as many pixels as one can have."""
     if 0 in shape:
         raise ValueError(f"{source}: there is nothing in images of shape {shape}; sample at least 2")
     if len(shape) == 4 and shape[-1] in CHANNELS:
+        if shape[1] * shape[2] > (most := ImageSourceConfig.max_megapixels) * 1e6:
+            found = f"images are {shape[2]}×{shape[1]} pixels, more than {most:g} million"
+            raise ValueError(f"{source}: {found}; save smaller ones")
         return
     hint = ""
     if len(shape) == 4 and shape[1] in CHANNELS:
@@ -199,10 +204,12 @@ class _Header(NamedTuple):
 def _read_header(start: IO[bytes]) -> _Header:
     """The header of the npy file that starts so."""
     version = np.lib.format.read_magic(start)
-    if version == (1, 0):
-        return _Header(*np.lib.format.read_array_header_1_0(start), start.tell())
-    if version == (2, 0):
-        return _Header(*np.lib.format.read_array_header_2_0(start), start.tell())
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version in readers:
+        try:
+            return _Header(*readers[version](start), start.tell())
+        except Exception:  # of Python's parser, which tells of nodes and statements
+            raise ValueError("the header of an array is damaged") from None
     raise ValueError(f"npy version {version}, which is for records, not for images")
 
 

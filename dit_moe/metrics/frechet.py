@@ -101,7 +101,7 @@ def expected_floor(covariance_DD: Tensor, n_1: int | None, n_2: int | None) -> f
 
     A count of None is unknown and taken as very large, so that the floor comes out too low if anything. Returns None
     where the formula does not hold: a count below D, or both unknown. Raises ValueError for a matrix that is not a
-    covariance.
+    covariance, or of which values are too large.
     """
     known = [n for n in (n_1, n_2) if n is not None]
     if not known or min(known) < len(covariance_DD):
@@ -111,7 +111,10 @@ def expected_floor(covariance_DD: Tensor, n_1: int | None, n_2: int | None) -> f
     lambda_D = _clamp(torch.linalg.eigvalsh(covariance_DD), covariance_DD.trace())
     products_DD, sums_DD = torch.outer(lambda_D, lambda_D), lambda_D[:, None] + lambda_D
     harmonic = (products_DD / sums_DD.where(sums_DD > 0, 1.0)).sum()
-    return sum(1 / n for n in known) * (1.25 * lambda_D.sum() + 0.5 * harmonic).item()
+    floor = sum(1 / n for n in known) * (1.25 * lambda_D.sum() + 0.5 * harmonic).item()
+    if not math.isfinite(floor):
+        raise ValueError("a covariance is too large for float64; check the features it was made from")
+    return floor
 
 
 def _check_finite(moment: Tensor, what: str) -> None:

@@ -90,6 +90,8 @@ def test_the_floor_estimate_takes_an_unknown_count_for_a_large_one_and_says_none
         assert expected_floor(covariance, *counts) is None
     with pytest.raises(ValueError, match="not positive semi-definite"):
         expected_floor(-covariance, 10, 10)
+    with pytest.raises(ValueError, match="too large for float64"):
+        expected_floor(covariance.double() * 1e300, 10, 10)
 
 
 @pytest.mark.parametrize("decades", [6, 11, 14, 17])

@@ -29,6 +29,7 @@ from dit_moe.evaluation.sources.base import (
 from dit_moe.evaluation.sources.dataset import open_dataset, open_latents
 from dit_moe.evaluation.sources.folder import LABELS, FolderSource
 from dit_moe.evaluation.sources.npz import open_npz
+from dit_moe.files import require_no_stand_in
 from dit_moe.registry import did_you_mean
 
 __all__ = [
@@ -72,6 +73,7 @@ def _open_path(path: Path, options: ReadOptions) -> EvaluationInput:
             return open_npz(path / IMAGES_FILE, options)
         _refuse_neighbour(path)
         return EvaluationInput(FolderSource(_folder_of_images(path), options))
+    require_no_stand_in(path)
     if path.suffix.lower() == ".npz" or zipfile.is_zipfile(path):
         return open_npz(path, options)
     raise ValueError(f"{path} is no npz; name {KINDS}")

@@ -20,9 +20,8 @@ from torch import Tensor
 from dit_moe import config
 from dit_moe.autoencoders import FirstStage
 from dit_moe.data.images import crop
-from dit_moe.data.listing import are_numbers
+from dit_moe.data.listing import are_numbers, note
 from dit_moe.distributed import join_processes
-from dit_moe.formatting import tell
 from dit_moe.json_files import read_object
 from dit_moe.metrics import FeatureMoments
 from dit_moe.sampling.outputs import OUTPUTS, SAMPLE_JSON
@@ -155,7 +154,7 @@ def facts_of_images(path: Path) -> dict[str, Any]:
     folder = path.resolve().parent
     sample = sampled_into(folder)
     if (folder / SAMPLE_JSON).is_file() and not read_object(folder / SAMPLE_JSON):
-        tell(f"warning: {folder / SAMPLE_JSON} cannot be read as JSON: how the images were sampled is not known")
+        note(f"{folder / SAMPLE_JSON} has no readable description: how the images were sampled is not known")
     if path.resolve().name not in sample["files"]:
         return facts
     return facts | {"sample": {name: sample[name] for name in SAMPLING_FACTS if name in sample}}

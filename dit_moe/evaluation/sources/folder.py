@@ -185,10 +185,15 @@ def _sha256_of(path: str) -> bytes:
 def _labels(folder: Path, files: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...] | None]:
     """The labels of the images, and the names of the classes if they are those of folders."""
     path = folder / LABELS
-    if path.is_file():
-        return torch.tensor(_read_labels(path, files), dtype=torch.int64), None
     tops = [file.partition("/")[0] if "/" in file else None for file in files]
     folders = sorted({top for top in tops if top})
+    if os.path.lexists(path):
+        labels = _read_labels(path, files)
+        for top, label, file in zip(tops, labels, files, strict=True):
+            if whole_numbers(folders) is not None and top is not None and int(top) != label:
+                note(f"{folder}: {LABELS} counts and not the folders, as for {file} with the label {label}")
+                break
+        return torch.tensor(labels, dtype=torch.int64), None
     if not folders or (len(folders) < 2 and whole_numbers(folders) is None) or SPLITS.issuperset(folders):
         return None, None
     if None in tops:
@@ -204,7 +209,9 @@ def _read_labels(path: Path, files: Sequence[str]) -> list[int]:
     if not isinstance(labels, dict):
         raise ValueError(f"{path} must be a JSON object of file names and labels; {remedy}")
     for file in files:
-        label = labels.get(file)
+        if file not in labels:
+            raise ValueError(f"{path} has no label for {file}; {remedy}")
+        label = labels[file]
         if type(label) is not int or label < 0:
             raise ValueError(f"{path} has the label {shown(label)} for {file}; wanted a whole number ≥ 0; {remedy}")
     if missing := sorted(labels.keys() - set(files)):

@@ -159,7 +159,7 @@ def test_classes_have_the_labels_that_their_names_have_in_the_reference_or_are_r
     [
         ("{", "is truncated, or still being written"),
         ("[1, 2]", "must be a JSON object"),
-        ('{"000.png": 1}', "has the label None for 001.png; wanted a whole number"),
+        ('{"000.png": 1}', "has no label for 001.png"),
         ('{"000.png": 1, "001.png": true}', "has the label True for 001.png"),
         ('{"000.png": 1, "001.png": 0, "002.png": 1}', "has a label for 002.png, which is not there"),
     ],
@@ -168,6 +168,22 @@ def test_labels_that_do_not_fit_the_images_are_refused(tmp_path, text, message):
     write_tree(tmp_path, files(2) | {"labels.json": text.encode()})
     with pytest.raises(ValueError, match=f"labels.json {message}.*remove it to go on without labels"):
         FolderSource(tmp_path)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_labels_that_are_no_file_are_refused(tmp_path, make):
+    write_tree(tmp_path, files(2))
+    make(tmp_path / "labels.json")
+    with pytest.raises(ValueError, match=r"labels.json .*remove it"):
+        FolderSource(tmp_path)
+
+
+def test_labels_that_contradict_the_numbers_of_folders_count_and_this_is_said(tmp_path, capsys):
+    labels = {"0/a.png": 0, "3/b.png": 7}
+    images = {name: files(1)["000.png"] for name in labels}
+    write_tree(tmp_path, images | {"labels.json": json.dumps(labels).encode()})
+    assert FolderSource(tmp_path).labels_N.tolist() == [0, 7]
+    assert "labels.json counts and not the folders, as for 3/b.png with the label 7" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------------- identity

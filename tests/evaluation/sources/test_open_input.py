@@ -1,6 +1,7 @@
 """What a name or path of the command line opens, and images converted to a size and a number of channels."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -119,7 +120,9 @@ def test_runs_folders_around_them_and_other_files_are_refused_with_what_to_name_
     features = {f"{name}/features.json": b"{}" for name in ("heldout", "reference", "samples_0")}
     above = write_tree(tmp_path / "features", features)
     refused(above, r"holds folders of features; name one of them, for instance .*samples_0")
-    write_tree(tmp_path, {"a.png": b"", "empty/.hidden": b""})
+    os.mkfifo(tmp_path / "pipe")
+    refused(tmp_path / "pipe", "pipe is a pipe, socket or device; name a file")
+    write_tree(tmp_path, {"a.png": b"pixels", "empty/.hidden": b""})
     refused(tmp_path / "a.png", r"a.png is no npz; name an npz file, a run, a folder of images")
     refused(tmp_path / "empty", "empty has no images")
 

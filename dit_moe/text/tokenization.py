@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -101,7 +102,7 @@ class Tokenization:
         not text; WorkFailed if that is found later.
         """
         main, self._on_bytes = join_processes().is_main_process, on_bytes
-        on_main(self._look_ahead)
+        on_main(self.look_ahead)
         self.files.begin(self.encoding)
         on_main(lambda: self.tokenizer.keep(self.folder / TOKENIZER, replace=True))
         try:
@@ -127,7 +128,7 @@ class Tokenization:
         manifest.write(self.folder)
         return manifest
 
-    def _look_ahead(self) -> None:
+    def look_ahead(self) -> None:
         """Refuse an empty corpus, and what cannot be tokenised at its beginning, unless there are shards already."""
         if self.files.identity() is not None:
             return
@@ -351,7 +352,11 @@ def tokenize_splits(
 
     Raises what `Tokenization` and its `run` raise; ConfigError if the section `tokenize` is missing.
     """
-    made = {name: _tokenize_split(config, data, name) for name in _chosen(data, split)}
+    names = _chosen(data, split)
+    for name in names[1:]:
+        if config is not None:
+            on_main(partial(_require_usable, config, folder_of(data, name), name))
+    made = {name: _tokenize_split(config, data, name) for name in names}
     if len(made) > 1 and not all("already_there" in each for each in made.values()):
         shards = [TokenShards(folder_of(data, name)) for name in made]
         repeated, of = from_main(lambda: count_repeated(*shards)), made["heldout"]["documents"]
@@ -374,6 +379,12 @@ def _chosen(data: TokensConfig, split: str | None) -> list[str]:
     if split is not None:
         return [split]
     return ["train"] if data.heldout is None else ["train", "heldout"]
+
+
+def _require_usable(config: TokenizeConfig, folder: Path, split: str) -> None:
+    """Raises, before another split is made, what making this one would raise at its beginning."""
+    if finished(config, folder, split) is None:
+        Tokenization(config, folder, split).look_ahead()
 
 
 def _tokenize_split(config: TokenizeConfig | None, data: TokensConfig, split: str) -> dict[str, Any]:

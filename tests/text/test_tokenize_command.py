@@ -58,6 +58,15 @@ def test_splits_are_made_if_they_have_a_folder_and_are_missing(tmp_path, config,
     assert cli("tokenize", config) == 0
 
 
+def test_a_held_out_split_that_cannot_be_made_is_refused_before_the_other_split_is_made(tmp_path, config, capsys):
+    assert cli("tokenize", config, "--split", "heldout") == 0
+    assert cli("tokenize", config, f"tokenize.tokenizer={{name: {save_bpe(tmp_path / 'bpe')}}}") == 2
+    assert "tokenize.tokenizer.sha256=" in capsys.readouterr().err and not (tmp_path / "train").exists()
+    write_lines(tmp_path / "text.jsonl", [*texts(19), "\ud800"])
+    assert cli("tokenize", config, f"data.heldout={tmp_path / 'other'}") == 2
+    assert "line 20, holds half a character" in capsys.readouterr().err and not (tmp_path / "train").exists()
+
+
 def test_held_out_documents_that_are_trained_on_too_are_counted_and_said(tmp_path, config, capsys):
     documents = texts(40)
     documents[9], documents[19] = documents[5], documents[30]  # two of the four held-out ones
@@ -114,7 +123,7 @@ def test_what_is_refused_leaves_nothing_and_what_fails_later_says_so(tmp_path, c
         assert cli("tokenize", config, f"data.path={tmp_path}/new/train") == 2
         assert not (tmp_path / "new").exists()
     monkeypatch.setattr(tokenizing, "BATCH_DOCUMENTS", 10)
-    assert cli("tokenize", config, f"data.path={tmp_path}/new/train") == 1
+    assert cli("tokenize", config, "--split", "train", f"data.path={tmp_path}/new/train") == 1
     told = capsys.readouterr().err
     assert "line 51, is not valid JSON" in told and f"then delete {tmp_path}/new/train, for its tokens are of" in told
 

@@ -30,6 +30,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dit_moe.config import STORED, Tree, parse
 from dit_moe.files import give_usual_mode, sha256_of, sync, wrong_size
+from dit_moe.formatting import first_few
 from dit_moe.json_files import Count, FileName, Name, Sha256, checked, load, require_format
 
 FORMAT = 1
@@ -325,14 +326,9 @@ def require_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source
             problems["of another shape"].append(f"{name} {list(found.shape)} for {list(wanted.shape)}")
         if found.is_floating_point() != wanted.is_floating_point():
             problems["of another kind"].append(f"{name} {found.dtype} for {wanted.dtype}".replace("torch.", ""))
-    shown = "; ".join(f"{problem}: {_first_few(names)}" for problem, names in problems.items() if names)
+    shown = "; ".join(f"{problem}: {first_few(names, 3)}" for problem, names in problems.items() if names)
     if shown:
         raise ValueError(f"{source} holds another architecture ({shown}); use the model section of its config.yaml")
-
-
-def _first_few(names: list[str], count: int = 3) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
 
 
 # ----------------------------------------------------------------------------------- tensors that processes share out

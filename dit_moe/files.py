@@ -21,6 +21,8 @@ from glob import escape
 from pathlib import Path
 from typing import BinaryIO
 
+from dit_moe.formatting import first_few
+
 _PRIVATE = ".dit_moe-partial"  # how the names of unfinished files and folders end
 _LONGEST = 200  # bytes of an output's name in a private one, as a file system takes 255 in all
 
@@ -101,8 +103,7 @@ def require_replaceable(folder: Path, foreign: Callable[[Path], Sequence[str]] =
     if not folder.is_dir():
         raise ValueError(f"{folder} is there already and is no folder; move it away, or choose another name")
     if found := foreign(folder):
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        problem = f"{folder} is there already and holds {found[0]}{more}, which would be lost"
+        problem = f"{folder} is there already and holds {first_few(found)}, which would be lost"
         raise ValueError(f"{problem}; move it away, or choose another folder")
 
 

@@ -37,6 +37,11 @@ def spaced(number: int) -> str:
     return f"{number:,}".replace(",", " ")
 
 
+def first_few(names: Sequence[str], count: int = 1) -> str:
+    """The first `count` of them, and how many more there are."""
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
 def significant(number: float, digits: int = 4) -> float:
     """The nearest number that has no more digits than these."""
     return float(f"{number:.{digits - 1}e}")

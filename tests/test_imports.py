@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "schema": {"registry"},
     "config": {"registry", "yaml_text", "schema"},
     "randomness": set(),
-    "files": set(),
+    "files": {"formatting"},
     "json_files": {"config", "files"},
     "locks": {"files", "formatting"},
     "formatting": set(),

@@ -32,6 +32,7 @@ from dit_moe.data.batch_sampler import load_batches
 from dit_moe.data.latents import DTYPES, SHARDS, LatentsConfig, Manifest, Shard, write_manifest
 from dit_moe.distributed import enough_memory, from_main, join_processes, on_main
 from dit_moe.files import write_atomically
+from dit_moe.formatting import first_few
 from dit_moe.json_files import Count, NonNegative
 from dit_moe.shards import FixedShards, ShardFolder
 
@@ -206,8 +207,7 @@ class Encoder:
     def _finish(self, records: Sequence[Tree]) -> Manifest:
         there = os.listdir(self.folder / SHARDS)
         if lost := [record["shard"]["file"] for record in records if record["shard"]["file"] not in there]:
-            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-            problem = f"{lost[0]}{more} of the shards in {self.folder / SHARDS} are not there"
+            problem = f"{first_few(lost)} of the shards in {self.folder / SHARDS} are not there"
             raise EncodingError(f"{problem}; do all nodes see the same disk?")
         shards = tuple(Shard(**record["shard"]) for record in records)
         if not any(shard.count for shard in shards):

@@ -16,6 +16,7 @@ from dit_moe.data.image_source import ImageSource
 from dit_moe.data.images import BadImage
 from dit_moe.data.latents import LatentShards
 from dit_moe.data.listing import note
+from dit_moe.formatting import first_few
 
 LOOKED_AT = 500  # held-out images, spread evenly, that are looked for among those of training
 LISTED = 20_000  # images of training whose sizes are looked up to find them; of more, only a copy of all is found
@@ -28,8 +29,7 @@ def require_held_out(trained: Dataset | LatentShards, heldout: Dataset | LatentS
     """
     remedy = "name images that are not trained on, or set heldout=null"
     if shared := sorted(parts_of(trained) & parts_of(heldout)):
-        more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
-        raise ConfigError("heldout", f" has {shared[0]}{more}, which is trained on; {remedy}")
+        raise ConfigError("heldout", f" has {first_few(shared)}, which is trained on; {remedy}")
     if not (isinstance(trained, ImageSource) and isinstance(heldout, ImageSource)):
         return
     rows_B = np.unique(np.linspace(0, len(heldout.labels_N) - 1, LOOKED_AT).astype(int))

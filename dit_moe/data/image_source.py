@@ -32,7 +32,7 @@ from dit_moe.data.listing import (
     require_no_splits,
     say_passed_over,
 )
-from dit_moe.formatting import tell
+from dit_moe.formatting import first_few, tell
 
 SIZES = 1000  # files of a folder, spread evenly over all, whose sizes are in the fingerprint
 
@@ -206,9 +206,8 @@ class ImageFolder(ImageSource):
             _require_same_classes(config, folders, trained.folders)
         counts = [len(files_of[name]) for name in folders]
         if empty := [name for name, count in zip(folders, counts, strict=True) if not count]:
-            more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
             remedy = f"add some ({', '.join(FORMATS)}), or remove the empty folders"
-            raise ConfigError(option, f"={folder} has no images of the class {empty[0]}{more}; {remedy}")
+            raise ConfigError(option, f"={folder} has no images of the class {first_few(empty)}; {remedy}")
         say_passed_over(folder, self.passed_over)
         self.folder, self.folders, listing, names_of = folder, folders, hashlib.sha256(), []
         for name in folders:

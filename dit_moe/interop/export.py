@@ -49,7 +49,4 @@ def export_run(run: TextRun, folder: str | Path, *, olmoe: bool = False) -> dict
             line = f"from dit_moe.interop.transformers_lm import {names}  # noqa: F401\n"
             (unfinished / f"{CODE}.py").write_text(line, encoding="utf-8")
         (unfinished / PROVENANCE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        mode = (unfinished / PROVENANCE).stat().st_mode
-        for file in filter(Path.is_file, unfinished.rglob("*")):
-            file.chmod(mode)  # as the umask says: safetensors lets only their owner read them
     return facts

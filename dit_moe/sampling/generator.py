@@ -17,6 +17,7 @@ from dit_moe.config import ConfigError, require, section
 from dit_moe.diffusion import SAMPLERS, GuidanceConfig, Objective, Sampler, SamplingError
 from dit_moe.diffusion.base import Network
 from dit_moe.distributed import enough_memory, join_processes, on_all, on_main
+from dit_moe.formatting import first_few
 from dit_moe.moe import measure_active
 from dit_moe.moe.compute_budget import ComputeBudget, ComputeBudgetConfig, solve_budget, thresholds
 from dit_moe.randomness import generator, normal_like_images
@@ -97,8 +98,7 @@ def describe_listed(config: SampleConfig, num_classes: int, class_names: Sequenc
     rows = zip(config.labels, listed_classes(config, num_classes, class_names), strict=True)
     unlike = {label: row for label, row in rows if not isinstance(label, str) and class_names[row] != str(row)}
     found = [f"{label} is the class {class_names[row]}, row {row}" for label, row in unlike.items()]
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return f"labels: {', '.join(found[:SHOWN])}{more} of the model's {num_classes} classes" if found else None
+    return f"labels: {first_few(found, SHOWN)} of the model's {num_classes} classes" if found else None
 
 
 def choose_labels(

@@ -28,6 +28,7 @@ from dit_moe.data.latents import LatentsConfig, LatentShards
 from dit_moe.data.listing import facts_of_listing
 from dit_moe.distributed import join_processes
 from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, Source, sha256_of_labels
+from dit_moe.formatting import first_few
 
 LATER = {("orientation", None)}  # options that came later, which are no part of the identity where they have this value
 # Options without a part in the identity: where the images lie, which are refused, and what is not used here.
@@ -175,9 +176,8 @@ def images_of(dataset: Any, parts: Sequence[Sequence[int]], workers: int) -> Ite
         for rows in load_batches(dataset, [list(part) for part in parts], workers):
             yield rows["images"]
     except BrokenImages as error:
-        first, *others = dict.fromkeys(error.problems.values())
-        more = f", and {len(others)} more" if others else ""
-        raise ValueError(f"{first}{more}; mend what is broken, or take it out") from None
+        problems = list(dict.fromkeys(error.problems.values()))
+        raise ValueError(f"{first_few(problems)}; mend what is broken, or take it out") from None
 
 
 class LatentSource(Source):

@@ -33,6 +33,7 @@ from dit_moe.evaluation.sources.base import (
 from dit_moe.extractors import FeatureExtractor, inception
 from dit_moe.extractors.base import UNKNOWN_EXTRACTOR
 from dit_moe.files import atomic_file
+from dit_moe.formatting import first_few
 from dit_moe.json_files import Name, Size, parse
 from dit_moe.metrics import FeatureMoments, FeatureSet
 from dit_moe.metrics.frechet import CLAMP
@@ -68,7 +69,7 @@ def _lacking(file: NpzFile) -> str:
     if any(name.endswith(".npy") for name in members) or not members:
         wanted = f"save images as {IMAGES}, or statistics as mu and sigma"
         return f"has no array {IMAGES} but {', '.join(file.names) or 'none'}; {wanted}"
-    found = members[0] + (f" and {len(members) - 1} more" if len(members) > 1 else "")
+    found = first_few(members)
     if any(name.endswith("data.pkl") for name in members):  # as torch.save writes them
         return f"is the weights of a network ({found}); name its images, or a run of dit-moe train"
     return f"is a zip of other files ({found}); unpack it and name the folder"

@@ -87,8 +87,11 @@ class State(TypedDict):
 
 
 def checkpoints(run: str | Path) -> list[Path]:
-    """The complete checkpoint folders of a run folder, oldest first."""
-    folders = [path for path in Path(run, CHECKPOINTS).glob("step_*") if _FOLDER.fullmatch(path.name)]
+    """The complete checkpoint folders of a run folder, oldest first. ValueError for one with a shortened name."""
+    folders = [path for path in Path(run, CHECKPOINTS).glob("step_*") if path.name[5:].isdecimal()]
+    for path in folders:
+        if not _FOLDER.fullmatch(path.name):
+            raise ValueError(f"{path} is not a name of a checkpoint, {_name_of(step_of(path))} is; rename or move it")
     return sorted(folders, key=step_of)
 
 

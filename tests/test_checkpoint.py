@@ -72,6 +72,12 @@ def test_a_config_from_elsewhere_reads_neither_the_environment_nor_other_files(t
     assert checkpoint.open_checkpoint(tmp_path).config() == {"base": f"{tmp_path}/other.yaml", "a": "${oc.env:SECRET}"}
 
 
+def test_a_renamed_checkpoint_is_not_passed_over(tmp_path):
+    (tmp_path / "checkpoints" / "step_12").mkdir(parents=True)
+    with pytest.raises(ValueError, match="step_12 is not a name of a checkpoint, step_00000012 is; rename or move it"):
+        checkpoint.latest(tmp_path)
+
+
 def test_only_the_newest_are_kept(tmp_path):
     for step in range(1, 6):
         save(tmp_path, step, keep=2)

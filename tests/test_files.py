@@ -145,7 +145,7 @@ def test_nothing_is_written_over_what_lies_there_unless_that_is_ours(tmp_path):
         require_own(tmp_path, ("manifest.json", "shards"), False)
     require_own(tmp_path, ("manifest.json", "shards"), True)
     (tmp_path / "manifest.json").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"manifest.json is there already"):
+    with pytest.raises(ValueError, match=r"manifest.json is a pipe, a device or a link to nothing"):
         require_own(tmp_path, ("manifest.json",), False)
 
 

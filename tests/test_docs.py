@@ -18,7 +18,7 @@ from dit_moe.sampling.generator import SampleConfig
 from dit_moe.studies.study import Study, Variant
 from dit_moe.text.corpora import CORPORA
 from dit_moe.text.objective import NextTokenConfig
-from dit_moe.text.token_shards import TokensConfig
+from dit_moe.text.sequences import TokensConfig
 from dit_moe.text.tokenization import TokenizeConfig
 from dit_moe.training import TrainConfig
 from tests.shown import GUIDES, ROOT, blocks, entry

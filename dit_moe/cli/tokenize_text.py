@@ -14,7 +14,7 @@ import json
 from dit_moe.cli import add_config_arguments
 from dit_moe.distributed import on_main
 from dit_moe.experiments.text import load_text_experiment
-from dit_moe.text.tokenization import tokenize_splits, verify_splits
+from dit_moe.text.splits import tokenize_splits, verify_splits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

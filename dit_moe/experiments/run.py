@@ -19,7 +19,8 @@ from dit_moe.experiments.text import TextEvalConfig, TextExperiment, TextSampleC
 from dit_moe.models import LM, MODELS
 from dit_moe.moe.compute_budget import ComputeBudget, solve_budget
 from dit_moe.sampling.generator import Generator, SampleConfig, choose_labels
-from dit_moe.text.token_shards import Origin, TokenSequences
+from dit_moe.text.sequences import TokenSequences
+from dit_moe.text.token_shards import Origin
 from dit_moe.text.tokenizer import TextTokenizer, TokenizerConfig, open_tokenizer
 
 TOKENIZER = "tokenizer"  # folder of a language model's run that holds it

@@ -15,7 +15,8 @@ from dit_moe.models import MODELS
 from dit_moe.moe.compute_budget import ComputeBudgetConfig
 from dit_moe.text.losses import not_comparable
 from dit_moe.text.objective import NextTokenConfig
-from dit_moe.text.token_shards import TokensConfig, TokenSequences, TokenShards, open_shards, require_held_out
+from dit_moe.text.sequences import TokensConfig, TokenSequences, open_shards
+from dit_moe.text.token_shards import TokenShards, require_held_out
 from dit_moe.text.tokenization import TokenizeConfig
 from dit_moe.text.tokenizer import TextTokenizer
 from dit_moe.training import TrainConfig

@@ -44,8 +44,9 @@ from dit_moe.sampling.outputs import SAMPLE_JSON, require_own_samples
 from dit_moe.tasks import HeldoutResult, Report, SampleOptions, TrainingParts
 from dit_moe.text.ngram import TrigramModel
 from dit_moe.text.objective import NextToken
-from dit_moe.text.token_shards import TokenSequences, TokenShards, open_shards
-from dit_moe.text.tokenization import tokenize_splits
+from dit_moe.text.sequences import TokenSequences, open_shards
+from dit_moe.text.splits import tokenize_splits
+from dit_moe.text.token_shards import TokenShards
 from dit_moe.text.tokenizer import TextTokenizer
 from dit_moe.training import Hook, Unit
 from dit_moe.training.run_start import is_begun

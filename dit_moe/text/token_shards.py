@@ -1,4 +1,4 @@
-"""Folders of token shards: the format, reading them by memory map, and the rows that training takes from them.
+"""Folders of token shards: the format, and reading them by memory map.
 
     data/openwebtext/
         manifest.json              written last: a folder without it holds no finished tokens; its last entry is the
@@ -13,24 +13,21 @@ A document is stored as the end of text, then its tokens: that id ends the docum
 its own. It occurs nowhere else.
 """
 
-# n documents of a shard; B batch, L tokens that the model sees
+# n documents of a shard
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from dit_moe.config import ConfigError, Keys, Matching, Tree, require
-from dit_moe.data.base import place_of
 from dit_moe.files import require_size, sha256_of
 from dit_moe.json_files import Count, FileName, Name, Sha256, Size, read_sealed, write_sealed
 from dit_moe.text.losses import TextLosses
@@ -337,81 +334,3 @@ def _map(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], sha256: str) 
         return np.asarray(np.memmap(path, dtype, mode="r", shape=shape))  # plain arrays are cut faster
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); restore it, or {REMEDY}") from None
-
-
-# ---------------------------------------------------------------------------------------------------- rows for training
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokensConfig:
-    """Folders of token shards, and how training reads them."""
-
-    path: str
-    heldout: str | None = None  # another such folder, for the split `heldout`
-    length: int = 2048  # tokens the model sees at once
-    document_mask: bool = False  # tokens attend to their own document only
-    fingerprint: str | None = None  # (recorded) of what is in the folder
-
-    def __post_init__(self) -> None:
-        require(self.length >= 1, self, "length", "must be at least 1")
-
-
-class TokenSequences:
-    """Row i holds tokens i·L … i·L + L, so that each of the last L is predicted once; neighbours share one token.
-
-    Raises:
-        NoTokens: nothing was tokenised into the folder, or not to the end.
-        ConfigError: no such split, or the folder holds less than one row.
-        ValueError: files are damaged.
-    """
-
-    def __init__(self, config: TokensConfig, split: str) -> None:
-        self.config = config
-        self.shards = open_shards(config, split)
-        if len(self) < 1:
-            tokens = len(self.shards)
-            problem = f"={config.length} is longer than the data: {self.shards.folder} has {tokens:,} tokens"
-            remedy = f"set data.length to at most {tokens - 1}, or tokenise more text"
-            raise ConfigError("length", f"{problem}, and a row needs one more than its length; {remedy}")
-
-    def __len__(self) -> int:
-        return (len(self.shards) - 1) // self.config.length
-
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """{"tokens": int64 [B, L + 1]}, and with `document_mask` "documents": int64 [B, L + 1].
-
-        That is which of the documents in its row a token is of; the end of text is of the document behind it.
-        """
-        length = self.config.length
-        tokens = np.empty((len(indices), length + 1), dtype=np.int64)
-        for row, i in zip(tokens, indices, strict=True):
-            self.shards.read(i * length, row)
-        if tokens.size and (largest := int(tokens.max())) > self.manifest.largest:
-            problem = f"{self.shards.folder} has the token {largest} where its manifest knows of none above"
-            raise ValueError(f"{problem} {self.manifest.largest}; a shard was changed, see `dit-moe tokenize --verify`")
-        rows = {"tokens": torch.from_numpy(tokens)}
-        if self.config.document_mask:
-            rows["documents"] = (rows["tokens"] == self.shards.eos).cumsum(1)
-        return rows
-
-    @property
-    def manifest(self) -> TokenManifest:
-        return self.shards.manifest
-
-    @property
-    def fingerprint(self) -> str:
-        return self.manifest.fingerprint
-
-    def tokenizer(self) -> TextTokenizer:
-        """The one that made the tokens, from their folder."""
-        return self.shards.tokenizer()
-
-
-def open_shards(config: TokensConfig, split: str) -> TokenShards:
-    """The tokens of a split. Raises what `TokenShards` raises; ConfigError if the split has no folder."""
-    return TokenShards(folder_of(config, split), "data.path" if split == "train" else "data.heldout")
-
-
-def folder_of(config: TokensConfig, split: str) -> Path:
-    """The folder of a split; ConfigError if there is none."""
-    return Path(place_of(config, split, "tokens")[1])

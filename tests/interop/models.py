@@ -8,7 +8,7 @@ from dit_moe.models import LM, MODELS, LMConfig
 from dit_moe.moe import MoEConfig, routers_of
 from dit_moe.moe.routers.dtopp import DTopPConfig
 from dit_moe.moe.routers.topk import TopKConfig
-from dit_moe.text.token_shards import TokensConfig
+from dit_moe.text.sequences import TokensConfig
 from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
 
 ROUTERS = {"dtopp": DTopPConfig(), "layerwise": DTopPConfig(layerwise=True), "topk": TopKConfig(renormalize=False)}

@@ -11,15 +11,8 @@ import torch
 
 from dit_moe.config import ConfigError
 from dit_moe.data.batch_sampler import GlobalBatches, load_batches, micro_batches
-from dit_moe.text.token_shards import (
-    NoTokens,
-    TokenManifest,
-    TokensConfig,
-    TokenSequences,
-    TokenShard,
-    TokenShards,
-    require_held_out,
-)
+from dit_moe.text.sequences import TokensConfig, TokenSequences
+from dit_moe.text.token_shards import NoTokens, TokenManifest, TokenShard, TokenShards, require_held_out
 from dit_moe.text.tokenization import TokenizeConfig
 from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
 from tests.text.tokens import config, corpus, save_bpe, texts, tokenize, tokenized, write_lines

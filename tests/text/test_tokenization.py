@@ -10,8 +10,10 @@ from dit_moe.json_files import write_sealed
 from dit_moe.text import tokenization as tokenizing
 from dit_moe.text.corpora import CORPORA
 from dit_moe.text.losses import TextLosses
-from dit_moe.text.token_shards import NoTokens, TokensConfig, TokenShards, read_token_manifest
-from dit_moe.text.tokenization import TokenizeConfig, tokenize_splits
+from dit_moe.text.sequences import TokensConfig
+from dit_moe.text.splits import tokenize_splits
+from dit_moe.text.token_shards import NoTokens, TokenShards, read_token_manifest
+from dit_moe.text.tokenization import TokenizeConfig
 from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
 from tests.folders import contents
 from tests.scripts import killed_five_times

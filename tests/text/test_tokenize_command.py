@@ -5,9 +5,9 @@ import json
 import pytest
 
 from dit_moe.experiments.text import load_text_experiment
-from dit_moe.text import tokenization as tokenizing
+from dit_moe.text import splits, tokenization
+from dit_moe.text.splits import tokenize_splits
 from dit_moe.text.token_shards import read_token_manifest
-from dit_moe.text.tokenization import tokenize_splits
 from tests.cli.conftest import cli
 from tests.folders import contents
 from tests.scripts import in_use
@@ -52,9 +52,7 @@ def test_splits_are_made_if_they_have_a_folder_and_are_missing(tmp_path, config,
     assert not (tmp_path / "heldout").exists()
     assert cli("tokenize", config, "--split", "heldout") == 0
     for name in ("locked", "Tokenization"):
-        monkeypatch.setattr(
-            tokenizing, name, None
-        )  # would be called: finished tokens need no folder that can be written
+        monkeypatch.setattr(splits, name, None)  # would be called: finished tokens need no folder that can be written
     assert cli("tokenize", config) == 0
 
 
@@ -122,7 +120,7 @@ def test_what_is_refused_leaves_nothing_and_what_fails_later_says_so(tmp_path, c
         (tmp_path / "text.jsonl").write_text(content)
         assert cli("tokenize", config, f"data.path={tmp_path}/new/train") == 2
         assert not (tmp_path / "new").exists()
-    monkeypatch.setattr(tokenizing, "BATCH_DOCUMENTS", 10)
+    monkeypatch.setattr(tokenization, "BATCH_DOCUMENTS", 10)
     assert cli("tokenize", config, "--split", "train", f"data.path={tmp_path}/new/train") == 1
     told = capsys.readouterr().err
     assert "line 51, is not valid JSON" in told and f"then delete {tmp_path}/new/train, for its tokens are of" in told

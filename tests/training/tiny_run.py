@@ -26,7 +26,8 @@ from dit_moe.models import MODELS
 from dit_moe.moe import MoEConfig
 from dit_moe.moe.routers.dtopp import ControllerConfig, DTopPConfig
 from dit_moe.text.objective import NextToken, NextTokenConfig
-from dit_moe.text.token_shards import MANIFEST, TokensConfig, TokenSequences
+from dit_moe.text.sequences import TokensConfig, TokenSequences
+from dit_moe.text.token_shards import MANIFEST
 from dit_moe.training import Hook, TrainConfig, Trainer, Unit, open_start
 from tests.scripts import die
 from tests.text.tokens import tokenized

@@ -131,13 +131,13 @@ def flatten(tree: Tree, path: str = "") -> Tree:
 
 
 def _load_file(path: Path, seen: tuple[Path, ...]) -> Tree:
-    if path.resolve() in seen:
-        raise ConfigError(str(path), " inherits from itself; remove one `base:`")
     if path.is_dir():
         raise ConfigError(str(path), " is a folder; name a YAML config file in it")
     if not path.is_file():
         problem = "is no file of text" if path.exists() else "does not exist"
         raise ConfigError(str(path), f" {problem}; name a YAML config file, for instance configs/digits.yaml")
+    if path.resolve() in seen:
+        raise ConfigError(str(path), " inherits from itself; remove one `base:`")
     if (size := path.stat().st_size) > 4 * yaml_text.LONGEST:
         raise ConfigError(str(path), f" has {size:,} bytes, too many for a config; name a YAML config file")
     try:

@@ -210,8 +210,9 @@ def _where_it_was(text: str) -> str:
     checkpoint: Any = sys.modules.get("dit_moe.checkpoint")
     for folder, tree in getattr(checkpoint, "started_elsewhere", {}).items():
         named = [value for key, value in flatten(tree).items() if key.endswith(PATHS) and isinstance(value, str)]
-        for path in (path for path in named if path and path in text):
-            if not (os.path.isabs(path) or os.path.exists(path)):
+        for path in filter(None, named):
+            whole = re.search(rf"(?<![\w./-]){re.escape(path)}(?![\w-])", text)
+            if whole and not (os.path.isabs(path) or os.path.exists(path)):
                 return f"; {path} is relative to {folder}, where the run was started: go there, or bring it here"
     return ""
 

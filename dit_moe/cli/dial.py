@@ -17,6 +17,7 @@ that were asked for.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from dit_moe.cli import split_words
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure what is missing, write, and print the table. ValueError for bad input, before the work starts."""
     names, changes = split_words(args.words)
-    folders = list({Path(name).resolve(): Path(name) for name in names}.values())
+    folders = list({os.path.realpath(name): Path(name) for name in names}.values())
     targets = None if args.targets is None else _numbers(args.targets)
     numbers = {"seeds": args.seeds, "images": args.images, "draws": args.draws}
     options = ImageOptions(metric=not args.no_metric, extractor=args.extractor, **numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -182,16 +183,16 @@ def features_folder(options: EvalOptions) -> Path | None:
 
 def require_outputs(options: EvalOptions, reads: Sequence[str]) -> None:
     """ValueError if a file could not be written, or would take the place of what is read or written."""
-    taken = {file.resolve() for name in reads for file in (Path(name), Path(name) / IMAGES_FILE)}
+    taken = {os.path.realpath(file) for name in reads for file in (Path(name), Path(name) / IMAGES_FILE)}
     for field, path in _written(options).items():
         option = f"--{field.replace('_', '-')}"
         require_output(path, option, ENDINGS[field], "metrics")
-        if path.resolve() in taken:
+        if os.path.realpath(path) in taken:
             raise ValueError(f"{option} {path} would overwrite what is read or written; name another file")
         if path.name == IMAGES_FILE and (path.parent / SAMPLE_JSON).is_file():
             problem = f"{path.parent / SAMPLE_JSON} says how the {IMAGES_FILE} beside it was made"
             raise ValueError(f"{option} {path}: {problem}; name another file")
-        taken.add(path.resolve())
+        taken.add(os.path.realpath(path))
     folder = features_folder(options)
     if folder is not None and folder.is_dir():
         others = sorted(each.name for each in folder.iterdir() if not FEATURE_FOLDERS.fullmatch(each.name))

@@ -109,6 +109,8 @@ def faults(answer: Answer, before: dict[str, str], after: dict[str, str]) -> lis
         found.append(f"ended with {answer.code}")
     if "Traceback (most recent call last)" in answer.err + answer.out:
         found.append("showed a stack trace")
+    if "this looks like a fault of dit-moe" in answer.err:  # how the guard ends what nobody has refused
+        found.append("was not refused, but an error of the program")
     changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
     if changed and answer.code == 2:
         found.append(f"changed {', '.join(changed[:3])}")

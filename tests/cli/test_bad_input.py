@@ -58,6 +58,14 @@ def test_a_missing_config_file_is_named(capsys, tmp_path):
     refused(capsys, 2, "nowhere.yaml does not exist", "train", tmp_path / "nowhere.yaml")
 
 
+@pytest.mark.parametrize("command", ["train", "dial", "eval"])
+def test_a_link_to_itself_is_named(capsys, tmp_path, command):
+    (tmp_path / "loop").symlink_to("loop")
+    refused(
+        capsys, 2, f"{tmp_path / 'loop'} does not exist", command, tmp_path / "loop", *["digits"][: command == "eval"]
+    )
+
+
 def test_nan_in_the_data_is_found_before_training(capsys, tmp_path, monkeypatch):
     raw = digits.load_digits()
     raw.images = raw.images.astype(np.float64).copy()

@@ -93,6 +93,7 @@ def test_a_relative_path_of_a_run_is_told_with_the_folder_that_it_is_relative_to
     monkeypatch.chdir(tmp_path / "elsewhere")
     where = f"; samples is relative to {tmp_path}, where the run was started: go there, or bring it here"
     assert where in refuse(capsys, a_run)
+    assert "is relative to" not in refuse(capsys, a_run, "other-samples")
     monkeypatch.chdir(tmp_path)
     assert "is relative to" not in refuse(capsys, a_run, "nowhere")
 

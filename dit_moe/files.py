@@ -11,7 +11,6 @@ import hashlib
 import os
 import secrets
 import shutil
-import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,11 +57,15 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def require_regular(path: Path) -> None:
-    """ValueError for a device, a pipe or a socket: a file in its place would take it from the whole machine."""
-    if os.path.lexists(path):
-        mode = path.lstat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
-            raise ValueError(f"{path} is not a regular file, and is not replaced by one; name another file")
+    """ValueError for what is neither a file nor a folder, also behind a link.
+
+    A file in place of a device would take it from the whole machine, and writing to a pipe waits for a reader.
+    """
+    if os.path.lexists(path) and not (path.is_file() or path.is_dir()):
+        problem = "is a pipe, a device or a link to nothing, and a file is to be written"
+        raise ValueError(f"{path} {problem}; move it away")
+    if path.is_symlink() and path.parent == Path("/dev"):  # /dev/stdout may lead to a file, and is the whole machine's
+        raise ValueError(f"{path} is a link of the system, and a file is to be written; name another place")
 
 
 def everything(folder: Path) -> Sequence[str]:
@@ -212,13 +215,10 @@ def require_writable(folder: Path) -> None:
 def require_own(folder: Path, names: Iterable[str], own: bool) -> None:
     """ValueError if `folder` holds any of `names`, which are to be written, unless what is there is our `own`.
 
-    Also if it is neither a file nor a folder: writing to a pipe waits for a reader.
+    Also if `require_regular` refuses it.
     """
     for path in (folder / name for name in names):
-        if os.path.lexists(path) and not (path.is_file() or path.is_dir()):
-            raise ValueError(
-                f"{path} is a pipe, a device or a link to nothing, and a file is to be written; move it away"
-            )
+        require_regular(path)
         if not own and os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
             problem = f"{path} is there already, and nothing says that dit-moe wrote it"
             raise ValueError(f"{problem}; move it away, or name another folder")

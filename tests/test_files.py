@@ -2,6 +2,7 @@ import errno
 import fcntl
 import hashlib
 import os
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from dit_moe.files import (
     atomic_file,
     atomic_folder,
     require_own,
+    require_regular,
     require_size,
     require_writable,
     sha256_of,
@@ -40,11 +42,17 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file_nor_is_a_link_to_one(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match=f"{tmp_path / 'pipe'} is not a regular file, .*; name another file"):
-        write_atomically(tmp_path / "pipe", "text")
-    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link", Path("/dev/stdout")):
+        before = path.lstat()
+        with pytest.raises(ValueError, match=f"{path} is a (pipe, a device|link).*, and a file is to be written"):
+            require_regular(path)
+        assert path.lstat().st_ino == before.st_ino
+    with pytest.raises(ValueError, match="is a pipe"):
+        write_atomically(tmp_path / "link", "text")
+    assert (tmp_path / "link").is_symlink() and len(list(tmp_path.iterdir())) == 2
 
 
 def test_no_file_or_link_of_a_user_is_taken_for_a_temporary_one(tmp_path):

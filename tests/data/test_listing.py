@@ -16,6 +16,7 @@ from dit_moe.data.listing import (
 )
 from dit_moe.data.tars import TarsConfig
 from dit_moe.evaluation.sources.folder import FolderSource
+from dit_moe.evaluation.sources.npz import open_npz
 from dit_moe.text.corpora import CORPORA
 from tests.data.examples import encoded, pixels, write_tar, write_tree
 
@@ -79,6 +80,15 @@ def test_images_labels_and_what_is_passed_over_are_all_files_of_tars(tmp_path):
         expected = others if place == "folders" else {"hidden files": 3, "temporary files": 5, OTHER_KINDS: 3}
         expected |= {"images of formats that are not read": 1} | ({"images of other fields": 1} if more else {})
         assert len(dataset) == len(COUNT) and found == expected
+
+
+def test_images_labels_and_what_is_passed_over_are_all_arrays_of_an_npz(tmp_path, capsys):
+    arrays = {"arr_0": np.zeros((3, 8, 8, 3), np.uint8), "labels": np.arange(3), "more": np.zeros((9, 8, 8, 3)), "a": 1}
+    np.savez(tmp_path / "x.npz", **arrays)
+    source = open_npz(tmp_path / "x.npz").source
+    assert len(source) == len(source.labels_N) == 3 and counts(source.passed_over) == {"arrays of other names": 2}
+    assert source.facts()["passed_over"] == {"arrays of other names": {"count": 2, "first": "a"}}
+    assert f"note: {tmp_path}/x.npz: passed over are arrays of other names (2: a, …)" in capsys.readouterr().err
 
 
 def test_documents_and_what_is_passed_over_are_all_files_of_a_folder(tmp_path):

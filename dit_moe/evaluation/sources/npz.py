@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dit_moe.config import convert, shown
+from dit_moe.data.listing import PassedOver, facts_of_listing, pass_over, say_passed_over
 from dit_moe.data.npz import NpzFile, Rows, require_images, require_labels, require_shape
 from dit_moe.distributed import on_main
 from dit_moe.evaluation.sources.base import (
@@ -80,6 +81,10 @@ class NpzSource(Source):
 
     def __init__(self, file: NpzFile, options: ReadOptions) -> None:
         self.file, self.name = file, str(file.path)
+        self.passed_over: PassedOver = {}
+        for other in set(file.names).difference((IMAGES, *LABELS, *STATISTICS)):
+            pass_over(self.passed_over, "arrays of other names", other)
+        say_passed_over(self.name, self.passed_over)
         self.images: Rows = file.array(IMAGES)
         self.range: tuple[float, float] | None = None
         if np.issubdtype(self.images.dtype, np.floating):
@@ -108,7 +113,7 @@ class NpzSource(Source):
         return identity | ({"range": list(self.range)} if self.range else {})
 
     def facts(self) -> dict[str, Any]:
-        return facts_of_images(self.file.path)
+        return facts_of_images(self.file.path) | facts_of_listing(self)
 
     def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         for part in parts:

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "moe": BOTTOM,
     "models": BOTTOM | {"moe"},
     "diffusion": BOTTOM,
-    "data": BOTTOM | {"distributed", "shards"},
+    "data": BOTTOM | {"distributed", "shards", "progress"},
     "autoencoders": BOTTOM | {"distributed", "shards", "data", "progress", "pictures"},
     "extractors": BOTTOM,
     "metrics": BOTTOM,

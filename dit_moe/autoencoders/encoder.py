@@ -38,7 +38,10 @@ from dit_moe.shards import FixedShards, ShardFolder
 
 BROKEN = "broken.json"
 # May change: the data set's fingerprint stands for its places, and limits decide only which images are refused.
-FREE = ("images.path", "images.heldout", "images.id", "images.min_side", "images.max_megapixels")
+FREE = (
+    *("images.path", "images.heldout", "images.id", "images.min_side", "images.max_megapixels"),
+    *("images.skip_broken", "images.allow_empty"),
+)
 
 
 class EncodingError(WorkFailed):

@@ -56,7 +56,7 @@ class BrokenImages(ValueError):
         self.problems = dict(problems)
         first, *others = dict.fromkeys(self.problems.values())  # a mirrored row has its image's problem
         more, them = (f", and {len(others)} more", "them") if others else ("", "it")
-        remedy = f"mend {them}, or let `dit-moe encode --skip-broken` leave {them} out"
+        remedy = f"mend {them}, or set skip_broken=true in the section of the images, data.skip_broken=true for one"
         super().__init__(f"{first}{more}; {remedy}")
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ class HuggingFace(ImageSource):
             files = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
         except (TypeError, ValueError, NotImplementedError):  # of `datasets` or Arrow
             raise ConfigError("image", f"={image} is not a column of images; name another") from None
-        self._files, self._image, self._place = files, image, f"{config.id}, {name}"
+        self._files, self._image, self.place = files, image, f"{config.id}, {name}"
         labels_N, sizes_N = _labels(label, rows), _sizes(image, files)
         listing = hashlib.sha256(labels_N.tobytes() + sizes_N.tobytes()).hexdigest()
         largest = labels_N.max()
@@ -69,7 +69,7 @@ class HuggingFace(ImageSource):
             )
             raise ConfigError("label", f"{problem}; name a column of classes counted from 0, or mend the data")
         if split == "heldout":
-            trained = HuggingFace(config, "train").class_names
+            trained = HuggingFace(replace(config, skip_broken=False), "train").class_names
             if tuple(classes) != trained[: len(classes)]:
                 problem = f"={name} has other classes than train={config.train}"
                 raise ConfigError("heldout", f"{problem}; name a split with the same ones")
@@ -77,12 +77,16 @@ class HuggingFace(ImageSource):
         self._sizes_N = sizes_N
         super().__init__(config, split, labels_N, classes, listing)
 
+    def keep(self, image_K: np.ndarray) -> None:
+        super().keep(image_K)
+        self._files, self._sizes_N = self._files.select(image_K), self._sizes_N[image_K]
+
     def sizes(self, images: Sequence[int]) -> np.ndarray:
         return self._sizes_N[images]
 
     def locate(self, image: int) -> str:
         path = (self._files[image][self._image] or {}).get("path")
-        return f"{self._place}, row {image}{f' ({path})' if path else ''}"
+        return f"{self.place}, row {image}{f' ({path})' if path else ''}"
 
     def read(self, image: int) -> bytes:
         file = self._files[image][self._image] or {}

@@ -11,7 +11,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Literal
 
@@ -21,8 +21,11 @@ from torch import Tensor
 
 from dit_moe.config import ConfigError, require
 from dit_moe.data.base import DATASETS, BrokenImages, place_of
+from dit_moe.data.broken_images import broken_images
 from dit_moe.data.images import FORMATS, BadImage, decode, list_images, read_file
 from dit_moe.data.listing import (
+    BROKEN,
+    NO_IMAGES,
     OUTSIDE_CLASSES,
     ClassFolders,
     PassedOver,
@@ -47,6 +50,7 @@ class ImageSourceConfig:
     min_side: int = 8  # pixels; an image with less is refused
     max_megapixels: float = 200.0  # an image with more is refused before it is decoded
     orientation: Literal["exif"] | None = None  # turn images as their EXIF data says; None: as they are stored
+    skip_broken: bool = False  # look at every image first, and leave out those that cannot be used
     fingerprint: str | None = None  # (recorded) of what the files hold
 
     def __post_init__(self) -> None:
@@ -58,17 +62,21 @@ class ImageSourceConfig:
 class ImageSource(ABC):
     """Base class of datasets of image files. A source says where bytes and labels come from.
 
-    `passed_over` is what lies beside the images and does not count.
+    `place` is where they are, for messages; `passed_over` is what lies there and does not count, which stderr says.
 
     Args:
-        config: its options.
+        config: its options. With `skip_broken` every image is decoded once, here, and those that cannot be are left
+            out: the others stay in order, and the fingerprint is of them.
         split: only ``train`` is mirrored.
         labels_N: int64.
         class_names: of the labels 0, 1, …
         fingerprint: of what the files hold.
+
+    Raises ValueError if `skip_broken` leaves no image.
     """
 
     _said_orientation = False
+    place = ""
     passed_over: PassedOver = {}  # noqa: RUF012  (none is changed in place)
 
     def __init__(
@@ -77,6 +85,9 @@ class ImageSource(ABC):
         self.config, self.labels_N = config, labels_N
         self.class_names, self.fingerprint = tuple(class_names), fingerprint
         self.ways = 2 if config.flip and split == "train" else 1
+        if config.skip_broken:
+            self._leave_out(broken_images(self))
+        say_passed_over(self.place, self.passed_over)
 
     @abstractmethod
     def read(self, image: int) -> bytes:
@@ -85,6 +96,11 @@ class ImageSource(ABC):
     @abstractmethod
     def locate(self, image: int) -> str:
         """Where an image is, for messages."""
+
+    @abstractmethod
+    def keep(self, image_K: np.ndarray) -> None:
+        """Forget all images but these, given in rising order, which are 0, 1, … from then on."""
+        self.labels_N = self.labels_N[image_K]
 
     def sizes(self, images: Sequence[int]) -> np.ndarray:
         """Bytes of the files of these images, as far as they are known without reading them; −1 otherwise."""
@@ -135,6 +151,24 @@ class ImageSource(ABC):
     def class_counts(self) -> list[int]:
         return np.bincount(self.labels_N, minlength=len(self.class_names)).tolist()
 
+    def _leave_out(self, broken: dict[int, str]) -> None:
+        """Keep the images that are not `broken`, image → what is wrong with it."""
+        if not broken:
+            return
+        if len(broken) == len(self.labels_N):
+            raise ValueError(f"none of the {len(broken)} images can be used: {broken[0]}; mend them, or name others")
+        self.passed_over = self.passed_over | {BROKEN: {"count": len(broken), "first": broken[min(broken)]}}
+        self.fingerprint = hashlib.sha256(f"{self.fingerprint} without {sorted(broken)}".encode()).hexdigest()
+        self.keep(np.delete(np.arange(len(self.labels_N)), list(broken)))
+
+    def problem(self, image: int) -> str | None:
+        """Why an image cannot be used, naming it; None if it can."""
+        try:
+            self._decoded(image)
+        except BadImage as error:
+            return str(error)
+        return None
+
     def _decoded(self, image: int) -> np.ndarray:
         """uint8 [C, H, W]. BadImage names the file."""
         limits = self.config
@@ -175,6 +209,7 @@ class ImageFolderConfig(ImageSourceConfig):
     """`path` and `heldout` are folders of one folder per class."""
 
     path: str
+    allow_empty: bool = False  # a class folder without images, or none in `heldout`, is a warning
 
 
 @DATASETS.register("image_folder", ImageFolderConfig)
@@ -201,15 +236,17 @@ class ImageFolder(ImageSource):
     def __init__(self, config: ImageFolderConfig, split: str) -> None:
         option, folder = place_of(config, split, "images")
         folders, files_of, self.passed_over = _class_folders(option, folder)
-        trained = ImageFolder(config, "train") if split == "heldout" else None
+        trained = ImageFolder(replace(config, skip_broken=False), "train") if split == "heldout" else None
         if trained is not None:
             _require_same_classes(config, folders, trained.folders)
         counts = [len(files_of[name]) for name in folders]
         if empty := [name for name, count in zip(folders, counts, strict=True) if not count]:
-            remedy = f"add some ({', '.join(FORMATS)}), or remove the empty folders"
-            raise ConfigError(option, f"={folder} has no images of the class {first_few(empty)}; {remedy}")
-        say_passed_over(folder, self.passed_over)
-        self.folder, self.folders, listing, names_of = folder, folders, hashlib.sha256(), []
+            if not (config.allow_empty and any(counts)):
+                beside = ", or set allow_empty=true beside it" if any(counts) else ""
+                remedy = f"add some ({', '.join(FORMATS)}){beside}"
+                raise ConfigError(option, f"={folder} has no images of the class {first_few(empty)}; {remedy}")
+            self.passed_over |= {NO_IMAGES: {"count": len(empty), "first": empty[0]}}
+        self.place, self.folders, listing, names_of = folder, folders, hashlib.sha256(), []
         for name in folders:
             files = sorted(files_of.pop(name))
             names_of.append(np.array(files, dtype=bytes))
@@ -231,10 +268,14 @@ class ImageFolder(ImageSource):
 
     def locate(self, image: int) -> str:
         folder = self.folders[int(np.searchsorted(self._ends, image, side="right"))]
-        return os.path.join(self.folder, folder, os.fsdecode(self.files[image]))
+        return os.path.join(self.place, folder, os.fsdecode(self.files[image]))
 
     def read(self, image: int) -> bytes:
         return read_file(self.locate(image), self.config.max_megapixels)
+
+    def keep(self, image_K: np.ndarray) -> None:
+        super().keep(image_K)
+        self.files, self._ends = self.files[image_K], np.searchsorted(image_K, self._ends)
 
     def sizes(self, images: Sequence[int]) -> np.ndarray:
         return np.array([self._stamp(image)[0] for image in images], dtype="<i8")
@@ -272,7 +313,8 @@ def _class_folders(option: str, folder: str) -> tuple[list[str], dict[str, list[
 
 
 def _require_same_classes(config: ImageFolderConfig, found: Sequence[str], wanted: Sequence[str]) -> None:
-    """ConfigError unless the held-out classes are those of training."""
-    if differing := sorted(set(found) ^ set(wanted)):
+    """ConfigError unless the held-out classes are those of training, or with `allow_empty` some of them."""
+    lacking = set() if config.allow_empty else set(wanted) - set(found)
+    if differing := sorted((set(found) - set(wanted)) | lacking):
         problem = f"{'has' if differing[0] in found else 'lacks'} the class {differing[0]}, unlike path={config.path}"
         raise ConfigError("heldout", f"={config.heldout} {problem}; its class folders must be the same")

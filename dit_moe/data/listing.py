@@ -24,6 +24,8 @@ LISTED_ALREADY = "links to folders that are listed already"
 BROKEN_LINKS = "broken links"
 SPECIAL = "pipes, sockets or devices"
 FOLDERS = "folders"
+BROKEN = "images that cannot be used"
+NO_IMAGES = "class folders without images"
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "heldout"}
 FEW_CLASSES = 1000  # so many there may be whatever the number of images

@@ -14,7 +14,7 @@ import io
 import os
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -28,7 +28,6 @@ from dit_moe.data.listing import (
     merged,
     number_classes,
     require_no_splits,
-    say_passed_over,
 )
 from dit_moe.data.tar_files import UNLABELLED, find_tars, read_samples
 
@@ -72,6 +71,7 @@ class Tars(ImageSource):
 
     def __init__(self, config: TarsConfig, split: str) -> None:
         option, place = place_of(config, split, "images")
+        self.place = place
         self.tars, beside = find_tars(option, place)
         self.parts = set(map(os.path.realpath, self.tars))
         self._stamps = [(each.st_size, each.st_mtime_ns) for each in map(os.stat, self.tars)]
@@ -85,14 +85,14 @@ class Tars(ImageSource):
                 labels.append(label)
                 listing.update(os.fsencode(f"{name}\0{size}\0{label}\0"))
         self.passed_over = merged(passed_over)
-        say_passed_over(place, self.passed_over)
         if not labels:
             raise ConfigError(option, f"={place} has no images; known are {', '.join(FORMATS)}")
         self._names_N = np.concatenate(names_of)
         self._places_N3, labels_N = np.array(places).reshape(-1, 3), np.array(labels)
         names: Sequence[str] = config.class_names or [str(label) for label in range(config.classes or 0)]
-        trained = Tars(config, "train") if split == "heldout" and not (names and config.fingerprint is None) else None
-        if trained is not None:
+        trained = None
+        if split == "heldout" and not (names and config.fingerprint is None):
+            trained = Tars(replace(config, skip_broken=False), "train")
             names = trained.class_names
         self.innermost = config.fingerprint == listing.hexdigest() if trained is None else trained.innermost
         if (labels_N == UNLABELLED).all():
@@ -111,6 +111,10 @@ class Tars(ImageSource):
         require_bytes(size, self.config.max_megapixels)
         tar = _open(self.tars[number], self._stamps[number])
         return os.pread(tar.fileno(), size, offset)
+
+    def keep(self, image_K: np.ndarray) -> None:
+        super().keep(image_K)
+        self._names_N, self._places_N3 = self._names_N[image_K], self._places_N3[image_K]
 
     def sizes(self, images: Sequence[int]) -> np.ndarray:
         return self._places_N3[images, 2]

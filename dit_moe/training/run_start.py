@@ -30,7 +30,7 @@ _FREE = {"sample", "eval", "encode", "tokenize", "model.recompute", *(f"train.{f
 _RECORDED = {f"train.{field}" for field in RECORDED}  # what may, if it is kept with the run from which step on
 # And in a section that identifies what it names, under this key: where that is, and how it is worked with.
 _IDENTIFIED = {
-    "data": ("fingerprint", {"path", "heldout"}),
+    "data": ("fingerprint", {"path", "heldout", "skip_broken", "allow_empty"}),
     "first_stage": ("sha256", {"model", "subfolder", "tiling", "slicing"}),
 }
 

@@ -149,7 +149,7 @@ def test_the_heldout_split_is_another_tree_with_the_same_classes(tree, tmp_path)
         ("a.png", ".*a.png is not a folder"),
         ("flat", ".* has no class folders; put the images into one folder per class"),
         ("no_images", r".* has no images of the class ant and 1 more; add some \(JPEG, PNG, "),
-        ("one_empty", ".* has no images of the class cow; add some .*, or remove the empty"),
+        ("one_empty", ".* has no images of the class cow; add some .*, or set allow_empty=true beside"),
         ("two_empty", ".* has no images of the class cow and 1 more; add some"),
     ],
 )
@@ -160,6 +160,19 @@ def test_a_folder_without_images_in_class_folders_is_refused(tmp_path, place, pr
         (tmp_path / empty).mkdir()
     with pytest.raises(ConfigError, match=f"^path={problem}"):
         read(tmp_path / place if place else "")
+
+
+def test_an_empty_class_folder_keeps_its_number_if_that_is_allowed(tree, tmp_path, capsys):
+    (tree / "b").mkdir()
+    write_tree(tmp_path / "held", {"bee/0.png": IMAGE})
+    for split, labels in (("train", [0, 0, 2, 2]), ("heldout", [2])):
+        dataset = read(tree, split, heldout=str(tmp_path / "held"), allow_empty=True)
+        assert dataset.class_names == ("ant", "b", "bee") and dataset.labels_N.tolist() == labels
+        assert dataset.class_counts() == [labels.count(0), 0, labels.count(2)]
+    assert f"note: {tree}: passed over are class folders without images (1: b)" in capsys.readouterr().err
+    (tmp_path / "none" / "only").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"^path=.* has no images of the class only; add some \([^)]*\)$"):
+        read(tmp_path / "none", allow_empty=True)
 
 
 def test_broken_files_are_named_with_their_paths(tree):

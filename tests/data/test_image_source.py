@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from dit_moe.config import ConfigError
-from dit_moe.data import BrokenImages
+from dit_moe.data import DATASETS, BrokenImages
 from dit_moe.data.image_source import ImageSource, ImageSourceConfig
 from dit_moe.data.images import FORMATS
-from tests.data.examples import encoded, pixels
+from tests.data.examples import class_files, encoded, pixels, save_huggingface, write_tar, write_tree
 
 
 class Listed(ImageSource):
@@ -29,6 +29,10 @@ class Listed(ImageSource):
         if self.files[image] is None:
             raise FileNotFoundError(2, "No such file or directory")
         return self.files[image]
+
+    def keep(self, image_K):
+        super().keep(image_K)
+        self.files = [self.files[image] for image in image_K]
 
 
 FILES = [encoded(pixels(i)) for i in range(5)]
@@ -62,11 +66,40 @@ def test_all_broken_images_of_a_batch_are_reported_at_once():
     }
     assert str(error.value) == (
         f"file1 is not an image that can be read ({', '.join(FORMATS)}), and 2 more; mend them, or "
-        "let `dit-moe encode --skip-broken` leave them out"
+        "set skip_broken=true in the section of the images, data.skip_broken=true for one"
     )
     assert pickle.loads(pickle.dumps(error.value)).problems == error.value.problems  # as workers send it
-    with pytest.raises(BrokenImages, match=r"^file1 is empty \(0 bytes\); mend it, or let .* leave it out$"):
+    with pytest.raises(BrokenImages, match=r"^file1 is empty \(0 bytes\); mend it, or set skip_broken=true .*"):
         Listed([FILES[0], b""], flip=True).__getitems__([1, 3])
+
+
+@pytest.mark.parametrize("name", ["image_folder", "tars", "huggingface"])
+def test_broken_images_are_left_out_on_demand_and_the_others_are_as_they_were(name, tmp_path, capsys):
+    broken = b"no image"
+    files = class_files(each=3) | {"ant/001.png": broken, "bee/000.png": b""}
+    if name == "image_folder":
+        place = {"path": str(write_tree(tmp_path / "tree", files))}
+    elif name == "tars":
+        write_tar(tmp_path / "a.tar", files)
+        place = {"path": str(tmp_path / "a.tar")}
+    else:
+        place = {"id": str(save_huggingface(tmp_path / "saved", [0, 0, 0, 1, 1, 1], {1: broken, 3: b""}))}
+    build = DATASETS.config_class(name)
+    whole, left = (
+        DATASETS.build(build(**place, flip=True, size=16, skip_broken=skip), "train") for skip in (False, True)
+    )
+    assert len(left) == 8 and left.fingerprint != whole.fingerprint
+    for key, rows in left.__getitems__(range(8)).items():
+        assert torch.equal(rows, whole.__getitems__([0, 2, 4, 5, 6, 8, 10, 11])[key])
+    assert [left.locate(i).split("row")[0] for i in range(4)] == [whole.locate(i).split("row")[0] for i in (0, 2, 4, 5)]
+    assert left.sizes(range(4)).tolist() == whole.sizes([0, 2, 4, 5]).tolist() and left.class_counts() == [2, 2]
+    assert left.passed_over["images that cannot be used"] == {"count": 2, "first": whole.problem(1)}
+    assert f"passed over are images that cannot be used (2: {whole.locate(1)} is not" in capsys.readouterr().err
+
+
+def test_a_source_of_nothing_but_broken_images_is_refused():
+    with pytest.raises(ValueError, match=r"^none of the 2 images can be used: file0 is empty \(0 bytes\); mend them"):
+        Listed([b"", b""], skip_broken=True)
 
 
 def test_without_a_size_images_stay_as_they_are_and_another_size_is_refused_with_both():

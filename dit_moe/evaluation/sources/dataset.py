@@ -32,7 +32,11 @@ from dit_moe.formatting import first_few
 
 LATER = {("orientation", None)}  # options that came later, which are no part of the identity where they have this value
 # Options without a part in the identity: where the images lie, which are refused, and what is not used here.
-NOT_IN_IDENTITY = ("path", "heldout", "id", "min_side", "max_megapixels", "flip", "fingerprint")
+NOT_IN_IDENTITY = (
+    *("path", "heldout", "id", "min_side", "max_megapixels", "flip", "fingerprint"),
+    *("skip_broken", "allow_empty"),
+)
+LEAVE_OUT = "leave it out by '{name: image_folder, path: …, skip_broken: true}'"
 AUTOENCODER_IDENTITY = ("kind", "channels", "sha256", "shift", "scale", "precision", "tiling")
 ROWS_AT_A_TIME = 256  # that are read for their labels, or to be hashed
 LOOKED_AT = 20  # images whose format is looked at
@@ -167,7 +171,7 @@ def _content(dataset: ImageSource, image: int) -> bytes:
         return dataset.read(image)
     except (OSError, BadImage) as error:
         problem = f"{dataset.locate(image)} cannot be read ({getattr(error, 'strerror', None) or error})"
-        raise ValueError(f"{problem}; mend it, or take it out") from None
+        raise ValueError(f"{problem}; mend it, or {LEAVE_OUT}") from None
 
 
 def images_of(dataset: Any, parts: Sequence[Sequence[int]], workers: int) -> Iterator[Tensor]:
@@ -177,7 +181,7 @@ def images_of(dataset: Any, parts: Sequence[Sequence[int]], workers: int) -> Ite
             yield rows["images"]
     except BrokenImages as error:
         problems = list(dict.fromkeys(error.problems.values()))
-        raise ValueError(f"{first_few(problems)}; mend what is broken, or take it out") from None
+        raise ValueError(f"{first_few(problems)}; mend what is broken, or {LEAVE_OUT}") from None
 
 
 class LatentSource(Source):

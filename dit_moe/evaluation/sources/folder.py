@@ -48,7 +48,7 @@ from dit_moe.evaluation.sources.base import (
     sampled_into,
     sha256_of_labels,
 )
-from dit_moe.evaluation.sources.dataset import images_of
+from dit_moe.evaluation.sources.dataset import LEAVE_OUT, images_of
 from dit_moe.json_files import load
 from dit_moe.sampling.outputs import SAMPLE_JSON
 
@@ -148,6 +148,10 @@ class _Files(ImageSource):
     def read(self, image: int) -> bytes:
         return read_file(self.paths[image], self.config.max_megapixels)
 
+    def keep(self, image_K: np.ndarray) -> None:
+        super().keep(image_K)
+        self.paths = [self.paths[image] for image in image_K]
+
 
 class _Header(NamedTuple):
     width: int
@@ -171,7 +175,7 @@ def _read_header(path: str, size: int | None) -> _Header:
         problem = no_image(first_bytes(path, 1024))
     except Exception as error:  # Pillow's parsers raise OSError, SyntaxError, struct.error, zlib.error, …
         problem = f"cannot be read ({' '.join(str(error).split()) or type(error).__name__})"
-    raise ValueError(f"{path} {problem}; mend it, or take it out")
+    raise ValueError(f"{path} {problem}; mend it, or {LEAVE_OUT}")
 
 
 def _sha256_of(path: str) -> bytes:
@@ -179,7 +183,7 @@ def _sha256_of(path: str) -> bytes:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); mend it, or take it out") from None
+        raise ValueError(f"{path} cannot be read ({error.strerror}); mend it, or {LEAVE_OUT}") from None
 
 
 def _labels(folder: Path, files: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...] | None]:

@@ -134,10 +134,10 @@ def test_images_are_the_same_for_any_number_of_workers(tmp_path):
 def test_an_image_that_is_broken_or_gone_is_named_with_a_remedy(tmp_path):
     folder = write_tree(tmp_path / "a", class_files(2) | {"ant/000.png": b"no image"})
     source = open_dataset(image_folder(folder, size=8)).source
-    with pytest.raises(ValueError, match=r"ant/000.png is not an image.*; mend what is broken, or take it out"):
+    with pytest.raises(ValueError, match=r"ant/000.png is not an image.*; mend what is broken, or leave it out by"):
         list(source.batches([[0, 1]]))
     (folder / "ant" / "000.png").unlink()
-    with pytest.raises(ValueError, match=r"ant/000.png cannot be read \(No such file.*; mend it, or take it out"):
+    with pytest.raises(ValueError, match=r"ant/000.png cannot be read \(No such file.*; mend it, or leave it out by"):
         source.identity()
 
 

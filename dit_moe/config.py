@@ -3,7 +3,8 @@
 The dataclasses themselves stand beside the classes they configure; `dit_moe.experiments.image` puts them together.
 Four rules:
 
-* ``base: other.yaml`` (or a list) inherits from files named relative to the file; later values win, key by key.
+* ``base: other.yaml`` (or a list) inherits from files named relative to the file, or from built-in configs; later
+  values win, key by key.
 * A section that chooses a registry entry does so by ``name``; a bare string is short for ``{name: that}``.
   Naming another entry drops the inherited options of the old one, which would mean nothing to the new.
 * ``${…}`` is looked up in a user's own files, as they are read; everywhere else it is a text like any other.
@@ -19,7 +20,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from dit_moe import yaml_text
+from dit_moe import built_in, yaml_text
 from dit_moe.registry import entry_of
 from dit_moe.schema import (
     ConfigError,
@@ -70,8 +71,11 @@ OF_A_STUDY = "# This study with its changes, as dit-moe wrote it.\n"  # and that
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Tree:
-    """Read a YAML file with all its bases and apply ``a.b=value`` overrides; a plain nested dict, not yet typed."""
-    return override(_load_file(Path(path), seen=()), overrides)
+    """Read a YAML file, or a built-in config by its name, with all its bases and apply ``a.b=value`` overrides.
+
+    Returns a plain nested dict, not yet typed.
+    """
+    return override(_load_file(built_in.find(path), seen=()), overrides)
 
 
 def override(tree: Tree, changes: Sequence[str]) -> Tree:
@@ -134,8 +138,7 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> Tree:
     if path.is_dir():
         raise ConfigError(str(path), " is a folder; name a YAML config file in it")
     if not path.is_file():
-        problem = "is no file of text" if path.exists() else "does not exist"
-        raise ConfigError(str(path), f" {problem}; name a YAML config file, for instance configs/digits.yaml")
+        raise ConfigError(str(path), " is no file of text; name a YAML config file")
     if path.resolve() in seen:
         raise ConfigError(str(path), " inherits from itself; remove one `base:`")
     if (size := path.stat().st_size) > 4 * yaml_text.LONGEST:
@@ -156,7 +159,7 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> Tree:
         raise ConfigError(f"{path}: base", f"={shown(bases)} must be a file name or a list of them")
     merged: Tree = {}
     for base in bases:
-        merged = merge(merged, _load_file(path.parent / base, (*seen, path.resolve())))
+        merged = merge(merged, _load_file(built_in.find(base, beside=path.parent), (*seen, path.resolve())))
     return merge(merged, typing.cast(Tree, tree))
 
 

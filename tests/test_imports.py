@@ -8,7 +8,7 @@ import pytest
 from dit_moe.cli import COMMANDS
 
 PACKAGE = Path(__file__).parent.parent / "dit_moe"
-BOTTOM = {"registry", "yaml_text", "schema", "config", "randomness"}
+BOTTOM = {"registry", "yaml_text", "schema", "built_in", "config", "randomness"}
 BOTTOM |= {"files", "json_files", "locks", "formatting", "weights"}
 CORE = BOTTOM | {"moe", "models", "diffusion", "data", "autoencoders", "text", "checkpoint", "distributed", "shards"}
 ABOVE = CORE | {"training", "sampling", "experiments", "extractors", "metrics", "progress", "plotting", "pictures"}
@@ -16,7 +16,8 @@ MAY_IMPORT = {
     "registry": set(),
     "yaml_text": set(),
     "schema": {"registry"},
-    "config": {"registry", "yaml_text", "schema"},
+    "built_in": {"schema"},
+    "config": {"registry", "yaml_text", "schema", "built_in"},
     "randomness": set(),
     "files": {"formatting"},
     "json_files": {"config", "files"},

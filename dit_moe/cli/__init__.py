@@ -40,6 +40,7 @@ COMMANDS = {  # name: module of dit_moe.cli, what it does
     "lm-eval": ("lm_eval", "run lm-evaluation-harness on a language model"),
     "quickstart": ("quickstart", "encode or tokenise, train, sample and evaluate in one go"),
     "train-autoencoder": ("train_autoencoder", "train a small autoencoder to make latents with"),
+    "configs": ("configs", "list the configs and studies that come along, or print one"),
 }
 
 
@@ -113,7 +114,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def add_config_arguments(parser: argparse.ArgumentParser, example: str) -> None:
     """The arguments of a command that reads a config file: `config`, for instance `example`, and `overrides`."""
-    parser.add_argument("config", type=Path, help=f"a YAML file, for instance {example}")
+    parser.add_argument("config", type=Path, help=f"a YAML file, or a built-in one: {example}")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
 
 

@@ -6,7 +6,7 @@ stopped, and a study whose config was changed is not mixed with runs that were m
 study (seeds=[0]) or all of its variants (train.steps=50).
 
     dit-moe compare digits
-    dit-moe compare configs/studies/digits.yaml seeds=[0] train.steps=50 --out runs/try
+    dit-moe compare digits seeds=[0] train.steps=50 --out runs/try
     dit-moe compare digits --report               # tables and pictures of what is there by now; starts nothing
     # needs ImageNet and Inception's weights
     dit-moe compare imagenet256-s --list          # the commands of all runs, for a cluster; then once without --list

@@ -3,8 +3,8 @@
 Running the same command again goes on where it stopped. Started by torchrun or accelerate it uses every process, and
 the latents are the same whatever their number, on the same kind of device, with the same number of threads per process.
 
-    dit-moe encode configs/digits_latent.yaml
-    dit-moe encode configs/digits_latent.yaml --verify
+    dit-moe encode digits_latent
+    dit-moe encode digits_latent --verify
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dit_moe.experiments.image import load_experiment
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `run` reads."""
-    add_config_arguments(parser, "configs/digits_latent.yaml")
+    add_config_arguments(parser, "digits_latent")
     parser.add_argument(
         "--split", choices=("train", "heldout"), default="train", help="heldout goes into the folder data.heldout"
     )

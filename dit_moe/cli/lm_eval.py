@@ -4,7 +4,7 @@ The model goes through the harness's `hf` interface, in this process. Its data s
 table goes to stdout, everything to a JSON file: by default lm_eval.json in the run folder, or in the exported one.
 
     # needs the Hugging Face Hub
-    dit-moe lm-eval runs/lm/LM-1.3B-64E8A-dtopp --config configs/lm/tasks.yaml
+    dit-moe lm-eval runs/lm/LM-1.3B-64E8A-dtopp --config lm/tasks
     dit-moe lm-eval exported/lm_tiny --tasks arc_easy,piqa --limit 100 --out arc.json
 """
 

@@ -2,8 +2,8 @@
 
 A language model's text is tokenised; it is trained, scored on held-out documents beside a trigram model, and writes.
 
-    dit-moe quickstart configs/digits.yaml
-    dit-moe quickstart configs/lm_tiny.yaml
+    dit-moe quickstart digits
+    dit-moe quickstart lm_tiny
 
 Everything goes into runs/<name of the config>/; a second call goes on where the first one stopped.
 """
@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 
+from dit_moe.built_in import find
 from dit_moe.cli import add_config_arguments, add_run_argument
 from dit_moe.tasks.train import load, quickstart, run_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `run` reads."""
-    add_config_arguments(parser, "configs/digits.yaml")
+    add_config_arguments(parser, "digits")
     add_run_argument(parser)
     parser.add_argument(
         "--skip-broken", action="store_true", help="encode without the images that cannot be read, as dit-moe encode"
@@ -28,4 +29,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do all of it and write metrics.json, curves.png and grid.png, or sample.json of text, into the run folder."""
     experiment, args.folder = load(args.config, args.overrides), run_folder(args.config, args.folder)
-    quickstart(experiment, args.folder, args.config.name, skip_broken=args.skip_broken)
+    quickstart(experiment, args.folder, find(args.config).name, skip_broken=args.skip_broken)

@@ -2,8 +2,8 @@
 
 Running the same command again goes on where it stopped, and the tokens are the same however often that was.
 
-    dit-moe tokenize configs/lm_tiny.yaml
-    dit-moe tokenize configs/lm_tiny.yaml --verify
+    dit-moe tokenize lm_tiny
+    dit-moe tokenize lm_tiny --verify
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dit_moe.text.splits import tokenize_splits, verify_splits
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `run` reads."""
-    add_config_arguments(parser, "configs/lm_tiny.yaml")
+    add_config_arguments(parser, "lm_tiny")
     parser.add_argument("--split", choices=("train", "heldout"), help="only this one")
     parser.add_argument("--verify", action="store_true", help="read the tokens that are there, and check all of them")
 

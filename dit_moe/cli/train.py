@@ -2,7 +2,7 @@
 
 Running the same command again goes on where it stopped. Started by torchrun or accelerate it uses every process.
 
-    dit-moe train configs/digits.yaml train.steps=200 --dry-run
+    dit-moe train digits train.steps=200 --dry-run
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dit_moe.tasks.train import load, prepare, resolve_for_dry_run, run_folder, 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `run` reads."""
-    add_config_arguments(parser, "configs/digits.yaml")
+    add_config_arguments(parser, "digits")
     add_run_argument(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config, sizes and costs, and stop")
     add_cost_arguments(parser)

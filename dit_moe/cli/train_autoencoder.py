@@ -3,7 +3,7 @@
 Running the same command again goes on where it stopped. What is exported is the averaged network; a config's section
 `first_stage` takes the folder: ``first_stage: {name: autoencoder, model: runs/autoencoder_digits/autoencoder}``.
 
-    dit-moe train-autoencoder configs/autoencoder_digits.yaml train.steps=3000 --export autoencoders/digits
+    dit-moe train-autoencoder autoencoder_digits train.steps=3000 --export autoencoders/digits
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dit_moe.tasks.train import run_folder
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `run` reads."""
-    add_config_arguments(parser, "configs/autoencoder_digits.yaml")
+    add_config_arguments(parser, "autoencoder_digits")
     add_run_argument(parser)
     parser.add_argument(
         "--export", type=Path, metavar="FOLDER", help="where the autoencoder goes; default RUN/autoencoder"

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from dit_moe import config
+from dit_moe import built_in, config
 from dit_moe.config import ConfigError, require
 from dit_moe.distributed import join_processes
 from dit_moe.experiments.run import open_text_run
 from dit_moe.files import require_writable, sha256_of, write_atomically
 from dit_moe.formatting import one_line, tell
 
-DEFAULT_CONFIG = Path("configs/lm/tasks.yaml")
+DEFAULT_CONFIG = "lm/tasks"  # built-in
 RESULT = "lm_eval.json"
 
 
@@ -97,12 +97,9 @@ def choose_tasks(path: Path | None = None, names: Sequence[str] = ()) -> tuple[l
     """
     from lm_eval.tasks import TaskManager
 
-    if path is None and names and not DEFAULT_CONFIG.is_file():  # outside the repository; nothing of it is needed
-        listed, folder = TasksConfig(tasks=()), None
-    else:
-        path = path or DEFAULT_CONFIG
-        listed = config.build(TasksConfig, config.load(path))
-        folder = None if listed.include is None else path.parent / listed.include
+    path = built_in.find(path or DEFAULT_CONFIG, kind="list of tasks")
+    listed = config.build(TasksConfig, config.load(path))
+    folder = None if listed.include is None else path.parent / listed.include
     if folder is not None and not folder.is_dir():
         raise ConfigError("include", f"={listed.include}: there is no folder {folder}; name one relative to {path}")
     by_name = {task.name: task for task in listed.tasks}

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from dit_moe import config
+from dit_moe import built_in, config
 from dit_moe.config import ConfigError
 from dit_moe.distributed import from_main, is_out_of_memory, locked, on_main
 from dit_moe.files import require_own, require_writable, write_atomically
@@ -36,6 +36,7 @@ from dit_moe.studies.score import (
     was_measured_here,
 )
 from dit_moe.studies.study import (
+    BUILT_IN,
     PlannedRun,
     Study,
     experiments_of,
@@ -146,7 +147,12 @@ class StudyFolder:
         return [run for run in runs if read_score(self.study, run) is None]
 
     def _command(self, run: PlannedRun) -> list[str]:
-        return ["compare", str(self.path), *self.overrides, "--out", str(self.out), "--only", run.name]
+        return ["compare", self._word(), *self.overrides, "--out", str(self.out), "--only", run.name]
+
+    def _word(self) -> str:
+        """What the study is called where the command is given."""
+        name = built_in.name_of(self.path)
+        return name.removeprefix(BUILT_IN) if name is not None else str(self.path)
 
     def _job(self, run: PlannedRun) -> Job:
         command = [sys.executable, "-m", "dit_moe.cli", *self._command(run)]

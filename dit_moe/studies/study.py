@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dit_moe import checkpoint, config, yaml_text
+from dit_moe import built_in, checkpoint, config, yaml_text
 from dit_moe.config import ConfigError, Tree, require
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
 from dit_moe.registry import did_you_mean
@@ -17,7 +17,7 @@ from dit_moe.tasks import AnyExperiment, task_of
 from dit_moe.tasks.train import prepare
 from dit_moe.training.run_start import differing
 
-BUILT_IN = Path(__file__).resolve().parents[2] / "configs" / "studies"
+BUILT_IN = "studies/"  # where built-in studies are, among the configs
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
@@ -38,7 +38,7 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """Several variants, each trained with several seeds and scored alike. Files are named relative to the study's."""
+    """Several variants, each trained with several seeds and scored alike; configs are beside its file, or built-in."""
 
     title: str
     config: str  # what every variant starts from …
@@ -82,12 +82,7 @@ class Study:
 
 def find_study(word: str) -> Path:
     """The file of a study: a path, or the name of a built-in one. ConfigError if there is neither."""
-    if Path(word).is_file():
-        return Path(word)
-    built_in = sorted(path.stem for path in BUILT_IN.glob("*.yaml"))
-    if word in built_in:
-        return BUILT_IN / f"{word}.yaml"
-    raise ConfigError(word, f" is neither a file nor a built-in study; {did_you_mean(word, built_in)}")
+    return built_in.find(word, below=BUILT_IN, kind="study")
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
@@ -112,7 +107,7 @@ def experiment_tree(study: Study, variant: Variant, seed: int, folder: Path) -> 
 
     ConfigError for a file that is not there and for changes that cannot be read.
     """
-    path = folder / (variant.config or study.config)
+    path = built_in.find(variant.config or study.config, beside=folder)
     return config.load(path, [*study.changes, *variant.changes, f"seed={seed}"])
 
 

@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from dit_moe import checkpoint, config
+from dit_moe import built_in, checkpoint, config
 from dit_moe.costs.memory import require_room
 from dit_moe.data.latents import NoLatents
 from dit_moe.distributed import locked, on_main
@@ -30,10 +30,13 @@ SUMMARY_FILES = ("curves.png", "metrics.json")  # of the quick start, beside tho
 
 
 def run_folder(config_path: Path, folder: Path | None = None) -> Path:
-    """Where a config's run lives unless the user says otherwise: configs/a/b.yaml in runs/a/b."""
+    """Where a config's run lives unless the user says otherwise: configs/a/b.yaml, or a/b, in runs/a/b."""
     if folder is not None:
         return folder
-    parts = config_path.with_suffix("").parts
+    path = built_in.find(config_path)
+    if name := built_in.name_of(path):
+        return Path("runs", name)
+    parts = path.with_suffix("").parts
     below = parts[parts.index("configs") + 1 :] if "configs" in parts else parts[-1:]
     return Path("runs", *below)
 

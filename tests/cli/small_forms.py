@@ -64,7 +64,7 @@ COPIES = {  # what a reader would have from elsewhere, or from longer commands
 
 def smaller(words: Sequence[str]) -> list[str]:
     """What to put behind a command's words for its smallest form: of two values for one thing, the last one counts."""
-    command, subject = words[:2]
+    command, subject = words[0], words[1] if len(words) > 1 else ""
     text, shown = "lm_tiny" in subject, " ".join(words)
     if command in ("train", "quickstart", "encode", "tokenize"):
         return [] if "--dry-run" in words else TEXT if text else _of_images(subject, shown)

@@ -215,7 +215,7 @@ def test_a_run_that_fails_is_reported_with_its_last_line_and_the_others_are_kept
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nothing"], "nothing is neither a file nor a built-in study"),
+        (["nothing"], "nothing does not exist; name a file or a built-in study"),
         (["STUDY", "--jobs", "0"], "--jobs=0 must be at least 1"),
         (["STUDY", "--report"], "holds no runs; name their folder by --out"),
         (["STUDY", "sample.target=1.5"], "variant topk: sample.target=1.5: a study compares runs as they were trained"),

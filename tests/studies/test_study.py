@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import pytest
 
+from dit_moe import built_in
 from dit_moe.config import ConfigError
-from dit_moe.studies.study import BUILT_IN, experiment_tree, find_study, load_study, plan
+from dit_moe.studies.study import experiment_tree, find_study, load_study, plan
 from dit_moe.tasks.train import resolve_for_dry_run
 
-CONFIGS = BUILT_IN.parent
+CONFIGS = built_in.FOLDER
+STUDIES = CONFIGS / "studies"
 
 
 def write(folder, **changes):
@@ -101,12 +103,12 @@ def test_a_study_inherits_from_no_other_as_files_would_be_looked_for_beside_the_
 
 
 def test_an_unknown_study_is_told_apart_from_the_built_in_ones():
-    with pytest.raises(ConfigError, match="digit is neither a file nor a built-in study; did you mean 'digits'"):
+    with pytest.raises(ConfigError, match="name a file or a built-in study: did you mean 'digits'"):
         find_study("digit")
-    assert find_study("digits") == BUILT_IN / "digits.yaml"
+    assert find_study("digits") == STUDIES / "digits.yaml"
 
 
-@pytest.mark.parametrize("path", sorted(BUILT_IN.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_built_in_studies_have_variants_that_can_be_built_at_equal_active_compute(path, tmp_path):
     study = load_study(path)
     runs = plan(study, path.parent, tmp_path, resolved=resolve_for_dry_run)

@@ -7,8 +7,10 @@ The last is `train.init_from`: it takes the averaged weights, with other classes
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Collection, Iterable, Sequence
+import shlex
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,25 +75,36 @@ def differing(old: Tree, new: Tree, *, fixed: Collection[str] = ()) -> dict[str,
     }
 
 
-def require_same_run(old: Tree, new: Tree, run: Path) -> dict[str, tuple[Any, Any]]:
+def require_same_run(
+    old: Tree, new: Tree, run: Path, fits: Callable[[], bool] = lambda: True
+) -> dict[str, tuple[Any, Any]]:
     """The recorded changes between two resolved configs: keys, each with the value before and the one from now on.
 
-    ConfigError listing the keys in which they differ, other than these and the free ones.
+    ConfigError listing the keys in which they differ, other than these and the free ones, and how to train with them:
+    from the weights of the run, if the new model `fits` them.
     """
     found = differing(old, new)
     changes = {key: found.pop(key) for key in _RECORDED & found.keys()}
     if found:
         (key, (was, now)), *others = found.items()
         also = f", as do {', '.join(key for key, _ in others)}" if others else ""
-        remedy = f"resume with the config.yaml of its {checkpoint.CHECKPOINTS}, or train into another run folder"
-        if all(key.startswith("train.") and key != "train.init_from" for key in found):
-            remedy += f", where train.init_from={run} starts from its averaged weights without its optimizer and steps"
+        new_run = f"--run {shlex.quote(_free_name(run))}"
+        if "train.init_from" in found or not fits():
+            remedy = f"begin another run with {new_run}"
+        else:
+            remedy = f"begin a run from its averaged weights with {shlex.quote(f'train.init_from={run}')} {new_run}"
         section, _, field = key.partition(".")
         if was is not None and field == _IDENTIFIED.get(section, (None,))[0]:
             problem = f"={str(now)[:12]} is of other content than the run in {run} began with, {str(was)[:12]}"
-            raise ConfigError(key, f"{problem}{also}; restore it, or train into another run folder")
-        raise ConfigError(key, f"={now} differs from the run in {run}, which has {was}{also}; {remedy}")
+            raise ConfigError(key, f"{problem}{also}; restore it, or {remedy}")
+        same = "take these values" if others else "take that value"
+        raise ConfigError(key, f"={now} differs from the run in {run}, which has {was}{also}; {same}, or {remedy}")
     return changes
+
+
+def _free_name(run: Path) -> str:
+    """A run folder that is not there yet: RUN-2, RUN-3, …"""
+    return next(name for i in itertools.count(2) if not os.path.lexists(name := f"{run}-{i}"))
 
 
 # --------------------------------------------------------------------------------------------- weights of another run
@@ -105,6 +118,18 @@ def open_start(config: TrainConfig, run: str | Path) -> checkpoint.Checkpoint | 
     if config.init_from is None or checkpoint.latest(run) is not None:
         return None
     return checkpoint.open_checkpoint(config.init_from)
+
+
+def fits_start(model: nn.Module, start: checkpoint.Checkpoint) -> bool:
+    """Whether `load_start` would take the weights of `start`, for whatever classes."""
+    own, weights, table = checkpoint.state_of(model), start.weights("ema"), getattr(model, "label_table", None)
+    for state in (own, weights) if table is not None else ():
+        state.pop(table, None)
+    try:
+        checkpoint.require_fit(own, checkpoint.upgraded(model, weights), start.folder)
+    except ValueError:
+        return False
+    return True
 
 
 def load_start(

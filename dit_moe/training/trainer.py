@@ -30,7 +30,7 @@ from dit_moe.training.devices import build_accelerator, local, remarks, unsharde
 from dit_moe.training.interrupt import Interrupted, InterruptWatch, TrainingError
 from dit_moe.training.log import Logger, Unit, flatten
 from dit_moe.training.optimizer import learning_rate, load_optimizer_state, optimizer_state
-from dit_moe.training.run_start import keep_thresholds, load_start, require_own_run, require_same_run
+from dit_moe.training.run_start import fits_start, keep_thresholds, load_start, require_own_run, require_same_run
 from dit_moe.training.step import NotFinite, Objective, TrainingStep
 from dit_moe.training.trackers import Trackers
 
@@ -129,7 +129,9 @@ class Trainer:
         return self.step
 
     def _resume(self, saved: checkpoint.Checkpoint) -> None:
-        changes = require_same_run(saved.config(), parse(self.config_yaml), self.run)
+        changes = require_same_run(
+            saved.config(), parse(self.config_yaml), self.run, lambda: fits_start(self.model, saved)
+        )
         checkpoint.load_into(self.model, saved.weights("model"), saved.folder)
         checkpoint.load_into(self.ema.module, saved.weights("ema"), saved.folder)
         load_optimizer_state(self.model, self.training_step.optimizer, saved.weights("optimizer"), saved.folder)

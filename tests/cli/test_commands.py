@@ -98,6 +98,21 @@ def test_a_run_whose_config_has_dollars_goes_on_and_is_read(a_run):
     assert (facts["step"], facts["experiment"]["eval"]["reference"]) == (6, "data/${USER_DIR}/x")
 
 
+@pytest.mark.parametrize(
+    ("change", "starts_from"),
+    [("train.batch_size=4", True), ("train.schedule=constant", True), ("model.width=48", False)],
+)
+def test_the_way_that_a_refused_resumption_names_can_be_followed_to_the_letter(a_run, capsys, change, starts_from):
+    words = ["train", CONFIG, *SMALL, change]
+    assert cli(*words, "--run", a_run) == 2
+    said = capsys.readouterr().err
+    advice = re.search(r"or begin .* with (.*)$", said, re.M)[1].split()
+    assert f"differs from the run in {a_run}, which has " in said
+    assert advice == [f"train.init_from={a_run}"] * starts_from + ["--run", f"{a_run}-2"]
+    assert cli(*words, *advice) == 0
+    assert (f"starts from {a_run}" in capsys.readouterr().err) == starts_from
+
+
 def test_quickstart_of_a_dense_model_reports_no_experts(tmp_path):
     folder = tmp_path / "dense"
     dense = ["model.name=DiT-custom/4", "model.moe=null", "eval.seeds=1"]

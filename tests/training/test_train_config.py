@@ -56,8 +56,8 @@ def test_free_fields_exist_and_a_resume_may_change_just_them_and_sampling(tmp_pa
             continue
         with pytest.raises(ConfigError, match=rf"^train\.{name}=2 differs") as caught:
             require_same_run(old, changed, tmp_path)
-        offered = f"train.init_from={tmp_path} starts from its averaged weights without its optimizer and steps"
-        assert (offered in str(caught.value)) == (name != "init_from")
+        offered = f"begin a run from its averaged weights with train.init_from={tmp_path} --run {tmp_path}-2"
+        assert str(caught.value).endswith(offered) == (name != "init_from")
 
 
 SECTIONS = {

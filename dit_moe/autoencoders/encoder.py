@@ -39,7 +39,7 @@ from dit_moe.shards import FixedShards, ShardFolder
 BROKEN = "broken.json"
 # May change: the data set's fingerprint stands for its places, and limits decide only which images are refused.
 FREE = (
-    *("images.path", "images.heldout", "images.id", "images.min_side", "images.max_megapixels"),
+    *("images.path", "images.heldout", "images.reserve", "images.id", "images.min_side", "images.max_megapixels"),
     *("images.skip_broken", "images.allow_empty"),
 )
 

@@ -68,7 +68,10 @@ def place_of(config: Any, split: str, contents: str, train: str = "path") -> tup
 
     Raises ValueError if there is no such split, ConfigError if the option is not given.
     """
-    options = {"train": train, "heldout": "heldout"}
+    by_share = isinstance(getattr(config, "heldout", None), float)
+    options = {"train": train, "heldout": train if by_share else "heldout"}
+    if getattr(config, "reserve", 0):
+        options["extractor"] = train
     if split not in options:
         raise ValueError(f"{contents} have no split {split!r}; {did_you_mean(split, options)}")
     option = options[split]

@@ -68,28 +68,34 @@ class HuggingFace(ImageSource):
                 f"={label} has the label {largest} in row {labels_N.argmax()}, but there are {len(classes)} classes"
             )
             raise ConfigError("label", f"{problem}; name a column of classes counted from 0, or mend the data")
-        if split == "heldout":
+        if split != "train":
             trained = HuggingFace(replace(config, skip_broken=False), "train").class_names
             if tuple(classes) != trained[: len(classes)]:
                 problem = f"={name} has other classes than train={config.train}"
                 raise ConfigError("heldout", f"{problem}; name a split with the same ones")
             classes = trained
-        self._sizes_N = sizes_N
+        self._sizes_N, self._row_N = sizes_N, np.arange(len(sizes_N))
         super().__init__(config, split, labels_N, classes, listing)
 
     def keep(self, image_K: np.ndarray) -> None:
         super().keep(image_K)
-        self._files, self._sizes_N = self._files.select(image_K), self._sizes_N[image_K]
+        self._row_N, self._sizes_N = self._row_N[image_K], self._sizes_N[image_K]
 
     def sizes(self, images: Sequence[int]) -> np.ndarray:
         return self._sizes_N[images]
 
     def locate(self, image: int) -> str:
-        path = (self._files[image][self._image] or {}).get("path")
-        return f"{self.place}, row {image}{f' ({path})' if path else ''}"
+        path = self._file(image).get("path")
+        return f"{self.place}, row {self._row_N[image]}{f' ({path})' if path else ''}"
+
+    def key(self, image: int) -> bytes:
+        return b"%d" % self._row_N[image]
+
+    def _file(self, image: int) -> dict[str, Any]:
+        return self._files[int(self._row_N[image])][self._image] or {}
 
     def read(self, image: int) -> bytes:
-        file = self._files[image][self._image] or {}
+        file = self._file(image)
         if file.get("bytes") is not None:
             return file["bytes"]
         if not file.get("path"):

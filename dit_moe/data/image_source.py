@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Literal
@@ -35,6 +35,7 @@ from dit_moe.data.listing import (
     require_no_splits,
     say_passed_over,
 )
+from dit_moe.data.shares import divide
 from dit_moe.formatting import first_few, tell
 
 SIZES = 1000  # files of a folder, spread evenly over all, whose sizes are in the fingerprint
@@ -44,7 +45,8 @@ SIZES = 1000  # files of a folder, spread evenly over all, whose sizes are in th
 class ImageSourceConfig:
     """The options that all sources of images have."""
 
-    heldout: str | None = None  # where the images of the split `heldout` are
+    heldout: str | float | None = None  # where the images of the split `heldout` are, or their share of all images
+    reserve: float | None = None  # share of them that is the split `extractor`, which a feature extractor learns from
     size: int | None = None  # ADM's centre crop to so many pixels square; None: as they are, all of one size
     flip: bool = False  # in training, row N + i is image i mirrored, so that an epoch shows both
     min_side: int = 8  # pixels; an image with less is refused
@@ -54,6 +56,11 @@ class ImageSourceConfig:
     fingerprint: str | None = None  # (recorded) of what the files hold
 
     def __post_init__(self) -> None:
+        heldout, reserve = self.heldout if isinstance(self.heldout, float) else None, self.reserve
+        require(heldout is None or 0 < heldout < 1, self, "heldout", "must be above 0 and below 1, a place, or null")
+        require(reserve is None or 0 < reserve < 1, self, "reserve", "must be above 0 and below 1, or null")
+        enough = (heldout or 0) + (reserve or 0) < 1
+        require(enough, self, "reserve", f"leaves nothing to train on beside heldout={heldout}; lower it")
         require(self.size is None or self.size >= 1, self, "size", "must be at least 1, or null to keep images whole")
         require(self.min_side >= 1, self, "min_side", "must be at least 1")
         require(self.max_megapixels > 0, self, "max_megapixels", "must be above 0")
@@ -63,12 +70,13 @@ class ImageSource(ABC):
     """Base class of datasets of image files. A source says where bytes and labels come from.
 
     `place` is where they are, for messages; `passed_over` is what lies there and does not count, which stderr says.
+    `split_counts` says how many images each split has, if shares make them.
 
     Args:
         config: its options. With `skip_broken` every image is decoded once, here, and those that cannot be are left
             out: the others stay in order, and the fingerprint is of them.
         split: only ``train`` is mirrored.
-        labels_N: int64.
+        labels_N: int64, of all images of the place that `place_of` finds for the split.
         class_names: of the labels 0, 1, …
         fingerprint: of what the files hold.
 
@@ -78,6 +86,7 @@ class ImageSource(ABC):
     _said_orientation = False
     place = ""
     passed_over: PassedOver = {}  # noqa: RUF012  (none is changed in place)
+    split_counts: Mapping[str, int] = {}
 
     def __init__(
         self, config: ImageSourceConfig, split: str, labels_N: np.ndarray, class_names: Sequence[str], fingerprint: str
@@ -85,6 +94,13 @@ class ImageSource(ABC):
         self.config, self.labels_N = config, labels_N
         self.class_names, self.fingerprint = tuple(class_names), fingerprint
         self.ways = 2 if config.flip and split == "train" else 1
+        if (rows_of := divide(self, split)) is not None:
+            self.split_counts = {name: len(rows) for name, rows in rows_of.items()}
+            self.parts = set[str]()  # which all splits share
+            self.fingerprint = hashlib.sha256(
+                f"{fingerprint} {split} {config.heldout} {config.reserve}".encode()
+            ).hexdigest()
+            self.keep(rows_of[split])
         if config.skip_broken:
             self._leave_out(broken_images(self))
         say_passed_over(self.place, self.passed_over)
@@ -101,6 +117,10 @@ class ImageSource(ABC):
     def keep(self, image_K: np.ndarray) -> None:
         """Forget all images but these, given in rising order, which are 0, 1, … from then on."""
         self.labels_N = self.labels_N[image_K]
+
+    def key(self, image: int) -> bytes:
+        """What an image goes by among all: where they lie, and how many there are, should have no part in it."""
+        return os.fsencode(self.locate(image))
 
     def sizes(self, images: Sequence[int]) -> np.ndarray:
         """Bytes of the files of these images, as far as they are known without reading them; −1 otherwise."""
@@ -236,7 +256,7 @@ class ImageFolder(ImageSource):
     def __init__(self, config: ImageFolderConfig, split: str) -> None:
         option, folder = place_of(config, split, "images")
         folders, files_of, self.passed_over = _class_folders(option, folder)
-        trained = ImageFolder(replace(config, skip_broken=False), "train") if split == "heldout" else None
+        trained = ImageFolder(replace(config, skip_broken=False), "train") if split != "train" else None
         if trained is not None:
             _require_same_classes(config, folders, trained.folders)
         counts = [len(files_of[name]) for name in folders]
@@ -267,8 +287,11 @@ class ImageFolder(ImageSource):
         super().__init__(config, split, np.repeat(labels, counts), self.classes.names, listing.hexdigest())
 
     def locate(self, image: int) -> str:
+        return os.path.join(self.place, os.fsdecode(self.key(image)))
+
+    def key(self, image: int) -> bytes:
         folder = self.folders[int(np.searchsorted(self._ends, image, side="right"))]
-        return os.path.join(self.place, folder, os.fsdecode(self.files[image]))
+        return os.path.join(os.fsencode(folder), self.files[image])
 
     def read(self, image: int) -> bytes:
         return read_file(self.locate(image), self.config.max_megapixels)

@@ -91,7 +91,7 @@ class Tars(ImageSource):
         self._places_N3, labels_N = np.array(places).reshape(-1, 3), np.array(labels)
         names: Sequence[str] = config.class_names or [str(label) for label in range(config.classes or 0)]
         trained = None
-        if split == "heldout" and not (names and config.fingerprint is None):
+        if split != "train" and not (names and config.fingerprint is None):
             trained = Tars(replace(config, skip_broken=False), "train")
             names = trained.class_names
         self.innermost = config.fingerprint == listing.hexdigest() if trained is None else trained.innermost
@@ -105,6 +105,9 @@ class Tars(ImageSource):
 
     def locate(self, image: int) -> str:
         return f"{self.tars[self._places_N3[image, 0]]}: {os.fsdecode(self._names_N[image])}"
+
+    def key(self, image: int) -> bytes:
+        return bytes(self._names_N[image])
 
     def read(self, image: int) -> bytes:
         number, offset, size = self._places_N3[image].tolist()

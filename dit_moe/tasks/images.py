@@ -22,6 +22,7 @@ from dit_moe.costs import forward_flops_at
 from dit_moe.data import Dataset
 from dit_moe.data.latents import LatentsConfig, read_manifest
 from dit_moe.data.listing import facts_of_listing
+from dit_moe.data.shares import facts_of_shares
 from dit_moe.diffusion import OBJECTIVES, SamplingError
 from dit_moe.distributed import join_processes, locked, on_main
 from dit_moe.evaluation import heldout_loss as heldout
@@ -117,7 +118,12 @@ def training_parts(
     return TrainingParts(
         objective=objective,
         prepare_batch=prepare_batch,
-        facts={"class_names": dataset.class_names, "class_counts": class_counts} | facts_of_listing(dataset),
+        facts={
+            "class_names": dataset.class_names,
+            "class_counts": class_counts,
+            **facts_of_listing(dataset),
+            **facts_of_shares(dataset),
+        },
         hooks=hooks,
         unit=Unit(unit),
     )

@@ -33,7 +33,7 @@ from dit_moe.formatting import first_few
 LATER = {("orientation", None)}  # options that came later, which are no part of the identity where they have this value
 # Options without a part in the identity: where the images lie, which are refused, and what is not used here.
 NOT_IN_IDENTITY = (
-    *("path", "heldout", "id", "min_side", "max_megapixels", "flip", "fingerprint"),
+    *("path", "heldout", "reserve", "id", "min_side", "max_megapixels", "flip", "fingerprint"),
     *("skip_broken", "allow_empty"),
 )
 LEAVE_OUT = "leave it out by '{name: image_folder, path: …, skip_broken: true}'"

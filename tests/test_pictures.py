@@ -6,14 +6,14 @@ import pytest
 import torch
 from PIL import Image
 
-from dit_moe.pictures import foreign_pictures, grid_layout, png_folder, save_grid
+from dit_moe.pictures import class_captions, foreign_pictures, grid_layout, image_grid, png_folder, save_grid
 
 IMAGES = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(12) % 4
 
 
-def saved(folder, images=IMAGES, labels=LABELS, size=5):
-    with png_folder(folder, labels) as add:
+def saved(folder, images=IMAGES, labels=LABELS, size=5, class_names=None):
+    with png_folder(folder, labels, class_names) as add:
         for part in images.split(size):
             add(part)
 
@@ -27,12 +27,27 @@ def test_a_grid_has_a_row_for_each_class_and_shows_images_as_they_come_if_there_
     assert columns == 10 and len(shown) == 160 and shown[:3] == [0, 1000, 2000] and shown[10] == 1
 
 
-def test_a_saved_grid_has_its_images_in_place(tmp_path):
-    save_grid(IMAGES, LABELS, tmp_path / "grid.png")
+def test_a_saved_grid_has_its_images_in_place_and_the_name_of_a_class_left_of_its_row(tmp_path):
+    names = ["cat", "dog", "ship", "n" * 99]  # too long, and cut
+    save_grid(IMAGES[grid_layout(LABELS)[0]], LABELS, tmp_path / "grid.png", names)
     grid = Image.open(tmp_path / "grid.png")
-    assert grid.size == (3 * 66 + 2, 4 * 66 + 2)
-    assert grid.getpixel((2, 2)) == tuple(IMAGES[0, :, 0, 0].tolist())
-    assert grid.getpixel((2 + 66, 2 + 66)) == tuple(IMAGES[5, :, 0, 0].tolist())  # class 1, its second image
+    assert grid.height == 4 * 66 + 2 and 3 * 66 + 2 + 60 < grid.width < 3 * 66 + 2 + 180
+    images = grid.crop((grid.width - 3 * 66 - 2, 0, *grid.size))
+    assert images.getpixel((2, 2)) == tuple(IMAGES[0, :, 0, 0].tolist())
+    assert images.getpixel((2 + 66, 2 + 66)) == tuple(IMAGES[5, :, 0, 0].tolist())  # class 1, its second image
+    named = [grid.crop((0, row * 66, grid.width - 3 * 66 - 2, (row + 1) * 66)) for row in range(4)]
+    assert all(part.convert("L").getextrema()[0] < 64 for part in named)
+    assert image_grid(IMAGES, 3).size == (3 * 66 + 2, 4 * 66 + 2)
+
+
+def test_a_grid_with_several_classes_in_a_row_names_each_image_beneath_it():
+    labels = torch.tensor([2, 0, 1])
+    captions = class_captions(labels, 3, ["cat", "dog", "a long name of a ship"])
+    assert captions == ["a long name of a ship", "cat", "dog"]
+    assert class_captions(LABELS.sort().values, 3, "abcd") == list("abcd")
+    grid = image_grid(IMAGES[:3], 3, captions)
+    assert 3 * 140 < grid.width < 3 * 180 and 66 + 15 < grid.height < 66 + 30
+    assert grid.crop((0, 66, *grid.size)).convert("L").getextrema()[0] < 64
 
 
 def test_every_image_becomes_a_file_that_holds_its_pixels_and_has_its_label(tmp_path):

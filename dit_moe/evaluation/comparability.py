@@ -18,6 +18,7 @@ from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions
 from dit_moe.formatting import spaced
 from dit_moe.metrics import METRICS
 from dit_moe.moe.compute_budget import ComputeBudgetConfig
+from dit_moe.sampling.labels import WORDS
 
 # ------------------------------------------------------------------------------------------------------------- reasons
 
@@ -247,7 +248,7 @@ def _sampling_of(facts: dict[str, Any], labels_N: Tensor | None) -> dict[str, An
     # Sections that were written by older versions do not have all of these settings.
     settings: config.Tree = {name: sample[name] for name in ("target", "p", "vary") if name in sample}
     return {
-        "labels": labels if isinstance(labels, str) else "listed",
+        "labels": labels if labels in WORDS else "listed",
         "weights": sample.get("weights"),
         "precision": sample.get("precision"),
         "compute_budget": config.build(ComputeBudgetConfig, settings).describe(),

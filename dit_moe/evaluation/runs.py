@@ -35,7 +35,8 @@ from dit_moe.formatting import tell
 from dit_moe.metrics.frechet import FrechetDistanceConfig
 from dit_moe.moe import measure_active
 from dit_moe.progress import images_bar
-from dit_moe.sampling.generator import Generator, SampleConfig, choose_labels
+from dit_moe.sampling.generator import Generator, SampleConfig
+from dit_moe.sampling.labels import choose_labels
 
 MOST = 10_000  # real images on either side
 SEEDED = ("experiment.sample.seed", "labels_sha256")  # of a run's identity: what differs between sampling seeds

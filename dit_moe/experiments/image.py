@@ -22,7 +22,8 @@ from dit_moe.extractors.digits_cnn import DigitsCNNConfig
 from dit_moe.metrics import METRICS
 from dit_moe.models import MODELS
 from dit_moe.moe.compute_budget import ComputeBudgetConfig
-from dit_moe.sampling.generator import SampleConfig, describe_listed, listed_classes
+from dit_moe.sampling.generator import SampleConfig
+from dit_moe.sampling.labels import describe_listed, listed_classes
 from dit_moe.training import TrainConfig
 
 NOTHING_HELD_OUT = "train (nothing was held out)"  # how results call the split
@@ -223,7 +224,7 @@ def resolve_sampling(
         wanted = f"={guidance.scale:g} needs a null class; set objective.label_dropout above 0"
         raise ConfigError("sample.guidance.scale", wanted)
     with section("sample"):
-        if class_names is not None or not any(isinstance(label, str) for label in sample.labels):
+        if class_names is not None or not any(isinstance(label, str) for label in sample.listed or ()):
             listed_classes(sample, objective.num_classes, class_names)
     said = describe_listed(sample, objective.num_classes, class_names)
     if said is not None:

@@ -18,7 +18,8 @@ from dit_moe.experiments.image import Experiment, image_experiment, resolve_samp
 from dit_moe.experiments.text import TextEvalConfig, TextExperiment, TextSampleConfig, open_tokens, text_experiment
 from dit_moe.models import LM, MODELS
 from dit_moe.moe.compute_budget import ComputeBudget, solve_budget
-from dit_moe.sampling.generator import Generator, SampleConfig, choose_labels
+from dit_moe.sampling.generator import Generator, SampleConfig
+from dit_moe.sampling.labels import choose_labels
 from dit_moe.text.sequences import TokenSequences
 from dit_moe.text.token_shards import Origin
 from dit_moe.text.tokenizer import TextTokenizer, TokenizerConfig, open_tokenizer

@@ -13,18 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from dit_moe.autoencoders import FirstStage
-from dit_moe.config import ConfigError, require, section
+from dit_moe.config import require, section
 from dit_moe.diffusion import SAMPLERS, GuidanceConfig, Objective, Sampler, SamplingError
 from dit_moe.diffusion.base import Network
 from dit_moe.distributed import enough_memory, join_processes, on_all, on_main
-from dit_moe.formatting import first_few
 from dit_moe.moe import measure_active
 from dit_moe.moe.compute_budget import ComputeBudget, ComputeBudgetConfig, solve_budget, thresholds
 from dit_moe.randomness import generator, normal_like_images
-from dit_moe.registry import did_you_mean
+from dit_moe.sampling.labels import WORDS, choose_labels
 
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 64, 16  # whatever the batch size, so that rounding is the same
-SHOWN = 5  # classes that are told
 MOST_IMAGES = 10**9  # of a set
 LESS_MEMORY = "lower sample.batch_size or sample.decode_batch, or set first_stage.slicing=true"
 
@@ -37,7 +35,7 @@ class SampleConfig(ComputeBudgetConfig):
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     count: int = 100
     seed: int = 0
-    labels: Literal["balanced", "random", "data"] | tuple[int | str, ...] = "balanced"  # or classes to take in turn
+    labels: int | str | tuple[int | str, ...] = "balanced"  # one of WORDS, a class, or classes to take in turn
     batch_size: int = 100
     decode_batch: int | None = None  # latents that the first stage decodes at a time; None: batch_size
     weights: Literal["ema", "model"] = "ema"
@@ -51,7 +49,14 @@ class SampleConfig(ComputeBudgetConfig):
         require(self.batch_size >= 1, self, "batch_size", "must be at least 1")
         fits = self.decode_batch is None or self.decode_batch >= 1
         require(fits, self, "decode_batch", "must be at least 1, or null for batch_size")
-        require(self.labels != (), self, "labels", "is empty; list at least one class")
+        require(self.labels not in ((), ""), self, "labels", "is empty; list at least one class")
+
+    @property
+    def listed(self) -> tuple[int | str, ...] | None:
+        """The classes that `labels` names; None where it is one of `WORDS`, which no class of that name changes."""
+        if isinstance(self.labels, tuple):
+            return self.labels
+        return None if self.labels in WORDS else (self.labels,)
 
 
 @dataclass
@@ -61,67 +66,6 @@ class Generated:
     images: Tensor
     labels: Tensor
     active_experts: float | None
-
-
-def listed_classes(config: SampleConfig, num_classes: int, class_names: Sequence[str] | None = None) -> list[int]:
-    """The rows of the model's label table that the config lists; all where it lists none.
-
-    An entry is the name of a class or, where no class is called so, the number of its row. ConfigError for a class that
-    there is not, and for a list of both where names are whole numbers.
-
-    Args:
-        class_names: of the rows; None: not known.
-    """
-    if isinstance(config.labels, str):
-        return list(range(num_classes))
-    names = list(map(str, range(num_classes))) if class_names is None else class_names
-    row_of = {str(int(name)): row for row, name in enumerate(names) if name.isdecimal()}  # 7 is also "007"
-    numeric, row_of = bool(row_of), row_of | {name: row for row, name in enumerate(names)}
-    given = f"=[{', '.join(map(str, config.labels))}]"
-    rows = [row_of.get(str(label)) for label in config.labels]
-    for label in (label for label, row in zip(config.labels, rows, strict=True) if row is None):
-        if class_names is None and isinstance(label, str):
-            raise ConfigError("labels", f"{given}: the names of the classes are not known; give their numbers")
-        if isinstance(label, str) or not 0 <= label < num_classes:
-            found = f" must lie in 0..{num_classes - 1}, the model's classes, or be the name of one"
-            raise ConfigError("labels", f"{given}{found}: {label} is neither; {did_you_mean(str(label), names)}")
-        if numeric and any(row is not None for row in rows):
-            problem = f"{given} lists names of classes and {label}, which is none"
-            raise ConfigError("labels", f"{problem}; {did_you_mean(str(label), names)}")
-    return [label if row is None else row for label, row in zip(config.labels, rows, strict=True)]  # type: ignore[misc]
-
-
-def describe_listed(config: SampleConfig, num_classes: int, class_names: Sequence[str] | None) -> str | None:
-    """Which classes listed numbers are; None where they, and the names of the classes, are those of the rows."""
-    if isinstance(config.labels, str) or class_names is None:
-        return None
-    rows = zip(config.labels, listed_classes(config, num_classes, class_names), strict=True)
-    unlike = {label: row for label, row in rows if not isinstance(label, str) and class_names[row] != str(row)}
-    found = [f"{label} is the class {class_names[row]}, row {row}" for label, row in unlike.items()]
-    return f"labels: {first_few(found, SHOWN)} of the model's {num_classes} classes" if found else None
-
-
-def choose_labels(
-    config: SampleConfig,
-    num_classes: int,
-    class_counts: Sequence[int] | None = None,
-    class_names: Sequence[str] | None = None,
-) -> Tensor:
-    """The label of every image of a run, int64 [count]; label i is the same whatever the count.
-
-    Drawn labels are uniform ("random"), or as frequent as in the training data ("data"), of which `class_counts` says
-    how many images each class has. ConfigError if the config lists a class that there is not, or needs those counts.
-    """
-    classes = torch.tensor(listed_classes(config, num_classes, class_names))
-    if config.labels in ("random", "data"):
-        counts = [1] * num_classes if config.labels == "random" else class_counts
-        if counts is None:
-            problem = "=data needs the class frequencies of the training data, which this run did not record"
-            raise ConfigError("labels", f"{problem}; choose random or balanced, or train it for one more checkpoint")
-        total, ends_K = sum(counts), torch.tensor(counts).cumsum(0)
-        draws = [torch.randint(total, (), generator=generator(config.seed, "label", i)) for i in range(config.count)]
-        return torch.searchsorted(ends_K, torch.stack(draws), right=True)  # of images in the order of their classes
-    return classes[torch.arange(config.count) % len(classes)]
 
 
 class Generator:

@@ -12,24 +12,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dit_moe.data.class_names import readable_names
 from dit_moe.data.npz import image_writer
 from dit_moe.files import require_own, require_replaceable, require_writable, write_atomically
 from dit_moe.json_files import read_object
-from dit_moe.pictures import foreign_pictures, grid_layout, image_grid, png_folder, save_png
+from dit_moe.pictures import foreign_pictures, grid_layout, png_folder, save_grid
 
 SAMPLE_JSON = "sample.json"  # says how everything beside it was made
 ImageWriter = Callable[[Tensor], object]  # called with uint8 images [B, C, H, W]
 
 
 @contextmanager
-def _npz(path: Path, labels_N: Tensor) -> Iterator[ImageWriter]:
+def _npz(path: Path, labels_N: Tensor, class_names: Sequence[str] | None) -> Iterator[ImageWriter]:
     with image_writer(path, len(labels_N), labels_N.numpy()) as add:
         yield lambda images_BCHW: add(images_BCHW.permute(0, 2, 3, 1).numpy())
 
 
 @contextmanager
-def _grid(path: Path, labels_N: Tensor) -> Iterator[ImageWriter]:
-    shown, columns = grid_layout(labels_N)
+def _grid(path: Path, labels_N: Tensor, class_names: Sequence[str] | None) -> Iterator[ImageWriter]:
+    shown, _ = grid_layout(labels_N)
     wanted, kept = set(shown), dict[int, Tensor]()
     indices = iter(range(len(labels_N)))
 
@@ -39,7 +40,8 @@ def _grid(path: Path, labels_N: Tensor) -> Iterator[ImageWriter]:
                 kept[i] = image.clone()  # a view would keep its whole batch
 
     yield write
-    save_png(image_grid(torch.stack([kept[i] for i in shown]), columns), path)
+    names = readable_names(class_names, int(labels_N.max()) + 1)
+    save_grid(torch.stack([kept[i] for i in shown]), labels_N, path, names)
 
 
 OUTPUTS = {"npz": ("images.npz", _npz), "png": ("png", png_folder), "grid": ("grid.png", _grid)}
@@ -69,13 +71,19 @@ def require_own_samples(out: Path, files: Iterable[str]) -> None:
 
 
 @contextmanager
-def open_outputs(out: Path, names: Sequence[str], labels_N: Tensor) -> Iterator[ImageWriter]:
+def open_outputs(
+    out: Path, names: Sequence[str], labels_N: Tensor, class_names: Sequence[str] | None = None
+) -> Iterator[ImageWriter]:
     """Yields ``write(images_BCHW)``, to be called with all images in order; the files are in place when the block ends.
 
     They replace those of an earlier run only then, and its sample.json lists none, as it would speak of others.
+
+    Args:
+        class_names: of the labels 0, 1, …; None: not known.
     """
     with ExitStack() as stack:
-        writers = [stack.enter_context(save(out / file, labels_N)) for file, save in map(OUTPUTS.__getitem__, names)]
+        kinds = [OUTPUTS[name] for name in names]
+        writers = [stack.enter_context(save(out / file, labels_N, class_names)) for file, save in kinds]
 
         def write(images_BCHW: Tensor) -> None:
             for each in writers:

@@ -20,6 +20,7 @@ from dit_moe.autoencoders.encode import encode
 from dit_moe.config import ConfigError
 from dit_moe.costs import forward_flops_at
 from dit_moe.data import Dataset
+from dit_moe.data.class_names import readable_names
 from dit_moe.data.latents import LatentsConfig, read_manifest
 from dit_moe.data.listing import facts_of_listing
 from dit_moe.data.shares import facts_of_shares
@@ -37,10 +38,11 @@ from dit_moe.experiments.image import Experiment
 from dit_moe.experiments.run import ImageRun, open_image_run, trained_objective
 from dit_moe.files import write_atomically
 from dit_moe.formatting import tell
-from dit_moe.pictures import save_grid
+from dit_moe.pictures import grid_layout, save_grid
 from dit_moe.progress import images_bar
 from dit_moe.randomness import BatchRandom
-from dit_moe.sampling.generator import Generator, choose_labels, stream_together
+from dit_moe.sampling.generator import Generator, stream_together
+from dit_moe.sampling.labels import choose_labels
 from dit_moe.sampling.outputs import (
     DEFAULT,
     OUTPUTS,
@@ -102,7 +104,9 @@ def training_parts(
             made = Generator(network, objective, stage, experiment.sample, shape).generate(labels)
             if made is not None:
                 (folder / "samples").mkdir(exist_ok=True)
-                save_grid(made.images, made.labels, folder / "samples" / f"step_{step:08d}.png")
+                shown, _ = grid_layout(made.labels)
+                names = readable_names(dataset.class_names, experiment.model.num_classes)
+                save_grid(made.images[shown], made.labels, folder / "samples" / f"step_{step:08d}.png", names)
         except (ValueError, SamplingError) as error:  # a preview is not worth a run
             if join_processes().is_main_process:
                 tell(f"warning: no samples at step {step}: {error}")
@@ -226,7 +230,7 @@ def _sample_images(run: ImageRun, out: Path, save: Sequence[str], recipe: str | 
     batches = math.ceil(count / join_processes().num_processes / generator.config.batch_size)
     a_step = count / (batches * generator.sampler.config.steps)  # the others are taken to be as quick
     with ExitStack() as stack, images_bar("sampling", count) as advance:
-        on_main(lambda: writers.append(stack.enter_context(open_outputs(out, save, labels_N))))
+        on_main(lambda: writers.append(stack.enter_context(open_outputs(out, save, labels_N, run.class_names))))
         write: ImageWriter = lambda images: writers[0](images)  # noqa: E731
         active_experts = stream_together(generator, labels_N, write, lambda *_: advance(a_step))
     if not join_processes().is_main_process:
@@ -237,6 +241,7 @@ def _sample_images(run: ImageRun, out: Path, save: Sequence[str], recipe: str | 
         "parameters": footprint.total_params,
         "active_parameters": footprint.active_params,
         "files": [OUTPUTS[name][0] for name in save],
+        "class_names": run.class_names and {label: run.class_names[label] for label in labels_N.unique().tolist()},
         "evaluations": generator.evaluations(),
         "active_experts": active_experts,
         "thresholds": generator.thresholds,

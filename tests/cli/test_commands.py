@@ -12,7 +12,8 @@ from PIL import Image
 
 from dit_moe.cli import COMMANDS
 from dit_moe.diffusion import SamplingError
-from dit_moe.sampling.generator import Generator, SampleConfig, choose_labels
+from dit_moe.sampling.generator import Generator, SampleConfig
+from dit_moe.sampling.labels import choose_labels
 from tests.cli.conftest import CONFIG, SMALL, cli
 
 ROOT = Path(__file__).parents[2]
@@ -185,9 +186,12 @@ def test_sample_writes_the_kinds_named_and_says_which(a_run, tmp_path, capsys):
     assert cli("sample", a_run, "count=15", "--save", "png,npz", "--out", out) == 0
     assert names(out) == {"png", "images.npz", "sample.json"} and len(list((out / "png").glob("*.png"))) == 15
     assert json.loads((out / "sample.json").read_text())["files"] == ["png", "images.npz"]
-    assert cli("sample", a_run, "count=4", "--save", "png", "--out", out) == 0
+    assert cli("sample", a_run, "count=4", "labels=7", "--save", "png", "--out", out) == 0
     assert names(out / "png") == {*(f"{i:06d}.png" for i in range(4)), "labels.json"}
-    assert json.loads((out / "sample.json").read_text())["files"] == ["png"]
+    facts = json.loads((out / "sample.json").read_text())
+    assert facts["files"] == ["png"] and facts["class_names"] == {"7": "7"}
+    labels = json.loads((out / "png" / "labels.json").read_text())
+    assert labels.pop("classes") == list("0123456789") and list(labels.values()) == [7] * 4
 
 
 def test_a_sampler_that_fails_midway_leaves_no_half_of_a_set(finished_run, tmp_path, monkeypatch, capsys):

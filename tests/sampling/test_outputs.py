@@ -41,7 +41,7 @@ def test_all_kinds_show_the_same_images(tmp_path):
     arrays = np.load(tmp_path / "images.npz")
     assert np.array_equal(arrays["arr_0"], IMAGES.permute(0, 2, 3, 1)) and np.array_equal(arrays["labels"], LABELS)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "png" / "000007.png")), IMAGES[7, 0])
-    corner = np.asarray(Image.open(tmp_path / "grid.png"))[2 + 66, 2 + 66]  # second class, second image
+    corner = np.asarray(Image.open(tmp_path / "grid.png"))[2 + 66, -2 * 66]  # second class, second image of three
     assert corner == IMAGES[5, 0, 0, 0]
 
 

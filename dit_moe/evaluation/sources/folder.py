@@ -50,9 +50,8 @@ from dit_moe.evaluation.sources.base import (
 )
 from dit_moe.evaluation.sources.dataset import LEAVE_OUT, images_of
 from dit_moe.json_files import load
+from dit_moe.pictures import CLASSES, LABELS
 from dit_moe.sampling.outputs import SAMPLE_JSON
-
-LABELS = "labels.json"  # as `dit-moe sample --save png` leaves it: {"000000.png": 3, …}
 
 
 class FolderSource(Source):
@@ -187,17 +186,17 @@ def _sha256_of(path: str) -> bytes:
 
 
 def _labels(folder: Path, files: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...] | None]:
-    """The labels of the images, and the names of the classes if they are those of folders."""
+    """The labels of the images, and the names of the classes where folders or labels.json have them."""
     path = folder / LABELS
     tops = [file.partition("/")[0] if "/" in file else None for file in files]
     folders = sorted({top for top in tops if top})
     if os.path.lexists(path):
-        labels = _read_labels(path, files)
+        labels, names = _read_labels(path, files)
         for top, label, file in zip(tops, labels, files, strict=True):
             if whole_numbers(folders) is not None and top is not None and int(top) != label:
                 note(f"{folder}: {LABELS} counts and not the folders, as for {file} with the label {label}")
                 break
-        return torch.tensor(labels, dtype=torch.int64), None
+        return torch.tensor(labels, dtype=torch.int64), names
     if not folders or (len(folders) < 2 and whole_numbers(folders) is None) or SPLITS.issuperset(folders):
         return None, None
     if None in tops:
@@ -207,17 +206,24 @@ def _labels(folder: Path, files: Sequence[str]) -> tuple[Tensor | None, tuple[st
     return torch.tensor([classes.label_of[top] for top in tops if top], dtype=torch.int64), classes.names
 
 
-def _read_labels(path: Path, files: Sequence[str]) -> list[int]:
+def _read_labels(path: Path, files: Sequence[str]) -> tuple[list[int], tuple[str, ...] | None]:
+    """Of a file {"000000.png": 3, …}, which may name the classes: {"classes": ["airplane", …], …}."""
     remedy = "mend it, or remove it to go on without labels"
     labels = load(path, remedy)
     if not isinstance(labels, dict):
         raise ValueError(f"{path} must be a JSON object of file names and labels; {remedy}")
+    names = labels.pop(CLASSES, None) if CLASSES not in files else None
+    texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if names is not None and (not texts or len({*names}) < len(names)):
+        raise ValueError(f"{path} has {CLASSES}={shown(names)}; wanted the names of the classes, each once; {remedy}")
     for file in files:
         if file not in labels:
             raise ValueError(f"{path} has no label for {file}; {remedy}")
         label = labels[file]
         if type(label) is not int or label < 0:
             raise ValueError(f"{path} has the label {shown(label)} for {file}; wanted a whole number ≥ 0; {remedy}")
+        if names is not None and label >= len(names):
+            raise ValueError(f"{path} has the label {label} for {file}, and names {len(names)} classes; {remedy}")
     if missing := sorted(labels.keys() - set(files)):
         raise ValueError(f"{path} has a label for {missing[0]}, which is not there; copy all images, or {remedy}")
-    return [labels[file] for file in files]
+    return [labels[file] for file in files], None if names is None else tuple(names)

@@ -107,11 +107,13 @@ def test_a_folder_with_another_file_of_mixed_sizes_or_without_images_is_refused_
 
 def test_pictures_saved_by_sampling_are_read_with_their_labels_and_their_record(tmp_path):
     images, labels = torch.from_numpy(np.stack([pixels(i) for i in range(3)])).permute(0, 3, 1, 2), [7, 0, 2]
-    with png_folder(tmp_path / "png", torch.tensor(labels)) as add:
+    names = tuple("abcdefgh")
+    with png_folder(tmp_path / "png", torch.tensor(labels), names) as add:
         add(images)
     (tmp_path / "sample.json").write_text(json.dumps({"step": 9, "files": ["png"]}))
     source = FolderSource(tmp_path / "png")
     assert source.labels_N.tolist() == labels and source.labels_N.dtype == torch.int64
+    assert source.class_names == names
     assert torch.equal(next(source.batches([range(3)])), images)
     assert source.facts()["sample"]["step"] == 9
     assert "labels.json" in source.label_remedy and "sub-folder" in source.label_remedy
@@ -161,6 +163,9 @@ def test_classes_have_the_labels_that_their_names_have_in_the_reference_or_are_r
         ("[1, 2]", "must be a JSON object"),
         ('{"000.png": 1}', "has no label for 001.png"),
         ('{"000.png": 1, "001.png": true}', "has the label True for 001.png"),
+        ('{"000.png": 1, "001.png": 0, "classes": ["cat"]}', "has the label 1 for 000.png, and names 1 classes"),
+        ('{"000.png": 1, "001.png": 0, "classes": ["cat", 3]}', r"has classes=\['cat', 3\]; wanted"),
+        ('{"000.png": 1, "001.png": 0, "classes": ["cat", "cat"]}', r"has classes=\['cat', 'cat'\]; wanted"),
         ('{"000.png": 1, "001.png": 0, "002.png": 1}', "has a label for 002.png, which is not there"),
     ],
 )

@@ -286,6 +286,13 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def disk_used(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder; one that has several names there counts once."""
+    files = [path] if path.is_file() else [Path(top) / name for top, _, names in os.walk(path) for name in names]
+    found = [file.lstat() for file in files if os.path.lexists(file)]
+    return sum({(each.st_dev, each.st_ino): each.st_size for each in found}.values())
+
+
 def require_output(path: Path, option: str, ending: str, example: str) -> None:
     """ValueError unless the file that a command's `option` names can be written; its name is to have this ending."""
     if path.is_dir():

@@ -45,6 +45,8 @@ COMMANDS = {  # name: module of dit_moe.cli, what it does
 
 
 EXTRAS = {"transformers": "lm", "tokenizers": "lm", "lm_eval": "lm", "datasets": "datasets"}  # package: what brings it
+# The same command goes on where it stopped.
+RESUMED = ("encode", "tokenize", "train", "train-autoencoder", "quickstart", "compare", "dial")
 SMALLER = {  # what takes less memory, by command
     "train": "lower train.micro_batch",
     "quickstart": "lower train.micro_batch and sample.batch_size",
@@ -168,12 +170,15 @@ def _open_standard_streams() -> None:
 def _end(error: BaseException, words: Sequence[str], args: argparse.Namespace) -> int:
     """Say in one line why a command ended, and return its exit code. Imports nothing: that may be what failed."""
     if isinstance(error, KeyboardInterrupt):
+        _say_same_again(words, args)
         return 130
     if isinstance(error, BrokenPipeError) and _reader_is_gone():
         return 141
     text = _message(error)
     if hasattr(error, "signum"):  # training.Interrupted
-        return _say(f"stopped: {text}", 128 + error.signum)
+        code = _say(f"stopped: {text}", 128 + error.signum)
+        _say_same_again(words, args)
+        return code
     if isinstance(error, WorkFailed | OSError):  # a full disk, too
         return _say(f"failed: {text}", 1)
     if type(error) is ValueError or (isinstance(error, ValueError) and _is_ours(error)):
@@ -188,6 +193,14 @@ def _end(error: BaseException, words: Sequence[str], args: argparse.Namespace) -
     else:
         problem = f"{type(error).__name__}: {text}; this looks like a fault of dit-moe or of the machine"
     return _say(f"failed: {problem}", 1, lambda: _keep_trace(error, words, args))
+
+
+def _say_same_again(words: Sequence[str], args: argparse.Namespace) -> None:
+    """The command that goes on; of one that a launcher started, only the launcher's own words would."""
+    if getattr(args, "command", None) in RESUMED and "RANK" not in os.environ:
+        from dit_moe.cli.ending import say_next
+
+        say_next(words)
 
 
 def _say(text: str, code: int, more: Callable[[], str] = str) -> int:

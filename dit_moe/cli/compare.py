@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dit_moe.cli.ending import end
 from dit_moe.studies.compare import StudyFolder
 from dit_moe.studies.jobs import end_with_parent
 from dit_moe.training import TrainingError
@@ -47,13 +48,16 @@ def run(args: argparse.Namespace) -> None:
     study = StudyFolder.open(args.study, args.overrides, args.out)
     if args.only is not None:
         study.run_only(args.only)
+        end([study.out], ("compare", *study.words, "--report"))
     elif args.list:
         print("".join(f"{command}\n" for command in study.missing_commands()), end="")
     elif args.report:
         print(study.report(), end="")
+        end(study.files())
     else:
         table, failed = study.run_missing(args.jobs)
         print(table, end="")
+        end([study.out, *study.files()])
         if failed:
             more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
             last, where = failed[0].last_line(), failed[0].output

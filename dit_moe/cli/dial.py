@@ -21,6 +21,7 @@ import os
 from pathlib import Path
 
 from dit_moe.cli import split_words
+from dit_moe.cli.ending import end
 from dit_moe.studies.compute_budget import measure_compute_budgets
 from dit_moe.studies.compute_budget_runs import HIGHEST, LOWEST, POINTS, ImageOptions
 
@@ -52,6 +53,9 @@ def run(args: argparse.Namespace) -> None:
     numbers = {"seeds": args.seeds, "images": args.images, "draws": args.draws}
     options = ImageOptions(metric=not args.no_metric, extractor=args.extractor, **numbers)
     print(measure_compute_budgets(folders, changes, targets, options, args.out), end="")
+    out = args.out or folders[0] / "dial"
+    sampled = [("sample", folders[0], f"target={target:g}") for target in (targets or [])[:1]]
+    end([out / name for name in ("dial.png", "dial.md", "dial.json")], *sampled)
 
 
 def _numbers(text: str) -> list[float]:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from dit_moe.autoencoders.encode import encode, verify_latents
 from dit_moe.cli import add_config_arguments
+from dit_moe.cli.ending import end
 from dit_moe.distributed import on_main
 from dit_moe.experiments.image import load_experiment
 
@@ -37,8 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Encode or verify, and print a summary as JSON. ValueError for bad input, before the work starts."""
     experiment = load_experiment(args.config, args.overrides)
+    config = (args.config, *args.overrides)
     if args.verify:
-        on_main(lambda: print(json.dumps(verify_latents(experiment, args.split), indent=1)))
+        facts = on_main(lambda: verify_latents(experiment, args.split))
+        results, following = [Path(facts["picture"])] if facts else [], [("train", *config)]
     else:
         facts = encode(experiment, args.split, args.skip_broken)
-        on_main(lambda: print(json.dumps(facts, indent=1)))
+        of_split = () if args.split == "train" else ("--split", args.split)
+        results, following = [Path(facts["folder"])], [("encode", *config, *of_split, "--verify"), ("train", *config)]
+    on_main(lambda: print(json.dumps(facts, indent=1)))
+    end(results, *following)

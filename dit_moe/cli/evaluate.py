@@ -22,6 +22,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from dit_moe.cli import split_words
+from dit_moe.cli.ending import end
 from dit_moe.evaluation.evaluate import evaluate
 from dit_moe.evaluation.options import SHORT, EvalOptions, extractor_names
 from dit_moe.evaluation.recipes import EVALUATION, SAMPLING
@@ -96,3 +97,5 @@ def run(args: argparse.Namespace) -> None:
         print_report(report)
     elif made is not None:
         print(json.dumps({"saved": str(options.save_stats), "count": made.features.count}, indent=1))
+    written = [path for path in (options.out, options.save_stats, options.save_npz) if path is not None]
+    end(written, *([("table", options.out)] if options.out else []))

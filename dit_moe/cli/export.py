@@ -13,6 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
+from dit_moe.cli.ending import end
 from dit_moe.experiments.run import open_text_run
 from dit_moe.moe.compute_budget import store_in_weights
 
@@ -36,3 +37,4 @@ def run(args: argparse.Namespace) -> None:
     facts = export_run(opened, args.folder, olmoe=args.olmoe)
     shown = {key: facts[key] for key in ("run", "step", "weights", "weights_sha256")}
     print(json.dumps({"folder": str(args.folder), **shown}, indent=1))
+    end([args.folder], ("lm-eval", args.folder))

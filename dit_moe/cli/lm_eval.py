@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.table import Table
 
+from dit_moe.cli.ending import end
 from dit_moe.formatting import PlainConsole, rounded
 from dit_moe.interop.harness import DEFAULT_CONFIG, RESULT, run_tasks
 
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> None:
             out=args.out,
         )
     )
+    end([args.out or args.model / RESULT])
 
 
 def print_table(report: dict[str, Any]) -> None:

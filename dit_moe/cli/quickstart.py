@@ -14,7 +14,9 @@ import argparse
 
 from dit_moe.built_in import find
 from dit_moe.cli import add_config_arguments, add_run_argument
-from dit_moe.tasks.train import load, quickstart, run_folder
+from dit_moe.cli.ending import end
+from dit_moe.tasks import task_of
+from dit_moe.tasks.train import SUMMARY_FILES, load, quickstart, run_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,3 +32,6 @@ def run(args: argparse.Namespace) -> None:
     """Do all of it and write metrics.json, curves.png and grid.png, or sample.json of text, into the run folder."""
     experiment, args.folder = load(args.config, args.overrides), run_folder(args.config, args.folder)
     quickstart(experiment, args.folder, find(args.config).name, skip_broken=args.skip_broken)
+    files = (*task_of(experiment).sample_files, *SUMMARY_FILES)
+    routing = [] if experiment.model.moe is None else [("routing", args.folder)]
+    end([args.folder, *(args.folder / name for name in files)], ("sample", args.folder), *routing)

@@ -26,7 +26,8 @@ from dit_moe.analysis.collect_images import IMAGES, TIMES
 from dit_moe.analysis.collect_text import TOKENS
 from dit_moe.analysis.report import report_routing
 from dit_moe.analysis.statistics import RoutingStats
-from dit_moe.formatting import PlainConsole, rounded, tell
+from dit_moe.cli.ending import end
+from dit_moe.formatting import PlainConsole, rounded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     if written is not None:
         stats, page = written
         print_table(stats)
-        tell(f"report: {page}")
+        end([page], ("dial", args.run_folder))
 
 
 def print_table(stats: RoutingStats, console: PlainConsole | None = None) -> None:

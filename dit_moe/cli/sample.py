@@ -15,10 +15,19 @@ A language model's run writes text: it is printed, and kept with all settings in
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
+from dit_moe.cli.ending import end
+from dit_moe.config import Tree
+from dit_moe.data import DATASETS
 from dit_moe.evaluation.recipes import SAMPLING
-from dit_moe.sampling.outputs import DEFAULT
+from dit_moe.extractors import EXTRACTORS
+from dit_moe.registry import Registry
+from dit_moe.sampling.outputs import DEFAULT, OUTPUTS, SAMPLE_JSON
 from dit_moe.tasks import SampleOptions, task_of
 
 RECIPES = "; ".join(f"{recipe.name}, {recipe.summary}" for recipe in SAMPLING.values())
@@ -48,4 +57,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Sample and write. ValueError for bad input, before anything is written."""
     options = SampleOptions(out=args.out, save=args.save, recipe=args.recipe, prompts=args.prompt)
-    task_of(args.run_folder).sample(args.run_folder, args.overrides, options)
+    task = task_of(args.run_folder)
+    facts = task.sample(args.run_folder, args.overrides, options)
+    if facts is not None:  # on the main process
+        out = args.out or Path(facts["run"]).parent.parent
+        files = [out / name for name in (*facts.get("files", ()), SAMPLE_JSON)]
+        compared = _compared(facts["experiment"], files) if task.kind == "images" else None
+        end(files, compared or (task.scored_by, args.run_folder))
+
+
+def _compared(experiment: Tree, files: Sequence[Path]) -> tuple[object, ...] | None:
+    """The command that compares sampled images with those that were trained on; None if there are no files of them."""
+    samples = next((path for path in files if path.name in (OUTPUTS["npz"][0], OUTPUTS["png"][0])), None)
+    if samples is None:
+        return None
+    settings, encode = experiment["eval"], experiment.get("encode")
+    reference = settings.get("reference") or _named(DATASETS, encode["images"] if encode else experiment["data"])
+    extractor = settings.get("extractor")
+    return "eval", samples, reference, *(("--extractor", _named(EXTRACTORS, extractor)) if extractor else ())
+
+
+def _named(registry: Registry[Any], section: Tree) -> str:
+    """How the command line names what a section chooses: its name, with those options that are not the defaults."""
+    defaults = {field.name: field.default for field in fields(registry.config_class(section["name"]))}
+    defaults["fingerprint"] = section.get("fingerprint")  # of what is there
+    options = {key: value for key, value in section.items() if key != "name" and value != defaults.get(key)}
+    return json.dumps({"name": section["name"], **options}) if options else str(section["name"])

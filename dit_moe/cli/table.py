@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dit_moe.cli.ending import end
 from dit_moe.evaluation.table import PUBLISHED, make_table
 
 
@@ -35,3 +36,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print the table. ValueError for bad input, before anything is written."""
     print(make_table(args.results, args.published, args.out, args.csv), end="")
+    end(path for path in (args.out, args.csv) if path is not None)

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from dit_moe.cli import add_config_arguments
+from dit_moe.cli.ending import end
 from dit_moe.distributed import on_main
 from dit_moe.experiments.text import load_text_experiment
 from dit_moe.text.splits import tokenize_splits, verify_splits
@@ -32,3 +34,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         facts = tokenize_splits(experiment.tokenize, experiment.data, args.split)
         on_main(lambda: print(json.dumps(facts, indent=1)))
+    config, verify = (args.config, *args.overrides), [] if args.verify else ["--verify"]
+    folders = {"train": experiment.data.path, "heldout": experiment.data.heldout}
+    made = [Path(folder) for split, folder in folders.items() if folder and args.split in (None, split)]
+    end(made, *[("tokenize", *config, each) for each in verify], ("train", *config))

@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 
 from dit_moe.cli import add_config_arguments, add_run_argument
+from dit_moe.cli.ending import end
 from dit_moe.costs import add_cost_arguments, describe
+from dit_moe.tasks import task_of
 from dit_moe.tasks.train import load, prepare, resolve_for_dry_run, run_folder, train
 
 
@@ -31,3 +33,5 @@ def run(args: argparse.Namespace) -> None:
     experiment, dataset = prepare(experiment)
     args.folder = run_folder(args.config, args.folder)
     train(experiment, dataset, args.folder)
+    folder, scored_by = args.folder, task_of(experiment).scored_by
+    end([folder], ("sample", folder), (scored_by, folder))

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 from dit_moe.cli import add_config_arguments, add_run_argument
+from dit_moe.cli.ending import end
 from dit_moe.tasks.autoencoder import prepare, train_and_export
 from dit_moe.tasks.train import run_folder
 
@@ -29,6 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train, export, and print as JSON what was exported and how well it reconstructs."""
     settings, images = prepare(args.config, args.overrides)
-    report = train_and_export(settings, images, run_folder(args.config, args.folder), args.export)
+    run = run_folder(args.config, args.folder)
+    report = train_and_export(settings, images, run, args.export)
     if report is not None:
         print(json.dumps(report, indent=1))
+    exported = args.export or run / "autoencoder"
+    first_stage = f"first_stage={{name: autoencoder, model: {json.dumps(str(exported))}}}"
+    end([run, exported], ("encode", "CONFIG", first_stage))

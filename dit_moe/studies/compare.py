@@ -80,6 +80,17 @@ class StudyFolder:
         path = find_study(name)
         return cls(load_study(path, overrides), path, overrides, out or Path("runs", f"compare-{path.stem}"))
 
+    @property
+    def words(self) -> list[str]:
+        """What names this study, and its folder, where the command is given."""
+        name = built_in.name_of(self.path)
+        study = str(self.path) if name is None else name.removeprefix(BUILT_IN)
+        return [study, *self.overrides, "--out", str(self.out)]
+
+    def files(self) -> list[Path]:
+        """The table and the figures, which need not all be there."""
+        return [self.out / name for name in ("table.md", *(f"{name}.png" for name in FIGURES))]
+
     def run_only(self, name: str) -> None:
         """Train and score the run VARIANT/SEED."""
         (run,) = plan(self.study, self.path.parent, self.out, only=name)
@@ -147,12 +158,7 @@ class StudyFolder:
         return [run for run in runs if read_score(self.study, run) is None]
 
     def _command(self, run: PlannedRun) -> list[str]:
-        return ["compare", self._word(), *self.overrides, "--out", str(self.out), "--only", run.name]
-
-    def _word(self) -> str:
-        """What the study is called where the command is given."""
-        name = built_in.name_of(self.path)
-        return name.removeprefix(BUILT_IN) if name is not None else str(self.path)
+        return ["compare", *self.words, "--only", run.name]
 
     def _job(self, run: PlannedRun) -> Job:
         command = [sys.executable, "-m", "dit_moe.cli", *self._command(run)]

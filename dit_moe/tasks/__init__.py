@@ -67,6 +67,9 @@ class Task(Protocol):
     unit: str
     """What it counts, "images" for one."""
 
+    scored_by: str
+    """The command that measures how good a run is."""
+
     sample_files: tuple[str, ...]
     """What `sample` leaves in the run folder."""
 

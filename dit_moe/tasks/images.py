@@ -56,6 +56,7 @@ from dit_moe.tasks import HeldoutResult, Report, SampleOptions, TrainingParts
 from dit_moe.training import Hook, Unit
 
 kind = unit = "images"
+scored_by = "eval"
 sample_files: tuple[str, ...] = ("grid.png", IMAGES_FILE, SAMPLE_JSON)
 
 build_experiment = image.image_experiment

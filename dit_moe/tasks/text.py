@@ -57,6 +57,7 @@ RULE = "–" * 72
 
 
 kind, unit = "text", "tokens"
+scored_by = "perplexity"
 sample_files: tuple[str, ...] = (SAMPLE_JSON,)
 
 build_experiment = text_experiment

@@ -132,15 +132,13 @@ def quickstart(raw: AnyExperiment, folder: Path, config_name: str, *, skip_broke
             metrics = report | training | {"config": config_name}
             write_atomically(folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
             task.print_report(report)
-            _print(metrics, [folder / name for name in (task.sample_files[0], *SUMMARY_FILES)])
+            _print(metrics)
 
 
-def _print(metrics: dict[str, Any], files: Sequence[Path]) -> None:
+def _print(metrics: dict[str, Any]) -> None:
     table = Table(show_header=False)
     if active := metrics["active_experts"]:
         shown = f"{active['mean']:.3f} ± {rounded(active['std'], 3)} over the last quarter, target {active['target']:g}"
         table.add_row("active experts per token", shown)
     table.add_row("training", f"{rounded(metrics['train_seconds'], 0)} s")
-    for path in files:
-        table.add_row(path.stem, str(path))
     PlainConsole(stderr=True).print(table)

@@ -1,0 +1,37 @@
+"""The last lines of a command, on stderr: where its results are, and the commands that go on from them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.filesize import decimal
+
+from dit_moe.files import disk_used
+from dit_moe.formatting import printable
+
+
+def end(results: Iterable[Path], *commands: Sequence[object]) -> None:
+    """On the main process: say the results with their sizes, and the commands to go on with.
+
+    Args:
+        results: files and folders; one that is not there is left out.
+        commands: the words of each after `dit-moe`; they are quoted for the shell here.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        sizes = [f"{path} ({decimal(disk_used(path))})" for path in results if path.exists()]
+        _say("results", sizes)
+        say_next(*commands)
+
+
+def say_next(*commands: Sequence[object]) -> None:
+    """Say only the commands, whichever process this is."""
+    _say("next", [shlex.join(["dit-moe", *map(str, words)]) for words in commands])
+
+
+def _say(title: str, lines: Sequence[str]) -> None:
+    for first, line in zip([title, *[""] * len(lines)], lines, strict=False):
+        print(f"{first:8} {printable(line)}", file=sys.stderr)

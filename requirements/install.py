@@ -1,6 +1,6 @@
 """Install what a command needs into a virtual environment, once: `make` calls it before everything it runs.
 
-    python3 requirements/install.py base|lm|dev [--venv .venv] [--newest] [--system-site-packages]
+    python3 requirements/install.py base|lm|dev|docs [--venv .venv] [--newest] [--system-site-packages]
 
 Runs on any Python 3 with nothing installed. VENV/installed.json says what was installed, and by which lock: nothing
 happens until pyproject.toml or the lock changes, or a command needs more. Packages are added to a VENV, never removed.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 OLDEST = (3, 11)
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = {"base": "", "lm": "[lm]", "dev": "[dev]"}  # each has all of those before it
+EXTRAS = {"base": "", "lm": "[lm]", "dev": "[dev]", "docs": "[dev,docs]"}  # each has all of those before it
 SHOWN = ("torch", "torchvision", "diffusers", "accelerate", "transformers", "lm_eval")
 
 
@@ -79,7 +79,7 @@ def require_same_python(venv):
 def fingerprint(lock):
     """Changes with what is to be installed: the settings of tools in pyproject.toml are not."""
     project = read_project()
-    parts = [json.dumps([project["build-system"], project["project"], project["tool"]["setuptools"]], sort_keys=True)]
+    parts = [json.dumps([project["build-system"], project["project"], project["tool"]["hatch"]], sort_keys=True)]
     parts += [lock.read_text()] if lock.exists() else []
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

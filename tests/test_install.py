@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import tomllib
+import zipfile
 from importlib.metadata import distributions
 from itertools import chain
 from pathlib import Path
@@ -13,6 +14,8 @@ from subprocess import CompletedProcess
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from dit_moe.extras import DISTRIBUTIONS, how_to_install
 
 ROOT = Path(__file__).parent.parent
 LOCKS = sorted((ROOT / "requirements").glob("python*.txt"))
@@ -100,6 +103,34 @@ def test_the_newest_of_everything_knows_neither_lock_nor_upper_bound(install):
     assert "--no-deps" in own and not (install.venv / "installed.json").exists()
 
 
+# ------------------------------------------------------------------------------------------------------------ the wheel
+
+
+def test_a_wheel_holds_every_file_that_the_package_reads_and_building_it_leaves_nothing_behind(tmp_path):
+    wheel = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed")
+    before = sorted(path.name for path in ROOT.iterdir())
+    (built,) = wheel.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    assert sorted(path.name for path in ROOT.iterdir()) == before
+    inside = {"dit_moe": ROOT / "dit_moe", "dit_moe/configs": ROOT / "configs"}
+    wanted = {
+        f"{name}/{path.relative_to(folder)}"
+        for name, folder in inside.items()
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    packed = {name for name in zipfile.ZipFile(built).namelist() if ".dist-info/" not in name}
+    assert packed == wanted and "dit_moe/configs/studies/digits.yaml" in packed and "dit_moe/py.typed" in packed
+
+
+def test_a_package_that_is_missing_is_installed_in_the_versions_that_the_project_works_with(monkeypatch):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    needs = [f"{need}; extra == '{extra}'" for extra, each in extras.items() for need in each]
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: needs)
+    assert how_to_install("lm-eval") == "pip install 'lm-eval>=0.4.13,<0.5'"
+    named = [*DISTRIBUTIONS.values(), "zstandard", "tensorboard", "wandb", "trackio"]
+    assert all(re.match(r"pip install '[\w-]+[<>]", how_to_install(each)) for each in named)
+
+
 # ------------------------------------------------------------------------------------------------------------ the locks
 
 
@@ -139,7 +170,7 @@ def test_tests_run_on_the_locked_versions():
     record = Path(sys.prefix, "installed.json")
     if not record.exists():
         pytest.skip("this environment was not made from a lock")
-    assert json.loads(record.read_text())["level"] == "dev"
+    assert json.loads(record.read_text())["level"] in ("dev", "docs")
     lock = ROOT / "requirements" / "python{}.{}.txt".format(*sys.version_info)
     here = {canonicalize_name(each.name): each.version for each in distributions()}
     found = [each for each in requirements(lock) if each.name in here]

@@ -26,6 +26,7 @@ from dit_moe.autoencoders.base import FIRST_STAGES, FirstStage, IdentityConfig, 
 from dit_moe.config import ConfigError, require
 from dit_moe.data import Dataset
 from dit_moe.data.latents import LatentShards, Manifest
+from dit_moe.extras import how_to_install
 from dit_moe.files import require_no_stand_in
 
 BUNDLED = {"digits": Path(__file__).parent / "weights" / "digits"}  # `dit-moe train-autoencoder` made them
@@ -248,7 +249,7 @@ def _packages_of(config: AutoencoderConfig) -> Iterator[None]:
     try:
         yield
     except (ImportError, NameError) as error:
-        problem = f"needs a package that is not installed ({error}); pip install transformers"
+        problem = f"needs a package that is not installed ({error}); {how_to_install('transformers')}"
         raise _refusal(config, problem) from None
 
 

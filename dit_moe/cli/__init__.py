@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_moe.config import STORED, WorkFailed, flatten
+from dit_moe.extras import DISTRIBUTIONS, how_to_install
 from dit_moe.formatting import tell
 
 COMMANDS = {  # name: module of dit_moe.cli, what it does
@@ -44,7 +45,6 @@ COMMANDS = {  # name: module of dit_moe.cli, what it does
 }
 
 
-EXTRAS = {"transformers": "lm", "tokenizers": "lm", "lm_eval": "lm", "datasets": "datasets"}  # package: what brings it
 # The same command goes on where it stopped.
 RESUMED = ("encode", "tokenize", "train", "train-autoencoder", "quickstart", "compare", "dial")
 SMALLER = {  # what takes less memory, by command
@@ -184,8 +184,8 @@ def _end(error: BaseException, words: Sequence[str], args: argparse.Namespace) -
     if type(error) is ValueError or (isinstance(error, ValueError) and _is_ours(error)):
         return _say(f"error: {text}{_where_it_was(text)}", 2)
     package = str(getattr(error, "name", None)).partition(".")[0]
-    if isinstance(error, ModuleNotFoundError) and package in EXTRAS:
-        remedy = f"pip install 'dit_moe[{EXTRAS[package]}]'"
+    if isinstance(error, ModuleNotFoundError) and package in DISTRIBUTIONS:
+        remedy = how_to_install(DISTRIBUTIONS[package])
         return _say(f"error: this needs the package {package}, which is not installed; {remedy}", 2)
     distributed: Any = sys.modules.get("dit_moe.distributed")
     if isinstance(error, MemoryError) or (distributed is not None and distributed.is_out_of_memory(error)):

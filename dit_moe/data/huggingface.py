@@ -16,6 +16,7 @@ from dit_moe.config import ConfigError, require
 from dit_moe.data.base import DATASETS, place_of
 from dit_moe.data.image_source import ImageSource, ImageSourceConfig
 from dit_moe.data.images import BadImage
+from dit_moe.extras import how_to_install
 from dit_moe.formatting import one_line
 from dit_moe.registry import did_you_mean
 
@@ -110,7 +111,7 @@ def import_datasets() -> Any:
         import datasets
     except ImportError:
         problem = "=huggingface needs the package datasets, which is not installed"
-        raise ConfigError("name", f"{problem}; pip install 'dit_moe[datasets]'") from None
+        raise ConfigError("name", f"{problem}; {how_to_install('datasets')}") from None
     return datasets
 
 
@@ -130,7 +131,7 @@ def load_split(id: str, subset: str | None, option: str, split: str, streaming: 
         if not told.startswith(("Unknown split", "Bad split")):
             remedy = "name a dataset of the Hub, or a folder of Parquet files"
             if "zstd not supported" in told:
-                remedy = "pip install zstandard, which comes with 'dit_moe[lm]' and 'dit_moe[datasets]'"
+                remedy = how_to_install("zstandard")
             raise ConfigError("id", f"={id} cannot be loaded, split {split}: {told}; {remedy}") from None
         splits = dict.fromkeys(datasets.get_dataset_split_names(id, subset))
     splits = splits if isinstance(splits, dict) else {str(splits.split or "train"): splits}

@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from dit_moe.config import ConfigError
 from dit_moe.distributed import join_processes, use_cpu
+from dit_moe.extras import how_to_install
 from dit_moe.training.config import TrainConfig
 
 # What `accelerate launch` or its config file may ask for beside processes and devices, and would get in part or not
@@ -56,7 +57,7 @@ def build_accelerator(config: TrainConfig, run: Path) -> Accelerator:
             raise _refused(name, asked, here)
     for tracker in config.trackers:
         if tracker not in map(str, get_available_trackers()):  # accelerate itself would go on without it
-            problem = f"={tracker} needs a package that is not installed; pip install 'dit_moe[{tracker}]'"
+            problem = f"={tracker} needs a package that is not installed; {how_to_install(tracker)}"
             raise ConfigError("train.trackers", problem)
     join_processes()
     cpu = use_cpu()

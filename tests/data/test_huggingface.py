@@ -148,7 +148,7 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_package_is_named_with_the_extra_that_has_it(monkeypatch):
+def test_a_missing_package_is_named_with_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ConfigError, match=r"^name=huggingface needs the package .*; pip install 'dit_moe\[datasets\]'"):
+    with pytest.raises(ConfigError, match=r"^name=huggingface needs the package .*; pip install '?datasets"):
         read("any")

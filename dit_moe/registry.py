@@ -23,10 +23,15 @@ def entry_of(name: str) -> str:
 
 
 class Registry:
-    """Names → (factory, config dataclass). `kind` is what messages call an entry."""
+    """Names → (factory, config dataclass).
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    Args:
+        kind: what messages call an entry.
+        spell_out: the section that a text alone stands for, beside names; ValueError for a text that cannot be meant.
+    """
+
+    def __init__(self, kind: str, spell_out: Callable[[str], dict[str, str]] = lambda name: {"name": name}) -> None:
+        self.kind, self.spell_out = kind, spell_out
         self._entries: dict[str, tuple[Any, type]] = {}
 
     def register(self, name: str, config: type) -> Callable[[T], T]:

@@ -11,7 +11,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
@@ -111,13 +111,42 @@ def build(cls: type[C], tree: Mapping[str, Any], path: str = "") -> C:
     with section(path):
         for key in tree:
             if key not in fields:
-                raise ConfigError(shown(key), f" is not a known key; {did_you_mean(str(key)[:MOST_SHOWN], fields)}")
+                raise ConfigError(shown(key), f" is not a known key; {_meant(cls, str(key), list(fields))}")
         for name, field in fields.items():
             if name in tree:
                 values[name] = convert(hints[name], _with_default_entry(field, hints[name], tree[name]), name)
             elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
                 raise ConfigError(name, " is missing; add it to the config")
         return cls(**values)
+
+
+def _meant(cls: type, key: str, fields: Sequence[str]) -> str:
+    """What may have been meant by a key that `cls` does not have: that of a section below, or one like it."""
+    below = keys_called(key, [cls])
+    return f"did you mean {' or '.join(below)}?" if below else did_you_mean(key[:MOST_SHOWN], fields)
+
+
+def keys_called(name: str, classes: Iterable[type]) -> list[str]:
+    """The dotted keys of config dataclasses that are `name` or end in it, of those the least deep."""
+    ending = f".{name}"
+    found = dict.fromkeys(key for cls in classes for key in _keys(cls) if f".{key}".endswith(ending))
+    least = min((key.count(".") for key in found), default=0)
+    return [key for key in found if key.count(".") == least]
+
+
+def _keys(hint: Any) -> Iterator[str]:
+    """The dotted keys of all sections, whichever registry entry they name."""
+    if typing.get_origin(hint) is Annotated and isinstance(hint.__metadata__[0], Registry):
+        registry = hint.__metadata__[0]
+        for name in registry.names():
+            yield from _keys(registry.config_class(name))
+    elif dataclasses.is_dataclass(hint):
+        for name, each in typing.get_type_hints(hint, include_extras=True).items():
+            yield name
+            yield from (f"{name}.{key}" for key in _keys(each))
+    else:
+        for each in typing.get_args(hint):
+            yield from _keys(each)
 
 
 def _with_default_entry(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
@@ -198,6 +227,7 @@ def _convert_entry(registry: Registry, value: Any, path: str) -> Any:
     if not isinstance(section, Mapping) or not isinstance(section.get("name"), str):
         raise ConfigError(f"{path}.name", f" is missing; name a {registry.kind}: {', '.join(registry.names())}")
     try:
+        section = {**section, **registry.spell_out(section["name"])}
         config_class = registry.config_class(section["name"])
     except ValueError as error:
         raise ConfigError(f"{path}.name", f"={shown(section['name'])}: {error}") from None

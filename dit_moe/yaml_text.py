@@ -76,3 +76,16 @@ def _check(root: yaml.Node) -> None:
                     problem = f"found duplicate key {key.value}"
                     raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
                 keys.add(key.value if key.tag == _STRING else None)
+
+
+def read_section(text: str, example: str) -> dict[str, Any]:
+    """The section ``{name: …, option: …}`` of the command line; ValueError, with an example, for any other text."""
+    try:
+        section: Any = read(text)
+    except ValueError as error:
+        closed = text.count("{") <= text.count("}")
+        hint = "are its commas, colons and brackets right?" if closed else "a closing } is missing?"
+        raise ValueError(f"{text} is not valid YAML ({error}): {hint} wanted {example}") from None
+    if not isinstance(section, dict) or not isinstance(section.get("name"), str):
+        raise ValueError(f"{text} has no name; wanted {example}")
+    return section

@@ -225,6 +225,7 @@ def test_half_a_character_is_refused_before_anything_is_written():
         ({"shape": "circle", "names": [1, 2.5]}, r"names\[1\]=2\.5 must be a whole number, or a text"),
         ({"shape": "hexagon"}, r"shape\.name=hexagon: unknown shape 'hexagon'; known: circle, square"),
         ({"shape": {"radius": 1}}, r"shape\.name is missing; name a shape: circle, square"),
+        ({"shape": "circle", "steps": 1}, r"^steps is not a known key; did you mean train\.steps\?"),
         ({"shape": {"name": "circle", "side": 1}}, r"shape\.side is not a known key; known: radius"),
         ({"shape": {"name": "circle", "radius": -1}}, r"shape\.radius=-1\.0 must be above 0; use a positive number"),
         ({}, r"shape is missing; add it"),

@@ -102,6 +102,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             module.add_arguments(command)
             command.set_defaults(run=module.run)
             command.add_argument("--traceback", action="store_true", help="print the stack trace of an error, too")
+            _refuse_keys_as_options(command, name, argv[1:])
     args, rest = parser.parse_known_args(_joined(argv))
     if rest:  # argparse takes positionals in one go only; words and overrides may also come after an option
         words = not any(word.startswith("-") for word in rest)
@@ -112,6 +113,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         else:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return args
+
+
+def _refuse_keys_as_options(command: argparse.ArgumentParser, name: str, words: Sequence[str]) -> None:
+    """SystemExit for ``--count 4`` where ``count=4`` is meant, and not a longer option that begins so."""
+    known = list(command._option_string_actions)
+    if any(word.startswith("-") and word.partition("=")[0] not in known for word in words):
+        from dit_moe.cli.config_keys import written_as_keys
+
+        for told in written_as_keys(name, words, known):
+            command.error(f"unrecognized arguments: {told}")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, example: str) -> None:

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, metavar="N", help="held-out images, evenly spaced; default: all")
     parser.add_argument("--draws", type=int, metavar="N", help="of noise and time for each held-out image; default: 8")
     parser.add_argument(
-        "--extractor", metavar="module:function", help="run this code, which the run's config names as its extractor"
+        "--extractor", metavar="NAME", help="feature space, as of dit-moe eval; default: that of the first run's config"
     )
 
 

@@ -20,6 +20,7 @@ from dit_moe.evaluation.options import (
     features_folder,
     locked_outputs,
     metric_configs,
+    read_changes,
     require_outputs,
 )
 from dit_moe.evaluation.recipes import EVALUATION, sampling_recipe
@@ -54,11 +55,12 @@ def evaluate(
 
     Args:
         names: a run alone is compared with the images that it was trained on.
-        overrides: ``key=value`` for the section ``sample`` of runs.
+        overrides: ``key=value`` for the section ``sample`` of runs, and ``eval.key=value`` in place of options.
 
     Returns the report, None without a reference, and the features of the samples, on the main process; None on the
     others. ValueError for bad input, before anything is written.
     """
+    names, overrides, options = read_changes(names, overrides, options)
     evaluation = Evaluation(names, overrides, options)
     with locked_outputs(options):
         evaluation.require_outputs()  # again, as another command may have written there by now

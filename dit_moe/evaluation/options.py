@@ -8,17 +8,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from dit_moe import config
-from dit_moe.config import ConfigError
 from dit_moe.distributed import locked
 from dit_moe.evaluation.recipes import EVALUATION
-from dit_moe.evaluation.sources import IMAGES_FILE, read_section
+from dit_moe.evaluation.sources import IMAGES_FILE
 from dit_moe.evaluation.sources.base import ReadOptions
 from dit_moe.experiments.image import MOST_SEEDS
 from dit_moe.extractors import EXTRACTORS
-from dit_moe.extractors.function import FunctionConfig, require_asked
+from dit_moe.extractors.choice import chosen_extractor
+from dit_moe.extractors.function import FunctionConfig
 from dit_moe.extractors.inception import InceptionConfig
 from dit_moe.files import require_output
 from dit_moe.metrics import METRICS
@@ -79,6 +78,36 @@ class EvalOptions:
         return ReadOptions(size=self.size, channels=self.channels, value_range=bounds, workers=self.workers)
 
 
+def read_changes(
+    names: Sequence[str], changes: Sequence[str], options: EvalOptions
+) -> tuple[list[str], list[str], EvalOptions]:
+    """`names`, `changes` and `options` with what changes to a section ``eval`` say in their place: ``eval.seeds=1``.
+
+    ValueError for one that has no sense here, or that an option says, too.
+    """
+    names, left, found = list(names), list[str](), dict[str, Any]()
+    for change in changes:
+        key, _, value = change.partition("=")
+        field = key.removeprefix("eval.")
+        if field == key or value == "null":
+            left += [change] * (field == key)
+        elif field == "images":
+            left.append(f"count={value}")
+        elif field == "reference" and len(names) == 1:
+            names.append(value)
+        elif field == "seeds" and re.fullmatch(r"[0-9]{1,9}", value):
+            found["seeds"] = int(value)
+        elif field == "metrics":
+            found["metrics"] = value.strip("[]")
+        elif field == "extractor":
+            found["extractor"] = value
+        else:
+            raise ValueError(f"{change} is no option of an evaluation; see dit-moe eval --help")
+        if getattr(options, field, None) is not None:
+            raise ValueError(f"{change} and --{field} {getattr(options, field)}: give one of them")
+    return names, left, replace(options, **found)
+
+
 def extractor_names() -> list[str]:
     """Of the extractors that are chosen by name alone."""
     return [name for name in EXTRACTORS.names() if EXTRACTORS.config_class(name) is not FunctionConfig]
@@ -89,11 +118,7 @@ def extractor_config(options: EvalOptions, default: Any) -> Any:
     text = options.extractor
     if text is None and options.recipe is not None:
         text = EVALUATION[options.recipe].extractor
-    chosen = default
-    if text is None or (isinstance(default, FunctionConfig) and text.strip() == default.path):
-        require_asked(default, text and text.strip())
-    else:
-        chosen = _named_extractor(text.strip())
+    chosen = chosen_extractor(text, default)
     own = {field.name for field in fields(chosen)}
     if options.weights == "":
         raise ValueError("--weights is empty; name a file, or leave it out")
@@ -104,35 +129,6 @@ def extractor_config(options: EvalOptions, default: Any) -> Any:
     if options.weights:
         chosen = replace(chosen, weights=options.weights)
     return replace(chosen, verify=False) if options.any_weights else chosen
-
-
-@dataclass(frozen=True)
-class _ExtractorSection:
-    extractor: Annotated[Any, EXTRACTORS]
-
-
-def _named_extractor(text: str) -> Any:
-    """The config that --extractor means; ValueError naming what is wrong with it."""
-    own = "--extractor package.module:function"
-    if text.startswith("{"):
-        section = read_section(text, "--extractor '{name: inception, weights: FILE}'")
-        try:
-            return config.build(_ExtractorSection, {"extractor": section}).extractor
-        except ConfigError as error:
-            raise ValueError(f"--extractor {text}: {error.path.removeprefix('extractor.')}{error.problem}") from None
-    if ":" in text:
-        try:
-            return FunctionConfig(path=text)
-        except ConfigError:
-            raise ValueError(f"--extractor {text} is no function of a module; write {own}") from None
-    if text in extractor_names():
-        return EXTRACTORS.config_class(text)()
-    if text in EXTRACTORS.names():
-        raise ValueError(f"--extractor {text}: of which? write {own}")
-    module, _, function = text.rpartition(".")
-    if module:
-        raise ValueError(f"--extractor {text} is no extractor; if it is a function, write {module}:{function}")
-    raise ValueError(f"--extractor {text} is no extractor; {did_you_mean(text, extractor_names())}, or {own}")
 
 
 def metric_configs(

@@ -8,6 +8,7 @@ Weights are told by their hash, and fetched once by however many processes.
 from __future__ import annotations
 
 import fcntl
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,20 @@ from torch import Tensor
 
 from dit_moe.registry import Registry
 
-EXTRACTORS = Registry("feature extractor")
+OWN = "package.module:function of your own"
+
+
+def section_of(text: str) -> dict[str, str]:
+    """The section of a config that `text` stands for: a name, or package.module:function; see `Registry`."""
+    if re.fullmatch(r"[\w.]+:\w+", text):
+        return {"name": "function", "path": text}
+    module, _, function = text.replace(":", ".").rpartition(".")
+    if module:
+        raise ValueError(f"it is neither a name nor a function of a module; if it is one, write {module}:{function}")
+    return {"name": {"digits_cnn": "digits_cnn64"}.get(text, text)}
+
+
+EXTRACTORS = Registry("feature extractor", section_of)
 UNKNOWN_EXTRACTOR = "unverified"  # the name of the space of statistics that do not say which network made them
 
 

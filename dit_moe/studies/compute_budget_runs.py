@@ -23,7 +23,7 @@ from dit_moe.evaluation.text import heldout_text, perplexity
 from dit_moe.experiments.image import Experiment, check_compute_budget, open_split
 from dit_moe.experiments.run import ImageRun, TextRun, open_image_run, open_text_run, sampling_changes
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
-from dit_moe.extractors.function import require_asked
+from dit_moe.extractors.choice import chosen_extractor
 from dit_moe.metrics.frechet import FrechetDistanceConfig
 from dit_moe.moe import MoEConfig
 from dit_moe.moe.routers.topp import TopPConfig
@@ -43,7 +43,7 @@ class ImageOptions:
     metric: bool = True
     images: int | None = None  # held-out ones
     draws: int | None = None
-    extractor: str | None = None  # that of the run's config, if it is a function: only then is its code run
+    extractor: str | None = None  # in place of that of the run's config; a function is only run if it is named
 
     def __post_init__(self) -> None:
         for name, value in self.given.items():
@@ -144,8 +144,8 @@ class ImageRunAtBudgets(RunAtBudgets):
             reference = _reference(experiment)
             counted = any(change.startswith("count=") for change in overrides)
             self.count = experiment.sample.count if counted else how_many(experiment, reference)
-            require_asked(experiment.eval.extractor, options.extractor)
-            extractor: FeatureExtractor = EXTRACTORS.build(experiment.eval.extractor).to(join_processes().device)
+            chosen = chosen_extractor(options.extractor, experiment.eval.extractor)
+            extractor: FeatureExtractor = EXTRACTORS.build(chosen).to(join_processes().device)
             self.comparison = Comparison(reference, extractor, [FrechetDistanceConfig()], progress=images_bar)
             compared = {"extractor": extractor.identity(), "reference": _identity(reference)}
             self.identities["distance"] = shared | compared | {"seeds": self.seeds, "images": self.count}

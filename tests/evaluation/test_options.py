@@ -4,9 +4,12 @@ import pytest
 
 from dit_moe import cli
 from dit_moe.cli import evaluate
-from dit_moe.evaluation.options import EvalOptions, extractor_config, metric_configs
+from dit_moe.config import build, override
+from dit_moe.evaluation.options import EvalOptions, extractor_config, metric_configs, read_changes
+from dit_moe.experiments.image import EvalConfig
 from dit_moe.experiments.run import sampling_changes
 from dit_moe.extractors.digits_cnn import DigitsCNNConfig
+from dit_moe.extractors.dinov2 import DINOv2Config
 from dit_moe.extractors.function import FunctionConfig
 from dit_moe.extractors.inception import InceptionConfig
 from dit_moe.metrics import METRICS
@@ -57,27 +60,35 @@ def test_impossible_numbers_are_refused_naming_the_option(option, value, message
     [
         ("inception", InceptionConfig()),
         ("{name: inception, verify: false}", InceptionConfig(verify=False)),
+        (" digits_cnn ", DigitsCNNConfig()),
+        ("digits_cnn64", DigitsCNNConfig()),
         ("my.features:f", FunctionConfig(path="my.features:f")),
+        ("{name: 'my.features:f', weights: w}", FunctionConfig(path="my.features:f", weights="w")),
         ("{name: function, path: 'my.features:f'}", FunctionConfig(path="my.features:f")),
     ],
 )
-def test_an_extractor_is_a_name_a_section_or_a_function(text, config):
-    assert extractor_config(EvalOptions(extractor=text), DigitsCNNConfig()) == config
+def test_an_extractor_is_a_name_a_section_or_a_function_alike_in_a_config_and_behind_the_option(text, config):
+    assert extractor_config(EvalOptions(extractor=text), DINOv2Config()) == config
+    changed = override({"extractor": {"name": "dinov2", "weights": "x"}}, [f"extractor={text}"])
+    assert build(EvalConfig, changed).extractor == config
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
         ("{name: inception", r"is not valid YAML .*a closing } is missing\? wanted --extractor '\{name: inception"),
-        ("{name: '${oc.env:HOME}'}", r"name=\$\{oc\.env:HOME\}: unknown"),
+        ("{name: '${oc.env:HOME}'}", r"name=\$\{oc\.env:HOME\}: it is neither a name"),
         ("{verify: true}", r"has no name; wanted --extractor '\{name: inception"),
         ("{name: incepton}", r"--extractor \{name: incepton\}: .*did you mean 'inception'"),
         ("{name: inception, verfy: true}", r"verfy is not a known key; did you mean 'verify'"),
-        ("", "--extractor  is no extractor"),
-        ("incepton", "incepton is no extractor; did you mean 'inception'.*or --extractor package.module:function"),
-        ("myext.f", "myext.f is no extractor; if it is a function, write myext:f"),
-        ("function", "function: of which.* write --extractor package.module:function"),
-        ("my ext:f", "my ext:f is no function of a module; write --extractor package.module:function"),
+        ("", "--extractor : unknown feature extractor ''"),
+        (
+            "incepton",
+            "--extractor incepton: unknown .*; did you mean 'inception'.*or package.module:function of your own",
+        ),
+        ("myext.f", "myext.f: it is neither .*; if it is one, write myext:f"),
+        ("function", "function: path is missing.*, or package.module:function"),
+        ("my ext:f", "my ext:f: it is neither a name nor a function of a module"),
     ],
 )
 def test_what_is_no_extractor_is_refused_in_one_line_with_what_is_wanted(text, message):
@@ -101,23 +112,48 @@ def test_words_may_come_after_options_and_a_range_may_begin_with_a_minus(monkeyp
     assert seen[0].value_range == "-1,1"
 
 
-def test_options_that_are_none_are_still_refused(monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "run", lambda args: pytest.fail("ran"))
-    with pytest.raises(SystemExit):
-        cli.main(["eval", "a.npz", "digits", "--metric-s", "fd"])
-    assert "unrecognized arguments: --metric-s fd" in capsys.readouterr().err
-
-
 def test_overrides_may_name_their_section_and_those_of_eval_are_options():
     assert sampling_changes(["sample.count=20", "seed=1", "first_stage.tiling=true"]) == [
         "count=20",
         "seed=1",
         "first_stage.tiling=true",
     ]
-    for change, option in (
-        ("eval.seeds=1", "--seeds 1"),
-        ("eval.metrics=[fd]", "--metrics"),
-        ("eval.images=9", "count=9"),
-    ):
-        with pytest.raises(ValueError, match=f"is no option of sampling; for dit-moe eval give {option}"):
-            sampling_changes([change])
+    with pytest.raises(ValueError, match=r"^eval.seeds=1 is no option of sampling; dit-moe train, quickstart and eval"):
+        sampling_changes(["eval.seeds=1"])
+
+
+def test_changes_to_the_section_eval_say_what_the_options_say():
+    changes = ["seed=2", "eval.seeds=1", "eval.metrics=[fd, kid]", "eval.images=9", "eval.extractor=digits_cnn"]
+    names, left, options = read_changes(["run"], [*changes, "eval.reference=a.npz"], EvalOptions())
+    assert (names, left) == (["run", "a.npz"], ["seed=2", "count=9"])
+    assert options == EvalOptions(seeds=1, metrics="fd, kid", extractor="digits_cnn")
+    assert read_changes(["run"], ["eval.reference=null"], EvalOptions()) == (["run"], [], EvalOptions())
+    for change in ("eval.seeds=x", "eval.light_every=3"):
+        with pytest.raises(ValueError, match=f"^{change} is no option of an evaluation"):
+            read_changes(["run"], [change], EvalOptions())
+    with pytest.raises(ValueError, match=r"^eval.seeds=1 and --seeds 2: give one of them"):
+        read_changes(["run"], ["eval.seeds=1"], EvalOptions(seeds=2))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["eval", "a.npz", "digits", "--metric-s", "fd"], "--metric-s fd"),
+        (["eval", "runs/x", "--seed", "3"], "--seed 3; write seed=3"),
+        (["sample", "runs/x", "--count", "4"], "--count 4; write count=4"),
+        (["sample", "runs/x", "-n", "4"], "-n 4; write count=4"),
+        (["sample", "runs/x", "--labels=cat"], "--labels=cat; write labels=cat"),
+        (["sample", "runs/x", "--steps", "50"], "--steps 50; write sampler.steps=50"),
+        (["train", "digits", "--steps", "50"], "--steps 50; write train.steps=50"),
+        (["train", "digits", "--train.lr", "1"], "--train.lr 1; write train.lr=1"),
+        (["train", "digits", "--batch-size", "8"], "write encode.batch_size=8 or train.batch_size=8 or sample.b"),
+        (["routing", "runs/x", "--batch-size", "8"], "--batch-size 8; write batch_size=8"),
+        (["compare", "digits", "--extractor", "dinov2"], "--extractor dinov2; write eval.extractor=dinov2"),
+        (["perplexity", "runs/x", "--target", "3"], "--target 3; write target=3"),
+    ],
+)
+def test_an_option_that_is_none_is_refused_and_a_key_of_the_config_is_told_as_one(capsys, words, told):
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    said = capsys.readouterr().err
+    assert "error: unrecognized arguments: " in said and told in said

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from dit_moe import checkpoint, yaml_text
+from dit_moe import checkpoint
 from dit_moe import config as configs
 from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS
@@ -31,6 +31,7 @@ from dit_moe.evaluation.sources.folder import LABELS, FolderSource
 from dit_moe.evaluation.sources.npz import open_npz
 from dit_moe.files import require_no_stand_in
 from dit_moe.registry import did_you_mean
+from dit_moe.yaml_text import read_section
 
 __all__ = [
     "IMAGES_FILE",
@@ -147,16 +148,3 @@ def _read_dataset(given: str, options: ReadOptions) -> tuple[Any, str]:
         return configs.build(_Given, {"dataset": section}).dataset, split
     except ConfigError as error:
         raise ValueError(f"{given}: {error.path.removeprefix('dataset.')}{error.problem}, as in {EXAMPLE}") from None
-
-
-def read_section(text: str, example: str) -> dict[str, Any]:
-    """The section ``{name: …, option: …}`` of the command line; ValueError, with an example, for any other text."""
-    try:
-        section: Any = yaml_text.read(text)
-    except ValueError as error:
-        closed = text.count("{") <= text.count("}")
-        hint = "are its commas, colons and brackets right?" if closed else "a closing } is missing?"
-        raise ValueError(f"{text} is not valid YAML ({error}): {hint} wanted {example}") from None
-    if not isinstance(section, dict) or not isinstance(section.get("name"), str):
-        raise ValueError(f"{text} has no name; wanted {example}")
-    return section

@@ -35,6 +35,7 @@ COMMANDS = {  # name: module of dit_moe.cli, what it does
     "table": ("table", "put results into one table, beside published ones"),
     "compare": ("compare", "train and compare several routers"),
     "routing": ("routing", "show where the experts of a run go"),
+    "curves": ("curves", "draw loss, experts and speed of runs over training"),
     "dial": ("dial", "show what a run gives for more or less compute"),
     "perplexity": ("perplexity", "score text with a language model"),
     "export": ("export", "write a language model for transformers"),

@@ -14,6 +14,7 @@ from dit_moe.cli.ending import end
 from dit_moe.costs import add_cost_arguments, describe
 from dit_moe.tasks import task_of
 from dit_moe.tasks.train import load, prepare, resolve_for_dry_run, run_folder, train
+from dit_moe.training.curves_of_runs import CURVES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,4 +35,4 @@ def run(args: argparse.Namespace) -> None:
     args.folder = run_folder(args.config, args.folder)
     train(experiment, dataset, args.folder)
     folder, scored_by = args.folder, task_of(experiment).scored_by
-    end([folder], ("sample", folder), (scored_by, folder))
+    end([folder, folder / CURVES], ("sample", folder), (scored_by, folder))

@@ -16,6 +16,7 @@ from dit_moe.cli import add_config_arguments, add_run_argument
 from dit_moe.cli.ending import end
 from dit_moe.tasks.autoencoder import prepare, train_and_export
 from dit_moe.tasks.train import run_folder
+from dit_moe.training.curves_of_runs import CURVES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,4 +37,4 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(report, indent=1))
     exported = args.export or run / "autoencoder"
     first_stage = f"first_stage={{name: autoencoder, model: {json.dumps(str(exported))}}}"
-    end([run, exported], ("encode", "CONFIG", first_stage))
+    end([run, exported, run / CURVES], ("encode", "CONFIG", first_stage))

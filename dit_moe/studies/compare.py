@@ -46,6 +46,7 @@ from dit_moe.studies.study import (
     of_variant,
     plan,
     prepare_data,
+    run_folder,
 )
 from dit_moe.studies.table import to_csv, to_markdown
 from dit_moe.tasks.train import prepare, resolve_for_dry_run, train
@@ -90,6 +91,10 @@ class StudyFolder:
     def files(self) -> list[Path]:
         """The table and the figures, which need not all be there."""
         return [self.out / name for name in ("table.md", *(f"{name}.png" for name in FIGURES))]
+
+    def first_runs(self) -> list[Path]:
+        """The run of each variant with the first seed."""
+        return [run_folder(self.out, variant, self.study.seeds[0]) for variant in self.study.variants]
 
     def run_only(self, name: str) -> None:
         """Train and score the run VARIANT/SEED."""

@@ -146,6 +146,11 @@ class PlannedRun:
         return str(checkpoint.open_checkpoint(self.folder).state.get("precision", "unknown"))
 
 
+def run_folder(out: Path, variant: Variant, seed: int) -> Path:
+    """Where in the folder `out` of a study the run of a variant lies."""
+    return out / variant.name / f"seed-{seed}"
+
+
 def first_of_variants(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     """The first run of each variant."""
     return list({run.variant.name: run for run in reversed(runs)}.values())
@@ -197,7 +202,7 @@ def plan(
         PlannedRun(
             variant,
             seed,
-            out / variant.name / f"seed-{seed}",
+            run_folder(out, variant, seed),
             replace(experiments[variant.name], seed=seed),
             heldout[variant.name],
         )

@@ -36,6 +36,7 @@ from dit_moe.pictures import image_grid, save_png
 from dit_moe.randomness import BatchRandom
 from dit_moe.tasks import Report
 from dit_moe.training import Hook, TrainConfig, Trainer
+from dit_moe.training.curves_of_runs import CurvesPicture
 
 SPLITS = ("train", "heldout")
 SHOWN = 8  # images in a grid of reconstructions, above what became of them
@@ -128,6 +129,7 @@ def train(settings: AutoencoderTraining, images: Dataset, folder: Path) -> None:
         config_yaml=config.to_yaml(settings),
         seed=settings.seed,
         hooks=[Hook(every=every, call=save_reconstructions)] if every else [],
+        curves=CurvesPicture(folder),
     ).train()
 
 

@@ -22,11 +22,11 @@ from dit_moe.models import MODELS
 from dit_moe.tasks import AnyExperiment, task_of
 from dit_moe.text.token_shards import NoTokens
 from dit_moe.training import Trainer
-from dit_moe.training.curves import save_curves
+from dit_moe.training.curves_of_runs import CURVES, CurvesPicture
 from dit_moe.training.log import active_experts, read_log, train_seconds
 from dit_moe.training.run_start import WRITTEN, open_start, require_own_run
 
-SUMMARY_FILES = ("curves.png", "metrics.json")  # of the quick start, beside those of the training and the samples
+SUMMARY_FILES = (CURVES, "metrics.json")  # of the quick start, beside those of the training and the samples
 
 
 def run_folder(config_path: Path, folder: Path | None = None) -> Path:
@@ -99,6 +99,7 @@ def build_trainer(experiment: AnyExperiment, dataset: Any, folder: Path) -> Trai
         config_yaml=config.to_yaml(experiment),
         seed=experiment.seed,
         start=start,
+        curves=CurvesPicture(folder),
         **vars(parts),
     )
 
@@ -107,7 +108,7 @@ def build_trainer(experiment: AnyExperiment, dataset: Any, folder: Path) -> Trai
 
 
 def quickstart(raw: AnyExperiment, folder: Path, config_name: str, *, skip_broken: bool = False) -> None:
-    """Do all of it, or go on where it stopped, and write metrics.json and curves.png into the run folder.
+    """Do all of it, or go on where it stopped, and write metrics.json into the run folder.
 
     Args:
         raw: fields that follow from the data may still be open.
@@ -127,7 +128,6 @@ def quickstart(raw: AnyExperiment, folder: Path, config_name: str, *, skip_broke
         report = evaluate(folder)
         if report is not None:  # on the main process
             log, moe = read_log(folder / "log.jsonl"), experiment.model.moe
-            save_curves(log, moe and moe.target, folder / "curves.png", read_log(folder / "evaluations.jsonl"))
             training = {"active_experts": active_experts(log, moe), "train_seconds": train_seconds(log, task.unit)}
             metrics = report | training | {"config": config_name}
             write_atomically(folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""The curves of a run's log: loss, active experts and thresholds over training, a line for each layer."""
+"""The curves of a run's log: loss, rates and gradients over training, and its routers with a line for each layer."""
 
 # L MoE layers, U logged steps, X points
 
@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +19,18 @@ from dit_moe.plotting import (
     canvas,
     colour_bar,
     labels_above,
-    save_figure,
     styled,
 )
 
 ACTIVE, THETA = "Active experts per token", "Scale of the logits θ"
 FEW_LAYERS = len(LINES)  # so many lines have a colour and a marker each; more have a scale of colours
+LOGGED = {  # numbers of a log's lines that have a panel of their own
+    "lr": "Learning rate",
+    "grad_norm": "Gradient norm",
+    "images_per_s": "Images per second",
+    "tokens_per_s": "Tokens per second",
+}
+TALL, LOW = 2.15, 1.35  # inches of a panel with a legend, and of one without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +66,6 @@ def router_curves(log: Sequence[Mapping[str, Any]], step: int | None = None) -> 
     )
 
 
-def save_curves(
-    log: Sequence[dict[str, Any]], target: float | None, path: Path, evaluations: Sequence[dict[str, Any]] = ()
-) -> None:
-    """A PNG of `draw_training` with the loss; `target` is the number of active experts that the routers are held to."""
-    routers = router_curves(log)
-    layers = range(0 if routers is None else len(routers.active_LU))
-    held_to = None if target is None else (target, f"target {target:g}")
-    save_figure(draw_training(routers, layers, held_to, log, evaluations), path)
-
-
 @styled
 def draw_training(
     routers: RouterCurves | None,
@@ -81,12 +76,12 @@ def draw_training(
     *,
     dark: bool = False,
 ) -> Any:
-    """Loss, active experts, threshold p, scale θ, and distances to the data over the steps, one above the other.
+    """Over the steps, one above another: loss, distances to the data, active experts, threshold p, scale θ, `LOGGED`.
 
     Args:
         routers: None leaves out what is about them.
         target: mean active experts, and what to call it.
-        log: lines with the loss; none leaves it out.
+        log: lines with the loss and what else is `LOGGED`; none leaves these out.
         evaluations: lines that may have a held-out loss; a number ``name`` is drawn if it has a ``name_floor``.
     """
     measured = [name for name in (evaluations[-1] if evaluations else {}) if f"{name}_floor" in evaluations[-1]]
@@ -94,13 +89,15 @@ def draw_training(
         {} if routers is None else {ACTIVE: routers.active_LU, "Threshold p": routers.p_LU, THETA: routers.theta_LU}
     )
     by_layer = {label: values_LU for label, values_LU in curves.items() if values_LU is not None}
-    labels = ["Loss"] * bool(log) + [*by_layer, *measured]
-    figure, axes = canvas(len(labels), 1, height=0.7 + 2.15 * len(labels), sharex=True)
-    panels = dict(zip(labels, axes[:, 0], strict=True))
-    for label, axis in panels.items():
-        axis.set(ylabel=label)
+    logged = {label: name for name, label in LOGGED.items() if log and all(name in line for line in log)}
+    figure, panels = stacked(["Loss"] * bool(log) + [*measured, *by_layer], list(logged))
     if log:
         _draw_loss(panels["Loss"], log, evaluations)
+    for label, name in logged.items():
+        if name == "lr":
+            panels[label].plot([line["step"] for line in log], [line[name] for line in log])
+        else:
+            _draw_noisy(panels[label], log, name)
     if routers is not None:
         step_U, mean_U, *means = _means([routers.step_U, routers.active_U, *by_layer.values()])
         for label, values_LU in zip(by_layer, means, strict=True):
@@ -115,8 +112,19 @@ def draw_training(
                 axis.legend(loc="best")
     for name in measured:
         _draw_measured(panels[name], evaluations, name, dark=dark)
-    axes[-1, 0].set(xlabel="Training step")
     return figure
+
+
+def stacked(labels: Sequence[str], low: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """A figure of panels over the training steps, one above another, and its axes by label; the last are `low`."""
+    inches = [TALL] * len(labels) + [LOW] * len(low)
+    figure, axes = canvas(len(inches), 1, height=0.7 + sum(inches), sharex=True, height_ratios=inches)
+    panels = dict(zip([*labels, *low], axes[:, 0], strict=True))
+    for label, axis in panels.items():
+        axis.set(ylabel=label)
+    axes[-1, 0].set(xlabel="Training step")
+    figure.align_ylabels()
+    return figure, panels
 
 
 def _means(curves: Sequence[np.ndarray], most: int = 240) -> list[np.ndarray]:
@@ -127,16 +135,27 @@ def _means(curves: Sequence[np.ndarray], most: int = 240) -> list[np.ndarray]:
     return [np.add.reduceat(curve, starts, axis=-1) / counts for curve in curves]
 
 
+def smoothed(log: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """The mean of a number over a fortieth of the lines, at the step of the last of these; and how many they are."""
+    steps, values = np.array([line["step"] for line in log]), np.array([line[name] for line in log])
+    window = max(1, len(values) // 40)
+    return steps[window - 1 :], np.convolve(values, np.ones(window) / window, mode="valid"), window
+
+
+def _draw_noisy(axis: Any, log: Sequence[Mapping[str, Any]], name: str) -> None:
+    """A number of the log, faintly, and its mean; the highest of the first steps are cut off."""
+    values = np.array([line[name] for line in log])
+    steps, means, window = smoothed(log, name)
+    axis.plot([line["step"] for line in log], values, color=LINES[0], alpha=0.25, linewidth=0.8, label="logged")
+    axis.plot(steps, means, color=LINES[0], label=f"mean of {window}")
+    axis.set_ylim(top=np.quantile(values, 0.98) * 1.1 or None, bottom=min(0, values.min()))
+
+
 def _draw_loss(axis: Any, log: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> None:
-    steps, losses = [line["step"] for line in log], np.array([line["loss"] for line in log])
-    window = max(1, len(losses) // 40)
-    smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-    axis.plot(steps, losses, color=LINES[0], alpha=0.25, linewidth=0.8, label="logged")
-    axis.plot(steps[window - 1 :], smooth, color=LINES[0], label=f"mean of {window}")
+    _draw_noisy(axis, log, "loss")
     heldout = [(line["step"], line["heldout_loss"]) for line in evaluations if "heldout_loss" in line]
     if heldout:
         axis.plot(*zip(*heldout, strict=True), color=LINES[1], marker="o", markersize=3, label="held out")
-    axis.set_ylim(top=np.quantile(losses, 0.98) * 1.1, bottom=min(0, losses.min()))
     labels_above(axis)
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, NotRequired, Self, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Self, TypedDict
 
 from dit_moe.config import ConfigError, Tree, Within, convert
 from dit_moe.distributed import join_processes
@@ -26,6 +26,9 @@ from dit_moe.progress import TrainingBar
 from dit_moe.training.config import TrainConfig
 from dit_moe.training.step import ACTIVE_PEAK
 from dit_moe.training.trackers import Trackers
+
+if TYPE_CHECKING:
+    from dit_moe.training.curves_of_runs import CurvesPicture
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,11 @@ class Logger:
         unit: Unit,
         unlogged: Mapping[str, Any] | None = None,
         changes: Sequence[Mapping[str, Any]] = (),
+        curves: CurvesPicture | None = None,
     ) -> None:
         self._trackers, self._config, self._unit = trackers, config, unit
         main = join_processes().is_main_process
+        self._curves = curves if main else None
         self._log = JsonLines(run / "log.jsonl", step) if main else None
         self._evaluations = JsonLines(run / "evaluations.jsonl", step) if main else None
         self._progress = TrainingBar(config.steps, step, unit.name, shown=main)
@@ -82,6 +87,8 @@ class Logger:
 
     def __exit__(self, *error: Any) -> None:
         self._progress.__exit__(*error)
+        if self._curves is not None:
+            self._curves.finish()
         self._trackers.finish()  # not accelerate's end_training(), which would end the processes' group, too
 
     def due(self, step: int) -> bool:
@@ -103,6 +110,8 @@ class Logger:
             self._trackers.log(flatten(line), step)
             if self._log is not None:
                 self._log.write(line)
+            if self._curves is not None:
+                self._curves.update()
 
     def evaluation(self, step: int, numbers: dict[str, Any]) -> None:
         """Take in what the hooks measured after step number `step`; trackers get it under "eval/"."""

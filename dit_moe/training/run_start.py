@@ -24,9 +24,10 @@ from dit_moe.files import require_own
 from dit_moe.moe import controlled_routers
 from dit_moe.moe.routing import threshold_u
 from dit_moe.training.config import FREE, RECORDED, TrainConfig
+from dit_moe.training.curves_of_runs import CURVES
 from dit_moe.training.trackers import KEPT
 
-WRITTEN = (CONFIG, "log.jsonl", "evaluations.jsonl", KEPT)
+WRITTEN = (CONFIG, "log.jsonl", "evaluations.jsonl", CURVES, KEPT)
 # What may differ between the start of a run and its resumption: it has no part in what the weights become.
 _FREE = {"sample", "eval", "encode", "tokenize", "model.recompute", *(f"train.{field}" for field in FREE)}
 _RECORDED = {f"train.{field}" for field in RECORDED}  # what may, if it is kept with the run from which step on

@@ -25,6 +25,7 @@ from dit_moe.files import write_atomically
 from dit_moe.formatting import tell
 from dit_moe.moe import needs_calibration, notes
 from dit_moe.training.config import TrainConfig
+from dit_moe.training.curves_of_runs import CurvesPicture
 from dit_moe.training.data_loader import Dataset, Prefetcher, Prepare, shown
 from dit_moe.training.devices import build_accelerator, local, remarks, unsharded
 from dit_moe.training.interrupt import Interrupted, InterruptWatch, TrainingError
@@ -63,6 +64,7 @@ class Trainer:
         start: where a new run takes its weights from (`open_start`); one that goes on ignores it.
         facts: JSON-ready, kept in every checkpoint's state.json; ``class_names`` in the order of the label table.
         hooks: run in between.
+        curves: the picture that is drawn of the log, in the run folder; None: none is.
         unit: what the log counts.
     """
 
@@ -80,10 +82,11 @@ class Trainer:
         start: checkpoint.Checkpoint | None = None,
         facts: Mapping[str, Any] = MappingProxyType({}),
         hooks: Sequence[Hook] = (),
+        curves: CurvesPicture | None = None,
         unit: Unit = Unit("images"),  # noqa: B008 (it is frozen)
     ) -> None:
         self.config, self.run, self.config_yaml, self.seed = config, Path(run), config_yaml, seed
-        self.start, self.facts, self.hooks, self.unit = start, facts, hooks, unit
+        self.start, self.facts, self.hooks, self.curves, self.unit = start, facts, hooks, curves, unit
         self.accelerator = build_accelerator(config, self.run)
         self.precision = self.accelerator.mixed_precision.replace("no", "fp32")  # what "auto" came to
         self.prefetcher = Prefetcher(config, dataset, prepare_batch, seed)
@@ -168,7 +171,8 @@ class Trainer:
         try:
             if self.accelerator.is_main_process and self.step < self.config.steps:
                 write_atomically(self.run / "config.yaml", OF_A_RUN + self.config_yaml)
-            logger = Logger(trackers, self.config, self.run, self.step, self.unit, self._unlogged, self._changes)
+            since = self._unlogged, self._changes
+            logger = Logger(trackers, self.config, self.run, self.step, self.unit, *since, self.curves)
             with logger, self._watch:
                 missed = self._missed_hooks(logger)
                 if missed and self.step >= self.config.steps:

@@ -1,12 +1,13 @@
 """What the curves of a run's log show."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from dit_moe.training.curves import _means, draw_training, router_curves, save_curves
+from dit_moe.training.curves import _means, draw_training, router_curves
+from dit_moe.training.curves_of_runs import CurvesPicture, RunLog, _names, curves_png, draw_runs
 from dit_moe.training.log import read_log
 
 
@@ -53,12 +54,55 @@ def test_there_is_a_panel_for_the_loss_each_number_of_the_routers_and_each_dista
         "Scale of the logits θ": ["layer 0", "layer 1"],
         "fd_n100": ["fd_n100", "floor"],
     }
-    dense = [{"step": step, "loss": 1 / step} for step in range(1, 9)]
-    heights = []
+    dense = [{"step": step, "loss": 1 / step, "lr": 0.1, "grad_norm": 2.0, "images_per_s": 3.0} for step in range(1, 9)]
+    logged = ["Learning rate", "Gradient norm", "Images per second"]
     for evaluations in ([], lines, [line | {"fd_n100": None} for line in lines]):
-        save_curves(dense, None, tmp_path / "curves.png", evaluations)
-        heights.append(Image.open(tmp_path / "curves.png").size[1])
-    assert heights[0] < heights[1] == heights[2]
+        figure = RunLog(dense, evaluations, None).draw()
+        shown = ["Loss", *(["fd_n100"] if evaluations else []), *logged]
+        assert [axis.get_ylabel() for axis in figure.axes] == shown
+
+
+def test_several_runs_are_a_line_each_in_one_picture_by_the_names_in_which_they_differ(tmp_path):
+    log = [log_line(step, p=[0.5, 0.5]) | {"lr": 0.1, "p": 0.5} for step in range(1, 9)]
+    dense = [{"step": step, "loss": 1 / step, "lr": 0.1} for step in range(1, 5)]
+    held_out = [{"step": 4, "heldout_loss": 1.0}]
+    names = _names([tmp_path / "study" / "topk" / "seed-0", tmp_path / "study" / "dense" / "seed-0"])
+    assert names == ["topk/seed-0", "dense/seed-0"]
+    figure = draw_runs(dict(zip(names, (RunLog(log, [], 2.0), RunLog(dense, held_out, None)), strict=True)))
+    panels = {axis.get_ylabel(): axis for axis in figure.axes}
+    assert list(panels) == ["Loss", "Active experts per token", "Threshold p", "Learning rate"]
+    assert panels["Loss"].get_legend_handles_labels()[1] == [*names, "held out"]
+    assert panels["Learning rate"].get_legend_handles_labels()[1] == names
+    assert panels["Threshold p"].get_legend_handles_labels()[1] == names[:1]
+
+
+def test_the_picture_is_drawn_while_the_run_goes_on_and_no_step_waits_for_it(tmp_path, monkeypatch):
+    drawing, go_on = threading.Event(), threading.Event()
+
+    def draw(runs):
+        drawing.set()
+        assert go_on.wait(10)
+        return b"png"
+
+    monkeypatch.setattr("dit_moe.training.curves_of_runs.FIRST", 0.0)
+    monkeypatch.setattr("dit_moe.training.curves_of_runs.SHARE", 1e-9)
+    monkeypatch.setattr("dit_moe.training.curves_of_runs.curves_png", draw)
+    (tmp_path / "log.jsonl").write_text("")
+    picture = CurvesPicture(tmp_path)
+    assert picture.update() is None and drawing.wait(10)
+    assert picture.update() is None, "it is still being drawn"
+    go_on.set()
+    picture._thread.join()
+    assert (tmp_path / "curves.png").read_bytes() == b"png"
+    assert (picture.update(), picture.update()) == (b"png", None)
+    assert picture.finish() == b"png"
+    assert CurvesPicture(tmp_path).finish() is None, "nothing was logged since"
+
+
+@pytest.mark.parametrize("name", ["nope", "."])
+def test_a_folder_without_a_log_is_named(tmp_path, name):
+    with pytest.raises(ValueError, match=r"(does not exist|has no log.jsonl.*); name the folder of a run$"):
+        curves_png([tmp_path / name])
 
 
 @pytest.mark.parametrize(

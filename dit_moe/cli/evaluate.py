@@ -42,9 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--extractor",
         metavar="NAME",
         help=f"feature space: {', '.join(extractor_names())}, {{name: …, option: …}}, or package.module:function of "
-        "your own; default: that of the run's config, digits_cnn64 for the digits, otherwise inception",
+        "your own; default: what suits a run and its images, digits_cnn64 for the digits, otherwise inception",
     )
-    what.add_argument("--weights", metavar="FILE", help="the extractor's weights; default: downloaded once")
+    what.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="the extractor's weights; default: downloaded once, of trained_cnn the folder RUN/extractor",
+    )
     what.add_argument(
         "--any-weights", action="store_true", help="take weights of another checksum; no number is then called FID"
     )

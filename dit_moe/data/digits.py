@@ -49,6 +49,7 @@ class Digits:
     """
 
     class_names = tuple("0123456789")
+    extractor = "digits_cnn64"  # that was made for them
     fingerprint = None  # nothing outside of this file decides what a row holds
 
     def __init__(self, config: DigitsConfig, split: str) -> None:

@@ -23,6 +23,7 @@ from dit_moe.evaluation.options import (
     read_changes,
     require_outputs,
 )
+from dit_moe.evaluation.own_extractor import chosen_config
 from dit_moe.evaluation.recipes import EVALUATION, sampling_recipe
 from dit_moe.evaluation.report import Report
 from dit_moe.evaluation.runs import (
@@ -200,7 +201,8 @@ class Evaluation:
         asked = options.extractor or options.weights or options.any_weights or self.recipe
         files = [one.statistics for one in sides if one.source is None and one.statistics is not None]
         if len(files) < len(sides) or asked:
-            chosen = extractor_config(options, self._default_extractor(sides))
+            default = self.run_config and self.run_config.eval.extractor
+            chosen = extractor_config(options, default, lambda: self._default_extractor(sides))
             return EXTRACTORS.build(chosen).to(join_processes().device), chosen
         named = [one.extractor for one in files if one.extractor is not None]
         if any(each != named[0] for each in named):
@@ -213,9 +215,11 @@ class Evaluation:
         return StatisticsOnly(first, width, is_verified_inception(first, width), spatial), None
 
     def _default_extractor(self, sides: list[EvaluationInput]) -> Any:
-        """That of the run's config, or of features that were kept; the digits' own, or else the Inception."""
-        if self.run_config is not None:
-            return self.run_config.eval.extractor
+        """What suits a run, or made features that were kept; the digits' own, or else the Inception."""
+        if self.options.weights or self.options.any_weights:
+            return InceptionConfig()
+        if (run := next(iter(self.runs.values()), None)) is not None:
+            return chosen_config(run.experiment, run.home)
         kept = [one.features.manifest for one in sides if one.features is not None]
         if kept and kept[0].extractor["name"] in EXTRACTORS.names():
             return EXTRACTORS.config_class(kept[0].extractor["name"])()

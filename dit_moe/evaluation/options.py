@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -113,12 +113,14 @@ def extractor_names() -> list[str]:
     return [name for name in EXTRACTORS.names() if EXTRACTORS.config_class(name) is not FunctionConfig]
 
 
-def extractor_config(options: EvalOptions, default: Any) -> Any:
-    """The config of the extractor that the options name; `default` if they name none."""
+def extractor_config(options: EvalOptions, default: Any, choose: Callable[[], Any] = InceptionConfig) -> Any:
+    """The config of the extractor that the options name; else `default`; if that is None, what `choose` returns."""
     text = options.extractor
     if text is None and options.recipe is not None:
         text = EVALUATION[options.recipe].extractor
     chosen = chosen_extractor(text, default)
+    if chosen is None:
+        chosen = choose()
     own = {field.name for field in fields(chosen)}
     if options.weights == "":
         raise ValueError("--weights is empty; name a file, or leave it out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from dit_moe.data.latents import LatentsConfig
 from dit_moe.diffusion import Objective, SamplingError
 from dit_moe.distributed import join_processes
 from dit_moe.evaluation.comparison import Comparison
+from dit_moe.evaluation.own_extractor import extractor_of
 from dit_moe.evaluation.report import Report
 from dit_moe.evaluation.sources import open_input
 from dit_moe.evaluation.sources.base import (
@@ -30,7 +32,6 @@ from dit_moe.evaluation.sources.base import (
 from dit_moe.evaluation.sources.dataset import open_dataset
 from dit_moe.experiments.image import Experiment
 from dit_moe.experiments.run import ImageRun
-from dit_moe.extractors import EXTRACTORS, FeatureExtractor
 from dit_moe.formatting import tell
 from dit_moe.metrics.frechet import FrechetDistanceConfig
 from dit_moe.moe import measure_active
@@ -164,9 +165,9 @@ def reconstructed(experiment: Experiment, reference: EvaluationInput) -> Source 
     return Reconstructed(reference.heldout, FIRST_STAGES.build(experiment.first_stage).to(join_processes().device))
 
 
-def comparison_of(experiment: Experiment, reference: EvaluationInput) -> Comparison:
-    """The comparison that a config's section `eval` describes."""
-    extractor: FeatureExtractor = EXTRACTORS.build(experiment.eval.extractor).to(join_processes().device)
+def comparison_of(experiment: Experiment, reference: EvaluationInput, home: Path) -> Comparison:
+    """The comparison that the section `eval` of the run in the folder `home` describes."""
+    extractor = extractor_of(experiment, home)
     decoded = reconstructed(experiment, reference)
     return Comparison(reference, extractor, experiment.eval.metrics, reconstructed=decoded, progress=images_bar)
 
@@ -212,14 +213,15 @@ class EvaluationDuringTraining:
         objective: Objective,
         stage: FirstStage,
         class_counts: Sequence[int] | None,
-        class_names: Sequence[str] | None = None,
+        class_names: Sequence[str] | None,
+        home: Path,
     ) -> None:
         self.experiment, self.objective, self.stage = experiment, objective, stage
         self.sample = replace(experiment.sample, count=experiment.eval.light_images)
         self.labels_N = choose_labels(self.sample, experiment.model.num_classes, class_counts, class_names)
-        real, extractor = training_images(experiment), EXTRACTORS.build(experiment.eval.extractor)
+        real, extractor = training_images(experiment), extractor_of(experiment, home)
         real = replace(real, source=_thinned(real.source), heldout=_thinned(real.heldout))
-        self.comparison = Comparison(real, extractor.to(join_processes().device), [FrechetDistanceConfig()])
+        self.comparison = Comparison(real, extractor, [FrechetDistanceConfig()])
         self.comparison.check([EvaluationInput(source=Blank(stage, self._latent_shape()))])
         self.comparison.prepare()
 

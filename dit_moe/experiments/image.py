@@ -18,7 +18,6 @@ from dit_moe.data.latents import LatentsConfig
 from dit_moe.data.listing import note
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS, Objective, check_fit
 from dit_moe.extractors import EXTRACTORS
-from dit_moe.extractors.digits_cnn import DigitsCNNConfig
 from dit_moe.metrics import METRICS
 from dit_moe.models import MODELS
 from dit_moe.moe.compute_budget import ComputeBudgetConfig
@@ -35,7 +34,7 @@ MOST_SEEDS = 10_000  # sampling seeds of an evaluation
 class EvalConfig:
     """How a run is evaluated: how many images of how many sampling seeds, in which feature space, against what."""
 
-    extractor: Annotated[Any, EXTRACTORS] = field(default_factory=DigitsCNNConfig)
+    extractor: Annotated[Any, EXTRACTORS] | None = None  # None: chosen by the images, see `evaluation.own_extractor`
     metrics: tuple[Annotated[Any, METRICS], ...] | None = None  # None: those that suit the extractor
     seeds: int = 3  # sampling seeds; the spread over them is reported
     images: int | None = None  # per seed; None: as many as there are held-out images, what they are compared with
@@ -90,7 +89,11 @@ def image_experiment(tree: Tree) -> Experiment:
     if kind_of(tree) == "text":
         remedy = "dit-moe tokenize, train, sample, perplexity, export and lm-eval are for those"
         raise ConfigError("model", f" is a language model, and this needs a model of images; {remedy}")
-    return config.build(Experiment, tree)
+    experiment = config.build(Experiment, tree)
+    made_for = getattr(DATASETS.factory(experiment.images), "extractor", None)
+    if experiment.eval.extractor is not None or made_for is None:
+        return experiment
+    return replace(experiment, eval=replace(experiment.eval, extractor=EXTRACTORS.config_class(made_for)()))
 
 
 def kind_of(tree: Tree) -> str:

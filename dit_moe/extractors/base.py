@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import fcntl
 import re
+import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+from urllib.error import HTTPError
 
 import torch
 from torch import Tensor
@@ -35,6 +37,7 @@ def section_of(text: str) -> dict[str, str]:
 
 
 EXTRACTORS = Registry("feature extractor", section_of)
+PATIENCE = 5  # seconds that a server has to answer
 UNKNOWN_EXTRACTOR = "unverified"  # the name of the space of statistics that do not say which network made them
 
 
@@ -140,24 +143,33 @@ def misfit(path: Path, network: str, error: RuntimeError) -> ValueError:
     return ValueError(f"{path} does not hold the weights of {network} ({details[:200]} …); name --weights that do")
 
 
-def fetch(url: str, sha256: str) -> Path:
-    """The file of `url` in torch hub's cache, put there if need be; ValueError if that cannot be done.
+def fetch(url: str, sha256: str, *, download: bool = True) -> Path:
+    """The file of `url` in torch hub's cache, put there if need be and allowed; ValueError if it is not there then.
 
     It appears there whole and with the right hash, or not at all; one process downloads while the others wait.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.is_file():
         return path
+    if not download:
+        raise ValueError(f"{path.name} is not in {path.parent}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_name(f"{path.name}.lock").open("a", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process, however that ends
             if not path.is_file():  # else another process was faster
+                require_reachable(url)
                 torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
     except (OSError, HTTPException, RuntimeError) as error:  # the last is about the hash
         problem = f"{path.name} is neither in {path.parent} nor can it be downloaded ({error})"
         raise ValueError(f"{problem}; get it elsewhere from {url}, and name it with --weights FILE") from None
     return path
+
+
+def require_reachable(url: str) -> None:
+    """OSError unless something answers within `PATIENCE`: downloads themselves may try for most of a minute."""
+    with suppress(HTTPError):  # an answer, too
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE).close()
 
 
 # ------------------------------------------------------------------------------------------------------ full precision

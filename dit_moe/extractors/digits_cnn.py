@@ -73,13 +73,12 @@ class DigitsCNNExtractor(FeatureExtractor):
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         channels, height, width = image_shape
-        remedies = ["--channels 1"] if channels != 1 else []
-        if height != width or height == 0 or height % SIDE:
-            remedies.append(f"--size {SIDE} (or another multiple of {SIDE})")
-        if remedies:
-            wanted = f"square images of 1 channel whose side is a multiple of {SIDE}"
-            problem = f"--extractor {self.name} takes {wanted}, not {channels}×{height}×{width}"
-            raise ValueError(f"{problem}; try {', '.join(remedies)}, or another --extractor")
+        if channels == 1 and height == width != 0 and height % SIDE == 0:
+            return
+        wanted = f"digits: square images of 1 channel whose side is a multiple of {SIDE}"
+        size = f"--size {SIDE} (or another multiple of {SIDE}), or " if channels == 1 else ""
+        problem = f"--extractor {self.name} takes {wanted}, not {channels}×{height}×{width}"
+        raise ValueError(f"{problem}; give {size}another --extractor")
 
     def __call__(self, images_BCHW: Tensor) -> Features:
         self.check(tuple(images_BCHW.shape[1:]))  # type: ignore[arg-type]
@@ -115,7 +114,7 @@ def fit(images_NCHW: Tensor, labels_N: Tensor, *, steps: int = 2000, batch_size:
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
         for _ in range(steps):
             rows_B = torch.randint(len(images_NCHW), (batch_size,))
-            _, logits_BK = network(_distort(images_NCHW[rows_B].float()))
+            _, logits_BK = network(distort(images_NCHW[rows_B].float()))
             optimizer.zero_grad()
             F.cross_entropy(logits_BK, labels_N[rows_B]).backward()
             optimizer.step()
@@ -123,7 +122,7 @@ def fit(images_NCHW: Tensor, labels_N: Tensor, *, steps: int = 2000, batch_size:
     return network.eval()
 
 
-def _distort(images_BCHW: Tensor) -> Tensor:
+def distort(images_BCHW: Tensor) -> Tensor:
     """A random affine map near the identity for each image: small turns, scalings, shears, shifts up to 0.8 pixels."""
     maps_B23 = torch.eye(2, 3) + 0.2 * (2 * torch.rand(len(images_BCHW), 2, 3) - 1)
     grid_BHW2 = F.affine_grid(maps_B23, list(images_BCHW.shape), align_corners=False)

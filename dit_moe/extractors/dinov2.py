@@ -9,12 +9,10 @@ published ones.
 
 from __future__ import annotations
 
-import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.error import HTTPError
 
 import torch
 import torch.nn.functional as F
@@ -27,11 +25,11 @@ from dit_moe.extractors.base import (
     full_precision,
     misfit,
     require_colour,
+    require_reachable,
 )
 from dit_moe.weights import read_tensors, sha256_of_tensors
 
 SIDE, PATCH = 224, 14  # pixels
-PATIENCE = 5  # seconds
 OFFSET = 0.1  # patches by which DINOv2 overstates the side when it resamples its position embedding
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
@@ -111,12 +109,6 @@ def _downloaded(config: DINOv2Config) -> Path:
         url: str = settings.url
         problem = f"{url.rpartition('/')[2]}, the weights of {config.model}, cannot be downloaded ({reason})"
         raise ValueError(f"{problem}; get it elsewhere from {url}, and name it with --weights FILE") from None
-
-
-def require_reachable(url: str) -> None:
-    """OSError unless something answers within `PATIENCE`: the Hub itself tries again and again for most of a minute."""
-    with suppress(HTTPError):  # an answer, too
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE).close()
 
 
 def _load(config: DINOv2Config, path: Path) -> Any:

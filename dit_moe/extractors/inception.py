@@ -90,6 +90,17 @@ class InceptionExtractor(FeatureExtractor):
         return torch.cat([(part.double() @ self._class_weight_DK).float() for part in parts])
 
 
+def missing_weights(*, download: bool = True) -> str | None:
+    """Why the official weights cannot be had, in words; None if they are here, where they are put if need be."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    try:
+        fetch(URL_INCEPTION_V3, SHA256, download=download)
+    except ValueError as error:
+        return f"Inception's weights: {str(error).partition(';')[0]}"
+    return None
+
+
 def _load(path: Path) -> Any:
     """torch-fidelity's network with the weights of a file.
 

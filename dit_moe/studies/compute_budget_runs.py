@@ -17,12 +17,12 @@ from dit_moe.costs import forward_flops_at
 from dit_moe.distributed import join_processes
 from dit_moe.evaluation.comparison import Comparison
 from dit_moe.evaluation.heldout_loss import HeldoutConfig, heldout_loss
+from dit_moe.evaluation.own_extractor import extractor_of
 from dit_moe.evaluation.runs import decisive, how_many, run_source, seeds_of, training_images
 from dit_moe.evaluation.sources.base import EvaluationInput
 from dit_moe.evaluation.text import heldout_text, perplexity
 from dit_moe.experiments.image import Experiment, check_compute_budget, open_split
 from dit_moe.experiments.run import ImageRun, TextRun, open_image_run, open_text_run, sampling_changes
-from dit_moe.extractors import EXTRACTORS, FeatureExtractor
 from dit_moe.extractors.choice import chosen_extractor
 from dit_moe.metrics.frechet import FrechetDistanceConfig
 from dit_moe.moe import MoEConfig
@@ -145,7 +145,8 @@ class ImageRunAtBudgets(RunAtBudgets):
             counted = any(change.startswith("count=") for change in overrides)
             self.count = experiment.sample.count if counted else how_many(experiment, reference)
             chosen = chosen_extractor(options.extractor, experiment.eval.extractor)
-            extractor: FeatureExtractor = EXTRACTORS.build(chosen).to(join_processes().device)
+            judged = replace(experiment, eval=replace(experiment.eval, extractor=chosen))
+            extractor = extractor_of(judged, self.run.home)
             self.comparison = Comparison(reference, extractor, [FrechetDistanceConfig()], progress=images_bar)
             compared = {"extractor": extractor.identity(), "reference": _identity(reference)}
             self.identities["distance"] = shared | compared | {"seeds": self.seeds, "images": self.count}

@@ -61,6 +61,9 @@ def check_config(study: Study, experiment: AnyExperiment) -> None:
             raise ConfigError("data.heldout", " is missing; name a folder for the tokens of held-out text")
     elif study.metric is not None:
         assert isinstance(experiment.eval, EvalConfig)
+        if experiment.eval.extractor is None:
+            problem = f" is missing, and metric={study.metric} compares runs in one feature space"
+            raise ConfigError("eval.extractor", f"{problem}; name one, or set metric=null for the held-out loss alone")
         _require_number(study.metric, experiment.eval, heldout=True, decoded=True)
 
 
@@ -75,7 +78,7 @@ def check_scoring(study: Study, run: PlannedRun) -> None:
     if study.metric is not None and not _is_text(experiment):
         reference = training_images(experiment)
         how_many(experiment, reference)
-        comparison_of(experiment, reference).check()
+        comparison_of(experiment, reference, run.folder).check()
         decoded = reconstructed(experiment, reference) is not None
         _require_number(study.metric, experiment.eval, heldout=reference.heldout is not None, decoded=decoded)
 
@@ -127,7 +130,7 @@ def _metric_of_images(name: str, run: PlannedRun) -> dict[str, Any]:
     reference = training_images(experiment)
     settings = seeds_of(experiment.sample, how_many(experiment, reference), experiment.eval.seeds)
     samples = [EvaluationInput(source=run_source(opened, each)) for each in settings]
-    report = comparison_of(experiment, reference).evaluate(samples)
+    report = comparison_of(experiment, reference, run.folder).evaluate(samples)
     if report is None:
         return {}  # not the main process
     numbers = report.flat()

@@ -145,8 +145,14 @@ class Task(Protocol):
     def check_quickstart(self, experiment: Any, *, skip_broken: bool = False) -> None:
         """ConfigError for what `dit-moe quickstart` could not do, before it makes the data."""
 
-    def evaluation(self, experiment: Any) -> Callable[[Path], Report | None]:
-        """Checks, before the training, what is needed after it. Returns what samples and evaluates a run folder.
+    def describe_evaluation(self, experiment: Any) -> str | None:
+        """What will be chosen for the evaluation of a new run, if the config leaves that open.
+
+        ConfigError if nothing can be.
+        """
+
+    def evaluation(self, experiment: Any, folder: Path) -> Callable[[], Report | None]:
+        """Checks, before the training, what is needed after it. Returns what samples and evaluates the run in `folder`.
 
         That returns the report; None on all processes but the main one.
         """

@@ -29,6 +29,7 @@ from dit_moe.distributed import join_processes, locked, on_main
 from dit_moe.evaluation import heldout_loss as heldout
 from dit_moe.evaluation import report as evaluation_report
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
+from dit_moe.evaluation.own_extractor import describe_choice
 from dit_moe.evaluation.recipes import sampling_recipe
 from dit_moe.evaluation.runs import EvaluationDuringTraining, comparison_of, how_many, seeds_of, training_images
 from dit_moe.evaluation.sources import IMAGES_FILE, open_input
@@ -36,6 +37,7 @@ from dit_moe.evaluation.sources.base import ReadOptions
 from dit_moe.experiments import image
 from dit_moe.experiments.image import Experiment
 from dit_moe.experiments.run import ImageRun, open_image_run, trained_objective
+from dit_moe.extractors.trained_cnn import TrainedCNNConfig
 from dit_moe.files import write_atomically
 from dit_moe.formatting import tell
 from dit_moe.pictures import grid_layout, save_grid
@@ -118,7 +120,7 @@ def training_parts(
     if every := experiment.train.sample_every:
         hooks.append(Hook(every=every, call=save_samples))
     if every := experiment.eval.light_every:
-        evaluate = EvaluationDuringTraining(experiment, objective, stage, class_counts, dataset.class_names)
+        evaluate = EvaluationDuringTraining(experiment, objective, stage, class_counts, dataset.class_names, folder)
         hooks.append(Hook(every=every, call=evaluate, measures=True))
     return TrainingParts(
         objective=objective,
@@ -186,14 +188,20 @@ def check_quickstart(experiment: Experiment, *, skip_broken: bool = False) -> No
         raise ConfigError("encode", f" is missing; {wanted}")
 
 
-def evaluation(experiment: Experiment) -> Callable[[Path], Report | None]:
+def describe_evaluation(experiment: Experiment) -> str | None:
+    if experiment.eval.extractor not in (None, TrainedCNNConfig()) or isinstance(experiment.images, LatentsConfig):
+        return None
+    return f"its images will be compared with real ones in the features of {describe_choice(experiment)}"
+
+
+def evaluation(experiment: Experiment, folder: Path) -> Callable[[Path], Report | None]:
     reference = training_images(experiment)
     count = how_many(experiment, reference)
-    comparison = comparison_of(experiment, reference)
+    comparison = comparison_of(experiment, reference, folder)
     comparison.check()
     comparison.prepare()
 
-    def evaluate(folder: Path) -> Report | None:
+    def evaluate() -> Report | None:
         samples = []
         for seed, settings in enumerate(seeds_of(experiment.sample, count, experiment.eval.seeds)):
             out = folder if seed == 0 else folder / "samples" / f"seed_{settings.seed}"

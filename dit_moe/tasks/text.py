@@ -179,10 +179,14 @@ def check_quickstart(experiment: TextExperiment, *, skip_broken: bool = False) -
         raise ConfigError("data.heldout", " is missing; name a folder for the tokens of held-out text")
 
 
-def evaluation(experiment: TextExperiment) -> Callable[[Path], Report | None]:
+def describe_evaluation(experiment: TextExperiment) -> str | None:
+    return None
+
+
+def evaluation(experiment: TextExperiment, folder: Path) -> Callable[[], Report | None]:
     require_heldout(experiment)
 
-    def evaluate(folder: Path) -> Report | None:
+    def evaluate() -> Report | None:
         run = open_run(folder, experiment=experiment)
         report = perplexity(run, heldout_text(run))
         passage = sample_text(run, folder)

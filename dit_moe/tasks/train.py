@@ -61,7 +61,10 @@ def resolve_for_dry_run(experiment: AnyExperiment) -> Any:
     """What would be trained, also where its data are yet to be made, if the config states what follows from them."""
     try:
         task = task_of(experiment)
-        return task.resolve(experiment, task.open_data(experiment))
+        resolved = task.resolve(experiment, task.open_data(experiment))
+        if (judged := task.describe_evaluation(resolved)) is not None:
+            _note(judged)
+        return resolved
     except (NoLatents, NoTokens) as missing:
         _note(f"{missing}; sizes are as the config states them")
         return task_of(experiment).resolve_without_data(experiment)
@@ -123,9 +126,9 @@ def quickstart(raw: AnyExperiment, folder: Path, config_name: str, *, skip_broke
     with locked(folder):
         task.make_data(raw, skip_broken=skip_broken)
         experiment, dataset = prepare(raw)
-        evaluate = task.evaluation(experiment)
+        evaluate = task.evaluation(experiment, folder)
         train(experiment, dataset, folder)
-        report = evaluate(folder)
+        report = evaluate()
         if report is not None:  # on the main process
             log, moe = read_log(folder / "log.jsonl"), experiment.model.moe
             training = {"active_experts": active_experts(log, moe), "train_seconds": train_seconds(log, task.unit)}

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit_moe.extractors import trained_cnn
+from dit_moe.weights import sha256_of_tensors
+
 
 def noise(count: int, side: int = 32, seed: int = 0) -> Tensor:
     """Smooth coloured noise of differing brightness and contrast, uint8 [N, 3, S, S]."""
@@ -44,6 +47,25 @@ def save_random_inception(path: Path) -> Path:
         network(noise(4, seed=1))
     torch.save(network.state_dict(), path)
     return path
+
+
+def save_random_cnn(folder: Path, images: Tensor | None = None, labels: Tensor | None = None) -> Path:
+    """A CNN that learned next to nothing, with its facts."""
+    images = noise(8) if images is None else images
+    network = trained_cnn.fit(trained_cnn.resized(images), labels, classes=2 if labels is not None else 4, steps=2)
+    facts = trained_cnn.TrainedFacts(
+        weights_sha256=sha256_of_tensors(network.state_dict()),
+        channels=images.shape[1],
+        learned="rotations" if labels is None else "classes",
+        class_names=[] if labels is None else ["ant", "bee"],
+        images=len(images),
+        fingerprint=None,
+        accuracy=None,
+        heldout=0,
+        seed=0,
+    )
+    trained_cnn.save(network, facts, folder)
+    return folder
 
 
 def random_dinov2(model: str = "vit_small_patch14_dinov2") -> dict[str, Tensor]:

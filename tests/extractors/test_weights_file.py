@@ -129,7 +129,7 @@ def test_without_network_the_error_says_where_to_get_inception(hub, monkeypatch)
     def offline(*args, **options):
         raise OSError("no network")
 
-    monkeypatch.setattr(base.torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr(base.urllib.request, "urlopen", offline)
     with pytest.raises(ValueError, match=r"\(no network\); get it .*https://.*6726825d.pth.* --weights FILE"):
         InceptionExtractor(InceptionConfig())
 

@@ -1,0 +1,57 @@
+"""The small CNN that learns from a user's own images."""
+
+import pytest
+import torch
+
+from dit_moe.extractors import EXTRACTORS
+from dit_moe.extractors.trained_cnn import WEIGHTS, TrainedCNNConfig, accuracy, fit, resized, turned
+from tests.extractors.random_networks import noise, save_random_cnn
+
+
+def build(folder):
+    return EXTRACTORS.build(TrainedCNNConfig(weights=str(folder)))
+
+
+@pytest.fixture(scope="module")
+def two_classes():
+    """Dark and bright noise, and which is which."""
+    labels = torch.arange(64) % 2
+    return (noise(64, side=12) // 3 + 128 * labels[:, None, None, None]).byte(), labels
+
+
+def test_the_same_seed_gives_the_same_network_and_its_classes_are_told_apart(two_classes):
+    images, labels = resized(two_classes[0]), two_classes[1]
+    first, again = (fit(images, labels, 2, steps=15) for _ in range(2))
+    for one, other in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert accuracy(first, images, labels) > 0.9
+
+
+def test_what_was_saved_is_read_again_and_its_name_has_the_hash_of_the_weights(two_classes, tmp_path):
+    images, labels = two_classes
+    extractor = build(save_random_cnn(tmp_path / "extractor", images, labels))
+    assert extractor.name == f"trained_cnn64_{extractor.sha256[:8]}" and not extractor.is_fid
+    assert extractor.classes == 2 and "class_accuracy" in extractor.metrics
+    assert extractor.identity()["learned"] == "classes of 64 images"
+    weights = tmp_path / "extractor" / WEIGHTS
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model.safetensors is not what extractor.json beside it describes"):
+        build(tmp_path / "extractor")
+
+
+def test_without_classes_it_learns_turns_and_classifies_nothing(tmp_path):
+    extractor = build(save_random_cnn(tmp_path / "extractor"))
+    assert extractor.classes is None and extractor.logits(torch.zeros(1, 64)) is None
+    assert "class_accuracy" not in extractor.metrics
+    images, turns = turned(noise(4, side=6).float())
+    assert turns.tolist() == [0, 1, 2, 3]
+    for image, turn in zip(images, turns.tolist(), strict=True):
+        assert torch.equal(image.rot90(-turn, (1, 2)), noise(4, side=6).float()[turn])
+
+
+@pytest.mark.parametrize("weights, problem", [(None, "of which run"), ("nowhere", "nowhere holds no extractor.json")])
+def test_a_folder_without_a_network_is_refused(weights, problem):
+    with pytest.raises(ValueError, match=problem):
+        EXTRACTORS.build(TrainedCNNConfig(weights=weights))

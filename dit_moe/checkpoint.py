@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dit_moe.config import STORED, Tree, parse
-from dit_moe.files import give_usual_mode, sha256_of, sync, wrong_size
+from dit_moe.files import give_usual_mode, missing, sha256_of, sync, wrong_size
 from dit_moe.formatting import first_few
 from dit_moe.json_files import Count, FileName, Name, Sha256, checked, load, require_format
 
@@ -117,8 +117,8 @@ def find(path: str | Path) -> Path:
     """
     path = Path(path)
     if not path.is_dir():
-        problem = "is a file, and a run is a folder" if path.exists() else "does not exist"
-        raise ValueError(f"{path} {problem}; name a run folder (runs/NAME) or one of its checkpoint folders")
+        problem = f"{path} is a file, and a run is a folder" if path.exists() else missing(path)
+        raise ValueError(f"{problem}; name a run folder (runs/NAME) or one of its checkpoint folders")
     if _FOLDER.fullmatch(path.name) or (path / STATE).exists():
         return path
     newest = latest(path)

@@ -6,6 +6,7 @@ it, and what a killed process left is known by its lock being free. The next wri
 
 from __future__ import annotations
 
+import difflib
 import fcntl
 import hashlib
 import os
@@ -23,6 +24,7 @@ from typing import BinaryIO
 from dit_moe.formatting import first_few
 
 _PRIVATE = ".dit_moe-partial"  # how the names of unfinished files and folders end
+NEAREST = 3  # names in a message
 _LONGEST = 200  # bytes of an output's name in a private one, as a file system takes 255 in all
 
 
@@ -278,6 +280,20 @@ def require_no_stand_in(path: Path) -> None:
     with path.open("rb") as file:
         if (problem := stand_in(file.read(1024))) is not None:
             raise ValueError(f"{path} {problem}")
+
+
+def missing(path: str | Path) -> str:
+    """The words of a message for a path that is not there, with what is there in its place that may be meant."""
+    path = Path(path)
+    folder = next((each for each in path.parents if each.is_dir()), Path())
+    name, told = path.parts[len(folder.parts)] if folder in path.parents else path.name, ""
+    with suppress(OSError):
+        names = sorted(each.name for each in folder.iterdir() if not each.name.startswith("."))
+        if near := difflib.get_close_matches(name, names, NEAREST):
+            told = f" (did you mean {' or '.join(str(folder / each) for each in near)}?)"
+        elif names and folder != Path():
+            told = f" ({folder} holds {first_few(names, NEAREST)})"
+    return f"{path} does not exist{told}"
 
 
 def sha256_of(path: Path) -> str:

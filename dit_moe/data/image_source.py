@@ -36,6 +36,7 @@ from dit_moe.data.listing import (
     say_passed_over,
 )
 from dit_moe.data.shares import divide
+from dit_moe.files import missing
 from dit_moe.formatting import first_few, tell
 
 SIZES = 1000  # files of a folder, spread evenly over all, whose sizes are in the fingerprint
@@ -317,8 +318,8 @@ class ImageFolder(ImageSource):
 def _class_folders(option: str, folder: str) -> tuple[list[str], dict[str, list[bytes]], PassedOver]:
     """The class folders in sorted order; the images in each, by their paths below it; and what was passed over."""
     if not os.path.isdir(folder):
-        problem = "is not a folder" if os.path.exists(folder) else "does not exist"
-        raise ConfigError(option, f"={folder} {problem}; name a folder that has one folder of images per class")
+        problem = f"{folder} is not a folder" if os.path.exists(folder) else missing(folder)
+        raise ConfigError(option, f"={problem}; name a folder that has one folder of images per class")
     files, folders, passed_over = list_images(folder)
     files_of: dict[str, list[bytes]] = {os.fsdecode(each): [] for each in folders if b"/" not in each}
     if not files_of:

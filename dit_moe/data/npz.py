@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple, Protocol
 import numpy as np
 
 from dit_moe.data.image_source import ImageSourceConfig
-from dit_moe.files import atomic_file, require_no_stand_in
+from dit_moe.files import atomic_file, missing, require_no_stand_in
 
 CHANNELS = (1, 3)
 NPY_HEADER = 1024  # most bytes that we write before the numbers of an npy file; plain arrays have 128
@@ -99,7 +99,7 @@ class NpzFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
-            raise ValueError(f"{path} does not exist; name an npz file of images or statistics")
+            raise ValueError(f"{missing(path)}; name an npz file of images or statistics")
         with self._readable():
             self.file = path.open("rb")
             self.archive = zipfile.ZipFile(self.file)

@@ -70,6 +70,7 @@ class Comparison:
         self._samples: Sequence[EvaluationInput] | None = None  # that were checked last, and what came of it
         self._planned: list[object] = []
         self._left_out: list[str] = []
+        self._no_heldout = "" if reference is None else reference.no_heldout
 
     def check(self, samples: Sequence[EvaluationInput] = ()) -> None:
         """ValueError unless these can be compared with the reference: before the work."""
@@ -94,9 +95,16 @@ class Comparison:
         on_main(self._require_held_out)
 
     def _require_held_out(self) -> None:
-        """ValueError if all held-out images are in the reference: their distance would be no floor."""
+        """ValueError if all held-out images are in the reference: their distance would be no floor.
+
+        Those of the run's data are then left out.
+        """
         heldout, reference = (self._real.get(name) for name in ("heldout", "reference"))
         if heldout is not None and reference is not None and _shared(heldout, reference) == heldout.features.count:
+            if self.reference is not None and self.reference.heldout_of_run:
+                self._real["heldout"] = None
+                self._no_heldout = f"the held-out images of the run, {heldout.described['name']}, are in the reference"
+                return
             problem = f"all {heldout.features.count} held-out images, {heldout.described['name']}, are in the reference"
             raise ValueError(f"{problem}; hold out images that are not trained on, or set heldout=null")
 
@@ -149,6 +157,8 @@ class Comparison:
             statistics_unused=statistics_unused,
             identical=identical,
         )
+        if self._real.get("heldout") is None:
+            warnings.append(f"no floor, the distance of held-out images: {self._no_heldout}")
         texts = [each.text for each in [*identical, *reasons_of_storage(conditions)]]
         reasons = reasons_not_comparable(conditions)
         return replace(

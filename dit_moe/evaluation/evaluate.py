@@ -34,8 +34,10 @@ from dit_moe.evaluation.runs import (
     run_source,
     seeds_of,
     training_images,
+    with_heldout_of,
+    without_few_heldout,
 )
-from dit_moe.evaluation.sources import EvaluationInput, converted, open_input
+from dit_moe.evaluation.sources import EvaluationInput, converted, open_input, require_there
 from dit_moe.evaluation.sources.base import FEATURES_MANIFEST, label_by_name
 from dit_moe.evaluation.sources.npz import is_verified_inception, require_extractor, write_statistics
 from dit_moe.experiments.run import ImageRun, open_image_run, sampling_changes, trained_objective
@@ -76,6 +78,8 @@ class Evaluation:
         self.recipe = None if options.recipe is None else EVALUATION[options.recipe]
         if not names:
             raise ValueError("nothing to evaluate; name SAMPLES and a REFERENCE")
+        for name in names:
+            require_there(name)
         alone = len(names) == 1
         self.sample_names = names if alone else names[:-1]
         self.reference_name = None if alone else names[-1]
@@ -103,7 +107,10 @@ class Evaluation:
             reference = self._open(self.reference_name)
         elif self.run_config is not None:
             reference = training_images(self.run_config, self.read)
+        if reference is not None and self.run_config is not None and self.recipe is None:
+            reference = with_heldout_of(self.run_config, reference, self.read)
         samples = self._samples(reference)
+        reference = reference and without_few_heldout(reference, samples)
         for one in samples:
             label_by_name(one, reference)
         self._require_one_set(samples)

@@ -15,7 +15,7 @@ from dit_moe import yaml_text
 from dit_moe.config import ConfigError, Tree, convert
 from dit_moe.evaluation.comparability import Reason
 from dit_moe.evaluation.report import Distance, Report, Value, is_spread
-from dit_moe.files import require_output, write_atomically
+from dit_moe.files import missing, require_output, write_atomically
 from dit_moe.formatting import markdown_table, rounded, spaced
 from dit_moe.json_files import Count, NonNegative, Size, load
 from dit_moe.locks import exclusive
@@ -72,7 +72,7 @@ def read_result(path: str | Path) -> Row:
     """
     path, file = Path(path), result_file(path)
     if not file.is_file():
-        raise ValueError(f"{file} does not exist; name a result of dit-moe eval --out FILE.json, or its folder")
+        raise ValueError(f"{missing(file)}; name a result of dit-moe eval --out FILE.json, or its folder")
     remedy = "name a result of dit-moe eval, or evaluate again"
     tree = load(file, remedy)
     if not isinstance(tree, dict) or not isinstance(tree.get("provenance"), dict):

@@ -15,7 +15,7 @@ from torch import nn
 from dit_moe.distributed import join_processes, on_main
 from dit_moe.experiments.run import TextRun, open_text_run
 from dit_moe.experiments.text import open_heldout, scoring_options
-from dit_moe.files import require_regular, require_writable, write_atomically
+from dit_moe.files import missing, require_regular, require_writable, write_atomically
 from dit_moe.formatting import tell
 from dit_moe.moe.compute_budget import thresholds
 from dit_moe.progress import work_bar
@@ -75,8 +75,8 @@ class EvaluationText:
 def _read(path: Path) -> str:
     """The text of a file; ValueError if it is not there, empty or not UTF-8."""
     if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "does not exist"
-        raise ValueError(f"{path} {problem}; name files of UTF-8 text")
+        problem = f"{path} is a folder" if path.is_dir() else missing(path)
+        raise ValueError(f"{problem}; name files of UTF-8 text")
     text = read_text(path).removeprefix(MARK)
     if not text:
         raise ValueError(f"{path} is empty; leave it out")

@@ -58,6 +58,20 @@ def test_a_missing_config_file_is_named(capsys, tmp_path):
     refused(capsys, 2, "nowhere.yaml does not exist", "train", tmp_path / "nowhere.yaml")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["eval", "{}"], ["eval", "{}", "digits"], ["eval", "{}", "count=4"], ["eval", "digits", "{}"]),
+        *(["sample", "{}"], ["routing", "{}"], ["dial", "{}"], ["export", "{}", "out"], ["perplexity", "{}"]),
+        *(["table", "{}"], ["train", "digits", "train.init_from={}"]),
+    ],
+)
+def test_what_is_not_there_is_said_not_to_be_with_what_may_be_meant(capsys, tmp_path, words):
+    (tmp_path / "digits").mkdir()
+    words = [word.format(tmp_path / "digitz") for word in words]
+    refused(capsys, 2, f"{tmp_path}/digitz does not exist (did you mean {tmp_path}/digits?); name a", *words)
+
+
 @pytest.mark.parametrize("command", ["train", "dial", "eval"])
 def test_a_link_to_itself_is_named(capsys, tmp_path, command):
     (tmp_path / "loop").symlink_to("loop")

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dit_moe.data import DATASETS
+from dit_moe.data.digits import DigitsConfig
 from dit_moe.extractors.digits_cnn import DigitsCNNConfig, DigitsCNNExtractor
 from dit_moe.extractors.inception import RESIZE, SHA256
 from dit_moe.registry import Registry
@@ -148,6 +150,27 @@ def test_a_run_is_sampled_while_it_is_evaluated_and_leaves_no_images_unless_aske
     assert written["provenance"]["samples"][0]["sample"]["weights_sha256"] == first["weights_sha256"]
     asked, sampled = np.load(tmp_path / "saved.npz"), np.load(tmp_path / "written" / "images.npz")
     assert np.array_equal(asked["arr_0"], sampled["arr_0"]) and np.array_equal(asked["labels"], sampled["labels"])
+
+
+def test_there_is_a_floor_wherever_held_out_images_are_known_and_otherwise_the_report_says_why(
+    finished_run, samples, tmp_path, capsys
+):
+    trained = DATASETS.build(DigitsConfig(), "train")
+    images, labels = trained.__getitems__(range(100)).values()
+    np.savez(tmp_path / "trained.npz", arr_0=images.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
+    words = ["--seeds", "1", "--metrics", "fd"]
+    for reference in ([], [tmp_path / "trained.npz"], [f"eval.reference={tmp_path / 'trained.npz'}"], ["digits"]):
+        report = evaluate(capsys, finished_run, *reference, "count=40", *words)
+        assert report["fd_digits_cnn64"]["floor"] > 0 and not [each for each in report["warnings"] if "floor" in each]
+    for sides, why in (
+        ([finished_run, "digits/heldout", "count=40", *words[:2]], "are in the reference"),
+        ([finished_run, tmp_path / "trained.npz", "count=451", *words[:2]], "held-out images, fewer than 451 samples"),
+        ([samples, tmp_path / "trained.npz", "--extractor", "digits_cnn"], "names no held-out images"),
+    ):
+        report = evaluate(capsys, *sides, *words[2:])
+        assert report["fd_digits_cnn64"]["floor"] is None
+        assert [why in each for each in report["warnings"] if each.startswith("no floor")] == [True]
+    assert report["fd_digits_cnn64"]["n"] == 100
 
 
 def test_the_same_images_under_two_names_are_said_to_be(samples, tmp_path, capsys):

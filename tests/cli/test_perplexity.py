@@ -155,7 +155,7 @@ def test_bad_input_is_one_message_and_nothing_is_written(trained, tmp_path, monk
     Path("good.txt").write_text("Good.")
     before = sorted(Path().rglob("*"))
     for words, message in (
-        (["gone.txt"], "gone.txt does not exist; name files of UTF-8 text"),
+        (["gone.txt"], "gone.txt does not exist"),
         (["folder"], "folder is a folder; name files of UTF-8 text"),
         (["empty.txt"], "empty.txt is empty; leave it out"),
         (["latin.txt"], "latin.txt is not UTF-8: byte 0xe9 at position 3"),

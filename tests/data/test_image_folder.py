@@ -144,7 +144,7 @@ def test_the_heldout_split_is_another_tree_with_the_same_classes(tree, tmp_path)
 @pytest.mark.parametrize(
     "place, problem",
     [
-        ("nowhere", ".*nowhere does not exist; name a folder that has one folder of"),
+        ("nowhere", ".*nowhere does not exist .*; name a folder that has one folder of"),
         ("", " is empty; say where the images are"),
         ("a.png", ".*a.png is not a folder"),
         ("flat", ".* has no class folders; put the images into one folder per class"),

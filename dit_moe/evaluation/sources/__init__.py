@@ -29,7 +29,7 @@ from dit_moe.evaluation.sources.base import (
 from dit_moe.evaluation.sources.dataset import open_dataset, open_latents
 from dit_moe.evaluation.sources.folder import LABELS, FolderSource
 from dit_moe.evaluation.sources.npz import open_npz
-from dit_moe.files import require_no_stand_in
+from dit_moe.files import missing, require_no_stand_in
 from dit_moe.registry import did_you_mean
 from dit_moe.yaml_text import read_section
 
@@ -61,6 +61,7 @@ def open_input(given: str, options: ReadOptions | None = None) -> EvaluationInpu
     Raises ValueError: it names nothing of these, or what it names cannot be evaluated.
     """
     options = options or ReadOptions()
+    require_there(given)
     opened = _open_path(Path(given), options) if os.path.exists(given) else _open_dataset(given, options)
     return converted(opened, options)
 
@@ -115,6 +116,17 @@ def _refuse_neighbour(path: Path) -> None:
         raise ValueError(f"{path} is a run without a checkpoint; {remedy}")
 
 
+def require_there(given: str) -> None:
+    """ValueError for a path that is not there, or a name that is none of a dataset."""
+    name = given.partition("/")[0]
+    if os.path.exists(given) or given.lstrip().startswith("{") or name in DATASETS.names():
+        return
+    if name != given or os.path.splitext(given)[1]:
+        raise ValueError(f"{missing(given)}; name {KINDS}, or a dataset")
+    meant = did_you_mean(name, DATASETS.names()).replace("known:", "datasets are")
+    raise ValueError(f"{given} does not exist, and is no dataset; name {KINDS}, or a dataset: {meant}")
+
+
 def _open_dataset(given: str, options: ReadOptions) -> EvaluationInput:
     config, split = _read_dataset(given, options)
     try:
@@ -138,9 +150,6 @@ def _read_dataset(given: str, options: ReadOptions) -> tuple[Any, str]:
     else:
         name, _, split = given.partition("/")
         section = {"name": name, "split": split or "train"}
-        if name not in DATASETS.names():
-            meant = did_you_mean(name, DATASETS.names()).replace("known:", "datasets are")
-            raise ValueError(f"{given} does not exist, and is no dataset; name {KINDS}, or a dataset: {meant}")
     split = str(section.pop("split", "train"))
     if options.size and "size" in {field.name for field in fields(DATASETS.config_class(section["name"]))}:
         section = {"size": options.size, **section}

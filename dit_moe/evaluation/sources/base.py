@@ -98,6 +98,8 @@ class EvaluationInput:
     source: Source | None = None
     statistics: Statistics | None = None
     heldout: Source | None = None
+    no_heldout: str = "a reference that is no dataset names no held-out images"  # why there are none
+    heldout_of_run: bool = False  # they are those of the run's own data, and were not named with the reference
     features: FeatureFolder | None = None  # that were made before, instead of all others
 
     @property

@@ -26,6 +26,7 @@ from dit_moe.data.image_source import ImageSource
 from dit_moe.data.images import FORMATS, BadImage
 from dit_moe.data.latents import LatentsConfig, LatentShards
 from dit_moe.data.listing import facts_of_listing
+from dit_moe.data.shares import DOING
 from dit_moe.distributed import join_processes
 from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, Source, sha256_of_labels
 from dit_moe.formatting import first_few
@@ -49,26 +50,29 @@ def open_dataset(config: Any, split: str = "train", options: ReadOptions | None 
     Encoded latents are decoded. A config that leaves the size open takes `options.size`.
 
     Raises what building the dataset raises. `heldout` is None if there are no held-out images, or if those that the
-    config names by default cannot be opened.
+    config names by default cannot be opened; `no_heldout` says which.
     """
     options = options or ReadOptions()
-    names = {field.name for field in fields(config)}
-    if "flip" in names:
-        config = replace(config, flip=False)
-    if options.size and "size" in names and config.size is None:
-        config = replace(config, size=options.size)
     source = _source(config, split, options)
-    heldout = None
-    if split == "train":
-        try:
-            heldout = _source(config, "heldout", options)
-        except ValueError:
-            default = next((field.default for field in fields(config) if field.name == "heldout"), MISSING)
-            if default is not MISSING and config.heldout not in (None, default):  # a default may not suit its data
-                raise
+    if split != "train":
+        return EvaluationInput(source, no_heldout=f"the reference is itself the split {split}")
+    heldout, why_not = open_heldout(config, options)
     if heldout is not None:
         require_held_out(source.dataset, heldout.dataset)
-    return EvaluationInput(source, heldout=heldout)
+    return EvaluationInput(source, heldout=heldout, no_heldout=why_not)
+
+
+def open_heldout(config: Any, options: ReadOptions) -> tuple[DatasetSource | LatentSource | None, str]:
+    """The held-out images of a dataset, each once; or None, and why there are none. Raises as `open_dataset` does."""
+    default = next((field.default for field in fields(config) if field.name == "heldout"), MISSING)
+    if default is not MISSING and config.heldout is None:
+        return None, "the data name no held-out images; say where they are, or give a share of all, heldout=0.1"
+    try:
+        return _source(config, "heldout", options), ""
+    except ValueError as error:
+        if default is not MISSING and config.heldout != default:  # a default may not suit its data
+            raise
+        return None, str(error)
 
 
 def open_latents(folder: str | Path) -> LatentSource:
@@ -80,6 +84,11 @@ def open_latents(folder: str | Path) -> LatentSource:
 
 
 def _source(config: Any, split: str, options: ReadOptions) -> DatasetSource | LatentSource:
+    names = {field.name for field in fields(config)}
+    if "flip" in names:
+        config = replace(config, flip=False)
+    if options.size and "size" in names and config.size is None:
+        config = replace(config, size=options.size)
     dataset = DATASETS.build(config, split)
     if isinstance(dataset, LatentShards):
         return LatentSource(dataset, name=f"{dataset.folder}, decoded")
@@ -98,7 +107,7 @@ class DatasetSource(Source):
 
     def __init__(self, dataset: Dataset, config: Any, split: str, workers: int = 0) -> None:
         self.dataset, self.config, self.split, self.workers = dataset, config, split, workers
-        self.name = f"{DATASETS.name_of(config)}/{split}"
+        self.name = _name_of(dataset, DATASETS.name_of(config), split)
         self.image_shape, self.class_names = dataset.image_shape, tuple(dataset.class_names)
 
     def __len__(self) -> int:
@@ -155,6 +164,14 @@ class DatasetSource(Source):
             for images_BCHW in self.batches(self._parts()):
                 digest.update(images_BCHW.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _name_of(dataset: Dataset, kind: str, split: str) -> str:
+    """Images of the user's own go by where they are; if several splits are there, by which of them they are, too."""
+    place = getattr(dataset, "place", None)
+    if not place:
+        return f"{kind}/{split}"
+    return f"{place} ({DOING[split]})" if getattr(dataset, "split_counts", None) else place
 
 
 def _formats(dataset: ImageSource) -> list[str]:

@@ -27,10 +27,25 @@ def opened(request, tmp_path_factory):
     return open_dataset(config), DATASETS.build(plain, "train"), request.param
 
 
+NAME_OF = {
+    "digits": lambda dataset: "digits/train",
+    "huggingface": lambda dataset: f"{dataset.config.id}, train",
+    "image_folder": lambda dataset: dataset.config.path,
+    "tars": lambda dataset: dataset.config.path,
+}
+
+
+def test_splits_of_one_folder_go_by_its_path_and_by_what_they_are(tmp_path):
+    folder = write_tree(tmp_path, class_files(30))
+    opened = open_dataset(image_folder(folder, heldout=0.4))
+    names = [opened.source.name, opened.heldout.name]
+    assert names == [f"{folder} (trained on)", f"{folder} (held out)"]
+
+
 def test_a_source_has_each_image_of_training_once_in_order_with_labels(opened):
     found, dataset, name = opened
     rows = dataset.__getitems__(range(len(dataset)))
-    assert len(found.source) == len(dataset) and found.source.name == f"{name}/train"
+    assert len(found.source) == len(dataset) and found.source.name == NAME_OF[name](dataset)
     assert found.source.image_shape == tuple(rows["images"].shape[1:])
     assert torch.equal(torch.as_tensor(found.source.labels_N), rows["labels"])
     parts = [[2, 0], [], list(range(len(dataset)))]
@@ -39,8 +54,8 @@ def test_a_source_has_each_image_of_training_once_in_order_with_labels(opened):
 
 
 def test_the_held_out_images_come_along_with_an_identity_of_their_own_and_identities_have_no_paths(opened):
-    found, _, name = opened
-    assert len(found.heldout) > 0 and found.heldout.name == f"{name}/heldout"
+    found, _, _ = opened
+    assert len(found.heldout) > 0 and found.heldout.name not in (found.source.name, "train")
     identity = found.source.identity()
     assert identity["kind"] == "dataset" and identity["split"] == "train" and identity != found.heldout.identity()
     assert identity == json.loads(json.dumps(identity)) and "/" not in json.dumps(identity)

@@ -72,7 +72,7 @@ def test_a_dataset_is_opened_with_a_split_and_options(given, split, size, count)
 def test_a_dataset_with_a_path_is_opened_and_a_file_goes_before_a_dataset(tmp_path, monkeypatch):
     tree = write_tree(tmp_path / "digits", class_files(2))
     source = open_input(f"{{name: image_folder, path: {tree}, heldout: {tree}, split: heldout, size: 8}}").source
-    assert source.name == "image_folder/heldout" and source.image_shape == (3, 8, 8)
+    assert source.name == str(tree) and source.image_shape == (3, 8, 8)
     monkeypatch.chdir(tmp_path)
     assert isinstance(open_input("digits").source, FolderSource)
     assert isinstance(open_input("{name: digits}").source, DatasetSource)

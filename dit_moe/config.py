@@ -88,13 +88,19 @@ def override(tree: Tree, changes: Sequence[str]) -> Tree:
             value = yaml_text.read(written)
         except ValueError as error:
             raise ConfigError(shown(text), f" cannot be parsed: {error}") from None
-        names = key.split(".")
-        if len(names) > yaml_text.DEEPEST or "" in names:
-            raise ConfigError(shown(text), " is not an override; write key=value, for instance train.steps=100")
-        for name in reversed(names):
-            value = {name: value}
-        tree = merge(tree, value)
+        tree = change(tree, key, value)
     return tree
+
+
+def change(tree: Tree, key: str, value: Any) -> Tree:
+    """`tree` with `value` under the dotted `key`; ConfigError for a key that is none."""
+    names = key.split(".")
+    if len(names) > yaml_text.DEEPEST or "" in names:
+        problem = " is not an override; write key=value, for instance train.steps=100"
+        raise ConfigError(f"{shown(key)}={shown(value)}", problem)
+    for name in reversed(names):
+        value = {name: value}
+    return merge(tree, value)
 
 
 def parse(text: str) -> Tree:

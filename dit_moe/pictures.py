@@ -56,7 +56,7 @@ def image_grid(images_NCHW: Tensor, columns: int, captions: Sequence[str] = ()) 
     draw = ImageDraw.Draw(canvas)
     for i, cell in enumerate(cells):
         x, y = left + GAP + i % columns * step_x, GAP + i // columns * step_y
-        canvas.paste(_picture(cell), (x + (box - width) // 2, y))
+        canvas.paste(picture(cell), (x + (box - width) // 2, y))
         if below and i < len(texts):
             draw.text((x + box // 2, y + height + GAP), texts[i], "black", font, anchor="ma")
     for row, text in enumerate(texts if left else ()):
@@ -113,7 +113,8 @@ def save_png(image: Image.Image, path: Path) -> None:
         image.save(file, format="PNG")
 
 
-def _picture(pixels_HWC: np.ndarray) -> Image.Image:
+def picture(pixels_HWC: np.ndarray) -> Image.Image:
+    """Of uint8 pixels: one channel is grey, three are RGB."""
     return Image.fromarray(pixels_HWC.squeeze(-1) if pixels_HWC.shape[-1] == 1 else pixels_HWC)
 
 
@@ -144,7 +145,7 @@ def png_folder(
     ):
 
         def add(images_BCHW: Tensor) -> None:
-            pictures = map(_picture, images_BCHW.permute(0, 2, 3, 1).numpy())
+            pictures = map(picture, images_BCHW.permute(0, 2, 3, 1).numpy())
             files = [unfinished / next(waiting) for _ in images_BCHW]
             list(pool.map(Image.Image.save, pictures, files))
 

@@ -50,6 +50,7 @@ MAY_IMPORT = {
     "tasks": ABOVE | {"costs", "interop", "evaluation"},
     "analysis": ABOVE | {"costs", "tasks"},
     "studies": ABOVE | {"costs", "interop", "evaluation", "tasks"},
+    "api": ABOVE | {"costs", "interop", "evaluation", "tasks"},
     "cli": ABOVE | {"costs", "interop", "evaluation", "tasks", "analysis", "studies"},
 }
 

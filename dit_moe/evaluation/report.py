@@ -7,6 +7,7 @@ distances shrink as images are added, so numbers at different N say nothing abou
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -136,6 +137,12 @@ class Report:
                 numbers[key] = convert(float | None, rest.pop(key), key)
         return cls(numbers=numbers, provenance=provenance, warnings=warnings, more=rest)
 
+    def __str__(self) -> str:
+        """The table that the command prints."""
+        text = io.StringIO()
+        print_report(self, PlainConsole(file=text, width=WIDTH))
+        return text.getvalue()
+
     def flat(self) -> dict[str, float]:
         """The numbers that are known by dotted names: "fid.ratio", "precision_heldout"."""
         return flat_numbers(self.numbers)
@@ -176,6 +183,7 @@ COLUMNS = {
 RECONSTRUCTED = "  reconstructed"  # held-out images, encoded and decoded
 ARROWS = {"lower": " ↓", "higher": " ↑"}
 SHOWN = 2  # reasons
+WIDTH = 100  # of a report as text, letters
 
 
 def print_report(report: Report, console: PlainConsole | None = None) -> None:

@@ -138,10 +138,10 @@ class Generator:
                 images = self.decode(self.latents(part, labels_N[part], on_step))
             yield images
 
-    def generate(self, labels_N: Tensor) -> Generated | None:
+    def generate(self, labels_N: Tensor, on_step: Callable[..., Any] | None = None) -> Generated | None:
         """All images at once, in memory, on the main process; None on the others, which make their share of them."""
         batches: list[Tensor] = []
-        active_experts = stream_together(self, labels_N, batches.append)
+        active_experts = stream_together(self, labels_N, batches.append, on_step)
         return Generated(torch.cat(batches), labels_N, active_experts) if batches else None
 
     def evaluations(self) -> int:

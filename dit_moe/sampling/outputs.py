@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -44,7 +44,12 @@ def _grid(path: Path, labels_N: Tensor, class_names: Sequence[str] | None) -> It
     save_grid(torch.stack([kept[i] for i in shown]), labels_N, path, names)
 
 
-OUTPUTS = {"npz": ("images.npz", _npz), "png": ("png", png_folder), "grid": ("grid.png", _grid)}
+Output = Callable[[Path, Tensor, Sequence[str] | None], AbstractContextManager[ImageWriter]]
+OUTPUTS: dict[str, tuple[str, Output]] = {
+    "npz": ("images.npz", _npz),
+    "png": ("png", png_folder),
+    "grid": ("grid.png", _grid),
+}
 DEFAULT = ("npz", "grid")
 
 

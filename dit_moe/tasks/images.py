@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -235,13 +235,10 @@ def _sample_images(run: ImageRun, out: Path, save: Sequence[str], recipe: str | 
     start = time.perf_counter()
     generator = run.generator()
     writers: list[ImageWriter] = []  # one, on the main process
-    count = len(labels_N)
-    batches = math.ceil(count / join_processes().num_processes / generator.config.batch_size)
-    a_step = count / (batches * generator.sampler.config.steps)  # the others are taken to be as quick
-    with ExitStack() as stack, images_bar("sampling", count) as advance:
+    with ExitStack() as stack, sampling_bar(generator, len(labels_N)) as on_step:
         on_main(lambda: writers.append(stack.enter_context(open_outputs(out, save, labels_N, run.class_names))))
         write: ImageWriter = lambda images: writers[0](images)  # noqa: E731
-        active_experts = stream_together(generator, labels_N, write, lambda *_: advance(a_step))
+        active_experts = stream_together(generator, labels_N, write, on_step)
     if not join_processes().is_main_process:
         return None
     footprint = run.experiment.model.footprint()
@@ -261,6 +258,15 @@ def _sample_images(run: ImageRun, out: Path, save: Sequence[str], recipe: str | 
     }
     write_atomically(out / SAMPLE_JSON, json.dumps(facts, indent=1) + "\n")
     return facts
+
+
+@contextmanager
+def sampling_bar(generator: Generator, count: int) -> Iterator[Callable[..., None]]:
+    """Shows how far the sampling of so many images is; yields what to call after each step of a batch."""
+    batches = math.ceil(count / join_processes().num_processes / generator.config.batch_size)
+    a_step = count / (batches * generator.sampler.config.steps)  # the others are taken to be as quick
+    with images_bar("sampling", count) as advance:
+        yield lambda *_: advance(a_step)
 
 
 def _is_encoded(folder: str) -> bool:

@@ -44,7 +44,6 @@ TEMPORARY = ".incomplete_"  # how the names of unfinished folders begin
 _FILES = {STATE, CONFIG, *(f"{part}.safetensors" for part in ("model", "ema", "optimizer"))}
 
 Weights = dict[str, Tensor]
-started_elsewhere: dict[str, Tree] = {}  # the folders that the runs opened so far were started in, and their configs
 Part = Literal["model", "ema", "optimizer"]
 Parts = Mapping[Part, Mapping[str, Tensor]]
 T = TypeVar("T")
@@ -81,6 +80,7 @@ class State(TypedDict):
     since_line: NotRequired[Unlogged | None]
     changes: NotRequired[list[Change]]
     tokenizer: NotRequired[Tree]
+    started_in: NotRequired[str]
 
 
 # ---------------------------------------------------------------------------------------------------------- finding
@@ -98,6 +98,12 @@ def checkpoints(run: str | Path) -> list[Path]:
 def step_of(folder: Path) -> int:
     """The step that the name of a checkpoint folder says."""
     return int(folder.name.removeprefix("step_"))
+
+
+def run_of(folder: Path) -> Path:
+    """The run folder that a checkpoint folder is in; of a copy that lies by itself, the folder that it is in."""
+    parent = folder.absolute().parent
+    return parent.parent if parent.name == CHECKPOINTS else parent
 
 
 def latest(run: str | Path) -> Path | None:
@@ -145,6 +151,16 @@ class Checkpoint:
         """The state as `schema` has it. ValueError for what that does not allow."""
         return checked(self.state, schema, str(self.folder / STATE), _remedy(self.folder))
 
+    @property
+    def run(self) -> Path:
+        """The run folder that it is in."""
+        return run_of(self.folder)
+
+    @property
+    def started_in(self) -> Path:
+        """The folder that relative paths in the config are relative to; this one if it did not record that."""
+        return Path(self.state.get("started_in") or os.getcwd())
+
     def require_classes(self, count: int) -> None:
         """ValueError unless what the state says of the classes is of so many."""
         for name in ("class_names", "class_counts"):
@@ -169,13 +185,9 @@ class Checkpoint:
         """The resolved config of the run, as a plain nested dict."""
         path = self._verified(CONFIG)
         try:
-            tree = parse(path.read_text(encoding="utf-8"))
+            return parse(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise _broken(self.folder, path.name, f"is no config ({error})") from None
-        started_in = self.state.get("started_in")
-        if isinstance(started_in, str) and started_in != os.getcwd():
-            started_elsewhere[started_in] = tree
-        return tree
 
     def _verified(self, name: str) -> Path:
         if sha256_of(self.folder / name) != self._recorded(name):
@@ -213,7 +225,7 @@ def _broken(folder: Path, name: str, problem: str) -> ValueError:
 
 
 def _remedy(folder: Path) -> str:
-    siblings = checkpoints(folder.absolute().parent.parent)
+    siblings = checkpoints(run_of(folder))
     older = siblings[: siblings.index(folder.absolute())] if folder.absolute() in siblings else []
     return (
         f"restore the folder from a copy, or delete it to {f'go on from {older[-1].name}' if older else 'start anew'}"

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from dit_moe.registry import Registry, did_you_mean
@@ -98,6 +100,22 @@ class Keys:
     def require(self, value: Any, path: str) -> None:
         """ConfigError if one is missing, or holds anything else."""
         convert(self.schema, value, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """For an `Annotated` text that may be the path of a file or a folder; `names` are texts that never are one."""
+
+    names: tuple[str, ...] = ()
+
+    def require(self, value: Any, path: str) -> None:
+        """Any text may be one."""
+
+    def is_in(self, folder: Path, value: str) -> bool:
+        """Whether `value`, taken relative to `folder`, is there; of a pattern, what stands before its first sign."""
+        plain = re.split(r"[*?\[{]", value, maxsplit=1)
+        fixed = value if len(plain) == 1 else plain[0].rpartition("/")[0]
+        return value != "" and value not in self.names and os.path.exists(folder / fixed)
 
 
 # -------------------------------------------------------------------------------------------- tree to dataclasses
@@ -313,7 +331,25 @@ def _dump_value(hint: Any, value: Any) -> Any:
     return tree if registry is None or "name" in tree else {"name": registry.name_of(value), **tree}
 
 
+def located(config: C, folder: Path) -> C:
+    """`config` as it was given in `folder`, for use in any other: its paths that are there become absolute."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    changes: Tree = {}
+    for name in (field.name for field in dataclasses.fields(typing.cast(Any, config)) if field.init):
+        value, place = getattr(config, name), _note_of(hints[name], Place)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            changes[name] = located(value, folder)
+        elif place is not None and isinstance(value, str) and place.is_in(folder, value):
+            changes[name] = str(folder / value)
+    return typing.cast(C, dataclasses.replace(typing.cast(Any, config), **changes))
+
+
 def _registry_of(hint: Any) -> Registry | None:
+    return _note_of(hint, Registry)
+
+
+def _note_of(hint: Any, kind: type[C]) -> C | None:
+    """What a type is `Annotated` with of this kind, itself or a type in it."""
     if typing.get_origin(hint) is Annotated:
-        return next((arg for arg in typing.get_args(hint) if isinstance(arg, Registry)), None)
-    return next(filter(None, map(_registry_of, typing.get_args(hint))), None)
+        return next((arg for arg in typing.get_args(hint) if isinstance(arg, kind)), None)
+    return next((found for arg in typing.get_args(hint) if (found := _note_of(arg, kind)) is not None), None)

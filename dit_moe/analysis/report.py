@@ -9,13 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dit_moe import config
 from dit_moe.analysis.collect import experts_of, spaced
 from dit_moe.analysis.collect_images import IMAGES, TIMES, collect_images
 from dit_moe.analysis.collect_text import TOKENS, collect_text
 from dit_moe.analysis.page import PAGE, write_page
 from dit_moe.analysis.statistics import JSON, NPZ, RoutingStats, write_stats
-from dit_moe.checkpoint import find
+from dit_moe.checkpoint import find, run_of
 from dit_moe.config import ConfigError
 from dit_moe.distributed import join_processes
 from dit_moe.experiments.run import open_image_run, open_text_run
@@ -57,7 +56,7 @@ def report_routing(
             raise ConfigError(f"--{option}", f": {path} is a model of {kind}; leave it out")
         if count is not None and count < 1:
             raise ConfigError(f"--{option}", f"={count} must be at least 1")
-    home = _run_folder(find(path))
+    home = run_of(find(path))
     out = out or home / "routing"
     require_own(out, (PAGE, JSON, NPZ), "pictures" in read_object(out / JSON))
     with exclusive(out, JSON):
@@ -71,24 +70,15 @@ def report_routing(
     return stats, out / PAGE
 
 
-def _run_folder(checkpoint: Path) -> Path:
-    """The run that a checkpoint folder is of; of a copy that lies by itself, the folder that it is in."""
-    parent = checkpoint.absolute().parent
-    return parent.parent if parent.name == "checkpoints" else parent
-
-
 def _count(path: Path, kind: str, overrides: Sequence[str], split: str | None, counts: dict[str, int]) -> RoutingStats:
-    of_data = [each for each in overrides if each.startswith("data.")]
-    others = [each for each in overrides if each not in of_data]
     device = join_processes().device
     run: Any
     if kind == "images":
-        run = open_image_run(path, others, device=device)
+        run = open_image_run(path, overrides, device=device)
     else:
-        run = open_text_run(path, others, scoring=True, device=device)
+        run = open_text_run(path, overrides, scoring=True, device=device)
     experts_of(run)
-    moved = config.build(type(run.experiment), config.override(config.dump(run.experiment), of_data))
-    data, split = task_of(run.experiment).open_split(replace(run, experiment=moved), split)
+    data, split = task_of(run.experiment).open_split(run, split)
     stats = (_collect_images if kind == "images" else _collect_text)(run, data, **counts)
     return replace(stats, facts=stats.facts | {"split": split})
 

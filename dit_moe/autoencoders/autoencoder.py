@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from dit_moe import config as configs
 from dit_moe.autoencoders.base import FIRST_STAGES, FirstStage, IdentityConfig, Moments, Shape, from_uint8, to_uint8
-from dit_moe.config import ConfigError, require
+from dit_moe.config import ConfigError, Place, require
 from dit_moe.data import Dataset
 from dit_moe.data.latents import LatentShards, Manifest
 from dit_moe.extras import how_to_install
@@ -40,7 +41,7 @@ FROM_ZERO = ("AutoencoderRAE",)  # takes and gives pixels in [0, 1], all others 
 class AutoencoderConfig:
     """A diffusers autoencoder. The fields marked (recorded) are filled in from it, or from the latents' manifest."""
 
-    model: str  # a folder in diffusers' layout, a name on the Hugging Face Hub, or "digits": the one in this package
+    model: Annotated[str, Place(tuple(BUNDLED))]  # a folder in diffusers' layout, a name on the Hub, or a bundled one
     subfolder: str | None = None  # where it is within that, for instance vae
     normalization: Literal["model", "statistics"] = "model"  # its own scale and shift, or the latents' mean and std
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -224,8 +225,9 @@ def _refusal(config: AutoencoderConfig, problem: str) -> ConfigError:
 
 
 def _place(config: AutoencoderConfig) -> str:
-    """The folder, or the name on the Hub, to load from."""
-    return str(BUNDLED.get(config.model, config.model))
+    """The folder, as an absolute path, or the name on the Hub, to load from."""
+    place = str(BUNDLED.get(config.model, config.model))
+    return os.path.abspath(place) if os.path.isdir(place) else place
 
 
 def _class_and_config(config: AutoencoderConfig) -> tuple[Any, dict[str, Any]]:
@@ -351,7 +353,7 @@ def _of_latents(given: Any, manifest: Manifest) -> AutoencoderConfig:
         shift, scale = own.shift, own.scale
     recorded = {name: getattr(own, name) for name in IDENTITY}
     resolved = replace(given, **recorded, shift=shift, scale=scale)
-    if (given.model, given.subfolder) != (own.model, own.subfolder):  # by another name, it may be another one
+    if (_place(given), given.subfolder) != (_place(own), own.subfolder):  # by another name, it may be another one
         if given.model in BUNDLED or Path(given.model).is_dir():
             Autoencoder(resolved).load()
         else:

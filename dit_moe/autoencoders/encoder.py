@@ -227,7 +227,7 @@ class Encoder:
             moments=moments,
             flips=self.config.flips,
             dtype=self.config.dtype,
-            autoencoder=configs.dump(self.stage.config),
+            autoencoder=configs.dump(configs.located(self.stage.config, Path.cwd())),
             mean=tuple(mean_C.tolist()),
             std=tuple(std_C.tolist()),
             encoding=self.encoding,

@@ -22,7 +22,7 @@ from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
-from dit_moe.config import STORED, WorkFailed, flatten
+from dit_moe.config import STORED, WorkFailed
 from dit_moe.extras import DISTRIBUTIONS, how_to_install
 from dit_moe.formatting import tell
 
@@ -57,7 +57,6 @@ SMALLER = {  # what takes less memory, by command
     "perplexity": "lower eval.batch_size",
     "lm-eval": "lower --batch-size",
 }
-PATHS = ("path", "heldout", "reference", "init_from")  # how keys of paths in a config end
 ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 NEGATIVE = re.compile(r"-[\d.]")  # how a negative number begins
@@ -194,7 +193,7 @@ def _end(error: BaseException, words: Sequence[str], args: argparse.Namespace) -
     if isinstance(error, WorkFailed | OSError):  # a full disk, too
         return _say(f"failed: {text}", 1)
     if type(error) is ValueError or (isinstance(error, ValueError) and _is_ours(error)):
-        return _say(f"error: {text}{_where_it_was(text)}", 2)
+        return _say(f"error: {text}", 2)
     package = str(getattr(error, "name", None)).partition(".")[0]
     if isinstance(error, ModuleNotFoundError) and package in DISTRIBUTIONS:
         remedy = how_to_install(DISTRIBUTIONS[package])
@@ -229,18 +228,6 @@ def _message(error: BaseException) -> str:
     if "Original Traceback" in str(error):
         return lines[-1].removeprefix(f"{type(error).__name__}: ")
     return ERRNO.sub("", str(error) if isinstance(error, WorkFailed | OSError | ValueError) else lines[0])
-
-
-def _where_it_was(text: str) -> str:
-    """Of a relative path of a run's config that is in a message and not here: what it is relative to."""
-    checkpoint: Any = sys.modules.get("dit_moe.checkpoint")
-    for folder, tree in getattr(checkpoint, "started_elsewhere", {}).items():
-        named = [value for key, value in flatten(tree).items() if key.endswith(PATHS) and isinstance(value, str)]
-        for path in filter(None, named):
-            whole = re.search(rf"(?<![\w./-]){re.escape(path)}(?![\w-])", text)
-            if whole and not (os.path.isabs(path) or os.path.exists(path)):
-                return f"; {path} is relative to {folder}, where the run was started: go there, or bring it here"
-    return ""
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -13,13 +13,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dit_moe.config import ConfigError, require
+from dit_moe.config import ConfigError, Place, require
 from dit_moe.data.base import DATASETS, BrokenImages, place_of
 from dit_moe.data.broken_images import broken_images
 from dit_moe.data.images import FORMATS, BadImage, decode, list_images, read_file
@@ -46,7 +46,7 @@ SIZES = 1000  # files of a folder, spread evenly over all, whose sizes are in th
 class ImageSourceConfig:
     """The options that all sources of images have."""
 
-    heldout: str | float | None = None  # where the images of the split `heldout` are, or their share of all images
+    heldout: Annotated[str, Place()] | float | None = None  # where those of the split `heldout` are, or their share
     reserve: float | None = None  # share of them that is the split `extractor`, which a feature extractor learns from
     size: int | None = None  # ADM's centre crop to so many pixels square; None: as they are, all of one size
     flip: bool = False  # in training, row N + i is image i mirrored, so that an epoch shows both
@@ -229,7 +229,7 @@ class ImageSource(ABC):
 class ImageFolderConfig(ImageSourceConfig):
     """`path` and `heldout` are folders of one folder per class."""
 
-    path: str
+    path: Annotated[str, Place()]
     allow_empty: bool = False  # a class folder without images, or none in `heldout`, is a warning
 
 

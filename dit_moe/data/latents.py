@@ -31,7 +31,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dit_moe.config import ConfigError, Keys, Tree, Within, convert, require
+from dit_moe.config import ConfigError, Keys, Place, Tree, Within, convert, require
 from dit_moe.data.base import DATASETS, place_of
 from dit_moe.files import require_size
 from dit_moe.json_files import Count, FileName, Name, NonNegative, Sha256, Size, parse, read_sealed, write_sealed
@@ -145,8 +145,8 @@ def read_manifest(folder: str | Path) -> Manifest:
 class LatentsConfig:
     """A folder of encoded latents."""
 
-    path: str
-    heldout: str | None = None  # another such folder, for the split `heldout`
+    path: Annotated[str, Place()]
+    heldout: Annotated[str, Place()] | None = None  # another such folder, for the split `heldout`
     flip: bool | None = None  # train on mirrored images too; None: if they were encoded
     fingerprint: str | None = None  # (recorded) of what is in the folder
 

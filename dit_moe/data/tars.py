@@ -16,10 +16,11 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Annotated
 
 import numpy as np
 
-from dit_moe.config import ConfigError, require
+from dit_moe.config import ConfigError, Place, require
 from dit_moe.data.base import DATASETS, place_of
 from dit_moe.data.image_source import ImageSource, ImageSourceConfig
 from dit_moe.data.images import FORMATS, require_bytes
@@ -40,7 +41,7 @@ class TarsConfig(ImageSourceConfig):
     `class_names` says otherwise.
     """
 
-    path: str
+    path: Annotated[str, Place()]
     classes: int | None = None  # how many there are
     class_names: tuple[str, ...] | None = None  # of the labels 0, 1, …, or of the class folders
 

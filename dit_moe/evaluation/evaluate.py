@@ -40,6 +40,7 @@ from dit_moe.evaluation.runs import (
 from dit_moe.evaluation.sources import EvaluationInput, converted, open_input, require_there
 from dit_moe.evaluation.sources.base import FEATURES_MANIFEST, label_by_name
 from dit_moe.evaluation.sources.npz import is_verified_inception, require_extractor, write_statistics
+from dit_moe.experiments.image import Experiment
 from dit_moe.experiments.run import ImageRun, open_image_run, sampling_changes, trained_objective
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor
 from dit_moe.extractors.base import StatisticsOnly
@@ -106,7 +107,7 @@ class Evaluation:
         if self.reference_name is not None:
             reference = self._open(self.reference_name)
         elif self.run_config is not None:
-            reference = training_images(self.run_config, self.read)
+            reference = self._own_reference(self.run_config)
         if reference is not None and self.run_config is not None and self.recipe is None:
             reference = with_heldout_of(self.run_config, reference, self.read)
         samples = self._samples(reference)
@@ -165,6 +166,14 @@ class Evaluation:
         if (Path(name) / FEATURES_MANIFEST).is_file():
             return EvaluationInput(features=FeatureFolder.open(Path(name)))
         return open_input(name, self.read)
+
+    def _own_reference(self, experiment: Experiment) -> EvaluationInput:
+        try:
+            return training_images(experiment, self.read)
+        except ValueError as error:
+            option = "data.path" if experiment.images is experiment.data else "encode.images.path"
+            moved = "" if experiment.eval.reference else f"say where the images are by {option}=FOLDER, or "
+            raise ValueError(f"{error}; {moved}name a REFERENCE behind the run") from None
 
     def _samples(self, reference: EvaluationInput | None) -> list[EvaluationInput]:
         opened: list[EvaluationInput] = []

@@ -11,7 +11,7 @@ from dit_moe import config
 from dit_moe.autoencoders import FIRST_STAGES
 from dit_moe.autoencoders.autoencoder import resolve_first_stage
 from dit_moe.autoencoders.encoder import EncodeConfig
-from dit_moe.config import ConfigError, Tree, require, section
+from dit_moe.config import ConfigError, Place, Tree, require, section
 from dit_moe.data import DATASETS, Dataset
 from dit_moe.data.held_out import require_held_out
 from dit_moe.data.latents import LatentsConfig
@@ -38,7 +38,7 @@ class EvalConfig:
     metrics: tuple[Annotated[Any, METRICS], ...] | None = None  # None: those that suit the extractor
     seeds: int = 3  # sampling seeds; the spread over them is reported
     images: int | None = None  # per seed; None: as many as there are held-out images, what they are compared with
-    reference: str | None = None  # what `dit-moe eval` takes for one; None: the images that were trained on
+    reference: Annotated[str, Place()] | None = None  # as of `dit-moe eval`; None: the images trained on
     light_every: int | None = None  # steps of training between evaluations of a few images; None: none
     light_images: int = 200
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dit_moe import checkpoint, config
 from dit_moe.autoencoders import FIRST_STAGES, FirstStage
+from dit_moe.autoencoders.own_copy import with_own_copy
 from dit_moe.config import ConfigError, Keys, Tree, section
 from dit_moe.diffusion import OBJECTIVES, Objective
 from dit_moe.experiments.image import Experiment, image_experiment, resolve_sampling, with_fingerprint
@@ -26,6 +27,7 @@ from dit_moe.text.tokenizer import TextTokenizer, TokenizerConfig, open_tokenize
 
 TOKENIZER = "tokenizer"  # folder of a language model's run that holds it
 BUDGET_ROWS, BUDGET_BATCH = 128, 16  # of tokens that a language model's compute budget is solved on
+WRITTEN_IN_FULL = ("first_stage.", "data.", "encode.")  # changes that are not to the section `sample`
 
 
 @dataclass
@@ -41,7 +43,7 @@ class Run:
     @property
     def home(self) -> Path:
         """The run folder that the checkpoint lies in."""
-        return self.folder.absolute().parent.parent
+        return checkpoint.run_of(self.folder)
 
     def facts(self) -> dict[str, Any]:
         """What results say of the run that they are of; JSON-ready."""
@@ -105,22 +107,26 @@ def open_image_run(
 ) -> ImageRun:
     """Open the newest checkpoint of a run folder, or a checkpoint folder, for sampling.
 
+    Its autoencoder is the copy in the run folder, if there is one.
+
     Args:
         path: the folder.
-        overrides: ``key=value`` changes to the section ``sample`` ("guidance.scale=2"), and, written in full, to
-            ``first_stage`` ("first_stage.tiling=true"). The name of the former may stand before them, too.
+        overrides: ``key=value`` changes to the section ``sample`` ("guidance.scale=2"), whose name may stand before
+            them, and, written in full, to ``data``, ``encode`` and ``first_stage`` ("first_stage.tiling=true").
         sample: what takes the place of that section, before the changes; None is the run's own.
         device: where the network goes.
 
     Raises ValueError if there is no such run, if a file of it is damaged, or for a mistake in the overrides.
     """
     opened = checkpoint.open_checkpoint(path)
-    tree: Tree = opened.config()
+    tree = _located_config(opened, image_experiment)
     if sample is not None:
         tree["sample"] = config.dump(sample)
-    changes = sampling_changes(overrides)
-    whole = [change if change.startswith("first_stage.") else f"sample.{change}" for change in changes]
+    whole = [each if each.startswith(WRITTEN_IN_FULL) else f"sample.{each}" for each in sampling_changes(overrides)]
     experiment = image_experiment(config.override(tree, whole))
+    if not any(change.startswith("first_stage.model=") for change in whole):
+        own = with_own_copy(experiment.first_stage, opened.run)
+        experiment = replace(experiment, first_stage=own)
     objective = OBJECTIVES.build(experiment.objective, num_classes=experiment.model.num_classes)
     opened.require_classes(experiment.model.num_classes)
     class_names = opened.state.get("class_names")
@@ -136,13 +142,23 @@ def open_image_run(
     )
 
 
+def _located_config(opened: checkpoint.Checkpoint, build: Callable[[Tree], Any]) -> Tree:
+    """The config of a checkpoint, not yet typed, whose paths lead where they did in the folder the run was started in.
+
+    Those that lead nowhere there are left as they are: the run may have been moved here together with its data.
+    """
+    tree = opened.config()
+    started_in = opened.started_in
+    return tree if started_in == Path.cwd() else config.dump(config.located(build(tree), started_in))
+
+
 def trained_objective(path: str | Path) -> str:
     """The name of the objective that a run of images was trained with. Raises what opening it raises."""
     return OBJECTIVES.name_of(image_experiment(checkpoint.open_checkpoint(path).config()).objective)
 
 
 def sampling_changes(overrides: Sequence[str]) -> list[str]:
-    """Changes to the section ``sample``, without its name before them; those to ``first_stage`` as they are.
+    """Changes to the section ``sample``, without its name before them; those to other sections as they are.
 
     Raises ConfigError for a change to the section ``eval``.
     """
@@ -166,7 +182,8 @@ def open_text_run(
     Args:
         path: the folder.
         overrides: ``key=value`` changes to the section ``sample``, whose name may stand before them.
-        scoring: take changes to ``eval``, whose name may be left out, too, and to ``data.heldout``, written in full.
+        scoring: take changes to ``eval``, whose name may be left out, and to all of ``data``, written in full;
+            otherwise to ``data.path`` alone.
         experiment: what the run was started with last, in place of the checkpoint's own and of changes to that.
         device: where the network goes.
 
@@ -174,7 +191,8 @@ def open_text_run(
     """
     opened = checkpoint.open_checkpoint(path)
     changes = [_whole_key(each, scoring) for each in overrides]
-    experiment = experiment or text_experiment(config.override(opened.config(), changes))
+    if experiment is None:
+        experiment = text_experiment(config.override(_located_config(opened, text_experiment), changes))
     loaded = _loaded(opened, experiment, device)
     _set_experts(loaded["model"], experiment)
     return TextRun(**loaded, tokenizer=_tokenizer_of(opened), trained_on=opened.facts(_TextState)["trained_on"])
@@ -182,7 +200,7 @@ def open_text_run(
 
 def _whole_key(change: str, scoring: bool) -> str:
     """With the name of its section before the key."""
-    if change.startswith(("sample.", "eval.", "data.heldout=") if scoring else "sample."):
+    if change.startswith(("sample.", "data.", "eval.") if scoring else ("sample.", "data.path=")):
         return change
     of_eval = scoring and change.partition("=")[0] in {field.name for field in fields(TextEvalConfig)}
     return f"eval.{change}" if of_eval else f"sample.{change}"
@@ -213,7 +231,7 @@ def _set_experts(model: LM, experiment: TextExperiment) -> None:
             dataset = open_tokens(experiment)
             with_fingerprint(experiment.data, dataset.fingerprint)
         except ValueError as error:
-            problem = f" is solved on the tokens that were trained on: {error}; bring them back, or set sample.p"
+            problem = f" is solved on the tokens that were trained on: {error}; or set sample.p"
             raise ConfigError("sample.target", problem) from None
     budget = solve_text_budget(experiment.sample, model, dataset)
     if budget is not None:
@@ -242,7 +260,7 @@ def solve_text_budget(sample: TextSampleConfig, model: LM, dataset: TokenSequenc
 
 def _tokenizer_of(opened: checkpoint.Checkpoint) -> TextTokenizer:
     """The tokenizer that lies in the run folder. ValueError if it is gone, or another one."""
-    folder = opened.folder.absolute().parent.parent / TOKENIZER
+    folder = opened.run / TOKENIZER
     if not folder.is_dir():
         raise ValueError(f"{folder} is missing; restore it from a copy, or from the folder of tokens trained on")
     with section("tokenizer"):

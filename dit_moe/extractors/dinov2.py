@@ -12,12 +12,13 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dit_moe.config import Place
 from dit_moe.extractors.base import (
     EXTRACTORS,
     FeatureExtractor,
@@ -41,7 +42,7 @@ class DINOv2Config:
     model: Literal[
         "vit_small_patch14_dinov2", "vit_base_patch14_dinov2", "vit_large_patch14_dinov2", "vit_giant_patch14_dinov2"
     ] = "vit_large_patch14_dinov2"  # timm's name
-    weights: str | None = None  # file, DINOv2's own or timm's; None: timm's, downloaded if need be
+    weights: Annotated[str, Place()] | None = None  # file, DINOv2's own or timm's; None: timm's, downloaded if need be
 
 
 @EXTRACTORS.register("dinov2", DINOv2Config)

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from dit_moe.config import require
+from dit_moe.config import Place, require
 from dit_moe.extractors.base import EXTRACTORS, FeatureExtractor, Features, full_precision
 from dit_moe.files import sha256_of
 from dit_moe.weights import sha256_of_weights
@@ -29,7 +29,7 @@ class FunctionConfig:
     """Which function. It takes uint8 images [B, C, H, W] and returns features [B, D], both tensors on one device."""
 
     path: str  # package.module:function
-    weights: str | None = None  # file that the function reads: its hash is recorded and checked with the code's
+    weights: Annotated[str, Place()] | None = None  # file that the function reads: its hash is recorded, too
 
     def __post_init__(self) -> None:
         named = re.fullmatch(r"[\w.]+:\w+", self.path) is not None

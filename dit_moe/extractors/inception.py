@@ -10,11 +10,12 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from dit_moe.config import Place
 from dit_moe.extractors.base import (
     EXTRACTORS,
     FeatureExtractor,
@@ -37,7 +38,7 @@ ROWS = 4096  # features whose logits are computed at a time
 class InceptionConfig:
     """Whose weights."""
 
-    weights: str | None = None  # file; None: torch hub's copy, downloaded if need be
+    weights: Annotated[str, Place()] | None = None  # file; None: torch hub's copy, downloaded if need be
     verify: bool = True  # refuse all weights but the official ones
 
 

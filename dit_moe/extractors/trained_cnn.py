@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Annotated, Literal, TypedDict
 
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dit_moe.config import Place
 from dit_moe.extractors.base import EXTRACTORS, FeatureExtractor, Features, full_precision, misfit
 from dit_moe.extractors.digits_cnn import distort
 from dit_moe.files import atomic_folder
@@ -75,7 +76,7 @@ class TrainedFacts(TypedDict):
 class TrainedCNNConfig:
     """Which network: the folder that one was written to, `extractor` in a run folder."""
 
-    weights: str | None = None  # None: that of the run that is evaluated
+    weights: Annotated[str, Place()] | None = None  # None: that of the run that is evaluated
 
 
 @EXTRACTORS.register("trained_cnn", TrainedCNNConfig)

@@ -35,6 +35,7 @@ class TrainingParts:
     facts: Mapping[str, Any]
     hooks: Sequence[Hook]
     unit: Unit
+    keep_inputs: Callable[[], object]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from dit_moe import checkpoint, config
 from dit_moe.autoencoders import FIRST_STAGES, FirstStage
 from dit_moe.autoencoders.autoencoder import require_same_latents
 from dit_moe.autoencoders.encode import encode
+from dit_moe.autoencoders.own_copy import keep_autoencoder, with_own_copy
 from dit_moe.config import ConfigError
 from dit_moe.costs import forward_flops_at
 from dit_moe.data import Dataset
@@ -94,7 +95,8 @@ def training_parts(
         require_same_latents(before.first_stage, experiment.first_stage, "first_stage", f"the run in {earlier.folder}")
     class_counts = dataset.class_counts()
     objective = OBJECTIVES.build(experiment.objective, num_classes=experiment.model.num_classes)
-    stage: FirstStage = FIRST_STAGES.build(experiment.first_stage).to(join_processes().device)
+    first_stage = with_own_copy(experiment.first_stage, folder)
+    stage: FirstStage = FIRST_STAGES.build(first_stage).to(join_processes().device)
 
     def prepare_batch(rows: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
         moments = stage.moments_of(rows)
@@ -133,6 +135,7 @@ def training_parts(
         },
         hooks=hooks,
         unit=Unit(unit),
+        keep_inputs=lambda: keep_autoencoder(experiment.first_stage, folder),
     )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dit_moe import checkpoint
 from dit_moe.config import ConfigError, section
 from dit_moe.costs import forward_flops_at
-from dit_moe.distributed import join_processes, on_main
+from dit_moe.distributed import join_processes
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
 from dit_moe.evaluation.text import HeldoutTextHook, heldout_text, perplexity
 from dit_moe.experiments.image import NOTHING_HELD_OUT
@@ -33,7 +33,7 @@ from dit_moe.experiments.text import (
     scoring_options,
     text_experiment,
 )
-from dit_moe.files import require_writable, write_atomically
+from dit_moe.files import write_atomically
 from dit_moe.formatting import PlainConsole, rounded, tell
 from dit_moe.locks import exclusive
 from dit_moe.models import LM
@@ -113,8 +113,6 @@ def training_parts(
                 return heldout(step, network)
 
         hooks.append(Hook(every=every, call=score, measures=True))
-    on_main(lambda: require_writable(folder))
-    on_main(lambda: tokenizer.keep(folder / TOKENIZER, replace=is_begun(folder)))
     return TrainingParts(
         objective=NextToken(experiment.objective),
         prepare_batch=prepare_batch,
@@ -124,6 +122,7 @@ def training_parts(
         },
         hooks=hooks,
         unit=Unit(unit, experiment.data.length),
+        keep_inputs=lambda: tokenizer.keep(folder / TOKENIZER, replace=is_begun(folder)),
     )
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dit_moe.config import ConfigError, require
+from dit_moe.config import ConfigError, Place, require
 from dit_moe.data.base import place_of
 from dit_moe.text.token_shards import TokenManifest, TokenShards
 from dit_moe.text.tokenizer import TextTokenizer
@@ -22,8 +23,8 @@ from dit_moe.text.tokenizer import TextTokenizer
 class TokensConfig:
     """Folders of token shards, and how training reads them."""
 
-    path: str
-    heldout: str | None = None  # another such folder, for the split `heldout`
+    path: Annotated[str, Place()]
+    heldout: Annotated[str, Place()] | None = None  # another such folder, for the split `heldout`
     length: int = 2048  # tokens the model sees at once
     document_mask: bool = False  # tokens attend to their own document only
     fingerprint: str | None = None  # (recorded) of what is in the folder

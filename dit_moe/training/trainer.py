@@ -66,6 +66,7 @@ class Trainer:
         hooks: run in between.
         curves: the picture that is drawn of the log, in the run folder; None: none is.
         unit: what the log counts.
+        keep_inputs: puts into the run folder what it takes to use the run elsewhere; called on the main process.
     """
 
     def __init__(
@@ -84,9 +85,11 @@ class Trainer:
         hooks: Sequence[Hook] = (),
         curves: CurvesPicture | None = None,
         unit: Unit = Unit("images"),  # noqa: B008 (it is frozen)
+        keep_inputs: Callable[[], object] = lambda: None,
     ) -> None:
         self.config, self.run, self.config_yaml, self.seed = config, Path(run), config_yaml, seed
         self.start, self.facts, self.hooks, self.curves, self.unit = start, facts, hooks, curves, unit
+        self.keep_inputs = keep_inputs
         self.accelerator = build_accelerator(config, self.run)
         self.precision = self.accelerator.mixed_precision.replace("no", "fp32")  # what "auto" came to
         self.prefetcher = Prefetcher(config, dataset, prepare_batch, seed)
@@ -116,6 +119,7 @@ class Trainer:
             if min(steps) != max(steps):
                 found = f"is at step {max(steps)} for one process and at step {min(steps)} for another"
                 raise ValueError(f"{self.run} {found}; put it on a disk that every node sees")
+            on_main(self.keep_inputs)
             self._train()
 
     def open_run(self) -> int:

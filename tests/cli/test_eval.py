@@ -85,7 +85,7 @@ def test_code_that_a_runs_config_names_is_run_only_if_the_command_names_it_too(a
     assert marker.exists()
 
 
-def test_a_relative_path_of_a_run_is_told_with_the_folder_that_it_is_relative_to(
+def test_a_relative_path_of_a_run_leads_where_it_did_when_the_run_was_started(
     a_run, samples, capsys, monkeypatch, tmp_path
 ):
     monkeypatch.chdir(tmp_path)
@@ -93,11 +93,11 @@ def test_a_relative_path_of_a_run_is_told_with_the_folder_that_it_is_relative_to
     assert cli(*words, "train.steps=5") == 0
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    where = f"; samples is relative to {tmp_path}, where the run was started: go there, or bring it here"
-    assert where in refuse(capsys, a_run)
-    assert "is relative to" not in refuse(capsys, a_run, "other-samples")
-    monkeypatch.chdir(tmp_path)
-    assert "is relative to" not in refuse(capsys, a_run, "nowhere")
+    (tmp_path / "elsewhere" / "samples").mkdir()  # of that name, but not what was named
+    used = evaluate(capsys, a_run, "--seeds", 1, "--metrics", "fd")["provenance"]
+    assert used["reference"]["count"] == 100
+    samples.rename(tmp_path / "elsewhere" / "moved")
+    assert "samples has no images" in (told := refuse(capsys, a_run)) and "name a REFERENCE behind the run" in told
 
 
 def test_kept_features_tell_how_their_images_were_made(finished_run, tmp_path, capsys):

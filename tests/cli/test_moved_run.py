@@ -1,0 +1,83 @@
+"""A run folder is whole: moved alone, its data, latents and autoencoder deleted, it is used as before."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.autoencoders.small import make
+from tests.cli.conftest import SMALL, cli, evaluate
+from tests.cli.test_bad_input import refused
+from tests.folders import contents
+from tests.npz_files import write_images
+
+CONFIG = str(Path(__file__).parents[2] / "configs" / "digits_latent.yaml")
+RELATIVE = [
+    *SMALL,
+    "data.path=latents",
+    "first_stage.model=autoencoder",
+    "encode.images={name: image_folder, path: images, size: 16}",
+]
+JUDGED = ["count=20", "--seeds=1", "--metrics=fd", "--channels=1", "--size=8", "--extractor=digits_cnn64"]
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory) -> Path:
+    """A run on latents by relative paths, moved away from everything that it was trained with, which is deleted."""
+    start, here = tmp_path_factory.mktemp("start"), Path.cwd()
+    chance = np.random.default_rng(0)
+    for label in ("cats", "dogs"):
+        (start / "images" / label).mkdir(parents=True)
+        for i in range(6):
+            pixels = chance.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(start / "images" / label / f"{i}.png")
+    make(start / "autoencoder")
+    os.chdir(start)
+    try:
+        assert cli("encode", CONFIG, *RELATIVE) == 0
+        assert cli("train", CONFIG, *RELATIVE, "--run", "run") == 0
+    finally:
+        os.chdir(here)
+    (start / "run").rename(target := tmp_path_factory.mktemp("moved") / "run")
+    shutil.rmtree(start)
+    return target
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> Path:
+    """Images to compare with: images.npz, and the folder png."""
+    folder = tmp_path_factory.mktemp("reference")
+    chance = np.random.default_rng(1)
+    images = chance.integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
+    write_images(folder / "images.npz", images, np.zeros(20, dtype=np.int64))
+    (folder / "png").mkdir()
+    for i, pixels in enumerate(images):
+        Image.fromarray(pixels).save(folder / "png" / f"{i}.png")
+    return folder
+
+
+def test_it_is_sampled_with_the_copy_of_its_autoencoder_and_its_class_names(moved, tmp_path):
+    assert {path.name for path in (moved / "autoencoder").iterdir()} > {"config.json"}
+    assert cli("sample", moved, "count=4", "labels=[dogs]", "--out", tmp_path / "out") == 0
+    with np.load(tmp_path / "out" / "images.npz") as arrays:
+        assert arrays["arr_0"].shape == (4, 16, 16, 3) and set(arrays["labels"]) == {1}
+
+
+@pytest.mark.parametrize("kind", ["folder", "npz"])
+def test_it_is_evaluated_against_the_images_that_are_named(moved, reference, kind, capsys):
+    named = reference / "images.npz" if kind == "npz" else reference / "png"
+    assert evaluate(capsys, moved, named, *JUDGED)["fd_digits_cnn64"]["n"] == 20
+
+
+def test_an_evaluation_without_its_images_says_which_option_names_them(moved, capsys):
+    told = "encode.images.path=FOLDER, or name a REFERENCE behind the run"
+    refused(capsys, 2, told, "eval", moved, *JUDGED)
+
+
+def test_training_goes_on_where_the_latents_are_named_and_says_so_where_they_are_missing(moved, capsys):
+    before = contents(moved)
+    refused(capsys, 2, "or name another folder in data.path", "train", moved / "config.yaml", "--run", moved)
+    assert contents(moved) == before

@@ -73,8 +73,8 @@ class TrainingBar:
         """Call with every line of the log."""
         rate = line[f"{self._unit}_per_s"]
         rows_left = (self._steps - line["step"]) * line[self._unit] / line["step"]
-        loss, left = rounded(line["loss"], 4, 3), timedelta(seconds=round(rows_left / rate))
-        shown = [f"loss {loss}", f"{rate:.4g} {self._unit}/s", f"{left} left"]
+        elapsed, left = (timedelta(seconds=round(seconds)) for seconds in (line["seconds"], rows_left / rate))
+        shown = [f"loss {rounded(line['loss'], 4, 3)}", f"{rate:.4g} {self._unit}/s", f"{elapsed} elapsed, {left} left"]
         if line.get("p") is not None:
             shown.append(f"p {rounded(line['p'], 3, 2)}")
         if line.get("active") is not None:

@@ -102,7 +102,7 @@ def training_parts(
         moments = stage.moments_of(rows)
         return {"latents": moments.sample(lambda like: random.normal(*like.shape[1:])), "labels": rows["labels"]}
 
-    def save_samples(step: int, network: nn.Module) -> None:
+    def save_samples(step: int, network: nn.Module) -> dict[str, Path] | None:
         shape = (experiment.model.in_channels, experiment.model.input_size, experiment.model.input_size)
         labels = choose_labels(experiment.sample, experiment.model.num_classes, class_counts, dataset.class_names)
         try:
@@ -111,10 +111,13 @@ def training_parts(
                 (folder / "samples").mkdir(exist_ok=True)
                 shown, _ = grid_layout(made.labels)
                 names = readable_names(dataset.class_names, experiment.model.num_classes)
-                save_grid(made.images[shown], made.labels, folder / "samples" / f"step_{step:08d}.png", names)
+                path = folder / "samples" / f"step_{step:08d}.png"
+                save_grid(made.images[shown], made.labels, path, names)
+                return {"samples": path}
         except (ValueError, SamplingError) as error:  # a preview is not worth a run
             if join_processes().is_main_process:
                 tell(f"warning: no samples at step {step}: {error}")
+        return None
 
     hooks = []
     if experiment.train.sample_every or experiment.eval.light_every:

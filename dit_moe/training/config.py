@@ -55,6 +55,8 @@ class TrainConfig:
     log_every: int = _free(100)  # steps per line of log.jsonl
     sample_every: int | None = _free(None)  # steps between grids of samples; None: no grids
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = _free(())  # beside log.jsonl
+    run_name: str | None = _free(None)  # in wandb and trackio; None: the run folder's
+    run_group: str | None = _free(None)  # of runs that wandb and trackio show together
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "checkpoint_every", "keep_checkpoints", "log_every"):
@@ -62,6 +64,8 @@ class TrainConfig:
         for name in ("micro_batch", "sample_every"):
             require(getattr(self, name) is None or getattr(self, name) >= 1, self, name, "must be at least 1, or null")
         require(self.init_from != "", self, "init_from", "is empty; name a run, or null for none")
+        for name in ("run_name", "run_group"):
+            require(getattr(self, name) != "", self, name, "is empty; write a name, or null for none")
         require(self.workers <= MOST_WORKERS, self, "workers", f"must be at most {MOST_WORKERS:,} processes")
         for name in ("weight_decay", "warmup_steps", "workers"):
             require(getattr(self, name) >= 0, self, name, "must be at least 0")

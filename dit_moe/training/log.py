@@ -25,7 +25,7 @@ from dit_moe.moe import MoEConfig
 from dit_moe.progress import TrainingBar
 from dit_moe.training.config import TrainConfig
 from dit_moe.training.step import ACTIVE_PEAK
-from dit_moe.training.trackers import Trackers
+from dit_moe.training.trackers import Trackers, flatten, tracked
 
 if TYPE_CHECKING:
     from dit_moe.training.curves_of_runs import CurvesPicture
@@ -44,8 +44,8 @@ class Logger:
 
     Losses and the gradient norm in a line are means over the steps since the line before, and `ACTIVE_PEAK` is their
     largest, also where the run was resumed in between: `unlogged` of the earlier logger is in the checkpoint. The other
-    numbers of the routers are those of the step itself, and rates are of the steps since the start. Only the main
-    process writes.
+    numbers of the routers are those of the step itself, and rates are of the steps since the start. `seconds` are the
+    wall time of the run so far, over all its starts, with checkpoints and samples. Only the main process writes.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Logger:
         self._trackers, self._config, self._unit = trackers, config, unit
         main = join_processes().is_main_process
         self._curves = curves if main else None
+        self._last = step  # that has a line
         self._log = JsonLines(run / "log.jsonl", step) if main else None
         self._evaluations = JsonLines(run / "evaluations.jsonl", step) if main else None
         self._progress = TrainingBar(config.steps, step, unit.name, shown=main)
@@ -69,6 +70,8 @@ class Logger:
         self._steps: int = earlier["steps"]  # since the line before
         self._gathered: dict[str, float] = dict(earlier["gathered"])  # sums over them, and the largest of `ACTIVE_PEAK`
         self._timed_steps, self._since = 0, time.perf_counter()
+        before = None if self._log is None else self._log.last()
+        self._start = self._since - ((before or {}).get("seconds") or 0.0)
         last = step - self._steps  # that has a line
         if main and unlogged and last > 0 and self._log is not None and not self._log.ends_with(last):
             lost = f"lacks the line of step {last}, with which it ended when that was saved"
@@ -87,8 +90,8 @@ class Logger:
 
     def __exit__(self, *error: Any) -> None:
         self._progress.__exit__(*error)
-        if self._curves is not None:
-            self._curves.finish()
+        if self._curves is not None and (picture := self._curves.finish()) is not None:
+            self._trackers.log_picture("curves", picture, self._last)
         self._trackers.finish()  # not accelerate's end_training(), which would end the processes' group, too
 
     def due(self, step: int) -> bool:
@@ -107,14 +110,17 @@ class Logger:
             self._steps, self._gathered, self._changes = 0, {}, []
             self._timed_steps, self._since = 0, time.perf_counter()
             self._progress.line(line)
-            self._trackers.log(flatten(line), step)
+            self._trackers.log(tracked(line), step)
             if self._log is not None:
                 self._log.write(line)
-            if self._curves is not None:
-                self._curves.update()
+            if self._curves is not None and (picture := self._curves.update()) is not None:
+                self._trackers.log_picture("curves", picture, step)
+            self._last = step
 
     def evaluation(self, step: int, numbers: dict[str, Any]) -> None:
-        """Take in what the hooks measured after step number `step`; trackers get it under "eval/"."""
+        """Take in what the hooks return after step number `step`; trackers get numbers under "eval/", and pictures."""
+        for name in [name for name, value in numbers.items() if isinstance(value, Path)]:
+            self._trackers.log_picture(name, numbers.pop(name).read_bytes(), step)
         if self._evaluations is not None and numbers:
             self._evaluations.write(dict(step=step, **numbers))
             self._trackers.log(flatten({"eval": numbers}), step)
@@ -129,7 +135,7 @@ class Logger:
         seconds = time.perf_counter() - self._since
         means = {name: value if name == ACTIVE_PEAK else value / self._steps for name, value in self._gathered.items()}
         name, a_step = self._unit.name, self._config.batch_size * self._unit.per_row
-        done = {"step": step, name: step * a_step}
+        done = {"step": step, name: step * a_step, "seconds": time.perf_counter() - self._start}
         changes = {"changes": self._changes} if self._changes else {}
         return done | means | {"lr": lr, f"{name}_per_s": self._timed_steps * a_step / seconds} | routers | changes
 
@@ -166,10 +172,14 @@ class JsonLines:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
+    def last(self) -> Tree | None:
+        """The last line, if there is one."""
+        lines = self._path.read_bytes().splitlines() if self._path.exists() else []
+        return _parsed(lines[-1]) if lines else None
+
     def ends_with(self, step: int) -> bool:
         """Whether the last line is of `step`."""
-        lines = self._path.read_bytes().splitlines() if self._path.exists() else []
-        return bool(lines) and _parsed(lines[-1])["step"] == step
+        return (self.last() or {}).get("step") == step
 
     def sync(self) -> None:
         """Put every line on the disk: a checkpoint must not be newer than its log."""
@@ -200,19 +210,6 @@ class JsonLines:
             tell(f"warning: {path} has {count} that cannot be read, now in {aside.name}")
         if kept != lines:
             write_atomically(path, b"".join(kept))
-
-
-def flatten(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of a log line under one level of names, "layers/p/0": what trackers take."""
-    flat: dict[str, float] = {}
-    for key, value in line.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}/")
-        elif isinstance(value, list):
-            flat |= flatten({str(i): item for i, item in enumerate(value)}, f"{prefix}{key}/")
-        elif value is not None:
-            flat[prefix + key] = value
-    return flat
 
 
 # ------------------------------------------------------------------------------------------------- reading a log later
@@ -248,6 +245,7 @@ class _Line(TypedDict):
     loss: NotRequired[float]
     images: NotRequired[Count]
     tokens: NotRequired[Count]
+    seconds: NotRequired[NonNegative]
     images_per_s: NotRequired[_Rate]
     tokens_per_s: NotRequired[_Rate]
     heldout_loss: NotRequired[float | None]

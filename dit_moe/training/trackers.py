@@ -2,27 +2,37 @@
 
 A run that goes on from a checkpoint goes on in them, too. TensorBoard then hides the steps after the checkpoint. wandb
 and trackio keep what they have of them: neither takes anything back.
+
+Numbers are named by what they are of: "train/loss", "router/p", "router/active/layer_03", "eval/fd_digits_cnn64_n200".
 """
+
+# H height, W width
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker
+from PIL import Image
 
 from dit_moe.config import ConfigError, Matching
 from dit_moe.files import write_atomically
 from dit_moe.formatting import tell
 from dit_moe.json_files import Name, read
+from dit_moe.training.config import TrainConfig
 
 KEPT = "trackers.json"  # in the run folder: by what trackers know the run
+OF_ROUTERS = ("active", "active_peak", "p")  # means over the layers, in a line of log.jsonl
+NOT_OF_STEPS = (*OF_ROUTERS, "step", "layers", "changes")  # the rest of it is of the training itself
 WITHOUT = "or leave it out of train.trackers"
 REMEDIES = {"wandb": f"run `wandb login`, set WANDB_MODE=offline, {WITHOUT}"}
 
@@ -48,10 +58,11 @@ class TensorBoard(TensorBoardTracker):
 
 
 class Trackers:
-    """Those of `names`, which get nothing before they are started. For the main process alone."""
+    """Those of the config, which get nothing before they are started. For the main process alone."""
 
-    def __init__(self, accelerator: Accelerator, run: Path, names: Sequence[str]) -> None:
-        self._accelerator, self._run, self._names = accelerator, run, tuple(dict.fromkeys(names))
+    def __init__(self, accelerator: Accelerator, run: Path, config: TrainConfig) -> None:
+        self._accelerator, self._run, self._config = accelerator, run, config
+        self._names = tuple(dict.fromkeys(config.trackers))
         self._started: list[GeneralTracker] = []
 
     def start(self, config: Mapping[str, float], step: int) -> None:
@@ -62,18 +73,20 @@ class Trackers:
         path, known = self._run / KEPT, Known()
         if step > 0 and path.exists():
             known = read(path, Known, "delete it, and the run begins anew in its trackers")
+        name = self._config.run_name or self._run.absolute().name
         own = {
             "wandb": os.environ.get("WANDB_RUN_ID") or known.wandb or secrets.token_hex(4),
-            "trackio": known.trackio or self._run.name,
+            "trackio": known.trackio or name,
         }
+        group = {} if self._config.run_group is None else {"group": self._config.run_group}
         options = {
-            "wandb": {"name": self._run.name, "id": own["wandb"], "resume": "allow"},
-            "trackio": {"name": own["trackio"], "resume": "allow" if known.trackio else "never"},
+            "wandb": {"name": name, "id": own["wandb"], "resume": "allow", **group},
+            "trackio": {"name": own["trackio"], "resume": "allow" if known.trackio else "never", **group},
         }
         for name in sorted(self._names, key="tensorboard".__eq__):  # last: it leaves files where the others may fail
-            folder, self._accelerator.trackers = self._accelerator.logging_dir, []
+            self._accelerator.trackers = []
             try:
-                tracker = TensorBoard("dit_moe", folder, purge_step=step + 1) if name == "tensorboard" else name
+                tracker = self._board(step) if name == "tensorboard" else name
                 self._accelerator.log_with = [tracker]
                 self._accelerator.init_trackers("dit_moe", dict(config), options)
             except Exception as error:  # each has its own
@@ -86,9 +99,20 @@ class Trackers:
         if now != known:
             write_atomically(path, json.dumps(asdict(now), indent=1) + "\n")
 
+    def _board(self, step: int) -> TensorBoard:
+        """In a folder of its own in the run folder, or in that which earlier versions began there."""
+        folder = "dit_moe" if (self._run / "dit_moe").is_dir() else "tensorboard"
+        return TensorBoard(folder, self._run, purge_step=step + 1)
+
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         """Give them the numbers of a step. One that fails costs a line, and not the run."""
         self._call(f"at step {step}", lambda tracker: tracker.log(dict(numbers), step=step))
+
+    def log_picture(self, name: str, png: bytes, step: int) -> None:
+        """Give them a picture as it was after a step."""
+        if self._started:
+            pixels_HWC = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+            self._call(f"at step {step}", lambda tracker: _log_pixels(tracker, name, pixels_HWC, step))
 
     def finish(self) -> None:
         """Let them go."""
@@ -103,3 +127,41 @@ class Trackers:
                 self._started.remove(tracker)
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
                 tell(f"warning: {tracker.name} failed {when} ({reason}) and gets no more; log.jsonl has it all")
+
+
+def _log_pixels(tracker: Any, name: str, pixels_HWC: np.ndarray, step: int) -> None:
+    if tracker.name == "trackio":  # accelerate's has no log_images
+        import trackio
+
+        tracker.log({name: trackio.Image(pixels_HWC)}, step=step)
+    else:
+        layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+        tracker.log_images({name: pixels_HWC[None]}, step=step, **layout)
+
+
+# ---------------------------------------------------------------------------------------------------------- their names
+
+
+def tracked(line: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a line of log.jsonl by the names that trackers show them under."""
+    routers = {name: line[name] for name in OF_ROUTERS if line.get(name) is not None}
+    others = {name.replace("_per_s", "_per_second"): value for name, value in line.items() if name not in NOT_OF_STEPS}
+    by_layer = {
+        f"{name}/layer_{layer:02}": value
+        for name, values in (line.get("layers") or {}).items()
+        for layer, value in enumerate(values)
+    }
+    return flatten({"train": others, "router": routers | by_layer})
+
+
+def flatten(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The values under one level of names, "train/lr" and "eval/images": what trackers take."""
+    flat: dict[str, float] = {}
+    for key, value in line.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}/")
+        elif isinstance(value, list):
+            flat |= flatten({str(i): item for i, item in enumerate(value)}, f"{prefix}{key}/")
+        elif value is not None:
+            flat[prefix + key] = value
+    return flat

@@ -29,19 +29,19 @@ from dit_moe.training.curves_of_runs import CurvesPicture
 from dit_moe.training.data_loader import Dataset, Prefetcher, Prepare, shown
 from dit_moe.training.devices import build_accelerator, local, remarks, unsharded
 from dit_moe.training.interrupt import Interrupted, InterruptWatch, TrainingError
-from dit_moe.training.log import Logger, Unit, flatten
+from dit_moe.training.log import Logger, Unit
 from dit_moe.training.optimizer import learning_rate, load_optimizer_state, optimizer_state
 from dit_moe.training.run_start import fits_start, keep_thresholds, load_start, require_own_run, require_same_run
 from dit_moe.training.step import NotFinite, Objective, TrainingStep
-from dit_moe.training.trackers import Trackers
+from dit_moe.training.trackers import Trackers, flatten
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hook:
     """Something to do every so many steps: `call(step, ema_model)`, on every process, without gradients.
 
-    Each process has the whole model then, and may call it as often as it likes. What it returns on the main process,
-    JSON-ready numbers by name, becomes a line of evaluations.jsonl; None becomes nothing.
+    Each process has the whole model then, and may call it as often as it likes. What it returns on the main process, by
+    name: JSON-ready numbers become a line of evaluations.jsonl, the paths of PNGs are for the trackers; or None.
     """
 
     every: int
@@ -165,7 +165,7 @@ class Trainer:
         return {"torch": torch.__version__, "dit_moe": version("dit_moe"), "processes": self.accelerator.num_processes}
 
     def _train(self) -> None:
-        trackers = Trackers(self.accelerator, self.run, self.config.trackers)
+        trackers = Trackers(self.accelerator, self.run, self.config)
 
         def start_trackers() -> None:
             on_main(lambda: trackers.start(flatten(parse(self.config_yaml)), self.step))

@@ -26,6 +26,9 @@ class FakeTracker(GeneralTracker):
     def log(self, values, step):
         self.calls.append((step, values))
 
+    def log_images(self, values, step, **layout):
+        self.calls.append((step, values))
+
     def finish(self):
         self.calls.append(("finished", {}))
 

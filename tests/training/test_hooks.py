@@ -132,6 +132,6 @@ def test_trackers_and_the_screen_get_the_numbers_apart_from_those_of_training(bu
     build(tmp_path, steps=2, log_every=2, trackers=("tensorboard",), hooks=[call]).train()
     _, (_, training), (step, numbers), _ = tracked
     assert (step, numbers) == (2, {"eval/fd_digits_cnn64": 12.34567, "eval/loss/heldout": 0.5})
-    assert training["loss"] == log(tmp_path)[0]["loss"]
+    assert training["train/loss"] == log(tmp_path)[0]["loss"]
     assert "step 2/2  fd_digits_cnn64 12.35  loss/heldout 0.5\n" in capsys.readouterr().err
     assert checkpoint.open_checkpoint(tmp_path).step == 2

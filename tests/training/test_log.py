@@ -3,7 +3,8 @@ import json
 import pytest
 
 from dit_moe.progress import TrainingBar
-from dit_moe.training.log import JsonLines, flatten
+from dit_moe.training.log import JsonLines
+from dit_moe.training.trackers import tracked
 
 
 def test_lines_past_the_resumed_step_and_half_a_line_are_cut(tmp_path):
@@ -40,12 +41,19 @@ def test_lines_can_be_read_while_the_run_goes_on(tmp_path):
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n'
 
 
-def test_trackers_get_flat_numbers():
-    line = {"step": 1, "p": None, "layers": {"active": [1.5, 2.5], "p": []}, "loss": 0.5}
-    assert flatten(line) == {"step": 1, "layers/active/0": 1.5, "layers/active/1": 2.5, "loss": 0.5}
+def test_trackers_get_each_number_under_a_name_that_says_what_it_is_of():
+    layers = {"active": [1.5, 2.5], "p": []}
+    line = {"step": 1, "p": None, "active": 2.0, "layers": layers, "loss": 0.5, "images_per_s": 3.0, "changes": [{}]}
+    assert tracked(line) == {
+        "train/loss": 0.5,
+        "train/images_per_second": 3.0,
+        "router/active": 2.0,
+        "router/active/layer_00": 1.5,
+        "router/active/layer_01": 2.5,
+    }
 
 
-LINE = {"step": 250, "images": 8000, "loss": 0.125, "images_per_s": 40.0, "p": 0.5, "active": 2.01}
+LINE = {"step": 250, "images": 8000, "seconds": 200.4, "loss": 0.125, "images_per_s": 40.0, "p": 0.5, "active": 2.01}
 
 
 def test_progress_without_a_terminal_is_one_line_per_interval_on_stderr(capsys):
@@ -56,10 +64,10 @@ def test_progress_without_a_terminal_is_one_line_per_interval_on_stderr(capsys):
     out, err = capsys.readouterr()
     assert out == ""
     # 750 steps of 32 images at 40 images/s are 10 minutes.
-    assert err == "step 250/1000  loss 0.1250  40 images/s  0:10:00 left  p 0.500  active 2.01\n"
+    assert err == "step 250/1000  loss 0.1250  40 images/s  0:03:20 elapsed, 0:10:00 left  p 0.500  active 2.01\n"
 
 
-@pytest.mark.parametrize("line", [LINE | {"p": None, "active": None}, {k: LINE[k] for k in list(LINE)[:4]}])
+@pytest.mark.parametrize("line", [LINE | {"p": None, "active": None}, {k: LINE[k] for k in list(LINE)[:5]}])
 def test_a_model_without_threshold_or_experts_shows_none(capsys, line):
     TrainingBar(steps=1000, step=0, unit="images", shown=True).line(line)
     assert capsys.readouterr().err.endswith("left\n")

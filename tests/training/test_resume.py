@@ -112,6 +112,8 @@ def test_what_may_change_on_resume_changes_no_bit_but_for_steps_and_micro_batche
         "log_every": 3,
         "sample_every": 2,
         "trackers": ("tensorboard",),
+        "run_name": "mine",
+        "run_group": "tries",
     }
     assert {*free, "steps", "micro_batch"} == set(FREE)  # micro-batches are rounded each
     build(tmp_path, steps=10).train()

@@ -115,13 +115,13 @@ def test_the_routers_report_only_in_steps_that_are_logged(build, tmp_path, monke
 
 
 @ONE_FAMILY
-def test_trackers_get_the_config_and_every_line_as_flat_numbers(build, tmp_path, tracked):
+def test_trackers_get_the_config_and_the_numbers_of_every_line(build, tmp_path, tracked):
     build(tmp_path, steps=4, log_every=2, trackers=("tensorboard",)).train()
     (first, config), (two, line), (four, _), (last, _) = tracked
     assert (first, two, four, last) == ("config", 2, 4, "finished")
     assert config["train/steps"] == 4
-    assert line["loss"] == log(tmp_path)[0]["loss"]
-    assert line["layers/p/1"] == log(tmp_path)[0]["layers"]["p"][1]
+    assert line["train/loss"] == log(tmp_path)[0]["loss"]
+    assert line["router/p/layer_01"] == log(tmp_path)[0]["layers"]["p"][1]
     assert all(isinstance(value, int | float) for value in line.values())
 
 

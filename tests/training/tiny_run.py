@@ -122,6 +122,7 @@ def build(
     prepare_batch=None,
     objective=None,
     hooks=(),
+    curves=None,
     classes=DIGITS,
     p0=None,
     width=32,
@@ -147,6 +148,7 @@ def build(
         start=open_start(train_config, run),
         facts={"class_names": list(classes)},
         hooks=hooks,
+        curves=curves,
         unit=kind.unit,
     )
 
@@ -160,7 +162,8 @@ def bits(run, step):
 def log(run):
     """The lines of log.jsonl without what depends on the clock."""
     lines = [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.endswith("_per_s")} for line in lines]
+    timed = ("seconds", "images_per_s", "tokens_per_s")
+    return [{key: value for key, value in line.items() if key not in timed} for line in lines]
 
 
 def die_at(death, build):

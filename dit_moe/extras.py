@@ -8,6 +8,7 @@ import shlex
 DISTRIBUTIONS = {  # what brings a package that a command may need: its name in a registry
     "datasets": "datasets",
     "lm_eval": "lm-eval",
+    "shtab": "shtab",
     "tokenizers": "transformers",
     "transformers": "transformers",
 }

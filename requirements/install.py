@@ -113,7 +113,8 @@ def unbounded(extras):
     while any(each.startswith(own) for each in wanted):  # an extra that includes another
         inner = next(each for each in wanted if each.startswith(own))
         wanted.remove(inner)
-        wanted += project["optional-dependencies"][inner[len(own) : -1]]
+        for extra in inner[len(own) : -1].split(","):
+            wanted += project["optional-dependencies"][extra]
     return [",".join(part for part in each.split(",") if not part.startswith("<")) for each in wanted]
 
 

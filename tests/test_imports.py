@@ -8,7 +8,7 @@ import pytest
 from dit_moe.cli import COMMANDS
 
 PACKAGE = Path(__file__).parent.parent / "dit_moe"
-BOTTOM = {"registry", "yaml_text", "schema", "built_in", "extras", "config", "randomness"}
+BOTTOM = {"registry", "yaml_text", "schema", "built_in", "extras", "plugins", "config", "randomness"}
 BOTTOM |= {"files", "json_files", "locks", "formatting", "weights"}
 CORE = BOTTOM | {"moe", "models", "diffusion", "data", "autoencoders", "text", "checkpoint", "distributed", "shards"}
 ABOVE = CORE | {"training", "sampling", "experiments", "extractors", "metrics", "progress", "plotting", "pictures"}
@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "schema": {"registry"},
     "built_in": {"schema"},
     "extras": set(),
+    "plugins": {"schema"},
     "config": {"registry", "yaml_text", "schema", "built_in"},
     "randomness": set(),
     "files": {"formatting"},

@@ -17,11 +17,12 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
+from dit_moe import plugins
 from dit_moe.config import STORED, WorkFailed
 from dit_moe.extras import DISTRIBUTIONS, how_to_install
 from dit_moe.formatting import tell
@@ -43,6 +44,7 @@ COMMANDS = {  # name: module of dit_moe.cli, what it does
     "quickstart": ("quickstart", "encode or tokenise, train, sample and evaluate in one go"),
     "train-autoencoder": ("train_autoencoder", "train a small autoencoder to make latents with"),
     "configs": ("configs", "list the configs and studies that come along, or print one"),
+    "completion": ("completion", "print what makes a shell complete commands, options, configs and runs"),
 }
 
 
@@ -74,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from dit_moe.distributed import ending_together
 
             with ending_together():
+                plugins.load(args.plugin)
                 args.run(args)
         finally:
             sys.stdout.flush()
@@ -85,24 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """What the words of a sub-command mean; SystemExit for --help, and for words that mean nothing.
-
-    Each sub-command is a module of `dit_moe.cli` with `add_arguments` and `run`, imported only when it is called.
-    """
-    parser = argparse.ArgumentParser(
-        prog="dit-moe", description="Diffusion Transformers, and language models, with DTop-p experts"
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (module_name, summary) in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=summary)
-        if list(argv[:1]) == [name]:
-            module = importlib.import_module(f"dit_moe.cli.{module_name}")
-            command.description = module.__doc__
-            command.formatter_class = argparse.RawDescriptionHelpFormatter
-            module.add_arguments(command)
-            command.set_defaults(run=module.run)
-            command.add_argument("--traceback", action="store_true", help="print the stack trace of an error, too")
-            _refuse_keys_as_options(command, name, argv[1:])
+    """What the words of a sub-command mean; SystemExit for --help, and for words that mean nothing."""
+    parser, commands = build_parser(argv[:1])
+    for name, command in commands.items():
+        _refuse_keys_as_options(command, name, argv[1:])
     args, rest = parser.parse_known_args(_joined(argv))
     if rest:  # argparse takes positionals in one go only; words and overrides may also come after an option
         words = not any(word.startswith("-") for word in rest)
@@ -123,6 +112,48 @@ def _refuse_keys_as_options(command: argparse.ArgumentParser, name: str, words: 
 
         for told in written_as_keys(name, words, known):
             command.error(f"unrecognized arguments: {told}")
+
+
+def build_parser(called: Collection[str]) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser, and those of the sub-commands that are called; of the others it knows only what they do.
+
+    Each is a module of `dit_moe.cli` with `add_arguments` and `run`, which takes long to import.
+    """
+    parser = argparse.ArgumentParser(
+        prog="dit-moe", description="Diffusion Transformers, and language models, with DTop-p experts"
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the versions and the device, and stop")
+    parsers: dict[str, argparse.ArgumentParser] = {}
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module_name, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        if name in called:
+            module = importlib.import_module(f"dit_moe.cli.{module_name}")
+            parsers[name] = command
+            command.description = module.__doc__
+            command.formatter_class = argparse.RawDescriptionHelpFormatter
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+            command.add_argument(
+                "--plugin", action="append", default=[], metavar="MODULE", help="import this module of yours first"
+            )
+            command.add_argument("--traceback", action="store_true", help="print the stack trace of an error, too")
+    return parser, parsers
+
+
+class _Version(argparse.Action):
+    """What a report of a fault should say."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import platform
+        from importlib.metadata import version
+
+        import torch
+
+        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        device = ", ".join(gpus) or f"CPU with {os.cpu_count()} cores"
+        print(f"dit_moe {version('dit_moe')}, torch {torch.__version__}, Python {platform.python_version()}, {device}")
+        parser.exit()
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, example: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
+from dit_moe import plugins
 from dit_moe.files import disk_used
 from dit_moe.formatting import printable
 
@@ -29,7 +30,7 @@ def end(results: Iterable[Path], *commands: Sequence[object]) -> None:
 
 def say_next(*commands: Sequence[object]) -> None:
     """Say only the commands, whichever process this is."""
-    _say("next", [shlex.join(["dit-moe", *map(str, words)]) for words in commands])
+    _say("next", [shlex.join(["dit-moe", *map(str, words), *plugins.options()]) for words in commands])
 
 
 def _say(title: str, lines: Sequence[str]) -> None:

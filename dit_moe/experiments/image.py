@@ -21,6 +21,7 @@ from dit_moe.extractors import EXTRACTORS
 from dit_moe.metrics import METRICS
 from dit_moe.models import MODELS
 from dit_moe.moe.compute_budget import ComputeBudgetConfig
+from dit_moe.plugins import asked, require_loaded
 from dit_moe.sampling.generator import SampleConfig
 from dit_moe.sampling.labels import describe_listed, listed_classes
 from dit_moe.training import TrainConfig
@@ -65,6 +66,7 @@ class Experiment:
     sample: SampleConfig = field(default_factory=SampleConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     seed: int = 0
+    plugins: tuple[str, ...] = field(default_factory=asked)  # modules of the user's that it needs
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, self, "seed", "must be a whole number from 0 to 2^63 − 1")
@@ -99,8 +101,9 @@ def image_experiment(tree: Tree) -> Experiment:
 def kind_of(tree: Tree) -> str:
     """What the model of a config, not yet typed, is trained on: "images" or "text".
 
-    ConfigError if the config names no model that there is.
+    ConfigError if the config names no model that there is, or needs a plugin that is not loaded.
     """
+    require_loaded(tree)
     model: Any = tree.get("model")
     name = model.get("name") if isinstance(model, dict) else model
     if not isinstance(name, str):

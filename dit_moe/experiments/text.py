@@ -13,6 +13,7 @@ from dit_moe.data.listing import note
 from dit_moe.experiments.image import check_compute_budget, kind_of, with_fingerprint
 from dit_moe.models import MODELS
 from dit_moe.moe.compute_budget import ComputeBudgetConfig
+from dit_moe.plugins import asked
 from dit_moe.text.losses import not_comparable
 from dit_moe.text.objective import NextTokenConfig
 from dit_moe.text.sequences import TokensConfig, TokenSequences, open_shards
@@ -81,6 +82,7 @@ class TextExperiment:
     sample: TextSampleConfig = field(default_factory=TextSampleConfig)
     eval: TextEvalConfig = field(default_factory=TextEvalConfig)
     seed: int = 0
+    plugins: tuple[str, ...] = field(default_factory=asked)  # modules of the user's that it needs
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, self, "seed", "must be a whole number from 0 to 2^63 − 1")

@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from torch import Tensor
 from dit_moe.config import Place, require
 from dit_moe.extractors.base import EXTRACTORS, FeatureExtractor, Features, full_precision
 from dit_moe.files import sha256_of
+from dit_moe.plugins import failure, import_named
 from dit_moe.weights import sha256_of_weights
 
 PROBE = 2  # blank images that tell the width of the features
@@ -48,7 +47,7 @@ class FunctionExtractor(FeatureExtractor):
 
     def __init__(self, config: FunctionConfig) -> None:
         module_name, _, name = config.path.partition(":")
-        module = _import(module_name, name)
+        module = import_named(module_name, f"--extractor {config.path}")
         self.path, self.function = config.path, _function(module, name)
         self.name, self.dim = "function_" + re.sub(r"\W", "_", config.path), 0
         self.weights_sha256 = None if config.weights is None else sha256_of_weights(Path(config.weights))
@@ -69,7 +68,7 @@ class FunctionExtractor(FeatureExtractor):
             raise
         except Exception as error:
             images = f"{PROBE} blank images {'×'.join(map(str, image_shape))}"
-            raise _failed(f"{self.path} failed on {images}", error, self.file) from None
+            raise failure(f"--extractor {self.path} failed on {images}", error, self.file) from None
 
     def __call__(self, images_BCHW: Tensor) -> Features:
         features_BD = self._features(images_BCHW)
@@ -106,28 +105,6 @@ def require_asked(config: object) -> None:
 
 class _Unusable(ValueError):
     """What the function returned."""
-
-
-def _import(name: str, function: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        asked = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}.")
-        if not asked:
-            raise _failed(f"{name}:{function} failed as {name} was imported", error) from None
-        problem = f"--extractor {name}:{function}: there is no module {name}"
-        raise ValueError(f"{problem}; put its folder on PYTHONPATH") from None
-
-
-def _failed(what: str, error: Exception, file: Path | None = None) -> ValueError:
-    """In one line, with the last place in `file`, or else the very last, that the error went through."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if file is not None and Path(frame.filename) == file] or frames
-    place = f"{Path(own[-1].filename).name}:{own[-1].lineno}"
-    if isinstance(error, SyntaxError) and error.filename:
-        place = f"{Path(error.filename).name}:{error.lineno}"
-    said = " ".join([type(error).__name__, *str(error).split()])
-    return ValueError(f"--extractor {what}: {said} ({place}); mend it")
 
 
 def _function(module: ModuleType, name: str) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from dit_moe import built_in, config
+from dit_moe import built_in, config, plugins
 from dit_moe.config import ConfigError
 from dit_moe.distributed import from_main, is_out_of_memory, locked, on_main
 from dit_moe.files import require_own, require_writable, write_atomically
@@ -163,7 +163,7 @@ class StudyFolder:
         return [run for run in runs if read_score(self.study, run) is None]
 
     def _command(self, run: PlannedRun) -> list[str]:
-        return ["compare", *self.words, "--only", run.name]
+        return ["compare", *self.words, "--only", run.name, *plugins.options()]
 
     def _job(self, run: PlannedRun) -> Job:
         command = [sys.executable, "-m", "dit_moe.cli", *self._command(run)]

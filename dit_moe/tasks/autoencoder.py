@@ -33,6 +33,7 @@ from dit_moe.distributed import join_processes, locked, on_main
 from dit_moe.experiments.image import with_fingerprint
 from dit_moe.files import require_writable, write_atomically
 from dit_moe.pictures import image_grid, save_png
+from dit_moe.plugins import asked, require_loaded
 from dit_moe.randomness import BatchRandom
 from dit_moe.tasks import Report
 from dit_moe.training import Hook, TrainConfig, Trainer
@@ -51,6 +52,7 @@ class AutoencoderTraining:
     loss: KLLossConfig = field(default_factory=KLLossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     seed: int = 0
+    plugins: tuple[str, ...] = field(default_factory=asked)  # modules of the user's that it needs
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, self, "seed", "must be a whole number from 0 to 2^63 − 1")
@@ -87,7 +89,9 @@ def train_and_export(
 
 def prepare(path: Path, overrides: Sequence[str]) -> tuple[AutoencoderTraining, dict[str, Dataset]]:
     """The resolved config, and its images: "train" and, if the data has any, "heldout". ValueError for any mistake."""
-    settings = config.build(AutoencoderTraining, config.load(path, overrides))
+    tree = config.load(path, overrides)
+    require_loaded(tree)
+    settings = config.build(AutoencoderTraining, tree)
     splits = SPLITS if getattr(settings.data, "heldout", True) is not None else SPLITS[:1]
     with section("data"):
         images: dict[str, Dataset] = {split: DATASETS.build(settings.data, split) for split in splits}

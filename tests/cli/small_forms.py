@@ -106,6 +106,7 @@ def furnish(folder: Path) -> None:
         (folder / name).symlink_to(ROOT / name)
     (study,) = (block for block in blocks(ROOT / "docs" / "studies.md", "yaml") if block.startswith("title:"))
     (folder / "my_study.yaml").write_text(study)
+    (folder / "my_router.py").touch()  # the router of the guide is there already
     make(folder / "autoencoder")
     for place in ("data/imagenet/train", "data/flowers/train"):
         for label in ("cats", "dogs"):

@@ -111,7 +111,7 @@ def require_sense(words):
     elif args.command == "eval" and args.sampling is not None:
         sampling_recipe(args.sampling, "ddpm")
     else:
-        assert args.command in ("eval", "lm-eval"), words
+        assert args.command in ("eval", "lm-eval", "completion"), words
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)

@@ -16,20 +16,22 @@ from rich.table import Table
 from dit_moe.config import Tree, build, convert, section
 from dit_moe.evaluation.comparability import UNKNOWN, Reason
 from dit_moe.formatting import PlainConsole
-from dit_moe.json_files import Count
+from dit_moe.json_files import Count, NonNegative
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distance:
     """A Fréchet distance; None where a number cannot be known."""
 
-    generated: float | None  # mean over sampling seeds
-    generated_std: float | None = None  # over them
-    floor: float | None = None  # of held-out images
-    floor_estimate: float | None = None  # by formula, for independent draws; sets of equal class mix come out lower
-    ratio: float | None = None  # of generated to floor
-    reconstruction: float | None = None  # of held-out images that an autoencoder has encoded and decoded
-    reconstruction_ratio: float | None = None  # of that to floor
+    generated: NonNegative | None  # mean over sampling seeds
+    generated_std: NonNegative | None = None  # over them
+    floor: NonNegative | None = None  # of held-out images
+    floor_estimate: NonNegative | None = (
+        None  # by formula, for independent draws; sets of equal class mix come out lower
+    )
+    ratio: NonNegative | None = None  # of generated to floor
+    reconstruction: NonNegative | None = None  # of held-out images that an autoencoder has encoded and decoded
+    reconstruction_ratio: NonNegative | None = None  # of that to floor
     n: Count | None = None  # images on the left side of each distance
     n_reference: Count | None = None
     seeds: Count | None = None

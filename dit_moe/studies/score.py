@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypedDict
 import torch
 
 from dit_moe import config
-from dit_moe.config import ConfigError, Tree, Within
+from dit_moe.config import ConfigError, Tree, Within, convert
 from dit_moe.evaluation.compute import number_names
 from dit_moe.evaluation.runs import comparison_of, how_many, reconstructed, run_source, seeds_of, training_images
 from dit_moe.evaluation.sources.base import EvaluationInput
@@ -188,6 +188,15 @@ class _Metric(TypedDict):
     value: float
 
 
+class _DistanceNotNegative:
+    """For the `_Metric` of a score: a part of a distance, as "fid.ratio" is, cannot be below 0."""
+
+    def require(self, metric: Any, path: str) -> None:
+        """ConfigError if it is."""
+        if "." in metric["name"]:
+            convert(NonNegative, metric["value"], f"{path}.value")
+
+
 class _Score(TypedDict):
     """What score.json holds."""
 
@@ -199,7 +208,7 @@ class _Score(TypedDict):
     active: NonNegative | None
     active_layers: list[NonNegative] | None
     flops: Annotated[float, Within(1, 1e30)]
-    metric: _Metric | None
+    metric: Annotated[_Metric, _DistanceNotNegative()] | None
 
 
 class _Timing(TypedDict):

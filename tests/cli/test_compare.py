@@ -107,7 +107,7 @@ def test_killed_at_any_time_it_goes_on_to_the_same_results(finished, study, copy
     assert scores_of(copy) == scores_of(finished)
 
 
-def test_times_of_other_runs_are_not_read_and_times_made_elsewhere_are_told_apart(finished, study):
+def test_times_of_other_runs_are_not_read_and_times_made_elsewhere_are_told_apart(finished, study, tmp_path):
     runs = plan(load_study(study), study.parent, finished)
     timing = score.read_timing(finished, runs, 1)
     assert score.was_measured_here(timing, runs)
@@ -116,6 +116,9 @@ def test_times_of_other_runs_are_not_read_and_times_made_elsewhere_are_told_apar
     assert score.read_timing(finished, runs, 2) is None
     changed = plan(load_study(study, ["train.micro_batch=4"]), study.parent, finished)
     assert score.read_timing(finished, changed, 1) is None
+    for damaged in ({"seconds_per_step": {"topk": [0.1]}}, {"seconds_per_step": []}, {"made": [1]}, {"runs": [1]}):
+        (tmp_path / "timing.json").write_text(json.dumps(timing | damaged))
+        assert score.read_timing(tmp_path, runs, 1) is None
 
 
 def test_times_made_elsewhere_are_reported_as_they_are_and_measured_anew_by_a_call_that_runs(

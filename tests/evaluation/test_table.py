@@ -176,6 +176,12 @@ def test_a_file_that_is_no_result_is_refused_by_name(tmp_path, text):
         read_result(tmp_path / "gone.json")
 
 
+def test_a_negative_distance_is_refused(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"fid": {"generated": -1.0}, "provenance": {}}')
+    with pytest.raises(ValueError, match=r"fid.generated=-1.0 must be from 0"):
+        read_result(tmp_path)
+
+
 def test_published_rows_are_all_shown_with_their_source():
     rows = cells(to_markdown(published_rows()))
     assert len(rows) == len(published_rows())

@@ -63,6 +63,9 @@ def test_other_held_out_data_another_version_and_a_damaged_file_are_another_scor
     assert read_score(study, replace(runs[1], heldout="others")) is None
     path.write_text(whole[: len(whole) // 2])
     assert read_score(study, runs[1]) is None
+    for negative in ({"metric": json.loads(whole)["metric"] | {"value": -1.0}}, {"active": -1.0}, {"made": []}):
+        path.write_text(json.dumps(json.loads(whole) | negative))
+        assert read_score(study, runs[1]) is None
     path.write_text(whole)
     monkeypatch.setattr("dit_moe.studies.score.version", lambda name: "0.0")
     assert read_score(study, runs[1]) is None

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from dit_moe import config
 from dit_moe.autoencoders.autoencoder import AutoencoderConfig
 from dit_moe.config import ConfigError
-from dit_moe.costs.memory import activation_bytes, memory, peak_active
+from dit_moe.costs.measure import flops_per_second
+from dit_moe.costs.memory import activation_bytes, memory, memory_of_machine, peak_active
 from dit_moe.data.latents import LatentsConfig
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS
 from dit_moe.experiments.image import Experiment
@@ -44,6 +47,9 @@ GPUS = {  # NVIDIA's data sheets and, for the RTX cards, the appendices of the G
     "RTX4090": GPU(165e12, 82.6e12, 24),
     "RTX3090": GPU(71e12, 35.6e12, 24),
 }
+
+
+CPU = "cpu"  # in place of one of these
 
 
 def peak(gpu: str, precision: str) -> float:
@@ -108,7 +114,7 @@ def sampling_flops(experiment: Experiment) -> float:
 
 def add_cost_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that are the arguments of `describe`."""
-    known = f"the GPU that --dry-run estimates for: {', '.join(GPUS)}; default %(default)s"
+    known = f"what --dry-run estimates for: {', '.join(GPUS)}, or cpu, this one, timed; default %(default)s"
     parser.add_argument("--gpu", default="H100", metavar="NAME", help=known)
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="how many of them; default %(default)s")
     share = f"share of their peak FLOP/s that a step reaches, recompute counted; default {MFU}, an assumption"
@@ -122,13 +128,15 @@ def describe(
 
     Args:
         experiment: resolved.
-        gpu: a name of `GPUS`.
+        gpu: a name of `GPUS`; or ``cpu``, that of this machine, on which a few passes are timed.
         mfu: share of the peak FLOP/s that is reached; None assumes `MFU`.
 
     Raises ConfigError for a GPU that is not in the table or cannot run the experiment, and for other impossible values.
     """
-    if gpu not in GPUS:
-        raise ConfigError("--gpu", f"={gpu} is not in the table; {did_you_mean(gpu, GPUS)}")
+    if gpu not in (CPU, *GPUS):
+        raise ConfigError("--gpu", f"={gpu} is not in the table; {did_you_mean(gpu, [CPU, *GPUS])}")
+    if gpu == CPU and (gpus > 1 or mfu is not None):
+        raise ConfigError("--gpu", "=cpu is this machine, and is timed; drop --gpus and --mfu")
     if gpus < 1:
         raise ConfigError("--gpus", f"={gpus} must be at least 1")
     if mfu is not None and not 0 < mfu <= 1:
@@ -152,15 +160,19 @@ def _lines(experiment: Experiment | TextExperiment, gpu: str, gpus: int, mfu: fl
     count = f"{rows:,} {row_name}" + (f", {rows * per_row:,} {unit}" if per_row > 1 else "")
     yield f"training          {train.steps:,} steps, {count}, {training * rows:.4g} FLOPs"
     yield from _memory_lines(experiment, gpu, gpus, row_name)
-    precision, share = _precision_on(gpu, train.mixed_precision), MFU if mfu is None else mfu
-    source = "an assumption, state another with --mfu" if mfu is None else "as stated"
-    rows_per_s = gpus * peak(gpu, precision) * share / training
-    where = f"{gpus} × {gpu} at {share:.0%} of {peak(gpu, precision) / 1e12:g} TFLOP/s in {precision} ({source})"
-    yield f"time              {_duration(rows / rows_per_s)}, {speed(rows_per_s * per_row)} {unit}/s on {where}"
+    reached, where = _reached(experiment, gpu, gpus, mfu, train.mixed_precision)
+    if reached is None:
+        yield f"time              {where}"
+    else:
+        rows_per_s = reached / training
+        yield f"time              {_duration(rows / rows_per_s)}, {speed(rows_per_s * per_row)} {unit}/s on {where}"
     if not isinstance(experiment, TextExperiment):
         sample = experiment.sample
-        seconds = sampling_flops(experiment) * sample.count / (gpus * peak(gpu, sample.precision) * share)
-        yield f"sampling          {_duration(seconds)} for {sample.count:,} images in {sample.precision}"
+        if gpu != CPU:
+            reached, _ = _reached(experiment, gpu, gpus, mfu, sample.precision)
+        if reached is not None:
+            seconds = sampling_flops(experiment) * sample.count / reached
+            yield f"sampling          {_duration(seconds)} for {sample.count:,} images in {sample.precision}"
         if isinstance(experiment.first_stage, AutoencoderConfig) and not isinstance(experiment.data, LatentsConfig):
             yield "not in these      the encoder's time and memory; it runs for every image of every step"
     note = None if model.moe is None else model.moe.router.note(model.moe.target)
@@ -168,9 +180,25 @@ def _lines(experiment: Experiment | TextExperiment, gpu: str, gpus: int, mfu: fl
         yield f"note: {note}"
 
 
+def _reached(experiment: Any, gpu: str, gpus: int, mfu: float | None, wanted: str) -> tuple[float | None, str]:
+    """FLOP/s in the precision `wanted`, and on what; None, and why, where they are not known."""
+    precision = _precision_on(gpu, wanted)
+    if gpu == CPU:
+        found = flops_per_second(experiment, training_flops(experiment), precision)
+        if found is None:
+            return None, "not known: one image or sequence of so large a model takes a CPU too long to be timed here"
+        threads = torch.get_num_threads()
+        with_threads = f"{threads} thread{'s' if threads > 1 else ''}"
+        return found, f"this CPU with {with_threads} in {precision}, as a few passes took just now"
+    share = MFU if mfu is None else mfu
+    source = "an assumption, state another with --mfu" if mfu is None else "as stated"
+    most = peak(gpu, precision)
+    return gpus * most * share, f"{gpus} × {gpu} at {share:.0%} of {most / 1e12:g} TFLOP/s in {precision} ({source})"
+
+
 def _precision_on(gpu: str, wanted: str) -> str:
-    """What ``mixed_precision=wanted`` comes to on this GPU."""
-    return ("fp32" if GPUS[gpu].bf16 is None else "bf16") if wanted == "auto" else wanted
+    """What ``mixed_precision=wanted`` comes to on this GPU, or on the CPU."""
+    return ("fp32" if gpu == CPU or GPUS[gpu].bf16 is None else "bf16") if wanted == "auto" else wanted
 
 
 def _duration(seconds: float) -> str:
@@ -180,7 +208,7 @@ def _duration(seconds: float) -> str:
 
 def _memory_lines(experiment: Any, name: str, gpus: int, unit: str) -> Iterator[str]:
     """On the GPU `name`; a row is one of `unit`. ConfigError unless the GPUs can share the batch equally."""
-    train, gpu = experiment.train, GPUS[name]
+    train, there = experiment.train, memory_of_machine() / GIB if name == CPU else GPUS[name].memory
     precision = _precision_on(name, train.mixed_precision)
     if train.batch_size % gpus:
         problem = f"={train.batch_size} cannot be shared equally by {gpus} GPUs; use a multiple"
@@ -191,7 +219,8 @@ def _memory_lines(experiment: Any, name: str, gpus: int, unit: str) -> Iterator[
     parts = ", ".join(f"{part} {rounded(size / GIB, 1)}" for part, size in held.items())
     total = sum(held.values())
     in_all = rounded(total / GIB, 1)
-    yield f"memory per GPU    {in_all} GiB with {rows} {unit} at a time ({name}: {gpu.memory}): {parts}"
+    where = "memory            " if name == CPU else "memory per GPU    "
+    yield f"{where}{in_all} GiB with {rows} {unit} at a time ({name}: {there:.0f}): {parts}"
     other = not experiment.model.recompute
     instead = activation_bytes(experiment.model, rows, precision, recompute=other) / GIB
     yield f"                  with model.recompute={str(other).lower()}: activations {rounded(instead, 1)}"
@@ -200,9 +229,10 @@ def _memory_lines(experiment: Any, name: str, gpus: int, unit: str) -> Iterator[
         total = sum(memory(experiment, precision, gpus, rows, most_active).values())
         active = f"{most_active:g} active experts where the target is {experiment.model.moe.target:g}"
         yield f"                  {rounded(total / GIB, 1)} GiB at {active}, a peak that early training may have"
-    if total > ROOM * gpu.memory * GIB:
-        tried = _settings_that_fit(experiment, precision, gpus, rows, ROOM * gpu.memory * GIB)
-        advice = "; or ".join(tried) or "no setting helps; use more GPUs with train.parallel=fsdp2, or larger ones"
+    if total > ROOM * there * GIB:
+        tried = _settings_that_fit(experiment, precision, gpus, rows, ROOM * there * GIB)
+        more = "train a smaller model" if name == CPU else "use more GPUs with train.parallel=fsdp2, or larger ones"
+        advice = "; or ".join(tried) or f"no setting helps; {more}"
         yield f"warning: more than {ROOM:.0%} of that memory. What would fit: {advice}"
 
 

@@ -60,7 +60,7 @@ def require_room(experiment: Any) -> None:
     Only what exceeds it `MARGIN` times is refused: the estimate is none of swap, offloading or what a process holds.
     """
     model, train = experiment.model, experiment.train
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    there = memory_of_machine()
     there += sum(torch.cuda.get_device_properties(gpu).total_memory for gpu in range(torch.cuda.device_count()))
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     rows = min(train.micro_batch or train.batch_size, -(-train.batch_size // processes))
@@ -78,6 +78,11 @@ def require_room(experiment: Any) -> None:
         if held > MARGIN * there:
             problem = f"{what}: they take {held / 2**30:,.0f} GiB, and this machine has {there / 2**30:,.0f}"
             raise ConfigError(key, f"{problem}; {remedy}")
+
+
+def memory_of_machine() -> int:
+    """Bytes, without those of GPUs."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def activation_bytes(

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from dit_moe.config import ConfigError
-from dit_moe.costs import GIB, add_cost_arguments, describe, memory, training_flops
+from dit_moe.costs import GIB, add_cost_arguments, describe, estimate, memory, sampling_flops, training_flops
 from dit_moe.experiments.image import load_experiment
 from dit_moe.experiments.text import load_text_experiment
 from tests.costs.experiments import LENGTH, VOCAB, image_experiment, image_model, text_experiment
@@ -62,6 +62,23 @@ def test_a_gpu_without_bf16_trains_in_fp32_at_the_speed_of_fp32():
     assert "of 67 TFLOP/s in fp32" in describe(image_experiment(train={"mixed_precision": "fp32"}), "H100")
     with pytest.raises(ConfigError, match=r"--gpu=V100 has no bf16; set train\.mixed_precision=fp32"):
         describe(image_experiment(train={"mixed_precision": "bf16"}), "V100")
+
+
+def test_on_this_cpu_a_few_passes_are_timed_and_what_takes_too_long_for_that_is_left_out(monkeypatch):
+    large = describe(image_experiment(), "cpu")
+    assert "# time              not known: one image or sequence of so large a model" in large
+    assert "\n# sampling" not in large and "# memory            " in large
+    small = {"depth": 1, "width": 32, "heads": 2}
+    image = image_experiment(model=image_model("DiT-custom/8-4E2A", **small))
+    text = text_experiment("LM-custom-4E2A", small | {"vocab_size": 64}, data={"path": "nowhere", "length": 16})
+    for each in (image, text):
+        assert re.search(r"# time              \d.* a?.*on this CPU with .* in fp32", describe(each, "cpu"))
+    monkeypatch.setattr(estimate, "flops_per_second", lambda *args: 1e3 * training_flops(image))
+    assert "# time              28.4 hours, 1,000 images/s on this CPU" in describe(image, "cpu")
+    seconds = sampling_flops(image) * image.sample.count / (1e3 * training_flops(image))
+    assert f"# sampling          {seconds:.1f} seconds" in describe(image, "cpu") and seconds > 0.1
+    with pytest.raises(ConfigError, match=r"^--gpu=cpu is this machine, and is timed; drop --gpus and --mfu"):
+        describe(image, "cpu", mfu=0.5)
 
 
 def image_at(name):

@@ -190,12 +190,16 @@ class Checkpoint:
             raise _broken(self.folder, path.name, f"is no config ({error})") from None
 
     def _verified(self, name: str) -> Path:
-        if sha256_of(self.folder / name) != self._recorded(name):
+        recorded = self._recorded(name)
+        if sha256_of(self.folder / name) != recorded:
             raise _broken(self.folder, name, "was changed after it was written: its sha256 is not the recorded one")
         return self.folder / name
 
     def _recorded(self, name: str) -> str:
         if name not in self.state["files"]:
+            if self.state.get("exported"):
+                remedy = "use the run it was exported from, or, to train, start from its weights with train.init_from"
+                raise ValueError(f"{self.folder} was exported without {name}; {remedy}")
             raise _broken(self.folder, STATE, f"does not list {name}")
         return str(self.state["files"][name]["sha256"])
 
@@ -282,7 +286,8 @@ def _write(folder: Path, parts: Parts, state: Mapping[str, Any], config_yaml: st
             raise OSError(f"{folder / part}.safetensors: {error}") from None
     (folder / CONFIG).write_text(config_yaml, encoding="utf-8")
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(folder.iterdir())}
-    body = {"format": FORMAT, **state, "torch": torch.__version__, "started_in": os.getcwd(), "files": files}
+    made = {"format": FORMAT, "torch": torch.__version__, "started_in": os.getcwd()}
+    body = made | {**state, "files": files}
     (folder / STATE).write_text(json.dumps(body, indent=1), encoding="utf-8")
     for path in [*folder.iterdir(), folder]:
         give_usual_mode(path)

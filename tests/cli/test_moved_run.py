@@ -1,5 +1,6 @@
 """A run folder is whole: moved alone, its data, latents and autoencoder deleted, it is used as before."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dit_moe.files import disk_used, sha256_of
 from tests.autoencoders.small import make
 from tests.cli.conftest import SMALL, cli, evaluate
 from tests.cli.test_bad_input import refused
@@ -21,6 +23,7 @@ RELATIVE = [
     "first_stage.model=autoencoder",
     "encode.images={name: image_folder, path: images, size: 16}",
 ]
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # of the autoencoder
 JUDGED = ["count=20", "--seeds=1", "--metrics=fd", "--channels=1", "--size=8", "--extractor=digits_cnn64"]
 
 
@@ -81,3 +84,19 @@ def test_training_goes_on_where_the_latents_are_named_and_says_so_where_they_are
     before = contents(moved)
     refused(capsys, 2, "or name another folder in data.path", "train", moved / "config.yaml", "--run", moved)
     assert contents(moved) == before
+
+
+def test_it_is_exported_as_a_run_without_its_training_state_that_makes_the_same_images(moved, tmp_path, capsys):
+    exported = tmp_path / "exported"
+    assert cli("export", moved, exported, "count=4", "seed=1") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert {path.name for path in exported.rglob("*.safetensors")} == {"ema.safetensors", WEIGHTS}
+    assert facts["bytes"] == disk_used(exported) < disk_used(moved) / 2
+    assert facts["weights_sha256"] == sha256_of(next(moved.glob("checkpoints/step_00000004/ema.safetensors")))
+    assert cli("sample", moved, "count=4", "seed=1", "--out", tmp_path / "one") == 0
+    assert cli("sample", exported, "--out", tmp_path / "other") == 0
+    one, other = (np.load(tmp_path / name / "images.npz")["arr_0"] for name in ("one", "other"))
+    assert np.array_equal(one, other)
+    refused(capsys, 2, "was exported without model.safetensors", "sample", exported, "weights=model")
+    refused(capsys, 2, "holds autoencoder", "export", moved, exported)
+    refused(capsys, 2, "--olmoe: ", "export", moved, tmp_path / "no", "--olmoe")

@@ -1,0 +1,57 @@
+"""A run of images without what only training needs, as a run folder that all but `train` open as any other."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dit_moe import checkpoint, config
+from dit_moe.autoencoders.autoencoder import BUNDLED, AutoencoderConfig
+from dit_moe.autoencoders.own_copy import copy_autoencoder
+from dit_moe.config import OF_A_RUN
+from dit_moe.evaluation.own_extractor import FOLDER as EXTRACTOR
+from dit_moe.experiments.image import image_experiment
+from dit_moe.experiments.run import open_image_run
+from dit_moe.files import atomic_folder, disk_used, require_replaceable, write_atomically
+from dit_moe.locks import exclusive
+
+NOT_OF_USE = ("files", "since_line")  # of the state: what is written anew, and what only training goes on from
+
+
+def export_image_run(path: Path, overrides: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Write a run's config, the weights that its section `sample` names, class names, autoencoder and extractor.
+
+    Args:
+        path: a run folder, or one of its checkpoint folders.
+        overrides: ``key=value`` changes to the section ``sample``, which are exported.
+        folder: the run folder to make.
+
+    Returns what it is of, its bytes, and the sha256 of its weights, JSON-ready. ValueError for bad input, before
+    anything is written, if `folder` is not empty among it.
+    """
+    run, saved = open_image_run(path, overrides), checkpoint.open_checkpoint(path)
+    require_replaceable(folder)
+    # Of the run's config as it was written only the section `sample` differs: what it names may not be here.
+    sample = config.dump(run.experiment.sample)
+    text = config.to_yaml(image_experiment(saved.config() | {"sample": sample}))
+    state = {name: value for name, value in saved.state.items() if name not in NOT_OF_USE} | {"exported": True}
+    weights, first_stage = run.experiment.sample.weights, run.experiment.first_stage
+    with exclusive(folder.parent, folder.name), atomic_folder(folder) as unfinished:
+        parts = {weights: saved.weights(weights)}
+        written = checkpoint.save(unfinished, parts=parts, state=state, config_yaml=text, keep=1)
+        write_atomically(unfinished / checkpoint.CONFIG, OF_A_RUN + text)
+        if isinstance(first_stage, AutoencoderConfig) and first_stage.model not in BUNDLED:
+            copy_autoencoder(first_stage, unfinished)
+        if (saved.run / EXTRACTOR).is_dir():
+            shutil.copytree(saved.run / EXTRACTOR, unfinished / EXTRACTOR)
+        sha256 = checkpoint.open_checkpoint(written).sha256(weights)
+    return {
+        "folder": str(folder),
+        "run": str(run.folder),
+        "step": run.step,
+        "weights": weights,
+        "weights_sha256": sha256,
+        "bytes": disk_used(folder),
+    }

@@ -2,6 +2,7 @@
 # make lm                                       the same for a small language model; results in runs/lm_tiny/
 # make test                                     lint, types and tests
 # make test-newest                              the same on the newest of every package, in a folder of its own
+# make docs                                     the guides and a reference as a site: site/index.html
 # make lock                                     resolve all packages anew and write requirements/
 # The first three set up .venv on first use. Another Python: make PYTHON=python3.12 …
 # Another folder: VENV=.venv-3.12. A torch that this machine has already: INSTALL=--system-site-packages.
@@ -13,7 +14,7 @@ INSTALL ?=
 BIN := $(VENV)/bin
 SETUP := requirements/install.py --venv $(VENV) $(INSTALL)
 
-.PHONY: quickstart lm test check test-newest lock
+.PHONY: quickstart lm test check test-newest docs lock
 
 quickstart:
 	@$(PYTHON) $(SETUP) base
@@ -38,6 +39,11 @@ check:
 test-newest:
 	@$(PYTHON) requirements/install.py dev --venv .venv-newest --newest
 	@$(MAKE) --no-print-directory check VENV=.venv-newest
+
+docs:
+	@$(PYTHON) $(SETUP) docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "site/index.html"
 
 lock:
 	$(PYTHON) -m venv .venv-lock

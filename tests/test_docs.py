@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dit_moe.autoencoders.encoder import EncodeConfig
+from dit_moe.cli import COMMANDS
 from dit_moe.config import build
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
 from dit_moe.experiments.image import EvalConfig
@@ -45,9 +46,27 @@ def test_the_metric_of_the_guide_is_complete_in_its_one_file():
         assert metric.settings() == {"power": 1.0}
 
 
+def test_every_command_is_in_the_table_of_what_is_for_what():
+    table = (ROOT / "docs" / "commands.md").read_text()
+    assert set(re.findall(r"`dit-moe ([a-z-]+) ?[^`]*`", table.partition("|")[2])) == set(COMMANDS)
+
+
+def test_the_site_has_every_guide():
+    listed = re.findall(r": (\w[\w-]*\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert set(listed) == {guide.name for guide in GUIDES if guide.parent.name == "docs"} | {"index.md", "reference.md"}
+
+
+def anchors(guide):
+    """The names that a code host and the site give to the headings."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", guide.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
 def test_links_and_pictures_of_a_guide_exist_and_nothing_is_left_to_fill_in(guide):
     text = guide.read_text()
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", text):
+        assert anchor in anchors(guide.parent / target if target else guide), f"{target}#{anchor}"
     targets = re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r'src="([^"]+)"', text)
     missing = [target for target in targets if "://" not in target and not (guide.parent / target).exists()]
     assert missing == []

@@ -3,12 +3,15 @@
 import importlib.util
 import json
 import re
+import shlex
+import subprocess
 import sys
 import tomllib
 import zipfile
 from importlib.metadata import distributions
 from itertools import chain
 from pathlib import Path
+from string import Template
 from subprocess import CompletedProcess
 
 import pytest
@@ -16,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from dit_moe.extras import DISTRIBUTIONS, how_to_install
+from tests.shown import Shown
 
 ROOT = Path(__file__).parent.parent
 LOCKS = sorted((ROOT / "requirements").glob("python*.txt"))
@@ -129,6 +133,41 @@ def test_a_package_that_is_missing_is_installed_in_the_versions_that_the_project
     assert how_to_install("lm-eval") == "pip install 'lm-eval>=0.4.13,<0.5'"
     named = [*DISTRIBUTIONS.values(), "zstandard", "tensorboard", "wandb", "trackio"]
     assert all(re.match(r"pip install '[\w-]+[<>]", how_to_install(each)) for each in named)
+
+
+# ------------------------------------------------------------------------------------------- containers and clusters
+
+
+def test_the_image_is_built_of_files_that_are_there_with_the_lock_of_its_python_and_runs_as_a_user():
+    text = re.sub(r"\\\n", "", (ROOT / "Dockerfile").read_text())
+    steps = [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")]
+    assert {name for name, _ in steps} <= {
+        "FROM",
+        "ARG",
+        "SHELL",
+        "ENV",
+        "RUN",
+        "WORKDIR",
+        "COPY",
+        "USER",
+        "ENTRYPOINT",
+        "CMD",
+    }
+    sources = [each for name, rest in steps if name == "COPY" for each in rest.split()[:-1]]
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert all((ROOT / each).exists() and each.split("/")[0] in allowed for each in sources)
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["readme"] in sources
+    python = re.search(r"FROM python:(\d+\.\d+)", text)[1]
+    assert set(re.findall(r"python[\d.]+\.txt", text)) == {f"python{python}.txt"}
+    assert [rest for name, rest in steps if name == "USER"] == ["1000"] and steps[-2][1] == '["dit-moe"]'
+
+
+def test_the_batch_script_is_valid_and_starts_a_command_that_is_understood():
+    script = ROOT / "docs" / "train.sbatch"
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    command = re.search(r"^srun (torchrun .*)$", re.sub(r"\\\n", "", script.read_text()), re.MULTILINE)[1]
+    words = shlex.split(Template(command).safe_substitute(SLURM_NNODES=2, host="host", SLURM_JOB_ID=1))
+    assert Shown(script.name, tuple(words)).ours() == ["train", "$@"]
 
 
 # ------------------------------------------------------------------------------------------------------------ the locks

@@ -1,4 +1,5 @@
 # make quickstart [CONFIG=configs/other.yaml]   train, sample and evaluate; results in runs/<name of the config>/
+# make quickstart CONFIG=configs/my_images.yaml data.path=FOLDER   the same on your own images, in runs/<name of FOLDER>/
 # make lm                                       the same for a small language model; results in runs/lm_tiny/
 # make test                                     lint, types and tests
 # make test-newest                              the same on the newest of every package, in a folder of its own
@@ -13,17 +14,20 @@ CONFIG ?= configs/digits.yaml
 INSTALL ?=
 BIN := $(VENV)/bin
 SETUP := requirements/install.py --venv $(VENV) $(INSTALL)
+# Variables of the command line with a dot in their name, as changes to the config: data.path='my images'
+given = $(and $(findstring .,$1),$(filter command,$(origin $1)))
+CHANGES = $(foreach name,$(.VARIABLES),$(if $(call given,$(name)),'$(subst ','\'',$(name)=$(value $(name)))'))
 
 .PHONY: quickstart lm test check test-newest docs lock
 
 quickstart:
 	@$(PYTHON) $(SETUP) base
-	$(BIN)/dit-moe quickstart $(CONFIG)
+	$(BIN)/dit-moe quickstart $(CONFIG) $(CHANGES)
 
 lm: CONFIG = configs/lm_tiny.yaml
 lm:
 	@$(PYTHON) $(SETUP) lm
-	$(BIN)/dit-moe quickstart $(CONFIG)
+	$(BIN)/dit-moe quickstart $(CONFIG) $(CHANGES)
 
 test:
 	@$(PYTHON) $(SETUP) dev

@@ -31,6 +31,7 @@ from dit_moe.evaluation.evaluate import evaluate
 from dit_moe.evaluation.options import EvalOptions
 from dit_moe.evaluation.report import Report
 from dit_moe.evaluation.text import heldout_text, perplexity
+from dit_moe.experiments import own_images
 from dit_moe.experiments.image import Experiment, resolve_sampling
 from dit_moe.experiments.run import ImageRun, TextRun, open_image_run, open_text_run
 from dit_moe.experiments.text import TextExperiment, TextSampleConfig
@@ -67,9 +68,10 @@ def train(
     """Train into a run folder, or go on where it stopped, and open what came out.
 
     Args:
-        config: the name of a built-in config ("digits"), a YAML file, or what such a file would hold.
+        config: the name of a built-in config ("digits"), a YAML file, or what such a file would hold; or a folder of
+            images, one folder per class.
         changes: to the config, by dotted keys: {"train.steps": 300, "model.moe.router": "topk"}.
-        run: the run folder; None: runs/<name of the config>.
+        run: the run folder; None: runs/<name of the config, or of the folder of images>.
         sections: more changes, ``train={"steps": 300}``; what they do not name stays as it is.
 
     Raises ValueError for a mistake in the config, before anything is written.
@@ -77,8 +79,12 @@ def train(
     if run is None and isinstance(config, Mapping):
         raise ValueError("run is missing; name a folder, for instance run='runs/mine', as the config has no name")
     tree = _tree_of(config, {**(changes or {}), **sections})
+    named = own_images.run_name(tree)
+    tree = own_images.expand(tree)
     experiment, dataset = prepare(task_of(tree).build_experiment(tree))
-    folder = Path(run) if run is not None else run_folder(Path(config))  # type: ignore[arg-type]
+    if run is None:
+        run = run_folder(Path(config)) if named is None else Path("runs", named)  # type: ignore[arg-type]
+    folder = Path(run)
     train_into(experiment, dataset, folder)
     return load(folder)
 
@@ -258,7 +264,7 @@ class TextModel:
 
 def _tree_of(base: str | Path | Mapping[str, Any], changes: Mapping[str, Any]) -> Tree:
     """A config, of a file or not, with values under dotted keys changed."""
-    tree = config.load(base) if isinstance(base, str | Path) else _plain(base)
+    tree = own_images.read(base) if isinstance(base, str | Path) else _plain(base)
     for key, value in changes.items():
         tree = config.change(tree, key, _plain(value))
     return tree

@@ -4,8 +4,10 @@ A language model's text is tokenised; it is trained, scored on held-out document
 
     dit-moe quickstart digits
     dit-moe quickstart lm_tiny
+    dit-moe quickstart FOLDER
 
-Everything goes into runs/<name of the config>/; a second call goes on where the first one stopped.
+A folder of images, one folder per class, stands for the config my_images with data.path=FOLDER; see docs/own-images.md.
+Everything goes into runs/<name of the config, or of the folder>/; a second call goes on where the first one stopped.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do all of it and write metrics.json, curves.png and grid.png, or sample.json of text, into the run folder."""
-    experiment, args.folder = load(args.config, args.overrides), run_folder(args.config, args.folder)
+    args.folder = run_folder(args.config, args.folder, args.overrides)
+    experiment = load(args.config, args.overrides)
     quickstart(experiment, args.folder, find(args.config).name, skip_broken=args.skip_broken)
     files = (*task_of(experiment).sample_files, *SUMMARY_FILES)
     routing = [] if experiment.model.moe is None else [("routing", args.folder)]

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
         print(describe(resolve_for_dry_run(experiment), args.gpu, args.gpus, args.mfu))
         return
     experiment, dataset = prepare(experiment)
-    args.folder = run_folder(args.config, args.folder)
+    args.folder = run_folder(args.config, args.folder, args.overrides)
     train(experiment, dataset, args.folder)
     folder, scored_by = args.folder, task_of(experiment).scored_by
     end([folder, folder / CURVES], ("sample", folder), (scored_by, folder))

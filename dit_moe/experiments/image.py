@@ -17,6 +17,8 @@ from dit_moe.data.held_out import require_held_out
 from dit_moe.data.latents import LatentsConfig
 from dit_moe.data.listing import note
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS, Objective, check_fit
+from dit_moe.experiments import own_images
+from dit_moe.experiments.autoencoder import AutoencoderSettings
 from dit_moe.extractors import EXTRACTORS
 from dit_moe.metrics import METRICS
 from dit_moe.models import MODELS
@@ -61,6 +63,7 @@ class Experiment:
     objective: Annotated[Any, OBJECTIVES]
     data: Annotated[Any, DATASETS]
     first_stage: Annotated[Any, FIRST_STAGES] | None = None  # None: what the latents were made by, pixels otherwise
+    first_stage_training: AutoencoderSettings | None = None  # how `quickstart` makes the first stage if it is not there
     encode: EncodeConfig | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
@@ -83,7 +86,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 
     Fields that follow from the data are still open; see `resolve`.
     """
-    return image_experiment(config.load(path, overrides))
+    return image_experiment(own_images.load(path, overrides))
 
 
 def image_experiment(tree: Tree) -> Experiment:

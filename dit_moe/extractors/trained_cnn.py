@@ -93,7 +93,7 @@ class TrainedCNNExtractor(FeatureExtractor):
         remedy = "name the folder `extractor` of a run"
         if not (folder / FACTS).is_file():
             raise ValueError(f"--extractor trained_cnn: {folder} holds no {FACTS}; {remedy}")
-        self.facts: TrainedFacts = read_sealed(folder / FACTS, TrainedFacts, FORMAT, remedy)  # type: ignore[assignment]
+        self.facts: TrainedFacts = read_sealed(folder / FACTS, TrainedFacts, FORMAT, remedy)
         tensors = read_tensors(folder / WEIGHTS, remedy)
         self.sha256 = sha256_of_tensors(tensors)
         if self.sha256 != self.facts["weights_sha256"]:

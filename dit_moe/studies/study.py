@@ -12,6 +12,7 @@ from typing import Any
 from dit_moe import built_in, checkpoint, config, yaml_text
 from dit_moe.config import ConfigError, Tree, require
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
+from dit_moe.experiments import own_images
 from dit_moe.registry import did_you_mean
 from dit_moe.tasks import AnyExperiment, task_of
 from dit_moe.tasks.train import prepare
@@ -108,7 +109,7 @@ def experiment_tree(study: Study, variant: Variant, seed: int, folder: Path) -> 
     ConfigError for a file that is not there and for changes that cannot be read.
     """
     path = built_in.find(variant.config or study.config, beside=folder)
-    return config.load(path, [*study.changes, *variant.changes, f"seed={seed}"])
+    return own_images.load(path, [*study.changes, *variant.changes, f"seed={seed}"])
 
 
 # ----------------------------------------------------------------------------------------------------------- the runs

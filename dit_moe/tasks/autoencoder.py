@@ -18,25 +18,24 @@ from dit_moe.autoencoders.autoencoder import AutoencoderConfig
 from dit_moe.autoencoders.base import from_uint8, to_uint8
 from dit_moe.autoencoders.kl import (
     MADE_BY,
-    KLConfig,
     KLLoss,
-    KLLossConfig,
     KLNetwork,
     export,
     reconstruction_errors,
     require_own_export,
 )
-from dit_moe.config import ConfigError, require, section
+from dit_moe.config import ConfigError, section
 from dit_moe.data import DATASETS, Dataset
 from dit_moe.data.held_out import require_held_out
 from dit_moe.distributed import join_processes, locked, on_main
+from dit_moe.experiments.autoencoder import AutoencoderSettings
 from dit_moe.experiments.image import with_fingerprint
 from dit_moe.files import require_writable, write_atomically
 from dit_moe.pictures import image_grid, save_png
 from dit_moe.plugins import asked, require_loaded
 from dit_moe.randomness import BatchRandom
 from dit_moe.tasks import Report
-from dit_moe.training import Hook, TrainConfig, Trainer
+from dit_moe.training import Hook, Trainer
 from dit_moe.training.curves_of_runs import CurvesPicture
 
 SPLITS = ("train", "heldout")
@@ -44,18 +43,11 @@ SHOWN = 8  # images in a grid of reconstructions, above what became of them
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderTraining:
+class AutoencoderTraining(AutoencoderSettings):
     """One training of an autoencoder."""
 
-    autoencoder: KLConfig
     data: Annotated[Any, DATASETS]
-    loss: KLLossConfig = field(default_factory=KLLossConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    seed: int = 0
     plugins: tuple[str, ...] = field(default_factory=asked)  # modules of the user's that it needs
-
-    def __post_init__(self) -> None:
-        require(0 <= self.seed < 2**63, self, "seed", "must be a whole number from 0 to 2^63 − 1")
 
 
 def train_and_export(
@@ -91,7 +83,11 @@ def prepare(path: Path, overrides: Sequence[str]) -> tuple[AutoencoderTraining, 
     """The resolved config, and its images: "train" and, if the data has any, "heldout". ValueError for any mistake."""
     tree = config.load(path, overrides)
     require_loaded(tree)
-    settings = config.build(AutoencoderTraining, tree)
+    return open_images(config.build(AutoencoderTraining, tree))
+
+
+def open_images(settings: AutoencoderTraining) -> tuple[AutoencoderTraining, dict[str, Dataset]]:
+    """`prepare` of a config that is typed."""
     splits = SPLITS if getattr(settings.data, "heldout", True) is not None else SPLITS[:1]
     with section("data"):
         images: dict[str, Dataset] = {split: DATASETS.build(settings.data, split) for split in splits}

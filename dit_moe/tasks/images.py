@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from dit_moe import checkpoint, config
 from dit_moe.autoencoders import FIRST_STAGES, FirstStage
-from dit_moe.autoencoders.autoencoder import require_same_latents
+from dit_moe.autoencoders.autoencoder import AutoencoderConfig, require_same_latents
 from dit_moe.autoencoders.encode import encode
+from dit_moe.autoencoders.kl import MADE_BY
 from dit_moe.autoencoders.own_copy import keep_autoencoder, with_own_copy
 from dit_moe.config import ConfigError
 from dit_moe.costs import forward_flops_at
@@ -36,6 +37,7 @@ from dit_moe.evaluation.runs import EvaluationDuringTraining, comparison_of, how
 from dit_moe.evaluation.sources import IMAGES_FILE, open_input
 from dit_moe.evaluation.sources.base import ReadOptions
 from dit_moe.experiments import image
+from dit_moe.experiments.autoencoder import AutoencoderSettings
 from dit_moe.experiments.image import Experiment
 from dit_moe.experiments.run import ImageRun, open_image_run, trained_objective
 from dit_moe.extractors.trained_cnn import TrainedCNNConfig
@@ -56,6 +58,7 @@ from dit_moe.sampling.outputs import (
     require_writable_outputs,
 )
 from dit_moe.tasks import HeldoutResult, Report, SampleOptions, TrainingParts
+from dit_moe.tasks.autoencoder import AutoencoderTraining, open_images, train_and_export
 from dit_moe.training import Hook, Unit
 
 kind = unit = "images"
@@ -69,11 +72,27 @@ resolve_without_data = image.resolve_without_data
 
 def make_data(experiment: Experiment, *, skip_broken: bool = False) -> None:
     if isinstance(experiment.data, LatentsConfig):
+        _train_missing_first_stage(experiment)
         encode(experiment, skip_broken=skip_broken)
+        if experiment.data.heldout is not None and getattr(experiment.images, "heldout", None) is not None:
+            encode(experiment, "heldout", skip_broken=skip_broken)
+
+
+def _train_missing_first_stage(experiment: Experiment) -> None:
+    """Train the autoencoder that the config says how to train, on the images, unless it is there."""
+    settings, stage = experiment.first_stage_training, experiment.first_stage
+    if settings is None or experiment.encode is None or not isinstance(stage, AutoencoderConfig):
+        return
+    out = Path(stage.model)
+    if not (out / MADE_BY).is_file():
+        given = {each.name: getattr(settings, each.name) for each in fields(AutoencoderSettings)}
+        training, images = open_images(AutoencoderTraining(**given, data=experiment.encode.images))
+        train_and_export(training, images, out.with_name(f"{out.name}-training"), out)
 
 
 def make_missing_data(experiment: Experiment) -> None:
     if isinstance(experiment.data, LatentsConfig) and experiment.encode is not None:
+        _train_missing_first_stage(experiment)
         for split, folder in (("train", experiment.data.path), ("heldout", experiment.data.heldout)):
             if folder is not None and not _is_encoded(folder):
                 encode(experiment, split)
@@ -200,7 +219,7 @@ def describe_evaluation(experiment: Experiment) -> str | None:
     return f"its images will be compared with real ones in the features of {describe_choice(experiment)}"
 
 
-def evaluation(experiment: Experiment, folder: Path) -> Callable[[Path], Report | None]:
+def evaluation(experiment: Experiment, folder: Path) -> Callable[[], Report | None]:
     reference = training_images(experiment)
     count = how_many(experiment, reference)
     comparison = comparison_of(experiment, reference, folder)

@@ -16,6 +16,7 @@ from dit_moe import built_in, checkpoint, config
 from dit_moe.costs.memory import require_room
 from dit_moe.data.latents import NoLatents
 from dit_moe.distributed import locked, on_main
+from dit_moe.experiments import own_images
 from dit_moe.files import write_atomically
 from dit_moe.formatting import PlainConsole, rounded, tell
 from dit_moe.models import MODELS
@@ -29,10 +30,15 @@ from dit_moe.training.run_start import WRITTEN, open_start, require_own_run
 SUMMARY_FILES = (CURVES, "metrics.json")  # of the quick start, beside those of the training and the samples
 
 
-def run_folder(config_path: Path, folder: Path | None = None) -> Path:
-    """Where a config's run lives unless the user says otherwise: configs/a/b.yaml, or a/b, in runs/a/b."""
+def run_folder(config_path: Path, folder: Path | None = None, overrides: Sequence[str] = ()) -> Path:
+    """Where a config's run lives unless the user says otherwise: configs/a/b.yaml, or a/b, in runs/a/b.
+
+    That of own images is called as their folder.
+    """
     if folder is not None:
         return folder
+    if (name := own_images.run_name(own_images.read(config_path, overrides))) is not None:
+        return Path("runs", name)
     path = built_in.find(config_path)
     if name := built_in.name_of(path):
         return Path("runs", name)
@@ -43,7 +49,7 @@ def run_folder(config_path: Path, folder: Path | None = None) -> Path:
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> AnyExperiment:
     """The experiment of a config file, of whichever task; fields that follow from the data are still open."""
-    tree = config.load(path, overrides)
+    tree = own_images.load(path, overrides)
     experiment: AnyExperiment = task_of(tree).build_experiment(tree)
     return experiment
 

@@ -112,7 +112,8 @@ def test_quickstart_says_before_training_that_the_images_cannot_be_judged(capsys
         (tmp_path / "others" / label).mkdir(parents=True)
         Image.new("RGB", (20, 20), "red").save(tmp_path / "others" / label / "0.png")
     heldout = f"encode.images.heldout={tmp_path / 'others'}"
-    refused(capsys, 2, "digits_cnn64 takes square images of 1 channel", *words, heldout)
+    words += [heldout, "eval.extractor=digits_cnn64"]
+    refused(capsys, 2, "digits_cnn64 takes digits: square images of 1 channel", *words)
     assert not (tmp_path / "run").exists()
 
 

@@ -17,7 +17,7 @@ CONFIGS = [
     path
     for path in sorted((ROOT / "configs").glob("**/*.yaml"))
     # Those are of `dit-moe train-autoencoder`, `dit-moe lm-eval` and `dit-moe compare`, or have tests of their own.
-    if not path.stem.startswith(("base", "autoencoder", "tasks", "DiT-", "LM-"))
+    if not path.stem.startswith(("base", "autoencoder", "tasks", "DiT-", "LM-", "my_images"))
     and path.parent.name not in ("tasks", "studies")
 ]
 DIGITS = ROOT / "configs" / "digits.yaml"

@@ -42,6 +42,7 @@ from dit_moe.tasks import task_of
 from dit_moe.tasks.images import sampling_bar
 from dit_moe.tasks.train import prepare, run_folder
 from dit_moe.tasks.train import train as train_into
+from dit_moe.training.log import read_log
 
 Labels = str | int | Iterable[str | int]
 
@@ -90,10 +91,29 @@ def train(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ImageModel:
+class _Model:
+    """What models of images and of text have in common."""
+
+    run: Any  # with all that it was opened from
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps it was trained for."""
+        return self.run.step
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of the run's log, one for each logged step: "step", "loss", "active", "layers", …"""
+        return read_log(self.run.home / "log.jsonl")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.run.folder}, step {self.step})"
+
+
+class ImageModel(_Model):
     """A trained model of images, as `load` opens it."""
 
-    run: ImageRun  # with all that it was opened from
+    run: ImageRun
 
     @property
     def model(self) -> DiT:
@@ -109,14 +129,6 @@ class ImageModel:
     def class_names(self) -> list[str] | None:
         """By label; None if the run did not record them."""
         return self.run.class_names
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps it was trained for."""
-        return self.run.step
-
-    def __repr__(self) -> str:
-        return f"ImageModel({self.run.folder}, step {self.step}, {self.config.model.num_classes} classes)"
 
     def sample(
         self,
@@ -206,11 +218,10 @@ class ImageModel:
         return replace(self.run, experiment=replace(experiment, sample=sample))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class TextModel:
+class TextModel(_Model):
     """A trained language model, as `load` opens it."""
 
-    run: TextRun  # with all that it was opened from
+    run: TextRun
 
     @property
     def model(self) -> LM:
@@ -221,14 +232,6 @@ class TextModel:
     def config(self) -> TextExperiment:
         """The whole config that it was trained with, typed."""
         return self.run.experiment
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps it was trained for."""
-        return self.run.step
-
-    def __repr__(self) -> str:
-        return f"TextModel({self.run.folder}, step {self.step})"
 
     def sample(
         self, prompts: str | Sequence[str] | None = None, *, seed: int | None = None, **options: Any

@@ -87,9 +87,14 @@ def tell(text: str) -> None:
 
 
 class PlainConsole(Console):
-    """rich's console, for which texts are texts: nothing in a name is markup, an emoji, or an order to the terminal."""
+    """rich's console, for which texts are texts: nothing in a name is markup, an emoji, or an order to the terminal.
+
+    A notebook's streams are no terminals, though its kernel tells rich so by FORCE_COLOR.
+    """
 
     def __init__(self, **options: Any) -> None:
+        stream = options.get("file") or (sys.stderr if options.get("stderr") else sys.stdout)
+        options = {"force_jupyter": False, "force_terminal": stream.isatty(), **options}
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:

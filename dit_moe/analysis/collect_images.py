@@ -17,6 +17,7 @@ from dit_moe.analysis.collect import RoutingCounts, active_of_tokens, experts_of
 from dit_moe.analysis.statistics import Examples, RoutingStats
 from dit_moe.config import ConfigError
 from dit_moe.data import Dataset
+from dit_moe.data.class_names import readable_names
 from dit_moe.diffusion import DDPM, Objective, SamplingError
 from dit_moe.distributed import enough_memory
 from dit_moe.experiments.run import ImageRun
@@ -53,6 +54,7 @@ def collect_images(
     rows = spaced(len(dataset), images)
     shown = _NoisyImages(run, dataset)
     classes = len(dataset.class_names)
+    names = readable_names(dataset.class_names, classes)
     counts = RoutingCounts(
         shown.network, {"time": times, "class": classes, "shuffled": classes, "position": shown.tokens}
     )
@@ -83,12 +85,12 @@ def collect_images(
         times_T=np.array(levels),
         active_LT=active_LT,
         load_LTE=load_LTE,
-        class_names_C=[dataset.class_names[label] for label in met],
+        class_names_C=[names[label] for label in met],
         images_C=images_C,
         active_LC=active_LC[:, met],
         load_LCE=load_LCE[:, met],
         shuffled_LCE=counts.by("shuffled")[1][:, met],
-        examples=shown.examples(of_many_classes(rows, labels, EXAMPLES), levels, dataset.class_names),
+        examples=shown.examples(of_many_classes(rows, labels, EXAMPLES), levels, names),
     )
 
 

@@ -38,26 +38,21 @@ def listed_classes(config: SampleConfig, num_classes: int, class_names: Sequence
     row_of = {str(int(name)): row for row, name in enumerate(names) if name.isdecimal()}  # 7 is also "007"
     numeric, row_of = bool(row_of), row_of | {name: row for row, name in enumerate(names)}
     given, alone = f"={_written(config.labels)}", not isinstance(config.labels, tuple)
-    rows = [row_of.get(str(label)) for label in listed]
-    called = class_names
-    if any(row is None and isinstance(label, str) for label, row in zip(listed, rows, strict=True)):
-        called = or_imagenet(class_names, num_classes)
-        rows = [
-            row_called(label, called) if row is None and isinstance(label, str) else row
-            for label, row in zip(listed, rows, strict=True)
-        ]
-    for label in (label for label, row in zip(listed, rows, strict=True) if row is None):
+    found = {label: row_of.get(str(label)) for label in listed}
+    words = [label for label, row in found.items() if row is None and isinstance(label, str)]
+    called = or_imagenet(class_names, num_classes) if words else class_names
+    found |= {word: row_called(word, called) for word in words}
+    for label in (label for label, row in found.items() if row is None):
         if called is None and isinstance(label, str):
-            raise ConfigError("labels", f"{given}: the names of the classes are not known; give their numbers")
+            remedy = f"give their numbers{', or one of ' + ', '.join(WORDS) if alone else ''}"
+            raise ConfigError("labels", f"{given}: the names of the classes are not known; {remedy}")
         if isinstance(label, str) or not 0 <= label < num_classes:
-            found = f" must lie in 0..{num_classes - 1}, the model's classes, or be the name of one"
-            raise ConfigError(
-                "labels", f"{given}{found}: {label} is neither; {_nearest(label, called or names, alone)}"
-            )
-        if numeric and any(row is not None for row in rows):
+            wanted = f"must lie in 0..{num_classes - 1}, the model's classes, or be the name of one: {label} is neither"
+            raise ConfigError("labels", f"{given} {wanted}; {_nearest(label, called or names, alone)}")
+        if numeric and any(row is not None for row in found.values()):
             problem = f"{given} lists names of classes and {label}, which is none"
             raise ConfigError("labels", f"{problem}; {_nearest(label, names, alone)}")
-    return [label if row is None else row for label, row in zip(listed, rows, strict=True)]  # type: ignore[misc]
+    return [label if found[label] is None else found[label] for label in listed]  # type: ignore[misc]
 
 
 def describe_listed(config: SampleConfig, num_classes: int, class_names: Sequence[str] | None) -> str | None:
@@ -67,12 +62,8 @@ def describe_listed(config: SampleConfig, num_classes: int, class_names: Sequenc
     """
     listed = config.listed
     if listed is None:
-        called = class_names is not None and config.labels in class_names
-        return (
-            f"labels={config.labels} is of all classes; the class of that name is labels=[{config.labels}]"
-            if called
-            else None
-        )
+        of_all = f"labels={config.labels} is of all classes; the class of that name is labels=[{config.labels}]"
+        return of_all if config.labels in (class_names or ()) else None
     rows = dict(zip(listed, listed_classes(config, num_classes, class_names), strict=True))
     names = list(map(str, range(num_classes))) if class_names is None else class_names
     unlike = {label: row for label, row in rows.items() if not isinstance(label, str) and names[row] != str(row)}

@@ -73,6 +73,7 @@ def test_labels_are_names_or_words_of_classes_before_they_are_numbers_of_rows_an
         (SYNSETS, "golden retreiver", r"did you mean 'golden retriever'\? known: tench, golden retriever, crane"),
         (SYNSETS, "n0209960", r"did you mean 'n02099601'\?"),
         (["n02012849", "n03126707"], "crane", r"crane is a name of 2 classes; .* n02012849, n03126707"),
+        (None, "blanced", r"are not known; give their numbers, or one of balanced, random, data"),
         (None, ("cat",), r"labels=\[cat\]: the names of the classes are not known; give their numbers"),
     ],
 )

@@ -20,6 +20,7 @@ from torch import Tensor
 from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from dit_moe.autoencoders.base import FIRST_STAGES, FirstStage
 from dit_moe.autoencoders.encoder import EncodeConfig, Encoder, channel_statistics, mean_and_std
+from dit_moe.autoencoders.reconstructions import SHOWN, reconstruction_grid, spread
 from dit_moe.config import ConfigError, section
 from dit_moe.data import DATASETS, Dataset
 from dit_moe.data.held_out import require_held_out
@@ -27,10 +28,8 @@ from dit_moe.data.latents import SHARDS, LatentsConfig, LatentShards, Manifest, 
 from dit_moe.distributed import join_processes, locked
 from dit_moe.files import require_writable
 from dit_moe.formatting import significant
-from dit_moe.pictures import image_grid, save_png
+from dit_moe.pictures import save_png
 from dit_moe.progress import images_bar
-
-PICTURES = 8  # images that verify.png shows
 
 
 class Sections(Protocol):
@@ -71,8 +70,8 @@ def verify_latents(experiment: Sections, split: str) -> dict[str, Any]:
     encoder.require_same(found.encoding)
     with images_bar("verifying", len(found)) as advance:
         manifest = check_shards(folder, advance)
-    pairs = reconstruct(folder, manifest, encoder.stage, encoder.dataset, PICTURES)
-    save_png(image_grid(pairs.flatten(0, 1), columns=pairs.shape[1]), folder / "verify.png")
+    pairs = reconstruct(folder, manifest, encoder.stage, encoder.dataset)
+    save_png(reconstruction_grid(*pairs), folder / "verify.png")
     error = (pairs[0].double() - pairs[1].double()).abs().mean().item()
     return _summary(folder, manifest) | {
         "verified": True,
@@ -158,11 +157,11 @@ def check_shards(folder: Path, on_images: Callable[[int], object] = lambda count
 
 
 @torch.no_grad()
-def reconstruct(folder: Path, manifest: Manifest, stage: FirstStage, images: Dataset, count: int) -> Tensor:
+def reconstruct(folder: Path, manifest: Manifest, stage: FirstStage, images: Dataset, count: int = SHOWN) -> Tensor:
     """[2, P, C, H, W] uint8: `count` images spread evenly over the data set, and what their latents decode to."""
-    places = np.linspace(0, len(manifest) - 1, min(count, len(manifest))).round().astype(int)
+    places = spread(len(manifest), count)
     index = np.delete(np.arange(len(images)), [image for image, _ in manifest.skipped])[places]
-    rows = LatentShards(LatentsConfig(path=str(folder), flip=False), "train").__getitems__(places.tolist())
+    rows = LatentShards(LatentsConfig(path=str(folder), flip=False), "train").__getitems__(places)
     device = next(stage.buffers()).device
     mean = stage.moments_of({"moments": rows["moments"].to(device)}).mean
     originals = images.__getitems__(index.tolist())["images"]

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from dit_moe.autoencoders.base import FirstStage, Moments, from_uint8
 from dit_moe.autoencoders.encoder import channel_statistics
 from dit_moe.autoencoders.lpips import LPIPS
+from dit_moe.autoencoders.reconstructions import psnr, spread
 from dit_moe.config import ConfigError, require
 from dit_moe.data import Dataset
 from dit_moe.files import require_own, require_writable, write_atomically
@@ -189,13 +189,11 @@ def reconstruction_errors(stage: FirstStage, images: Dataset) -> dict[str, float
         difference = stage.decode(stage.encode(batch.to(device)).mean).cpu().double() - batch.double()
         absolute, squared = absolute + difference.abs().sum().item(), squared + difference.square().sum().item()
         values, count = values + batch.numel(), count + len(batch)
-    psnr = 10 * math.log10(255**2 * values / squared) if squared else None
-    return {"images": count, "mae": absolute / values, "psnr": psnr}
+    return {"images": count, "mae": absolute / values, "psnr": psnr(squared / values)}
 
 
 def _batches(images: Dataset) -> Iterator[Tensor]:
     """uint8 [B, C, H, W]: all images, or `MOST_IMAGES` spread evenly over them."""
-    n = min(len(images), MOST_IMAGES)
-    rows = np.linspace(0, len(images) - 1, n).round().astype(int).tolist()
-    for start in range(0, n, BATCH):
+    rows = spread(len(images), MOST_IMAGES)
+    for start in range(0, len(rows), BATCH):
         yield images.__getitems__(rows[start : start + BATCH])["images"]

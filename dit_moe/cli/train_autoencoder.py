@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dit_moe.cli import add_config_arguments, add_run_argument
 from dit_moe.cli.ending import end
-from dit_moe.tasks.autoencoder import prepare, train_and_export
+from dit_moe.tasks.autoencoder import EXPORTED, RECONSTRUCTIONS, prepare, train_and_export
 from dit_moe.tasks.train import run_folder
 from dit_moe.training.curves_of_runs import CURVES
 
@@ -35,6 +35,6 @@ def run(args: argparse.Namespace) -> None:
     report = train_and_export(settings, images, run, args.export)
     if report is not None:
         print(json.dumps(report, indent=1))
-    exported = args.export or run / "autoencoder"
+    exported = args.export or run / EXPORTED
     first_stage = f"first_stage={{name: autoencoder, model: {json.dumps(str(exported))}}}"
-    end([run, exported, run / CURVES], ("encode", "CONFIG", first_stage))
+    end([run, exported, run / RECONSTRUCTIONS, run / CURVES], ("encode", "CONFIG", first_stage))

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dit_moe import checkpoint, config
-from dit_moe.autoencoders import FIRST_STAGES
-from dit_moe.autoencoders.autoencoder import AutoencoderConfig
+from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from dit_moe.autoencoders.base import from_uint8, to_uint8
 from dit_moe.autoencoders.kl import (
     MADE_BY,
@@ -24,6 +23,7 @@ from dit_moe.autoencoders.kl import (
     reconstruction_errors,
     require_own_export,
 )
+from dit_moe.autoencoders.reconstructions import reconstruct, reconstruction_grid, shown_images
 from dit_moe.config import ConfigError, section
 from dit_moe.data import DATASETS, Dataset
 from dit_moe.data.held_out import require_held_out
@@ -31,15 +31,17 @@ from dit_moe.distributed import join_processes, locked, on_main
 from dit_moe.experiments.autoencoder import AutoencoderSettings
 from dit_moe.experiments.image import with_fingerprint
 from dit_moe.files import require_writable, write_atomically
-from dit_moe.pictures import image_grid, save_png
+from dit_moe.pictures import save_png
 from dit_moe.plugins import asked, require_loaded
 from dit_moe.randomness import BatchRandom
 from dit_moe.tasks import Report
 from dit_moe.training import Hook, Trainer
 from dit_moe.training.curves_of_runs import CurvesPicture
+from dit_moe.training.run_start import require_own_run
 
 SPLITS = ("train", "heldout")
-SHOWN = 8  # images in a grid of reconstructions, above what became of them
+EXPORTED = "autoencoder"  # in the run folder, unless another place is named
+RECONSTRUCTIONS = "reconstructions.png"  # in the run folder: held-out images beside what became of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +63,9 @@ def train_and_export(
     Returns what was exported and how well it reconstructs; None on all processes but the main one. ValueError, before
     the training, if something of others lies at `out`.
     """
-    out, stated = out or run / "autoencoder", out is not None
+    out, stated = out or run / EXPORTED, out is not None
     on_main(lambda: require_own_export(out))
+    on_main(lambda: require_own_run(run, [RECONSTRUCTIONS]))
     if stated:
         on_main(lambda: require_writable(out))
     report: Report = {}
@@ -70,11 +73,14 @@ def train_and_export(
     def export_network() -> None:
         export(averaged(settings, images["train"], run), images["train"], out)
         versions = {name: version(name) for name in ("dit_moe", "torch", "diffusers")}
-        report.update(describe(out, images), config=config.dump(settings), versions=versions)
+        stage = exported(out)
+        report.update(describe(stage, images), config=config.dump(settings), versions=versions)
         write_atomically(out / MADE_BY, json.dumps(report, indent=1) + "\n")
+        originals = shown_images(_not_trained_on(images))
+        save_png(reconstruction_grid(originals, reconstruct(stage, originals)), run / RECONSTRUCTIONS)
 
     with locked(run), locked(out.parent, out.name):
-        train(settings, images["train"], run)
+        train(settings, images, run)
         on_main(export_network)
     return report or None
 
@@ -99,31 +105,39 @@ def open_images(settings: AutoencoderTraining) -> tuple[AutoencoderTraining, dic
     return replace(settings, data=with_fingerprint(settings.data, images["train"].fingerprint)), images
 
 
-def train(settings: AutoencoderTraining, images: Dataset, folder: Path) -> None:
+def _not_trained_on(images: dict[str, Dataset]) -> Dataset:
+    """The held-out images, if there are any."""
+    return images.get("heldout", images["train"])
+
+
+def train(settings: AutoencoderTraining, images: dict[str, Dataset], folder: Path) -> None:
     """Train into the run folder `folder`, from its newest checkpoint if it has one."""
+    dataset, originals = images["train"], shown_images(_not_trained_on(images))
     torch.manual_seed(settings.seed)  # the weights' initialisation is the only use of the global generator
     with section("autoencoder"):
-        model = KLNetwork(settings.autoencoder.build(images.image_shape))
+        model = KLNetwork(settings.autoencoder.build(dataset.image_shape))
     with section("loss"):
         objective = KLLoss(settings.loss)
 
     def prepare_batch(rows: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
         return {"images": from_uint8(rows["images"])}
 
-    def save_reconstructions(step: int, network: nn.Module) -> None:
-        if join_processes().is_main_process:
-            originals = images.__getitems__(range(min(SHOWN, len(images))))["images"]
-            decoded = reconstruct(network, originals)
-            (folder / "samples").mkdir(exist_ok=True)
-            picture = image_grid(torch.cat([originals, decoded]), columns=len(originals))
-            save_png(picture, folder / "samples" / f"step_{step:08d}.png")
+    def save_reconstructions(step: int, network: Any) -> dict[str, Path] | None:
+        if not join_processes().is_main_process:
+            return None
+        pixels = from_uint8(originals.to(network.autoencoder.device))
+        decoded = to_uint8(network.autoencoder(pixels).sample).cpu()
+        path = folder / "samples" / f"step_{step:08d}.png"
+        path.parent.mkdir(exist_ok=True)
+        save_png(reconstruction_grid(originals, decoded), path)
+        return {"reconstructions": path}
 
     every = settings.train.sample_every
     Trainer(
         settings.train,
         model=model,
         objective=objective,
-        dataset=images,
+        dataset=dataset,
         prepare_batch=prepare_batch,
         run=folder,
         config_yaml=config.to_yaml(settings),
@@ -141,15 +155,13 @@ def averaged(settings: AutoencoderTraining, images: Dataset, folder: Path) -> An
     return model.to(join_processes().device).eval().autoencoder
 
 
-def reconstruct(network: Any, images_BCHW: Tensor) -> Tensor:
-    """uint8 images → what their mean latents decode to, uint8 on the CPU."""
-    pixels = from_uint8(images_BCHW.to(network.autoencoder.device))
-    return to_uint8(network.autoencoder(pixels).sample).cpu()
+def exported(folder: Path) -> Autoencoder:
+    """What was exported to `folder`, and nothing else of its name."""
+    return Autoencoder(AutoencoderConfig(model=str(folder.resolve()))).to(join_processes().device)
 
 
-def describe(folder: Path, images: dict[str, Dataset]) -> dict[str, Any]:
+def describe(stage: Autoencoder, images: dict[str, Dataset]) -> dict[str, Any]:
     """What was exported, and the errors of its reconstructions of the images; null where there are no held-out ones."""
-    stage = FIRST_STAGES.build(AutoencoderConfig(model=str(folder.resolve()))).to(join_processes().device)
     facts = stage.resolved()
     errors = {split: reconstruction_errors(stage, images[split]) if split in images else None for split in SPLITS}
     return {

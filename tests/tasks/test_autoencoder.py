@@ -13,7 +13,7 @@ from dit_moe.autoencoders.base import from_uint8
 from dit_moe.autoencoders.kl import export
 from dit_moe.config import ConfigError
 from dit_moe.data.digits import Digits
-from dit_moe.tasks.autoencoder import AutoencoderTraining, averaged, describe, prepare
+from dit_moe.tasks.autoencoder import AutoencoderTraining, averaged, describe, exported, prepare
 from tests.cli.conftest import cli
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "autoencoder_digits.yaml")
@@ -53,7 +53,9 @@ def test_training_goes_on_exports_the_averaged_network_and_prints_its_errors(tmp
     assert torch.equal(stage.encode_raw(some).mean, mean)
 
     assert [path.name for path in sorted((run / "samples").iterdir())] == ["step_00000002.png", "step_00000004.png"]
-    assert Image.open(run / "samples" / "step_00000004.png").size[0] > 8 * 64
+    in_training, at_the_end = (Image.open(run / name) for name in ("samples/step_00000004.png", "reconstructions.png"))
+    assert in_training.size == at_the_end.size and at_the_end.size[0] > 8 * 64
+    assert (run / "curves.png").exists()
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step_00000002", "step_00000004"]
 
 
@@ -68,7 +70,7 @@ def test_an_export_with_the_name_of_the_bundled_one_is_described_itself(tmp_path
     settings, images = prepare(Path(CONFIG), SMALL)
     network = settings.autoencoder.build(images["train"].image_shape)
     export(network, images["heldout"], Path("digits"))
-    facts = describe(Path("digits"), {"train": images["heldout"]})
+    facts = describe(exported(Path("digits")), {"train": images["heldout"]})
     assert facts["parameters"] == sum(parameter.numel() for parameter in network.parameters())
 
 

@@ -13,7 +13,7 @@ from dit_moe.cli import add_config_arguments, add_run_argument
 from dit_moe.cli.ending import end
 from dit_moe.costs import add_cost_arguments, describe
 from dit_moe.tasks import task_of
-from dit_moe.tasks.train import load, prepare, resolve_for_dry_run, run_folder, train
+from dit_moe.tasks.train import dry_run, load, prepare, run_folder, train
 from dit_moe.training.curves_of_runs import CURVES
 
 
@@ -21,18 +21,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `run` reads."""
     add_config_arguments(parser, "digits")
     add_run_argument(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config, sizes and costs, and stop")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check what it needs, print config, sizes and costs, and stop",
+    )
     add_cost_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Train, or with --dry-run only say what would be trained."""
     experiment = load(args.config, args.overrides)
+    args.folder = run_folder(args.config, args.folder, args.overrides)
     if args.dry_run:
-        print(describe(resolve_for_dry_run(experiment), args.gpu, args.gpus, args.mfu))
+        print(describe(dry_run(experiment, args.folder), args.gpu, args.gpus, args.mfu))
         return
     experiment, dataset = prepare(experiment)
-    args.folder = run_folder(args.config, args.folder, args.overrides)
     train(experiment, dataset, args.folder)
     folder, scored_by = args.folder, task_of(experiment).scored_by
     end([folder, folder / CURVES], ("sample", folder), (scored_by, folder))

@@ -166,12 +166,18 @@ def resolve(experiment: Experiment, dataset: Dataset) -> Experiment:
     return resolve_without_data(resolved, dataset.class_names)
 
 
+def names_heldout(data: Any) -> bool:
+    """Whether the section `data` says which images are held out; what it has by default may not suit its data."""
+    default = next((field.default for field in fields(data) if field.name == "heldout"), None)
+    return getattr(data, "heldout", None) not in (None, default)
+
+
 def _require_held_out(data: Any, trained: Dataset) -> None:
     """ConfigError if the held-out images that the section `data` names are trained on; some may not be there yet."""
-    names = {field.name: field.default for field in fields(data)}
-    if getattr(data, "heldout", None) in (None, names.get("heldout")):
+    if not names_heldout(data):
         return
-    if {"classes", "class_names"} <= names.keys():  # which are then not read again
+    names = {field.name for field in fields(data)}
+    if {"classes", "class_names"} <= names:  # which are then not read again
         data = replace(data, classes=None, class_names=trained.class_names)
     try:
         heldout: Dataset = DATASETS.build(data, "heldout")

@@ -110,6 +110,14 @@ class Task(Protocol):
         ValueError if that cannot be gone on from.
         """
 
+    def check_parts(self, experiment: Any, dataset: Any, start: checkpoint.Checkpoint | None) -> None:
+        """ValueError for what training and evaluation would be refused for later, as far as nothing need be made.
+
+        Args:
+            dataset: to train on; None where it is yet to be made.
+            start: what a new run takes its weights from.
+        """
+
     def objective_name(self, experiment: Any) -> str:
         """What is trained: losses can only be compared of one objective."""
 

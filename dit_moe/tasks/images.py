@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ from dit_moe.config import ConfigError
 from dit_moe.costs import forward_flops_at
 from dit_moe.data import Dataset
 from dit_moe.data.class_names import readable_names
-from dit_moe.data.latents import LatentsConfig, read_manifest
+from dit_moe.data.latents import LatentsConfig, NoLatents, read_manifest
 from dit_moe.data.listing import facts_of_listing
 from dit_moe.data.shares import facts_of_shares
 from dit_moe.diffusion import OBJECTIVES, SamplingError
@@ -40,6 +40,8 @@ from dit_moe.experiments import image
 from dit_moe.experiments.autoencoder import AutoencoderSettings
 from dit_moe.experiments.image import Experiment
 from dit_moe.experiments.run import ImageRun, open_image_run, trained_objective
+from dit_moe.extractors import EXTRACTORS
+from dit_moe.extractors.digits_cnn import DigitsCNNConfig
 from dit_moe.extractors.trained_cnn import TrainedCNNConfig
 from dit_moe.files import write_atomically
 from dit_moe.formatting import tell
@@ -110,8 +112,7 @@ def training_parts(
     experiment: Experiment, dataset: Dataset, folder: Path, earlier: checkpoint.Checkpoint | None
 ) -> TrainingParts:
     if earlier is not None:
-        before: Experiment = config.build(Experiment, earlier.config())
-        require_same_latents(before.first_stage, experiment.first_stage, "first_stage", f"the run in {earlier.folder}")
+        _require_same_latents(experiment, earlier)
     class_counts = dataset.class_counts()
     objective = OBJECTIVES.build(experiment.objective, num_classes=experiment.model.num_classes)
     first_stage = with_own_copy(experiment.first_stage, folder)
@@ -159,6 +160,27 @@ def training_parts(
         unit=Unit(unit),
         keep_inputs=lambda: keep_autoencoder(experiment.first_stage, folder),
     )
+
+
+def check_parts(experiment: Experiment, dataset: Dataset | None, start: checkpoint.Checkpoint | None) -> None:
+    settings = experiment.eval
+    if start is not None:
+        _require_same_latents(experiment, start)
+    if image.names_heldout(experiment.data) and isinstance(experiment.data.heldout, str):
+        with suppress(NoLatents):  # which may be made after the training
+            open_data(experiment, "heldout")
+    if settings.reference is not None:
+        open_input(settings.reference)
+    if dataset is not None and (experiment.train.sample_every or settings.light_every):
+        FIRST_STAGES.build(experiment.first_stage).load()
+    named = settings.extractor is not None and settings.extractor != TrainedCNNConfig()
+    if named and dataset is not None and (settings.light_every or isinstance(settings.extractor, DigitsCNNConfig)):
+        EXTRACTORS.build(settings.extractor).check(dataset.image_shape)
+
+
+def _require_same_latents(experiment: Experiment, earlier: checkpoint.Checkpoint) -> None:
+    before: Experiment = config.build(Experiment, earlier.config())
+    require_same_latents(before.first_stage, experiment.first_stage, "first_stage", f"the run in {earlier.folder}")
 
 
 def objective_name(experiment: Experiment) -> str:

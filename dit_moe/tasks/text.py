@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import islice
@@ -46,7 +46,7 @@ from dit_moe.text.ngram import TrigramModel
 from dit_moe.text.objective import NextToken
 from dit_moe.text.sequences import TokenSequences, open_shards
 from dit_moe.text.splits import tokenize_splits
-from dit_moe.text.token_shards import TokenShards
+from dit_moe.text.token_shards import NoTokens, TokenShards
 from dit_moe.text.tokenizer import TextTokenizer
 from dit_moe.training import Hook, Unit
 from dit_moe.training.run_start import is_begun
@@ -124,6 +124,16 @@ def training_parts(
         unit=Unit(unit, experiment.data.length),
         keep_inputs=lambda: tokenizer.keep(folder / TOKENIZER, replace=is_begun(folder)),
     )
+
+
+def check_parts(
+    experiment: TextExperiment, dataset: TokenSequences | None, start: checkpoint.Checkpoint | None
+) -> None:
+    if start is not None and dataset is not None:
+        _require_same_tokenizer(experiment, dataset.tokenizer(), start)
+    if experiment.data.heldout is not None:
+        with suppress(NoTokens):  # which may be made after the training
+            open_data(experiment, "heldout")
 
 
 def objective_name(experiment: TextExperiment) -> str:

@@ -25,7 +25,8 @@ from dit_moe.text.token_shards import NoTokens
 from dit_moe.training import Trainer
 from dit_moe.training.curves_of_runs import CURVES, CurvesPicture
 from dit_moe.training.log import active_experts, read_log, train_seconds
-from dit_moe.training.run_start import WRITTEN, open_start, require_own_run
+from dit_moe.training.run_start import WRITTEN, open_start, require_fit_start, require_own_run
+from dit_moe.training.trackers import require_installed
 
 SUMMARY_FILES = (CURVES, "metrics.json")  # of the quick start, beside those of the training and the samples
 
@@ -63,17 +64,38 @@ def prepare(experiment: AnyExperiment) -> tuple[Any, Any]:
     return experiment, dataset
 
 
+def dry_run(experiment: AnyExperiment, folder: Path) -> Any:
+    """What would be trained into the run folder `folder`, as `resolve_for_dry_run` says.
+
+    ValueError for what the training, or the evaluation of its run, would be refused for; nothing is made.
+    """
+    resolved, dataset = _resolved(experiment)
+    require_installed(resolved.train.trackers)
+    start = _open_start(resolved, folder)
+    task_of(resolved).check_parts(resolved, dataset, start)
+    if start is not None:
+        with torch.device("meta"):
+            require_fit_start(MODELS.build(resolved.model), start)
+    return resolved
+
+
 def resolve_for_dry_run(experiment: AnyExperiment) -> Any:
     """What would be trained, also where its data are yet to be made, if the config states what follows from them."""
+    return _resolved(experiment)[0]
+
+
+def _resolved(experiment: AnyExperiment) -> tuple[Any, Any]:
+    """That, and its training data, None where they are yet to be made."""
+    task = task_of(experiment)
     try:
-        task = task_of(experiment)
-        resolved = task.resolve(experiment, task.open_data(experiment))
+        dataset = task.open_data(experiment)
+        resolved = task.resolve(experiment, dataset)
         if (judged := task.describe_evaluation(resolved)) is not None:
             _note(judged)
-        return resolved
+        return resolved, dataset
     except (NoLatents, NoTokens) as missing:
         _note(f"{missing}; sizes are as the config states them")
-        return task_of(experiment).resolve_without_data(experiment)
+        return task.resolve_without_data(experiment), None
 
 
 @lru_cache
@@ -94,7 +116,7 @@ def train(experiment: AnyExperiment, dataset: Any, folder: Path) -> None:
 
 def build_trainer(experiment: AnyExperiment, dataset: Any, folder: Path) -> Trainer:
     """What trains `experiment`. ValueError if it cannot go on, or start, from what the config or the folder says."""
-    start = open_start(experiment.train, folder)
+    start = _open_start(experiment, folder)
     newest = checkpoint.latest(folder)
     earlier = start if newest is None else checkpoint.open_checkpoint(newest)
     parts = task_of(experiment).training_parts(experiment, dataset, folder, earlier)
@@ -111,6 +133,15 @@ def build_trainer(experiment: AnyExperiment, dataset: Any, folder: Path) -> Trai
         curves=CurvesPicture(folder),
         **vars(parts),
     )
+
+
+def _open_start(experiment: AnyExperiment, folder: Path) -> checkpoint.Checkpoint | None:
+    """As `open_start`; ConfigError for a run of another kind of model."""
+    start = open_start(experiment.train, folder)
+    if start is not None and (found := task_of(start.config()).kind) != (wanted := task_of(experiment).kind):
+        problem = f"={experiment.train.init_from} is a run of {found}, and this model is one of {wanted}"
+        raise config.ConfigError("train.init_from", f"{problem}; name a run of {wanted}")
+    return start
 
 
 # ---------------------------------------------------------------------------------------------------------- quick start

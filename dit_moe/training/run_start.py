@@ -121,13 +121,18 @@ def open_start(config: TrainConfig, run: str | Path) -> checkpoint.Checkpoint | 
     return checkpoint.open_checkpoint(config.init_from)
 
 
-def fits_start(model: nn.Module, start: checkpoint.Checkpoint) -> bool:
-    """Whether `load_start` would take the weights of `start`, for whatever classes."""
+def require_fit_start(model: nn.Module, start: checkpoint.Checkpoint) -> None:
+    """ValueError unless `load_start` would take the weights of `start`, for whatever classes. `model` may be meta."""
     own, weights, table = checkpoint.state_of(model), start.weights("ema"), getattr(model, "label_table", None)
     for state in (own, weights) if table is not None else ():
         state.pop(table, None)
+    checkpoint.require_fit(own, checkpoint.upgraded(model, weights), start.folder)
+
+
+def fits_start(model: nn.Module, start: checkpoint.Checkpoint) -> bool:
+    """Whether `require_fit_start` raises nothing."""
     try:
-        checkpoint.require_fit(own, checkpoint.upgraded(model, weights), start.folder)
+        require_fit_start(model, start)
     except ValueError:
         return False
     return True

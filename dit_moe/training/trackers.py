@@ -14,8 +14,9 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker
 from PIL import Image
 
 from dit_moe.config import ConfigError, Matching
+from dit_moe.extras import how_to_install
 from dit_moe.files import write_atomically
 from dit_moe.formatting import tell
 from dit_moe.json_files import Name, read
@@ -55,6 +57,13 @@ class TensorBoard(TensorBoardTracker):
         for summary in hparams(values, {}):
             self.writer.file_writer.add_summary(summary)
         self.writer.flush()
+
+
+def require_installed(names: Iterable[str]) -> None:
+    """ConfigError if a tracker of the config is no package that could be imported."""
+    for name in names:
+        if find_spec(name) is None:
+            raise ConfigError("train.trackers", f"={name} is not installed; {how_to_install(name)}, {WITHOUT}")
 
 
 class Trackers:

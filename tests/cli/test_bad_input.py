@@ -64,6 +64,8 @@ def test_a_missing_config_file_is_named(capsys, tmp_path):
         *(["eval", "{}"], ["eval", "{}", "digits"], ["eval", "{}", "count=4"], ["eval", "digits", "{}"]),
         *(["sample", "{}"], ["routing", "{}"], ["dial", "{}"], ["export", "{}", "out"], ["perplexity", "{}"]),
         *(["table", "{}"], ["train", "digits", "train.init_from={}"]),
+        ["train", "digits", "train.init_from={}", "--dry-run"],
+        ["train", "digits", "eval.reference={}", "--dry-run"],
     ],
 )
 def test_what_is_not_there_is_said_not_to_be_with_what_may_be_meant(capsys, tmp_path, words):

@@ -14,7 +14,10 @@ from dit_moe.cli import COMMANDS
 from dit_moe.diffusion import SamplingError
 from dit_moe.sampling.generator import Generator, SampleConfig
 from dit_moe.sampling.labels import choose_labels
+from dit_moe.training import trackers
 from tests.cli.conftest import CONFIG, SMALL, cli
+from tests.data.examples import class_files, write_tree
+from tests.folders import contents
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = [*ROOT.glob("*.py"), *ROOT.glob("eval/*.py")]
@@ -31,6 +34,33 @@ def test_dry_run_prints_config_sizes_and_costs_and_builds_nothing(capsys, tmp_pa
     assert "target: 2.0" in out and "# parameters" in out and "active per token" in out
     assert "10 steps, 320 images" in out and "FLOPs per image" in out
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["train.init_from={run}", "model.width=48"], "step_00000004 holds another architecture"),
+        (["train.trackers=[trackio]"], "train.trackers=trackio is not installed; pip install "),
+        (["sample.labels=[cat]"], "sample.labels"),
+        (["eval.reference={run}/grid.jpg"], "grid.jpg does not exist"),
+        (
+            ["data={{name: image_folder, path: {tree}, heldout: {tree}/nowhere}}"],
+            "data.heldout={tree}/nowhere does not",
+        ),
+        (["data={{name: image_folder, path: {tree}}}", "eval.extractor=digits_cnn"], "digits_cnn64 takes"),
+    ],
+)
+def test_a_dry_run_is_refused_for_what_would_be_refused_later_and_writes_nothing(
+    finished_run, tmp_path, capsys, monkeypatch, changes, message
+):
+    tree = write_tree(tmp_path / "tree", class_files(each=2))
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    before, places = contents(finished_run), {"run": finished_run, "tree": tree}
+    words = [*SMALL, "--run", tmp_path / "run", *(each.format(**places) for each in changes)]
+    assert cli("train", CONFIG, "--dry-run", *words) == 2
+    out, err = capsys.readouterr()
+    assert message.format(**places) in err and not out
+    assert contents(finished_run) == before and not (tmp_path / "run").exists()
 
 
 def test_sample_writes_images_grid_and_every_setting(a_run):

@@ -139,6 +139,10 @@ BAD = {  # words of a command, {run} and {data} filled in: what it says
         ["train", LM_CONFIG, "SMALL", "model.vocab_size=256"],
         "model.vocab_size=256 is below the 257 ids of the tokenizer bytes",
     ),
+    "a model of text for images to start from": (
+        ["train", CONFIG, "--dry-run", "train.init_from={run}"],
+        "train.init_from=.* is a run of text, and this model is one of images; name a run of images",
+    ),
     "a stride beyond the length": (
         ["quickstart", LM_CONFIG, "SMALL", "eval.stride=33"],
         "eval.stride=33 exceeds data.length=32",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,10 +19,12 @@ from dit_moe.config import ConfigError
 from dit_moe.distributed import join_processes
 from dit_moe.experiments.run import open_image_run, open_text_run
 from dit_moe.files import require_own
+from dit_moe.formatting import tell
 from dit_moe.json_files import read_object
 from dit_moe.locks import exclusive
 from dit_moe.progress import work_bar
 from dit_moe.tasks import task_of
+from dit_moe.tasks.own_samples import OWN_SAMPLES, OwnImages, OwnText
 from dit_moe.training.curves import router_curves
 from dit_moe.training.log import read_log
 
@@ -43,7 +45,8 @@ def report_routing(
         path: a run folder, or one of its checkpoint folders.
         overrides: ``key=value`` changes to the sections ``sample`` and ``data``, and to ``eval`` of a language model.
         out: where the files go; None: the folder `routing` in that of the run.
-        split: of the data; None: what was held out, or if nothing was, what was trained on.
+        split: of the data; None: what was held out, or if nothing was, what was trained on. `OWN_SAMPLES` are samples
+            that the run makes for it; so they are for None where the data cannot be opened, as in a run that was moved.
         counts: `images` and `times` (noise levels), or `tokens` of text: at most so many; None is the default.
 
     Raises ValueError for bad input, before the work starts.
@@ -78,9 +81,26 @@ def _count(path: Path, kind: str, overrides: Sequence[str], split: str | None, c
     else:
         run = open_text_run(path, overrides, scoring=True, device=device)
     experts_of(run)
-    data, split = task_of(run.experiment).open_split(run, split)
+    data, split = _open_split(run, kind, overrides, split, counts)
     stats = (_collect_images if kind == "images" else _collect_text)(run, data, **counts)
     return replace(stats, facts=stats.facts | {"split": split})
+
+
+def _open_split(
+    run: Any, kind: str, overrides: Sequence[str], split: str | None, counts: Mapping[str, int]
+) -> tuple[Any, str]:
+    """What `report_routing` counts on, and what to call it."""
+    named = split is not None or any(each.startswith("data.") for each in overrides)
+    if split != OWN_SAMPLES:
+        try:
+            found: tuple[Any, str] = task_of(run.experiment).open_split(run, split)
+            return found
+        except ValueError as error:
+            if named:
+                raise
+            tell(f"note: {error}; the routing shown is that of samples of the run itself")
+            split = f"{OWN_SAMPLES} (of the run itself, as its data cannot be opened)"
+    return OwnImages(run, counts.get("images")) if kind == "images" else OwnText(run), split
 
 
 def _collect_images(run: Any, dataset: Any, images: int = IMAGES, times: int = TIMES) -> RoutingStats:

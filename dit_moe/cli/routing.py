@@ -5,7 +5,8 @@ of them work together, and which serve which classes and noise levels. Of a lang
 of token, and along a passage. From the run's log: thresholds, θ and active experts over training.
 
 Overrides change the run's section `sample` (weights=model; target=3 or p=0.6 for another compute budget), a language
-model's `eval`, and where the data are now, for instance data.path=FOLDER.
+model's `eval`, and where the data are now, for instance data.path=FOLDER. If they cannot be opened and nothing names
+others, as in a run that was moved, samples that the run makes take their place, and the report says so.
 
 In the output folder, by default RUN/routing: report.html (a single file), the pictures as PNGs, routing.json with the
 numbers, and routing.npz with all of them.
@@ -28,6 +29,7 @@ from dit_moe.analysis.report import report_routing
 from dit_moe.analysis.statistics import RoutingStats
 from dit_moe.cli.ending import end
 from dit_moe.formatting import PlainConsole, rounded
+from dit_moe.tasks.own_samples import OWN_SAMPLES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the section `sample`; see above")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the results go; default RUN/routing")
     parser.add_argument(
-        "--split", metavar="NAME", help="of the data; default heldout, or train if there is no such one"
+        "--split",
+        metavar="NAME",
+        help=f"of the data; default heldout, or train if there is no such one; {OWN_SAMPLES}: of the run itself",
     )
     parser.add_argument("--images", type=int, metavar="N", help=f"images, evenly spaced; default at most {IMAGES}")
     parser.add_argument("--times", type=int, metavar="N", help=f"noise levels of each image; default {TIMES}")

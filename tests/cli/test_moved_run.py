@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,15 @@ def moved(tmp_path_factory) -> Path:
     return target
 
 
+@pytest.fixture
+def moved_text(finished_text, tmp_path) -> Iterator[Path]:
+    """A language model's run, whose tokens are hidden."""
+    tokens, hidden = finished_text / "tokens", finished_text / "hidden"
+    tokens.rename(hidden)
+    yield Path(shutil.copytree(finished_text / "run", tmp_path / "text"))
+    hidden.rename(tokens)
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory) -> Path:
     """Images to compare with: images.npz, and the folder png."""
@@ -84,6 +94,26 @@ def test_training_goes_on_where_the_latents_are_named_and_says_so_where_they_are
     before = contents(moved)
     refused(capsys, 2, "or name another folder in data.path", "train", moved / "config.yaml", "--run", moved)
     assert contents(moved) == before
+
+
+@pytest.mark.parametrize("kind", ["images", "text"])
+def test_its_routing_is_shown_on_samples_of_its_own_and_the_report_says_so(kind, request, tmp_path, monkeypatch):
+    monkeypatch.setattr("dit_moe.analysis.page.figures_of", lambda stats: [])
+    run = request.getfixturevalue("moved" if kind == "images" else "moved_text")
+    size = ["--images", 6, "--times", 2] if kind == "images" else []
+    assert cli("routing", run, *size, "--out", tmp_path / "out") == 0
+    facts = json.loads((tmp_path / "out" / "routing.json").read_text())["facts"]
+    assert facts["split"] in (page := (tmp_path / "out" / "report.html").read_text()) and "of the run itself" in page
+    assert facts["images" if kind == "images" else "documents"] == (6 if kind == "images" else 16)
+
+
+def test_its_routing_on_data_that_are_named_needs_them(moved, capsys):
+    refused(capsys, 2, "nowhere holds no encoded latents", "routing", moved, "data.path=nowhere", "--split", "train")
+
+
+def test_a_language_model_is_exported_and_writes_text(moved_text, tmp_path):
+    assert cli("sample", moved_text, "--out", tmp_path / "samples") == 0
+    assert cli("export", moved_text, tmp_path / "exported") == 0
 
 
 def test_it_is_exported_as_a_run_without_its_training_state_that_makes_the_same_images(moved, tmp_path, capsys):

@@ -24,6 +24,7 @@ from dit_moe.sampling.labels import choose_labels
 from dit_moe.text.sequences import TokenSequences
 from dit_moe.text.token_shards import Origin
 from dit_moe.text.tokenizer import TextTokenizer, TokenizerConfig, open_tokenizer
+from dit_moe.training.run_start import note_edited_config
 
 TOKENIZER = "tokenizer"  # folder of a language model's run that holds it
 BUDGET_ROWS, BUDGET_BATCH = 128, 16  # of tokens that a language model's compute budget is solved on
@@ -119,7 +120,7 @@ def open_image_run(
     Raises ValueError if there is no such run, if a file of it is damaged, or for a mistake in the overrides.
     """
     opened = checkpoint.open_checkpoint(path)
-    tree = _located_config(opened, image_experiment)
+    tree = _located_config(opened, path, image_experiment)
     if sample is not None:
         tree["sample"] = config.dump(sample)
     whole = [each if each.startswith(WRITTEN_IN_FULL) else f"sample.{each}" for each in sampling_changes(overrides)]
@@ -142,13 +143,14 @@ def open_image_run(
     )
 
 
-def _located_config(opened: checkpoint.Checkpoint, build: Callable[[Tree], Any]) -> Tree:
+def _located_config(opened: checkpoint.Checkpoint, path: str | Path, build: Callable[[Tree], Any]) -> Tree:
     """The config of a checkpoint, not yet typed, whose paths lead where they did in the folder the run was started in.
 
     Those that lead nowhere there are left as they are: the run may have been moved here together with its data.
     """
-    tree = opened.config()
-    started_in = opened.started_in
+    if opened.folder != Path(path):  # the run was named, and not the checkpoint
+        note_edited_config(opened)
+    tree, started_in = opened.config(), opened.started_in
     return tree if started_in == Path.cwd() else config.dump(config.located(build(tree), started_in))
 
 
@@ -192,7 +194,7 @@ def open_text_run(
     opened = checkpoint.open_checkpoint(path)
     changes = [_whole_key(each, scoring) for each in overrides]
     if experiment is None:
-        experiment = text_experiment(config.override(_located_config(opened, text_experiment), changes))
+        experiment = text_experiment(config.override(_located_config(opened, path, text_experiment), changes))
     loaded = _loaded(opened, experiment, device)
     _set_experts(loaded["model"], experiment)
     return TextRun(**loaded, tokenizer=_tokenizer_of(opened), trained_on=opened.facts(_TextState)["trained_on"])

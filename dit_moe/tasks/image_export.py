@@ -39,7 +39,7 @@ def export_image_run(path: Path, overrides: Sequence[str], folder: Path) -> dict
     state = {name: value for name, value in saved.state.items() if name not in NOT_OF_USE} | {"exported": True}
     weights, first_stage = run.experiment.sample.weights, run.experiment.first_stage
     with exclusive(folder.parent, folder.name), atomic_folder(folder) as unfinished:
-        parts = {weights: saved.weights(weights)}
+        parts: checkpoint.Parts = {weights: saved.weights(weights)}
         written = checkpoint.save(unfinished, parts=parts, state=state, config_yaml=text, keep=1)
         write_atomically(unfinished / checkpoint.CONFIG, OF_A_RUN + text)
         if isinstance(first_stage, AutoencoderConfig) and first_stage.model not in BUNDLED:

@@ -55,9 +55,7 @@ class OwnText:
         written = generate_text(replace(run, experiment=experiment))
         texts = [text for text in map("".join, zip(prompts, written, strict=True)) if text]
         if not texts:
-            raise ValueError(
-                f"{run.folder} ends each text before its first token; give sample.prompts, or data.path"
-            )
+            raise ValueError(f"{run.folder} ends each text before its first token; give sample.prompts, or data.path")
         ids = run.tokenizer.encode_batch(texts)
         self._documents = [Document(each.tolist(), len(text.encode())) for each, text in zip(ids, texts, strict=True)]
 

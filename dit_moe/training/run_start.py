@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from dit_moe import checkpoint
 from dit_moe.checkpoint import CONFIG
-from dit_moe.config import OF_A_RUN, ConfigError, Tree, differences
+from dit_moe.config import OF_A_RUN, ConfigError, Tree, differences, parse
+from dit_moe.data.listing import note
 from dit_moe.files import require_own
+from dit_moe.formatting import first_few
 from dit_moe.moe import controlled_routers
 from dit_moe.moe.routing import threshold_u
 from dit_moe.training.config import FREE, RECORDED, TrainConfig
@@ -56,6 +58,24 @@ def require_own_run(run: Path, files: Iterable[str] = WRITTEN) -> None:
     if os.path.lexists(folder) and not folder.is_dir():
         raise ValueError(f"{folder} is no folder, and checkpoints are to be written into it; move it away")
     require_own(run, files, is_begun(run))
+
+
+def note_edited_config(saved: checkpoint.Checkpoint, config_yaml: str | None = None) -> None:
+    """Say it if the config.yaml of a run folder is not as in its newest checkpoint, `saved`, which is what counts.
+
+    `config_yaml` is what the run goes on with: if that is what the file says, it is no surprise.
+    """
+    path = saved.run / CONFIG
+    if not path.is_file():
+        return
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = {}
+    changed = sorted(key for key, _ in differences(saved.config(), found))
+    if changed and (config_yaml is None or found != parse(config_yaml)):
+        problem = f"{path} differs from the checkpoint's config in {first_few(changed, 3)} and is ignored"
+        note(f"{problem}; change settings by key=value, or start another run by train.init_from={saved.run}")
 
 
 def differing(old: Tree, new: Tree, *, fixed: Collection[str] = ()) -> dict[str, tuple[Any, Any]]:

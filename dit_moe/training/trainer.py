@@ -31,7 +31,14 @@ from dit_moe.training.devices import build_accelerator, local, remarks, unsharde
 from dit_moe.training.interrupt import Interrupted, InterruptWatch, TrainingError
 from dit_moe.training.log import Logger, Unit
 from dit_moe.training.optimizer import learning_rate, load_optimizer_state, optimizer_state
-from dit_moe.training.run_start import fits_start, keep_thresholds, load_start, require_own_run, require_same_run
+from dit_moe.training.run_start import (
+    fits_start,
+    keep_thresholds,
+    load_start,
+    note_edited_config,
+    require_own_run,
+    require_same_run,
+)
 from dit_moe.training.step import NotFinite, Objective, TrainingStep
 from dit_moe.training.trackers import Trackers, flatten
 
@@ -136,6 +143,7 @@ class Trainer:
         return self.step
 
     def _resume(self, saved: checkpoint.Checkpoint) -> None:
+        note_edited_config(saved, self.config_yaml)
         changes = require_same_run(
             saved.config(), parse(self.config_yaml), self.run, lambda: fits_start(self.model, saved)
         )

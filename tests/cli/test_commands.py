@@ -144,6 +144,17 @@ def test_the_way_that_a_refused_resumption_names_can_be_followed_to_the_letter(a
     assert (f"starts from {a_run}" in capsys.readouterr().err) == starts_from
 
 
+@pytest.mark.parametrize("command", ["sample", "train"])
+def test_a_config_of_a_run_that_was_edited_is_ignored_with_a_note(a_run, capsys, command):
+    settings = a_run / "config.yaml"
+    words = ["sample", a_run] if command == "sample" else ["train", CONFIG, *SMALL, "--run", a_run]
+    assert cli(*words) == 0 and "differs from the checkpoint" not in capsys.readouterr().err
+    settings.write_text(settings.read_text().replace("  count: 10\n", "  count: 7\n"))
+    assert cli(*words) == 0
+    told = f"note: {settings} differs from the checkpoint's config in sample.count and is ignored; change settings by"
+    assert told in capsys.readouterr().err
+
+
 def test_quickstart_of_a_dense_model_reports_no_experts(tmp_path):
     folder = tmp_path / "dense"
     dense = ["model.name=DiT-custom/4", "model.moe=null", "eval.seeds=1"]

@@ -11,7 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dit_moe import yaml_text
-from dit_moe.config import ConfigError, build, dump, load, merge, override, parse, require, section, to_yaml
+from dit_moe.config import (
+    ConfigError,
+    Place,
+    build,
+    dump,
+    load,
+    located,
+    merge,
+    override,
+    parse,
+    require,
+    section,
+    to_yaml,
+)
 from dit_moe.registry import Registry
 
 SHAPES = Registry("shape")
@@ -326,3 +339,32 @@ def test_registry_refuses_a_name_or_a_config_class_twice():
     assert registry.build(CircleConfig(radius=2.0)) == "circle 2.0"
     with pytest.raises(ValueError, match="configures no thing"):
         registry.build(SquareConfig())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacesConfig:
+    path: Annotated[str, Place(("digits",))] | float | None = None
+    split: str = "there"
+    below: Any = None
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("there", "{}/there"),
+        ("there/*.tar", "{}/there/*.tar"),
+        ("there/train-{000..146}.tar", "{}/there/train-{{000..146}}.tar"),
+        ("gone", "gone"),
+        ("gone/*.tar", "gone/*.tar"),
+        ("digits", "digits"),  # a name, though there is such a folder
+        ("/", "/"),
+        (0.1, "0.1"),
+        (None, "None"),
+    ],
+)
+def test_a_path_of_a_config_leads_where_it_was_given_if_something_is_there(tmp_path, given, found):
+    for name in ("there", "digits"):
+        (tmp_path / name).mkdir()
+    config = located(PlacesConfig(path=given, below=PlacesConfig(path=given)), tmp_path)
+    assert str(config.path) == str(config.below.path) == found.format(tmp_path)
+    assert config.split == "there"  # the name of a split, and not a path

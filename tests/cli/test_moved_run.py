@@ -42,7 +42,9 @@ def moved(tmp_path_factory) -> Path:
     os.chdir(start)
     try:
         assert cli("encode", CONFIG, *RELATIVE) == 0
-        assert cli("train", CONFIG, *RELATIVE, "--run", "run") == 0
+        (start / "elsewhere").mkdir()
+        os.chdir(start / "elsewhere")  # from where the latents know their autoencoder
+        assert cli("train", CONFIG, *RELATIVE, "first_stage=null", "data.path=../latents", "--run", "../run") == 0
     finally:
         os.chdir(here)
     (start / "run").rename(target := tmp_path_factory.mktemp("moved") / "run")

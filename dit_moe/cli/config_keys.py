@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dit_moe.schema import keys_called
 
 _RUN_CONFIGS = ("dit_moe.experiments.image:Experiment", "dit_moe.experiments.text:TextExperiment")
+_OF_TRAINING: dict[str, tuple[str, ...]]
 _OF_TRAINING = dict.fromkeys(("train", "quickstart", "encode", "tokenize", "compare"), _RUN_CONFIGS)
 _OF_TRAINING["train-autoencoder"] = ("dit_moe.tasks.autoencoder:AutoencoderTraining",)
 _OF_RUNS = ("dit_moe.sampling.generator:SampleConfig", "dit_moe.experiments.text:TextSampleConfig")

@@ -144,8 +144,9 @@ def open_start(config: TrainConfig, run: str | Path) -> checkpoint.Checkpoint | 
 def require_fit_start(model: nn.Module, start: checkpoint.Checkpoint) -> None:
     """ValueError unless `load_start` would take the weights of `start`, for whatever classes. `model` may be meta."""
     own, weights, table = checkpoint.state_of(model), start.weights("ema"), getattr(model, "label_table", None)
-    for state in (own, weights) if table is not None else ():
-        state.pop(table, None)
+    if table is not None:
+        for state in (own, weights):
+            state.pop(str(table), None)
     checkpoint.require_fit(own, checkpoint.upgraded(model, weights), start.folder)
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from dit_moe.config import build
+from dit_moe.experiments import image
 from dit_moe.experiments.image import Experiment, resolve_without_data
 from dit_moe.experiments.text import TextExperiment, resolve_text_without_data
 
@@ -16,7 +17,7 @@ def image_model(name: str = "DiT-XL/2", **changes: Any) -> dict[str, Any]:
 
 def image_experiment(name: str = "DiT-XL/2", **sections: Any) -> Experiment:
     tree = {"model": image_model(name), "objective": "ddpm", "data": "digits", **sections}
-    return resolve_without_data(build(Experiment, tree))
+    return resolve_without_data(image.image_experiment(tree))
 
 
 def text_experiment(

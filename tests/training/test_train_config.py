@@ -61,7 +61,15 @@ def test_free_fields_exist_and_a_resume_may_change_just_them_and_sampling(tmp_pa
 
 
 SECTIONS = {
-    "data": {"name": "latents", "path": "a", "heldout": "b", "flip": True, "fingerprint": "1"},
+    "data": {
+        "name": "image_folder",
+        "path": "a",
+        "heldout": "b",
+        "flip": True,
+        "fingerprint": "1",
+        "skip_broken": None,  # as of runs from before there was this option
+        "allow_empty": None,
+    },
     "first_stage": {"model": "a", "subfolder": "b", "tiling": False, "slicing": False, "scale": 2.0, "sha256": "1"},
     "encode": {"images": {"path": "a"}},
 }
@@ -71,7 +79,9 @@ def change(section, key, value="another"):
     return SECTIONS | {section: SECTIONS[section] | {key: value}}
 
 
-@pytest.mark.parametrize("key", ["path", "heldout", "model", "subfolder", "tiling", "slicing"])
+@pytest.mark.parametrize(
+    "key", ["path", "heldout", "skip_broken", "allow_empty", "model", "subfolder", "tiling", "slicing"]
+)
 def test_where_data_and_autoencoder_lie_may_change_once_they_are_identified(tmp_path, key):
     section, identity = ("data", "fingerprint") if key in SECTIONS["data"] else ("first_stage", "sha256")
     require_same_run(SECTIONS, change(section, key), tmp_path)

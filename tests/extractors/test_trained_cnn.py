@@ -5,6 +5,7 @@ import torch
 
 from dit_moe.extractors import EXTRACTORS
 from dit_moe.extractors.trained_cnn import WEIGHTS, TrainedCNNConfig, accuracy, fit, resized, turned
+from dit_moe.metrics import FeatureMoments, frechet_distance
 from tests.extractors.random_networks import noise, save_random_cnn
 
 
@@ -25,6 +26,20 @@ def test_the_same_seed_gives_the_same_network_and_its_classes_are_told_apart(two
     for one, other in zip(first.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
     assert accuracy(first, images, labels) > 0.9
+
+
+def test_distances_grow_as_images_turn_into_noise(two_classes):
+    images, labels = two_classes
+    network = fit(resized(images), labels, 2, steps=15)
+    uniform = torch.randint(256, images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    weaker, stronger = ((images.float() * (1 - share) + uniform * share).byte() for share in (0.3, 0.6))
+
+    def distance(one, other):
+        sides = [FeatureMoments.of(network(resized(each))[0].detach().double()) for each in (one, other)]
+        return frechet_distance(*(part for each in sides for part in (each.mean_D, each.covariance())))
+
+    found = [distance(images[:32], each[32:]) for each in (images, weaker, stronger, uniform)]
+    assert found == sorted(found) and len(set(found)) == 4
 
 
 def test_what_was_saved_is_read_again_and_its_name_has_the_hash_of_the_weights(two_classes, tmp_path):

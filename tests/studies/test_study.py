@@ -9,8 +9,10 @@ from dit_moe import built_in
 from dit_moe.config import ConfigError
 from dit_moe.studies.study import experiment_tree, find_study, load_study, plan
 from dit_moe.tasks.train import resolve_for_dry_run
+from tests.data.examples import class_files, write_tree
 
 CONFIGS = built_in.FOLDER
+
 STUDIES = CONFIGS / "studies"
 
 
@@ -110,7 +112,9 @@ def test_an_unknown_study_is_told_apart_from_the_built_in_ones():
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_built_in_studies_have_variants_that_can_be_built_at_equal_active_compute(path, tmp_path):
-    study = load_study(path)
+    images = write_tree(tmp_path / "images", class_files(20))
+    own = [f"data.path={images}"] if path.stem == "my_images" else []
+    study = load_study(path, own)
     runs = plan(study, path.parent, tmp_path, resolved=resolve_for_dry_run)
     assert len(runs) == len(study.variants) * len(study.seeds)
     by_name = {run.variant.name: run.experiment.model.footprint() for run in runs}

@@ -19,11 +19,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from dit_moe.cli.ending import end
 from dit_moe.config import Tree
 from dit_moe.data import DATASETS
+from dit_moe.evaluation.own_extractor import FOLDER
 from dit_moe.evaluation.recipes import SAMPLING
 from dit_moe.extractors import EXTRACTORS
 from dit_moe.registry import Registry
@@ -60,24 +60,32 @@ def run(args: argparse.Namespace) -> None:
     task = task_of(args.run_folder)
     facts = task.sample(args.run_folder, args.overrides, options)
     if facts is not None:  # on the main process
-        out = args.out or Path(facts["run"]).parent.parent
+        run = Path(facts["run"]).parent.parent
+        out = args.out or run
         files = [out / name for name in (*facts.get("files", ()), SAMPLE_JSON)]
-        compared = _compared(facts["experiment"], files) if task.kind == "images" else None
+        compared = _compared(facts["experiment"], run, files) if task.kind == "images" else None
         end(files, compared or (task.scored_by, args.run_folder))
 
 
-def _compared(experiment: Tree, files: Sequence[Path]) -> tuple[object, ...] | None:
-    """The command that compares sampled images with those that were trained on; None if there are no files of them."""
+def _compared(experiment: Tree, run: Path, files: Sequence[Path]) -> tuple[object, ...] | None:
+    """The command that compares sampled images with those that were trained on.
+
+    None if there are no files of them, or as long as only an evaluation of the run can choose the feature space.
+    """
     samples = next((path for path in files if path.name in (OUTPUTS["npz"][0], OUTPUTS["png"][0])), None)
     if samples is None:
         return None
     settings, encode = experiment["eval"], experiment.get("encode")
-    reference = settings.get("reference") or _named(DATASETS, encode["images"] if encode else experiment["data"])
-    extractor = settings.get("extractor")
+    images = encode["images"] if encode else experiment["data"]
+    reference = settings.get("reference") or _named(DATASETS, images)
+    own = {"name": "trained_cnn", "weights": str(run / FOLDER)} if (run / FOLDER).is_dir() else None
+    extractor = settings.get("extractor") or own
+    if extractor is None and images["name"] != "digits":
+        return None
     return "eval", samples, reference, *(("--extractor", _named(EXTRACTORS, extractor)) if extractor else ())
 
 
-def _named(registry: Registry[Any], section: Tree) -> str:
+def _named(registry: Registry, section: Tree) -> str:
     """How the command line names what a section chooses: its name, with those options that are not the defaults."""
     defaults = {field.name: field.default for field in fields(registry.config_class(section["name"]))}
     defaults["fingerprint"] = section.get("fingerprint")  # of what is there

@@ -163,6 +163,7 @@ def exported(folder: Path) -> Autoencoder:
 def describe(stage: Autoencoder, images: dict[str, Dataset]) -> dict[str, Any]:
     """What was exported, and the errors of its reconstructions of the images; null where there are no held-out ones."""
     facts = stage.resolved()
+    assert facts.shift is not None and facts.scale is not None
     errors = {split: reconstruction_errors(stage, images[split]) if split in images else None for split in SPLITS}
     return {
         "sha256": facts.sha256,

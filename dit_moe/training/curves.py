@@ -143,12 +143,16 @@ def smoothed(log: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, n
 
 
 def _draw_noisy(axis: Any, log: Sequence[Mapping[str, Any]], name: str) -> None:
-    """A number of the log, faintly, and its mean; the highest of the first steps are cut off."""
+    """A number of the log; of many lines faintly, with its mean, and without the highest, those of the start."""
     values = np.array([line[name] for line in log])
     steps, means, window = smoothed(log, name)
-    axis.plot([line["step"] for line in log], values, color=LINES[0], alpha=0.25, linewidth=0.8, label="logged")
-    axis.plot(steps, means, color=LINES[0], label=f"mean of {window}")
-    axis.set_ylim(top=np.quantile(values, 0.98) * 1.1 or None, bottom=min(0, values.min()))
+    if window == 1:
+        axis.plot(steps, means, label="logged")
+    else:
+        axis.plot([line["step"] for line in log], values, color=LINES[0], alpha=0.25, linewidth=0.8, label="logged")
+        axis.plot(steps, means, color=LINES[0], label=f"mean of {window}")
+        axis.set_ylim(top=np.quantile(values, 0.98) * 1.1 or None)
+    axis.set_ylim(bottom=min(0, values.min()))
 
 
 def _draw_loss(axis: Any, log: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> None:

@@ -1,12 +1,14 @@
 """A command ends, on stderr, with where its results are and with commands that go on from them."""
 
 import shlex
+import signal
 
 import pytest
 
 from dit_moe.cli import main
 from dit_moe.cli.ending import end
-from tests.cli.conftest import cli
+from dit_moe.training import Interrupted
+from tests.cli.conftest import CONFIG, SMALL, cli
 
 
 def next_commands(err: str) -> list[list[str]]:
@@ -31,6 +33,19 @@ def test_results_are_named_with_their_sizes_and_commands_are_quoted_for_the_shel
     monkeypatch.setenv("RANK", "1")
     end([tmp_path])
     assert capsys.readouterr().err == "", "another process than the first"
+
+
+@pytest.mark.parametrize("error", [Interrupted(signal.SIGTERM, "it is saved"), KeyboardInterrupt()])
+def test_a_command_that_is_interrupted_ends_with_the_words_that_go_on(tmp_path, capsys, monkeypatch, error):
+    def stop(*given):
+        raise error
+
+    monkeypatch.setattr("dit_moe.cli.train.train", stop)
+    words = ["train", CONFIG, *SMALL, "--run", str(tmp_path / "a run")]
+    assert main(words) in (130, 143)
+    assert next_commands(f"\n{capsys.readouterr().err}") == [words]
+    monkeypatch.setenv("RANK", "0")
+    assert main(words) != 0 and "next" not in capsys.readouterr().err, "a launcher's own words go on"
 
 
 @pytest.mark.parametrize("save", ["npz", "png", "grid"])

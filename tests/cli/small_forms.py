@@ -108,10 +108,11 @@ def furnish(folder: Path) -> None:
     (folder / "my_study.yaml").write_text(study)
     (folder / "my_router.py").touch()  # the router of the guide is there already
     make(folder / "autoencoder")
-    for place in ("data/imagenet/train", "data/flowers/train"):
+    places = {"data/imagenet/train": 3, "data/flowers/train": 3, "photos": 20}  # images of each class
+    for place, each in places.items():
         for label in ("cats", "dogs"):
             (folder / place / label).mkdir(parents=True)
-            for number in range(3):
+            for number in range(each):
                 pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / place / label / f"{number}.png")
     (folder / "text").mkdir()

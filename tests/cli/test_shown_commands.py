@@ -17,7 +17,9 @@ from transformers import TrainingArguments
 from dit_moe.analysis import report as routing_report
 from dit_moe.cli import parse
 from dit_moe.data import digits
+from dit_moe.evaluation import own_extractor
 from dit_moe.evaluation.recipes import sampling_recipe
+from dit_moe.extractors import trained_cnn
 from dit_moe.metrics import METRICS
 from dit_moe.moe import ROUTERS
 from dit_moe.studies.study import experiments_of, find_study, load_study
@@ -57,6 +59,8 @@ def done(tmp_path_factory):
         patch.setattr(digits, "load_digits", lambda: few)
         patch.setattr(routing_report, "write_page", lambda stats, folder: [])  # pictures have tests of their own
         patch.setattr(Figure, "savefig", lambda *args, **kwargs: None)
+        patch.setattr(own_extractor, "missing_weights", lambda download=True: "not asked for")
+        patch.setattr(trained_cnn.fit, "__kwdefaults__", trained_cnn.fit.__kwdefaults__ | {"steps": 2})
         patch.chdir(tmp_path_factory.mktemp("reader"))
         small_forms.furnish(Path.cwd())
         yield set(small_forms.BEFORE)

@@ -32,6 +32,7 @@ KEY, NAME, CONFIG = "recipe", "own_images", "my_images"
 LOOKED_AT = 200  # images whose size is looked at
 MOST_IN_PIXELS = 64  # pixels on a side; larger images are trained on as latents
 LATENTS_OF, MOST = 64, 256  # sides of images that are encoded: multiples of the one, at most the other
+LATENT_CHANNELS = 4
 FEW = 1000  # images; of fewer, larger shares are held out and reserved
 MOST_SAMPLES = 1000  # of a sampling seed
 PLACES = {"huggingface": "id"}  # options that say where images are, other than `path`
@@ -103,6 +104,9 @@ def expand(tree: Tree) -> Tree:
             most = MOST if "first_stage" in given else hardware.most
             side = min(max(side // LATENTS_OF, 1) * LATENTS_OF, most)
         made_of, latent_side = _latents(images | {"size": side}, side, own="first_stage" not in given)
+        if not {"first_stage", "first_stage_training"} & given.keys():  # costs are known before it is trained
+            shape = {"in_channels": LATENT_CHANNELS, "input_size": latent_side, "num_classes": len(source.class_names)}
+            made_of["model"] = shape
     what = "latents of images" if "encode" in made_of else "images"
     note(f"{source.place}: {count:,} images; the model is trained on {what} of {side}×{side} pixels")
     return merge(merge(_training(hardware, latent_side, count), made_of), given)
@@ -181,7 +185,7 @@ def _latents(images: Tree, side: int, *, own: bool) -> tuple[Tree, int]:
         "autoencoder": {
             "block_out_channels": channels,
             "layers_per_block": 1,
-            "latent_channels": 4,
+            "latent_channels": LATENT_CHANNELS,
             "norm_num_groups": 8,
             "attention": False,
         },

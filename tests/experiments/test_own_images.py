@@ -9,7 +9,7 @@ from dit_moe.evaluation import own_extractor
 from dit_moe.experiments import own_images
 from dit_moe.experiments.image import load_experiment
 from dit_moe.extractors import trained_cnn
-from dit_moe.tasks.train import run_folder
+from dit_moe.tasks.train import resolve_for_dry_run, run_folder
 from tests.cli.conftest import cli
 from tests.data.examples import CLASSES, encoded, pixels, write_tree
 
@@ -39,6 +39,7 @@ def test_larger_images_are_encoded_by_a_given_autoencoder_or_one_that_is_trained
     images = folder_of(tmp_path / "images", 90, 150, each=2)
     own, given = load_experiment(images), load_experiment(images, ["first_stage.model=other/vae"])
     assert own.first_stage.model == "runs/images/autoencoder" and own.first_stage_training is not None
+    assert resolve_for_dry_run(own).model.footprint().total_params > 0  # before there is any autoencoder
     assert given.first_stage.model == "other/vae" and given.first_stage_training is None
     for found in (own, given):
         assert found.data.path == "runs/images/latents" and found.encode.images.path == str(images)

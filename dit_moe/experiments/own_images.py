@@ -109,7 +109,11 @@ def expand(tree: Tree) -> Tree:
             made_of["model"] = shape
     what = "latents of images" if "encode" in made_of else "images"
     note(f"{source.place}: {count:,} images; the model is trained on {what} of {side}×{side} pixels")
-    return merge(merge(_training(hardware, latent_side, count), made_of), given)
+    asked = given.get("train")
+    steps = asked.get("steps") if isinstance(asked, dict) else None
+    if not isinstance(steps, int) or steps < 1:  # a wrong one is refused where it is read
+        steps = hardware.steps
+    return merge(merge(_training(hardware, latent_side, count, steps), made_of), given)
 
 
 def _named(images: Any) -> Tree:
@@ -195,15 +199,14 @@ def _latents(images: Tree, side: int, *, own: bool) -> tuple[Tree, int]:
     return sections, side // 2 ** (len(channels) - 1)
 
 
-def _training(hardware: Hardware, side: int, count: int) -> Tree:
+def _training(hardware: Hardware, side: int, count: int, steps: int) -> Tree:
     """The network and its training, for inputs of so many pixels square and so many images."""
     size = f"DiT-custom/{_patch(side, hardware)}-8E2A"
     batch = min(128, 2 ** max(int(count * 0.6).bit_length() - 1, 0))
     return {
         "model": {"name": size, "depth": hardware.depth, "width": hardware.width, "heads": hardware.heads},
         "objective": {"name": "flow", "time": "logit_normal", "stratified": True},
-        "train": _schedule(hardware.steps)
-        | {"batch_size": batch, "lr": hardware.lr, "sample_every": hardware.steps // 4},
+        "train": _schedule(steps) | {"batch_size": batch, "lr": hardware.lr},
         "sample": {"sampler": {"name": "heun", "steps": 15}},
         "eval": {"seeds": 2, "images": MOST_SAMPLES if count // 10 > MOST_SAMPLES else None},
     }
@@ -211,8 +214,15 @@ def _training(hardware: Hardware, side: int, count: int) -> Tree:
 
 def _schedule(steps: int) -> Tree:
     """Of a training of so many steps, as sections `train` have it."""
-    often = {"log_every": max(steps // 1000, 1), "checkpoint_every": steps // 4, "sample_every": steps // 4}
-    return {"steps": steps, "warmup_steps": 100, "schedule": "cosine", "grad_clip": 1.0, "ema_decay": 0.995} | often
+    quarter = max(steps // 4, 1)
+    often = {"log_every": max(steps // 1000, 1), "checkpoint_every": quarter, "sample_every": quarter}
+    return {
+        "steps": steps,
+        "warmup_steps": min(steps // 10, 1000),
+        "schedule": "cosine",
+        "grad_clip": 1.0,
+        "ema_decay": 0.995,
+    } | often
 
 
 def _run_name(images: Tree) -> str:

@@ -48,8 +48,8 @@ def test_larger_images_are_encoded_by_a_given_autoencoder_or_one_that_is_trained
 
 def test_what_the_user_writes_wins_and_nothing_of_the_recipe_is_left_in_the_config(tmp_path):
     images = folder_of(tmp_path / "images", 16, 16, each=2)
-    tree = own_images.load(images, ["train.steps=7", "data.heldout=0.3", "data.size=8", "model.moe.router=topk"])
-    assert "recipe" not in tree and tree["train"]["steps"] == 7 and tree["train"]["grad_clip"] == 1
+    tree = own_images.load(images, ["train.steps=70", "data.heldout=0.3", "data.size=8", "model.moe.router=topk"])
+    assert "recipe" not in tree and tree["train"]["steps"] == 70 and tree["train"]["warmup_steps"] == 7
     assert tree["data"] == {"name": "image_folder", "path": str(images), "heldout": 0.3, "reserve": 0.2, "size": 8}
     assert tree["model"]["moe"] == {"router": "topk"} and tree["model"]["name"] == "DiT-custom/1-8E2A"
 

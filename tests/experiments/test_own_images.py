@@ -1,6 +1,8 @@
 """The recipe `own_images`: what follows from a folder of images, and the quick start that it makes possible."""
 
 import json
+import shlex
+import subprocess
 
 import pytest
 
@@ -12,6 +14,7 @@ from dit_moe.extractors import trained_cnn
 from dit_moe.tasks.train import resolve_for_dry_run, run_folder
 from tests.cli.conftest import cli
 from tests.data.examples import CLASSES, encoded, pixels, write_tree
+from tests.shown import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +64,14 @@ def test_a_folder_of_splits_is_trained_on_its_own_splits_and_a_run_is_called_as_
     assert data.path.endswith("/train") and data.heldout.endswith("/val") and data.reserve == 0.2
     assert run_folder(tmp_path / "my images").as_posix() == "runs/my images"
     assert run_folder("my_images", None, [f"data.path={tmp_path}/my images/train"]).as_posix() == "runs/my images"
+
+
+def test_make_passes_variables_with_a_dot_on_as_changes_and_no_others():
+    words = ["make", "-n", "quickstart", "CONFIG=my_images", "VENV=v", "data.path=my 'own' images", "train.steps=5"]
+    shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    command = shlex.split(shown.splitlines()[-1])
+    assert command[:3] == ["v/bin/dit-moe", "quickstart", "my_images"]
+    assert sorted(command[3:]) == ["data.path=my 'own' images", "train.steps=5"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ They run in a folder of their own, with the words that the guide has and, behind
 
 import re
 import shutil
+import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,6 +62,7 @@ def done(tmp_path_factory):
         patch.setattr(Figure, "savefig", lambda *args, **kwargs: None)
         patch.setattr(own_extractor, "missing_weights", lambda download=True: "not asked for")
         patch.setattr(trained_cnn.fit, "__kwdefaults__", trained_cnn.fit.__kwdefaults__ | {"steps": 2})
+        patch.setattr(sys, "path", list(sys.path))  # to which --plugin adds the folder
         patch.chdir(tmp_path_factory.mktemp("reader"))
         small_forms.furnish(Path.cwd())
         yield set(small_forms.BEFORE)

@@ -156,6 +156,7 @@ def test_data_without_held_out_images_are_refused_before_the_training(study, tmp
         (tmp_path / "images" / name).mkdir(parents=True)
         Image.new("L", (8, 8)).save(tmp_path / "images" / name / "0.png")
     data = [f"data={{name: image_folder, path: {tmp_path / 'images'}, size: 8}}"]
-    (run, _) = plan(replace(study, changes=(*study.changes, *data)), tmp_path, tmp_path / "out")
+    changes = (*study.changes, *data, "eval.extractor=digits_cnn64")
+    (run, _) = plan(replace(study, changes=changes), tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match=r"variant topk cannot be scored on held-out data: .*heldout"):
         check_scoring(study, run)

@@ -102,7 +102,7 @@ def step_of(folder: Path) -> int:
 
 def run_of(folder: Path) -> Path:
     """The run folder that a checkpoint folder is in; of a copy that lies by itself, the folder that it is in."""
-    parent = folder.absolute().parent
+    parent = folder.parent if folder.parent.name else folder.absolute().parent
     return parent.parent if parent.name == CHECKPOINTS else parent
 
 
@@ -154,7 +154,7 @@ class Checkpoint:
     @property
     def run(self) -> Path:
         """The run folder that it is in."""
-        return run_of(self.folder)
+        return run_of(self.folder.absolute())
 
     @property
     def started_in(self) -> Path:

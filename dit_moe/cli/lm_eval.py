@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.table import Table
 
+from dit_moe.checkpoint import find, is_run, run_of
 from dit_moe.cli.ending import end
 from dit_moe.formatting import PlainConsole, rounded
 from dit_moe.interop.harness import DEFAULT_CONFIG, RESULT, run_tasks
@@ -55,7 +56,8 @@ def run(args: argparse.Namespace) -> None:
             out=args.out,
         )
     )
-    end([args.out or args.model / RESULT])
+    folder = run_of(find(args.model)) if is_run(args.model) else args.model
+    end([args.out or folder / RESULT])
 
 
 def print_table(report: dict[str, Any]) -> None:

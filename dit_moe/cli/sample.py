@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from dit_moe.checkpoint import run_of
 from dit_moe.cli.ending import end
 from dit_moe.config import Tree
 from dit_moe.data import DATASETS
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     task = task_of(args.run_folder)
     facts = task.sample(args.run_folder, args.overrides, options)
     if facts is not None:  # on the main process
-        run = Path(facts["run"]).parent.parent
+        run = run_of(Path(facts["run"]))
         out = args.out or run
         files = [out / name for name in (*facts.get("files", ()), SAMPLE_JSON)]
         compared = _compared(facts["experiment"], run, files) if task.kind == "images" else None

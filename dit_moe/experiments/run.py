@@ -44,7 +44,7 @@ class Run:
     @property
     def home(self) -> Path:
         """The run folder that the checkpoint lies in."""
-        return checkpoint.run_of(self.folder)
+        return checkpoint.run_of(self.folder.absolute())
 
     def facts(self) -> dict[str, Any]:
         """What results say of the run that they are of; JSON-ready."""

@@ -1,6 +1,7 @@
 """A command ends, on stderr, with where its results are and with commands that go on from them."""
 
 import shlex
+import shutil
 import signal
 
 import pytest
@@ -56,3 +57,9 @@ def test_the_command_that_sample_ends_with_measures_what_was_sampled(a_run, tmp_
     assert rest == [] if save == "grid" else rest[0] == "digits"
     if save == "npz":
         assert main([command, measured, *rest]) == 0
+
+
+def test_what_was_sampled_from_a_checkpoint_that_lies_by_itself_is_named_where_it_is(a_run, tmp_path, capsys):
+    copy = shutil.copytree(a_run / "checkpoints" / "step_00000004", tmp_path / "step_00000004")
+    assert cli("sample", copy, "count=2", "--save", "npz") == 0
+    assert f"results  {tmp_path}/images.npz (" in capsys.readouterr().err

@@ -110,8 +110,9 @@ def test_words_are_files_of_a_document_each_or_keys_of_the_sections_eval_and_sam
     assert reports["bf16"]["loss"] != plain["loss"] == pytest.approx(reports["bf16"]["loss"], rel=1e-2)
 
 
-def test_an_earlier_checkpoint_leaves_its_result_in_the_run_folder_too(trained):
+def test_an_earlier_checkpoint_leaves_its_result_in_the_run_folder_too(trained, capsys):
     assert cli("perplexity", trained / "run" / "checkpoints" / "step_00000002") == 0
+    assert f"results  {trained}/run/perplexity.json (" in capsys.readouterr().err
     assert result(trained / "run" / "perplexity.json")["step"] == 2
 
 

@@ -9,11 +9,11 @@ import difflib
 import re
 from pathlib import Path
 
+from dit_moe.files import NEAREST, missing
 from dit_moe.schema import ConfigError
 
 _HERE = Path(__file__).resolve().parent
 FOLDER = next((folder for folder in (_HERE / "configs", _HERE.parent / "configs") if folder.is_dir()), _HERE)
-NEAREST = 3  # names in a message
 _PARTS_OF_OTHERS = "lm/tasks/"  # task definitions of lm-evaluation-harness, no configs of ours
 
 
@@ -27,7 +27,7 @@ def names(below: str = "") -> list[str]:
 def find(word: str | Path, *, beside: Path = Path(), below: str = "", kind: str = "config") -> Path:
     """The file that `word` means: one in the folder `beside`, or else a built-in one, of the folder `below`.
 
-    ConfigError, with the nearest names, if there is neither; `kind` is what it calls what was looked for.
+    ConfigError, with the nearest names of both, if there is neither; `kind` is what it calls what was looked for.
     """
     path, known = beside / word, names(below)
     if path.exists() and (path.is_file() or str(word) not in known):  # what is no file is refused where it is read
@@ -38,7 +38,7 @@ def find(word: str | Path, *, beside: Path = Path(), below: str = "", kind: str 
     near = difflib.get_close_matches(name, known, NEAREST)
     hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ":"
     remedy = f"name a file or a built-in {kind}{hint} `dit-moe configs` lists them"
-    raise ConfigError(str(path), f" does not exist; {remedy}")
+    raise ConfigError(str(path), f"{missing(path).removeprefix(str(path))}; {remedy}")
 
 
 def name_of(path: Path) -> str | None:

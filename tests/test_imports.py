@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "registry": set(),
     "yaml_text": set(),
     "schema": {"registry"},
-    "built_in": {"schema"},
+    "built_in": {"schema", "files"},
     "extras": set(),
     "plugins": {"schema"},
     "config": {"registry", "yaml_text", "schema", "built_in"},

@@ -84,7 +84,7 @@ def draw_training(
         log: lines with the loss and what else is `LOGGED`; none leaves these out.
         evaluations: lines that may have a held-out loss; a number ``name`` is drawn if it has a ``name_floor``.
     """
-    measured = [name for name in (evaluations[-1] if evaluations else {}) if f"{name}_floor" in evaluations[-1]]
+    measured = measured_in(evaluations)
     curves = (
         {} if routers is None else {ACTIVE: routers.active_LU, "Threshold p": routers.p_LU, THETA: routers.theta_LU}
     )
@@ -113,6 +113,11 @@ def draw_training(
     for name in measured:
         _draw_measured(panels[name], evaluations, name, dark=dark)
     return figure
+
+
+def measured_in(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The distances among the numbers of the evaluations: those that have a floor."""
+    return [name for name in (evaluations[-1] if evaluations else {}) if f"{name}_floor" in evaluations[-1]]
 
 
 def stacked(labels: Sequence[str], low: Sequence[str]) -> tuple[Any, dict[str, Any]]:

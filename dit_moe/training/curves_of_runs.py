@@ -11,10 +11,10 @@ from typing import Any, Self
 
 from dit_moe.checkpoint import CONFIG
 from dit_moe.config import Tree, parse
-from dit_moe.files import write_atomically
+from dit_moe.files import missing, write_atomically
 from dit_moe.formatting import tell
 from dit_moe.plotting import DASHED, INK, LINES, labels_above, png_of, styled
-from dit_moe.training.curves import ACTIVE, LOGGED, draw_training, router_curves, smoothed, stacked
+from dit_moe.training.curves import ACTIVE, LOGGED, draw_training, measured_in, router_curves, smoothed, stacked
 from dit_moe.training.log import read_log
 
 CURVES = "curves.png"  # in the run folder
@@ -35,8 +35,8 @@ class RunLog:
         """ValueError if there is nothing to read yet, or if it cannot be read."""
         log = read_log(run / "log.jsonl")
         if not log:
-            what = "has no log.jsonl with what was trained" if run.is_dir() else "does not exist"
-            raise ValueError(f"{run} {what}; name the folder of a run")
+            problem = f"{run} has no log.jsonl with what was trained" if run.exists() else missing(run)
+            raise ValueError(f"{problem}; name a run folder (runs/NAME)")
         settings: Tree = parse((run / CONFIG).read_text(encoding="utf-8")) if (run / CONFIG).is_file() else {}
         moe = (settings.get("model") or {}).get("moe")
         return cls(log, read_log(run / "evaluations.jsonl"), moe and moe.get("target"))
@@ -66,7 +66,7 @@ def _names(runs: Sequence[Path]) -> list[str]:
 @styled
 def draw_runs(runs: Mapping[str, RunLog], *, dark: bool = False) -> Any:
     """A line for each run, by its name, in the panels of `draw_training`; thin lines are those of its layers."""
-    names = dict.fromkeys(name for run in runs.values() for name in _measured(run.evaluations))
+    names = dict.fromkeys(name for run in runs.values() for name in measured_in(run.evaluations))
     found = {
         "Loss": "loss",
         **{name: name for name in names},
@@ -104,10 +104,6 @@ def draw_runs(runs: Mapping[str, RunLog], *, dark: bool = False) -> Any:
 
 def _points(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
     return [line["step"] for line in lines], [line[name] for line in lines]
-
-
-def _measured(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [name for name in (evaluations[-1] if evaluations else {}) if f"{name}_floor" in evaluations[-1]]
 
 
 def _lines_with(runs: Mapping[str, RunLog], name: str) -> dict[str, list[Mapping[str, Any]]]:

@@ -63,7 +63,7 @@ def test_a_missing_config_file_is_named(capsys, tmp_path):
     [
         *(["eval", "{}"], ["eval", "{}", "digits"], ["eval", "{}", "count=4"], ["eval", "digits", "{}"]),
         *(["sample", "{}"], ["routing", "{}"], ["dial", "{}"], ["export", "{}", "out"], ["perplexity", "{}"]),
-        *(["table", "{}"], ["train", "digits", "train.init_from={}"]),
+        *(["table", "{}"], ["curves", "{}"], ["quickstart", "{}"], ["train", "digits", "train.init_from={}"]),
         ["train", "digits", "train.init_from={}", "--dry-run"],
         ["train", "digits", "eval.reference={}", "--dry-run"],
     ],

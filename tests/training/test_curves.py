@@ -101,7 +101,7 @@ def test_the_picture_is_drawn_while_the_run_goes_on_and_no_step_waits_for_it(tmp
 
 @pytest.mark.parametrize("name", ["nope", "."])
 def test_a_folder_without_a_log_is_named(tmp_path, name):
-    with pytest.raises(ValueError, match=r"(does not exist|has no log.jsonl.*); name the folder of a run$"):
+    with pytest.raises(ValueError, match=r"(does not exist.*|has no log.jsonl.*); name a run folder"):
         curves_png([tmp_path / name])
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -26,8 +25,8 @@ from torch.distributed.tensor import DTensor, Shard
 
 from dit_moe.config import ConfigError
 from dit_moe.distributed import join_processes, use_cpu
-from dit_moe.extras import how_to_install
 from dit_moe.training.config import TrainConfig
+from dit_moe.training.trackers import require_installed
 
 # What `accelerate launch` or its config file may ask for beside processes and devices, and would get in part or not
 # at all: the variable by which it says so, the values by which it asks for nothing, and what says it here.
@@ -55,10 +54,7 @@ def build_accelerator(config: TrainConfig, run: Path) -> Accelerator:
         asked = os.environ.get(f"ACCELERATE_{name}", "")
         if asked.lower() not in nothing:
             raise _refused(name, asked, here)
-    for tracker in config.trackers:
-        if tracker not in map(str, get_available_trackers()):  # accelerate itself would go on without it
-            problem = f"={tracker} needs a package that is not installed; {how_to_install(tracker)}"
-            raise ConfigError("train.trackers", problem)
+    require_installed(config.trackers)
     join_processes()
     cpu = use_cpu()
     has_bf16 = not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -16,13 +16,12 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker, TensorBoardTracker
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, get_available_trackers
 from PIL import Image
 
 from dit_moe.config import ConfigError, Matching
@@ -60,9 +59,9 @@ class TensorBoard(TensorBoardTracker):
 
 
 def require_installed(names: Iterable[str]) -> None:
-    """ConfigError if a tracker of the config is no package that could be imported."""
+    """ConfigError if the package of a tracker of the config is missing: accelerate itself would go on without it."""
     for name in names:
-        if find_spec(name) is None:
+        if name not in map(str, get_available_trackers()):
             raise ConfigError("train.trackers", f"={name} is not installed; {how_to_install(name)}, {WITHOUT}")
 
 

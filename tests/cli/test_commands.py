@@ -14,7 +14,6 @@ from dit_moe.cli import COMMANDS
 from dit_moe.diffusion import SamplingError
 from dit_moe.sampling.generator import Generator, SampleConfig
 from dit_moe.sampling.labels import choose_labels
-from dit_moe.training import trackers
 from tests.cli.conftest import CONFIG, SMALL, cli
 from tests.data.examples import class_files, write_tree
 from tests.folders import contents
@@ -54,7 +53,7 @@ def test_a_dry_run_is_refused_for_what_would_be_refused_later_and_writes_nothing
     finished_run, tmp_path, capsys, monkeypatch, changes, message
 ):
     tree = write_tree(tmp_path / "tree", class_files(each=2))
-    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
     before, places = contents(finished_run), {"run": finished_run, "tree": tree}
     words = [*SMALL, "--run", tmp_path / "run", *(each.format(**places) for each in changes)]
     assert cli("train", CONFIG, "--dry-run", *words) == 2

@@ -5,7 +5,7 @@
 # make test-newest                              the same on the newest of every package, in a folder of its own
 # make docs                                     the guides and a reference as a site: site/index.html
 # make lock                                     resolve all packages anew and write requirements/
-# The first three set up .venv on first use. Another Python: make PYTHON=python3.12 …
+# quickstart, lm, test and docs set up .venv on first use. Another Python: make PYTHON=python3.12 …
 # Another folder: VENV=.venv-3.12. A torch that this machine has already: INSTALL=--system-site-packages.
 
 VENV ?= .venv

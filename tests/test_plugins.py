@@ -57,7 +57,8 @@ def test_an_installed_plugin_is_loaded_unasked(forget, tmp_path, monkeypatch):
 
 def test_the_processes_of_a_study_load_the_plugin_too(forget, capsys):
     assert main(["compare", "digits", "--list", "--plugin", "my_router"]) == 0
-    assert all(line.endswith("--plugin=my_router") for line in capsys.readouterr().out.splitlines())
+    commands = capsys.readouterr().out.splitlines()
+    assert commands and all(line.endswith("--plugin=my_router") for line in commands)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ ARGUMENTS = {  # of the commands: where their words come from
     "study": (" ".join(built_in.names("studies/")), "f"),
     "name": (" ".join(built_in.names()), "f"),
     "run_folder": (RUNS, "d"),
+    "runs": (RUNS, "d"),
+    "model": (RUNS, "d"),
     "words": (RUNS, "f"),
 }
 

@@ -33,6 +33,8 @@ def test_bash_completes_commands_options_configs_studies_and_runs(tmp_path, monk
         "compare pa": ["paper"],
         "sample runs/": ["runs/mine"],
         "eval runs/m": ["runs/mine"],
+        "curves runs/": ["runs/mine"],
+        "lm-eval runs/": ["runs/mine"],
     }
     command = ["bash", "-c", COMPLETE, "./script", *(f"dit-moe {line}" for line in wanted)]
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()

@@ -286,7 +286,7 @@ def missing(path: str | Path) -> str:
     """The words of a message for a path that is not there, with what is there in its place that may be meant."""
     path = Path(path)
     folder = next((each for each in path.parents if each.is_dir()), Path())
-    name, told = path.parts[len(folder.parts)] if folder in path.parents else path.name, ""
+    name, told = next(iter(path.relative_to(folder).parts), ""), ""
     with suppress(OSError):
         names = sorted(each.name for each in folder.iterdir() if not each.name.startswith("."))
         if near := difflib.get_close_matches(name, names, NEAREST):

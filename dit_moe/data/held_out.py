@@ -7,6 +7,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +41,12 @@ def require_held_out(trained: Dataset | LatentShards, heldout: Dataset | LatentS
         raise ConfigError("heldout", f" holds copies of images that are trained on; {remedy}")
     if found:
         note(f"{found} of {len(rows_B)} held-out images that were looked at are trained on: distances to them read low")
+
+
+def names_heldout(config: Any) -> bool:
+    """Whether the options of a data set say which images are held out; what they have by default may not suit it."""
+    default = next((field.default for field in fields(config) if field.name == "heldout"), None)
+    return getattr(config, "heldout", None) not in (None, default)
 
 
 def parts_of(dataset: Dataset | LatentShards) -> set[str]:

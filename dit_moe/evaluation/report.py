@@ -26,9 +26,7 @@ class Distance:
     generated: NonNegative | None  # mean over sampling seeds
     generated_std: NonNegative | None = None  # over them
     floor: NonNegative | None = None  # of held-out images
-    floor_estimate: NonNegative | None = (
-        None  # by formula, for independent draws; sets of equal class mix come out lower
-    )
+    floor_estimate: NonNegative | None = None  # by formula, for independent draws; sets of equal mix come out lower
     ratio: NonNegative | None = None  # of generated to floor
     reconstruction: NonNegative | None = None  # of held-out images that an autoencoder has encoded and decoded
     reconstruction_ratio: NonNegative | None = None  # of that to floor

@@ -13,7 +13,7 @@ from dit_moe.autoencoders.autoencoder import resolve_first_stage
 from dit_moe.autoencoders.encoder import EncodeConfig
 from dit_moe.config import ConfigError, Place, Tree, require, section
 from dit_moe.data import DATASETS, Dataset
-from dit_moe.data.held_out import require_held_out
+from dit_moe.data.held_out import names_heldout, require_held_out
 from dit_moe.data.latents import LatentsConfig
 from dit_moe.data.listing import note
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS, Objective, check_fit
@@ -164,12 +164,6 @@ def resolve(experiment: Experiment, dataset: Dataset) -> Experiment:
     _require_held_out(experiment.data, dataset)
     resolved = replace(experiment, model=_with(experiment.model, **found))
     return resolve_without_data(resolved, dataset.class_names)
-
-
-def names_heldout(data: Any) -> bool:
-    """Whether the section `data` says which images are held out; what it has by default may not suit its data."""
-    default = next((field.default for field in fields(data) if field.name == "heldout"), None)
-    return getattr(data, "heldout", None) not in (None, default)
 
 
 def _require_held_out(data: Any, trained: Dataset) -> None:

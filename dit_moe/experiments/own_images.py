@@ -140,8 +140,8 @@ def _with_splits(images: Tree) -> Tree:
 
 
 def _open(images: Tree) -> ImageSource:
-    """All images that are not held out elsewhere, undivided."""
-    whole = {key: value for key, value in images.items() if key not in ("heldout", "reserve")}
+    """All images that are not held out elsewhere, undivided, and broken ones among them."""
+    whole = {key: value for key, value in images.items() if key not in ("heldout", "reserve", "skip_broken")}
     described = config.build(_Images, {"data": whole}).data
     with section("data"):
         source = DATASETS.build(described, "train")

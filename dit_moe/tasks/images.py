@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,15 +15,14 @@ from torch import Tensor, nn
 
 from dit_moe import checkpoint, config
 from dit_moe.autoencoders import FIRST_STAGES, FirstStage
-from dit_moe.autoencoders.autoencoder import AutoencoderConfig, require_same_latents
-from dit_moe.autoencoders.encode import encode
-from dit_moe.autoencoders.kl import MADE_BY
+from dit_moe.autoencoders.autoencoder import require_same_latents
 from dit_moe.autoencoders.own_copy import keep_autoencoder, with_own_copy
 from dit_moe.config import ConfigError
 from dit_moe.costs import forward_flops_at
 from dit_moe.data import Dataset
 from dit_moe.data.class_names import readable_names
-from dit_moe.data.latents import LatentsConfig, NoLatents, read_manifest
+from dit_moe.data.held_out import names_heldout
+from dit_moe.data.latents import LatentsConfig, NoLatents
 from dit_moe.data.listing import facts_of_listing
 from dit_moe.data.shares import facts_of_shares
 from dit_moe.diffusion import OBJECTIVES, SamplingError
@@ -37,7 +36,6 @@ from dit_moe.evaluation.runs import EvaluationDuringTraining, comparison_of, how
 from dit_moe.evaluation.sources import IMAGES_FILE, open_input
 from dit_moe.evaluation.sources.base import ReadOptions
 from dit_moe.experiments import image
-from dit_moe.experiments.autoencoder import AutoencoderSettings
 from dit_moe.experiments.image import Experiment
 from dit_moe.experiments.run import ImageRun, open_image_run, trained_objective
 from dit_moe.extractors import EXTRACTORS
@@ -59,8 +57,7 @@ from dit_moe.sampling.outputs import (
     parse_outputs,
     require_writable_outputs,
 )
-from dit_moe.tasks import HeldoutResult, Report, SampleOptions, TrainingParts
-from dit_moe.tasks.autoencoder import AutoencoderTraining, open_images, train_and_export
+from dit_moe.tasks import HeldoutResult, Report, SampleOptions, TrainingParts, latents
 from dit_moe.training import Hook, Unit
 
 kind = unit = "images"
@@ -70,34 +67,8 @@ sample_files: tuple[str, ...] = ("grid.png", IMAGES_FILE, SAMPLE_JSON)
 build_experiment = image.image_experiment
 resolve = image.resolve
 resolve_without_data = image.resolve_without_data
-
-
-def make_data(experiment: Experiment, *, skip_broken: bool = False) -> None:
-    if isinstance(experiment.data, LatentsConfig):
-        _train_missing_first_stage(experiment)
-        encode(experiment, skip_broken=skip_broken)
-        if experiment.data.heldout is not None and getattr(experiment.images, "heldout", None) is not None:
-            encode(experiment, "heldout", skip_broken=skip_broken)
-
-
-def _train_missing_first_stage(experiment: Experiment) -> None:
-    """Train the autoencoder that the config says how to train, on the images, unless it is there."""
-    settings, stage = experiment.first_stage_training, experiment.first_stage
-    if settings is None or experiment.encode is None or not isinstance(stage, AutoencoderConfig):
-        return
-    out = Path(stage.model)
-    if not (out / MADE_BY).is_file():
-        given = {each.name: getattr(settings, each.name) for each in fields(AutoencoderSettings)}
-        training, images = open_images(AutoencoderTraining(**given, data=experiment.encode.images))
-        train_and_export(training, images, out.with_name(f"{out.name}-training"), out)
-
-
-def make_missing_data(experiment: Experiment) -> None:
-    if isinstance(experiment.data, LatentsConfig) and experiment.encode is not None:
-        _train_missing_first_stage(experiment)
-        for split, folder in (("train", experiment.data.path), ("heldout", experiment.data.heldout)):
-            if folder is not None and not _is_encoded(folder):
-                encode(experiment, split)
+make_data = latents.make_data
+make_missing_data = latents.make_missing_data
 
 
 def open_data(experiment: Experiment, split: str = "train") -> Dataset:
@@ -166,7 +137,7 @@ def check_parts(experiment: Experiment, dataset: Dataset | None, start: checkpoi
     settings = experiment.eval
     if start is not None:
         _require_same_latents(experiment, start)
-    if image.names_heldout(experiment.data) and isinstance(experiment.data.heldout, str):
+    if names_heldout(experiment.data) and isinstance(experiment.data.heldout, str):
         with suppress(NoLatents):  # which may be made after the training
             open_data(experiment, "heldout")
     if settings.reference is not None:
@@ -314,12 +285,3 @@ def sampling_bar(generator: Generator, count: int) -> Iterator[Callable[..., Non
     a_step = count / (batches * generator.sampler.config.steps)  # the others are taken to be as quick
     with images_bar("sampling", count) as advance:
         yield lambda *_: advance(a_step)
-
-
-def _is_encoded(folder: str) -> bool:
-    """To the end: images and autoencoder are then not needed any more."""
-    try:
-        read_manifest(folder)
-    except ValueError:
-        return False  # `encode` mends it, or says what is wrong
-    return True

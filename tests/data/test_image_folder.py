@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dit_moe.config import ConfigError
-from dit_moe.data import DATASETS, BrokenImages, image_source
-from dit_moe.data.image_source import ImageFolderConfig
+from dit_moe.data import DATASETS, BrokenImages, image_folder
+from dit_moe.data.image_folder import ImageFolderConfig
 from dit_moe.data.images import FORMATS
 from tests.data.examples import class_files, encoded, pixels, write_tree
 
@@ -118,7 +118,7 @@ def test_the_fingerprint_tells_another_listing_and_other_sizes(tree, change):
 
 
 def test_of_many_files_the_sizes_of_some_spread_over_all_are_in_the_fingerprint(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_source, "SIZES", 3)
+    monkeypatch.setattr(image_folder, "SIZES", 3)
     names = [f"{folder}/{i}.png" for folder in ("ant", "bee") for i in range(5)]
     write_tree(tmp_path, dict.fromkeys(names, b""))
     fingerprints = [read(tmp_path, size=8).fingerprint]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dit_moe.data import DATASETS
-from dit_moe.data.image_source import ImageFolderConfig
+from dit_moe.data.image_folder import ImageFolderConfig
 from dit_moe.data.listing import (
     BROKEN_LINKS,
     LISTED_ALREADY,

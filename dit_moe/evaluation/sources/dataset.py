@@ -8,7 +8,7 @@ import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, fields, replace
+from dataclasses import fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from dit_moe import config as configs
 from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from dit_moe.data import DATASETS, BrokenImages, Dataset
 from dit_moe.data.batch_sampler import load_batches
-from dit_moe.data.held_out import require_held_out
+from dit_moe.data.held_out import names_heldout, require_held_out
 from dit_moe.data.image_source import ImageSource
 from dit_moe.data.images import FORMATS, BadImage
 from dit_moe.data.latents import LatentsConfig, LatentShards
@@ -64,13 +64,12 @@ def open_dataset(config: Any, split: str = "train", options: ReadOptions | None 
 
 def open_heldout(config: Any, options: ReadOptions) -> tuple[DatasetSource | LatentSource | None, str]:
     """The held-out images of a dataset, each once; or None, and why there are none. Raises as `open_dataset` does."""
-    default = next((field.default for field in fields(config) if field.name == "heldout"), MISSING)
-    if default is not MISSING and config.heldout is None:
+    if getattr(config, "heldout", ...) is None:
         return None, "the data name no held-out images; say where they are, or give a share of all, heldout=0.1"
     try:
         return _source(config, "heldout", options), ""
     except ValueError as error:
-        if default is not MISSING and config.heldout != default:  # a default may not suit its data
+        if names_heldout(config):
             raise
         return None, str(error)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dit_moe.data.image_source import ImageFolderConfig
+from dit_moe.data.image_folder import ImageFolderConfig
 from dit_moe.data.images import crop
 from dit_moe.evaluation.compute import plan, summarize
 from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, converted, label_by_name

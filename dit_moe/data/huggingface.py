@@ -8,11 +8,11 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from dit_moe.config import ConfigError, require
+from dit_moe.config import ConfigError, Place, require
 from dit_moe.data.base import DATASETS, place_of
 from dit_moe.data.image_source import ImageSource, ImageSourceConfig
 from dit_moe.data.images import BadImage
@@ -25,7 +25,7 @@ from dit_moe.registry import did_you_mean
 class HuggingFaceConfig(ImageSourceConfig):
     """`train` and `heldout` name splits of the dataset."""
 
-    id: str  # on the Hub, or a folder
+    id: Annotated[str, Place()]  # on the Hub, or a folder
     config_name: str | None = None  # if the dataset has several configurations
     train: str = "train"
     heldout: str | None = "validation"

@@ -89,8 +89,10 @@ def read_changes(
     for change in changes:
         key, _, value = change.partition("=")
         field = key.removeprefix("eval.")
-        if field == key or value == "null":
-            left += [change] * (field == key)
+        if field == key:
+            left.append(change)
+        elif value == "null":
+            raise ValueError(f"{change} has no option that says it; give the value that is wanted, or leave it out")
         elif field == "images":
             left.append(f"count={value}")
         elif field == "reference" and len(names) == 1:

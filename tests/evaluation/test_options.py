@@ -129,7 +129,9 @@ def test_changes_to_the_section_eval_say_what_the_options_say():
     names, left, options = read_changes(["run"], [*changes, "eval.reference=a.npz"], EvalOptions())
     assert (names, left) == (["run", "a.npz"], ["seed=2", "count=9"])
     assert options == EvalOptions(seeds=1, metrics="fd, kid", extractor="digits_cnn")
-    assert read_changes(["run"], ["eval.reference=null"], EvalOptions()) == (["run"], [], EvalOptions())
+    for change in ("eval.reference=null", "eval.extractor=null", "eval.seedz=null"):
+        with pytest.raises(ValueError, match=f"^{change} has no option that says it; give the value that is wanted"):
+            read_changes(["run"], [change], EvalOptions())
     for change in ("eval.seeds=x", "eval.light_every=3"):
         with pytest.raises(ValueError, match=f"^{change} is no option of an evaluation"):
             read_changes(["run"], [change], EvalOptions())

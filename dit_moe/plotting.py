@@ -1,7 +1,7 @@
 """How every chart looks: one style, light and dark, with colours that colour-blind readers can tell apart.
 
-A function that draws takes `dark` and returns a `Figure`, made by `canvas`; `save_figure` or `png_of` renders it. No
-global state of matplotlib is touched, so drawing works in any thread and any program.
+A function that draws takes `dark` and returns a `Figure`, made by `canvas`; `save_figure` or `png_of` renders it.
+pyplot is not used, and matplotlib's settings are other ones only while a function draws: any thread may, one at a time.
 """
 
 from __future__ import annotations

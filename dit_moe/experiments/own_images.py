@@ -68,7 +68,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Tree:
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Tree:
     """The same with the recipe's name left in it, for `expand` or more changes."""
-    path = built_in.find(path)
+    path = built_in.find(path, kind="config, or a folder of images")
     if path.is_dir() and not (path / config.STORED).is_file():  # which a run folder has
         place = json.dumps(str(path), ensure_ascii=False)
         path, overrides = built_in.find(CONFIG), [f"data.path={place}", *overrides]

@@ -182,7 +182,7 @@ def _latents(images: Tree, side: int, *, own: bool) -> tuple[Tree, int]:
         "first_stage": {"name": "autoencoder"},
     }
     if not own:
-        return sections, side // 8
+        return sections, side // 8  # as most autoencoders make of it: only the model's patch follows from it
     channels = [32, 64, 64] if side <= LATENTS_OF else [32, 64, 128, 128]
     sections["first_stage"]["model"] = str(run / "autoencoder")
     sections["first_stage_training"] = {

@@ -90,12 +90,12 @@ def _resolved(experiment: AnyExperiment) -> tuple[Any, Any]:
     try:
         dataset = task.open_data(experiment)
         resolved = task.resolve(experiment, dataset)
-        if (judged := task.describe_evaluation(resolved)) is not None:
-            _note(judged)
-        return resolved, dataset
     except (NoLatents, NoTokens) as missing:
         _note(f"{missing}; sizes are as the config states them")
-        return task.resolve_without_data(experiment), None
+        resolved, dataset = task.resolve_without_data(experiment), None
+    if (judged := task.describe_evaluation(resolved)) is not None:
+        _note(judged)
+    return resolved, dataset
 
 
 @lru_cache

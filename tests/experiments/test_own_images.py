@@ -38,11 +38,14 @@ def test_up_to_64_pixels_are_trained_on_as_they_are_at_a_multiple_of_the_patch(t
     assert (found.data.heldout, found.data.reserve, found.train.batch_size) == (0.2, 0.2, 2)
 
 
-def test_larger_images_are_encoded_by_a_given_autoencoder_or_one_that_is_trained_first(tmp_path):
-    images = folder_of(tmp_path / "images", 90, 150, each=2)
+def test_larger_images_are_encoded_by_a_given_autoencoder_or_one_that_is_trained_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(own_extractor, "missing_weights", lambda download=True: "no network")
+    images = folder_of(tmp_path / "images", 90, 150, each=10)
     own, given = load_experiment(images), load_experiment(images, ["first_stage.model=other/vae"])
     assert own.first_stage.model == "runs/images/autoencoder" and own.first_stage_training is not None
     assert resolve_for_dry_run(own).model.footprint().total_params > 0  # before there is any autoencoder
+    said = "in the features of inception, if its weights can be downloaded, otherwise trained_cnn"
+    assert said in capsys.readouterr().err
     assert given.first_stage.model == "other/vae" and given.first_stage_training is None
     for found in (own, given):
         assert found.data.path == "runs/images/latents" and found.encode.images.path == str(images)

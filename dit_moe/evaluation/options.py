@@ -65,6 +65,20 @@ class EvalOptions:
         if self.kid_subset_size is not None and self.kid_subset_size < 2:
             raise ValueError(f"--kid-subset-size {self.kid_subset_size} must be at least 2 images")
         self.read()
+        self.metric_names()
+
+    def metric_names(self) -> list[str] | None:
+        """Those that the options name; None if they name none."""
+        if self.metrics is None:
+            return None if self.recipe is None else list(EVALUATION[self.recipe].metrics)
+        names = [name for each in self.metrics.split(",") if (name := each.strip().lower())]
+        if not names:
+            raise ValueError(f"--metrics {self.metrics!r} names none; give some of {', '.join(METRICS.names())}")
+        known = [*METRICS.names(), *SHORT]
+        for name in names:
+            if name not in known:
+                raise ValueError(f"--metrics {','.join(names)}: {name!r} is no metric; {did_you_mean(name, known)}")
+        return names
 
     def read(self) -> ReadOptions:
         """How files of images are read."""
@@ -143,19 +157,12 @@ def metric_configs(
     `extractor` is a config, or None for a space that files of statistics name, which `is_fid` or is not.
     """
     subset_size = options.kid_subset_size
-    names = None if options.recipe is None else list(EVALUATION[options.recipe].metrics)
-    if options.metrics is not None:
-        names = [name for each in options.metrics.split(",") if (name := each.strip().lower())]
-        if not names:
-            raise ValueError(f"--metrics {options.metrics!r} names none; give some of {', '.join(METRICS.names())}")
+    names = options.metric_names()
     if names is None:
         if subset_size is None:
             return default
         names = [METRICS.name_of(each) for each in default or ()] or list(EXTRACTORS.factory(extractor).metrics)
-    known = [*METRICS.names(), *SHORT]
     for name in names:
-        if name not in known:
-            raise ValueError(f"--metrics {','.join(names)}: {name!r} is no metric; {did_you_mean(name, known)}")
         if name in OF_INCEPTION and not (is_fid or isinstance(extractor, InceptionConfig)):
             of = "what the statistics say, or nothing" if extractor is None else EXTRACTORS.name_of(extractor)
             problem = f"--metrics {name} is of the Inception network, and the extractor is {of}"

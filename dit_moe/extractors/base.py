@@ -8,11 +8,13 @@ Weights are told by their hash, and fetched once by however many processes.
 from __future__ import annotations
 
 import fcntl
+import queue
 import re
+import threading
 import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -167,9 +169,35 @@ def fetch(url: str, sha256: str, *, download: bool = True) -> Path:
 
 
 def require_reachable(url: str) -> None:
-    """OSError unless something answers within `PATIENCE`: downloads themselves may try for most of a minute."""
-    with suppress(HTTPError):  # an answer, too
+    """OSError unless something answers within `PATIENCE`: downloads themselves may try for most of a minute.
+
+    Of a URL that did not answer, a process asks no second time.
+    """
+    if url not in _unanswered:
+        problems: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        # in a thread that may be left behind: looking up a name heeds no timeout, and every address has one of its own
+        threading.Thread(target=lambda: problems.put(_problem_with(url)), daemon=True).start()
+        try:
+            problem = problems.get(timeout=PATIENCE)
+        except queue.Empty:
+            problem = f"no answer within {PATIENCE} seconds"
+        if problem is None:
+            return
+        _unanswered[url] = problem
+    raise OSError(_unanswered[url])
+
+
+_unanswered: dict[str, str] = {}  # why not, by URL
+
+
+def _problem_with(url: str) -> str | None:
+    try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE).close()
+    except HTTPError:  # an answer, too
+        return None
+    except (OSError, HTTPException, ValueError) as error:
+        return str(error) or type(error).__name__
+    return None
 
 
 # ------------------------------------------------------------------------------------------------------ full precision

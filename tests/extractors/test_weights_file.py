@@ -3,6 +3,7 @@
 import hashlib
 import os
 import threading
+import time
 import zipfile
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from dit_moe.extractors import base
 from dit_moe.extractors.base import fetch
-from dit_moe.extractors.inception import InceptionConfig, InceptionExtractor
+from dit_moe.extractors.inception import InceptionConfig, InceptionExtractor, missing_weights
 from dit_moe.weights import read_tensors, sha256_of_tensors, sha256_of_weights
 
 
@@ -132,6 +133,22 @@ def test_without_network_the_error_says_where_to_get_inception(hub, monkeypatch)
     monkeypatch.setattr(base.urllib.request, "urlopen", offline)
     with pytest.raises(ValueError, match=r"\(no network\); get it .*https://.*6726825d.pth.* --weights FILE"):
         InceptionExtractor(InceptionConfig())
+
+
+def test_a_network_that_swallows_questions_is_waited_for_once_and_no_longer_than_patience(hub, monkeypatch):
+    def swallow(*args, **options):  # as the lookup of a name does, whatever the timeout
+        asked.append(args)
+        never.wait(20)
+        raise OSError
+
+    asked, never = [], threading.Event()
+    monkeypatch.setattr(base.urllib.request, "urlopen", swallow)
+    monkeypatch.setattr(base, "PATIENCE", 0.2)
+    start = time.monotonic()
+    for _ in range(2):
+        assert "(no answer within 0.2 seconds)" in missing_weights()
+    never.set()
+    assert len(asked) == 1 and time.monotonic() - start < 10  # of the 20 that one question takes
 
 
 def test_a_copy_in_the_cache_is_taken_and_checked(hub, monkeypatch):

@@ -110,6 +110,7 @@ def _train(reserved: Dataset, heldout: Dataset | None, folder: Path, seed: int) 
         images_NCHW, labels_N = _read(heldout, MOST_HELD_OUT, "held-out images")
         right, count = trained_cnn.accuracy(network, images_NCHW, labels_N if supervised else None), len(images_NCHW)
     facts = TrainedFacts(
+        version=trained_cnn.VERSION,
         weights_sha256=sha256_of_tensors(network.state_dict()),
         channels=reserved.image_shape[0],
         learned="classes" if supervised else "rotations",

@@ -1,18 +1,19 @@
 """The offline feature space of any images: a small CNN that learned from a split which nothing else uses.
 
 It learned to tell their classes, or where there is one class only, by how many quarter turns an image was turned
-(Gidaris et al., Unsupervised representation learning by predicting image rotations, 2018). Every training makes another
-space, told by a hash in its name: distances compare only within one.
+(Gidaris et al., Unsupervised representation learning by predicting image rotations, 2018); and how much noise was mixed
+into an image, for of what a network has never seen its features mean nothing. Every training makes another space, told
+by a hash in its name: distances compare only within one.
 """
 
-# N images, B batch, C channels, H height, W width, K classes
+# N images, B batch, M images of it with noise, C channels, H height, W width, K classes
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 import safetensors.torch
 import torch
@@ -31,6 +32,8 @@ SIDE = 32  # pixels that images are resized to
 QUARTER_TURNS = 4
 FEW_IMAGES = 200  # of fewer, a network learns little
 STEPS, BATCH, LEARNING_RATE = 1000, 64, 2e-3
+NOISY = BATCH // 4  # images of a batch that noise is mixed into
+VERSION = 2  # of what `fit` does: 1 (before it was recorded) mixed in no noise
 WEIGHTS, FACTS, FORMAT = "model.safetensors", "extractor.json", 1
 
 
@@ -61,6 +64,7 @@ class TrainedCNN(nn.Module):
 class TrainedFacts(TypedDict):
     """What extractor.json says of a network."""
 
+    version: NotRequired[Size]  # of `fit`; none: 1
     weights_sha256: Sha256
     channels: Size
     learned: Literal["classes", "rotations"]
@@ -129,7 +133,8 @@ class TrainedCNNExtractor(FeatureExtractor):
             return self.network.classify(features_ND.to(self.network.classify.weight)).cpu()
 
     def identity(self) -> dict[str, str | int]:
-        learned = f"{self.facts['learned']} of {self.facts['images']} images"
+        noise = " and noise" if self.facts.get("version", 1) > 1 else ""
+        learned = f"{self.facts['learned']}{noise} of {self.facts['images']} images"
         return {**super().identity(), "learned": learned, "resize": f"bilinear, antialiased, to {SIDE}"}
 
 
@@ -168,7 +173,8 @@ def fit(
         images_NCHW: as `resized` gives them.
         labels_N: int64; None: by how many quarter turns an image is turned.
         classes: how many there are.
-        steps: of `BATCH` images, distorted at random.
+        steps: of `BATCH` images, distorted at random. Into `NOISY` of them noise is mixed, whose share is learned in
+            place of the class, from features that so order images by it.
         seed: of everything that is random.
         advance: called with 1 after each step.
     """
@@ -177,7 +183,8 @@ def fit(
         network = TrainedCNN(images_NCHW.shape[1], classes)
         network.mean.copy_(images_NCHW.mean((0, 2, 3)))
         network.std.copy_(images_NCHW.std((0, 2, 3)).clamp(min=1))
-        learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        share_of_noise = nn.Linear(DIM, 1)  # which nothing needs later
+        learned = [each for part in (network, share_of_noise) for each in part.parameters() if each.requires_grad]
         optimizer = torch.optim.AdamW(learned, lr=LEARNING_RATE, weight_decay=0.5)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=steps)
         for _ in range(steps):
@@ -187,13 +194,24 @@ def fit(
                 images_BCHW, wanted_B = turned(images_BCHW)
             else:
                 wanted_B = labels_N[rows_B]
-            _, logits_BK = network(distort(images_BCHW))
+            images_BCHW, shares_M = distort(images_BCHW), torch.rand(NOISY)
+            noisy_MCHW = mixed(images_BCHW[:NOISY], shares_M)
+            features_BD, logits_BK = network(torch.cat((noisy_MCHW, images_BCHW[NOISY:])))
+            told_M = share_of_noise(features_BD[:NOISY])[:, 0]
             optimizer.zero_grad()
-            F.cross_entropy(logits_BK, wanted_B).backward()
+            (F.cross_entropy(logits_BK[NOISY:], wanted_B[NOISY:]) + F.mse_loss(told_M, shares_M)).backward()
             optimizer.step()
             schedule.step()
             advance(1)
     return network.eval()
+
+
+def mixed(images_MCHW: Tensor, shares_M: Tensor) -> Tensor:
+    """Images 0..255 blended with noise, by turns that which sampling starts from, as images have it, and uniform."""
+    noise_MCHW = 127.5 * torch.randn_like(images_MCHW)
+    noise_MCHW[1::2] = 255 * torch.rand_like(images_MCHW[1::2]) - 127.5
+    shares_M111 = shares_M[:, None, None, None]
+    return (127.5 + (1 - shares_M111) * (images_MCHW - 127.5) + shares_M111 * noise_MCHW).clamp(0, 255)
 
 
 def turned(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,7 @@ def save_random_cnn(folder: Path, images: Tensor | None = None, labels: Tensor |
     images = noise(8) if images is None else images
     network = trained_cnn.fit(trained_cnn.resized(images), labels, classes=2 if labels is not None else 4, steps=2)
     facts = trained_cnn.TrainedFacts(
+        version=trained_cnn.VERSION,
         weights_sha256=sha256_of_tensors(network.state_dict()),
         channels=images.shape[1],
         learned="rotations" if labels is None else "classes",

@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -82,8 +83,9 @@ def one_line(text: str, longest: int = LONGEST) -> str:
 
 
 def tell(text: str) -> None:
-    """One line on stderr, whatever names are in it."""
-    print(one_line(text), file=sys.stderr)
+    """One line on stderr, whatever names are in it, and whether or not anybody reads it."""
+    with suppress(OSError):
+        print(one_line(text), file=sys.stderr)
 
 
 class PlainConsole(Console):
@@ -96,6 +98,10 @@ class PlainConsole(Console):
         stream = options.get("file") or (sys.stderr if options.get("stderr") else sys.stdout)
         options = {"force_jupyter": False, "force_terminal": stream.isatty(), **options}
         super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Say no more, where rich would end the process."""
+        self.quiet = True
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)

@@ -1,7 +1,8 @@
 """The console command ``dit-moe``; the scripts at the top of the repository call the same functions.
 
 Exit codes: 0 done; 2 bad input, found before the work starts; 1 a run that failed in the middle, or a fault of the
-program; 128 + n stopped by signal n, a training after saving. Whatever happens is said in one line on stderr.
+program; 128 + n stopped by signal n, a training after saving; 141 done, but nobody read what was printed. Whatever
+happens is said in one line on stderr.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_moe import plugins
+from dit_moe.cli.streams import open_standard_streams, unread
 from dit_moe.config import STORED, WorkFailed
 from dit_moe.extras import DISTRIBUTIONS, how_to_install
 from dit_moe.formatting import tell
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command and return its exit code; SystemExit for --help, and for words that mean nothing."""
     words = list(sys.argv[1:] if argv is None else argv)
     args = argparse.Namespace()
-    _open_standard_streams()
+    open_standard_streams()
     try:
         try:
             with _said_by_one():
@@ -84,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--traceback" in words:
             traceback.print_exception(error)
         return _end(error, words, args)
-    return 0
+    return 141 if unread() else 0
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -197,25 +199,11 @@ def _said_by_one() -> Iterator[None]:
         yield
 
 
-def _open_standard_streams() -> None:
-    """Take any text, whatever the locale, and have no file of ours take the number of a stream that was closed."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(descriptor)
-    for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-
 def _end(error: BaseException, words: Sequence[str], args: argparse.Namespace) -> int:
     """Say in one line why a command ended, and return its exit code. Imports nothing: that may be what failed."""
     if isinstance(error, KeyboardInterrupt):
         _say_same_again(words, args)
         return 130
-    if isinstance(error, BrokenPipeError) and _reader_is_gone():
-        return 141
     text = _message(error)
     if hasattr(error, "signum"):  # training.Interrupted
         code = _say(f"stopped: {text}", 128 + error.signum)
@@ -263,16 +251,6 @@ def _message(error: BaseException) -> str:
 
 def _is_ours(error: BaseException) -> bool:
     return any(base.__module__.partition(".")[0] == "dit_moe" for base in type(error).__mro__)
-
-
-def _reader_is_gone() -> bool:
-    """Whether stdout is a pipe that nobody reads; what was to go into it is then dropped."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
 
 
 def _keep_trace(error: BaseException, words: Sequence[str], args: argparse.Namespace) -> str:

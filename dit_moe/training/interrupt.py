@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import Any, Self
 
@@ -51,7 +52,8 @@ class InterruptWatch:
         if not self.signum:
             self.signum, self._first = signum, time.monotonic()
             # not print: the signal may have come in the middle of one
-            os.write(2, b"\nstopping: this step is finished and saved first; a second Ctrl-C stops at once\n")
+            with suppress(OSError):  # Ctrl-C ends the reader of a pipe, too
+                os.write(2, b"\nstopping: this step is finished and saved first; a second Ctrl-C stops at once\n")
         elif signum == signal.SIGINT and time.monotonic() - self._first > 1:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)

@@ -1,10 +1,12 @@
 # make quickstart [CONFIG=configs/other.yaml]   train, sample and evaluate; results in runs/<name of the config>/
 # make quickstart CONFIG=configs/my_images.yaml data.path=FOLDER   the same on your own images, in runs/<name of FOLDER>/
 # make lm                                       the same for a small language model; results in runs/lm_tiny/
-# make test                                     lint, types and tests
+# make setup                                    install dit-moe and what it needs into .venv, and nothing else
+# make test                                     lint, types and tests, as .ci/run does
 # make test-newest                              the same on the newest of every package, in a folder of its own
 # make docs                                     the guides and a reference as a site: site/index.html
 # make lock                                     resolve all packages anew and write requirements/
+# make help                                     this list, as make alone
 # quickstart, lm, test and docs set up .venv on first use. Another Python: make PYTHON=python3.12 …
 # Another folder: VENV=.venv-3.12. A torch that this machine has already: INSTALL=--system-site-packages.
 
@@ -18,7 +20,14 @@ SETUP := requirements/install.py --venv $(VENV) $(INSTALL)
 given = $(and $(findstring .,$1),$(filter command,$(origin $1)))
 CHANGES = $(foreach name,$(.VARIABLES),$(if $(call given,$(name)),'$(subst ','\'',$(name)=$(value $(name)))'))
 
-.PHONY: quickstart lm test check test-newest docs lock
+.PHONY: help setup quickstart lm test check test-newest docs lock
+
+help:
+	@sed -n '/^#/!q; s/^# //p' $(firstword $(MAKEFILE_LIST))
+
+setup:
+	@$(PYTHON) $(SETUP) base
+	@echo "source $(BIN)/activate"
 
 quickstart:
 	@$(PYTHON) $(SETUP) base

@@ -89,7 +89,8 @@ def require_known(shown):
     match shown.words:
         case ("make", target, *settings):
             assert re.search(rf"^\.PHONY:.*\b{target}\b", (ROOT / "Makefile").read_text(), re.MULTILINE), shown
-            assert all((ROOT / setting.partition("=")[2]).exists() for setting in settings if "…" not in setting), shown
+            files = [value for name, _, value in (each.partition("=") for each in settings) if "." not in name]
+            assert all((ROOT / file).exists() for file in files if "…" not in file), shown
         case ("pip", "install", *_, what):
             extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
             packages = {re.match(r"[\w-]+", need)[0] for each in extras.values() for need in each}

@@ -1,6 +1,7 @@
 """The recipe `own_images`: what follows from a folder of images, and the quick start that it makes possible."""
 
 import json
+import re
 import shlex
 import subprocess
 
@@ -75,6 +76,14 @@ def test_make_passes_variables_with_a_dot_on_as_changes_and_no_others():
     command = shlex.split(shown.splitlines()[-1])
     assert command[:3] == ["v/bin/dit-moe", "quickstart", "my_images"]
     assert sorted(command[3:]) == ["data.path=my 'own' images", "train.steps=5"]
+
+
+def test_make_alone_lists_every_target_that_is_for_users_and_runs_none():
+    shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    assert set(re.findall(r"^make ([\w-]+)", shown, re.MULTILINE)) == set(targets) - {"check"}
+    setup = subprocess.run(["make", "-n", "setup"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "requirements/install.py" in setup and "quickstart" not in setup
 
 
 @pytest.mark.parametrize(

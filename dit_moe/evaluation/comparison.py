@@ -41,6 +41,7 @@ class Comparison:
         metrics: configs of METRICS; None takes those that suit the extractor and that both sides have enough for.
         folder: where features are kept, so that what was interrupted goes on; None keeps none.
         reconstructed: the held-out images once an autoencoder has encoded and decoded them.
+        noise: images that are far from all others: their Fréchet distance stands beside that of the samples.
         statistics: read all that a file of statistics holds, whatever the metrics need.
         options: how files of images were read.
         asked: what else the report is to say of what it was asked for.
@@ -57,6 +58,7 @@ class Comparison:
         *,
         folder: Path | None = None,
         reconstructed: Source | None = None,
+        noise: Source | None = None,
         options: ReadOptions = ReadOptions(),  # noqa: B008 (frozen)
         asked: Mapping[str, Any] = {},
         allow_few: bool = True,
@@ -65,7 +67,7 @@ class Comparison:
     ) -> None:
         self.reference, self.extractor, self.metrics = reference, extractor, metrics
         self.folder, self.reconstructed, self.progress, self.allow_few = folder, reconstructed, progress, allow_few
-        self.statistics, self.options, self.asked = statistics, options, dict(asked)
+        self.statistics, self.options, self.asked, self.noise = statistics, options, dict(asked), noise
         self._real: dict[str, ExtractedFeatures | None] = {}  # None: another process has it
         self._samples: Sequence[EvaluationInput] | None = None  # that were checked last, and what came of it
         self._planned: list[object] = []
@@ -92,6 +94,8 @@ class Comparison:
             self._real[name] = self._extract(source, name)
         if self.reference is not None and self.reference.features is not None:
             self._real["reference"] = self._read(self.reference.features)
+        if self.noise is not None:
+            self._real["noise"] = self._extract(self.noise, "noise")
         on_main(self._require_held_out)
 
     def _require_held_out(self) -> None:
@@ -143,6 +147,7 @@ class Comparison:
             self._planned,
             heldout=self._real.get("heldout"),
             reconstructed=self._real.get("reconstruction"),
+            noise=self._real.get("noise"),
             space=None if all(one.extractor for one in files) else UNKNOWN_EXTRACTOR,
             device=join_processes().device,
         )

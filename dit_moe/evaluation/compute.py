@@ -55,6 +55,7 @@ def compute_report(
     *,
     heldout: ExtractedFeatures | None = None,
     reconstructed: ExtractedFeatures | None = None,
+    noise: ExtractedFeatures | None = None,
     space: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Report:
@@ -67,6 +68,7 @@ def compute_report(
         metrics: configs of METRICS.
         heldout: real images that are not in the reference: they give the floor.
         reconstructed: these once an autoencoder has encoded and decoded them: about the best that its latents allow.
+        noise: of as many images as the samples: they give the far end of the Fréchet distance.
         space: the name of the feature space, if not the extractor's; no number is then a FID.
         device: where the metrics compute.
 
@@ -98,6 +100,8 @@ def compute_report(
                 moments: FeatureMoments = getattr(reference.features, DISTANCES[value])
                 floor = None if n is None else expected_floor(moments.covariance(), n, moments.n)
                 about = {"floor_estimate": floor, "n": n, "n_reference": moments.n}
+                if noise is not None and n is not None and value == "fd":
+                    about["noise"] = metric(noise.features.thinned(n), reference.features)[value]
             numbers[key] = _number(value, found, **about)
             better[key] = metric.better
         warnings += [f"{name}: {note}" for note in metric.notes(sets["generated"][0], reference.features)]
@@ -162,6 +166,7 @@ def _number(value: str, found: Mapping[str, Sequence[float]], **about: Any) -> N
 
 def _space(extractor: FeatureExtractor, space: str | None) -> dict[str, Any]:
     facts = extractor.identity() | {"dim": extractor.dim, "is_fid": extractor.is_fid and space is None}
+    facts |= {} if extractor.classes is None else {"classes": extractor.classes}
     return facts if space is None else facts | {"name": space, "taken_for": extractor.name}
 
 
@@ -218,7 +223,8 @@ def _few(n: int | None, reference: ExtractedFeatures, extractor: FeatureExtracto
     if not counts or min(counts) >= extractor.dim:
         return []
     few = f"{min(counts)} images for {extractor.dim} features: distances are mostly sampling error"
-    return [f"{few}; use at least {2 * extractor.dim}"]
+    same = "and compare ratios only at the same number of images"
+    return [f"{few}; use at least {2 * extractor.dim}, {same}"]
 
 
 # ------------------------------------------------------------------------------------------------ what can be computed

@@ -30,6 +30,7 @@ from dit_moe.evaluation.report import Report
 from dit_moe.evaluation.runs import (
     GeneratedSource,
     how_many,
+    noise_for,
     reconstructed,
     require_seeds_of_one,
     run_source,
@@ -37,7 +38,7 @@ from dit_moe.evaluation.runs import (
     training_images,
 )
 from dit_moe.evaluation.sources import EvaluationInput, converted, open_input, require_there
-from dit_moe.evaluation.sources.base import FEATURES_MANIFEST, label_by_name
+from dit_moe.evaluation.sources.base import FEATURES_MANIFEST, Source, label_by_name
 from dit_moe.evaluation.sources.npz import is_verified_inception, require_extractor, write_statistics
 from dit_moe.experiments.image import Experiment
 from dit_moe.experiments.run import ImageRun, open_image_run, sampling_changes, trained_objective
@@ -122,6 +123,7 @@ class Evaluation:
             require_extractor(reference.statistics, extractor)
         if self.reference_name is None and self.run_config and reference is not None and not self.read.changes:
             decoded = reconstructed(self.run_config, reference)
+        noise = self._noise(extractor, samples)
         metrics = None if self.run_config is None else self.run_config.eval.metrics
         read = {name: value for name, value in asdict(self.read).items() if name != "workers"}
         comparison = Comparison(
@@ -130,6 +132,7 @@ class Evaluation:
             metric_configs(self.options, chosen, metrics, extractor.is_fid),
             folder=features_folder(self.options),
             reconstructed=decoded,
+            noise=noise,
             options=self.read,
             asked={"recipe": self.options.recipe, "sampling": self.options.sampling, "read": read},
             statistics=self.options.save_stats is not None,
@@ -189,6 +192,13 @@ class Evaluation:
             opened += [EvaluationInput(source=run_source(run, each)) for each in seeds_of(sample, count, seeds)]
         require_seeds_of_one(opened)
         return [converted(one, self.read) if isinstance(one.source, GeneratedSource) else one for one in opened]
+
+    def _noise(self, extractor: FeatureExtractor, samples: Sequence[EvaluationInput]) -> Source | None:
+        """As many images of the noise that a run samples from as it makes; None where there is no need of them."""
+        counts = [len(one.source) for one in samples if one.source is not None]
+        if self.run_config is None or not counts:
+            return None
+        return converted(EvaluationInput(source=noise_for(self.run_config, extractor, min(counts))), self.read).source
 
     def _require_one_set(self, samples: list[EvaluationInput]) -> None:
         for option in ("save_npz", "save_stats"):

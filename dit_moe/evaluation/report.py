@@ -28,6 +28,7 @@ class Distance:
     floor: NonNegative | None = None  # of held-out images
     floor_estimate: NonNegative | None = None  # by formula, for independent draws; sets of equal mix come out lower
     ratio: NonNegative | None = None  # of generated to floor
+    noise: NonNegative | None = None  # of the noise that sampling starts from, decoded: the far end
     reconstruction: NonNegative | None = None  # of held-out images that an autoencoder has encoded and decoded
     reconstruction_ratio: NonNegative | None = None  # of that to floor
     n: Count | None = None  # images on the left side of each distance
@@ -47,6 +48,7 @@ class Value:
 
 Number = Distance | Value | float | None  # the last two of a spread within a set
 VALUE_ENDINGS = {"mean": "", "std": "_std", "heldout": "_heldout", "reconstruction": "_reconstruction"}  # of its keys
+OF_SOME_RUNS = ("reconstruction", "reconstruction_ratio", "noise")  # of latents; in a feature space of their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,10 +159,16 @@ def _tree_of(numbers: Mapping[str, Number]) -> Tree:
     tree: Tree = {}
     for key, number in numbers.items():
         if isinstance(number, Value):
-            tree |= {key + ending: getattr(number, name) for name, ending in VALUE_ENDINGS.items()}
+            parts = _without_absent(dataclasses.asdict(number))
+            tree |= {key + VALUE_ENDINGS[name]: each for name, each in parts.items()}
         else:
-            tree[key] = dataclasses.asdict(number) if isinstance(number, Distance) else number
+            tree[key] = _without_absent(dataclasses.asdict(number)) if isinstance(number, Distance) else number
     return tree
+
+
+def _without_absent(parts: Tree) -> Tree:
+    """Without the parts that only some runs can have, where they are not known."""
+    return {name: each for name, each in parts.items() if each is not None or name not in OF_SOME_RUNS}
 
 
 def flat_numbers(numbers: Mapping[str, Number]) -> dict[str, float]:
@@ -178,6 +186,7 @@ COLUMNS = {
     "generated_std": "± over seeds",
     "floor": "held-out",
     "ratio": "generated / held-out",
+    "noise": "noise",
     "floor_estimate": "expected floor",
 }
 RECONSTRUCTED = "  reconstructed"  # held-out images, encoded and decoded
@@ -198,9 +207,30 @@ def print_report(report: Report, console: PlainConsole | None = None) -> None:
         table.add_row(label, *(_in_9_characters(row.get(name)) for name in columns))
     console = console or PlainConsole(stderr=True)
     console.print(table)
+    for line in footnotes(report):
+        console.print(line)
     console.print(_comparability(report.provenance))
     for warning in report.warnings:
         console.print(f"warning: {warning}", style="yellow")
+
+
+def footnotes(report: Report) -> list[str]:
+    """How to read the table: what its columns are, and where the numbers stand."""
+    space, lines = report.provenance.extractor["name"], list[str]()
+    first = next((each for each in report.distances.values() if each.floor is not None), None)
+    if first is not None:
+        lines.append("held-out: real images that were not trained on")
+        ends = f"held-out {_in_9_characters(first.floor)} is as good as real images"
+        far = f", noise {_in_9_characters(first.noise)} is nothing learned" if first.noise is not None else ""
+        lines.append(ends + far)
+    if any(each.floor_estimate is not None for each in report.distances.values()):
+        lines.append("expected floor: held-out by formula, for images drawn at random")
+    if any(key.startswith("nearest_") for key in report.numbers):
+        lines.append("nearest_*: neither direction is better; far below held-out means copies")
+    classes = report.provenance.extractor.get("classes")
+    if isinstance(classes, int) and any(key in report.numbers for key in ("class_accuracy", f"class_accuracy_{space}")):
+        lines.append(f"class_accuracy: chance {1 / classes:.3f}")
+    return lines
 
 
 def _title(facts: Provenance) -> str:
@@ -218,7 +248,7 @@ def _comparability(facts: Provenance) -> str:
     if facts.comparable:
         return "comparable to published numbers"
     reasons = [reason.text for reason in facts.reasons]
-    more = [f"and {len(reasons) - SHOWN} more in the result"] if len(reasons) > SHOWN else []
+    more = [f"and {len(reasons) - SHOWN} more in provenance.not_comparable_because"] if len(reasons) > SHOWN else []
     return f"not comparable to published FIDs: {'; '.join([*reasons[:SHOWN], *more])}"
 
 

@@ -32,10 +32,13 @@ from dit_moe.evaluation.sources.base import (
 from dit_moe.evaluation.sources.dataset import open_dataset
 from dit_moe.experiments.image import Experiment
 from dit_moe.experiments.run import ImageRun
+from dit_moe.extractors import FeatureExtractor
+from dit_moe.extractors.trained_cnn import TrainedCNNExtractor
 from dit_moe.formatting import tell
 from dit_moe.metrics.frechet import FrechetDistanceConfig
 from dit_moe.moe import measure_active
 from dit_moe.progress import images_bar
+from dit_moe.randomness import generator, normal_like_images
 from dit_moe.sampling.generator import Generator, SampleConfig
 from dit_moe.sampling.labels import choose_labels
 
@@ -92,6 +95,34 @@ class GeneratedSource(Source):
     def take_counts(self) -> dict[str, int]:
         counts, self._counts = self._counts, {"pairs": 0, "tokens": 0}
         return counts
+
+
+class DecodedNoise(Source):
+    """The noise that the images of a run are sampled from, decoded as if it were latents: far from all real images."""
+
+    name = "noise"
+
+    def __init__(self, experiment: Experiment, count: int) -> None:
+        self.stage: FirstStage = FIRST_STAGES.build(experiment.first_stage).to(join_processes().device)
+        model, self.seed, self.count = experiment.model, experiment.sample.seed, count
+        self.latent_shape = (model.in_channels, model.input_size, model.input_size)
+        self.image_shape = _decoded_shape(self.stage, self.latent_shape, join_processes().device)
+        self.batch_size = experiment.sample.decode_batch or experiment.sample.batch_size
+
+    def __len__(self) -> int:
+        return self.count
+
+    def identity(self) -> dict[str, Any]:
+        stage: Any = self.stage.resolved()
+        about = {"count": self.count, "seed": self.seed, "latent_shape": list(self.latent_shape)}
+        return {"kind": "noise", **about, "first_stage": config.dump(stage)}
+
+    def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        for part in parts:
+            generators = [generator(self.seed, "image", i) for i in part]
+            noise_BCHW = normal_like_images(generators, self.latent_shape, join_processes().device)
+            with torch.no_grad():
+                yield self.stage.decode(noise_BCHW).cpu()
 
 
 def _decoded_shape(
@@ -165,11 +196,20 @@ def reconstructed(experiment: Experiment, reference: EvaluationInput) -> Source 
     return Reconstructed(reference.heldout, FIRST_STAGES.build(experiment.first_stage).to(join_processes().device))
 
 
-def comparison_of(experiment: Experiment, reference: EvaluationInput, home: Path) -> Comparison:
-    """The comparison that the section `eval` of the run in the folder `home` describes."""
+def noise_for(experiment: Experiment, extractor: FeatureExtractor, count: int) -> Source | None:
+    """So many images of noise in the feature space of a CNN of the run's own, where no one knows what is far."""
+    return DecodedNoise(experiment, count) if isinstance(extractor, TrainedCNNExtractor) else None
+
+
+def comparison_of(
+    experiment: Experiment, reference: EvaluationInput, home: Path, count: int | None = None
+) -> Comparison:
+    """The comparison that the section `eval` of the run in the folder `home` describes, of `count` samples."""
     extractor = extractor_of(experiment, home)
     decoded = reconstructed(experiment, reference)
-    return Comparison(reference, extractor, experiment.eval.metrics, reconstructed=decoded, progress=images_bar)
+    noise = None if count is None else noise_for(experiment, extractor, count)
+    metrics = experiment.eval.metrics
+    return Comparison(reference, extractor, metrics, reconstructed=decoded, noise=noise, progress=images_bar)
 
 
 def how_many(experiment: Experiment, reference: EvaluationInput) -> int:

@@ -107,10 +107,11 @@ class KID(Metric):
     def notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
         counts = [len(each.features_ND) for each in (samples, reference) if each.features_ND is not None]
         n, m = min(counts), max(counts)
-        size, notes = checked_subset_size(self.config.subset_size, n, m), []
+        size, notes = checked_subset_size(self.config.subset_size, n, m), list[str]()
+        if self.config.subset_size is None and size == n < SUBSET:
+            return [f"of all {n} images, so without a spread; published ones are means over subsets of {SUBSET}"]
         if size != SUBSET:
-            whole = ", all of the smaller set" if size == n else ""
-            notes.append(f"KID over subsets of {size} images{whole}; published ones have {SUBSET}")
+            notes.append(f"KID over subsets of {size} images; published ones have {SUBSET}")
         if _overlap(size, n, m):
             remedy = f"for one, set --kid-subset-size to at most {n // 2}" if n >= 4 else "for one, give more images"
             notes.append(f"no kid_subset_std: subsets of {size} of {n} images are much the same; {remedy}")

@@ -215,7 +215,7 @@ def describe_evaluation(experiment: Experiment) -> str | None:
 def evaluation(experiment: Experiment, folder: Path) -> Callable[[], Report | None]:
     reference = training_images(experiment)
     count = how_many(experiment, reference)
-    comparison = comparison_of(experiment, reference, folder)
+    comparison = comparison_of(experiment, reference, folder, count)
     comparison.check()
     comparison.prepare()
 

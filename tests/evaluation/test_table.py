@@ -3,11 +3,12 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
 from dit_moe.evaluation.comparability import UNKNOWN
-from dit_moe.evaluation.report import Report, print_report
+from dit_moe.evaluation.report import Distance, Report, Value, print_report
 from dit_moe.evaluation.table import Row, published_rows, read_result, to_csv, to_markdown
 from dit_moe.formatting import PlainConsole
 
@@ -303,9 +304,25 @@ def test_nothing_is_cut_off_at_80_columns():
         ({}, f"FIDs: {UNKNOWN.text}\n"),
         ({"comparable_to_published": True, "not_comparable_because": []}, "\ncomparable to published numbers\n"),
         ({"not_comparable_because": WHY[:2]}, f"FIDs: {WHY[0]}; {WHY[1]}\n"),
-        ({"not_comparable_because": WHY}, f"FIDs: {WHY[0]}; {WHY[1]}; and 2 more in the result\n"),
+        (
+            {"not_comparable_because": WHY},
+            f"FIDs: {WHY[0]}; {WHY[1]}; and 2 more in provenance.not_comparable_because\n",
+        ),
     ],
 )
 def test_the_title_has_the_counts_that_exist_and_the_first_reasons_stand_under_the_table(facts, shown):
     text = printed(200, **facts)
     assert shown in text and text.endswith("\nwarning: [b]one\n")
+
+
+def test_under_the_table_stands_what_its_columns_are_and_where_the_numbers_stand():
+    text = printed(200, extractor={"name": "digits_cnn64", "classes": 10})
+    assert "\nheld-out: real images that were not trained on\nheld-out 1.94 is as good as real images\n" in text
+    assert "\nexpected floor: " in text and "\nnearest_*: neither direction is better" in text
+    assert "chance" not in text  # of a class accuracy that is not there
+    number = Distance(generated=153.4, floor=1.94, noise=173.0)
+    report = replace(printed_report(), numbers={"fd_digits_cnn64": number, "class_accuracy": Value(mean=0.1175)})
+    report = replace(report, provenance=replace(report.provenance, extractor={"name": "digits_cnn64", "classes": 10}))
+    assert "held-out 1.94 is as good as real images, noise 173 is nothing learned\n" in str(report)
+    assert "class_accuracy: chance 0.100\n" in str(report) and "┃ noise" in " ".join(str(report).split())
+    assert Report.from_json(report.to_json()).distances["fd_digits_cnn64"] == number

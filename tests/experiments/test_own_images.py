@@ -119,6 +119,7 @@ def test_the_quick_start_of_a_folder_leaves_everything_in_its_run(side, changes,
     metrics, facts = (json.loads((run / name).read_text()) for name in ("metrics.json", "extractor/extractor.json"))
     space = f"trained_cnn64_{facts['weights_sha256'][:8]}"
     assert metrics[f"fd_{space}"]["floor"] > 0 and 0 <= metrics["class_accuracy"] <= 1
+    assert metrics[f"fd_{space}"]["noise"] > 0 and "is nothing learned" in " ".join(capsys.readouterr().err.split())
     assert metrics["provenance"]["extractor"]["name"] == space and facts["class_names"] == list(CLASSES)
     assert {"grid.png", "curves.png", "images.npz", "sample.json", "config.yaml"} <= {
         each.name for each in run.iterdir()

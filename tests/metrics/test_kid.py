@@ -43,8 +43,10 @@ def test_settings_are_those_of_the_config_whatever_was_called_and_notes_tell_wha
     metric = METRICS.build(KIDConfig(subsets=2))
     before = metric.settings()
     assert metric(*sets(450, 500)) and metric.settings() == before and before["subset_size"] is None
-    first, second = metric.notes(*sets(500, 450))
-    assert first == "KID over subsets of 450 images, all of the smaller set; published ones have 1000"
+    (note,) = metric.notes(*sets(500, 450))
+    assert note == "of all 450 images, so without a spread; published ones are means over subsets of 1000"
+    first, second = METRICS.build(KIDConfig(subset_size=400)).notes(*sets(500, 450))
+    assert first == "KID over subsets of 400 images; published ones have 1000"
     assert "no kid_subset_std" in second and "--kid-subset-size to at most 225" in second
     assert METRICS.build(KIDConfig(subset_size=7)).settings()["subset_size"] == 7
 

@@ -15,12 +15,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dit_moe.distributed import join_processes
 from dit_moe.formatting import PlainConsole, rounded, speed, tell
 
-PAUSE = 5.0  # seconds between two lines where there is no terminal
+PAUSE = 5.0  # seconds between two lines of a training where there is no terminal
+FIRST_AFTER, AT_LEAST_EVERY = 1.0, 20.0  # seconds of other work there; what is done sooner has one line, at its end
 
 
 @contextmanager
 def work_bar(doing: str, total: float | None, unit: str) -> Iterator[Callable[[float], None]]:
-    """On the main process; yields what to call with the number of `unit` done since; ends in a line off a terminal."""
+    """On the main process; yields what to call with the number of `unit` done since.
+
+    Off a terminal, long work says soon what it is, and now and then how far; all work ends in a line.
+    """
     console = PlainConsole(stderr=True)
     if not join_processes().is_main_process:
         yield lambda count: None
@@ -28,13 +32,19 @@ def work_bar(doing: str, total: float | None, unit: str) -> Iterator[Callable[[f
     named, rate = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[rate]} " + unit + "/s")
     columns = (named, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     start, done = time.perf_counter(), 0.0
+    due = start + FIRST_AFTER
+    of = "" if total is None else f" of {total:,.0f}"
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         bar = progress.add_task(doing, total=total, rate="0")
 
         def advance(count: float) -> None:
-            nonlocal done
-            done = min(done + count, math.inf if total is None else total)
-            progress.update(bar, completed=done, rate=speed(done / (time.perf_counter() - start)))
+            nonlocal done, due
+            done, now = min(done + count, math.inf if total is None else total), time.perf_counter()
+            rate = speed(done / (now - start))
+            progress.update(bar, completed=done, rate=rate)
+            if now >= due and not console.is_terminal and done != total:
+                due = now + AT_LEAST_EVERY
+                tell(f"{doing}: {speed(done)}{of} {unit}, {rate} a second")
 
         yield advance
     if not console.is_terminal and done:

@@ -103,8 +103,9 @@ def _train(reserved: Dataset, heldout: Dataset | None, folder: Path, seed: int) 
         note(f"{few}; raise data.reserve, or name eval.extractor")
     names = list(reserved.class_names) if supervised else []
     targets_N, classes = (labels_N, len(names)) if supervised else (None, trained_cnn.QUARTER_TURNS)
-    with work_bar(f"training {folder}", trained_cnn.STEPS, "steps") as advance:
-        network = trained_cnn.fit(images_NCHW, targets_N, classes, seed=seed, advance=advance)
+    steps = trained_cnn.steps_for(len(images_NCHW))
+    with work_bar(f"training {folder}", steps, "steps") as advance:
+        network = trained_cnn.fit(images_NCHW, targets_N, classes, steps=steps, seed=seed, advance=advance)
     right, count = None, 0
     if heldout is not None:
         images_NCHW, labels_N = _read(heldout, MOST_HELD_OUT, "held-out images")

@@ -14,6 +14,7 @@ from dit_moe import checkpoint, config
 from dit_moe.autoencoders import FIRST_STAGES, FirstStage
 from dit_moe.autoencoders.own_copy import with_own_copy
 from dit_moe.config import ConfigError, Keys, Tree, section
+from dit_moe.data.listing import note
 from dit_moe.diffusion import OBJECTIVES, Objective
 from dit_moe.experiments.image import Experiment, image_experiment, resolve_sampling, with_fingerprint
 from dit_moe.experiments.text import TextEvalConfig, TextExperiment, TextSampleConfig, open_tokens, text_experiment
@@ -90,6 +91,13 @@ class TextRun(Run):
     model: LM
     tokenizer: TextTokenizer
     trained_on: Tree  # `TokenManifest.origin` of the tokens it was trained on
+
+
+def note_unfinished(run: Run, given: Path) -> None:
+    """Say how far the run in the folder `given` is, unless it is finished; a checkpoint folder was meant as it is."""
+    steps = run.experiment.train.steps
+    if run.step < steps and not (given / checkpoint.STATE).is_file():
+        note(f"{given} is at step {run.step:,} of {steps:,}")
 
 
 class _TextState(TypedDict):

@@ -32,6 +32,7 @@ SIDE = 32  # pixels that images are resized to
 QUARTER_TURNS = 4
 FEW_IMAGES = 200  # of fewer, a network learns little
 STEPS, BATCH, LEARNING_RATE = 1000, 64, 2e-3
+FEWEST_STEPS, MOST_PASSES = 100, 40  # over the images: of few, there is no more to learn
 NOISY = BATCH // 4  # images of a batch that noise is mixed into
 VERSION = 2  # of what `fit` does: 1 (before it was recorded) mixed in no noise
 WEIGHTS, FACTS, FORMAT = "model.safetensors", "extractor.json", 1
@@ -156,6 +157,11 @@ def resized(images_NCHW: Tensor) -> Tensor:
     if images_NCHW.shape[-2:] == (SIDE, SIDE):
         return images_NCHW
     return F.interpolate(images_NCHW, (SIDE, SIDE), mode="bilinear", antialias=True)
+
+
+def steps_for(images: int) -> int:
+    """How many steps a network learns from so many images for."""
+    return min(max(MOST_PASSES * images // BATCH, FEWEST_STEPS), STEPS)
 
 
 def fit(

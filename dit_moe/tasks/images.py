@@ -37,7 +37,7 @@ from dit_moe.evaluation.sources import IMAGES_FILE, open_input
 from dit_moe.evaluation.sources.base import ReadOptions
 from dit_moe.experiments import image
 from dit_moe.experiments.image import Experiment
-from dit_moe.experiments.run import ImageRun, open_image_run, trained_objective
+from dit_moe.experiments.run import ImageRun, note_unfinished, open_image_run, trained_objective
 from dit_moe.extractors import EXTRACTORS
 from dit_moe.extractors.digits_cnn import DigitsCNNConfig
 from dit_moe.extractors.trained_cnn import TrainedCNNConfig
@@ -177,6 +177,7 @@ def sample(path: Path, overrides: Sequence[str], options: SampleOptions) -> Repo
         chosen = sampling_recipe(options.recipe, trained)
         overrides, label = [*chosen.overrides, *overrides], chosen.label(overrides)
     run = open_run(path, overrides)
+    note_unfinished(run, path)
     return sample_images(run, options.out or run.home, kinds, label)
 
 

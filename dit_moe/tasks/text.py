@@ -23,7 +23,7 @@ from dit_moe.distributed import join_processes
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
 from dit_moe.evaluation.text import HeldoutTextHook, heldout_text, perplexity
 from dit_moe.experiments.image import NOTHING_HELD_OUT
-from dit_moe.experiments.run import TOKENIZER, TextRun, open_text_run, solve_text_budget
+from dit_moe.experiments.run import TOKENIZER, TextRun, note_unfinished, open_text_run, solve_text_budget
 from dit_moe.experiments.text import (
     TextExperiment,
     open_heldout,
@@ -149,6 +149,7 @@ def sample(path: Path, overrides: Sequence[str], options: SampleOptions) -> Repo
         if getattr(options, name) is not None:
             raise ConfigError(f"--{name}", f": {path} is a language model's run; leave it out")
     run = open_run(path, overrides)
+    note_unfinished(run, path)
     if options.prompts is not None:
         sample = replace(run.experiment.sample, prompts=tuple(options.prompts))
         run = replace(run, experiment=replace(run.experiment, sample=sample))

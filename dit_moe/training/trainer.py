@@ -156,7 +156,10 @@ class Trainer:
         self._begun = f"{self.run} goes on from step {self.step}"
         if changes:
             self._changes = [*self._changes, {"step": self.step, **changes}]
-            told = ", ".join(f"{key}={now} (was {was})" for key, (was, now) in changes.items())
+        steps = saved.config()["train"]["steps"]
+        longer = {"train.steps": (steps, self.config.steps)} if steps != self.config.steps else {}
+        if longer or changes:
+            told = ", ".join(f"{key}={now} (was {was})" for key, (was, now) in (longer | changes).items())
             self._begun += f", from now on with {told}"
         other = {name: saved.state[name] for name, now in self._machine().items() if saved.state.get(name, now) != now}
         if other and self.accelerator.is_main_process:
@@ -238,7 +241,8 @@ class Trainer:
 
     def _loop(self, logger: Logger) -> None:
         config = self.config
-        for line in [*remarks(), *notes(self.model), self._begun]:
+        this_one = f"training {self.run}: {config.steps:,} steps"
+        for line in [this_one, *remarks(), *notes(self.model), self._begun]:
             if line:
                 logger.message(line)
         self.prefetcher.start(self.step, config.steps)

@@ -1,6 +1,7 @@
 """Commands whose output goes into a pipe that loses its reader."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import sys
 import pytest
 
 from dit_moe import checkpoint
-from tests.cli.conftest import SMALL
+from tests.cli.conftest import SMALL, cli
 
 WORDS = ["train", "digits", *SMALL, "train.log_every=1", "train.checkpoint_every=100000"]
 
@@ -43,3 +44,26 @@ def test_a_training_whose_reader_goes_away_goes_on_to_its_end(tmp_path):
     read_until_it_trains(process)
     assert process.wait(60) == 0
     assert checkpoint.step_of(checkpoint.latest(tmp_path / "run")) == 30
+
+
+def test_a_training_says_which_it_is_and_a_longer_one_and_samples_in_between_how_far(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert cli(*WORDS, "train.steps=4", "--run", run) == 0
+    assert f"training {run}: 4 steps\n" in capsys.readouterr().err
+    assert cli("sample", run) == 0
+    assert "is at step" not in capsys.readouterr().err
+    assert cli(*WORDS, "train.steps=5", "train.warmup_steps=1", "--run", run) == 0
+    told = capsys.readouterr().err
+    assert f"training {run}: 5 steps\n" in told
+    assert "goes on from step 4, from now on with train.steps=5 (was 4), train.warmup_steps=1 (was 0)" in told
+
+
+def test_samples_of_a_run_that_is_not_finished_say_how_far_it_is(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert cli(*WORDS, "train.steps=3", "train.checkpoint_every=2", "--run", run) == 0
+    shutil.rmtree(run / "checkpoints" / "step_00000003")
+    capsys.readouterr()
+    assert cli("sample", run, "--out", tmp_path / "out") == 0
+    assert f"note: {run} is at step 2 of 3\n" in capsys.readouterr().err
+    assert cli("sample", run / "checkpoints" / "step_00000002", "--out", tmp_path / "named") == 0
+    assert "is at step" not in capsys.readouterr().err

@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from dit_moe.extractors import EXTRACTORS
-from dit_moe.extractors.trained_cnn import WEIGHTS, TrainedCNNConfig, accuracy, fit, mixed, resized, save, turned
+from dit_moe.extractors.trained_cnn import (
+    WEIGHTS,
+    TrainedCNNConfig,
+    accuracy,
+    fit,
+    mixed,
+    resized,
+    save,
+    steps_for,
+    turned,
+)
 from dit_moe.metrics import FeatureMoments, frechet_distance
 from tests.extractors.random_networks import noise, save_random_cnn
 
@@ -91,3 +101,7 @@ def test_without_classes_it_learns_turns_and_classifies_nothing(tmp_path):
 def test_a_folder_without_a_network_is_refused(weights, problem):
     with pytest.raises(ValueError, match=problem):
         EXTRACTORS.build(TrainedCNNConfig(weights=weights))
+
+
+def test_few_images_are_learned_from_in_fewer_steps():
+    assert [steps_for(images) for images in (1, 65, 800, 1600, 2000, 20_000)] == [100, 100, 500, 1000, 1000, 1000]

@@ -24,6 +24,7 @@ from dit_moe.json_files import read_object
 MIN_CELL = 64  # pixels; smaller images are enlarged by a whole factor, so that every pixel stays a square
 GAP = 2
 MOST_ROWS, MOST_COLUMNS = 16, 10
+ALL_SHOWN = 100  # images
 LETTER = 13  # pixels: the smallest size of captions
 WIDEST = 2.5  # cells: longer captions are cut
 LABELS, CLASSES = "labels.json", "classes"  # the file of labels, and its key for the names of the classes
@@ -82,12 +83,16 @@ def _cut(text: str, font: ImageFont.FreeTypeFont, most: int) -> str:
 def grid_layout(labels_N: Tensor) -> tuple[list[int], int]:
     """Which images a grid shows, and how many in a row: one row for each of the first classes.
 
-    Where a class has but one image there are no rows to make, and the first images stand in their own order.
+    Where a class has but one image there are no rows to make, and the first images stand in their own order. Up to
+    `ALL_SHOWN` images are all shown, class by class, be the rows of one class or not, and so many of a single class.
     """
     classes = labels_N.unique()[:MOST_ROWS].tolist()
     columns = min([MOST_COLUMNS, *[int((labels_N == label).sum()) for label in classes]])
     if columns == 1:
         return list(range(min(len(labels_N), MOST_ROWS * MOST_COLUMNS))), min(len(labels_N), MOST_COLUMNS)
+    in_rows = columns * len(classes)
+    if in_rows < min(len(labels_N), ALL_SHOWN) and (len(labels_N) <= ALL_SHOWN or len(classes) == 1):
+        return labels_N.argsort(stable=True)[:ALL_SHOWN].tolist(), min(len(labels_N), MOST_COLUMNS)
     return [i for label in classes for i in (labels_N == label).nonzero().flatten()[:columns].tolist()], columns
 
 

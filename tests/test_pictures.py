@@ -22,9 +22,16 @@ def test_a_grid_has_a_row_for_each_class_and_shows_images_as_they_come_if_there_
     assert grid_layout(torch.arange(64)) == (list(range(64)), 10)
     assert grid_layout(torch.tensor([7])) == ([0], 1)
     assert len(grid_layout(torch.arange(1000))[0]) == 160
-    assert grid_layout(torch.tensor([1, 0, 1, 0, 1])) == ([1, 3, 0, 2], 2)
+    assert grid_layout(torch.tensor([1, 0, 1, 0])) == ([1, 3, 0, 2], 2)
     shown, columns = grid_layout(torch.arange(50_000) % 1000)
     assert columns == 10 and len(shown) == 160 and shown[:3] == [0, 1000, 2000] and shown[10] == 1
+
+
+def test_a_grid_shows_all_of_up_to_a_hundred_images_in_rows_of_ten():
+    assert grid_layout(torch.tensor([1, 0, 1, 0, 1])) == ([1, 3, 0, 2, 4], 5)
+    assert grid_layout(torch.full((16,), 3)) == (list(range(16)), 10)
+    assert grid_layout(torch.full((450,), 3)) == (list(range(100)), 10)
+    assert grid_layout(torch.arange(100) % 10)[1] == 10 and len(grid_layout(torch.arange(450) % 10)[0]) == 100
 
 
 def test_a_saved_grid_has_its_images_in_place_and_the_name_of_a_class_left_of_its_row(tmp_path):

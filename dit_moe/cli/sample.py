@@ -24,13 +24,14 @@ from dit_moe.checkpoint import run_of
 from dit_moe.cli.ending import end
 from dit_moe.config import Tree
 from dit_moe.data import DATASETS
-from dit_moe.evaluation.own_extractor import FOLDER
 from dit_moe.evaluation.recipes import SAMPLING
 from dit_moe.extractors import EXTRACTORS
 from dit_moe.registry import Registry
+from dit_moe.sampling.labels import WORDS
 from dit_moe.sampling.outputs import DEFAULT, OUTPUTS, SAMPLE_JSON
 from dit_moe.tasks import SampleOptions, task_of
 
+FEW = 50  # images of listed classes: they were sampled to be looked at
 RECIPES = "; ".join(f"{recipe.name}, {recipe.summary}" for recipe in SAMPLING.values())
 
 
@@ -64,26 +65,31 @@ def run(args: argparse.Namespace) -> None:
         run = run_of(Path(facts["run"]))
         out = args.out or run
         files = [out / name for name in (*facts.get("files", ()), SAMPLE_JSON)]
-        compared = _compared(facts["experiment"], run, files) if task.kind == "images" else None
-        end(files, compared or (task.scored_by, args.run_folder))
+        following: tuple[object, ...] | None = (task.scored_by, args.run_folder)
+        if task.kind == "images":
+            following = _to_go_on(facts["experiment"], args.run_folder, files)
+        end(files, *([following] if following else []))
 
 
-def _compared(experiment: Tree, run: Path, files: Sequence[Path]) -> tuple[object, ...] | None:
-    """The command that compares sampled images with those that were trained on.
+def _to_go_on(experiment: Tree, run: Path, files: Sequence[Path]) -> tuple[object, ...] | None:
+    """The command that compares what was sampled with the images that were trained on, or else the run itself.
 
-    None if there are no files of them, or as long as only an evaluation of the run can choose the feature space.
+    None where it would not go, or say nothing: the images are elsewhere by now, or a few were looked at.
     """
     samples = next((path for path in files if path.name in (OUTPUTS["npz"][0], OUTPUTS["png"][0])), None)
-    if samples is None:
-        return None
-    settings, encode = experiment["eval"], experiment.get("encode")
+    settings, encode, sample = experiment["eval"], experiment.get("encode"), experiment["sample"]
     images = encode["images"] if encode else experiment["data"]
-    reference = settings.get("reference") or _named(DATASETS, images)
-    own = {"name": "trained_cnn", "weights": str(run / FOLDER)} if (run / FOLDER).is_dir() else None
-    extractor = settings.get("extractor") or own
-    if extractor is None and images["name"] != "digits":
+    if sample["count"] < FEW and sample["labels"] not in WORDS:
         return None
-    return "eval", samples, reference, *(("--extractor", _named(EXTRACTORS, extractor)) if extractor else ())
+    if images["name"] == "image_folder" and not settings.get("reference") and not Path(images["path"]).exists():
+        return None
+    reference = settings.get("reference") or _named(DATASETS, images)
+    extractor = settings.get("extractor")
+    feature_space = _named(EXTRACTORS, extractor) if extractor else ""
+    named = extractor or images["name"] == "digits"
+    if samples is None or not named or "{" in reference + feature_space:
+        return "eval", run
+    return "eval", samples, reference, *(("--extractor", feature_space) if feature_space else ())
 
 
 def _named(registry: Registry, section: Tree) -> str:

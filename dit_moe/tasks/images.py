@@ -260,6 +260,9 @@ def _sample_images(run: ImageRun, out: Path, save: Sequence[str], recipe: str | 
         active_experts = stream_together(generator, labels_N, write, on_step)
     if not join_processes().is_main_process:
         return None
+    shown, _ = grid_layout(labels_N)
+    if "grid" in save and len(shown) < len(labels_N):
+        tell(f"note: {OUTPUTS['grid'][0]} shows {len(shown)} of the {len(labels_N)} images")
     footprint = run.experiment.model.footprint()
     facts = run.facts() | {
         "recipe": recipe,

@@ -8,6 +8,7 @@ import pytest
 
 from dit_moe.cli import main
 from dit_moe.cli.ending import end
+from dit_moe.cli.sample import _to_go_on
 from dit_moe.training import Interrupted
 from tests.cli.conftest import CONFIG, SMALL, cli
 
@@ -63,3 +64,18 @@ def test_what_was_sampled_from_a_checkpoint_that_lies_by_itself_is_named_where_i
     copy = shutil.copytree(a_run / "checkpoints" / "step_00000004", tmp_path / "step_00000004")
     assert cli("sample", copy, "count=2", "--save", "npz") == 0
     assert f"results  {tmp_path}/images.npz (" in capsys.readouterr().err
+
+
+def test_after_a_few_images_of_listed_classes_there_is_nothing_to_measure_and_own_images_are_measured_by_the_run(
+    tmp_path,
+):
+    data, files = {"name": "image_folder", "path": str(tmp_path)}, [tmp_path / "images.npz"]
+    many = {"count": 100, "labels": "balanced"}
+
+    def following(sample, **changes):
+        return _to_go_on({"eval": {}, "data": data | changes, "sample": sample}, tmp_path / "run", files)
+
+    assert following(many) == ("eval", tmp_path / "run")
+    assert following(many, path=str(tmp_path / "gone")) is None
+    assert following({"count": 16, "labels": ["cat"]}) is None
+    assert following({"count": 100, "labels": ["cat"]}) == ("eval", tmp_path / "run")

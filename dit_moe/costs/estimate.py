@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,6 +51,18 @@ GPUS = {  # NVIDIA's data sheets and, for the RTX cards, the appendices of the G
 
 
 CPU = "cpu"  # in place of one of these
+USUAL = "H100"  # where nothing says which
+
+
+def of_this_machine(gpus: int = 1, mfu: float | None = None) -> str:
+    """What an estimate is for where none is named: this machine's GPU, or its CPU, of which `describe` takes one alone.
+
+    `USUAL` for a GPU that is not in the table, and where there is none for a number of them or a share of their peak.
+    """
+    if not torch.cuda.is_available():
+        return CPU if gpus == 1 and mfu is None else USUAL
+    words = re.split(r"[\s-]+", torch.cuda.get_device_name().replace("RTX ", "RTX"))
+    return next((name for name in GPUS if name in words and "Laptop" not in words), USUAL)
 
 
 def peak(gpu: str, precision: str) -> float:
@@ -114,25 +127,27 @@ def sampling_flops(experiment: Experiment) -> float:
 
 def add_cost_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that are the arguments of `describe`."""
-    known = f"what --dry-run estimates for: {', '.join(GPUS)}, or cpu, this one, timed; default %(default)s"
-    parser.add_argument("--gpu", default="H100", metavar="NAME", help=known)
+    known = f"what --dry-run estimates for: {', '.join(GPUS)}, or cpu, this one, timed; default this machine's"
+    parser.add_argument("--gpu", metavar="NAME", help=f"{known}, or {USUAL} if its GPU is none of these")
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="how many of them; default %(default)s")
     share = f"share of their peak FLOP/s that a step reaches, recompute counted; default {MFU}, an assumption"
     parser.add_argument("--mfu", type=float, metavar="SHARE", help=share)
 
 
 def describe(
-    experiment: Experiment | TextExperiment, gpu: str = "H100", gpus: int = 1, mfu: float | None = None
+    experiment: Experiment | TextExperiment, gpu: str | None = None, gpus: int = 1, mfu: float | None = None
 ) -> str:
     """The resolved config and, as YAML comments below it, what it will cost on `gpus` GPUs of one kind.
 
     Args:
         experiment: resolved.
-        gpu: a name of `GPUS`; or ``cpu``, that of this machine, on which a few passes are timed.
+        gpu: a name of `GPUS`; or ``cpu``, that of this machine, on which a few passes are timed; None: this machine's.
         mfu: share of the peak FLOP/s that is reached; None assumes `MFU`.
 
     Raises ConfigError for a GPU that is not in the table or cannot run the experiment, and for other impossible values.
     """
+    if gpu is None:
+        gpu = of_this_machine(gpus, mfu)
     if gpu not in (CPU, *GPUS):
         raise ConfigError("--gpu", f"={gpu} is not in the table; {did_you_mean(gpu, [CPU, *GPUS])}")
     if gpu == CPU and (gpus > 1 or mfu is not None):

@@ -7,6 +7,7 @@ import pytest
 
 from dit_moe.config import ConfigError
 from dit_moe.costs import GIB, add_cost_arguments, describe, estimate, memory, sampling_flops, training_flops
+from dit_moe.costs.estimate import of_this_machine
 from dit_moe.experiments.image import load_experiment
 from dit_moe.experiments.text import load_text_experiment
 from tests.costs.experiments import LENGTH, VOCAB, image_experiment, image_model, text_experiment
@@ -15,12 +16,12 @@ from tests.costs.experiments import LENGTH, VOCAB, image_experiment, image_model
 def test_flops_are_those_of_an_image_or_of_a_token_and_recompute_costs_a_third_more():
     image, text = image_experiment(), text_experiment()
     count = "400,000 steps, 102,400,000 images"
-    assert f"training          {count}, {training_flops(image) * 256 * 400_000:.4g} FLOPs" in describe(image)
+    assert f"training          {count}, {training_flops(image) * 256 * 400_000:.4g} FLOPs" in describe(image, "H100")
     recomputed = image_experiment(model=image_model(recompute=True))
     assert training_flops(recomputed) == pytest.approx(training_flops(image) * 4 / 3)
     footprint, sequence = text.model.footprint(), training_flops(text)
     assert sequence == 3 * footprint.forward_flops
-    printed = describe(text)
+    printed = describe(text, "H100")
     assert f"{footprint.total_params:,} in all, {footprint.active_params:,.0f} active per token" in printed
     each = f"{footprint.forward_flops / LENGTH:.4g} forward, {sequence / LENGTH:.4g} in training"
     assert f"FLOPs per token   {each}; {footprint.forward_flops:.4g} and {sequence:.4g} a sequence of 2,048" in printed
@@ -39,10 +40,10 @@ def test_six_flops_for_each_active_parameter_and_token_are_nearly_all():
 def test_time_is_the_training_flops_over_what_the_gpus_do():
     image = image_experiment()
     days = training_flops(image) * 256 * 400_000 / (989e12 * 0.35) / 86_400
-    assert f"time              {days:.1f} days" in describe(image)
+    assert f"time              {days:.1f} days" in describe(image, "H100")
     assert f"time              {days * 24 * 0.35 / 0.5 / 16:.1f} hours" in describe(image, "H100", 16, 0.5)
-    assert "at 35% of 989 TFLOP/s in bf16 (an assumption, state another with --mfu)" in describe(image)
-    assert "at 40% of 989 TFLOP/s in bf16 (as stated)" in describe(image, mfu=0.4)
+    assert "at 35% of 989 TFLOP/s in bf16 (an assumption, state another with --mfu)" in describe(image, "H100")
+    assert "at 40% of 989 TFLOP/s in bf16 (as stated)" in describe(image, "H100", mfu=0.4)
     text = text_experiment(train={"steps": 24_000})
     speed = 64 * 989e12 * 0.4 / training_flops(text)
     rate = f"{24_000 * 2048 / speed / 3600:.1f} hours, {speed * LENGTH:,.0f} tokens/s on 64 × H100 at 40%"
@@ -52,9 +53,9 @@ def test_time_is_the_training_flops_over_what_the_gpus_do():
 def test_encoding_on_the_fly_is_said_to_be_left_out_and_nothing_else_is():
     autoencoder, latents = {"name": "autoencoder", "model": "digits"}, {"name": "latents", "path": "nowhere"}
     left_out = "# not in these      the encoder's time and memory"
-    assert left_out in describe(image_experiment(first_stage=autoencoder))
+    assert left_out in describe(image_experiment(first_stage=autoencoder), "H100")
     for sections in ({}, {"first_stage": "identity"}, {"first_stage": autoencoder, "data": latents}):
-        assert left_out not in describe(image_experiment(**sections))
+        assert left_out not in describe(image_experiment(**sections), "H100")
 
 
 def test_a_gpu_without_bf16_trains_in_fp32_at_the_speed_of_fp32():
@@ -111,9 +112,9 @@ def test_what_does_not_fit_is_said_with_settings_that_make_it_fit(made, gpu, gpu
 
 
 def test_what_fits_draws_no_warning_what_never_fits_says_so_and_a_target_of_one_expert_has_a_note():
-    assert "warning" not in describe(image_experiment("DiT-S/2"))
-    assert "# note" not in describe(image_experiment("DiT-B/2-8E2A"))
-    assert "# note: model.moe.target=1: the threshold falls" in describe(image_experiment("DiT-B/2-8E1A"))
+    assert "warning" not in describe(image_experiment("DiT-S/2"), "H100")
+    assert "# note" not in describe(image_experiment("DiT-B/2-8E2A"), "H100")
+    assert "# note: model.moe.target=1: the threshold falls" in describe(image_experiment("DiT-B/2-8E1A"), "H100")
     never = describe(image_experiment("DiT-H/2-64E8A"), "V100")
     assert "no setting helps; use more GPUs with train.parallel=fsdp2" in never
 
@@ -148,7 +149,7 @@ def test_impossible_options_are_refused_by_name(options, message):
 def test_the_options_of_the_command_are_what_describe_takes():
     parser = argparse.ArgumentParser()
     add_cost_arguments(parser)
-    assert vars(parser.parse_args([])) == {"gpu": "H100", "gpus": 1, "mfu": None}
+    assert vars(parser.parse_args([])) == {"gpu": None, "gpus": 1, "mfu": None}
     given = vars(parser.parse_args(["--gpu", "A100", "--gpus", "8", "--mfu", "0.4"]))
     assert given == {"gpu": "A100", "gpus": 8, "mfu": 0.4} and "# time" in describe(image_experiment(), **given)
 
@@ -159,7 +160,7 @@ def test_the_options_of_the_command_are_what_describe_takes():
     ids=["image", "text"],
 )
 def test_every_line_about_cost_is_a_comment_below_a_config_that_reads_back(described, load, tmp_path):
-    text = describe(described)
+    text = describe(described, "H100")
     (tmp_path / "printed.yaml").write_text(text)
     assert load(tmp_path / "printed.yaml") == described
     costs = text[text.index("# parameters") :].splitlines()
@@ -167,3 +168,21 @@ def test_every_line_about_cost_is_a_comment_below_a_config_that_reads_back(descr
     held = next(line for line in costs if line.startswith("# memory per GPU"))
     parts = {word: float(size) for word, size in re.findall(r"([A-Za-z]+) ([\d.]+)", held)}
     assert sum(parts[word] for word in ("weights", "gradients", "AdamW", "EMA", "activations")) > 0
+
+
+@pytest.mark.parametrize(
+    ("device", "gpu"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA GeForce RTX 4090", "RTX4090"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "H100"),
+        ("NVIDIA T4", "H100"),
+        (None, "cpu"),
+    ],
+)
+def test_an_estimate_is_for_this_machine_unless_another_is_named(monkeypatch, device, gpu):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: device is not None)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: device)
+    assert of_this_machine() == gpu
+    assert of_this_machine(gpus=8) == of_this_machine(mfu=0.4) == gpu.replace("cpu", "H100")

@@ -26,6 +26,7 @@ from dit_moe.studies.results import (
 )
 from dit_moe.studies.table import flops_unit
 
+LEAST_DIFFERENCE = 1.0  # per cent to either side that the axis of differences has at least
 NARROWEST = 0.1  # width of an axis as a share of its middle: what costs the same stands in one place
 
 ROUTER_COLOURS = {
@@ -232,9 +233,12 @@ def draw_differences(results: StudyResults, *, dark: bool = False) -> Any:
         axis.spines["left"].set_visible(False)
         if len(groups) > 1:
             axis.set_title(f"objective: {objective}", loc="left")
+    low, high = axes[-1, 0].get_xlim()
+    axes[-1, 0].set_xlim(min(low, -LEAST_DIFFERENCE), max(high, LEAST_DIFFERENCE))
+    alone = " (1 seed)" * all(len(row.runs) == 1 for rows in groups.values() for row in rows)
     unless = " (or as named)" * (len(baselines) > 1)
     label = results.loss["label"]
-    how = f"{label}, paired by seed:\ndifference to {usual}{unless}, %\n← better · worse →"
+    how = f"{label}{alone}, paired by seed:\ndifference to {usual}{unless}, %\n← better · worse →"
     axes[-1, 0].set_xlabel(how)
     legend = _legend(groups, dark)
     figure.legend(handles=legend, loc="outside upper center", ncols=2)

@@ -35,10 +35,12 @@ def draw_active_over_training(results: StudyResults, *, dark: bool = False) -> A
     upper, *strips = axes[:, 0]
     ends = _bands(upper, rows, "active", styles)
     for target in {row.target for row in rows}:
-        upper.axhline(target, color=INK[dark], linestyle=":", linewidth=1.0, zorder=1)
-    labels_above(upper, handles=[Line2D([], [], color=INK[dark], linestyle=":", linewidth=1.0, label="target T")])
+        upper.axhline(target, color=INK[dark], linestyle=":", linewidth=1.4, zorder=4)
+    labels_above(upper, handles=[Line2D([], [], color=INK[dark], linestyle=":", linewidth=1.4, label="target T")])
     upper.set_ylim(bottom=0)
-    upper.set_ylabel("active experts per token\n(± σ over seeds and steps)")
+    over = "seeds and steps" if any(len(row.runs) > 1 for row in rows) else "steps, 1 seed"
+    upper.set_ylabel(f"active experts per token\n(± σ over {over})")
+    upper.xaxis.get_major_locator().set_params(integer=True)
     axes[-1, 0].set_xlabel("optimizer steps")
     named = [(upper, ends)]
     if controlled:

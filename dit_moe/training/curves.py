@@ -152,9 +152,11 @@ def _draw_noisy(axis: Any, log: Sequence[Mapping[str, Any]], name: str) -> None:
     values = np.array([line[name] for line in log])
     steps, means, window = smoothed(log, name)
     if window == 1:
-        axis.plot(steps, means, label="logged")
+        axis.plot(steps, means, label="each logged step")
     else:
-        axis.plot([line["step"] for line in log], values, color=LINES[0], alpha=0.25, linewidth=0.8, label="logged")
+        axis.plot(
+            [line["step"] for line in log], values, color=LINES[0], alpha=0.25, linewidth=0.8, label="each logged step"
+        )
         axis.plot(steps, means, color=LINES[0], label=f"mean of {window}")
         axis.set_ylim(top=np.quantile(values, 0.98) * 1.1 or None)
     axis.set_ylim(bottom=min(0, values.min()))

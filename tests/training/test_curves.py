@@ -48,7 +48,7 @@ def test_there_is_a_panel_for_the_loss_each_number_of_the_routers_and_each_dista
     lines = [{"step": s, "fd_n100": 100 / s, "fd_n100_floor": 2.0, "active": 2.0, "heldout_loss": 1.0} for s in (4, 8)]
     figure = draw_training(router_curves(log), [0, 1], (2.0, "target 2"), log, lines)
     assert {axis.get_ylabel(): axis.get_legend_handles_labels()[1] for axis in figure.axes} == {
-        "Loss": ["logged", "held out"],
+        "Loss": ["each logged step", "held out"],
         "Active experts per token": ["layer 0", "layer 1", "mean of layers", "target 2"],
         "Threshold p": ["all layers"],
         "Scale of the logits θ": ["layer 0", "layer 1"],

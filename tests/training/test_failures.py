@@ -74,7 +74,9 @@ def test_the_advice_after_an_overflow_can_be_followed_and_is_recorded(build, tmp
     before = {"lr": 1e-3, "warmup_steps": 0, "grad_clip": None}[name]
     advised = {"p0": 0.7, "checkpoint_every": 2, "log_every": 4, name: value}
     build(tmp_path / "run", steps=6, **advised).train()
-    assert f"goes on from step 5, from now on with train.{name}={value} (was {before})" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "goes on from step 5, from now on with train.steps=" in told
+    assert f"train.{name}={value} (was {before})" in told
     build(tmp_path / "run", steps=7, **advised).train()
     changes = [{"step": 5, f"train.{name}": [before, value]}]
     assert checkpoint.open_checkpoint(tmp_path / "run").state["changes"] == changes

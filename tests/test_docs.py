@@ -109,3 +109,13 @@ def test_the_layers_name_every_part_and_guides_name_files_that_exist():
     named = {(guide.name, name) for guide in GUIDES for name in re.findall(r"`(dit_moe/[\w/.]+)`", guide.read_text())}
     written_by_readers = {"dit_moe/moe/routers/minp.py", "dit_moe/metrics/mean_gap.py"}
     assert [each for each in named if each[1] not in written_by_readers and not (ROOT / each[1]).exists()] == []
+
+
+@pytest.mark.parametrize(
+    ("marked", "last"), [("free", "`model.recompute`"), ("recorded", ", from the newest checkpoint")]
+)
+def test_the_guide_lists_the_settings_of_training_that_a_resumed_run_may_change(marked, last):
+    text = (ROOT / "docs" / "configuration.md").read_text().partition("What may differ:")[2]
+    item = next(each for each in text.split("\n* ") if last in each).partition(last)[0]
+    listed = {name.removeprefix("train.") for name in re.findall(r"`([\w.]+)`", item)}
+    assert listed == {field.name for field in fields(TrainConfig) if field.metadata.get(marked)}

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,6 +67,28 @@ def done(tmp_path_factory):
         patch.chdir(tmp_path_factory.mktemp("reader"))
         small_forms.furnish(Path.cwd())
         yield set(small_forms.BEFORE)
+
+
+def test_the_guide_names_every_file_of_a_run_folder(done):
+    guide = (ROOT / "docs" / "run-folder.md").read_text()
+    names = [
+        name for row in guide.splitlines() for name in re.findall(r"`([^`]+)`", row.split("|")[1] if "|" in row else "")
+    ]
+    known = [f"{name}*" if name.endswith("/") else name for name in names]
+    known += [f"checkpoints/step_*/{name}" for name in ("ema.safetensors", "config.yaml")]
+    for words in (
+        ["quickstart", "photos"],
+        ["routing", "runs/digits"],
+        ["dial", "runs/digits"],
+        ["sample", "runs/lm_tiny"],
+    ):
+        if tuple(words) not in done:
+            done.add(tuple(words))
+            assert small_forms.run(words) == 0
+    runs = [Path("runs", name) for name in ("photos", "digits", "lm_tiny")]
+    files = [path.relative_to(run).as_posix() for run in runs for path in run.rglob("*") if path.is_file()]
+    assert {file for file in files if not any(fnmatch(file, name) for name in known)} == set()
+    assert len({file.split("/")[0] for file in files}) > 10
 
 
 @pytest.mark.parametrize("name", SHOWN)

@@ -283,7 +283,8 @@ def _encoded_ahead(
     tokenizer: TextTokenizer, batches: Iterator[list[Row]]
 ) -> Iterator[tuple[list[Row], list[np.ndarray]]]:
     """Batches with the ids of their texts; the next is encoded, outside Python's lock, while one is written."""
-    with ThreadPoolExecutor(1) as pool:
+    pool = ThreadPoolExecutor(1)
+    try:
         waiting = None
         for rows in batches:
             coming = rows, pool.submit(tokenizer.encode_batch, [row.text for row in rows if row.text is not None])
@@ -292,6 +293,8 @@ def _encoded_ahead(
             waiting = coming
         if waiting is not None:
             yield waiting[0], waiting[1].result()
+    finally:  # an abandoned one is closed by the garbage collector, maybe while a thread starts: waiting would hang
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def finished(config: TokenizeConfig, folder: Path, split: str) -> TokenManifest | None:

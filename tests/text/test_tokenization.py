@@ -1,7 +1,10 @@
 """Tokenising: always the same bytes, however often stopped, and nothing half-written or of something else is read."""
 
 import json
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -227,3 +230,20 @@ def test_how_many_documents_are_encoded_at_a_time_changes_nothing_but_how_far_is
     task.run()
     assert read == 1 + 200 and max(ahead) < 60  # one tells that there is text; batches waiting, and an open shard
     assert contents(folder) == before
+
+
+def test_documents_that_nobody_takes_any_more_are_not_waited_for():
+    given_up = threading.Event()
+
+    def encode_batch(batch):
+        given_up.wait(20 if batch == ["second"] else 0)
+        return batch
+
+    rows = [SimpleNamespace(text=text) for text in ("first", "second")]
+    ahead = tokenizing._encoded_ahead(SimpleNamespace(encode_batch=encode_batch), iter([rows[:1], rows[1:]]))
+    assert next(ahead)[1] == ["first"]
+    start = time.perf_counter()
+    ahead.close()
+    taken = time.perf_counter() - start
+    given_up.set()
+    assert taken < 5

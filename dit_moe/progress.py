@@ -44,7 +44,7 @@ def work_bar(doing: str, total: float | None, unit: str) -> Iterator[Callable[[f
             progress.update(bar, completed=done, rate=rate)
             if now >= due and not console.is_terminal and done != total:
                 due = now + AT_LEAST_EVERY
-                tell(f"{doing}: {speed(done)}{of} {unit}, {rate} a second")
+                tell(f"{doing}: {int(done):,}{of} {unit}, {rate} a second")  # also between two images
 
         yield advance
     if not console.is_terminal and done:

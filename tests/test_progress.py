@@ -26,6 +26,13 @@ def test_off_a_terminal_long_work_says_soon_what_it_is_and_then_how_far(capsys, 
     assert told(capsys) == ["training runs/x/extractor: 200 steps, 4 a second"]
 
 
+def test_off_a_terminal_images_that_are_not_done_are_not_told_in_parts(capsys, clock):
+    with work_bar("sampling", 1000, "images") as advance:
+        clock[0] = 100.0
+        advance(100 / 3)
+    assert told(capsys)[0] == "sampling: 33 of 1,000 images, 0.333 a second"
+
+
 def test_off_a_terminal_short_work_says_one_line(capsys, clock):
     with work_bar("sampling", 10, "images") as advance:
         for clock[0] in (0.2, 0.5):

@@ -23,6 +23,7 @@ def end(results: Iterable[Path], *commands: Sequence[object]) -> None:
         commands: the words of each after `dit-moe`; they are quoted for the shell here.
     """
     if os.environ.get("RANK", "0") == "0":
+        sys.stdout.flush()  # so that what was printed stands before this where both go to one file
         sizes = [f"{path} ({decimal(disk_used(path))})" for path in results if path.exists()]
         _say("results", sizes)
         say_next(*commands)

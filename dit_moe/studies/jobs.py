@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -98,13 +99,14 @@ def run_jobs(jobs: Sequence[Job], share: Share) -> list[Job]:
     Whatever ends this function early, or kills this process, ends the jobs too, as SIGTERM does: they save themselves.
     """
     waiting, slots = list(jobs), dict[int, Job]()
-    with JobsProgress(jobs) as progress:
+    with JobsProgress(jobs, share.jobs) as progress:
         try:
             while waiting or slots:
                 for slot in range(share.jobs):
                     if slot not in slots and waiting:
                         slots[slot] = waiting.pop(0)
                         _start(slots[slot], share.environment(slot))
+                        progress.started(slots[slot])
                 for slot, job in list(slots.items()):
                     assert job.process is not None
                     job.returncode = job.process.poll()
@@ -155,10 +157,12 @@ def end_with_parent() -> None:
 
 
 class JobsProgress:
-    """A line on stderr for each job that has ended, and on a terminal a bar for each that runs."""
+    """On stderr a line for each job that has ended; for each that runs a bar on a terminal, elsewhere a line, too."""
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self.number, self.ended_jobs, self.start = len(jobs), 0, time.monotonic()
+    def __init__(self, jobs: Sequence[Job], at_a_time: int) -> None:
+        self.number, self.at_a_time = len(jobs), at_a_time
+        self.start, self.starts = time.monotonic(), dict[str, float]()  # of all, and of those that run
+        self.seconds: list[float] = []  # of those that have ended
         self.console = PlainConsole(stderr=True, soft_wrap=True)
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
         shown = self.console.is_terminal
@@ -172,6 +176,11 @@ class JobsProgress:
     def __exit__(self, *error: object) -> None:
         self.bars.stop()
 
+    def started(self, job: Job) -> None:
+        self.starts[job.name] = time.monotonic()
+        if not self.console.is_terminal:
+            self.console.print(f"{job.name} begins; what it says goes to {job.output}")
+
     def update(self, running: Sequence[Job]) -> None:
         for job in running if self.console.is_terminal else ():
             step = job.step()
@@ -180,12 +189,13 @@ class JobsProgress:
 
     def ended(self, job: Job) -> None:
         self.bars.update(self.tasks[job.name], visible=False)
-        self.ended_jobs += 1
+        self.seconds.append(time.monotonic() - self.starts.pop(job.name))
         outcome = "done" if job.returncode == 0 else f"FAILED: {job.last_line()}"
-        elapsed, left = time.monotonic() - self.start, self.number - self.ended_jobs
-        times = _minutes(elapsed) + (f", about {_minutes(elapsed / self.ended_jobs * left)} left" if left else "")
-        line = f"[{self.ended_jobs}/{self.number}] {job.name} {outcome} ({times})"
-        self.console.print(line)
+        elapsed, ended = time.monotonic() - self.start, len(self.seconds)
+        rounds = math.ceil(self.number / self.at_a_time)
+        left = sum(self.seconds) / ended * rounds - elapsed  # if the others take as long
+        times = _minutes(elapsed) + (f", about {_minutes(left)} left" if ended < self.number and left >= 1 else "")
+        self.console.print(f"[{ended}/{self.number}] {job.name} {outcome} ({times})")
 
 
 def _minutes(seconds: float) -> str:

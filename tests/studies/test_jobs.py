@@ -156,17 +156,37 @@ def two_jobs(folder):
     return [Job(f"topk/{i}", [], folder / f"{i}.txt", log=folder / f"{i}.jsonl", steps=10) for i in range(2)]
 
 
-def test_elsewhere_than_on_a_terminal_every_end_is_a_line(tmp_path, capsys):
-    first, second = two_jobs(tmp_path)
-    with JobsProgress([first, second]) as progress:
-        first.returncode = 0
+@pytest.mark.parametrize(("at_a_time", "left"), [(1, ", about 1:40 left"), (2, "")])
+def test_elsewhere_than_on_a_terminal_every_start_and_end_is_a_line(tmp_path, capsys, monkeypatch, at_a_time, left):
+    now = [0.0]
+    monkeypatch.setattr(jobs.time, "monotonic", lambda: now[0])
+    running = first, second = two_jobs(tmp_path)
+    with JobsProgress(running, at_a_time) as progress:
+        for job in running[:at_a_time]:
+            progress.started(job)
+        first.returncode, now[0] = 0, 100.0
         progress.ended(first)
-        second.returncode = 1
+        for job in running[at_a_time:]:
+            progress.started(job)
+        second.returncode, now[0] = 1, 205.0
         second.output.write_text("it was\nthe end\n")
         progress.ended(second)
-    one, two = capsys.readouterr().err.splitlines()
-    assert one.startswith("[1/2] topk/0 done (0:00, about 0:0") and one.endswith(" left)")
-    assert two.startswith("[2/2] topk/1 FAILED: the end (0:0")
+    lines = capsys.readouterr().err.splitlines()
+    starts = [f"topk/{i} begins; what it says goes to {tmp_path / f'{i}.txt'}" for i in range(2)]
+    ends = [f"[1/2] topk/0 done (1:40{left})", "[2/2] topk/1 FAILED: the end (3:25)"]
+    assert lines == ([starts[0], ends[0], starts[1], ends[1]] if at_a_time == 1 else starts + ends)
+
+
+def test_the_time_left_is_that_of_the_rounds_left_of_jobs_side_by_side(tmp_path, capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(jobs.time, "monotonic", lambda: now[0])
+    three = [Job(name, [], tmp_path / name, returncode=0) for name in "abc"]
+    with JobsProgress(three, 2) as progress:
+        progress.started(three[0])
+        progress.started(three[1])
+        now[0] = 100.0
+        progress.ended(three[0])
+    assert capsys.readouterr().err.endswith("[1/3] a done (1:40, about 1:40 left)\n")
 
 
 def test_on_a_terminal_jobs_that_run_are_shown_with_their_steps(tmp_path, monkeypatch):
@@ -175,7 +195,7 @@ def test_on_a_terminal_jobs_that_run_are_shown_with_their_steps(tmp_path, monkey
     running = two_jobs(tmp_path)
     running[0].log.write_text('{"step": 7}\n')
     running[1].log.write_text('{"step": 10}\n')
-    with JobsProgress(running) as progress:
+    with JobsProgress(running, 2) as progress:
         progress.update(running)
         progress.bars.refresh()
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())

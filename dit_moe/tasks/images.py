@@ -225,7 +225,7 @@ def evaluation(experiment: Experiment, folder: Path) -> Callable[[], Report | No
         for seed, settings in enumerate(seeds_of(experiment.sample, count, experiment.eval.seeds)):
             out = folder if seed == 0 else folder / "samples" / f"seed_{settings.seed}"
             run = open_image_run(folder, sample=settings, device=join_processes().device)
-            sample_images(run, out)
+            sample_images(run, out, DEFAULT if seed == 0 else ("npz",))
             samples.append(out / IMAGES_FILE)
         opened = [open_input(str(path), ReadOptions()) for path in samples]
         report = comparison.evaluate(opened)
@@ -262,7 +262,7 @@ def _sample_images(run: ImageRun, out: Path, save: Sequence[str], recipe: str | 
         return None
     shown, _ = grid_layout(labels_N)
     if "grid" in save and len(shown) < len(labels_N):
-        tell(f"note: {OUTPUTS['grid'][0]} shows {len(shown)} of the {len(labels_N)} images")
+        tell(f"note: {out / OUTPUTS['grid'][0]} shows {len(shown)} of the {len(labels_N)} images")
     footprint = run.experiment.model.footprint()
     facts = run.facts() | {
         "recipe": recipe,

@@ -18,7 +18,8 @@ BIN := $(VENV)/bin
 SETUP := requirements/install.py --venv $(VENV) $(INSTALL)
 # Variables of the command line with a dot in their name, as changes to the config: data.path='my images'
 given = $(and $(findstring .,$1),$(filter command,$(origin $1)))
-CHANGES = $(foreach name,$(.VARIABLES),$(if $(call given,$(name)),'$(subst ','\'',$(name)=$(value $(name)))'))
+GIVEN = $(strip $(foreach name,$(.VARIABLES),$(if $(call given,$(name)),$(name))))
+CHANGES = $(foreach name,$(GIVEN),'$(subst ','\'',$(name)=$(value $(name)))')
 
 .PHONY: help setup quickstart lm test check test-newest docs lock
 

@@ -147,7 +147,7 @@ class CurvesPicture:
             picture = curves_png([self._run])
             write_atomically(self._run / CURVES, picture)
             self._drawn = picture
-        except (OSError, ValueError) as error:  # a picture is not worth a run
-            tell(f"warning: no {CURVES}: {error}")
+        except Exception as error:  # whatever it is: a picture is not worth a run
+            tell(f"warning: no {CURVES}: {type(error).__name__}: {error}")
         end = time.monotonic()
         self._next = end + max(FIRST, (end - start) / SHARE)

@@ -99,6 +99,16 @@ def test_the_picture_is_drawn_while_the_run_goes_on_and_no_step_waits_for_it(tmp
     assert CurvesPicture(tmp_path).finish() is None, "nothing was logged since"
 
 
+def test_a_picture_that_cannot_be_drawn_is_a_warning_and_ends_no_training(tmp_path, monkeypatch, capsys):
+    def draw(runs):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr("dit_moe.training.curves_of_runs.curves_png", draw)
+    (tmp_path / "log.jsonl").write_text("")
+    assert CurvesPicture(tmp_path).finish() is None
+    assert capsys.readouterr().err == "warning: no curves.png: RuntimeError: no font\n"
+
+
 @pytest.mark.parametrize("name", ["nope", "."])
 def test_a_folder_without_a_log_is_named(tmp_path, name):
     with pytest.raises(ValueError, match=r"(does not exist.*|has no log.jsonl.*); name a run folder"):

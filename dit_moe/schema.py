@@ -33,7 +33,11 @@ class ConfigError(ValueError):
 
     def below(self, parent: str) -> ConfigError:
         """The same mistake, seen from the section `parent` that contains this one."""
-        return ConfigError(f"{parent}.{self.path}" if parent else self.path, self.problem)
+        return type(self)(f"{parent}.{self.path}" if parent else self.path, self.problem)
+
+
+class NotThere(ConfigError):
+    """The images that a config names are not there: none can be damaged."""
 
 
 class WorkFailed(RuntimeError):

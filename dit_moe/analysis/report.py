@@ -15,7 +15,8 @@ from dit_moe.analysis.collect_text import TOKENS, collect_text
 from dit_moe.analysis.page import PAGE, write_page
 from dit_moe.analysis.statistics import JSON, NPZ, RoutingStats, write_stats
 from dit_moe.checkpoint import find, run_of
-from dit_moe.config import ConfigError
+from dit_moe.config import ConfigError, NotThere
+from dit_moe.data.latents import NoLatents
 from dit_moe.distributed import join_processes
 from dit_moe.experiments.run import open_image_run, open_text_run
 from dit_moe.files import require_own
@@ -25,6 +26,7 @@ from dit_moe.locks import exclusive
 from dit_moe.progress import work_bar
 from dit_moe.tasks import task_of
 from dit_moe.tasks.own_samples import OWN_SAMPLES, OwnImages, OwnText
+from dit_moe.text.token_shards import NoTokens
 from dit_moe.training.curves import router_curves
 from dit_moe.training.log import read_log
 
@@ -46,7 +48,7 @@ def report_routing(
         overrides: ``key=value`` changes to the sections ``sample`` and ``data``, and to ``eval`` of a language model.
         out: where the files go; None: the folder `routing` in that of the run.
         split: of the data; None: what was held out, or if nothing was, what was trained on. `OWN_SAMPLES` are samples
-            that the run makes for it; so they are for None where the data cannot be opened, as in a run that was moved.
+            that the run makes for it; so they are for None where the data are not there, as of a run that was moved.
         counts: `images` and `times` (noise levels), or `tokens` of text: at most so many; None is the default.
 
     Raises ValueError for bad input, before the work starts.
@@ -95,11 +97,11 @@ def _open_split(
         try:
             found: tuple[Any, str] = task_of(run.experiment).open_split(run, split)
             return found
-        except ValueError as error:
+        except (NoLatents, NoTokens, NotThere) as error:
             if named:
                 raise
             tell(f"note: {error}; the routing shown is that of samples of the run itself")
-            split = f"{OWN_SAMPLES} (of the run itself, as its data cannot be opened)"
+            split = f"{OWN_SAMPLES} (of the run itself, as its data are not there)"
     return OwnImages(run, counts.get("images")) if kind == "images" else OwnText(run), split
 
 

@@ -5,8 +5,8 @@ of them work together, and which serve which classes and noise levels. Of a lang
 of token, and along a passage. From the run's log: thresholds, θ and active experts over training.
 
 Overrides change the run's section `sample` (weights=model; target=3 or p=0.6 for another compute budget), a language
-model's `eval`, and where the data are now, for instance data.path=FOLDER. If they cannot be opened and nothing names
-others, as in a run that was moved, samples that the run makes take their place, and the report says so.
+model's `eval`, and where the data are now, for instance data.path=FOLDER. If they are not there and nothing names
+others, as of a run that was moved, samples that the run makes take their place, and the report says so.
 
 In the output folder, by default RUN/routing: report.html (a single file), the pictures as PNGs, routing.json with the
 numbers, and routing.npz with all of them.

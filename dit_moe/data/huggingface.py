@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from dit_moe.config import ConfigError, Place, require
+from dit_moe.config import ConfigError, NotThere, Place, require
 from dit_moe.data.base import DATASETS, place_of
 from dit_moe.data.image_source import ImageSource, ImageSourceConfig
 from dit_moe.data.images import BadImage
@@ -132,7 +132,8 @@ def load_split(id: str, subset: str | None, option: str, split: str, streaming: 
             remedy = "name a dataset of the Hub, or a folder of Parquet files"
             if "zstd not supported" in told:
                 remedy = how_to_install("zstandard")
-            raise ConfigError("id", f"={id} cannot be loaded, split {split}: {told}; {remedy}") from None
+            kind = ConfigError if os.path.exists(id) else NotThere  # without a network, perhaps
+            raise kind("id", f"={id} cannot be loaded, split {split}: {told}; {remedy}") from None
         splits = dict.fromkeys(datasets.get_dataset_split_names(id, subset))
     splits = splits if isinstance(splits, dict) else {str(splits.split or "train"): splits}
     if split not in splits:

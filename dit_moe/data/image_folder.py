@@ -10,7 +10,7 @@ from typing import Annotated
 
 import numpy as np
 
-from dit_moe.config import ConfigError, Place
+from dit_moe.config import ConfigError, NotThere, Place
 from dit_moe.data.base import DATASETS, place_of
 from dit_moe.data.image_source import ImageSource, ImageSourceConfig
 from dit_moe.data.images import FORMATS, list_images, read_file
@@ -123,8 +123,10 @@ class ImageFolder(ImageSource):
 def _class_folders(option: str, folder: str) -> tuple[list[str], dict[str, list[bytes]], PassedOver]:
     """The class folders in sorted order; the images in each, by their paths below it; and what was passed over."""
     if not os.path.isdir(folder):
-        problem = f"{folder} is not a folder" if os.path.exists(folder) else missing(folder)
-        raise ConfigError(option, f"={problem}; name a folder that has one folder of images per class")
+        there = os.path.exists(folder)
+        problem = f"{folder} is not a folder" if there else missing(folder)
+        error = ConfigError if there else NotThere
+        raise error(option, f"={problem}; name a folder that has one folder of images per class")
     files, folders, passed_over = list_images(folder)
     files_of: dict[str, list[bytes]] = {os.fsdecode(each): [] for each in folders if b"/" not in each}
     if not files_of:

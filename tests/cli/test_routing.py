@@ -8,7 +8,9 @@ import pytest
 
 from dit_moe import plotting
 from dit_moe.analysis.page import figures_of
+from dit_moe.config import section
 from dit_moe.data import DATASETS
+from dit_moe.data.image_folder import ImageFolderConfig
 from dit_moe.experiments.image import load_experiment, open_split
 from dit_moe.experiments.run import open_text_run
 from dit_moe.experiments.text import open_heldout
@@ -119,6 +121,18 @@ def test_a_held_out_split_that_is_only_a_default_says_why_it_is_not_there(monkey
         assert dataset == "the data" and split.startswith("train (held-out") and "is no split of them" in split
     with pytest.raises(ValueError, match="no split of them"):
         open_split(load_experiment(CONFIG, ["data={name: huggingface, id: some, heldout: test}"]).data, None)
+
+
+def test_only_data_that_are_not_there_make_room_for_samples_of_the_run(a_run, tmp_path, undrawn, monkeypatch, capsys):
+    def opened(run, split, path=tmp_path / "gone"):
+        with section("data"):
+            return DATASETS.build(ImageFolderConfig(path=str(path)), "train"), "train"
+
+    monkeypatch.setattr("dit_moe.tasks.images.open_split", opened)
+    assert cli("routing", a_run, "--images", 4, "--times", 2, "--out", tmp_path / "out") == 0
+    assert "(of the run itself, as its data are not there)" in numbers(tmp_path / "out")["facts"]["split"]
+    monkeypatch.setattr("dit_moe.tasks.images.open_split", lambda run, split: opened(run, split, tmp_path / "out"))
+    refused(capsys, 2, "has no class folders", "routing", a_run, "--out", tmp_path / "other")
 
 
 def test_every_dataset_says_whether_it_may_lack_held_out_data():

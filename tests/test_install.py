@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -165,9 +167,41 @@ def test_the_image_is_built_of_files_that_are_there_with_the_lock_of_its_python_
 def test_the_batch_script_is_valid_and_starts_a_command_that_is_understood():
     script = ROOT / "docs" / "train.sbatch"
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
-    command = re.search(r"^srun (torchrun .*)$", re.sub(r"\\\n", "", script.read_text()), re.MULTILINE)[1]
+    command = re.search(r"^srun (torchrun .*) &$", re.sub(r"\\\n", "", script.read_text()), re.MULTILINE)[1]
     words = shlex.split(Template(command).safe_substitute(SLURM_NNODES=2, host="host", SLURM_JOB_ID=1))
     assert Shown(script.name, tuple(words)).ours() == ["train", "$@"]
+
+
+@pytest.mark.parametrize(
+    ("signalled", "code", "queued"), [(False, 1, False), (True, 1, True), (True, 0, False), (False, 0, False)]
+)
+def test_the_batch_script_queues_itself_again_when_its_time_is_up_and_after_no_other_failure(
+    signalled, code, queued, tmp_path
+):
+    """With stand-ins for what Slurm brings: `srun` is the training, which a signal makes end with `code`."""
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    signal = "kill -TERM $PPID; until [ -e told ]; do sleep 0.05; done; " if signalled else ""
+    stands_in = {
+        ".venv/bin/activate": "",
+        "scontrol": '[ "$1" != requeue ] || touch queued',
+        "scancel": "touch told",
+        "srun": f"{signal}exit {code}",
+    }
+    for name, body in stands_in.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    given = {"SLURM_JOB_ID": "1", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "a,b"}
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    script = ["bash", ROOT / "docs" / "train.sbatch", "digits"]
+    done = subprocess.run(script, cwd=tmp_path, env={"PATH": path, **given}, timeout=30, check=False)
+    assert done.returncode == code and (tmp_path / "queued").exists() == queued
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_hands_changes_on_as_they_are_and_shows_a_command_without_gaps():
+    command = ["make", "-n", "quickstart", "VENV=v", "data.path=my  images", "train.steps=3"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    assert shown == "v/bin/dit-moe quickstart configs/digits.yaml 'data.path=my  images' 'train.steps=3'"
 
 
 # ------------------------------------------------------------------------------------------------------------ the locks

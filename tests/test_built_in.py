@@ -41,12 +41,34 @@ def test_a_wrong_name_lists_the_nearest(word, nearest, tmp_path, monkeypatch):
         config.load(word)
 
 
-def test_configs_lists_each_with_one_line(capsys):
-    assert main(["configs"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == built_in.names()
-    assert all(len(line) > len(name) + 20 for line, name in zip(lines, built_in.names(), strict=True))
-    assert main(["configs", "show"]) == 2 and "needs the name of a config" in capsys.readouterr().err
+def listed(capsys, *words):
+    """{what a line begins with: the rest of it}"""
+    assert main(["configs", *words]) == 0
+    return dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+
+
+def test_configs_begins_with_own_images_and_small_ones_and_has_a_line_for_each_large_folder(capsys):
+    lines = listed(capsys)
+    names, folders = list(lines)[:-3], list(lines)[-3:]
+    assert names[0] == "my_images" and folders == ["imagenet256/…", "imagenet512/…", "lm/…"]
+    for folder in folders:
+        of_folder = listed(capsys, folder.removesuffix("/…"))
+        assert lines[folder].startswith(f"{len(of_folder)} configs, see `dit-moe configs {folder[:-2]}`. ")
+        names += of_folder
+    assert sorted(names) == built_in.names() and all(len(text) > 20 for text in lines.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["show"], "needs the name of a config"),
+        (["digits"], "`dit-moe configs show digits` prints it"),
+        (["imagenet"], "is no folder of built-in configs; did you mean"),
+        (["imagenet256", "base"], "to print one say show base"),
+    ],
+)
+def test_what_configs_cannot_list_says_what_it_can(words, problem, capsys):
+    assert main(["configs", *words]) == 2 and problem in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["digits_topk", XL, "lm/LM-0.4B-64E8A-topk", "studies/digits"])

@@ -24,6 +24,14 @@ def names(below: str = "") -> list[str]:
     return sorted(name.removeprefix(below) for name in found)
 
 
+def by_folder() -> dict[str, list[str]]:
+    """The names of all, sorted; those at the top under ""."""
+    found: dict[str, list[str]] = {}
+    for name in names():
+        found.setdefault(name.rpartition("/")[0], []).append(name)
+    return found
+
+
 def find(word: str | Path, *, beside: Path = Path(), below: str = "", kind: str = "config") -> Path:
     """The file that `word` means: one in the folder `beside`, or else a built-in one, of the folder `below`.
 

@@ -20,6 +20,7 @@ RUNS = "$(find runs -maxdepth 3 -name config.yaml 2>/dev/null | sed s,/config.ya
 ARGUMENTS = {  # of the commands: where their words come from
     "config": (" ".join(built_in.names()), "f"),
     "study": (" ".join(built_in.names("studies/")), "f"),
+    "what": (" ".join(["show", *filter(None, built_in.by_folder())]), "f"),
     "name": (" ".join(built_in.names()), "f"),
     "run_folder": (RUNS, "d"),
     "runs": (RUNS, "d"),

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
 def _all() -> list[tuple[str, str]]:
     """What to begin with first; the folders that hold many configs last, each in one line."""
     each, folders = [], []
-    for folder, names in _by_folder().items():
+    for folder, names in built_in.by_folder().items():
         if folder and len(names) > MOST:
             about = f". {built_in.summary(base)}" if (base := f"{folder}/base") in names else ""
             folders.append((f"{folder}/…", f"{len(names)} configs, see `dit-moe configs {folder}`{about}"))
@@ -57,19 +57,11 @@ def _all() -> list[tuple[str, str]]:
 def _of_folder(folder: str) -> list[tuple[str, str]]:
     if folder in built_in.names():
         raise ValueError(f"{folder} is a config; `dit-moe configs show {folder}` prints it")
-    by_folder = _by_folder()
+    by_folder = built_in.by_folder()
     if folder not in by_folder:
         known = [name for name in by_folder if name]
         raise ValueError(f"{folder} is no folder of built-in configs; {did_you_mean(folder, known)}")
     return _told(by_folder[folder])
-
-
-def _by_folder() -> dict[str, list[str]]:
-    """The names of all, sorted; those at the top under ""."""
-    found: dict[str, list[str]] = {}
-    for name in built_in.names():
-        found.setdefault(name.rpartition("/")[0], []).append(name)
-    return found
 
 
 def _told(names: Iterable[str]) -> list[tuple[str, str]]:

@@ -31,6 +31,8 @@ def test_bash_completes_commands_options_configs_studies_and_runs(tmp_path, monk
         "train --dry": ["--dry-run"],
         "train digits_": [name for name in built_in.names() if name.startswith("digits_")],
         "compare pa": ["paper"],
+        "configs sh": ["show"],
+        "configs imagenet": ["imagenet256", "imagenet512"],
         "sample runs/": ["runs/mine"],
         "eval runs/m": ["runs/mine"],
         "curves runs/": ["runs/mine"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -23,11 +24,16 @@ class Source(Protocol):
 
     def problem(self, image: int) -> str | None: ...
 
+    def stamps(self) -> Iterable[tuple[int, int]]: ...
+
 
 def broken_images(source: Source) -> dict[int, str]:
-    """Images that cannot be used, in rising order, and what is wrong with each, naming it. Works on all cores."""
-    limits, count = source.config, len(source.labels_N)
-    key = (source.place, source.fingerprint, limits.size, limits.min_side, limits.max_megapixels)
+    """Images that cannot be used, in rising order, and what is wrong with each, naming it. Works on all cores.
+
+    In a process that has looked at the same files before, none of which changed since, it looks no second time.
+    """
+    limits, count, stamps = source.config, len(source.labels_N), hash(tuple(source.stamps()))
+    key = (source.place, source.fingerprint, stamps, limits.size, limits.min_side, limits.max_megapixels)
     if key not in _found:
         problems: list[str | None] = []
         doing = f"looking for broken images in {source.place}"

@@ -9,6 +9,7 @@ from PIL import Image
 
 from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS, BrokenImages
+from dit_moe.data.image_folder import ImageFolderConfig
 from dit_moe.data.image_source import ImageSource, ImageSourceConfig
 from dit_moe.data.images import FORMATS
 from tests.data.examples import class_files, encoded, pixels, save_huggingface, write_tar, write_tree
@@ -95,6 +96,15 @@ def test_broken_images_are_left_out_on_demand_and_the_others_are_as_they_were(na
     assert left.sizes(range(4)).tolist() == whole.sizes([0, 2, 4, 5]).tolist() and left.class_counts() == [2, 2]
     assert left.passed_over["images that cannot be used"] == {"count": 2, "first": whole.problem(1)}
     assert f"passed over are images that cannot be used (2: {whole.locate(1)} is not" in capsys.readouterr().err
+
+
+def test_an_image_mended_in_the_same_process_comes_back(tmp_path):
+    good = encoded(pixels(1))
+    folder = write_tree(tmp_path / "tree", class_files(each=3) | {"ant/001.png": good[:-40] + bytes(40)})
+    config = ImageFolderConfig(path=str(folder), skip_broken=True)
+    assert len(DATASETS.build(config, "train")) == 5
+    (folder / "ant/001.png").write_bytes(good)
+    assert len(DATASETS.build(config, "train")) == 6
 
 
 def test_a_source_of_nothing_but_broken_images_is_refused():

@@ -145,8 +145,16 @@ def misfit(path: Path, network: str, error: RuntimeError) -> ValueError:
     return ValueError(f"{path} does not hold the weights of {network} ({details[:200]} …); name --weights that do")
 
 
+class NotFetched(ValueError):
+    """A file that is not here; `reason` says in a few words why it could not be downloaded."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 def fetch(url: str, sha256: str, *, download: bool = True) -> Path:
-    """The file of `url` in torch hub's cache, put there if need be and allowed; ValueError if it is not there then.
+    """The file of `url` in torch hub's cache, put there if need be and allowed; NotFetched if it is not there then.
 
     It appears there whole and with the right hash, or not at all; one process downloads while the others wait.
     """
@@ -154,7 +162,7 @@ def fetch(url: str, sha256: str, *, download: bool = True) -> Path:
     if path.is_file():
         return path
     if not download:
-        raise ValueError(f"{path.name} is not in {path.parent}")
+        raise NotFetched(f"{path.name} is not in {path.parent}", "that is not allowed")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_name(f"{path.name}.lock").open("a", encoding="utf-8") as lock:
@@ -164,7 +172,9 @@ def fetch(url: str, sha256: str, *, download: bool = True) -> Path:
                 torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
     except (OSError, HTTPException, RuntimeError) as error:  # the last is about the hash
         problem = f"{path.name} is neither in {path.parent} nor can it be downloaded ({error})"
-        raise ValueError(f"{problem}; get it elsewhere from {url}, and name it with --weights FILE") from None
+        raise NotFetched(
+            f"{problem}; get it elsewhere from {url}, and name it with --weights FILE", str(error)
+        ) from None
     return path
 
 
@@ -196,7 +206,8 @@ def _problem_with(url: str) -> str | None:
     except HTTPError:  # an answer, too
         return None
     except (OSError, HTTPException, ValueError) as error:
-        return str(error) or type(error).__name__
+        cause = getattr(error, "reason", error)  # of urllib's own, which are named after it
+        return str(getattr(cause, "strerror", None) or cause) or type(error).__name__
     return None
 
 

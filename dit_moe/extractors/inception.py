@@ -20,6 +20,7 @@ from dit_moe.extractors.base import (
     EXTRACTORS,
     FeatureExtractor,
     Features,
+    NotFetched,
     fetch,
     full_precision,
     misfit,
@@ -92,13 +93,13 @@ class InceptionExtractor(FeatureExtractor):
 
 
 def missing_weights(*, download: bool = True) -> str | None:
-    """Why the official weights cannot be had, in words; None if they are here, where they are put if need be."""
+    """Why the official weights cannot be had, in a few words; None if they are here, where they are put if need be."""
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     try:
         fetch(URL_INCEPTION_V3, SHA256, download=download)
-    except ValueError as error:
-        return f"Inception's weights: {str(error).partition(';')[0]}"
+    except NotFetched as error:
+        return f"Inception's weights cannot be downloaded ({error.reason})"
     return None
 
 

@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+import socket
 import threading
 import time
 import zipfile
+from urllib.error import URLError
 
 import pytest
 import safetensors.torch
@@ -133,6 +135,14 @@ def test_without_network_the_error_says_where_to_get_inception(hub, monkeypatch)
     monkeypatch.setattr(base.urllib.request, "urlopen", offline)
     with pytest.raises(ValueError, match=r"\(no network\); get it .*https://.*6726825d.pth.* --weights FILE"):
         InceptionExtractor(InceptionConfig())
+
+
+def test_the_reason_without_a_network_is_short_and_in_words(hub, monkeypatch):
+    def offline(*args, **options):
+        raise URLError(socket.gaierror(-2, "Name or service not known"))
+
+    monkeypatch.setattr(base.urllib.request, "urlopen", offline)
+    assert missing_weights() == "Inception's weights cannot be downloaded (Name or service not known)"
 
 
 def test_a_network_that_swallows_questions_is_waited_for_once_and_no_longer_than_patience(hub, monkeypatch):

@@ -9,7 +9,7 @@ import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -243,6 +243,24 @@ class InputSummary:
     class_names: tuple[str, ...] | None = None  # unless they are the labels themselves, 0, 1, …
 
 
+def outline(given: EvaluationInput) -> InputSummary:
+    """What is known whatever the extractor."""
+    images, statistics = given.images, given.statistics
+    if images is None:
+        assert statistics is not None, "an input is features, images or statistics"
+        return InputSummary(statistics.source, statistics.moments.n, frozenset())
+    names = images.class_names
+    return InputSummary(
+        images.name,
+        len(images),
+        frozenset(),
+        images.labels_N,
+        images.image_shape,
+        images.label_remedy,
+        None if names is None or are_numbers(names) else names,
+    )
+
+
 def summarize(given: EvaluationInput, extractor: FeatureExtractor, as_reference: bool = False) -> InputSummary:
     """ValueError if the extractor does not take its images, or if its features or statistics are of another one."""
     images, statistics = given.images, given.statistics
@@ -250,7 +268,7 @@ def summarize(given: EvaluationInput, extractor: FeatureExtractor, as_reference:
         assert statistics is not None, "an input is features, images or statistics"
         require_extractor(statistics, extractor)
         spatial = set() if statistics.spatial_moments is None else {"spatial_moments"}
-        return InputSummary(statistics.source, statistics.moments.n, frozenset({"moments"} | spatial))
+        return replace(outline(given), known=frozenset({"moments"} | spatial))
     if isinstance(images, FeatureFolder):
         images.require_extractor(extractor)
         known = set(images.known)
@@ -268,19 +286,12 @@ def summarize(given: EvaluationInput, extractor: FeatureExtractor, as_reference:
         with suppress(ValueError):  # of another extractor: they are not used
             require_extractor(statistics, extractor)
             known -= {"spatial_NS", "spatial_moments"}  # FID and sFID are to be of one reference
-    names = images.class_names
-    return InputSummary(
-        images.name,
-        len(images),
-        frozenset(known),
-        images.labels_N,
-        images.image_shape,
-        images.label_remedy,
-        None if names is None or are_numbers(names) else names,
-    )
+    return replace(outline(given), known=frozenset(known))
 
 
-def require_comparable(sides: Sequence[InputSummary], reference: InputSummary | None, few_for_fid: bool) -> None:
+def require_comparable(
+    sides: Sequence[InputSummary], reference: InputSummary | None, few_for_fid: bool = False
+) -> None:
     """ValueError for fewer than 2 images on a side, or another shape than the reference's.
 
     Args:

@@ -13,6 +13,7 @@ from dit_moe import checkpoint
 from dit_moe.distributed import join_processes, on_main
 from dit_moe.evaluation.comparability import conditions_of, reasons_not_comparable
 from dit_moe.evaluation.comparison import Comparison
+from dit_moe.evaluation.compute import outline, require_comparable
 from dit_moe.evaluation.features import ExtractedFeatures, FeatureFolder
 from dit_moe.evaluation.floor import with_heldout_of, without_few_heldout
 from dit_moe.evaluation.options import (
@@ -24,7 +25,7 @@ from dit_moe.evaluation.options import (
     read_changes,
     require_outputs,
 )
-from dit_moe.evaluation.own_extractor import chosen_config
+from dit_moe.evaluation.own_extractor import chosen_config, train_missing
 from dit_moe.evaluation.recipes import EVALUATION, sampling_recipe
 from dit_moe.evaluation.report import Report
 from dit_moe.evaluation.runs import (
@@ -116,7 +117,7 @@ class Evaluation:
             label_by_name(one, reference)
         self._require_one_set(samples)
         self._require_recipe(samples, reference)
-        extractor, chosen = self._extractor([*samples, *([] if reference is None else [reference])])
+        extractor, chosen = self._extractor(samples, reference)
         if self.recipe is not None and not extractor.is_fid:
             self._refuse_recipe([f"the features are those of {extractor.name}, not of the verified Inception"])
         if self.recipe is not None and reference is not None and reference.statistics is not None:
@@ -220,14 +221,25 @@ class Evaluation:
             problem = f"--recipe {self.options.recipe} does not hold: {'; '.join(reasons)}"
             raise ValueError(f"{problem}; correct it, or drop --recipe")
 
-    def _extractor(self, sides: list[EvaluationInput]) -> tuple[FeatureExtractor, Any]:
-        """The extractor, and its config; None for the space that statistics name, where there is nothing else."""
-        options = self.options
+    def _extractor(
+        self, samples: list[EvaluationInput], reference: EvaluationInput | None
+    ) -> tuple[FeatureExtractor, Any]:
+        """The extractor, and its config; None for the space that statistics name, where there is nothing else.
+
+        A run's own network that is missing is trained, once nothing that is known by then speaks against it.
+        """
+        options, sides = self.options, [*samples, *([] if reference is None else [reference])]
         asked = options.extractor or options.weights or options.any_weights or self.recipe
         files = [one.statistics for one in sides if one.source is None and one.statistics is not None]
         if len(files) < len(sides) or asked:
             default = self.run_config and self.run_config.eval.extractor
             chosen = extractor_config(options, default, lambda: self._default_extractor(sides))
+            if (run := next(iter(self.runs.values()), None)) is not None:
+                chosen = chosen_config(chosen, run.home)
+                metric_configs(options, chosen, run.experiment.eval.metrics)
+                real = None if reference is None else outline(reference)
+                require_comparable([outline(one) for one in samples], real)
+                train_missing(chosen, run.experiment, run.home)
             return EXTRACTORS.build(chosen).to(join_processes().device), chosen
         named = [one.extractor for one in files if one.extractor is not None]
         if any(each != named[0] for each in named):
@@ -244,7 +256,7 @@ class Evaluation:
         if self.options.weights or self.options.any_weights:
             return InceptionConfig()
         if (run := next(iter(self.runs.values()), None)) is not None:
-            return chosen_config(run.experiment, run.home)
+            return chosen_config(None, run.home)
         kept = [one.features.manifest for one in sides if one.features is not None]
         if kept and kept[0].extractor["name"] in EXTRACTORS.names():
             return EXTRACTORS.config_class(kept[0].extractor["name"])()

@@ -25,49 +25,66 @@ MOST_LEARNED, MOST_HELD_OUT = 20_000, 5_000  # images
 ROWS = 256  # that are read at a time
 
 
+class NothingReserved(ConfigError):
+    """No images are set aside for a network to learn from."""
+
+
 def extractor_of(experiment: Experiment, home: Path) -> FeatureExtractor:
     """What the run in the folder `home` is evaluated with, on this process's device. All processes call it together.
 
     Raises ValueError, with a remedy, if there is none.
     """
-    built: FeatureExtractor = EXTRACTORS.build(chosen_config(experiment, home))
+    chosen = chosen_config(experiment.eval.extractor, home)
+    train_missing(chosen, experiment, home)
+    built: FeatureExtractor = EXTRACTORS.build(chosen)
     return built.to(join_processes().device)
 
 
-def chosen_config(experiment: Experiment, home: Path) -> Any:
-    """As the config says; else the network in the run folder; else Inception, if its weights can be had; else a CNN.
+def is_open(extractor: Any) -> bool:
+    """Whether a config's ``eval.extractor`` names no network: it is null, or the CNN of the run, whichever that is."""
+    return extractor in (None, TrainedCNNConfig())
 
-    The CNN is trained here, on the split `extractor` of the images, and kept in the run folder.
+
+def chosen_config(given: Any, home: Path) -> Any:
+    """What a run's ``eval.extractor`` means, the folder of the run being `home`: as it says, if it names a network.
+
+    Else the CNN in the run folder; else Inception, if its weights can be had; else that CNN, for `train_missing`.
     """
-    given, own = experiment.eval.extractor, home / FOLDER
-    named = given if given is not None else TrainedCNNConfig()
-    if named != TrainedCNNConfig():  # which is that of the run
-        return named
-    if not trained_cnn.is_trained(own):
-        if given is None and (reason := from_main(missing_weights)) is None:
+    own = home / FOLDER
+    if not is_open(given):
+        return given
+    if given is None and not trained_cnn.is_trained(own):
+        if (reason := from_main(missing_weights)) is None:
             return InceptionConfig()
-        if given is None:
-            note(f"{reason}; features are those of a small CNN that learns from images set aside for it ({own})")
-        train_extractor(experiment, own)
+        note(f"{reason}; features are those of a small CNN, kept in {own}")
     return TrainedCNNConfig(weights=str(own))
 
 
+def train_missing(chosen: Any, experiment: Experiment, home: Path) -> None:
+    """If `chosen` is the CNN of the run in the folder `home`, and that is not there yet, train it."""
+    own = home / FOLDER
+    if chosen == TrainedCNNConfig(weights=str(own)) and not trained_cnn.is_trained(own):
+        train_extractor(experiment, own)
+
+
 def describe_choice(experiment: Experiment) -> str:
-    """What `chosen_config` would choose for a new run: downloads and trains nothing. ConfigError if it could not."""
-    given = experiment.eval.extractor
-    if given not in (None, TrainedCNNConfig()):
-        return str(EXTRACTORS.name_of(given))
-    inception = "inception, if its weights can be downloaded, otherwise " if given is None else ""
-    if given is None and missing_weights(download=False) is None:
+    """What `chosen_config` would choose for a new run whose config leaves it open: downloads and trains nothing.
+
+    ConfigError if there is nothing to choose.
+    """
+    inception = experiment.eval.extractor is None
+    if inception and missing_weights(download=False) is None:
         return "inception"
     try:
         images = len(_reserved(experiment))
-    except ConfigError:
+    except ConfigError as error:
         if not inception:
             raise
         remedy = "set data.reserve=0.1 for a small CNN to learn from, or name eval.extractor"
-        return f"inception, if its weights can be downloaded; otherwise {remedy}"
-    return f"{inception}trained_cnn, which learns from the {images:,} images of the split `extractor`"
+        otherwise = remedy if isinstance(error, NothingReserved) else str(error)
+        return f"inception, if its weights can be downloaded; otherwise {otherwise}"
+    first = "inception, if its weights can be downloaded, otherwise " if inception else ""
+    return f"{first}trained_cnn, which learns from the {images:,} images of the split `extractor`"
 
 
 def train_extractor(experiment: Experiment, folder: Path) -> None:
@@ -92,7 +109,7 @@ def _reserved(experiment: Experiment) -> Dataset:
     except ValueError:
         problem = " is not set, Inception's weights are missing, and no images are reserved for a network to learn from"
         remedy = "set data.reserve=0.1 in a new run, or name an extractor (--extractor for dit-moe eval)"
-        raise ConfigError("eval.extractor", f"{problem}; {remedy}") from None
+        raise NothingReserved("eval.extractor", f"{problem}; {remedy}") from None
 
 
 def _train(reserved: Dataset, heldout: Dataset | None, folder: Path, seed: int) -> None:

@@ -30,7 +30,7 @@ from dit_moe.distributed import join_processes, locked, on_main
 from dit_moe.evaluation import heldout_loss as heldout
 from dit_moe.evaluation import report as evaluation_report
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
-from dit_moe.evaluation.own_extractor import describe_choice
+from dit_moe.evaluation.own_extractor import describe_choice, is_open
 from dit_moe.evaluation.recipes import sampling_recipe
 from dit_moe.evaluation.runs import EvaluationDuringTraining, comparison_of, how_many, seeds_of, training_images
 from dit_moe.evaluation.sources import IMAGES_FILE, open_input
@@ -40,7 +40,6 @@ from dit_moe.experiments.image import Experiment
 from dit_moe.experiments.run import ImageRun, note_unfinished, open_image_run, trained_objective
 from dit_moe.extractors import EXTRACTORS
 from dit_moe.extractors.digits_cnn import DigitsCNNConfig
-from dit_moe.extractors.trained_cnn import TrainedCNNConfig
 from dit_moe.files import write_atomically
 from dit_moe.formatting import tell
 from dit_moe.pictures import grid_layout, save_grid
@@ -144,8 +143,11 @@ def check_parts(experiment: Experiment, dataset: Dataset | None, start: checkpoi
         open_input(settings.reference)
     if dataset is not None and (experiment.train.sample_every or settings.light_every):
         FIRST_STAGES.build(experiment.first_stage).load()
-    named = settings.extractor is not None and settings.extractor != TrainedCNNConfig()
-    if named and dataset is not None and (settings.light_every or isinstance(settings.extractor, DigitsCNNConfig)):
+    if (
+        not is_open(settings.extractor)
+        and dataset is not None
+        and (settings.light_every or isinstance(settings.extractor, DigitsCNNConfig))
+    ):
         EXTRACTORS.build(settings.extractor).check(dataset.image_shape)
 
 
@@ -208,7 +210,7 @@ def check_quickstart(experiment: Experiment, *, skip_broken: bool = False) -> No
 
 
 def describe_evaluation(experiment: Experiment) -> str | None:
-    if experiment.eval.extractor not in (None, TrainedCNNConfig()) or isinstance(experiment.images, LatentsConfig):
+    if not is_open(experiment.eval.extractor) or isinstance(experiment.images, LatentsConfig):
         return None
     return f"its images will be compared with real ones in the features of {describe_choice(experiment)}"
 

@@ -4,8 +4,12 @@ import json
 
 import pytest
 
+from dit_moe import config
+from dit_moe.api import train
 from dit_moe.config import ConfigError
 from dit_moe.evaluation import own_extractor
+from dit_moe.evaluation.evaluate import evaluate
+from dit_moe.evaluation.options import EvalOptions
 from dit_moe.evaluation.own_extractor import chosen_config, describe_choice, extractor_of
 from dit_moe.experiments.image import image_experiment
 from dit_moe.extractors import trained_cnn
@@ -51,14 +55,49 @@ def test_inception_is_taken_if_its_weights_are_here_and_otherwise_a_cnn_is_train
     assert facts["class_names"] == ["ant", "bee"] and facts["images"] == len(reserved)
     assert facts["fingerprint"] == reserved.fingerprint and 0 <= facts["accuracy"] <= 1
     weights["reason"] = None  # what the run was evaluated with stays
-    assert chosen_config(own, run) == TrainedCNNConfig(weights=str(run / "extractor"))
+    assert chosen_config(None, run) == TrainedCNNConfig(weights=str(run / "extractor"))
     assert extractor_of(own, run).name == extractor.name
-    assert chosen_config(own, tmp_path / "other") == InceptionConfig()
+    assert chosen_config(None, tmp_path / "other") == InceptionConfig()
     assert describe_choice(own) == "inception"
 
 
 def test_without_images_set_aside_the_remedies_are_said(tmp_path, weights):
     own = experiment(tmp_path)
     with pytest.raises(ConfigError, match=r"eval.extractor is not set, .* set data.reserve=0.1 .*, or name"):
-        chosen_config(own, tmp_path / "run")
+        extractor_of(own, tmp_path / "run")
     assert "set data.reserve=0.1" in describe_choice(own) and not (tmp_path / "run").exists()
+
+
+def test_shares_that_leave_no_image_to_learn_from_are_said_rather_than_to_set_them(tmp_path, weights):
+    said = describe_choice(experiment(tmp_path, reserve=1e-9))
+    assert "otherwise data.heldout: " in said and "leave none of its 40 images to the split extractor" in said
+
+
+@pytest.fixture
+def run(tmp_path, weights):
+    """Trained for a moment on the images of `experiment`, and not evaluated yet."""
+    data = config.dump(experiment(tmp_path, reserve=0.3).data) | {"name": "image_folder"}
+    model = {"name": "DiT-custom/4", "depth": 1, "width": 32, "heads": 2}
+    sampled = {"sampler": {"name": "heun", "steps": 1}}
+    config_tree = {"model": model, "objective": "flow", "data": data, "eval": {"extractor": "trained_cnn", "seeds": 1}}
+    train({**config_tree, "sample": sampled, "train": {"steps": 1, "batch_size": 4}}, run=tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_what_cannot_be_evaluated_is_refused_before_a_network_is_trained(run):
+    with pytest.raises(ValueError, match="--metrics fid is of the Inception network, and the extractor is trained_cnn"):
+        evaluate([str(run)], ["count=4"], EvalOptions(metrics="fid"))
+    with pytest.raises(ValueError, match="has 1 image; an evaluation needs at least 2"):
+        evaluate([str(run)], ["count=1"], EvalOptions())
+    assert not (run / "extractor").exists()
+
+
+def test_the_cnn_of_the_run_is_what_its_config_and_the_command_mean_by_trained_cnn(run):
+    by_config, by_command = (
+        evaluate([str(run)], ["count=4"], EvalOptions(extractor=name))[0] for name in (None, "trained_cnn")
+    )
+    assert by_config.provenance.extractor == by_command.provenance.extractor
+    assert (
+        by_config.provenance.extractor["sha256"]
+        == json.loads((run / "extractor/extractor.json").read_text())["weights_sha256"]
+    )

@@ -111,6 +111,8 @@ def test_quickstart_does_everything_and_a_second_call_trains_nothing_and_samples
     assert set(metrics["active_experts"]) == {"target", "mean", "std"}
     assert metrics["train_seconds"] > 0
     assert Image.open(folder / "grid.png").size[0] > 32 and Image.open(folder / "curves.png").size[0] > 400
+    further_seeds = {str(path.relative_to(folder)) for path in folder.glob("samples/seed_*/*.*")}
+    assert further_seeds == {f"samples/seed_{seed}/{name}" for seed in (1, 2) for name in ("images.npz", "sample.json")}
     before = (folder / "log.jsonl").read_text()
     assert cli(*words, "sample.sampler.steps=3", "sample.weights=model", "sample.seed=5", "eval.seeds=1") == 0
     assert (folder / "log.jsonl").read_text() == before

@@ -183,11 +183,11 @@ def flat_numbers(numbers: Mapping[str, Number]) -> dict[str, float]:
 
 COLUMNS = {
     "generated": "generated",
-    "generated_std": "± over seeds",
+    "generated_std": "±",
     "floor": "held-out",
-    "ratio": "generated / held-out",
+    "ratio": "ratio",
     "noise": "noise",
-    "floor_estimate": "expected floor",
+    "floor_estimate": "expected",
 }
 RECONSTRUCTED = "  reconstructed"  # held-out images, encoded and decoded
 ARROWS = {"lower": " ↓", "higher": " ↑"}
@@ -197,7 +197,7 @@ WIDTH = 100  # of a report as text, letters
 
 def print_report(report: Report, console: PlainConsole | None = None) -> None:
     """Print a row for each number, the columns that any of them has, and what there is to know about them."""
-    table = Table(title=_title(report.provenance), pad_edge=False)  # every cell fits 80 columns
+    table = Table(pad_edge=False)  # every cell fits 80 columns
     rows = _report_rows(report)
     columns = [name for name in COLUMNS if any(row.get(name) is not None for _, row in rows)]
     table.add_column("", no_wrap=True)
@@ -206,6 +206,7 @@ def print_report(report: Report, console: PlainConsole | None = None) -> None:
     for label, row in rows:
         table.add_row(label, *(_in_9_characters(row.get(name)) for name in columns))
     console = console or PlainConsole(stderr=True)
+    console.print(_title(report.provenance))  # not the table's own, which is broken to its width
     console.print(table)
     for line in footnotes(report):
         console.print(line)
@@ -219,12 +220,14 @@ def footnotes(report: Report) -> list[str]:
     space, lines = report.provenance.extractor["name"], list[str]()
     first = next((each for each in report.distances.values() if each.floor is not None), None)
     if first is not None:
-        lines.append("held-out: real images that were not trained on")
+        lines.append("held-out: real images that were not trained on; ratio: generated over held-out")
         ends = f"held-out {_in_9_characters(first.floor)} is as good as real images"
         far = f", noise {_in_9_characters(first.noise)} is nothing learned" if first.noise is not None else ""
         lines.append(ends + far)
     if any(each.floor_estimate is not None for each in report.distances.values()):
-        lines.append("expected floor: held-out by formula, for images drawn at random")
+        lines.append("expected: what held-out images drawn at random should get, by a formula")
+    if len(report.provenance.samples) > 1:
+        lines.append("±: over the seeds of sampling, not of training")
     if any(key.startswith("nearest_") for key in report.numbers):
         lines.append("nearest_*: neither direction is better; far below held-out means copies")
     classes = report.provenance.extractor.get("classes")

@@ -4,12 +4,24 @@
 """
 
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: runs are compared bit for bit with those of scripts
+
+
+@pytest.fixture(scope="session", autouse=True)
+def away_from_the_checkout(tmp_path_factory) -> Iterator[None]:
+    """Tests begin in an empty folder, as the checkout may hold runs, and leave it empty."""
+    checkout, folder = Path.cwd(), tmp_path_factory.mktemp("empty")
+    os.chdir(folder)
+    yield
+    os.chdir(checkout)
+    left = sorted(path.name for path in folder.iterdir())
+    assert not left, f"a test wrote {left} where it was started; give it a folder of its own"
 
 
 @pytest.fixture(scope="session")

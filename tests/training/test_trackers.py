@@ -146,10 +146,11 @@ def records(file):
 
 
 def test_wandb_has_one_run_that_goes_on_with_pictures_and_named_numbers(stopped_and_resumed, tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_DIR": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
     folder = stopped_and_resumed("wandb")
+    wandb.teardown()  # waits for wandb's own process, which may write the end of a file after finish() has returned
     files = sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 2 and len({file.name for file in files}) == 1, "an offline start each, of one run"
     found = [record for file in files for record in records(file)]

@@ -7,7 +7,7 @@ And what datasets share: where a split is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -19,7 +19,7 @@ DATASETS = Registry("dataset")  # DATASETS.build(config, split)
 
 
 class Dataset(Protocol):
-    """A map-style dataset. `DATASETS.build(config, split)` makes one; ValueError if there is no such split.
+    """A map-style dataset. `DATASETS.build(config, split)` makes one; NoSuchSplit if there is no such split.
 
     `__getitems__` is what torch's loaders call with a whole batch of indices, so one call serves one read of a shard.
     A row never depends on when, or beside which others, it is fetched.
@@ -63,17 +63,24 @@ class BrokenImages(ValueError):
         return type(self), (self.problems,)  # so that a loader's process can hand it over
 
 
+class NoSuchSplit(ValueError):
+    """Data that are there have no split of that name, only those of `splits`."""
+
+    def __init__(self, contents: str, split: str, splits: Iterable[str]) -> None:
+        super().__init__(f"{contents} have no split {split!r}; {did_you_mean(split, splits)}")
+
+
 def place_of(config: Any, split: str, contents: str, train: str = "path") -> tuple[str, str]:
     """The option of `config` that says where the `contents` of a split are, and what it says.
 
-    Raises ValueError if there is no such split, ConfigError if the option is not given.
+    Raises NoSuchSplit, and ConfigError if the option is not given.
     """
     by_share = isinstance(getattr(config, "heldout", None), float)
     options = {"train": train, "heldout": train if by_share else "heldout"}
     if getattr(config, "reserve", 0):
         options["extractor"] = train
     if split not in options:
-        raise ValueError(f"{contents} have no split {split!r}; {did_you_mean(split, options)}")
+        raise NoSuchSplit(contents, split, options)
     option = options[split]
     place = getattr(config, option)
     require(place is not None, config, option, f"names no held-out {contents}; say where they are")

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from dit_moe.config import require
-from dit_moe.data.base import DATASETS
-from dit_moe.registry import did_you_mean
+from dit_moe.data.base import DATASETS, NoSuchSplit
 
 SPLIT_SEED = 1797
 PIXEL_MAX = 16
@@ -56,7 +55,7 @@ class Digits:
         raw = load_digits()
         parts = split_indices(raw.target)
         if split not in parts:
-            raise ValueError(f"the digits have no split {split!r}; {did_you_mean(split, parts)}")
+            raise NoSuchSplit("the digits", split, parts)
         images = enlarge(pixels_to_uint8(raw.images)[parts[split]], config.size)
         self.image_shape = (1, config.size, config.size)
         self._images_NCHW = torch.from_numpy(images)[:, None]

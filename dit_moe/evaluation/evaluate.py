@@ -13,7 +13,6 @@ from dit_moe import checkpoint
 from dit_moe.distributed import join_processes, on_main
 from dit_moe.evaluation.comparability import conditions_of, reasons_not_comparable
 from dit_moe.evaluation.comparison import Comparison
-from dit_moe.evaluation.compute import outline, require_comparable
 from dit_moe.evaluation.features import ExtractedFeatures, FeatureFolder
 from dit_moe.evaluation.floor import with_heldout_of, without_few_heldout
 from dit_moe.evaluation.options import (
@@ -236,10 +235,13 @@ class Evaluation:
             chosen = extractor_config(options, default, lambda: self._default_extractor(sides))
             if (run := next(iter(self.runs.values()), None)) is not None:
                 chosen = chosen_config(chosen, run.home)
-                metric_configs(options, chosen, run.experiment.eval.metrics)
-                real = None if reference is None else outline(reference)
-                require_comparable([outline(one) for one in samples], real)
-                train_missing(chosen, run.experiment, run.home)
+                metrics = metric_configs(options, chosen, run.experiment.eval.metrics)
+                train_missing(
+                    chosen,
+                    run.experiment,
+                    run.home,
+                    check=lambda space: Comparison(reference, space, metrics).check(samples),
+                )
             return EXTRACTORS.build(chosen).to(join_processes().device), chosen
         named = [one.extractor for one in files if one.extractor is not None]
         if any(each != named[0] for each in named):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,14 @@ import torch
 from torch import Tensor
 
 from dit_moe.config import ConfigError
-from dit_moe.data import Dataset
+from dit_moe.data import Dataset, NoSuchSplit
 from dit_moe.data.batch_sampler import load_batches
 from dit_moe.data.listing import note
 from dit_moe.distributed import from_main, join_processes, locked, on_main
 from dit_moe.experiments.image import Experiment, open_data
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor, trained_cnn
 from dit_moe.extractors.inception import InceptionConfig, missing_weights
-from dit_moe.extractors.trained_cnn import TrainedCNNConfig, TrainedFacts, resized
+from dit_moe.extractors.trained_cnn import TrainedCNNConfig, TrainedCNNSpace, TrainedFacts, resized
 from dit_moe.progress import work_bar
 from dit_moe.weights import sha256_of_tensors
 
@@ -60,11 +61,16 @@ def chosen_config(given: Any, home: Path) -> Any:
     return TrainedCNNConfig(weights=str(own))
 
 
-def train_missing(chosen: Any, experiment: Experiment, home: Path) -> None:
-    """If `chosen` is the CNN of the run in the folder `home`, and that is not there yet, train it."""
+def train_missing(
+    chosen: Any, experiment: Experiment, home: Path, check: Callable[[FeatureExtractor], object] = lambda space: None
+) -> None:
+    """If `chosen` is the CNN of the run in the folder `home`, and that is not there yet, train it.
+
+    `check` gets its feature space before: it raises ValueError if that does not suit.
+    """
     own = home / FOLDER
     if chosen == TrainedCNNConfig(weights=str(own)) and not trained_cnn.is_trained(own):
-        train_extractor(experiment, own)
+        train_extractor(experiment, own, check)
 
 
 def describe_choice(experiment: Experiment) -> str:
@@ -77,7 +83,7 @@ def describe_choice(experiment: Experiment) -> str:
         return "inception"
     try:
         images = len(_reserved(experiment))
-    except ConfigError as error:
+    except ValueError as error:
         if not inception:
             raise
         remedy = "set data.reserve=0.1 for a small CNN to learn from, or name eval.extractor"
@@ -87,12 +93,13 @@ def describe_choice(experiment: Experiment) -> str:
     return f"{first}trained_cnn, which learns from the {images:,} images of the split `extractor`"
 
 
-def train_extractor(experiment: Experiment, folder: Path) -> None:
-    """Train a CNN on the split `extractor` of a run's images, and keep it in `folder`.
+def train_extractor(experiment: Experiment, folder: Path, check: Callable[[FeatureExtractor], object]) -> None:
+    """Train a CNN on the split `extractor` of a run's images, and keep it in `folder`; `check` as in `train_missing`.
 
-    ConfigError if there is no such split.
+    NothingReserved if there is no such split.
     """
     reserved = _reserved(experiment)
+    check(TrainedCNNSpace(reserved.image_shape[0], reserved.class_names if len(reserved.class_names) > 1 else ()))
     try:
         heldout: Dataset | None = open_data(experiment.images, "heldout", "data")
     except ValueError:  # is told when it is needed
@@ -104,9 +111,7 @@ def train_extractor(experiment: Experiment, folder: Path) -> None:
 def _reserved(experiment: Experiment) -> Dataset:
     try:
         return open_data(experiment.images, "extractor", "data")
-    except ConfigError:
-        raise
-    except ValueError:
+    except NoSuchSplit:
         problem = " is not set, Inception's weights are missing, and no images are reserved for a network to learn from"
         remedy = "set data.reserve=0.1 in a new run, or name an extractor (--extractor for dit-moe eval)"
         raise NothingReserved("eval.extractor", f"{problem}; {remedy}") from None

@@ -10,7 +10,7 @@ by a hash in its name: distances compare only within one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NotRequired, TypedDict
@@ -84,11 +84,34 @@ class TrainedCNNConfig:
     weights: Annotated[str, Place()] | None = None  # None: that of the run that is evaluated
 
 
-@EXTRACTORS.register("trained_cnn", TrainedCNNConfig)
-class TrainedCNNExtractor(FeatureExtractor):
-    """Raises ValueError if the folder holds no network, or a damaged one."""
+class TrainedCNNSpace(FeatureExtractor):
+    """The feature space of a CNN, as far as it is known before that is trained; it cannot extract.
 
-    dim = DIM
+    Args:
+        channels: of the images.
+        class_names: of the classes that it learns to tell; empty if it learns rotations.
+    """
+
+    name, dim = "trained_cnn", DIM
+
+    def __init__(self, channels: int, class_names: Sequence[str]) -> None:
+        self.channels = channels
+        self.has_logits, self.classes = bool(class_names), len(class_names) or None
+        classifies = ("class_accuracy",) if class_names else ()
+        self.metrics = ("fd", "kid", "precision_recall", *classifies, "nearest_neighbour")
+
+    def check(self, image_shape: tuple[int, int, int]) -> None:
+        if image_shape[0] != self.channels:
+            problem = f"--extractor {self.name} takes images of {self.channels} channels, not {image_shape[0]}"
+            raise ValueError(f"{problem}; give --channels {self.channels}")
+
+    def __call__(self, images_BCHW: Tensor) -> Features:
+        raise NotImplementedError("it is not trained")
+
+
+@EXTRACTORS.register("trained_cnn", TrainedCNNConfig)
+class TrainedCNNExtractor(TrainedCNNSpace):
+    """Raises ValueError if the folder holds no network, or a damaged one."""
 
     def __init__(self, config: TrainedCNNConfig) -> None:
         if config.weights is None:
@@ -111,16 +134,8 @@ class TrainedCNNExtractor(FeatureExtractor):
         except RuntimeError as error:
             raise misfit(folder / WEIGHTS, "a trained CNN", error) from None
         self.network = network.eval().requires_grad_(False)
-        self.name = f"trained_cnn{DIM}_{self.sha256[:8]}"
-        self.has_logits, self.classes = bool(names), len(names) or None
-        classifies = ("class_accuracy",) if names else ()
-        self.metrics = ("fd", "kid", "precision_recall", *classifies, "nearest_neighbour")
-
-    def check(self, image_shape: tuple[int, int, int]) -> None:
-        wanted, found = self.facts["channels"], image_shape[0]
-        if found != wanted:
-            problem = f"--extractor {self.name} takes images of {wanted} channels, not {found}"
-            raise ValueError(f"{problem}; give --channels {wanted}")
+        self.name = f"{self.name}{DIM}_{self.sha256[:8]}"
+        super().__init__(self.facts["channels"], names)
 
     def __call__(self, images_BCHW: Tensor) -> Features:
         with full_precision(self.device):

@@ -22,7 +22,7 @@ from tests.data.examples import class_files, write_tree
 @pytest.fixture
 def weights(monkeypatch):
     """Sets why Inception's weights cannot be had; None: they are here. Small CNNs are trained for a moment."""
-    monkeypatch.setattr(trained_cnn.fit, "__kwdefaults__", trained_cnn.fit.__kwdefaults__ | {"steps": 2})
+    monkeypatch.setattr(trained_cnn, "FEWEST_STEPS", 2)
     monkeypatch.setattr(own_extractor, "missing_weights", lambda download=True: found["reason"])
     found = {"reason": "no network"}
     return found
@@ -68,6 +68,15 @@ def test_without_images_set_aside_the_remedies_are_said(tmp_path, weights):
     assert "set data.reserve=0.1" in describe_choice(own) and not (tmp_path / "run").exists()
 
 
+def test_what_is_wrong_with_the_images_is_not_taken_for_nothing_being_set_aside(tmp_path, weights):
+    own = experiment(tmp_path, reserve=0.3)
+    (tmp_path / "images" / "ant").rename(tmp_path / "images" / "1")
+    (tmp_path / "images" / "bee").rename(tmp_path / "images" / "01")
+    with pytest.raises(ValueError, match="the class folders 01 and 1 are one label; join them"):
+        extractor_of(own, tmp_path / "run")
+    assert "are one label; join them" in describe_choice(own)
+
+
 def test_shares_that_leave_no_image_to_learn_from_are_said_rather_than_to_set_them(tmp_path, weights):
     said = describe_choice(experiment(tmp_path, reserve=1e-9))
     assert "otherwise data.heldout: " in said and "leave none of its 40 images to the split extractor" in said
@@ -84,11 +93,18 @@ def run(tmp_path, weights):
     return tmp_path / "run"
 
 
-def test_what_cannot_be_evaluated_is_refused_before_a_network_is_trained(run):
-    with pytest.raises(ValueError, match="--metrics fid is of the Inception network, and the extractor is trained_cnn"):
-        evaluate([str(run)], ["count=4"], EvalOptions(metrics="fid"))
-    with pytest.raises(ValueError, match="has 1 image; an evaluation needs at least 2"):
-        evaluate([str(run)], ["count=1"], EvalOptions())
+@pytest.mark.parametrize(
+    ("count", "options", "message"),
+    [
+        (4, {"metrics": "fid"}, "--metrics fid is of the Inception network, and the extractor is trained_cnn"),
+        (4, {"metrics": "sfd"}, "sfd needs spatial features, and .* has none .*; take --extractor inception"),
+        (4, {"channels": 1}, "--extractor trained_cnn takes images of 3 channels, not 1; give --channels 3"),
+        (1, {}, "has 1 image; an evaluation needs at least 2"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_before_a_network_is_trained(run, count, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate([str(run)], [f"count={count}"], EvalOptions(**options))
     assert not (run / "extractor").exists()
 
 

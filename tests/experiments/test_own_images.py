@@ -111,7 +111,7 @@ FIRST = ["first_stage_training.train.steps=1", "first_stage_training.autoencoder
 )
 def test_the_quick_start_of_a_folder_leaves_everything_in_its_run(side, changes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(trained_cnn.fit, "__kwdefaults__", trained_cnn.fit.__kwdefaults__ | {"steps": 2})
+    monkeypatch.setattr(trained_cnn, "FEWEST_STEPS", 2)
     monkeypatch.setattr(own_extractor, "missing_weights", lambda download=True: "no network")
     folder_of(tmp_path / "my images", side, side)
     assert cli("quickstart", "my images", *SMALL, *changes) == 0, capsys.readouterr().err

@@ -21,6 +21,7 @@ from dit_moe.distributed import use_cpu
 from dit_moe.formatting import PlainConsole
 
 POLL = 0.2  # seconds
+SHOWN_EVERY = 60.0  # seconds between two lines on the jobs that run, where there is no terminal
 TIED = "DIT_MOE_ENDS_WITH_PARENT"  # set for a command that is to end when its standard input does
 TAIL = 4096  # bytes of a log that hold its last line's beginning
 
@@ -157,11 +158,12 @@ def end_with_parent() -> None:
 
 
 class JobsProgress:
-    """On stderr a line for each job that has ended; for each that runs a bar on a terminal, elsewhere a line, too."""
+    """On stderr a line for each job that has ended; for those that run, bars on a terminal, elsewhere lines, too."""
 
     def __init__(self, jobs: Sequence[Job], at_a_time: int) -> None:
         self.number, self.at_a_time = len(jobs), at_a_time
         self.start, self.starts = time.monotonic(), dict[str, float]()  # of all, and of those that run
+        self.due = self.start + SHOWN_EVERY
         self.seconds: list[float] = []  # of those that have ended
         self.console = PlainConsole(stderr=True, soft_wrap=True)
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
@@ -179,13 +181,22 @@ class JobsProgress:
     def started(self, job: Job) -> None:
         self.starts[job.name] = time.monotonic()
         if not self.console.is_terminal:
-            self.console.print(f"{job.name} begins; what it says goes to {job.output}")
+            begun = len(self.seconds) + len(self.starts)
+            self.console.print(f"{job.name} begins, {begun} of {self.number}; what it says goes to {job.output}")
 
     def update(self, running: Sequence[Job]) -> None:
-        for job in running if self.console.is_terminal else ():
+        now = time.monotonic()
+        if not self.console.is_terminal and now < self.due:
+            return
+        self.due = now + SHOWN_EVERY
+        shown = []
+        for job in running:
             step = job.step()
             doing = f"{job.name}: {'scoring' if step >= job.steps else 'training'}"
             self.bars.update(self.tasks[job.name], visible=True, completed=step, description=doing)
+            shown.append(f"{doing}, step {step}/{job.steps}")
+        if shown and not self.console.is_terminal:
+            self.console.print(f"{'; '.join(shown)} ({_minutes(now - self.start)})")
 
     def ended(self, job: Job) -> None:
         self.bars.update(self.tasks[job.name], visible=False)

@@ -172,9 +172,21 @@ def test_elsewhere_than_on_a_terminal_every_start_and_end_is_a_line(tmp_path, ca
         second.output.write_text("it was\nthe end\n")
         progress.ended(second)
     lines = capsys.readouterr().err.splitlines()
-    starts = [f"topk/{i} begins; what it says goes to {tmp_path / f'{i}.txt'}" for i in range(2)]
+    starts = [f"topk/{i} begins, {i + 1} of 2; what it says goes to {tmp_path / f'{i}.txt'}" for i in range(2)]
     ends = [f"[1/2] topk/0 done (1:40{left})", "[2/2] topk/1 FAILED: the end (3:25)"]
     assert lines == ([starts[0], ends[0], starts[1], ends[1]] if at_a_time == 1 else starts + ends)
+
+
+def test_elsewhere_than_on_a_terminal_a_line_a_minute_says_where_the_jobs_are(tmp_path, capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(jobs.time, "monotonic", lambda: now[0])
+    running = two_jobs(tmp_path)
+    running[0].log.write_text('{"step": 7}\n')
+    running[1].log.write_text('{"step": 10}\n')
+    with JobsProgress(running, 2) as progress:
+        for now[0] in (0.2, 59.8, 60.2, 90.0, 119.9):
+            progress.update(running)
+    assert capsys.readouterr().err == "topk/0: training, step 7/10; topk/1: scoring, step 10/10 (1:00)\n"
 
 
 def test_the_time_left_is_that_of_the_rounds_left_of_jobs_side_by_side(tmp_path, capsys, monkeypatch):

@@ -29,9 +29,9 @@ def test_the_router_of_the_guide_is_complete_in_its_one_file():
     with entry(blocks(ROOT / "docs" / "extending.md", "python")[0], ROUTERS, "minp"):
         config = build(MoEConfig, {"experts": 4, "target": 2, "router": {"name": "minp", "fraction": 0.3}})
         layer, x = MoELayer(config, 16, 64), torch.randn(2, 5, 16)
-        out, aux = layer(x)
-        assert out.shape == x.shape and set(aux) == {"balance", "dynamic", "z"}
-        prob = layer.router.probabilities(x.flatten(0, 1))[1]
+        out, routing = layer(x)
+        assert out.shape == x.shape and set(routing.aux) == {"balance", "dynamic", "z"}
+        prob = layer.router.scores(x.flatten(0, 1)).prob_NE
         assert torch.equal(layer.router.select(prob), prob >= 0.3 * prob.amax(-1, keepdim=True))
         limits = build(MoEConfig, {"experts": 4, "target": 1, "router": {"name": "minp", "max_experts": 1}})
         assert (MoELayer(limits, 16, 64).router.select(prob).sum(-1) == 1).all()

@@ -34,7 +34,7 @@ class RoutingCounts:
 
     def __init__(self, model: nn.Module, groups: Mapping[str, int]) -> None:
         self.model, routers = model, routers_of(model)
-        layers, experts, device = len(routers), routers[0].experts, routers[0].weight.device
+        layers, experts, device = len(routers), routers[0].experts, routers[0].load_E.device
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.int64, device=device)

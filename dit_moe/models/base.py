@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -172,11 +172,12 @@ class TransformerConfig:
         if moe is None:
             return ExpertWeights()
         expert = MATRICES[moe.activation or self.ACTIVATION] * width * self.expert_hidden
+        matrices, others = moe.router.size(moe.experts, width)
         return ExpertWeights(
             routed=blocks * moe.experts * expert,
             active=blocks * moe.target * expert,
-            always=blocks * (moe.experts * width + moe.shared_experts * expert),
-            scalars=blocks if moe.router.drn else 0,
+            always=blocks * (matrices + moe.shared_experts * expert),
+            scalars=blocks * others,
         )
 
 
@@ -190,6 +191,11 @@ class Transformer(nn.Module):
         """The coefficient of each auxiliary loss term that `forward` can return."""
         routers = routers_of(self)
         return routers[0].loss_weights() if routers else {}
+
+    def modules_but_routers(self) -> Iterator[nn.Module]:
+        """Those that a model initialises; routers bring their own."""
+        inside = {module for router in routers_of(self) for module in router.modules()}
+        return (module for module in self.modules() if module not in inside)
 
     @property
     def sharding_units(self) -> Iterable[nn.Module]:
@@ -206,13 +212,17 @@ class RMSNorm(nn.RMSNorm):
 
 
 def run_blocks(blocks: Iterable[nn.Module], x_BSD: Tensor, *args: Any, recompute: bool) -> tuple[Tensor, Aux]:
-    """`x_BSD` through blocks that return (states, loss terms); the terms are means over the blocks that have them."""
+    """`x_BSD` through all blocks; returns the states, and the loss terms as means over the blocks that have them.
+
+    A block is ``(states, what the router before handed on, *args) -> (states, loss terms, what its router hands on)``.
+    """
     terms: dict[str, list[Tensor]] = defaultdict(list)
+    handed_on_NE: Tensor | None = None
     for block in blocks:
         if recompute:
-            x_BSD, aux = checkpoint(block, x_BSD, *args, use_reentrant=False)
+            x_BSD, aux, handed_on_NE = checkpoint(block, x_BSD, handed_on_NE, *args, use_reentrant=False)
         else:
-            x_BSD, aux = block(x_BSD, *args)
+            x_BSD, aux, handed_on_NE = block(x_BSD, handed_on_NE, *args)
         for name, term in aux.items():
             terms[name].append(term)
     return x_BSD, {name: torch.stack(values).mean() for name, values in terms.items()}

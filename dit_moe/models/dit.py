@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dit_moe.config import require
 from dit_moe.models.base import MODELS, Aux, Footprint, RMSNorm, Shape, Transformer, TransformerConfig, run_blocks
-from dit_moe.moe import Activation, MoELayer
+from dit_moe.moe import Activation, MoELayer, RoutingContext
 
 FREQUENCIES = 256  # width of the sinusoidal timestep embedding
 SIZES = {
@@ -145,16 +145,21 @@ class Block(nn.Module):
         self.mlp = None if moe else Mlp(width, hidden, act_layer=partial(nn.GELU, approximate="tanh"))  # type: ignore[arg-type]
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, x_BSD: Tensor, c_BD: Tensor) -> tuple[Tensor, Aux]:
+    def forward(
+        self, x_BSD: Tensor, earlier_NE: Tensor | None, c_BD: Tensor, context: RoutingContext
+    ) -> tuple[Tensor, Aux, Tensor | None]:
+        """See `run_blocks`."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c_BD).chunk(6, dim=1)
         x_BSD = x_BSD + gate1[:, None] * self.attn(modulate(self.norm1(x_BSD), shift1, scale1))
-        h_BSD = modulate(self.norm2(x_BSD), shift2, scale2)
+        normal_BSD = self.norm2(x_BSD)
+        h_BSD = modulate(normal_BSD, shift2, scale2)
         aux: Aux = {}
         if self.moe is not None:
-            h_BSD, aux = self.moe(h_BSD)
+            h_BSD, routing = self.moe(h_BSD, context, earlier_NE, normal_BSD)
+            aux, earlier_NE = routing.aux, routing.handed_on_NE
         elif self.mlp is not None:
             h_BSD = self.mlp(h_BSD)
-        return x_BSD + gate2[:, None] * h_BSD, aux
+        return x_BSD + gate2[:, None] * h_BSD, aux, earlier_NE
 
 
 class FinalLayer(nn.Module):
@@ -198,7 +203,7 @@ class DiT(Transformer):
 
     def reset_parameters(self) -> None:
         """DiT's initialisation; routers and experts bring their own."""
-        for module in self.modules():
+        for module in self.modules_but_routers():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
@@ -223,8 +228,11 @@ class DiT(Transformer):
         evaluation.
         """
         x_BSD = self.x_embedder(x) + self.pos_embed
-        c_BD = self.t_embedder(t) + self.y_embedder(y)
-        x_BSD, aux = run_blocks(self.blocks, x_BSD, c_BD, recompute=self.config.recompute and self.training)
+        time_BD = self.t_embedder(t)
+        c_BD = time_BD + self.y_embedder(y)
+        null_label = self.config.need("num_classes")
+        context = RoutingContext(samples=len(x), labels_B=y, null_label=null_label, time_BD=time_BD)
+        x_BSD, aux = run_blocks(self.blocks, x_BSD, c_BD, context, recompute=self.config.recompute and self.training)
         out = self.unpatchify(self.final_layer(x_BSD, c_BD))
         return (out, aux) if return_aux else out
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dit_moe.config import require
+from dit_moe.config import ConfigError, require
 from dit_moe.models.base import MODELS, Aux, Footprint, RMSNorm, Shape, Transformer, TransformerConfig, run_blocks
 from dit_moe.moe import Activation, Experts, FeedForward, MoELayer
 
@@ -58,6 +58,11 @@ class LMConfig(TransformerConfig):
     def __post_init__(self) -> None:
         match = self._resolve_name()
         self._check_blocks()
+        if self.moe is not None:
+            try:
+                self.moe.router.check_text()
+            except ConfigError as error:
+                raise error.below("moe.router") from None
         heads, head_dim = self.need("heads"), self.need("width") // self.need("heads")
         require(head_dim % 2 == 0, self, "width", f"/ heads={heads} must be even for the rotary embedding")
         for field in ("kv_heads", "vocab_size", "max_length", "clip_qkv"):
@@ -180,14 +185,16 @@ class DecoderBlock(nn.Module):
         self.moe = MoELayer(moe, width, hidden, config.ACTIVATION) if moe else None
         self.mlp = None if moe else FeedForward(width, hidden, config.ACTIVATION)
 
-    def forward(self, x_BSD: Tensor, *args: Any) -> tuple[Tensor, Aux]:
+    def forward(self, x_BSD: Tensor, earlier_NE: Tensor | None, *args: Any) -> tuple[Tensor, Aux, Tensor | None]:
+        """See `run_blocks`."""
         x_BSD = x_BSD + self.attn(self.norm1(x_BSD), *args)
         h_BSD, aux = self.norm2(x_BSD), {}
         if self.moe is not None:
-            h_BSD, aux = self.moe(h_BSD)
+            h_BSD, routing = self.moe(h_BSD, earlier_NE=earlier_NE)
+            aux, earlier_NE = routing.aux, routing.handed_on_NE
         elif self.mlp is not None:
             h_BSD = self.mlp(h_BSD)
-        return x_BSD + h_BSD, aux
+        return x_BSD + h_BSD, aux, earlier_NE
 
 
 class TiedEmbedding(nn.Embedding):
@@ -222,7 +229,7 @@ class LM(Transformer):
     def reset_parameters(self) -> None:
         """A normal distribution cut at three standard deviations, as OLMoE's; routers and norms bring their own."""
         std = self.config.init_std
-        for module in self.modules():
+        for module in self.modules_but_routers():
             matrices: list[Tensor] = []
             if isinstance(module, Experts):
                 matrices = [module.w_in, module.w_out]

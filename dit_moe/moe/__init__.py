@@ -15,7 +15,7 @@ from dit_moe.moe.router_update import (
     update_routers,
 )
 from dit_moe.moe.routers import ROUTERS, Router, RouterConfig
-from dit_moe.moe.routing import Routing
+from dit_moe.moe.routing import Routing, RoutingContext
 
 __all__ = [
     "MATRICES",
@@ -29,6 +29,7 @@ __all__ = [
     "Router",
     "RouterConfig",
     "Routing",
+    "RoutingContext",
     "calibrate",
     "controlled_routers",
     "counted_active",

@@ -82,11 +82,12 @@ def threshold_histograms(
     The statistics and losses of training are off meanwhile. Yields float64 [P, L, K]: a histogram is [tokens, pairs
     that are active at every threshold, pairs per bin of u]. `part()` is the one that a forward pass belongs to.
     """
-    histograms_PLK = torch.zeros(parts, len(routers), 2 + BINS, dtype=torch.float64, device=routers[0].weight.device)
+    histograms_PLK = torch.zeros(parts, len(routers), 2 + BINS, dtype=torch.float64, device=routers[0].load_E.device)
     modes = [router.training for router in routers]
 
     def count(i: int, x_ND: Tensor, routing: Routing) -> None:
-        left_NE, _ = routers[i].ranked(routers[i].probabilities(x_ND)[1])
+        assert routing.prob_NE is not None
+        left_NE, _ = routers[i].ranked(routing.prob_NE)
         u_NE = (-left_NE.clamp(min=0).log()).clamp(0, LARGEST_U)
         bin_NE = (u_NE.log1p() * (BINS / LAST)).long().clamp(max=BINS - 1) + 1
         bin_NE = torch.where(left_NE == torch.inf, 0, bin_NE)

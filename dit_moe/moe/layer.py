@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from dit_moe.config import ConfigError, require
 from dit_moe.moe.experts import ACTIVATIONS, MATRICES, Activation, Experts, Implementation
 from dit_moe.moe.routers import ROUTERS, Router, RouterConfig
 from dit_moe.moe.routers.dtopp import DTopPConfig
+from dit_moe.moe.routing import Routing, RoutingContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ class FeedForward(nn.Module):
 
 
 class MoELayer(nn.Module):
-    """Feed-forward with routed experts. Routing depends on each token alone, so no sample sees another.
+    """Feed-forward with routed experts. In evaluation no router looks beyond the sample of a token.
 
     Args:
         config: the layer's options.
@@ -104,11 +105,32 @@ class MoELayer(nn.Module):
         shared = config.shared_experts
         self.shared = FeedForward(width, shared * hidden, activation) if shared else None
 
-    def forward(self, x_BSD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the output in x's shape and the router's loss terms (empty in evaluation)."""
+    def forward(
+        self,
+        x_BSD: Tensor,
+        context: RoutingContext | None = None,
+        earlier_NE: Tensor | None = None,
+        unmodulated_BSD: Tensor | None = None,
+    ) -> tuple[Tensor, Routing]:
+        """Returns the output in x's shape and the routing.
+
+        Args:
+            x_BSD: what the experts read; [N, D] are the tokens of a single sample.
+            context: what the model knows of the samples; None: how many there are.
+            earlier_NE: what the router of the MoE layer before handed on.
+            unmodulated_BSD: the same tokens before the modulation by time and label.
+        """
         x_ND = x_BSD.flatten(0, -2)
-        routing = self.router(x_ND)
-        out_BSD = self.experts(x_ND, routing).view_as(x_BSD)
+        context = replace(
+            context or RoutingContext(samples=len(x_BSD) if x_BSD.ndim > 2 else 1),
+            earlier_NE=earlier_NE,
+            unmodulated_ND=None if unmodulated_BSD is None else unmodulated_BSD.flatten(0, -2),
+        )
+        routing = self.router(x_ND, context)
+        out_ND = self.experts(x_ND, routing)
+        if routing.added_ND is not None:
+            out_ND = out_ND + routing.added_ND.to(out_ND.dtype)
+        out_BSD = out_ND.view_as(x_BSD)
         if self.shared is not None:
             out_BSD = out_BSD + self.shared(x_BSD)
-        return out_BSD, routing.aux
+        return out_BSD, routing

@@ -4,7 +4,7 @@ A loss is a pure function to an unweighted scalar. Each is added to the training
 config (`balance_loss`, `dynamic_loss`, `z_loss`).
 """
 
-# N tokens, E experts
+# N tokens, E experts, K sums of a router's own
 
 from __future__ import annotations
 
@@ -42,29 +42,36 @@ class RouterStats:
     Read once per optimizer step, by the threshold's controller and the log. Only ratios are ever taken, so a forward
     pass that runs twice (activation recompute) changes nothing. Not a buffer: each process counts its own tokens, and a
     resumed run starts its step over.
+
+    Args:
+        experts: E.
+        observed: K, how many sums the router adds for its own use.
     """
 
-    def __init__(self, experts: int, sums: Tensor | None = None) -> None:
-        self.experts = experts
-        # [tokens, pairs, pairs², entropy, slope, pairs_E, probability_E], or None while nothing was counted
+    def __init__(self, experts: int, observed: int = 0, sums: Tensor | None = None) -> None:
+        self.experts, self.observed = experts, observed
+        # [tokens, pairs, pairs², entropy, pairs_E, probability_E, observed_K], or None while nothing was counted
         self.sums = sums
 
-    def add(self, mask_NE: Tensor, prob_NE: Tensor, slope: Tensor | None = None) -> None:
+    def add(self, mask_NE: Tensor, prob_NE: Tensor, observed_K: Tensor | None = None) -> None:
         """Count the routing `mask_NE` of tokens with expert probabilities `prob_NE`.
 
-        `slope` is how fast the pairs grow with a controlled threshold (`PIController.slope`).
+        `observed_K` are sums over these tokens that the router wants back in `after_step`.
         """
         active_N = mask_NE.sum(-1, dtype=torch.float64)
         entropy_N = entropy(prob_NE).to(torch.float64)
-        tokens, zero = active_N.new_full((), len(active_N)), active_N.new_zeros(())
-        slope = zero if slope is None else slope.to(torch.float64)
-        scalars = torch.stack([tokens, active_N.sum(), active_N.square().sum(), entropy_N.sum(), slope])
-        new = torch.cat([scalars, mask_NE.sum(0, dtype=torch.float64), prob_NE.sum(0, dtype=torch.float64)])
+        tokens = active_N.new_full((), len(active_N))
+        scalars = torch.stack([tokens, active_N.sum(), active_N.square().sum(), entropy_N.sum()])
+        observed_K = active_N.new_zeros(self.observed) if observed_K is None else observed_K.to(torch.float64)
+        by_expert = mask_NE.sum(0, dtype=torch.float64), prob_NE.sum(0, dtype=torch.float64)
+        new = torch.cat([scalars, *by_expert, observed_K])
         self.sums = new if self.sums is None else self.sums + new
 
     def vector(self, device: torch.device) -> Tensor:
         """The sums; zeros on `device` while nothing was counted."""
-        return torch.zeros(5 + 2 * self.experts, dtype=torch.float64, device=device) if self.sums is None else self.sums
+        if self.sums is not None:
+            return self.sums
+        return torch.zeros(4 + 2 * self.experts + self.observed, dtype=torch.float64, device=device)
 
     def reset(self) -> None:
         self.sums = None
@@ -89,16 +96,21 @@ class RouterStats:
         return self._get(3) / self._get(0)
 
     @property
-    def slope(self) -> Tensor:
-        """How fast `active` grows with the controller's u; 0 for routers without a controlled threshold."""
-        return self._get(4) / self._get(0)
-
-    @property
     def load_E(self) -> Tensor:
         """Share of the routed pairs that each expert got; sums to 1. NaN if there were none."""
-        return self._get(slice(5, 5 + self.experts)) / self._get(1)
+        return self._get(slice(4, 4 + self.experts)) / self._get(1)
+
+    @property
+    def prob_E(self) -> Tensor:
+        """Mean probability of each expert."""
+        return self._get(slice(4 + self.experts, 4 + 2 * self.experts)) / self._get(0)
+
+    @property
+    def observed_K(self) -> Tensor:
+        """Mean per token of what the router observed for its own use."""
+        return self._get(slice(4 + 2 * self.experts, None)) / self._get(0)
 
     @property
     def balance(self) -> Tensor:
         """E · Σ f·P of these counts: 1 is balanced, E is collapsed."""
-        return balance_loss(self.load_E, self._get(slice(5 + self.experts, None)) / self._get(0))
+        return balance_loss(self.load_E, self.prob_E)

@@ -16,7 +16,6 @@ from torch.distributed.tensor import DTensor
 from dit_moe.moe.layer import MoELayer
 from dit_moe.moe.router_stats import RouterStats
 from dit_moe.moe.routers import Router
-from dit_moe.moe.routers.dtopp import DTopPRouter
 from dit_moe.moe.routing import Routing
 
 Reduce = Callable[[Tensor], Tensor]  # sums a float64 tensor over all ranks
@@ -117,14 +116,15 @@ def update_routers(model: nn.Module, reduce: Reduce = lambda sums: sums, report:
 
     Returns {} for a dense model or without `report` (which saves waiting for the device), else
     ``{"active", "p", "layers": {name: [one number per MoE layer]}}`` with `active` the mean number of active experts
-    per token over all layers and `p` the new threshold (mean over layers; None for routers without).
+    per token over all layers and `p` the new threshold (mean over layers; None for routers without). `layers` has what
+    was counted and the routers' `state_numbers`.
     """
     routers = routers_of(model)
     if not routers:
         return {}
     sums_LS = reduce(_sums_of(routers))
-    total = RouterStats(routers[0].experts, sums_LS.sum(0))
-    layers = [RouterStats(router.experts, sums_S) for router, sums_S in zip(routers, sums_LS, strict=True)]
+    shape = routers[0].experts, routers[0].OBSERVED
+    total, layers = RouterStats(*shape, sums_LS.sum(0)), [RouterStats(*shape, sums_S) for sums_S in sums_LS]
     for router, own in zip(routers, layers, strict=True):
         router.after_step(own, total)
         router.stats.reset()
@@ -134,7 +134,7 @@ def update_routers(model: nn.Module, reduce: Reduce = lambda sums: sums, report:
 def counted_active(model: nn.Module) -> Tensor | None:
     """Mean active experts of the tokens that this process has counted since the last update; None if dense."""
     routers = routers_of(model)
-    return RouterStats(routers[0].experts, _sums_of(routers).sum(0)).active if routers else None
+    return RouterStats(routers[0].experts, sums=_sums_of(routers).sum(0)).active if routers else None
 
 
 def notes(model: nn.Module) -> list[str]:
@@ -153,12 +153,13 @@ def _report(routers: Sequence[Router], layers: Sequence[RouterStats], total: Rou
     # One transfer for all numbers: each .item() by itself would wait for the device.
     table = torch.stack([torch.stack([getattr(own, name) for name in columns]) for own in [*layers, total]]).tolist()
     report: dict[str, list[float]] = {name: [row[i] for row in table[:-1]] for i, name in enumerate(columns)}
-    thetas = [router.theta for router in routers if router.theta is not None]
-    if thetas:
-        theta_L1 = torch.stack([theta.detach().float() for theta in thetas])
-        report["theta"] = (theta_L1.full_tensor() if isinstance(theta_L1, DTensor) else theta_L1).flatten().tolist()
-    controlled = [router.controller.p for router in routers if isinstance(router, DTopPRouter)]
-    if controlled:
-        report["p"] = torch.stack(controlled).tolist()
-    p = sum(report["p"]) / len(report["p"]) if controlled else None
+    states = [router.state_numbers() for router in routers]
+    for name in states[0]:
+        report[name] = _whole(torch.stack([state[name].flatten() for state in states])).flatten().tolist()
+    p = sum(report["p"]) / len(report["p"]) if "p" in report else None
     return {"active": table[-1][0], "p": p, "layers": report}
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of it, of parameters that sharded data parallelism has cut."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -4,7 +4,7 @@ A router decides which (token, expert) pairs exist; the experts compute them. Ne
 list of pairs sorted by expert, of any length, so a token may use one expert or all of them.
 """
 
-# N tokens, E experts, R routed (token, expert) pairs
+# B samples, N tokens, D width, E experts, R routed (token, expert) pairs
 
 from __future__ import annotations
 
@@ -15,6 +15,18 @@ import torch
 from torch import Tensor
 
 LARGEST_U = 87.0  # exp(−87) is about the smallest normal number of fp32: from here on every expert is active
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingContext:
+    """What a router may look at beside the states of its N tokens."""
+
+    samples: int = 1  # B; the tokens are those of so many samples, one after the other, of equal length
+    labels_B: Tensor | None = None  # int64, the class of each sample
+    null_label: int | None = None  # the one of `labels_B` that stands for no class
+    time_BD: Tensor | None = None  # embedding of the time
+    unmodulated_ND: Tensor | None = None  # the normalised tokens before the modulation by time and label
+    earlier_NE: Tensor | None = None  # what the router of the MoE layer before handed on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +41,18 @@ class Routing:
     weight_R: Tensor  # fp32, the gate that the expert's output is multiplied with; carries the gradient
     counts_E: Tensor  # int64, pairs of each expert; sums to R
     aux: dict[str, Tensor]  # scalar loss terms by name, empty in evaluation
+    prob_NE: Tensor | None = None  # each token's distribution over experts, without gradient
+    added_ND: Tensor | None = None  # what experts without weights add to each token's output
+    handed_on_NE: Tensor | None = None  # for the router of the next MoE layer
 
 
-def routing_from_mask(mask_NE: Tensor, weight_NE: Tensor, aux: dict[str, Tensor] | None = None) -> Routing:
-    """The Routing of every pair that `mask_NE` marks, weighted by `weight_NE` (zero outside the mask or not)."""
+def routing_from_mask(
+    mask_NE: Tensor, weight_NE: Tensor, aux: dict[str, Tensor] | None = None, **others: Tensor | None
+) -> Routing:
+    """The Routing of every pair that `mask_NE` marks, weighted by `weight_NE` (zero outside the mask or not).
+
+    `others` are further fields of `Routing`.
+    """
     tokens = max(1, mask_NE.shape[0])
     pair_R = mask_NE.T.flatten().nonzero().squeeze(1)  # the one place where the host waits to learn R
     return Routing(
@@ -41,17 +61,20 @@ def routing_from_mask(mask_NE: Tensor, weight_NE: Tensor, aux: dict[str, Tensor]
         weight_R=weight_NE.T.flatten().index_select(0, pair_R),
         counts_E=mask_NE.sum(0),
         aux=aux or {},
+        **others,
     )
 
 
-def mass_left(prob_NE: Tensor) -> tuple[Tensor, Tensor]:
-    """For each token its experts in falling order of probability, and the mass from each one on.
+def mass_left(prob_NE: Tensor, ranking_NE: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """For each token its experts in falling order of probability, or of `ranking_NE`, and the mass from each one on.
 
     Returns (left_NE, order_NE): the j-th best expert ``order_NE[n, j]`` belongs to the top-p prefix iff what stands
     before it is less than p, that is iff ``left_NE[n, j] > 1 − p``. Summed from the small end, so that it stays exact
     where p is so near 1 that only `threshold_u` can tell it from 1.
     """
-    sorted_NE, order_NE = prob_NE.sort(dim=-1, descending=True, stable=True)
+    sorted_NE, order_NE = (prob_NE if ranking_NE is None else ranking_NE).sort(dim=-1, descending=True, stable=True)
+    if ranking_NE is not None:
+        sorted_NE = prob_NE.gather(-1, order_NE)
     return sorted_NE.flip(-1).cumsum(-1).flip(-1), order_NE
 
 

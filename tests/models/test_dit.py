@@ -111,7 +111,7 @@ def test_aux_terms_are_means_over_layers_and_absent_from_dense_models_and_evalua
     model = tiny()
     seen = []
     for block in model.blocks:
-        block.moe.register_forward_hook(lambda _, __, output: seen.append(output[1].get("dynamic")))
+        block.moe.register_forward_hook(lambda _, __, output: seen.append(output[1].aux.get("dynamic")))
     _, aux = model(*inputs(), return_aux=True)
     torch.testing.assert_close(aux["dynamic"], torch.stack(seen).mean())
     assert set(aux) == set(model.aux_weights)

@@ -1,9 +1,10 @@
-"""What every router shares: fp32 logits, dynamic routing normalization, gates, losses and statistics.
+"""What every router shares: scores in fp32, dynamic routing normalization, gates, losses, statistics and the bias.
 
-A new router is a config dataclass and a class with one method, `select`; see `topk.py` for the smallest one.
+A new router is a config dataclass and a class. The smallest has one method, `select`; see `topk.py`. Where gates are
+not the scores of the chosen experts, or more than a token's own scores decides, it has `route` in its place.
 """
 
-# N tokens, D width, E experts
+# B samples, S tokens of one sample, N = B·S tokens, D width, E experts
 
 from __future__ import annotations
 
@@ -17,12 +18,15 @@ from torch import Tensor, nn
 
 from dit_moe.config import ConfigError, require
 from dit_moe.moe.router_stats import RouterStats, balance_loss, dynamic_loss, z_loss
-from dit_moe.moe.routing import Routing, routing_from_mask
+from dit_moe.moe.routing import Routing, RoutingContext, routing_from_mask
 from dit_moe.registry import Registry
 
 ROUTERS = Registry("router")
 DRN_EPS = 1e-3  # added to the standard deviation of a token's logits: bounds the gradient of one whose logits are equal
-INIT_STD = 0.02
+TINY = 1e-20  # a token's gates are divided by no less, so that one without experts has gates of 0
+
+Score = Literal["softmax", "sigmoid", "identity", "cosine"]
+Sees = Literal["token", "sample", "batch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +36,26 @@ class RouterConfig:
     ADJUSTABLE: ClassVar[Literal["p", "k"] | None] = None
     """What can be set anew in a trained router, so that a token uses more or fewer experts. With "p" the router is a
     `TopPRouter`."""
+    SCORES: ClassVar[tuple[Score, ...]] = ("softmax",)
+    """What `score` may be."""
+    MAY_SKIP: ClassVar[bool] = False
+    """Whether a token may be left without an expert."""
+    NEEDS_LABELS: ClassVar[bool] = False
+    """Whether it routes by the class of a sample."""
 
+    score: Score = "softmax"  # logits → what experts are ranked by and weighted with
     drn: bool = False  # dynamic routing normalization: standardised logits times a learnable scale
-    # Gates of the chosen experts sum to 1; with False they are the raw probabilities. None: they sum to 1 unless a
+    # What the router reads: what the experts read, or the normalised token before the modulation by time and label, or
+    # that and the embedding of the time beside it (NucleusMoE-Image).
+    input: Literal["token", "unmodulated", "unmodulated_time"] = "token"
+    init_std: float = 0.02  # of the router's weights
+    # Gates of the chosen experts sum to 1; with False they are the raw scores. None: they sum to 1 unless a
     # token has one expert: its gate would be 1 whatever the router says, and the task could teach the router nothing.
     renormalize: bool | None = None
+    gate_scale: float = 1.0  # factor of all gates, after that
+    # Loss-free balancing: experts are ranked by score + bias, and after each step the bias of an expert with less than
+    # the mean load grows by this much, that of one with more falls. Gates know nothing of it.
+    bias_rate: float = 0.0
     min_experts: int = 1
     max_experts: int | None = None  # None: all
     balance_loss: float = 1e-4
@@ -44,11 +63,24 @@ class RouterConfig:
     z_loss: float = 0.0
 
     def __post_init__(self) -> None:
+        wanted = f"is none of {', '.join(self.SCORES)}, which this router can use"
+        require(self.score in self.SCORES, self, "score", wanted)
+        require(self.init_std >= 0, self, "init_std", "must be at least 0")
+        require(self.gate_scale > 0, self, "gate_scale", "must be above 0")
+        require(self.bias_rate >= 0, self, "bias_rate", "must be at least 0")
         require(self.min_experts >= 1, self, "min_experts", "must be at least 1")
         if self.max_experts is not None:
             require(
                 self.max_experts >= self.min_experts, self, "max_experts", f"is below min_experts={self.min_experts}"
             )
+
+    @property
+    def sees(self) -> Sees:
+        """What decides the experts of a token in training: the token itself, all tokens of its sample, or of the batch.
+
+        In evaluation no router looks beyond the sample.
+        """
+        return "token"
 
     @property
     def controlled(self) -> bool:
@@ -63,19 +95,65 @@ class RouterConfig:
         if not self.min_experts <= target <= most:
             raise ConfigError("target", f"={target:g} is outside what the router allows, {self.min_experts} to {most}")
 
+    def check_text(self) -> None:
+        """Raise ConfigError unless a language model can have this router: a token must not depend on later ones."""
+        name = ROUTERS.name_of(self)
+        if self.sees != "token":
+            seen = f"the other tokens of the {self.sees}"
+            raise ConfigError(
+                "name", f"={name} looks at {seen}, so a language model would see the future; choose dtopp"
+            )
+        if self.NEEDS_LABELS:
+            raise ConfigError("name", f"={name} needs the classes of images, and text has none; choose dtopp")
+        require(self.input == "token", self, "input", "is for images, whose blocks are told the time; drop it")
+
     def resolved(self, experts: int, target: float) -> Self:
         """With what is left open decided for `experts` experts and a mean of `target` active."""
         if self.renormalize is not None:
             return self
         return replace(self, renormalize=min(target, self.max_experts or experts) > 1)
 
+    def rows(self, experts: int) -> int:
+        """How many scores a token has: one for each expert, and for what else a router chooses from."""
+        return experts
+
+    def input_width(self, width: int) -> int:
+        """Width of what the router reads, beside tokens of `width`."""
+        return 2 * width if self.input == "unmodulated_time" else width
+
+    def size(self, experts: int, width: int) -> tuple[int, int]:
+        """Parameters of a router: elements of matrices that every token meets, and all others."""
+        return self.rows(experts) * self.input_width(width), int(self.drn)
+
     def note(self, target: float) -> str | None:
         """What a user should know before training with a mean of `target` active experts; None: nothing unusual."""
         return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What a router makes of its tokens before it chooses, all in fp32 whatever autocast says."""
+
+    x_ND: Tensor  # what the router reads
+    context: RoutingContext
+    logits_NE: Tensor
+    score_NE: Tensor  # the logits through dynamic routing normalization, if it is on, and the score function
+    prob_NE: Tensor  # the scores as a distribution over experts, for losses and statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The experts of each token, and what comes with them."""
+
+    mask_NE: Tensor  # bool
+    gate_NE: Tensor  # fp32 with gradient; counts where the mask is true
+    observed_K: Tensor | None = None  # sums over the tokens for `Router.after_step`, see `RouterStats`
+    added_ND: Tensor | None = None  # see `Routing`
+    handed_on_NE: Tensor | None = None  # see `Routing`
+
+
 class Router(nn.Module):
-    """Token states → Routing. Subclasses choose the experts in `select`; everything here is theirs to use.
+    """Token states → Routing. Subclasses choose the experts in `select` or `route`; everything here is theirs to use.
 
     Args:
         config: the router's options.
@@ -84,7 +162,10 @@ class Router(nn.Module):
         target: mean number of active experts per token that the model is built for.
     """
 
+    OBSERVED: ClassVar[int] = 0
+    """Length of `Choice.observed_K`."""
     load_E: Tensor
+    bias_E: Tensor
     override: float | None = None  # of the trained threshold (as u), or of k; no part of the state. See `ComputeBudget`
 
     def __init__(self, config: RouterConfig, width: int, experts: int, target: float) -> None:
@@ -92,58 +173,114 @@ class Router(nn.Module):
         config.check(experts, target)
         self.config, self.experts, self.target = config.resolved(experts, target), experts, target
         self.most = config.max_experts or experts
-        self.weight = nn.Parameter(torch.empty(experts, width))
+        self.weight = nn.Parameter(torch.empty(config.rows(experts), config.input_width(width)))
         # One element and not a scalar: sharded data parallelism cuts every parameter along its first dimension.
         self.theta = nn.Parameter(torch.ones(1)) if config.drn else None
         # f of the balance loss: the load of the optimizer step before, over all ranks and micro-batches.
         self.register_buffer("load_E", torch.full((experts,), 1 / experts))
-        self.stats = RouterStats(experts)
+        if config.bias_rate:
+            self.register_buffer("bias_E", torch.zeros(experts))
+        self.stats = RouterStats(experts, self.OBSERVED)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Small, as in OLMoE, so that what the router learns soon outweighs what it began with."""
-        nn.init.normal_(self.weight, std=INIT_STD)
+        nn.init.normal_(self.weight, std=self.config.init_std)
 
-    def probabilities(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw logits and expert probabilities, both [N, E] in fp32 whatever autocast says. DTop-p, steps 1 and 2."""
+    # -------------------------------------------------------------------------------------------------------- scoring
+
+    def scores(self, x_ND: Tensor, context: RoutingContext | None = None) -> Scores:
+        """Of tokens [N, D]. DTop-p, steps 1 and 2."""
+        context = context or RoutingContext()
         with torch.autocast(x_ND.device.type, enabled=False):
-            logits_NE = F.linear(x_ND.float(), self.weight.float())
-            if self.theta is None:
-                return logits_NE, logits_NE.softmax(-1)
-            centred_NE = logits_NE - logits_NE.mean(-1, keepdim=True)
-            # Not std(): the norm has a finite gradient, 0, where all logits of a token are equal.
-            std_N1 = torch.linalg.vector_norm(centred_NE, dim=-1, keepdim=True) / math.sqrt(self.experts)
-            return logits_NE, (self.theta.float() / (std_N1 + DRN_EPS) * centred_NE).softmax(-1)
+            x_ND = self.read(x_ND, context)
+            logits_NE = self.logits(x_ND, context)
+            normal_NE = logits_NE if self.theta is None else self.normalized(logits_NE)
+            if self.config.score == "softmax":
+                score_NE = prob_NE = normal_NE.softmax(-1)
+            elif self.config.score == "sigmoid":
+                score_NE = normal_NE.sigmoid()
+                prob_NE = score_NE / score_NE.sum(-1, keepdim=True).clamp(min=TINY)
+            else:
+                score_NE, prob_NE = normal_NE, normal_NE.softmax(-1)
+            return Scores(x_ND=x_ND, context=context, logits_NE=logits_NE, score_NE=score_NE, prob_NE=prob_NE)
 
-    def select(self, prob_NE: Tensor) -> Tensor:
+    def read(self, x_ND: Tensor, context: RoutingContext) -> Tensor:
+        """What the option `input` says the router reads, fp32."""
+        if self.config.input == "token":
+            return x_ND.float()
+        assert context.unmodulated_ND is not None, "the block gave no unmodulated tokens"
+        if self.config.input == "unmodulated":
+            return context.unmodulated_ND.float()
+        assert context.time_BD is not None, "the model gave no embedding of the time"
+        time_ND = context.time_BD.repeat_interleave(len(x_ND) // max(1, context.samples), dim=0)
+        return torch.cat([time_ND.float(), context.unmodulated_ND.float()], dim=-1)
+
+    def logits(self, x_ND: Tensor, context: RoutingContext) -> Tensor:
+        """[N, E] of what the router reads."""
+        if self.config.score == "cosine":
+            return F.linear(F.normalize(x_ND, dim=-1), F.normalize(self.weight.float(), dim=-1))
+        return F.linear(x_ND, self.weight.float())
+
+    def normalized(self, logits_NE: Tensor) -> Tensor:
+        """Dynamic routing normalization: mean 0 and standard deviation θ over the experts of each token."""
+        assert self.theta is not None
+        centred_NE = logits_NE - logits_NE.mean(-1, keepdim=True)
+        # Not std(): the norm has a finite gradient, 0, where all logits of a token are equal.
+        std_N1 = torch.linalg.vector_norm(centred_NE, dim=-1, keepdim=True) / math.sqrt(logits_NE.shape[-1])
+        return self.theta.float() / (std_N1 + DRN_EPS) * centred_NE
+
+    # ------------------------------------------------------------------------------------------------------- choosing
+
+    def select(self, score_NE: Tensor) -> Tensor:
         """Bool [N, E]: the experts of each token. Depends on the token's own row alone."""
         raise NotImplementedError
 
-    def choose(self, prob_NE: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What `select` says and, from routers with a controlled threshold, `PIController.slope`."""
-        return self.select(prob_NE), None
+    def ranking(self, score_NE: Tensor) -> Tensor:
+        """What experts are ranked by: the scores, and the bias of loss-free balancing."""
+        return score_NE + self.bias_E if self.config.bias_rate else score_NE
 
-    def forward(self, x_ND: Tensor) -> Routing:
-        logits_NE, prob_NE = self.probabilities(x_ND)
-        mask_NE, slope = self.choose(prob_NE.detach())
-        gate_NE = prob_NE * mask_NE
+    def gates(self, score_NE: Tensor, mask_NE: Tensor) -> Tensor:
+        """The scores of the chosen experts, renormalised and scaled as the options say."""
+        gate_NE = score_NE * mask_NE
         if self.config.renormalize:
-            gate_NE = gate_NE / gate_NE.sum(-1, keepdim=True)
-        aux = {}
-        if self.training:
-            aux = self.losses(logits_NE, prob_NE)
-            if not len(x_ND):  # the mean of no tokens is NaN
-                aux = {name: logits_NE.sum() for name in aux}
-            self.stats.add(mask_NE, prob_NE.detach(), slope)
-        return routing_from_mask(mask_NE, gate_NE, aux)
+            gate_NE = gate_NE / gate_NE.sum(-1, keepdim=True).clamp(min=TINY)
+        return gate_NE if self.config.gate_scale == 1 else gate_NE * self.config.gate_scale
 
-    def losses(self, logits_NE: Tensor, prob_NE: Tensor) -> dict[str, Tensor]:
+    def route(self, scores: Scores) -> Choice:
+        """The experts that `select` chooses, weighted by `gates`."""
+        mask_NE = self.select(scores.score_NE.detach())
+        return Choice(mask_NE=mask_NE, gate_NE=self.gates(scores.score_NE, mask_NE))
+
+    def forward(self, x_ND: Tensor, context: RoutingContext | None = None) -> Routing:
+        scores = self.scores(x_ND, context)
+        with torch.autocast(x_ND.device.type, enabled=False):
+            choice = self.route(scores)
+            prob_NE = scores.prob_NE.detach()[:, : self.experts]
+            aux = {}
+            if self.training:
+                aux = self.losses(scores, choice)
+                if not len(x_ND):  # the mean of no tokens is NaN
+                    aux = {name: scores.logits_NE.sum() for name in aux}
+                self.stats.add(choice.mask_NE, prob_NE, choice.observed_K)
+            return routing_from_mask(
+                choice.mask_NE,
+                choice.gate_NE,
+                aux,
+                prob_NE=prob_NE,
+                added_ND=choice.added_ND,
+                handed_on_NE=choice.handed_on_NE,
+            )
+
+    # ------------------------------------------------------------------------------------------------------- training
+
+    def losses(self, scores: Scores, choice: Choice) -> dict[str, Tensor]:
         """The unweighted loss terms of this layer by name, means over its tokens."""
         return {
             # With last step's load as f the loss is linear in the batch: micro-batches and ranks add up exactly.
-            "balance": balance_loss(self.load_E, prob_NE.mean(0)),
-            "dynamic": dynamic_loss(prob_NE),
-            "z": z_loss(logits_NE),
+            "balance": balance_loss(self.load_E, scores.prob_NE.mean(0)),
+            "dynamic": dynamic_loss(scores.prob_NE),
+            "z": z_loss(scores.logits_NE),
         }
 
     def loss_weights(self) -> dict[str, float]:
@@ -157,4 +294,11 @@ class Router(nn.Module):
     @torch.no_grad()
     def after_step(self, own: RouterStats, model: RouterStats) -> None:
         """Once per optimizer step, with the counts of this layer and of all MoE layers, reduced over ranks."""
-        self.load_E.copy_(torch.where(own.load_E.isnan(), self.load_E, own.load_E))
+        load_E = own.load_E
+        if self.config.bias_rate:
+            self.bias_E.add_(self.config.bias_rate * torch.sign(1 / self.experts - load_E).nan_to_num())
+        self.load_E.copy_(torch.where(load_E.isnan(), self.load_E, load_E))
+
+    def state_numbers(self) -> dict[str, Tensor]:
+        """Scalars that say how the router stands, by name, for the log of training."""
+        return {} if self.theta is None else {"theta": self.theta.detach()}

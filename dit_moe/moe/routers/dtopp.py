@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dit_moe.config import require
 from dit_moe.moe.router_stats import RouterStats
-from dit_moe.moe.routers.base import ROUTERS, RouterConfig
+from dit_moe.moe.routers.base import ROUTERS, Choice, RouterConfig, Scores
 from dit_moe.moe.routers.topp import TopPRouter
 from dit_moe.moe.routing import LARGEST_U, prefix_mask, threshold_u
 
@@ -81,6 +81,7 @@ class DTopPRouter(TopPRouter):
     In global mode the controllers of all layers see the same error and so stay equal, bit for bit.
     """
 
+    OBSERVED: ClassVar[int] = 1  # how fast the pairs grow with the threshold
     config: DTopPConfig  # type: ignore[assignment]
 
     def __init__(self, config: DTopPConfig, width: int, experts: int, target: float) -> None:
@@ -93,16 +94,20 @@ class DTopPRouter(TopPRouter):
     def trained_u(self) -> float:
         return self.controller.u.item()
 
-    def choose(self, prob_NE: Tensor) -> tuple[Tensor, Tensor | None]:
-        left_NE, order_NE = self.ranked(prob_NE)
-        slope = self.controller.slope(left_NE) if self.training else None
-        return prefix_mask(left_NE, order_NE, tail=self.tail()), slope
+    def route(self, scores: Scores) -> Choice:
+        left_NE, order_NE = self.ranked(scores.prob_NE.detach())
+        mask_NE = prefix_mask(left_NE, order_NE, tail=self.tail())
+        slope_1 = self.controller.slope(left_NE)[None] if self.training else None
+        return Choice(mask_NE=mask_NE, gate_NE=self.gates(scores.score_NE, mask_NE), observed_K=slope_1)
 
     @torch.no_grad()
     def after_step(self, own: RouterStats, model: RouterStats) -> None:
         super().after_step(own, model)
         counted = own if self.config.layerwise else model
-        self.controller.step(counted.active, counted.slope)
+        self.controller.step(counted.active, counted.observed_K[0])
+
+    def state_numbers(self) -> dict[str, Tensor]:
+        return super().state_numbers() | {"p": self.controller.p}
 
 
 class PIController(nn.Module):

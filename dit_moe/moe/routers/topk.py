@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dit_moe.config import ConfigError
-from dit_moe.moe.routers.base import ROUTERS, Router, RouterConfig
+from dit_moe.moe.routers.base import ROUTERS, Router, RouterConfig, Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class TopKConfig(RouterConfig):
     """k is the model's target, which must be whole."""
 
     ADJUSTABLE: ClassVar[Literal["p", "k"] | None] = "k"
+    SCORES: ClassVar[tuple[Score, ...]] = ("softmax", "sigmoid", "identity", "cosine")
 
     def check(self, experts: int, target: float) -> None:
         super().check(experts, target)
@@ -28,9 +29,9 @@ class TopKConfig(RouterConfig):
 
 @ROUTERS.register("topk", TopKConfig)
 class TopKRouter(Router):
-    """The k most probable experts of each token."""
+    """The k experts of each token with the highest score."""
 
-    def select(self, prob_NE: Tensor) -> Tensor:
+    def select(self, score_NE: Tensor) -> Tensor:
         k = int(self.target if self.override is None else self.override)
-        best_NK = prob_NE.topk(k, dim=-1).indices
-        return torch.zeros_like(prob_NE, dtype=torch.bool).scatter(-1, best_NK, True)
+        best_NK = self.ranking(score_NE).topk(k, dim=-1).indices
+        return torch.zeros_like(score_NE, dtype=torch.bool).scatter(-1, best_NK, True)

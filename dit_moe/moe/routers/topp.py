@@ -36,7 +36,7 @@ class TopPRouter(Router):
 
     def ranked(self, prob_NE: Tensor) -> tuple[Tensor, Tensor]:
         """`mass_left` within the limits of experts per token."""
-        left_NE, order_NE = mass_left(prob_NE)
+        left_NE, order_NE = mass_left(prob_NE, self.ranking(prob_NE) if self.config.bias_rate else None)
         return limit_experts(left_NE, self.config.min_experts, self.most), order_NE
 
     def tail(self) -> Tensor | float:
@@ -55,5 +55,5 @@ class TopPRouter(Router):
         """The same threshold as `threshold_u` has it; the device is waited for."""
         return threshold_u(self.config.p)
 
-    def select(self, prob_NE: Tensor) -> Tensor:
-        return prefix_mask(*self.ranked(prob_NE), tail=self.tail())
+    def select(self, score_NE: Tensor) -> Tensor:
+        return prefix_mask(*self.ranked(score_NE), tail=self.tail())

@@ -41,6 +41,7 @@ from dit_moe.plotting import (
 from dit_moe.training.curves import ACTIVE, draw_training, layer_lines, mean_and_target
 
 KINDS = 40  # rows that can be read
+SEEN = 0.005  # a smaller share of a layer's tokens gets no column
 POSITION = "Position in the sequence (tokens)"
 
 
@@ -71,8 +72,14 @@ def layer_figures(stats: RoutingStats) -> Iterator[ReportFigure]:
 def draw_active_by_layer(
     share_LE: np.ndarray, active_L: np.ndarray, layers: Sequence[int], *, dark: bool = False
 ) -> Any:
-    """Share of tokens with exactly 1, 2, 3, … active experts, by layer; a dot marks each layer's mean."""
-    columns = max(3, int(np.flatnonzero(share_LE.max(0) >= 0.005).max()) + 1)
+    """Share of tokens with exactly 1, 2, 3, … active experts, and with none if some have none, by layer.
+
+    A dot marks each layer's mean.
+    """
+    none_L = 1 - share_LE.sum(1)
+    first = 0 if none_L.max() >= SEEN else 1
+    share_LE = share_LE if first else np.column_stack([none_L, share_LE])
+    columns = max(3, int(np.flatnonzero(share_LE.max(0) >= SEEN).max()) + 1)
     percent_LE = 100 * share_LE[:, :columns]
     count = len(layers)
     figure, axes = canvas(height=1.5 + 0.28 * min(count, 10) + 0.09 * max(0, count - 10))
@@ -82,11 +89,11 @@ def draw_active_by_layer(
         axis, percent_LE, scale_over(np.append(percent_LE, [0.0, 100.0 if count == 1 else 0.0]), 1.0), text_of=text_of
     )
     if text_of is None:
-        axis.plot(active_L - 1, range(count), "o", markersize=4, **mark_look(dark))
+        axis.plot(active_L - first, range(count), "o", markersize=4, **mark_look(dark))
     else:
         for row, mean in enumerate(active_L):  # a notch between the rows' numbers hides none of them
-            axis.plot([mean - 1], [row + 0.38], "^", markersize=6, **mark_look(dark))
-    number_ticks(axis.xaxis, range(1, columns + 1), 16)
+            axis.plot([mean - first], [row + 0.38], "^", markersize=6, **mark_look(dark))
+    number_ticks(axis.xaxis, range(first, first + columns), 16)
     number_ticks(axis.yaxis, layers)
     axis.set(xlabel="Active experts of a token", ylabel="Layer")
     colour_bar(

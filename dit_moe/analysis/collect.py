@@ -39,7 +39,7 @@ class RoutingCounts:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.int64, device=device)
 
-        self.with_LE = zeros(layers, experts)  # tokens with 1, 2, …, E active experts
+        self.with_LE = zeros(layers, experts)  # tokens with 1, 2, …, E active experts; the others have none
         self.together_LEE = zeros(layers, experts, experts)  # tokens that use both experts
         self.tokens_G = {name: zeros(count) for name, count in groups.items()}
         self.pairs_LGE = {name: zeros(layers, count, experts) for name, count in groups.items()}
@@ -71,14 +71,15 @@ class RoutingCounts:
 
     def overall(self) -> dict[str, Any]:
         """The fields of `RoutingStats` that are about all tokens."""
-        share_LE = _numpy(self.with_LE) / self.tokens
+        with_LE = _numpy(self.with_LE)
+        share_LE, none_L = with_LE / self.tokens, 1 - with_LE.sum(1) / self.tokens
         together_LEE = _numpy(self.together_LEE)
         pairs_LE = together_LEE.diagonal(axis1=1, axis2=2)
         count_E = np.arange(1, share_LE.shape[1] + 1)
         active_L = share_LE @ count_E
         return {
             "active_L": active_L,
-            "active_std_L": np.sqrt((share_LE * (count_E - active_L[:, None]) ** 2).sum(1)),
+            "active_std_L": np.sqrt((share_LE * (count_E - active_L[:, None]) ** 2).sum(1) + none_L * active_L**2),
             "share_LE": share_LE,
             "load_LE": pairs_LE / pairs_LE.sum(1, keepdims=True),
             "together_LEE": together_LEE / self.tokens,

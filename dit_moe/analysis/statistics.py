@@ -85,7 +85,7 @@ class RoutingStats:
     trained_target: Target
     active_L: np.ndarray  # mean active experts a token
     active_std_L: np.ndarray  # its standard deviation over tokens
-    share_LE: np.ndarray  # share of tokens with exactly 1, 2, …, E active experts; rows sum to 1
+    share_LE: np.ndarray  # share of tokens with exactly 1, 2, …, E active experts; the others have none
     load_LE: np.ndarray  # share of the pairs that each expert got
     together_LEE: np.ndarray  # share of tokens that use experts i and j; on the diagonal, i at all
     active_LS: np.ndarray  # by position: of images a square of patches, row by row; of text bins, see `position_S`

@@ -63,6 +63,7 @@ class RouterStats:
         tokens = active_N.new_full((), len(active_N))
         scalars = torch.stack([tokens, active_N.sum(), active_N.square().sum(), entropy_N.sum()])
         observed_K = active_N.new_zeros(self.observed) if observed_K is None else observed_K.to(torch.float64)
+        assert len(observed_K) == self.observed, "of the length that the router's `observed` says"
         by_expert = mask_NE.sum(0, dtype=torch.float64), prob_NE.sum(0, dtype=torch.float64)
         new = torch.cat([scalars, *by_expert, observed_K])
         self.sums = new if self.sums is None else self.sums + new

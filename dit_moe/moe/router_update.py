@@ -123,7 +123,7 @@ def update_routers(model: nn.Module, reduce: Reduce = lambda sums: sums, report:
     if not routers:
         return {}
     sums_LS = reduce(_sums_of(routers))
-    shape = routers[0].experts, routers[0].OBSERVED
+    shape = routers[0].experts, routers[0].observed
     total, layers = RouterStats(*shape, sums_LS.sum(0)), [RouterStats(*shape, sums_S) for sums_S in sums_LS]
     for router, own in zip(routers, layers, strict=True):
         router.after_step(own, total)

@@ -48,7 +48,8 @@ def test_means_by_level_class_and_patch_agree_with_the_whole(router, objective):
     labels = HELDOUT.__getitems__(range(30))["labels"].numpy()
     weights = np.array([(labels == int(name)).mean() for name in stats.class_names_C])
     np.testing.assert_allclose(stats.active_LC @ weights, stats.active_L)
-    for shares in (stats.share_LE, stats.load_LE, stats.load_LTE, stats.load_LCE):
+    assert (stats.share_LE.sum(1) <= 1 + 1e-12).all()  # the rest have no expert
+    for shares in (stats.load_LE, stats.load_LTE, stats.load_LCE):
         np.testing.assert_allclose(shares.sum(-1), 1)
     mean_LTE = stats.load_LTE * stats.active_LT[..., None]  # a level counts by its pairs
     np.testing.assert_allclose(mean_LTE.sum(1) / stats.active_LT.sum(1)[:, None], stats.load_LE)

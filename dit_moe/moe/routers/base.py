@@ -42,6 +42,8 @@ class RouterConfig:
     """Whether a token may be left without an expert."""
     NEEDS_LABELS: ClassVar[bool] = False
     """Whether it routes by the class of a sample."""
+    UNUSED: ClassVar[tuple[str, ...]] = ()
+    """Options below that mean nothing to it, and so may not be set."""
 
     score: Score = "softmax"  # logits → what experts are ranked by and weighted with
     drn: bool = False  # dynamic routing normalization: standardised logits times a learnable scale
@@ -63,6 +65,9 @@ class RouterConfig:
     z_loss: float = 0.0
 
     def __post_init__(self) -> None:
+        for option in self.UNUSED:
+            given = getattr(self, option) != getattr(type(self), option)
+            require(not given, self, option, "means nothing to this router; drop it")
         wanted = f"is none of {', '.join(self.SCORES)}, which this router can use"
         require(self.score in self.SCORES, self, "score", wanted)
         require(self.init_std >= 0, self, "init_std", "must be at least 0")
@@ -162,8 +167,6 @@ class Router(nn.Module):
         target: mean number of active experts per token that the model is built for.
     """
 
-    OBSERVED: ClassVar[int] = 0
-    """Length of `Choice.observed_K`."""
     load_E: Tensor
     bias_E: Tensor
     override: float | None = None  # of the trained threshold (as u), or of k; no part of the state. See `ComputeBudget`
@@ -180,8 +183,13 @@ class Router(nn.Module):
         self.register_buffer("load_E", torch.full((experts,), 1 / experts))
         if config.bias_rate:
             self.register_buffer("bias_E", torch.zeros(experts))
-        self.stats = RouterStats(experts, self.OBSERVED)
+        self.stats = RouterStats(experts, self.observed)
         self.reset_parameters()
+
+    @property
+    def observed(self) -> int:
+        """K, the length of `Choice.observed_K`."""
+        return 0
 
     def reset_parameters(self) -> None:
         """Small, as in OLMoE, so that what the router learns soon outweighs what it began with."""

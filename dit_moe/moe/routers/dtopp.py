@@ -81,12 +81,15 @@ class DTopPRouter(TopPRouter):
     In global mode the controllers of all layers see the same error and so stay equal, bit for bit.
     """
 
-    OBSERVED: ClassVar[int] = 1  # how fast the pairs grow with the threshold
     config: DTopPConfig  # type: ignore[assignment]
 
     def __init__(self, config: DTopPConfig, width: int, experts: int, target: float) -> None:
         super().__init__(config, width, experts, target)
         self.controller = PIController(config.controller, target, experts)
+
+    @property
+    def observed(self) -> int:
+        return 1  # how fast the pairs grow with the threshold
 
     def trained_tail(self) -> Tensor:
         return self.controller.tail

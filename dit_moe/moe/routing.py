@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 LARGEST_U = 87.0  # exp(−87) is about the smallest normal number of fp32: from here on every expert is active
+ROUNDING = 1e-6  # of a token: 4.6 · 5 falls short of 23
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,33 @@ def limit_experts(left_NE: Tensor, at_least: int, at_most: int) -> Tensor:
 def prefix_mask(left_NE: Tensor, order_NE: Tensor, *, tail: Tensor | float) -> Tensor:
     """Bool [N, E]: each token's smallest prefix of experts that leaves out at most `tail` = 1 − p. DTop-p, step 3."""
     return torch.zeros_like(order_NE, dtype=torch.bool).scatter(-1, order_NE, left_NE > tail)
+
+
+def best_tokens(score_NE: Tensor, target: float, samples: int = 1) -> Tensor:
+    """Bool [N, E]: each expert's ⌊target·S/E⌋ best of the S tokens of each sample, and at least one. Expert choice.
+
+    Of equal scores the first tokens are taken.
+    """
+    score_BSE = score_NE.unflatten(0, (max(1, samples), -1)) if len(score_NE) else score_NE[None]
+    count = tokens_per_expert(score_BSE.shape[1], score_NE.shape[1], target)
+    best_BKE = score_BSE.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    return torch.zeros_like(score_BSE, dtype=torch.bool).scatter(1, best_BKE, True).view(score_NE.shape)
+
+
+def tokens_per_expert(tokens: int, experts: int, target: float) -> int:
+    """How many of so many tokens an expert takes for a mean of `target` experts a token, at least one."""
+    return max(1, int(target * tokens / experts + ROUNDING))
+
+
+def best_pairs(score_NE: Tensor, target: float, samples: int = 1) -> Tensor:
+    """Bool [N, E]: the ⌊target·S⌋ best (token, expert) pairs of the S tokens of each sample.
+
+    Of equal scores those of the first tokens are taken, and of a token's those of its first experts.
+    """
+    score_BP = score_NE.reshape(max(1, samples), -1)
+    count = int(target * score_BP.shape[1] / score_NE.shape[1] + ROUNDING)
+    best_BK = score_BP.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    return torch.zeros_like(score_BP, dtype=torch.bool).scatter(1, best_BK, True).view(score_NE.shape)
 
 
 def threshold_u(p: float) -> float:

@@ -244,6 +244,11 @@ class Router(nn.Module):
         """Bool [N, E]: the experts of each token. Depends on the token's own row alone."""
         raise NotImplementedError
 
+    @property
+    def k(self) -> float:
+        """Of routers with ADJUSTABLE = "k": the experts per token to choose, the target's or a compute budget's."""
+        return self.target if self.override is None else self.override
+
     def ranking(self, score_NE: Tensor) -> Tensor:
         """What experts are ranked by: the scores, and the bias of loss-free balancing."""
         return score_NE + self.bias_E if self.config.bias_rate else score_NE

@@ -32,6 +32,5 @@ class TopKRouter(Router):
     """The k experts of each token with the highest score."""
 
     def select(self, score_NE: Tensor) -> Tensor:
-        k = int(self.target if self.override is None else self.override)
-        best_NK = self.ranking(score_NE).topk(k, dim=-1).indices
+        best_NK = self.ranking(score_NE).topk(int(self.k), dim=-1).indices
         return torch.zeros_like(score_NE, dtype=torch.bool).scatter(-1, best_NK, True)

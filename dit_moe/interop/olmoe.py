@@ -21,7 +21,7 @@ from transformers.initialization import no_init_weights
 from dit_moe.checkpoint import load_into
 from dit_moe.config import ConfigError
 from dit_moe.models import LM, MODELS, LMConfig
-from dit_moe.moe import MoEConfig
+from dit_moe.moe import ROUTERS, MoEConfig
 from dit_moe.moe.experts import Implementation
 from dit_moe.moe.routers.topk import TopKConfig
 
@@ -157,14 +157,15 @@ def config_to_olmoe(ours: LMConfig, eos_token_id: int | None = None, pad_token_i
     if moe is None:
         raise ConfigError("moe", " is missing: OLMoE has experts in every block; export the model as it is")
     router = moe.router
-    if not isinstance(router, TopKConfig):
-        name = type(router).__name__.removesuffix("Config").lower()
+    if type(router) is not TopKConfig:  # what derives from it has options of its own
+        name = ROUTERS.name_of(router)
         raise ConfigError("moe.router.name", f"={name}: OLMoE's routers are top-k; export the model as it is")
     for field, wanted in {"shared_experts": 0, "every": 1, "offset": 0, "activation": "swiglu"}.items():
         if getattr(moe, field) != wanted:
             raise ConfigError(f"moe.{field}", f"={getattr(moe, field)}: OLMoE has {wanted}; export the model as it is")
-    if router.drn:
-        raise ConfigError("moe.router.drn", "=True: OLMoE's routers normalise no logits; export the model as it is")
+    for field, wanted in {"drn": False, "score": "softmax", "gate_scale": 1, "bias_rate": 0}.items():
+        if (value := getattr(router, field)) != wanted:
+            raise ConfigError(f"moe.router.{field}", f"={value}: OLMoE has {wanted}; export the model as it is")
     if not ours.qk_norm:
         raise ConfigError("qk_norm", "=False: OLMoE normalises queries and keys; export the model as it is")
     return OlmoeConfig(

@@ -18,7 +18,7 @@ ROUTERS["heavy"] = DTopPConfig(balance_loss=1.0, dynamic_loss=0.3, z_loss=0.1)  
 
 def tiny_config(router="dtopp", **changes) -> LMConfig:
     shape = {"depth": 2, "width": 32, "heads": 4, "mlp_hidden": 64, "vocab_size": 320, "max_length": 128}
-    moe = None if router is None else MoEConfig(router=ROUTERS[router], **changes.pop("moe", {}))
+    moe = None if router is None else MoEConfig(**{"router": ROUTERS[router]} | changes.pop("moe", {}))
     name = "LM-custom" if router is None else "LM-custom-8E2A"
     return LMConfig(name=name, moe=moe, init_std=0.2, **shape | changes)  # wide, so that tokens matter
 

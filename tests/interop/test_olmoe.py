@@ -9,6 +9,8 @@ from transformers import OlmoeConfig, OlmoeForCausalLM
 
 from dit_moe.interop.olmoe import config_to_olmoe, from_olmoe, to_olmoe, weights_from_olmoe
 from dit_moe.interop.transformers_lm import wrap
+from dit_moe.moe.routers.loss_free import LossFreeConfig
+from dit_moe.moe.routers.topk import TopKConfig
 from tests.interop.models import tiny_config, tiny_lm, tokens
 
 
@@ -116,6 +118,10 @@ def test_an_olmoe_with_what_we_do_not_have_is_refused_by_the_field_or_weight(cha
         ("topk", {"moe": {"activation": "gelu"}}, "moe.activation=gelu"),
         ("topk", {"qk_norm": False}, "qk_norm=False"),
         ("topk_drn", {}, "moe.router.drn=True"),
+        ("topk", {"moe": {"router": TopKConfig(score="sigmoid")}}, "moe.router.score=sigmoid"),
+        ("topk", {"moe": {"router": TopKConfig(gate_scale=2.0)}}, "moe.router.gate_scale=2"),
+        ("topk", {"moe": {"router": TopKConfig(bias_rate=1e-3)}}, "moe.router.bias_rate=0.001"),
+        ("topk", {"moe": {"router": LossFreeConfig()}}, "moe.router.name=loss_free"),
     ],
 )
 def test_a_model_that_cannot_be_an_olmoe_is_refused_by_the_field(router, changes, message):

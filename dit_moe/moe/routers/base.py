@@ -37,7 +37,7 @@ class RouterConfig:
     """What can be set anew in a trained router, so that a token uses more or fewer experts. With "p" the router is a
     `TopPRouter`."""
     SCORES: ClassVar[tuple[Score, ...]] = ("softmax",)
-    """What `score` may be."""
+    """What `score` may be; empty if the router learns no scores: it has no weights, and its logits are 0."""
     MAY_SKIP: ClassVar[bool] = False
     """Whether a token may be left without an expert."""
     NEEDS_LABELS: ClassVar[bool] = False
@@ -69,7 +69,7 @@ class RouterConfig:
             given = getattr(self, option) != getattr(type(self), option)
             require(not given, self, option, "means nothing to this router; drop it")
         wanted = f"is none of {', '.join(self.SCORES)}, which this router can use"
-        require(self.score in self.SCORES, self, "score", wanted)
+        require(not self.SCORES or self.score in self.SCORES, self, "score", wanted)
         require(self.init_std >= 0, self, "init_std", "must be at least 0")
         require(self.gate_scale > 0, self, "gate_scale", "must be above 0")
         require(self.bias_rate >= 0, self, "bias_rate", "must be at least 0")
@@ -120,7 +120,7 @@ class RouterConfig:
 
     def rows(self, experts: int) -> int:
         """How many scores a token has: one for each expert, and for what else a router chooses from."""
-        return experts
+        return experts if self.SCORES else 0
 
     def input_width(self, width: int) -> int:
         """Width of what the router reads, beside tokens of `width`."""
@@ -176,7 +176,8 @@ class Router(nn.Module):
         config.check(experts, target)
         self.config, self.experts, self.target = config.resolved(experts, target), experts, target
         self.most = config.max_experts or experts
-        self.weight = nn.Parameter(torch.empty(config.rows(experts), config.input_width(width)))
+        rows = config.rows(experts)
+        self.weight = nn.Parameter(torch.empty(rows, config.input_width(width))) if rows else None
         # One element and not a scalar: sharded data parallelism cuts every parameter along its first dimension.
         self.theta = nn.Parameter(torch.ones(1)) if config.drn else None
         # f of the balance loss: the load of the optimizer step before, over all ranks and micro-batches.
@@ -193,7 +194,8 @@ class Router(nn.Module):
 
     def reset_parameters(self) -> None:
         """Small, as in OLMoE, so that what the router learns soon outweighs what it began with."""
-        nn.init.normal_(self.weight, std=self.config.init_std)
+        if self.weight is not None:
+            nn.init.normal_(self.weight, std=self.config.init_std)
 
     # -------------------------------------------------------------------------------------------------------- scoring
 
@@ -226,6 +228,8 @@ class Router(nn.Module):
 
     def logits(self, x_ND: Tensor, context: RoutingContext) -> Tensor:
         """[N, E] of what the router reads."""
+        if self.weight is None:
+            return x_ND.new_zeros(len(x_ND), self.experts)
         if self.config.score == "cosine":
             return F.linear(F.normalize(x_ND, dim=-1), F.normalize(self.weight.float(), dim=-1))
         return F.linear(x_ND, self.weight.float())

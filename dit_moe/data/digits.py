@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -73,8 +74,10 @@ class Digits:
         return self._labels_N.bincount(minlength=len(self.class_names)).tolist()
 
 
+@cache
 def load_digits() -> Any:
-    """The one of scikit-learn, imported late: beside pandas it takes 140 MB, which only the digits need."""
+    """The one of scikit-learn, imported late: beside pandas it takes 140 MB, which only the digits need. Not to be
+    written to: it is read once, as a study opens the digits for each of its runs."""
     from sklearn.datasets import load_digits
 
     return load_digits()

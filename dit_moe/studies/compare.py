@@ -6,8 +6,8 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +27,7 @@ from dit_moe.studies.score import (
     SCORE,
     check_config,
     check_scoring,
+    peak_memory,
     read_loss,
     read_score,
     read_timing,
@@ -35,6 +36,7 @@ from dit_moe.studies.score import (
     time_variants,
     was_measured_here,
 )
+from dit_moe.studies.search import DIVERGED, FILE, FOLDER, Search, chosen, read_search
 from dit_moe.studies.study import (
     BUILT_IN,
     PlannedRun,
@@ -52,6 +54,7 @@ from dit_moe.studies.table import to_csv, to_markdown
 from dit_moe.tasks.train import prepare, resolve_for_dry_run, train
 from dit_moe.training.run_start import is_begun
 from dit_moe.training.step import NotFinite
+from dit_moe.training.trainer import DATA_ARE_FINITE
 
 FIGURES: dict[str, Callable[..., Any]] = {  # name of the file: (results, dark=False) → figure or None
     "loss_vs_flops": draw_loss_vs_flops,
@@ -74,12 +77,25 @@ class StudyFolder:
     path: Path  # of its file
     overrides: Sequence[str]
     out: Path
+    chosen: Mapping[str, Sequence[str]] | None = None  # by its search, for each variant
 
     @classmethod
     def open(cls, name: str, overrides: Sequence[str], out: Path | None) -> Self:
         """Of a file, or of a built-in study. ConfigError for mistakes in it."""
         path = find_study(name)
         return cls(load_study(path, overrides), path, overrides, out or Path("runs", f"compare-{path.stem}"))
+
+    @classmethod
+    def of(cls, study: Study, out: Path) -> Self:
+        """Of a study that has no file yet: its folder holds it."""
+        require_writable(out)
+        write_atomically(out / STUDY, config.OF_A_STUDY + config.to_yaml(study))
+        return cls(study, out / STUDY, (), out)
+
+    def searched(self) -> Self:
+        """With what the study's search chose; ConfigError if that is yet to be done."""
+        found = None if self.study.search is None else read_search(self.study, self.out)
+        return replace(self, study=chosen(self.study, self.out), chosen=found and found["chosen"])
 
     @property
     def words(self) -> list[str]:
@@ -98,13 +114,26 @@ class StudyFolder:
 
     def run_only(self, name: str) -> None:
         """Train and score the run VARIANT/SEED."""
-        (run,) = plan(self.study, self.path.parent, self.out, only=name)
-        train_and_score(self.study, run)
+        study = self.searched().study
+        (run,) = plan(study, self.path.parent, self.out, only=name)
+        train_and_score(study, run)
 
     def missing_commands(self) -> list[str]:
-        """A shell command for each run that is missing. Data that do not exist yet are not made."""
+        """A shell command for each run that is missing. Data that do not exist yet are not made.
+
+        Of a study with a search first those of its next round.
+        """
         self._experiments()
-        runs = plan(self.study, self.path.parent, self.out, resolved=resolve_for_dry_run)
+        commands: list[str] = []
+
+        def losses(of_round: StudyFolder) -> dict[str, float] | None:
+            commands[:] = of_round.missing_commands()
+            return None if commands else of_round.losses()
+
+        if not self._search(losses):
+            return commands
+        study = self.searched().study
+        runs = plan(study, self.path.parent, self.out, resolved=resolve_for_dry_run)
         self._require_own(runs)
         return [shlex.join(["dit-moe", *self._command(run)]) for run in self._missing(runs)]
 
@@ -114,9 +143,10 @@ class StudyFolder:
             problem = f": {self.out} holds no runs; name their folder by --out, or leave --report out"
             raise ConfigError("--report", problem)
         self._experiments()
-        runs = plan(self.study, self.path.parent, self.out)
+        searched = self.searched()
+        runs = plan(searched.study, self.path.parent, self.out)
         self._require_own(runs)
-        return self._report(runs)
+        return searched._report(runs)
 
     def run_missing(self, at_a_time: int | None) -> tuple[str, list[Job]]:
         """Run what is missing, `at_a_time` side by side, time the variants, and report; the table, and what failed.
@@ -126,6 +156,46 @@ class StudyFolder:
         if at_a_time is not None and at_a_time < 1:
             raise ConfigError("--jobs", f"={at_a_time} must be at least 1")
         prepare_data(self._experiments().values())
+        failed_in_search: list[Job] = []
+
+        def losses(of_round: StudyFolder) -> dict[str, float] | None:
+            _, failed = of_round.run_missing(at_a_time)
+            diverged = [job for job in failed if DATA_ARE_FINITE in job.last_line()]
+            failed_in_search[:] = [job for job in failed if job not in diverged]
+            if failed_in_search:
+                return None
+            return of_round.losses() | {job.name.partition("/")[0]: DIVERGED for job in diverged}
+
+        if not self._search(losses):
+            return "", failed_in_search
+        return self.searched()._run_missing(at_a_time)
+
+    def losses(self) -> dict[str, float]:
+        """The held-out loss of each variant whose run with the first seed is finished."""
+        runs = plan(self.study, self.path.parent, self.out)
+        scores = {run.variant.name: read_score(self.study, run) for run in first_of_variants(runs)}
+        return {name: score["loss"] for name, score in scores.items() if score is not None}
+
+    def _search(self, losses_of: Callable[[StudyFolder], dict[str, float] | None]) -> bool:
+        """Do the search of the study, if it has one and it is not done; whether that is done now.
+
+        Args:
+            losses_of: a round's study → the losses of its variants; None: it is not finished.
+        """
+        if self.study.search is None or read_search(self.study, self.out) is not None:
+            return True
+        search = Search(self.study, self.path.parent)
+        while (study := search.next_study()) is not None:
+            tell(f"search: {search.name}, {len(study.variants)} runs")
+            losses = losses_of(StudyFolder.of(study, self.out / FOLDER / search.name))
+            if losses is None:
+                return False
+            search.take(losses)
+        write_atomically(self.out / FILE, json.dumps(search.result(), indent=1, allow_nan=False) + "\n")
+        return True
+
+    def _run_missing(self, at_a_time: int | None) -> tuple[str, list[Job]]:
+        """`run_missing` once the search is done."""
         runs = plan(self.study, self.path.parent, self.out)
         self._require_own(runs)
         missing = self._missing(runs)
@@ -134,7 +204,7 @@ class StudyFolder:
         share = share_machine(len(missing), at_a_time, gpu_names())
         require_writable(self.out)
         with locked(self.out):
-            write_atomically(self.out / STUDY, config.OF_A_STUDY + config.to_yaml(self.study))
+            write_atomically(self.out / STUDY, config.OF_A_STUDY + config.to_yaml(replace(self.study, search=None)))
             failed: list[Job] = []
             try:
                 failed = run_jobs([self._job(run) for run in missing], share)
@@ -194,7 +264,8 @@ class StudyFolder:
         first, steps = first_of_variants(runs), self.study.timing_steps
         with exclusive(self.out, RESULTS, wait=True):  # --report also writes them, while the runs go on
             timed = steps and all(run.is_trained() for run in first)
-            results = gather(self.study, self.path.stem, runs, read_timing(self.out, first, steps) if timed else None)
+            timing = read_timing(self.out, first, steps) if timed else None
+            results = gather(self.study, self.path.stem, runs, timing, self.chosen)
             table = to_markdown(results)
             write_atomically(self.out / "table.md", table)
             write_atomically(self.out / "table.csv", to_csv(results))
@@ -222,12 +293,14 @@ def train_and_score(study: Study, run: PlannedRun) -> None:
     if from_main(lambda: read_score(study, run)) is not None:
         return
     check_scoring(study, run)
-    if not from_main(run.is_trained):
+    trained_here = not from_main(run.is_trained)
+    if trained_here:
         experiment, dataset = prepare(run.experiment)
         train(experiment, dataset, run.folder)
     score = from_main(lambda: read_loss(study, run))
     if score is None:
-        score = score_loss(study, run)
+        memory = peak_memory() if trained_here else None  # before the scoring needs some, too
+        score = score_loss(study, run) | {"memory": memory}
         _keep(score, run)  # also if the metric, which takes longer, fails
     if study.metric is not None:
         _keep(score_metric(study, run, score), run)

@@ -35,6 +35,8 @@ class RunResults:
     active: float | None  # experts per token, held-out; None of a dense model, as all about experts
     active_layers: list[float] | None
     training_active: dict[str, float] | None  # target, mean, std; None also without a log
+    balance: float | None  # E·Σ f·P in the last quarter of training, mean over layers; None as above
+    memory: int | None  # bytes that the training used at most; None: not known
     flops: float
     made: dict[str, Any]  # `provenance`
     curves: dict[str, Any]
@@ -74,14 +76,22 @@ class StudyResults:
     steps: list[int]
     timing: dict[str, Any] | None  # made, steps
     variants: list[VariantResults]
+    search: dict[str, Any] | None = None  # seed, steps, chosen changes by variant
 
 
-def gather(study: Study, name: str, runs: Sequence[PlannedRun], timing: Mapping[str, Any] | None) -> StudyResults:
+def gather(
+    study: Study,
+    name: str,
+    runs: Sequence[PlannedRun],
+    timing: Mapping[str, Any] | None,
+    chosen: Mapping[str, Sequence[str]] | None = None,
+) -> StudyResults:
     """The scores and logs of all runs that are finished, those that are missing, and how it was all done.
 
     Args:
         name: of the study.
         timing: {"made": `provenance`, "steps", "seconds_per_step": by the variant's name}; None: not timed.
+        chosen: the changes that the study's search chose for each variant.
     """
     scores = {run.name: read_score(study, run) for run in runs}
     missing = [(run.variant.name, run.seed) for run in runs if scores[run.name] is None]
@@ -99,8 +109,9 @@ def gather(study: Study, name: str, runs: Sequence[PlannedRun], timing: Mapping[
         settings={"heldout": None if text else config.dump(study.heldout), "seeds": list(study.seeds)},
         steps=sorted({run.experiment.train.steps for run in runs}),
         timing=None if timing is None else {key: timing[key] for key in ("made", "steps")},
+        search=None if chosen is None or study.search is None else config.dump(study.search) | {"chosen": dict(chosen)},
         variants=[
-            _variant(study, [run for run in runs if run.variant is variant], scores, seconds.get(variant.name))
+            _variant(study, [run for run in runs if run.variant == variant], scores, seconds.get(variant.name))
             for variant in study.variants
         ],
     )
@@ -141,10 +152,17 @@ def _run(run: PlannedRun, score: Mapping[str, Any], moe: MoEConfig | None) -> Ru
         active=score["active"],
         active_layers=score["active_layers"],
         training_active=active_experts(log, moe),
+        balance=_balance(log) if moe is not None else None,
+        memory=score.get("memory"),
         flops=score["flops"],
         made=score["made"],
         curves=curves(log, moe is not None),
     )
+
+
+def _balance(log: Sequence[Mapping[str, Any]]) -> float | None:
+    last = [line["layers"]["balance"] for line in log if line["step"] > 0.75 * log[-1]["step"] and "layers" in line]
+    return statistics.fmean(map(statistics.fmean, last)) if last else None
 
 
 def curves(log: Sequence[Mapping[str, Any]], moe: bool) -> dict[str, Any]:
@@ -252,6 +270,8 @@ class VariantSummary:
     active: Spread | None  # experts per token, held-out
     training: Spread | None  # … in the last quarter of training; std over steps and seeds
     flops: Spread | None
+    balance: Spread | None
+    memory: Spread | None  # bytes
     slowdown: float | None  # time of a step / the baseline's
 
     @property
@@ -320,6 +340,8 @@ def _summary(variant: VariantResults, variants: Mapping[str, VariantResults], fi
         active=spread(run.active for run in runs),
         training=_training([run.training_active for run in runs if run.training_active]),
         flops=spread(run.flops for run in runs),
+        balance=spread(run.balance for run in runs),
+        memory=spread(run.memory for run in runs),
         slowdown=seconds / reference if seconds and reference else None,
     )
 

@@ -6,12 +6,13 @@ import json
 import os
 import platform
 import re
+import resource
 import statistics
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import torch
 
@@ -209,6 +210,7 @@ class _Score(TypedDict):
     active_layers: list[NonNegative] | None
     flops: Annotated[float, Within(1, 1e30)]
     metric: Annotated[_Metric, _DistanceNotNegative()] | None
+    memory: NotRequired[Count | None]
 
 
 class _Timing(TypedDict):
@@ -247,6 +249,13 @@ def provenance(precision: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": precision,
     }
+
+
+def peak_memory() -> int:
+    """Bytes that this process has used at most: of its GPU's memory, or where it has none of the machine's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _cpu() -> str:

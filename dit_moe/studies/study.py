@@ -31,10 +31,28 @@ class Variant:
     config: str | None = None  # a config file instead of the study's
     changes: tuple[str, ...] = ()  # key=value, after the study's own
     baseline: str | None = None  # the variant that this one's differences are to; None: the study's
+    max_seeds: int | None = None  # of the study's seeds the first so many; None: all
 
     def __post_init__(self) -> None:
         fits = _FOLDER_NAME.fullmatch(self.name) is not None
         require(fits, self, "name", "must be letters, digits and .+-_, as it names a folder")
+        require(self.max_seeds is None or self.max_seeds >= 1, self, "max_seeds", "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """What is chosen for each variant by itself before the study: one option after the other, by the held-out loss."""
+
+    rounds: tuple[tuple[str, ...], ...]  # each of key=value alternatives to what the config says, all of one key
+    seed: int = 0  # of training; none of the study's
+    steps: int | None = None  # of training; None: as many as the study
+
+    def __post_init__(self) -> None:
+        require(self.steps is None or self.steps >= 1, self, "steps", "must be at least 1")
+        for i, alternatives in enumerate(self.rounds):
+            keys = {change.partition("=")[0].strip() for change in alternatives if "=" in change}
+            if len(keys) != 1 or not all("=" in change for change in alternatives):
+                raise ConfigError(f"rounds[{i}]", " must be alternatives key=value of one key, such as [train.lr=1e-3]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +68,7 @@ class Study:
     heldout: HeldoutConfig = field(default_factory=HeldoutConfig)
     metric: str | None = None  # a number of the evaluation's report, by its dotted name; None: the loss alone
     timing_steps: int = 5  # timed training steps of each variant, three times over; 0: no timing
+    search: SearchConfig | None = None  # None: every variant is trained as it is written
 
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]
@@ -60,6 +79,9 @@ class Study:
         require(len(set(self.seeds)) == len(self.seeds), self, "seeds", "has one twice; drop it")
         require(min(self.seeds) >= 0, self, "seeds", "must be whole numbers from 0")
         require(self.timing_steps >= 0, self, "timing_steps", "must be at least 0")
+        if self.search is not None and self.search.seed in self.seeds:
+            problem = f"={self.search.seed} is one of `seeds`, and a choice must not be judged by what it was made on"
+            raise ConfigError("search.seed", f"{problem}; take another")
         if self.baseline not in names:
             raise ConfigError("baseline", f"={self.baseline} is no variant; {did_you_mean(self.baseline, names)}")
         for i, variant in enumerate(self.variants):
@@ -79,6 +101,9 @@ class Study:
 
     def baseline_of(self, variant: Variant) -> str:
         return variant.baseline or self.baseline
+
+    def seeds_of(self, variant: Variant) -> tuple[int, ...]:
+        return self.seeds[: variant.max_seeds]
 
 
 def find_study(word: str) -> Path:
@@ -190,6 +215,8 @@ def plan(
     variants, seeds = study.variants, study.seeds
     if only is not None:
         name, _, seed = only.rpartition("/")
+        if name in {variant.name for variant in variants}:
+            seeds = study.seeds_of(study.variant(name))
         if seed not in map(str, seeds):
             raise ConfigError("--only", f"={only} must be VARIANT/SEED, with a seed of {', '.join(map(str, seeds))}")
         variants, seeds = (study.variant(name),), (int(seed),)
@@ -209,6 +236,7 @@ def plan(
         )
         for seed in seeds
         for variant in variants
+        if seed in study.seeds_of(variant)
     ]
     for run in runs:
         _require_same_config(run)

@@ -59,6 +59,8 @@ def _columns(results: StudyResults, rows: Sequence[VariantSummary]) -> list[Colu
         ("active, held-out", lambda row: _show(row.active, 3)),
         ("active, training", lambda row: _show(row.training, 3)),
         (f"{prefix}FLOPs per {unit}", lambda row: _show(row.flops, 2, power)),
+        ("balance", lambda row: _show(row.balance, 2)),
+        ("memory, MiB", lambda row: "" if row.memory is None else rounded(row.memory.mean / 2**20, 0)),
         ("time per step", lambda row: "" if row.slowdown is None else f"{rounded(row.slowdown, 2)}×"),
         ("seeds", lambda row: str(len(row.seeds))),
     ]
@@ -132,7 +134,8 @@ def _difference(row: VariantSummary, decimals: int) -> str:
 def notes(results: StudyResults, rows: Sequence[VariantSummary]) -> list[str]:
     """A sentence or two each: what was run, on what, what the numbers are, and what is missing."""
     found = [_missing(results), _seeds(rows), _no_log(rows), _loss(results), _intervals(results, rows)]
-    found += [_control(rows), _drift(rows), _flops(results, rows), _time(results, rows), *_made(rows)]
+    found += [_search(results, rows), _control(rows), _drift(rows), _flops(results, rows), _balance_and_memory(rows)]
+    found += [_time(results, rows), *_made(rows)]
     return [note for note in found if note]
 
 
@@ -181,6 +184,27 @@ def _intervals(results: StudyResults, rows: Sequence[VariantSummary]) -> str:
         f"Intervals are Student's, for one comparison each, and tell of other training seeds with these held-out "
         f"{tested}, not of others; {clear} of {len(bounded)} exclude 0 (bold)."
     )
+
+
+def _search(results: StudyResults, rows: Sequence[VariantSummary]) -> str:
+    if results.search is None:
+        return ""
+    search, chosen = results.search, results.search["chosen"]
+    tried = "; ".join(", ".join(alternatives) for alternatives in search["rounds"])
+    found = "; ".join(
+        f"{row.label_of_all} {', '.join(changes)}" for row in rows if (changes := chosen.get(row.variant.name))
+    )
+    length = "" if search["steps"] is None else f" after {search['steps']:,} steps"
+    return (
+        f"Chosen for each variant by itself, by its held-out loss{length} with seed {search['seed']}, which is left "
+        f"out here, one option after the other ({tried}): {found or 'nothing'}; the others stay as they are."
+    )
+
+
+def _balance_and_memory(rows: Sequence[VariantSummary]) -> str:
+    balance = "Balance: E·Σ f·P in the last quarter of training, 1 is even" if any(row.balance for row in rows) else ""
+    memory = "Memory: the most that the training process used" if any(row.memory for row in rows) else ""
+    return ". ".join(filter(None, [balance, memory])) + "." * bool(balance or memory)
 
 
 def _control(rows: Sequence[VariantSummary]) -> str:
@@ -275,7 +299,7 @@ def signed(number: float, decimals: int) -> str:
 
 FACTS = ("name", "label", "objective", "baseline", "router", "controlled", "experts", "target")
 SIZES = ("parameters", "active_parameters", "seconds_per_step")
-SPREADS = ("loss", "metric", "active", "training", "flops")
+SPREADS = ("loss", "metric", "active", "training", "flops", "balance", "memory")
 
 
 def to_csv(results: StudyResults) -> str:

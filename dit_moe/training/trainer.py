@@ -42,6 +42,8 @@ from dit_moe.training.run_start import (
 from dit_moe.training.step import NotFinite, Objective, TrainingStep
 from dit_moe.training.trackers import Trackers, flatten
 
+DATA_ARE_FINITE = "the data is finite"  # in the message on a training that diverged by itself
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hook:
@@ -216,7 +218,7 @@ class Trainer:
         cause = (
             f"rows {shown(not_finite)} of the data set are not finite themselves; mend or remove them"
             if not_finite
-            else f"the data is finite, so {self._remedy()}"
+            else f"{DATA_ARE_FINITE}, so {self._remedy()}"
         )
         batch = shown(self.prefetcher.batches.batch(self.step))
         return TrainingError(

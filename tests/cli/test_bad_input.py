@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -83,8 +84,8 @@ def test_a_link_to_itself_is_named(capsys, tmp_path, command):
 
 
 def test_nan_in_the_data_is_found_before_training(capsys, tmp_path, monkeypatch):
-    raw = digits.load_digits()
-    raw.images = raw.images.astype(np.float64).copy()
+    whole = digits.load_digits()
+    raw = SimpleNamespace(images=whole.images.copy(), target=whole.target)
     raw.images[11, 3, 4] = np.nan
     monkeypatch.setattr(digits, "load_digits", lambda: raw)
     folder = tmp_path / "run"

@@ -56,9 +56,9 @@ def results_of(out):
 
 
 def scores_of(out):
-    """The results without the run folders' names."""
+    """The results without the run folders' names, and the memory of the processes that trained them."""
     return [
-        [{key: value for key, value in run.items() if key != "folder"} for run in variant["runs"]]
+        [{key: value for key, value in run.items() if key not in ("folder", "memory")} for run in variant["runs"]]
         for variant in results_of(out)["variants"]
     ]
 

@@ -127,6 +127,8 @@ def _run(row: Row, seed: int, layers: int, shared: float, random: np.random.Gene
         active=active,
         active_layers=by_layer,
         training_active=None if active is None else {"target": target, "mean": active, "std": noise},
+        balance=None if active is None else 1.1,
+        memory=600 * 2**20,
         flops=FLOPS + EXPERT * 2 if active is None else FLOPS + EXPERT * 2 / target * active,
         made=MADE,
         curves={

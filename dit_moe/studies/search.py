@@ -1,0 +1,174 @@
+"""The search of a study: options of training that are chosen for each variant by itself, on a seed that is left out.
+
+A comparison in which one side was tuned is worth nothing. So every variant is trained as its config says, and then with
+each alternative of one option after the other; what has the lowest held-out loss is kept. Every round is a study of its
+own, in a folder below the whole one's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypedDict
+
+from dit_moe import built_in, config
+from dit_moe.config import ConfigError, Tree
+from dit_moe.json_files import read_if_good
+from dit_moe.studies.study import Study, Variant, experiments_of
+from dit_moe.tasks import AnyExperiment
+
+FOLDER, FILE = "search", "search.json"  # in the folder of the study
+DIVERGED = float("inf")  # the loss of a run that was stopped by numbers that were not finite
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A way to train a variant, and what came of it."""
+
+    changes: tuple[str, ...]  # to what the study says
+    loss: float  # held-out
+
+
+class Search:
+    """The rounds of a study's search, one after the other: run what `next_study` gives, and `take` its losses.
+
+    Args:
+        study: with a search.
+        folder: of its file, which its configs are named relative to.
+    """
+
+    def __init__(self, study: Study, folder: Path) -> None:
+        assert study.search is not None
+        self.study, self.folder, self.settings = study, folder, study.search
+        self.tried: dict[str, list[Tried]] = {variant.name: [] for variant in study.variants}
+        self.round = 0  # the first is of the variants as they are
+        self._trying: dict[str, tuple[str, tuple[str, ...]]] = {}  # by name in the round: variant, changes
+        self._experiments = experiments_of(study, folder)
+
+    @property
+    def name(self) -> str:
+        """Of the round, and its folder."""
+        return "as_it_is" if self.round == 0 else f"{self.round}-{_key(self.settings.rounds[self.round - 1][0])}"
+
+    def next_study(self) -> Study | None:
+        """That of the next round; None after the last. Variants without the option take no part in a round."""
+        while self.round <= len(self.settings.rounds):
+            alternatives = self.settings.rounds[self.round - 1] if self.round else (None,)
+            self._trying, variants = {}, []
+            for variant in self.study.variants:
+                for number, change in enumerate(alternatives):
+                    if change is not None and not _has(self._experiments[variant.name], _key(change)):
+                        continue
+                    changes = (*self.best(variant.name).changes, change) if change is not None else ()
+                    name = variant.name if change is None else f"{variant.name}-{number}"
+                    self._trying[name] = variant.name, changes
+                    variants.append(self._variant(variant, name, changes))
+            if variants:
+                return self._study(variants)
+            self.round += 1
+        return None
+
+    def take(self, losses: Mapping[str, float]) -> None:
+        """The held-out losses of the round by the names of its variants; the next one begins."""
+        for name, (variant, changes) in self._trying.items():
+            self.tried[variant].append(Tried(changes, losses[name]))
+        self.round += 1
+
+    def best(self, variant: str) -> Tried:
+        """The one with the lowest loss so far; of equal ones the first."""
+        return min(self.tried[variant], key=lambda tried: tried.loss)
+
+    def _variant(self, variant: Variant, name: str, changes: tuple[str, ...]) -> Variant:
+        path = built_in.find(variant.config or self.study.config, beside=self.folder).resolve()
+        label = " ".join([variant.label or variant.name, *changes])
+        return Variant(name=name, label=label, config=str(path), changes=(*variant.changes, *changes), baseline=name)
+
+    def _study(self, variants: list[Variant]) -> Study:
+        shorter = () if self.settings.steps is None else (f"train.steps={self.settings.steps}",)
+        return replace(
+            self.study,
+            title=f"{self.study.title}: search, {self.name}",
+            config=str(built_in.find(self.study.config, beside=self.folder).resolve()),
+            changes=(*self.study.changes, *shorter),
+            variants=tuple(variants),
+            baseline=variants[0].name,
+            seeds=(self.settings.seed,),
+            metric=None,
+            timing_steps=0,
+            search=None,
+        )
+
+    def result(self) -> SearchResult:
+        """The choice for each variant, and all that was tried, in order."""
+        return {
+            "identity": identity(self.study),
+            "chosen": {name: list(self.best(name).changes) for name in self.tried},
+            "tried": {
+                name: [
+                    {"changes": list(each.changes), "loss": each.loss if each.loss < DIVERGED else None}
+                    for each in tried
+                ]
+                for name, tried in self.tried.items()
+            },
+        }
+
+
+def identity(study: Study) -> dict[str, Any]:
+    """What the choices depend on."""
+    tree = config.dump(study)
+    own = ("name", "config", "changes")
+    variants = [{key: variant[key] for key in own} for variant in tree["variants"]]
+    return {key: tree[key] for key in ("search", "config", "changes", "heldout")} | {"variants": variants}
+
+
+class _Tried(TypedDict):
+    changes: list[str]
+    loss: float | None  # None: it diverged
+
+
+class SearchResult(TypedDict):
+    """What search.json holds."""
+
+    identity: Tree
+    chosen: dict[str, list[str]]
+    tried: dict[str, list[_Tried]]
+
+
+def read_search(study: Study, out: Path) -> SearchResult | None:
+    """What search.json in the folder `out` holds, if it is of this study; else None."""
+    found = read_if_good(out / FILE, SearchResult)
+    return found if found is not None and found["identity"] == identity(study) else None
+
+
+def chosen(study: Study, out: Path) -> Study:
+    """The study with what its search chose for each variant; as it is if it has no search.
+
+    ConfigError if the search is yet to be done.
+    """
+    if study.search is None:
+        return study
+    found = read_search(study, out)
+    if found is None:
+        problem = f" is not done in {out}, and decides how the variants are trained"
+        raise ConfigError("search", f"{problem}; run the study without --only and --report, or set search=null")
+    return replace(
+        study,
+        variants=tuple(
+            replace(variant, changes=(*variant.changes, *found["chosen"][variant.name])) for variant in study.variants
+        ),
+    )
+
+
+def _key(change: str) -> str:
+    return change.partition("=")[0].strip()
+
+
+def _has(experiment: AnyExperiment, key: str) -> bool:
+    """Whether a config has such a key: a dense model has none of a router's."""
+    tree: Any = config.dump(experiment)
+    for part in key.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return False
+        tree = tree[part]
+    return True

@@ -9,11 +9,13 @@ happens until pyproject.toml or the lock changes, or a command needs more. Packa
 import argparse
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 OLDEST = (3, 11)
+SPACE = 7e9  # bytes that all packages take
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = {"base": "", "lm": "[lm]", "dev": "[dev]", "docs": "[dev,docs]"}  # each has all of those before it
 SHOWN = ("torch", "torchvision", "diffusers", "accelerate", "transformers", "lm_eval")
@@ -39,6 +41,8 @@ def main():
         if have == wanted:
             return
     say(f"installing into {options.venv} for Python {version()}: minutes and gigabytes the first time, mostly torch")
+    if not have and not options.system_site_packages:
+        note_space(venv)
     make_venv(venv, options.system_site_packages)
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--use-pep517"]
     extras = EXTRAS[wanted["level"]]
@@ -59,6 +63,16 @@ def require_python():
     if sys.version_info < OLDEST:
         wanted = "{}.{}".format(*OLDEST)
         sys.exit(f"Python {wanted} or newer is needed, this is {version()}; name one: make PYTHON=python{wanted} …")
+
+
+def note_space(venv):
+    """Before gigabytes are fetched; no error, as an index of torch for CPUs alone needs a quarter of it."""
+    free = shutil.disk_usage(venv if venv.is_dir() else ROOT).free
+    if free < SPACE:
+        say(
+            f"note: {free / 1e9:.1f} GB are free, and torch with CUDA takes {SPACE / 1e9:.0f} GB with the rest; make "
+            "room, or name a folder on another disk: make VENV=/elsewhere/venv …"
+        )
 
 
 def require_same_python(venv):

@@ -71,6 +71,15 @@ def test_packages_are_installed_once_and_again_when_the_lock_changes(install, ca
     assert install("base") == []
 
 
+def test_a_disk_without_room_is_noted_before_gigabytes_are_fetched(install, monkeypatch, capsys):
+    for free, noted in ((5.2e9, True), (50e9, False)):
+        usage = shutil._ntuple_diskusage(60e9, 0, free)
+        monkeypatch.setattr(install.module.shutil, "disk_usage", lambda path, usage=usage: usage)
+        assert install("dev")
+        assert ("note: 5.2 GB are free, and torch with CUDA takes 7 GB" in capsys.readouterr().out) == noted
+        (install.venv / "installed.json").unlink()
+
+
 def test_a_command_that_needs_more_installs_more_and_one_that_needs_less_takes_nothing_away(install):
     assert install("base")[0].endswith(str(install.lock.parent.parent))
     assert install("dev")[0].endswith("[dev]")

@@ -30,9 +30,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as made:
         root = Path(made)
         good = args.good or root / "good"
+        _import_all()
         if not good.exists():
             _make_good(good)
-        _import_all()
         counts: Counter[str] = Counter()
         began = time.monotonic()
         for number in range(args.count) if args.only is None else [args.only]:
@@ -77,6 +77,8 @@ def _import_all() -> None:
     """What the commands import, so that forks need not; nothing of it is called, as that would start threads."""
     import importlib
     import pkgutil
+
+    import sklearn.datasets  # noqa: F401 (the package imports it late)
 
     import dit_moe.cli
 

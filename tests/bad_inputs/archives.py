@@ -128,7 +128,7 @@ def npz(place: Place) -> Case:
         ("too few bytes", {"images": npy("(40, 8, 8, 1)", "'|u1'", rows)}),
         ("one dimension", {"images": npy("(1280,)", "'|u1'", rows)}),
         ("no rows", {"images": npy("(0, 8, 8, 1)", "'|u1'", b"")}),
-        ("a bomb", {"images": npy("(70000000, 8, 8, 1)", "'|u1'", b"\0" * 300_000_000)}),
+        ("a bomb", {"images": npy("(70000000, 8, 8, 1)", "'|u1'", b"")}),
         ("NaN", {"images": npy("(20, 8, 8, 1)", "'<f4'", struct.pack("<f", float("nan")) * 1280)}),
         ("text", {"images": npy("(20, 8, 8, 1)", "'<U1'", rows * 4)}),
         ("too few labels", {"images": npy("(20, 8, 8, 1)", "'|u1'", rows), "labels": npy("(3,)", "'<i8'", bytes(24))}),
@@ -151,6 +151,9 @@ def npz(place: Place) -> Case:
     compression = place.pick(zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED) if what != "a bomb" else zipfile.ZIP_DEFLATED
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, data in members.items():
-            archive.writestr(name + ".npy", data)
+            with archive.open(name + ".npy", "w") as member:
+                member.write(data)
+                for _ in range(300 if what == "a bomb" else 0):
+                    member.write(bytes(1_000_000))
     words = ["x.npz", "digits"] if place.random.random() < 0.6 else [str(place.good / "samples/images.npz"), "x.npz"]
     return Case(f"npz: {what}", ["eval", *words, "--metrics", "fd,class_accuracy" if "label" in what else "fd"])

@@ -1,11 +1,13 @@
 """``forked.py N SCRIPT WORDS…``: run a script in N processes, as torchrun would, in a fraction of the time.
 
-What the script imports is imported once, before the processes are forked. If one fails, the others are stopped.
+What the script imports, and what the package imports late, is imported once, before the processes are forked. If one
+fails, the others are stopped.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import runpy
 import signal
@@ -18,6 +20,7 @@ def main(count: int, script: Path) -> int:
     sys.path.insert(0, str(script.parent))
     imports = [node for node in ast.parse(script.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
     exec(compile(ast.Module(imports, []), script, "exec"), {"__name__": "imported"})
+    importlib.import_module("tests.late_imports")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

@@ -78,9 +78,8 @@ def _import_all() -> None:
     import importlib
     import pkgutil
 
-    import sklearn.datasets  # noqa: F401 (the package imports it late)
-
     import dit_moe.cli
+    import tests.late_imports  # noqa: F401
 
     for module in pkgutil.walk_packages(dit_moe.__path__, "dit_moe."):
         if not module.name.endswith("__main__"):

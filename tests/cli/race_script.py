@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dit_moe.cli import main as dit_moe
 from dit_moe.tasks import images  # noqa: F401  before forking: it takes seconds
+from tests import late_imports  # noqa: F401
 
 
 def sampling(run: Path, seed: int, out: Path) -> int:

@@ -17,7 +17,6 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-import sklearn.datasets  # noqa: F401 (once, before the forks)
 import torch
 
 from dit_moe import distributed
@@ -25,6 +24,7 @@ from dit_moe.cli import main
 from dit_moe.tasks import images  # noqa: F401 (before the forks, as the next)
 from dit_moe.text import perplexity  # noqa: F401
 from dit_moe.training.data_loader import Prefetcher
+from tests import late_imports  # noqa: F401
 from tests.cli.conftest import CONFIG, SMALL, cli
 from tests.distributed.evaluating import evaluate
 from tests.distributed.streaming import streaming

@@ -6,6 +6,7 @@ after step N for the DEATH ``step:N``, and for ``FILE:N`` when FILE of the Nth c
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -181,6 +182,7 @@ def die_at(death, build):
 
 
 def main(data, folder, *deaths):
+    importlib.import_module("tests.late_imports")  # before the forks
     for family, death in (each.split("=") for each in deaths):
         child = os.fork()
         if child == 0:

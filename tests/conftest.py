@@ -3,6 +3,7 @@
 `parametrize("family", [...], indirect=True)` takes some families. What takes long to import is imported when asked for.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -11,6 +12,14 @@ from pathlib import Path
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: runs are compared bit for bit with those of scripts
+
+
+gc.disable()  # until all tests are collected: what is imported is no garbage
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,7 +20,7 @@ def main(count: int, script: Path) -> int:
     sys.path.insert(0, str(script.parent))
     imports = [node for node in ast.parse(script.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
     exec(compile(ast.Module(imports, []), script, "exec"), {"__name__": "imported"})
-    importlib.import_module("tests.late_imports")
+    importlib.import_module("tests.scripts").prepare_forks()
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import gc
+import importlib
 import os
 import random
 import signal
@@ -43,6 +45,13 @@ def in_use(folder: Path, file: str = "") -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
         Path(lock.name).unlink()
+
+
+def prepare_forks() -> None:
+    """Import what the package imports late, once rather than in every fork, and let no fork look for garbage in it."""
+    for name in ("sklearn.datasets", "timm"):
+        importlib.import_module(name)
+    gc.freeze()
 
 
 def die() -> None:

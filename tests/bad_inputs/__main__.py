@@ -16,6 +16,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALL
 
 from tests.bad_inputs import archives, configs, originals, own_files, runner, text  # noqa: F401  they add their kinds
 from tests.bad_inputs.kinds import KINDS, Place
+from tests.scripts import prepare_forks
 
 
 def main() -> int:
@@ -79,11 +80,11 @@ def _import_all() -> None:
     import pkgutil
 
     import dit_moe.cli
-    import tests.late_imports  # noqa: F401
 
     for module in pkgutil.walk_packages(dit_moe.__path__, "dit_moe."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    prepare_forks()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dit_moe.cli import main as dit_moe
 from dit_moe.tasks import images  # noqa: F401  before forking: it takes seconds
-from tests import late_imports  # noqa: F401
+from tests.scripts import prepare_forks
 
 
 def sampling(run: Path, seed: int, out: Path) -> int:
@@ -57,6 +57,7 @@ def _lasting(path: Path) -> bytes:
 
 
 def main(run: Path, folder: Path, pairs: int) -> None:
+    prepare_forks()
     alone = []
     for seed in (1, 2):
         out = folder / f"alone{seed}" / "out"

@@ -126,9 +126,9 @@ def test_memory_is_estimated_at_the_peak_that_a_controlled_router_may_have_too()
     assert most["activations"] > held["activations"] and most == held | {"activations": most["activations"]}
     assert f"{sum(most.values()) / GIB:.1f} GiB at 12 active experts where the target is 8" in describe(found, "B200")
     uncontrolled = image_experiment(model=image_model(name, moe={"router": "topk"}))
-    assert "active experts where" not in describe(uncontrolled)
+    assert "active experts where" not in describe(uncontrolled, "B200")
     limited = image_experiment(model=image_model(name, moe={"router": {"name": "dtopp", "max_experts": 9}}))
-    assert "at 9 active experts where the target is 8" in describe(limited)
+    assert "at 9 active experts where the target is 8" in describe(limited, "B200")
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,11 @@ from dit_moe.cli import main
 from dit_moe.tasks import images  # noqa: F401 (before the forks, as the next)
 from dit_moe.text import perplexity  # noqa: F401
 from dit_moe.training.data_loader import Prefetcher
-from tests import late_imports  # noqa: F401
 from tests.cli.conftest import CONFIG, SMALL, cli
 from tests.distributed.evaluating import evaluate
 from tests.distributed.streaming import streaming
 from tests.distributed.test_latents import words
-from tests.scripts import die
+from tests.scripts import die, prepare_forks
 
 FOLDER, RUN = map(Path, sys.argv[1:])
 
@@ -115,6 +114,7 @@ CASES = (  # the ranks that there are, and how many each waits for
 )
 
 if __name__ == "__main__":
+    prepare_forks()
     running = {}
     for case, ranks, processes, work in CASES:
         port = free_port()

@@ -6,7 +6,6 @@ after step N for the DEATH ``step:N``, and for ``FILE:N`` when FILE of the Nth c
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
@@ -30,7 +29,7 @@ from dit_moe.text.objective import NextToken, NextTokenConfig
 from dit_moe.text.sequences import TokensConfig, TokenSequences
 from dit_moe.text.token_shards import MANIFEST
 from dit_moe.training import Hook, TrainConfig, Trainer, Unit, open_start
-from tests.scripts import die
+from tests.scripts import die, prepare_forks
 from tests.text.tokens import tokenized
 
 SEED = 5
@@ -182,7 +181,7 @@ def die_at(death, build):
 
 
 def main(data, folder, *deaths):
-    importlib.import_module("tests.late_imports")  # before the forks
+    prepare_forks()
     for family, death in (each.split("=") for each in deaths):
         child = os.fork()
         if child == 0:

@@ -78,6 +78,13 @@ class Objective(ABC):
         return torch.where(dropped_B, self.null_label, labels_B)
 
 
+def predict(model: Network, x: Tensor, t_B: Tensor, labels_B: Tensor, target: Tensor) -> Tensor:
+    """``model(x, t_B, labels_B)``; a network that has `wants_target` and says so is told the training target, too."""
+    if getattr(model, "wants_target", False):
+        return model(x, t_B, labels_B, target=target)  # type: ignore[call-arg]
+    return model(x, t_B, labels_B)
+
+
 def batch_mean(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Scalars from per-image terms [B]; only "loss" keeps its gradient."""
     return {name: term_B.mean() if name == "loss" else term_B.detach().mean() for name, term_B in terms.items()}

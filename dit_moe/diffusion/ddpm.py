@@ -21,6 +21,7 @@ from dit_moe.diffusion.base import (
     batch_mean,
     image_mean,
     like_images,
+    predict,
 )
 from dit_moe.diffusion.paths import Level
 from dit_moe.diffusion.schedules import BETAS, Schedule
@@ -86,18 +87,23 @@ class DDPM(Objective):
         eps = random.normal(*x0.shape[1:]).to(x0.device)
         labels_B = self.drop_labels(batch["labels"], random)
         x = self.noisy(x0, eps, n_B)
-        return batch_mean(self.losses(model(x, n_B, labels_B), x0, eps, x, n_B))
+        output = predict(model, x, n_B, labels_B, self.target(x0, eps, n_B))
+        return batch_mean(self.losses(output, x0, eps, x, n_B))
 
     def noisy(self, x0: Tensor, eps: Tensor, n_B: Tensor) -> Tensor:
         """`x0` at the levels `n_B`, [B,C,H,W]."""
         return self._level(n_B, x0).noisy(x0, eps)
 
+    def target(self, x0: Tensor, eps: Tensor, n_B: Tensor) -> Tensor:
+        """What the network learns to predict, [B,C,H,W]."""
+        if self.config.prediction == "v":
+            return self._level(n_B, x0).velocity(x0, eps)
+        return eps if self.config.prediction == "epsilon" else x0
+
     def losses(self, output: Tensor, x0: Tensor, eps: Tensor, x: Tensor, n_B: Tensor) -> dict[str, Tensor]:
         """Per-image terms [B]: "loss", "mse" and, with learned variance, "vb" (bits per dimension)."""
-        level = self._level(n_B, x)
-        target = {"epsilon": eps, "v": level.velocity(x0, eps), "x0": x0}[self.config.prediction]
         prediction, _ = self.split(output, x)
-        mse_B = image_mean((prediction - target) ** 2)
+        mse_B = image_mean((prediction - self.target(x0, eps, n_B)) ** 2)
         loss_B = self._weighted(mse_B, n_B)
         if not self.learns_sigma:
             return {"loss": loss_B, "mse": mse_B}

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from dit_moe.config import require
-from dit_moe.diffusion.base import OBJECTIVES, Network, Objective, ObjectiveConfig, batch_mean, image_mean
+from dit_moe.diffusion.base import OBJECTIVES, Network, Objective, ObjectiveConfig, batch_mean, image_mean, predict
 from dit_moe.diffusion.paths import PATHS, Level
 from dit_moe.randomness import BatchRandom
 
@@ -87,8 +87,9 @@ class Flow(Objective):
         eps = random.normal(*x0.shape[1:]).to(x0.device)
         labels_B = self.drop_labels(batch["labels"], random)
         level = self.level(t_B, x0)
-        output = model(level.noisy(x0, eps), t_B * self.config.time_scale, labels_B)
-        return batch_mean(self.losses(output, level.velocity(x0, eps)))
+        velocity = level.velocity(x0, eps)
+        output = predict(model, level.noisy(x0, eps), t_B * self.config.time_scale, labels_B, velocity)
+        return batch_mean(self.losses(output, velocity))
 
     def draw_times(self, random: BatchRandom, latent_shape: tuple[int, ...]) -> Tensor:
         """Times of one batch, [B] in [0, 1]."""

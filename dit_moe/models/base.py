@@ -192,6 +192,11 @@ class Transformer(nn.Module):
         routers = routers_of(self)
         return routers[0].loss_weights() if routers else {}
 
+    @property
+    def wants_target(self) -> bool:
+        """Whether `forward` is to be given the objective's target, as `target`, since a router learns from it."""
+        return self.training and any(router.wants_target for router in routers_of(self))
+
     def modules_but_routers(self) -> Iterator[nn.Module]:
         """Those that a model initialises; routers bring their own."""
         inside = {module for router in routers_of(self) for module in router.modules()}

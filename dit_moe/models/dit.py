@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal, overload
 
@@ -65,6 +65,9 @@ class DiTConfig(TransformerConfig):
             patch = self.need("patch_size")
             wanted = f"does not divide input_size={self.input_size}; choose a patch size that does"
             require(self.input_size % patch == 0, self, "patch_size", wanted)
+        if self.moe is not None and self.in_channels is not None:
+            router = self.moe.router.for_patches(self.need("patch_size") ** 2 * self.in_channels)
+            object.__setattr__(self, "moe", replace(self.moe, router=router))
 
     @property
     def tokens(self) -> int:
@@ -218,23 +221,41 @@ class DiT(Transformer):
         nn.init.zeros_(self.final_layer.linear.weight)
 
     @overload
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, return_aux: Literal[False] = False) -> Tensor: ...
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor, return_aux: Literal[False] = False, target: Tensor | None = None
+    ) -> Tensor: ...
     @overload
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, return_aux: Literal[True]) -> tuple[Tensor, Aux]: ...
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, return_aux: bool = False) -> Tensor | tuple[Tensor, Aux]:
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor, return_aux: Literal[True], target: Tensor | None = None
+    ) -> tuple[Tensor, Aux]: ...
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor, return_aux: bool = False, target: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Aux]:
         """Predict [B, C or 2C, H, H] from latents x [B, C, H, H], times t [B] as the network sees them, labels y [B].
 
         With `return_aux`, also the routers' loss terms by name: scalars, unweighted, means over the MoE layers; none in
-        evaluation.
+        evaluation. `target` is the objective's, [B, C, H, H]; see `wants_target`.
         """
         x_BSD = self.x_embedder(x) + self.pos_embed
         time_BD = self.t_embedder(t)
         c_BD = time_BD + self.y_embedder(y)
         null_label = self.config.need("num_classes")
-        context = RoutingContext(samples=len(x), labels_B=y, null_label=null_label, time_BD=time_BD)
+        context = RoutingContext(
+            samples=len(x),
+            labels_B=y,
+            null_label=null_label,
+            time_BD=time_BD,
+            target_NF=None if target is None else self.patchify(target).flatten(0, 1),
+        )
         x_BSD, aux = run_blocks(self.blocks, x_BSD, c_BD, context, recompute=self.config.recompute and self.training)
         out = self.unpatchify(self.final_layer(x_BSD, c_BD))
         return (out, aux) if return_aux else out
+
+    def patchify(self, x: Tensor) -> Tensor:
+        """Image [B, C, H, H] → pixels of its patches [B, S, P·P·C]; the inverse of `unpatchify`."""
+        patch = self.config.need("patch_size")
+        grid = x.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+        return grid.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
     def unpatchify(self, x_BSF: Tensor) -> Tensor:
         """Pixels of patches [B, S, P·P·C] → image [B, C, H, H]."""

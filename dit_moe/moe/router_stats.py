@@ -1,7 +1,7 @@
 """Numbers computed from the routing of one layer: router losses, and the sums that are kept over an optimizer step.
 
 A loss is a pure function to an unweighted scalar. Each is added to the training loss with a coefficient of the router's
-config (`balance_loss`, `dynamic_loss`, `z_loss`).
+config (`balance_loss`, `dynamic_loss`, …).
 """
 
 # N tokens, E experts, K sums of a router's own
@@ -34,6 +34,20 @@ def dynamic_loss(prob_NE: Tensor) -> Tensor:
 def z_loss(logits_NE: Tensor) -> Tensor:
     """Mean squared log-partition of the raw logits (ST-MoE). DTop-p leaves it at 0: it flattens the router."""
     return logits_NE.logsumexp(-1).square().mean()
+
+
+def similarity_loss(prob_NE: Tensor, mask_NE: Tensor) -> Tensor:
+    """ΣW∘PᵀP / N (Expert Race): 1 if all probabilities are equal, and the more the likelier are experts used together.
+
+    With M = maskᵀmask, W is M divided on the diagonal by its mean there, and outside of it by its mean there.
+    """
+    used_NE = mask_NE.to(prob_NE.dtype)
+    together_EE, experts = used_NE.T @ used_NE, mask_NE.shape[1]
+    on_EE = together_EE.diagonal().diag()
+    off_EE = together_EE - on_EE
+    on_EE = experts * on_EE / on_EE.sum().clamp(min=1)
+    off_EE = experts * (experts - 1) * off_EE / off_EE.sum().clamp(min=1)
+    return ((on_EE + off_EE) * (prob_NE.T @ prob_NE)).sum() / len(prob_NE)
 
 
 class RouterStats:

@@ -4,7 +4,7 @@ A router decides which (token, expert) pairs exist; the experts compute them. Ne
 list of pairs sorted by expert, of any length, so a token may use one expert or all of them.
 """
 
-# B samples, N tokens, D width, E experts, R routed (token, expert) pairs
+# B samples, N tokens, D width, E experts, F numbers of a patch, R routed (token, expert) pairs
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class RoutingContext:
     null_label: int | None = None  # the one of `labels_B` that stands for no class
     time_BD: Tensor | None = None  # embedding of the time
     unmodulated_ND: Tensor | None = None  # the normalised tokens before the modulation by time and label
+    target_NF: Tensor | None = None  # what the network learns to say of each token: the objective's target of its patch
     earlier_NE: Tensor | None = None  # what the router of the MoE layer before handed on
 
 

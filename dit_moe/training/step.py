@@ -140,6 +140,19 @@ class TrainingStep:
         return dict(zip(values, reduced.tolist(), strict=True))
 
 
+class Predict:
+    """A network without its auxiliary terms, as objectives call it; those of each call are kept in `calls`."""
+
+    def __init__(self, network: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> None:
+        self.network, self.calls = network, list[dict[str, Tensor]]()
+        self.wants_target: bool = getattr(getattr(network, "module", network), "wants_target", False)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        output, aux = self.network(*args, return_aux=True, **kwargs)
+        self.calls.append(aux)
+        return output
+
+
 def training_loss(
     network: Callable[..., tuple[Tensor, dict[str, Tensor]]],
     objective: Objective,
@@ -152,17 +165,11 @@ def training_loss(
     Returns the total to differentiate, and every term by itself, detached and unweighted: the objective's under its
     own names ("loss" among them), the network's as "aux_<name>", averaged over the calls, and "total_loss".
     """
-    calls: list[dict[str, Tensor]] = []
-
-    def predict(*args: Any, **kwargs: Any) -> Tensor:
-        output, aux = network(*args, return_aux=True, **kwargs)
-        calls.append(aux)
-        return output
-
+    predict = Predict(network)
     terms = objective(predict, batch, random)
     total = terms["loss"]
-    for name in calls[0]:
-        term = torch.stack([aux[name] for aux in calls]).mean()
+    for name in predict.calls[0]:
+        term = torch.stack([aux[name] for aux in predict.calls]).mean()
         total = total + aux_weights[name] * term
         terms = terms | {f"aux_{name}": term}
     return total, {name: term.detach() for name, term in (terms | {"total_loss": total}).items()}

@@ -49,6 +49,19 @@ def test_the_host_never_waits_for_a_value_on_the_device(name: str, batch) -> Non
 
 
 @everywhere
+def test_a_network_that_asks_for_it_is_told_what_it_ought_to_say(name: str, batch) -> None:
+    objective = objective_for(name)
+
+    class Network:
+        wants_target = True
+
+        def __call__(self, x: Tensor, t: Tensor, y: Tensor, target: Tensor) -> Tensor:
+            return torch.cat([target, x], 1) if objective.learns_sigma else target
+
+    assert objective(Network(), batch, BatchRandom(0, total=16))["mse"] == 0
+
+
+@everywhere
 def test_only_the_loss_carries_a_gradient(name: str, batch) -> None:
     objective, scale = objective_for(name), torch.ones((), requires_grad=True)
     network = network_for(objective)

@@ -1,11 +1,15 @@
 """The published formula of each router, by plain loops over tokens in float64."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
 from dit_moe.config import ConfigError
 from dit_moe.moe import ROUTERS
-from tests.moe.test_routers import EXPERTS, SAMPLES, TOKENS, context, make, mask_of, tokens
+from dit_moe.moe.router_stats import similarity_loss
+from tests.moe.test_routers import EXPERTS, SAMPLES, TOKENS, context, make, mask_of, step, tokens
 
 SIZE = TOKENS // SAMPLES
 
@@ -77,3 +81,110 @@ def test_k_of_routers_that_look_at_a_sample_may_be_set_after_training(name):
 def test_options_that_mean_nothing_to_a_router_are_refused(name, option):
     with pytest.raises(ConfigError, match=f"^{option}=2 means nothing to this router; drop it$"):
         ROUTERS.config_class(name)(**{option: 2})
+
+
+# ------------------------------------------------------------------------------- routers that look at the whole batch
+
+
+def predicted(router, x) -> list[list[float]]:
+    """DiffMoE's predictor: the chance of each expert to take each token."""
+    chances = []
+    for x_D in x.double():
+        hidden_D = router.predictor_in.detach().double() @ x_D
+        hidden_D = hidden_D * hidden_D.sigmoid()
+        chances.append((router.predictor_out.detach().double() @ hidden_D).sigmoid().tolist())
+    return chances
+
+
+def test_in_diffmoe_experts_take_their_best_tokens_of_the_batch_and_the_predictor_learns_which():
+    router, x = make("diffmoe", target=2.5), tokens()
+    prob, chance, each = softmax_scores(router, x), predicted(router, x), int(2.5 * TOKENS / EXPERTS)
+    wanted, cost = torch.zeros(TOKENS, EXPERTS, dtype=torch.float64), 0.0
+    for e in range(EXPERTS):
+        taken = sorted(range(TOKENS), key=lambda n: -prob[n][e])[:each]
+        for n in range(TOKENS):
+            cost -= math.log(chance[n][e] if n in taken else 1 - chance[n][e]) / (TOKENS * EXPERTS)
+            wanted[n, e] = prob[n][e] if n in taken else 0.0
+    routing = router(x, context())
+    torch.testing.assert_close(dense(routing), wanted, atol=1e-6, rtol=1e-5)
+    assert routing.aux["predictor"].item() == pytest.approx(cost, rel=1e-5)
+
+
+def test_in_evaluation_diffmoe_compares_the_prediction_with_the_mean_of_the_last_that_was_taken():
+    router = make("diffmoe", target=2, threshold_decay=0.6)
+    batches = [(tokens(1), context()), (tokens(2)[:16], context(2, 16)), (tokens(3), context())]
+    last = [
+        [sorted((row[e] for row in predicted(router, x)), reverse=True)[len(x) // 4 - 1] for e in range(EXPERTS)]
+        for x, _ in batches
+    ]
+    step(router, *batches[:2])  # two micro-batches of one step
+    first = [(40 * a + 16 * b) / 56 for a, b in zip(*last[:2], strict=True)]
+    torch.testing.assert_close(router.threshold_K, torch.tensor(first))
+    step(router, batches[2])
+    second = [0.5 * a + 0.5 * b for a, b in zip(first, last[2], strict=True)]  # of two steps the plain mean
+    torch.testing.assert_close(router.threshold_K, torch.tensor(second))
+    step(router, batches[2])
+    third = [0.6 * a + 0.4 * b for a, b in zip(second, last[2], strict=True)]
+    torch.testing.assert_close(router.threshold_K, torch.tensor(third))
+    chosen = mask_of(router.eval()(tokens(4), context()))
+    wanted = [[chance > t for chance, t in zip(row, third, strict=True)] for row in predicted(router, tokens(4))]
+    assert chosen.tolist() == wanted and 0 < chosen.sum() < TOKENS * EXPERTS
+
+
+def test_the_batchwise_evaluation_of_diffmoe_is_refused():
+    with pytest.raises(ConfigError, match=r"^evaluation=batch is not supported: an image would depend on those"):
+        ROUTERS.config_class("diffmoe")(evaluation="batch")
+
+
+def race(router, x) -> list[list[float]]:
+    """Expert Race's scores."""
+    scores = []
+    for x_D in x.double():
+        hidden = (router.hidden.detach().double() @ x_D).tolist()
+        hidden = [h * (1 + math.erf(h / math.sqrt(2))) / 2 for h in hidden]
+        scores.append((router.weight.detach().double() @ torch.tensor(hidden, dtype=torch.float64)).tolist())
+    return scores
+
+
+def test_in_expert_race_the_best_pairs_of_the_batch_win_and_their_scores_are_the_gates():
+    router, x = make("expert_race", target=1.5), tokens()
+    score, wanted = race(router, x), torch.zeros(TOKENS, EXPERTS, dtype=torch.float64)
+    pairs = sorted(((n, e) for n in range(TOKENS) for e in range(EXPERTS)), key=lambda pair: -score[pair[0]][pair[1]])
+    for n, e in pairs[: 3 * TOKENS // 2]:
+        wanted[n, e] = score[n][e]
+    torch.testing.assert_close(dense(router(x, context())), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_in_evaluation_expert_race_compares_scores_with_the_mean_of_the_worst_that_won():
+    router = make("expert_race", target=2)
+    worst = [sorted((z for row in race(router, tokens(seed)) for z in row), reverse=True)[79] for seed in (1, 2)]
+    for seed in (1, 2):
+        step(router, (tokens(seed), context()))
+    assert router.threshold_K.item() == pytest.approx(sum(worst) / 2, rel=1e-4)
+    chosen = mask_of(router.eval()(tokens(4), context()))
+    assert chosen.tolist() == [[z >= sum(worst) / 2 for z in row] for row in race(router, tokens(4))]
+
+
+def test_the_similarity_loss_is_that_of_expert_race():
+    prob = [[0.5, 0.3, 0.2], [0.1, 0.6, 0.3]]
+    mask = [[1, 1, 0], [0, 1, 1]]
+    # PᵀP and MᵀM by hand: diagonal of M 1, 2, 1 (sum 4), outside of it 1 between 0 and 1, and 1 and 2 (sum 4).
+    on = 3 / 4 * (1 * (0.25 + 0.01) + 2 * (0.09 + 0.36) + 1 * (0.04 + 0.09))
+    off = 6 / 4 * 2 * ((0.5 * 0.3 + 0.1 * 0.6) + (0.3 * 0.2 + 0.6 * 0.3))
+    assert similarity_loss(torch.tensor(prob), torch.tensor(mask)).item() == pytest.approx((on + off) / 2)
+    even = torch.full((4, 4), 0.25)
+    assert similarity_loss(even, torch.eye(4).roll(1, 0) + torch.eye(4)).item() == pytest.approx(1)
+
+
+def test_a_head_of_expert_race_learns_to_predict_the_training_target_of_its_token():
+    router, x, target = make("expert_race", target_width=4), tokens(), tokens(6)[:, :4]
+    assert "target" not in router(x, context()).aux
+    error = 0.0
+    for x_D, target_F in zip(x.double(), target.double(), strict=True):
+        hidden_D = torch.nn.functional.gelu(router.hidden.detach().double() @ x_D)
+        error += ((router.head.detach().double() @ hidden_D - target_F) ** 2).mean().item() / TOKENS
+    term = router(x, replace(context(), target_NF=target)).aux["target"]
+    assert term.item() == pytest.approx(error, rel=1e-5)
+    term.backward()
+    assert router.head.grad.abs().max() > 0 and router.hidden.grad.abs().max() > 0
+    assert sum(router.config.size(EXPERTS, x.shape[1])) == sum(p.numel() for p in router.parameters())

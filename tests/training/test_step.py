@@ -1,5 +1,10 @@
+import pytest
 import torch
 
+from dit_moe.diffusion import OBJECTIVES
+from dit_moe.models import MODELS, DiTConfig
+from dit_moe.moe import MoEConfig, routers_of
+from dit_moe.moe.routers.expert_race import ExpertRaceConfig
 from dit_moe.randomness import BatchRandom
 from dit_moe.training.step import training_loss
 
@@ -31,3 +36,28 @@ def test_a_dense_network_adds_nothing():
     x = torch.ones(3)
     _, terms = training_loss(lambda x, return_aux: (x, {}), objective, {"x": x}, BatchRandom(0, total=3), {})
     assert {name: term.item() for name, term in terms.items()} == {"loss": 3.0, "total_loss": 3.0}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES.names())
+def test_routers_that_learn_from_the_target_of_the_objective_are_given_it_patch_by_patch(name):
+    objective = OBJECTIVES.build(OBJECTIVES.config_class(name)(), num_classes=3)
+    shape = {"width": 32, "depth": 2, "heads": 2, "in_channels": 2, "input_size": 4, "num_classes": 3}
+    moe = MoEConfig(router=ExpertRaceConfig())
+    model = MODELS.build(DiTConfig(name="DiT-custom/2-4E2A", moe=moe, learn_sigma=objective.learns_sigma, **shape))
+    targets = []
+
+    class Wrapped:  # as data parallelism wraps networks
+        module = model
+
+        def __call__(self, *args, target, **kwargs):
+            targets.append(target)
+            return model(*args, target=target, **kwargs)
+
+    for router in routers_of(model):
+        torch.nn.init.zeros_(router.head)
+    batch = {"latents": torch.randn(5, 2, 4, 4), "labels": torch.zeros(5, dtype=torch.int64)}
+    _, terms = training_loss(Wrapped(), objective, batch, BatchRandom(0, total=5), model.aux_weights)
+    torch.testing.assert_close(terms["aux_target"], targets[0].square().mean())
+    patches_BSF = model.patchify(targets[0])
+    torch.testing.assert_close(patches_BSF[3, 1].view(2, 2, 2), targets[0][3, :, :2, 2:].permute(1, 2, 0))
+    assert model.wants_target and not model.eval().wants_target

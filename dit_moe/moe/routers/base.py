@@ -9,7 +9,7 @@ not the scores of the chosen experts, or more than a token's own scores decides,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -94,8 +94,8 @@ class RouterConfig:
 
     def check(self, experts: int, target: float) -> None:
         """Raise ConfigError unless these options make sense for `experts` experts and a mean of `target` active."""
-        for field in ("min_experts", "max_experts"):
-            require((getattr(self, field) or 0) <= experts, self, field, f"exceeds experts={experts}")
+        for option in ("min_experts", "max_experts"):
+            require((getattr(self, option) or 0) <= experts, self, option, f"exceeds experts={experts}")
         most = self.max_experts or experts
         if not self.min_experts <= target <= most:
             raise ConfigError("target", f"={target:g} is outside what the router allows, {self.min_experts} to {most}")
@@ -117,6 +117,10 @@ class RouterConfig:
         if self.renormalize is not None:
             return self
         return replace(self, renormalize=min(target, self.max_experts or experts) > 1)
+
+    def for_patches(self, numbers: int) -> Self:
+        """For a model whose tokens stand for patches of so many numbers."""
+        return self
 
     def rows(self, experts: int) -> int:
         """How many scores a token has: one for each expert, and for what else a router chooses from."""
@@ -155,6 +159,7 @@ class Choice:
     observed_K: Tensor | None = None  # sums over the tokens for `Router.after_step`, see `RouterStats`
     added_ND: Tensor | None = None  # see `Routing`
     handed_on_NE: Tensor | None = None  # see `Routing`
+    losses: dict[str, Tensor] = field(default_factory=dict)  # unweighted terms that need what only `route` knows
 
 
 class Router(nn.Module):
@@ -167,6 +172,8 @@ class Router(nn.Module):
         target: mean number of active experts per token that the model is built for.
     """
 
+    wants_target: bool = False
+    """Whether it learns from `RoutingContext.target_NF`."""
     load_E: Tensor
     bias_E: Tensor
     override: float | None = None  # of the trained threshold (as u), or of k; no part of the state. See `ComputeBudget`
@@ -276,7 +283,7 @@ class Router(nn.Module):
             prob_NE = scores.prob_NE.detach()[:, : self.experts]
             aux = {}
             if self.training:
-                aux = self.losses(scores, choice)
+                aux = self.losses(scores, choice) | choice.losses
                 if not len(x_ND):  # the mean of no tokens is NaN
                     aux = {name: scores.logits_NE.sum() for name in aux}
                 self.stats.add(choice.mask_NE, prob_NE, choice.observed_K)

@@ -9,7 +9,7 @@ from dit_moe.cli import COMMANDS
 
 PACKAGE = Path(__file__).parent.parent / "dit_moe"
 BOTTOM = {"registry", "yaml_text", "schema", "built_in", "extras", "plugins", "config", "randomness"}
-BOTTOM |= {"files", "json_files", "locks", "formatting", "weights"}
+BOTTOM |= {"files", "json_files", "locks", "formatting", "weights", "downloads"}
 CORE = BOTTOM | {"moe", "models", "diffusion", "data", "autoencoders", "text", "checkpoint", "distributed", "shards"}
 ABOVE = CORE | {"training", "sampling", "experiments", "extractors", "metrics", "progress", "plotting", "pictures"}
 MAY_IMPORT = {
@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "locks": {"files", "formatting"},
     "formatting": set(),
     "weights": {"files"},
+    "downloads": set(),
     "distributed": BOTTOM,
     "checkpoint": BOTTOM,
     "plotting": BOTTOM,

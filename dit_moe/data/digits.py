@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ ROUNDS = 32  # of `enlarge`
 class DigitsConfig:
     """The split is no option: it is part of what the committed feature extractor was fitted on."""
 
+    extractor: ClassVar = "digits_cnn64"  # that was made for them
     size: int = SIDE  # pixels; larger ones are smooth enlargements of the 8×8 originals
 
     def __post_init__(self) -> None:
@@ -49,7 +50,6 @@ class Digits:
     """
 
     class_names = tuple("0123456789")
-    extractor = "digits_cnn64"  # that was made for them
     fingerprint = None  # nothing outside of this file decides what a row holds
 
     def __init__(self, config: DigitsConfig, split: str) -> None:

@@ -95,7 +95,7 @@ def image_experiment(tree: Tree) -> Experiment:
         remedy = "dit-moe tokenize, train, sample, perplexity, export and lm-eval are for those"
         raise ConfigError("model", f" is a language model, and this needs a model of images; {remedy}")
     experiment = config.build(Experiment, tree)
-    made_for = getattr(DATASETS.factory(experiment.images), "extractor", None)
+    made_for = getattr(experiment.images, "extractor", None)
     if experiment.eval.extractor is not None or made_for is None:
         return experiment
     return replace(experiment, eval=replace(experiment.eval, extractor=EXTRACTORS.config_class(made_for)()))

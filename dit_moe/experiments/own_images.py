@@ -35,7 +35,7 @@ LATENTS_OF, MOST = 64, 256  # sides of images that are encoded: multiples of the
 LATENT_CHANNELS = 4
 FEW = 1000  # images; of fewer, larger shares are held out and reserved
 MOST_SAMPLES = 1000  # of a sampling seed
-PLACES = {"huggingface": "id"}  # options that say where images are, other than `path`
+PLACES = {"huggingface": "id", "torchvision": "set"}  # options that say where images are, other than `path`
 TRAINED_ON, HELD_OUT = ("train", "training"), ("val", "valid", "validation", "heldout", "test", "testing")
 
 

@@ -8,21 +8,18 @@ Weights are told by their hash, and fetched once by however many processes.
 from __future__ import annotations
 
 import fcntl
-import queue
 import re
-import threading
-import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple, Self
-from urllib.error import HTTPError
 
 import torch
 from torch import Tensor
 
+from dit_moe.downloads import require_reachable
 from dit_moe.registry import Registry
 
 OWN = "package.module:function of your own"
@@ -39,7 +36,6 @@ def section_of(text: str) -> dict[str, str]:
 
 
 EXTRACTORS = Registry("feature extractor", section_of)
-PATIENCE = 5  # seconds that a server has to answer
 UNKNOWN_EXTRACTOR = "unverified"  # the name of the space of statistics that do not say which network made them
 
 
@@ -61,6 +57,8 @@ class FeatureExtractor(ABC):
     """Of the weights that span the space."""
     is_fid: bool = False
     """Whether a Fréchet distance here is *the* FID: the verified Inception network of 2015, and nothing else."""
+    included: bool = False
+    """Whether its weights come with the package."""
     has_spatial: bool = False
     has_logits: bool = False
     classes: int | None = None
@@ -176,39 +174,6 @@ def fetch(url: str, sha256: str, *, download: bool = True) -> Path:
             f"{problem}; get it elsewhere from {url}, and name it with --weights FILE", str(error)
         ) from None
     return path
-
-
-def require_reachable(url: str) -> None:
-    """OSError unless something answers within `PATIENCE`: downloads themselves may try for most of a minute.
-
-    Of a URL that did not answer, a process asks no second time.
-    """
-    if url not in _unanswered:
-        problems: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        # in a thread that may be left behind: looking up a name heeds no timeout, and every address has one of its own
-        threading.Thread(target=lambda: problems.put(_problem_with(url)), daemon=True).start()
-        try:
-            problem = problems.get(timeout=PATIENCE)
-        except queue.Empty:
-            problem = f"no answer within {PATIENCE} seconds"
-        if problem is None:
-            return
-        _unanswered[url] = problem
-    raise OSError(_unanswered[url])
-
-
-_unanswered: dict[str, str] = {}  # why not, by URL
-
-
-def _problem_with(url: str) -> str | None:
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE).close()
-    except HTTPError:  # an answer, too
-        return None
-    except (OSError, HTTPException, ValueError) as error:
-        cause = getattr(error, "reason", error)  # of urllib's own, which are named after it
-        return str(getattr(cause, "strerror", None) or cause) or type(error).__name__
-    return None
 
 
 # ------------------------------------------------------------------------------------------------------ full precision

@@ -62,6 +62,7 @@ class DigitsCNNExtractor(FeatureExtractor):
     name = "digits_cnn64"
     dim = 64
     sha256 = SHA256
+    included = True
     has_logits = True
     classes = 10
     metrics = ("fd", "kid", "precision_recall", "class_accuracy", "nearest_neighbour")

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_moe.config import Place
+from dit_moe.downloads import require_reachable
 from dit_moe.extractors.base import (
     EXTRACTORS,
     FeatureExtractor,
@@ -26,7 +27,6 @@ from dit_moe.extractors.base import (
     full_precision,
     misfit,
     require_colour,
-    require_reachable,
 )
 from dit_moe.weights import read_tensors, sha256_of_tensors
 

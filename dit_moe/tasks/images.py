@@ -39,7 +39,6 @@ from dit_moe.experiments import image
 from dit_moe.experiments.image import Experiment
 from dit_moe.experiments.run import ImageRun, note_unfinished, open_image_run, trained_objective
 from dit_moe.extractors import EXTRACTORS
-from dit_moe.extractors.digits_cnn import DigitsCNNConfig
 from dit_moe.files import write_atomically
 from dit_moe.formatting import tell
 from dit_moe.pictures import grid_layout, save_grid
@@ -146,7 +145,7 @@ def check_parts(experiment: Experiment, dataset: Dataset | None, start: checkpoi
     if (
         not is_open(settings.extractor)
         and dataset is not None
-        and (settings.light_every or isinstance(settings.extractor, DigitsCNNConfig))
+        and (settings.light_every or EXTRACTORS.factory(settings.extractor).included)
     ):
         EXTRACTORS.build(settings.extractor).check(dataset.image_shape)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -100,6 +101,21 @@ def _huggingface(folder: Path) -> dict[str, object]:
     return {"id": str(save_huggingface(folder / "saved", [0, 1, 1, 0, 1, 1]))}
 
 
+def food_files() -> dict[str, bytes]:
+    """Food-101 as torchvision unpacks it, of two classes and four images of each in both splits."""
+    files = {}
+    for first, split in ((0, "train"), (50, "test")):
+        numbers = range(first, first + 4)
+        names = {name: [f"{name}/{i}" for i in numbers] for name in CLASSES}
+        files[f"food-101/meta/{split}.json"] = json.dumps(names).encode()
+        files |= {f"food-101/images/{name}/{i}.jpg": encoded(pixels(i)) for name in CLASSES for i in numbers}
+    return files
+
+
+def _torchvision(folder: Path) -> dict[str, object]:
+    return {"set": "food101", "path": str(write_tree(folder, food_files())), "flip": True}
+
+
 # Of each entry, a function that makes an example in a folder and returns its options.
 EXAMPLES: dict[str, Callable[[Path], dict[str, object]]] = {
     "digits": lambda folder: {},
@@ -107,6 +123,7 @@ EXAMPLES: dict[str, Callable[[Path], dict[str, object]]] = {
     "image_folder": _image_folder,
     "latents": _latents,
     "tars": _tars,
+    "torchvision": _torchvision,
 }
 
 

@@ -3,14 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dit_moe.extractors import base
+from dit_moe import downloads
 from tests.extractors.random_networks import random_dinov2, save_random_inception
 
 
 @pytest.fixture(autouse=True)
 def forgetful(monkeypatch):
     """No test knows what did not answer another."""
-    monkeypatch.setattr(base, "_unanswered", {})
+    monkeypatch.setattr(downloads, "_unanswered", {})
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ import safetensors.torch
 import timm
 import torch
 
-from dit_moe.extractors import EXTRACTORS, base, dinov2
+from dit_moe import downloads
+from dit_moe.extractors import EXTRACTORS, dinov2
 from dit_moe.extractors.dinov2 import DINOv2Config, preprocess, resample
 from tests.extractors.random_networks import noise
 
@@ -101,14 +102,14 @@ def test_without_network_the_error_says_what_to_get_at_once_and_an_answer_of_any
         raise HTTPError(request.full_url, 403, "forbidden", None, None)
 
     asked: list[dict[str, float]] = []
-    monkeypatch.setattr(base.urllib.request, "urlopen", offline)
+    monkeypatch.setattr(downloads.urllib.request, "urlopen", offline)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     message = r"dinov2_vitl14_pretrain.pth, .* \(no network\); get it elsewhere from https://.*pth, .*--weights FILE"
     with pytest.raises(ValueError, match=message):
         EXTRACTORS.build(DINOv2Config())
-    assert asked == [{"timeout": base.PATIENCE}] and base.PATIENCE <= 5  # once, and not for long
-    monkeypatch.setattr(base.urllib.request, "urlopen", refuse)
-    base.require_reachable("https://example.org")
+    assert asked == [{"timeout": downloads.PATIENCE}] and downloads.PATIENCE <= 5  # once, and not for long
+    monkeypatch.setattr(downloads.urllib.request, "urlopen", refuse)
+    downloads.require_reachable("https://example.org")
 
 
 def test_the_copy_in_the_hubs_cache_is_taken_without_asking_anyone(monkeypatch, dinov2_weights):

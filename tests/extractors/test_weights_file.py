@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from dit_moe.extractors import base
+from dit_moe import downloads
 from dit_moe.extractors.base import fetch
 from dit_moe.extractors.inception import InceptionConfig, InceptionExtractor, missing_weights
 from dit_moe.weights import read_tensors, sha256_of_tensors, sha256_of_weights
@@ -132,7 +132,7 @@ def test_without_network_the_error_says_where_to_get_inception(hub, monkeypatch)
     def offline(*args, **options):
         raise OSError("no network")
 
-    monkeypatch.setattr(base.urllib.request, "urlopen", offline)
+    monkeypatch.setattr(downloads.urllib.request, "urlopen", offline)
     with pytest.raises(ValueError, match=r"\(no network\); get it .*https://.*6726825d.pth.* --weights FILE"):
         InceptionExtractor(InceptionConfig())
 
@@ -141,7 +141,7 @@ def test_the_reason_without_a_network_is_short_and_in_words(hub, monkeypatch):
     def offline(*args, **options):
         raise URLError(socket.gaierror(-2, "Name or service not known"))
 
-    monkeypatch.setattr(base.urllib.request, "urlopen", offline)
+    monkeypatch.setattr(downloads.urllib.request, "urlopen", offline)
     assert missing_weights() == "Inception's weights cannot be downloaded (Name or service not known)"
 
 
@@ -152,8 +152,8 @@ def test_a_network_that_swallows_questions_is_waited_for_once_and_no_longer_than
         raise OSError
 
     asked, never = [], threading.Event()
-    monkeypatch.setattr(base.urllib.request, "urlopen", swallow)
-    monkeypatch.setattr(base, "PATIENCE", 0.2)
+    monkeypatch.setattr(downloads.urllib.request, "urlopen", swallow)
+    monkeypatch.setattr(downloads, "PATIENCE", 0.2)
     start = time.monotonic()
     for _ in range(2):
         assert "(no answer within 0.2 seconds)" in missing_weights()

@@ -1,0 +1,44 @@
+"""Whether what is to be downloaded can be reached: at once, where the downloads themselves may try for long."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import urllib.request
+from http.client import HTTPException
+from urllib.error import HTTPError
+
+PATIENCE = 5  # seconds that a server has to answer
+
+
+def require_reachable(url: str) -> None:
+    """OSError unless something answers within `PATIENCE`: downloads themselves may try for most of a minute.
+
+    Of a URL that did not answer, a process asks no second time.
+    """
+    if url not in _unanswered:
+        problems: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        # in a thread that may be left behind: looking up a name heeds no timeout, and every address has one of its own
+        threading.Thread(target=lambda: problems.put(_problem_with(url)), daemon=True).start()
+        try:
+            problem = problems.get(timeout=PATIENCE)
+        except queue.Empty:
+            problem = f"no answer within {PATIENCE} seconds"
+        if problem is None:
+            return
+        _unanswered[url] = problem
+    raise OSError(_unanswered[url])
+
+
+_unanswered: dict[str, str] = {}  # why not, by URL
+
+
+def _problem_with(url: str) -> str | None:
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE).close()
+    except HTTPError:  # an answer, too
+        return None
+    except (OSError, HTTPException, ValueError) as error:
+        cause = getattr(error, "reason", error)  # of urllib's own, which are named after it
+        return str(getattr(cause, "strerror", None) or cause) or type(error).__name__
+    return None

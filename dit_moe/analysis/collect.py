@@ -19,7 +19,6 @@ from dit_moe import config
 from dit_moe.analysis.statistics import Target
 from dit_moe.experiments.run import Run
 from dit_moe.moe import ROUTERS, MoEConfig, Routing, observe_routers, routers_of
-from dit_moe.moe.routers.topp import TopPConfig
 
 Groups = Mapping[str, Tensor]
 """Ways to group tokens by name: the group of every token, int64 [N]."""
@@ -140,7 +139,7 @@ def experts_of(run: Run) -> MoEConfig:
 def shape_of(run: Run) -> dict[str, Any]:
     """The fields of `RoutingStats` that follow from the config."""
     model, moe, sample = run.experiment.model, experts_of(run), run.experiment.sample
-    target = trained = Target(moe.target, held=not isinstance(moe.router, TopPConfig))
+    target = trained = Target(moe.target, held=moe.router.held)
     if sample.requested is not None:  # p asked for holds no number of experts
         target = Target(moe.target, held=False) if sample.target is None else Target(float(np.mean(sample.target)))
     layers = [block for block in range(model.depth) if model.has_experts(block)]

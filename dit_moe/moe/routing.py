@@ -30,6 +30,10 @@ class RoutingContext:
     target_NF: Tensor | None = None  # what the network learns to say of each token: the objective's target of its patch
     earlier_NE: Tensor | None = None  # what the router of the MoE layer before handed on
 
+    def by_token(self, value_B: Tensor, tokens: int) -> Tensor:
+        """What is known of each sample, [B, …], for each of the `tokens` in all, [N, …]."""
+        return value_B.repeat_interleave(tokens // max(1, self.samples), dim=0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Routing:

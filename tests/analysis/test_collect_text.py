@@ -22,7 +22,8 @@ def scored(run, given, **options):
     return score(run.model, given, **how | options)
 
 
-TEXT = [name for name in ROUTERS.names() if ROUTERS.config_class(name)().sees == "token"]
+OPTIONS = {name: ROUTERS.config_class(name)() for name in ROUTERS.names()}
+TEXT = [name for name, options in OPTIONS.items() if options.sees == "token" and not options.NEEDS_LABELS]
 
 
 @pytest.mark.parametrize("router", TEXT)

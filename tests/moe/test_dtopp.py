@@ -7,7 +7,8 @@ import torch
 
 from dit_moe.checkpoint import load_into
 from dit_moe.config import ConfigError
-from dit_moe.moe.routers.dtopp import ControllerConfig, PIController
+from dit_moe.moe import ROUTERS, RoutingContext
+from dit_moe.moe.routers.dtopp import ControllerConfig, DTopPConfig, PIController
 from dit_moe.moe.routing import LARGEST_U, mass_left, prefix_mask, threshold_u
 
 
@@ -140,3 +141,44 @@ def test_restart_forgets_the_integral():
 def test_bad_gains_and_bounds_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         ControllerConfig(**options)
+
+
+def by_time(**options):
+    """A router of 16-wide tokens, of four samples at times of their own."""
+    torch.manual_seed(0)
+    router = ROUTERS.build(DTopPConfig(init_std=0.25, **options), 16, 8, 2)
+    generator = torch.Generator().manual_seed(1)
+    x, time = torch.randn(40, 16, generator=generator), torch.randn(4, 16, generator=generator)
+    return router, x, RoutingContext(samples=4, time_BD=time)
+
+
+def test_a_scale_by_time_starts_as_plain_dtopp_to_the_bit_and_learns_from_there():
+    (plain, x, context), (timed, _, _) = by_time(), by_time(theta_by_time=True)
+    for router in (plain, timed):
+        with torch.no_grad():
+            router.theta.fill_(1.3)
+    assert torch.equal(plain.scores(x, context).score_NE, timed.scores(x, context).score_NE)
+    routing = timed(x, context)
+    (routing.weight_R * torch.arange(len(routing.weight_R))).sum().backward()
+    assert timed.time_weight.grad.abs().max() > 0
+    assert sum(timed.config.size(8, 16)) == sum(p.numel() for p in timed.parameters())
+
+
+def test_the_scale_by_time_is_that_of_the_sample():
+    router, x, context = by_time(theta_by_time=True)
+    with torch.no_grad():
+        router.theta.fill_(1.3)
+        router.time_weight.normal_(std=0.3)
+    normal = router.normalized(router.logits(x, context), context).double()
+    for n in range(40):
+        exponent = sum(
+            w * t for w, t in zip(router.time_weight.tolist(), context.time_BD[n // 10].tolist(), strict=True)
+        )
+        assert normal[n].std(correction=0).item() == pytest.approx(1.3 * math.exp(exponent), rel=0.01)  # DRN_EPS
+
+
+def test_a_scale_by_time_needs_normalization_and_images():
+    with pytest.raises(ConfigError, match="theta_by_time=True scales what drn normalises; set drn: true"):
+        DTopPConfig(drn=False, theta_by_time=True)
+    with pytest.raises(ConfigError, match="theta_by_time=True is for images"):
+        DTopPConfig(theta_by_time=True).check_text()

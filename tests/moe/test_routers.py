@@ -1,6 +1,7 @@
 """The contract of every registered router; a new one is tested unasked."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -47,6 +48,7 @@ def of_sample(whole: RoutingContext, b: int) -> RoutingContext:
         labels_B=whole.labels_B[b : b + 1],
         time_BD=whole.time_BD[b : b + 1],
         unmodulated_ND=whole.unmodulated_ND[own],
+        earlier_NE=None if whole.earlier_NE is None else whole.earlier_NE[own],
     )
 
 
@@ -60,6 +62,11 @@ def backward(loss: torch.Tensor) -> None:
     """Nothing if no parameter takes part, as with a router that learns nothing."""
     if loss.requires_grad:
         loss.backward()
+
+
+def after_another(router: Router, whole: RoutingContext) -> RoutingContext:
+    """Of the same tokens in a second layer, with what the first one hands on."""
+    return replace(whole, earlier_NE=router(tokens(2), whole).handed_on_NE)
 
 
 def skips(name: str) -> bool:
@@ -79,7 +86,9 @@ def test_renormalised_gates_of_a_token_sum_to_the_scale(name):
     router = make(name)
     routing = router(tokens(), context())
     sums = torch.zeros(TOKENS).index_add(0, routing.token_R, routing.weight_R)[routing.token_R.unique()]
-    if router.config.renormalize:
+    if router.config.renormalize and routing.added_ND is not None:  # experts without weights have the rest
+        assert (sums <= router.config.gate_scale + 1e-6).all()
+    elif router.config.renormalize:
         torch.testing.assert_close(sums, torch.full_like(sums, router.config.gate_scale))
     else:
         assert sums.isfinite().all()
@@ -88,7 +97,8 @@ def test_renormalised_gates_of_a_token_sum_to_the_scale(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("drn", [False, True])
 def test_in_evaluation_a_sample_is_routed_as_if_it_were_alone(name, drn):
-    router, x, whole = make(name, drn=drn).eval(), tokens(), context()
+    router, x = make(name, drn=drn).eval(), tokens()
+    whole = after_another(router, context())
     together = router(x, whole)
     size = TOKENS // SAMPLES
     for b in range(SAMPLES):
@@ -133,7 +143,7 @@ def test_router_computes_in_fp32_under_autocast(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_of_a_router_gets_a_finite_gradient(name):
     router = make(name, drn=True)
-    routing = router(tokens(), context())
+    routing = router(tokens(), after_another(router, context()))
     loss = (routing.weight_R * torch.arange(len(routing.weight_R))).sum() + sum(routing.aux.values())
     if routing.added_ND is not None:
         loss = loss + (routing.added_ND * tokens(3)).sum()
@@ -361,3 +371,18 @@ def test_a_router_may_read_the_token_before_its_modulation_and_the_time(reads, w
     torch.testing.assert_close(read[:, -WIDTH:], whole.unmodulated_ND)
     if width > WIDTH:
         torch.testing.assert_close(read[TOKENS // SAMPLES, :WIDTH], whole.time_BD[1])
+
+
+@pytest.mark.parametrize("p", [0.4, 0.9])
+def test_raw_top_p_is_the_published_rule_of_experts_before_which_less_than_p_was_seen(p):
+    """Huang et al. with 0.4; XMoE with 0.9, which keeps an expert while (cumsum − own) < p."""
+    router, x = make("topp", p=p, renormalize=False), tokens()
+    routing, expected = router(x), {}
+    for n, row in enumerate(router.scores(x).logits_NE.double().tolist()):
+        total, seen = sum(math.exp(z) for z in row), 0.0
+        for e in sorted(range(EXPERTS), key=lambda e: -row[e]):
+            if seen < p:
+                expected[n, e] = math.exp(row[e]) / total
+            seen += math.exp(row[e]) / total
+    pairs = zip(routing.token_R.tolist(), routing.expert_R.tolist(), strict=True)
+    assert dict(zip(pairs, routing.weight_R.tolist(), strict=True)) == pytest.approx(expected, rel=1e-5)

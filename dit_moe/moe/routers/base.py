@@ -88,6 +88,11 @@ class RouterConfig:
         return "token"
 
     @property
+    def held(self) -> bool:
+        """Whether the mean of active experts is meant to be the target, which else only sizes the experts."""
+        return True
+
+    @property
     def controlled(self) -> bool:
         """Whether training holds the mean of active experts at the target by moving something."""
         return False
@@ -143,6 +148,7 @@ class RouterConfig:
 class Scores:
     """What a router makes of its tokens before it chooses, all in fp32 whatever autocast says."""
 
+    token_ND: Tensor  # what the experts read, in whatever dtype
     x_ND: Tensor  # what the router reads
     context: RoutingContext
     logits_NE: Tensor
@@ -183,7 +189,7 @@ class Router(nn.Module):
         config.check(experts, target)
         self.config, self.experts, self.target = config.resolved(experts, target), experts, target
         self.most = config.max_experts or experts
-        rows = config.rows(experts)
+        rows = self.config.rows(experts)
         self.weight = nn.Parameter(torch.empty(rows, config.input_width(width))) if rows else None
         # One element and not a scalar: sharded data parallelism cuts every parameter along its first dimension.
         self.theta = nn.Parameter(torch.ones(1)) if config.drn else None
@@ -210,9 +216,9 @@ class Router(nn.Module):
         """Of tokens [N, D]. DTop-p, steps 1 and 2."""
         context = context or RoutingContext()
         with torch.autocast(x_ND.device.type, enabled=False):
-            x_ND = self.read(x_ND, context)
+            token_ND, x_ND = x_ND, self.read(x_ND, context)
             logits_NE = self.logits(x_ND, context)
-            normal_NE = logits_NE if self.theta is None else self.normalized(logits_NE)
+            normal_NE = logits_NE if self.theta is None else self.normalized(logits_NE, context)
             if self.config.score == "softmax":
                 score_NE = prob_NE = normal_NE.softmax(-1)
             elif self.config.score == "sigmoid":
@@ -220,7 +226,14 @@ class Router(nn.Module):
                 prob_NE = score_NE / score_NE.sum(-1, keepdim=True).clamp(min=TINY)
             else:
                 score_NE, prob_NE = normal_NE, normal_NE.softmax(-1)
-            return Scores(x_ND=x_ND, context=context, logits_NE=logits_NE, score_NE=score_NE, prob_NE=prob_NE)
+            return Scores(
+                token_ND=token_ND,
+                x_ND=x_ND,
+                context=context,
+                logits_NE=logits_NE,
+                score_NE=score_NE,
+                prob_NE=prob_NE,
+            )
 
     def read(self, x_ND: Tensor, context: RoutingContext) -> Tensor:
         """What the option `input` says the router reads, fp32."""
@@ -230,7 +243,7 @@ class Router(nn.Module):
         if self.config.input == "unmodulated":
             return context.unmodulated_ND.float()
         assert context.time_BD is not None, "the model gave no embedding of the time"
-        time_ND = context.time_BD.repeat_interleave(len(x_ND) // max(1, context.samples), dim=0)
+        time_ND = context.by_token(context.time_BD, len(x_ND))
         return torch.cat([time_ND.float(), context.unmodulated_ND.float()], dim=-1)
 
     def logits(self, x_ND: Tensor, context: RoutingContext) -> Tensor:
@@ -241,7 +254,7 @@ class Router(nn.Module):
             return F.linear(F.normalize(x_ND, dim=-1), F.normalize(self.weight.float(), dim=-1))
         return F.linear(x_ND, self.weight.float())
 
-    def normalized(self, logits_NE: Tensor) -> Tensor:
+    def normalized(self, logits_NE: Tensor, context: RoutingContext) -> Tensor:
         """Dynamic routing normalization: mean 0 and standard deviation θ over the experts of each token."""
         assert self.theta is not None
         centred_NE = logits_NE - logits_NE.mean(-1, keepdim=True)
@@ -302,10 +315,14 @@ class Router(nn.Module):
         """The unweighted loss terms of this layer by name, means over its tokens."""
         return {
             # With last step's load as f the loss is linear in the batch: micro-batches and ranks add up exactly.
-            "balance": balance_loss(self.load_E, scores.prob_NE.mean(0)),
+            "balance": balance_loss(self.load(), scores.prob_NE.mean(0)),
             "dynamic": dynamic_loss(scores.prob_NE),
             "z": z_loss(scores.logits_NE),
         }
+
+    def load(self) -> Tensor:
+        """f of the balance loss for each of the `rows` of scores."""
+        return self.load_E
 
     def loss_weights(self) -> dict[str, float]:
         """The coefficient of each term: the config option called like the term with ``_loss`` behind it."""

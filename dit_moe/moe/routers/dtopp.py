@@ -22,7 +22,7 @@ from dit_moe.config import require
 from dit_moe.moe.router_stats import RouterStats
 from dit_moe.moe.routers.base import ROUTERS, Choice, RouterConfig, Scores
 from dit_moe.moe.routers.topp import TopPRouter
-from dit_moe.moe.routing import LARGEST_U, prefix_mask, threshold_u
+from dit_moe.moe.routing import LARGEST_U, RoutingContext, prefix_mask, threshold_u
 
 SMALLEST_U = 0.05  # steps and windows are sized relative to u, but to no less than this
 MIN_SLOPE = 0.05  # in targets per unit of u: no error is divided by less; a threshold out of reach has slope 0
@@ -60,7 +60,20 @@ class DTopPConfig(RouterConfig):
     drn: bool = True
     dynamic_loss: float = 1e-3
     layerwise: bool = False
+    theta_by_time: bool = False  # DRN's scale is θ·exp(w·time embedding): noise levels may differ in active experts
     controller: ControllerConfig = field(default_factory=ControllerConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.drn or not self.theta_by_time, self, "theta_by_time", "scales what drn normalises; set drn: true")
+
+    def check_text(self) -> None:
+        super().check_text()
+        require(not self.theta_by_time, self, "theta_by_time", "is for images, whose blocks are told the time; drop it")
+
+    def size(self, experts: int, width: int) -> tuple[int, int]:
+        matrices, others = super().size(experts, width)
+        return matrices, others + (width if self.theta_by_time else 0)
 
     @property
     def controlled(self) -> bool:
@@ -86,10 +99,20 @@ class DTopPRouter(TopPRouter):
     def __init__(self, config: DTopPConfig, width: int, experts: int, target: float) -> None:
         super().__init__(config, width, experts, target)
         self.controller = PIController(config.controller, target, experts)
+        # Zeros: it starts as plain DTop-p.
+        self.time_weight = nn.Parameter(torch.zeros(width)) if config.theta_by_time else None
 
     @property
     def observed(self) -> int:
         return 1  # how fast the pairs grow with the threshold
+
+    def normalized(self, logits_NE: Tensor, context: RoutingContext) -> Tensor:
+        normal_NE = super().normalized(logits_NE, context)
+        if self.time_weight is None:
+            return normal_NE
+        assert context.time_BD is not None, "the model gave no embedding of the time"
+        log_scale_B = context.time_BD.float() @ self.time_weight.float()
+        return normal_NE * context.by_token(log_scale_B.exp(), len(normal_NE))[:, None]
 
     def trained_tail(self) -> Tensor:
         return self.controller.tail

@@ -27,6 +27,10 @@ class TopPConfig(RouterConfig):
         super().__post_init__()
         require(0 < self.p <= 1, self, "p", "must lie in (0, 1]")
 
+    @property
+    def held(self) -> bool:
+        return False
+
 
 @ROUTERS.register("topp", TopPConfig)
 class TopPRouter(Router):

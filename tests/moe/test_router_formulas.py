@@ -188,3 +188,58 @@ def test_a_head_of_expert_race_learns_to_predict_the_training_target_of_its_toke
     term.backward()
     assert router.head.grad.abs().max() > 0 and router.hidden.grad.abs().max() > 0
     assert sum(router.config.size(EXPERTS, x.shape[1])) == sum(p.numel() for p in router.parameters())
+
+
+# ----------------------------------------------------------------------------------------------- Expert Threshold
+
+
+def thresholds_of(score_NE: torch.Tensor, target: float, parts: int = 1) -> torch.Tensor:
+    """What one step over so many micro-batches sets the thresholds to."""
+    router = make("expert_threshold", target=target, warmup_steps=0)
+    scores = [router.scores(tokens(count=len(part))) for part in score_NE.chunk(parts)]
+    for given, part in zip(scores, score_NE.chunk(parts), strict=True):
+        choice = router.route(replace(given, score_NE=part))
+        router.stats.add(choice.mask_NE, given.prob_NE.detach(), choice.observed_K)
+    router.after_step(router.stats, router.stats)
+    return router.threshold_K
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 4.0])
+@pytest.mark.parametrize("target", [1, 2, 5.5])
+def test_thresholds_let_each_expert_have_its_load_to_one_percent_whatever_the_micro_batches(spread, target):
+    odds_NE = spread * torch.randn(40_000, EXPERTS, generator=torch.Generator().manual_seed(0)) - 2
+    threshold_E = thresholds_of(odds_NE.sigmoid(), target)
+    load_E = (odds_NE.sigmoid() > threshold_E).double().mean(0)
+    torch.testing.assert_close(load_E, torch.full_like(load_E, target / EXPERTS), rtol=0.01, atol=0)
+    assert torch.equal(threshold_E, thresholds_of(odds_NE.sigmoid(), target, parts=7))
+
+
+def test_thresholds_are_the_moving_average_of_the_score_that_the_last_token_of_an_even_load_has():
+    router = make("expert_threshold", target=2, threshold_decay=0.4, warmup_steps=1)
+    last = [
+        [sorted((row[e] for row in softmax_scores(router, tokens(seed, 4000))), reverse=True)[999] for e in range(8)]
+        for seed in (1, 2)
+    ]
+    chosen = mask_of(router(tokens(1, 4000), context(5, 4000)), 4000)
+    assert chosen.sum(0).tolist() == [1000] * EXPERTS  # the first step is expert choice over the batch
+    for seed in (1, 2):
+        step(router, (tokens(seed, 4000), context(5, 4000)))
+    wanted = [0.4 * a + 0.6 * b for a, b in zip(*last, strict=True)]
+    torch.testing.assert_close(router.threshold_K, torch.tensor(wanted), rtol=0.01, atol=0)
+    for mode in (True, False):  # from then on a token alone decides, in training and in evaluation
+        chosen = mask_of(router.train(mode)(tokens(4), context()))
+        assert chosen.tolist() == [
+            [p > c for p, c in zip(row, router.threshold_K.tolist(), strict=True)]
+            for row in softmax_scores(router, tokens(4))
+        ]
+
+
+def test_without_a_warmup_expert_threshold_serves_text_and_begins_with_the_best_experts_of_each_token():
+    router = make("expert_threshold", target=2.5, warmup_steps=0)
+    router.config.check_text()
+    assert torch.equal(mask_of(router(tokens())), mask_of(make("topk", target=2)(tokens())))
+    whole, parts = make("expert_threshold", warmup_steps=0), make("expert_threshold", warmup_steps=0)
+    for seed in range(3):
+        step(whole, (tokens(seed), context()))
+        step(parts, *((part, context(1, SIZE)) for part in tokens(seed).split(SIZE)))
+    torch.testing.assert_close(whole.threshold_K, parts.threshold_K)

@@ -45,7 +45,7 @@ class DiffMoEConfig(ThresholdConfig):
 class DiffMoERouter(ThresholdRouter):
     """Expert choice over the batch, and the predictor that stands in for it in evaluation."""
 
-    config: DiffMoEConfig  # type: ignore[assignment]
+    config: DiffMoEConfig
 
     def __init__(self, config: DiffMoEConfig, width: int, experts: int, target: float) -> None:
         super().__init__(config, width, experts, target)

@@ -48,7 +48,7 @@ class ExpertRaceConfig(ThresholdConfig):
 class ExpertRaceRouter(ThresholdRouter):
     """z = W₂·GELU(W₁·x), where W₂ is the weight that every router has; pairs are ranked by z, and weighted with it."""
 
-    config: ExpertRaceConfig  # type: ignore[assignment]
+    config: ExpertRaceConfig
     thresholds = 1
 
     def __init__(self, config: ExpertRaceConfig, width: int, experts: int, target: float) -> None:

@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--extractor",
         metavar="NAME",
         help=f"feature space: {', '.join(extractor_names())}, {{name: …, option: …}}, or package.module:function of "
-        "your own; default: what suits a run and its images, digits_cnn64 for the digits, otherwise inception",
+        "your own; default: what suits a run and its images, digits_cnn64 for the digits, cifar10_cnn64 for CIFAR-10, "
+        "otherwise inception",
     )
     what.add_argument(
         "--weights",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,11 +29,15 @@ ROUNDS = 32  # of `enlarge`
 class DigitsConfig:
     """The split is no option: it is part of what the committed feature extractor was fitted on."""
 
-    extractor: ClassVar = "digits_cnn64"  # that was made for them
     size: int = SIDE  # pixels; larger ones are smooth enlargements of the 8×8 originals
 
     def __post_init__(self) -> None:
         require(self.size >= SIDE and self.size % SIDE == 0, self, "size", f"must be a multiple of {SIDE}")
+
+    @property
+    def extractor(self) -> str:
+        """The feature extractor that was made for them."""
+        return "digits_cnn64"
 
 
 @DATASETS.register("digits", DigitsConfig)

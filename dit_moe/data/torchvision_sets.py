@@ -39,6 +39,11 @@ class TorchvisionConfig(ImageSourceConfig):
         if self.path is None:
             object.__setattr__(self, "path", f"data/{self.set}")
 
+    @property
+    def extractor(self) -> str | None:
+        """The feature extractor that was made for the set."""
+        return "cifar10_cnn64" if self.set == "cifar10" else None
+
 
 @DATASETS.register("torchvision", TorchvisionConfig)
 def open_set(config: TorchvisionConfig, split: str) -> ImageSource:

@@ -32,7 +32,7 @@ def section_of(text: str) -> dict[str, str]:
     module, _, function = text.replace(":", ".").rpartition(".")
     if module:
         raise ValueError(f"it is neither a name nor a function of a module; if it is one, write {module}:{function}")
-    return {"name": {"digits_cnn": "digits_cnn64"}.get(text, text)}
+    return {"name": {"cifar10_cnn": "cifar10_cnn64", "digits_cnn": "digits_cnn64"}.get(text, text)}
 
 
 EXTRACTORS = Registry("feature extractor", section_of)

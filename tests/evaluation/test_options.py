@@ -100,7 +100,7 @@ def test_what_is_no_extractor_is_refused_in_one_line_with_what_is_wanted(text, m
 def test_function_is_not_among_the_names_that_the_help_lists(capsys):
     with pytest.raises(SystemExit):
         cli.main(["eval", "--help"])
-    assert "feature space: digits_cnn64, dinov2, inception, trained_cnn, {name: …" in " ".join(
+    assert "feature space: cifar10_cnn64, digits_cnn64, dinov2, inception, trained_cnn, {name: …" in " ".join(
         capsys.readouterr().out.split()
     )
 

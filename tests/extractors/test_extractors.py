@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from dit_moe.extractors import EXTRACTORS, key_of
+from dit_moe.extractors.cifar10_cnn import Cifar10CNNConfig
+from dit_moe.extractors.digits_cnn import DigitsCNNConfig
 from dit_moe.metrics import METRICS
 from tests.extractors.random_networks import noise, save_random_cnn
 
@@ -22,7 +24,7 @@ def example(name, request, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.syspath_prepend(str(folder))
             return EXTRACTORS.build(EXTRACTORS.config_class(name)(path="example_features:rough"))
-    if name == "digits_cnn64":
+    if EXTRACTORS.config_class(name) in (Cifar10CNNConfig, DigitsCNNConfig):
         return EXTRACTORS.build(EXTRACTORS.config_class(name)())
     if name == "trained_cnn":
         folder = tmp_path_factory.mktemp("trained") / "extractor"

@@ -126,7 +126,7 @@ class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True  # `forward` takes num_items_in_batch
     # Controllers' buffers have a dtype of their own, which from_pretrained keeps.
-    _keep_in_fp32_modules_strict = [r"router\.weight", r"router\.theta", r"router\.load_E"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = [r"router\.(?!controller)\w+"]  # noqa: RUF012
 
     def __init__(self, config: DitMoeLMConfig, lm: LM | None = None) -> None:
         super().__init__(config)

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dit_moe.config import ConfigError
 from dit_moe.interop.transformers_lm import CACHE, CACHE_NAMES, DitMoeForCausalLM, DitMoeLMConfig, wrap
 from dit_moe.models import MODELS
-from dit_moe.moe import observe_routers, routers_of
+from dit_moe.moe import ROUTERS, observe_routers, routers_of
 from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
 from tests.interop.models import tiny_lm, tokens
 
@@ -74,6 +74,15 @@ def test_routers_stay_in_full_precision_in_a_model_loaded_or_cast_in_bf16(tmp_pa
     before = lm.blocks[0].moe.router.weight.grad.clone()
     assert torch.equal(model.to(torch.bfloat16).lm.blocks[0].moe.router.weight.grad, before)
     assert lm.embed.weight.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("router", ["moepp", "dynmoe"])  # which have weights and buffers of their own
+def test_what_a_router_keeps_is_loaded_in_bf16_as_it_was_saved(tmp_path, router):
+    lm = wrap(tiny_lm(moe={"router": ROUTERS.config_class(router)()}))
+    lm.save_pretrained(tmp_path)
+    found = router_state(load(tmp_path, dtype=torch.bfloat16))
+    for name, tensor in router_state(lm).items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
 
 
 @pytest.mark.parametrize("router", ["dtopp", "layerwise"])

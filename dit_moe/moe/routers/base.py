@@ -294,6 +294,8 @@ class Router(nn.Module):
         with torch.autocast(x_ND.device.type, enabled=False):
             choice = self.route(scores)
             prob_NE = scores.prob_NE.detach()[:, : self.experts]
+            if self.config.rows(self.experts) > self.experts:  # as a distribution over those with weights
+                prob_NE = prob_NE / prob_NE.sum(-1, keepdim=True).clamp(min=TINY)
             aux = {}
             if self.training:
                 aux = self.losses(scores, choice) | choice.losses

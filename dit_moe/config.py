@@ -127,6 +127,17 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, tuple
         yield path, (old, new)
 
 
+def completed(recorded: Tree, config_class: type | None) -> Tree:
+    """A resolved config of an earlier version, with the defaults of the keys that came since, which change nothing.
+
+    As it is for a `config_class` that it does not fit, or None.
+    """
+    try:
+        return recorded if config_class is None else dump(build(config_class, recorded))
+    except ConfigError:
+        return recorded
+
+
 def require_same(
     now: Tree, earlier: Tree, section: str, where: str, remedy: str, free: Collection[str] = frozenset()
 ) -> None:

@@ -295,7 +295,8 @@ def _require_same_config(run: PlannedRun) -> None:
     if newest is None:
         return
     saved = checkpoint.open_checkpoint(newest)
-    found = differing(saved.config(), config.dump(run.experiment), fixed=("train.steps",))
+    kept = config.completed(saved.config(), type(run.experiment))
+    found = differing(kept, config.dump(run.experiment), fixed=("train.steps",))
     remedy = "name another --out, or remove that folder to train it anew"
     if found:
         (key, (old, new)), *others = found.items()

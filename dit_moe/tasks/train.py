@@ -128,6 +128,7 @@ def build_trainer(experiment: AnyExperiment, dataset: Any, folder: Path) -> Trai
         dataset=dataset,
         run=folder,
         config_yaml=config.to_yaml(experiment),
+        config_class=type(experiment),
         seed=experiment.seed,
         start=start,
         curves=CurvesPicture(folder),

@@ -194,13 +194,13 @@ def _rebuilt(fresh_CD: Tensor, old_CD: Tensor, names: Sequence[str], before: Seq
     return table_CD, len(kept)
 
 
-def keep_thresholds(model: nn.Module, start: checkpoint.Checkpoint, config: Tree) -> bool:
+def keep_thresholds(model: nn.Module, start: Tree, config: Tree) -> bool:
     """Whether `model` may go on with the thresholds that `load_start` gave it: its experts' section is that of `start`.
 
     Otherwise p may stand for another number of experts, and what its controller has summed up for other gains. Then the
     thresholds that `config`, the new run's, sets are set; it is left to the caller to solve those that it leaves open.
     """
-    if (start.config().get("model") or {}).get("moe") == (config.get("model") or {}).get("moe"):
+    if (start.get("model") or {}).get("moe") == (config.get("model") or {}).get("moe"):
         return True
     for router in controlled_routers(model):
         if router.config.controller.p0 is not None:

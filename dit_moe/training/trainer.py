@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from dit_moe import checkpoint
-from dit_moe.config import OF_A_RUN, parse
+from dit_moe.config import OF_A_RUN, Tree, completed, parse
 from dit_moe.distributed import is_out_of_memory, locked, on_all, on_main
 from dit_moe.files import write_atomically
 from dit_moe.formatting import tell
@@ -69,6 +69,7 @@ class Trainer:
             every tensor with one entry per row.
         run: the run folder; made if need be.
         config_yaml: the whole experiment's resolved config, kept with every checkpoint.
+        config_class: what it is a config of, by which one that an earlier version kept is read; None: as it stands.
         seed: of the data order and of every draw.
         start: where a new run takes its weights from (`open_start`); one that goes on ignores it.
         facts: JSON-ready, kept in every checkpoint's state.json; ``class_names`` in the order of the label table.
@@ -88,6 +89,7 @@ class Trainer:
         prepare_batch: Prepare,
         run: str | Path,
         config_yaml: str,
+        config_class: type | None = None,
         seed: int,
         start: checkpoint.Checkpoint | None = None,
         facts: Mapping[str, Any] = MappingProxyType({}),
@@ -97,6 +99,7 @@ class Trainer:
         keep_inputs: Callable[[], object] = lambda: None,
     ) -> None:
         self.config, self.run, self.config_yaml, self.seed = config, Path(run), config_yaml, seed
+        self.config_class = config_class
         self.start, self.facts, self.hooks, self.curves, self.unit = start, facts, hooks, curves, unit
         self.keep_inputs = keep_inputs
         self.accelerator = build_accelerator(config, self.run)
@@ -138,16 +141,20 @@ class Trainer:
             self._resume(checkpoint.open_checkpoint(newest))
         elif self.start is not None:
             self._begun = load_start(self.model, self.ema.module, self.start, self.facts.get("class_names"))
-            if keep_thresholds(self.model, self.start, parse(self.config_yaml)):
+            if keep_thresholds(self.model, self._kept_in(self.start), parse(self.config_yaml)):
                 self._calibrate = False
         else:
             assert self.config.init_from is None, "`start` is what open_start returns"
         return self.step
 
+    def _kept_in(self, saved: checkpoint.Checkpoint) -> Tree:
+        """The config of a checkpoint, with every key of today."""
+        return completed(saved.config(), self.config_class)
+
     def _resume(self, saved: checkpoint.Checkpoint) -> None:
         note_edited_config(saved, self.config_yaml)
         changes = require_same_run(
-            saved.config(), parse(self.config_yaml), self.run, lambda: fits_start(self.model, saved)
+            self._kept_in(saved), parse(self.config_yaml), self.run, lambda: fits_start(self.model, saved)
         )
         checkpoint.load_into(self.model, saved.weights("model"), saved.folder)
         checkpoint.load_into(self.ema.module, saved.weights("ema"), saved.folder)

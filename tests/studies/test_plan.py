@@ -16,6 +16,7 @@ from dit_moe.studies.compare import train_and_score, wait_for
 from dit_moe.studies.results import gather
 from dit_moe.studies.score import SCORE, check_config, check_scoring, provenance, read_loss, read_score
 from dit_moe.studies.study import load_study, plan
+from dit_moe.tasks.train import build_trainer, prepare
 from tests.studies.examples import write_small_study
 
 
@@ -104,6 +105,30 @@ def test_a_metric_that_fails_leaves_the_loss_which_is_not_measured_again(study, 
 def test_a_run_of_another_config_is_refused_by_key_and_both_values(study, runs, change, said, tmp_path):
     with pytest.raises(ConfigError, match=f"{said} in the study, but the run in .* was trained with .*--out"):
         plan(replace(study, changes=(*study.changes, change)), tmp_path, runs[1].folder.parent.parent)
+
+
+def test_a_run_of_an_earlier_version_which_had_fewer_options_is_the_same_run(study, runs, tmp_path, monkeypatch):
+    whole = checkpoint.Checkpoint.config
+
+    def without_todays_options(saved):
+        config = whole(saved)
+        for option in ("score", "input", "gate_scale"):
+            del config["model"]["moe"]["router"][option]
+        return config
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "config", without_todays_options)
+    plan(study, tmp_path, runs[1].folder.parent.parent)
+    experiment, dataset = prepare(runs[1].experiment)
+    assert build_trainer(experiment, dataset, runs[1].folder).open_run() == 4
+    other = replace(runs[1].experiment, model=change_router(runs[1].experiment.model, gate_scale=2.0))
+    with pytest.raises(
+        ConfigError, match=r"^model.moe.router.gate_scale=2.0 differs from the run in .*, which has 1.0"
+    ):
+        build_trainer(other, dataset, runs[1].folder).open_run()
+
+
+def change_router(model, **options):
+    return replace(model, moe=replace(model.moe, router=replace(model.moe.router, **options)))
 
 
 def test_a_run_whose_learning_rate_was_changed_and_changed_back_is_refused(study, runs, tmp_path):

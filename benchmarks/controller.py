@@ -77,7 +77,7 @@ def main() -> None:
     args = parser.parse_args()
     for text in args.laws:
         name, kp, ki = text.split(",")
-        law = ControllerConfig(law=name, kp=float(kp), ki=float(ki))
+        law = ControllerConfig(law=name, kp=float(kp), ki=float(ki), anti_windup=True)
         for experts, target in SHAPES:
             runs = [run(law, experts, target, p0, args.images, args.steps, args.sharpen) for p0 in (0.05, 0.5, 0.95)]
             worst = {key: round(max(result[key] for result in runs), 3) for key in runs[0]}

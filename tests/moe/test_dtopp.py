@@ -70,9 +70,22 @@ def test_the_measured_slope_is_the_difference_that_a_small_move_makes():
         assert controller.slope(left).item() == pytest.approx((pairs[1] - pairs[0]).item() / (2 * step), rel=0.01)
 
 
-@pytest.mark.parametrize("law", ["paper", "scheduled"])
-def test_integration_stops_at_a_bound_and_recovery_is_immediate(law):
-    controller = PIController(ControllerConfig(law=law, kp=0.0, ki=1.0), target=2.0, experts=8)
+@pytest.mark.parametrize(
+    ("anti_windup", "after"),
+    # e = 0.25, 0.25, 0.25, −0.25, −0.25 with K_P = 0, K_I = 1 from p0 = 0.5
+    [(None, [0.75, 1.0, 1.0, 1.0, 0.75]), (False, [0.75, 1.0, 1.0, 1.0, 0.75]), (True, [0.75, 1.0, 1.0, 0.5, 0.25])],
+)
+def test_the_law_of_the_paper_adds_up_errors_at_the_clip_unless_it_is_asked_not_to(anti_windup, after):
+    config = ControllerConfig(law="paper", kp=0.0, ki=1.0, p0=0.5, anti_windup=anti_windup)
+    controller = PIController(config, target=3.0, experts=8)
+    for active, p in zip((1.0, 1.0, 1.0, 5.0, 5.0), after, strict=True):
+        controller.step(torch.tensor(active), FLAT)
+        assert controller.p.item() == pytest.approx(p)
+
+
+@pytest.mark.parametrize("options", [{"law": "paper", "anti_windup": True}, {"law": "scheduled"}])
+def test_integration_stops_at_a_bound_and_recovery_is_immediate(options):
+    controller = PIController(ControllerConfig(**options, kp=0.0, ki=1.0), target=2.0, experts=8)
     for _ in range(1000):
         controller.step(torch.tensor(0.0), FLAT)
     assert controller.p.item() == 1.0 and controller.tail.item() == 0.0

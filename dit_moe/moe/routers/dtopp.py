@@ -42,12 +42,15 @@ class ControllerConfig:
     p0: float | None = None  # threshold before the first step; None: solved on the first batch for the target
     p_min: float = 0.0
     p_max: float = 1.0
+    anti_windup: bool | None = None  # stop integrating while p sits at a bound; None: unless the law is the paper's
 
     def __post_init__(self) -> None:
         for name, default in zip(("kp", "ki"), DEFAULT_GAINS[self.law], strict=True):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
             require(getattr(self, name) >= 0, self, name, "must be at least 0")
+        if self.anti_windup is None:
+            object.__setattr__(self, "anti_windup", self.law != "paper")
         require(0 <= self.p_min <= self.p_max <= 1, self, "p_min", f"must lie between 0 and p_max={self.p_max} ≤ 1")
         inside = self.p0 is None or self.p_min <= self.p0 <= self.p_max
         require(inside, self, "p0", f"must lie in [{self.p_min}, {self.p_max}]")
@@ -151,7 +154,8 @@ class PIController(nn.Module):
     A router that has sharpened at a high learning rate may flatten again within two steps, and a threshold that had
     followed it up would let in several times the target. So, once the target was reached, e is cut to u/10 upward.
 
-    Integration stops while p sits at a bound and the error pushes further out (anti-windup).
+    With `anti_windup` integration stops while p sits at a bound and the error pushes further out. The paper's law has
+    none, and comes back from a bound only when as much error of the other sign was added up.
     """
 
     u: Tensor
@@ -188,7 +192,8 @@ class PIController(nn.Module):
         # The law of the paper adds up in p.
         u = _to_u(_to_p(self.u0) + move) if c.law == "paper" else self.u0 + move
         outward = ((u >= self.highest) & (error > 0)) | ((u <= self.lowest) & (error < 0))
-        self.error_sum.copy_(torch.where(counted & ~outward, candidate, self.error_sum))
+        added = counted & ~outward if c.anti_windup else counted
+        self.error_sum.copy_(torch.where(added, candidate, self.error_sum))
         self.u.copy_(torch.where(counted, u.clamp(self.lowest, self.highest), self.u))
 
     def _error(self, active: Tensor, slope: Tensor) -> Tensor:

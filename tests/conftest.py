@@ -13,8 +13,31 @@ import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: runs are compared bit for bit with those of scripts
 
+# These files take longest. They begin first, so that no worker is left with one when the others have ended.
+LONGEST = (
+    "distributed/test_processes.py",
+    "distributed/test_two_processes.py",
+    "cli/test_shown_commands.py",
+    "cli/test_compare.py",
+    "cli/test_streams.py",
+    "cli/test_races.py",
+    "cli/test_latents.py",
+    "cli/test_commands.py",
+    "test_bad_inputs.py",
+    "analysis/test_figures.py",
+    "experiments/test_own_images.py",
+    "training/test_resume.py",
+    "costs/test_estimate.py",
+    "extractors/test_inception.py",
+)
 
 gc.disable()  # until all tests are collected: what is imported is no garbage
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    assert all(path.exists() for path in places)
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 def pytest_collection_finish() -> None:

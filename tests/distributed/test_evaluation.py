@@ -13,9 +13,9 @@ def features(folder):
 
 
 @pytest.fixture(scope="module")
-def alone(finished_run, tmp_path_factory):
+def alone(processes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
-    assert cli(*words(finished_run, folder)) == 0
+    assert cli(*words(processes / "small", folder)) == 0
     return folder
 
 
@@ -29,7 +29,7 @@ def test_every_image_is_made_once_and_the_result_is_the_same(processes, alone, c
     assert (folder / "metrics.json").read_text() == (alone / "metrics.json").read_text()
 
 
-def test_another_sampler_seed_or_count_is_refused_naming_it(finished_run, alone, capsys):
+def test_another_sampler_seed_or_count_is_refused_naming_it(processes, alone, capsys):
     before = features(alone)
     for change, message in (
         ("sampler.steps=3", "sample.sampler.steps=2, not 3"),
@@ -38,6 +38,6 @@ def test_another_sampler_seed_or_count_is_refused_naming_it(finished_run, alone,
         ("labels=random", "sample.labels=balanced, not random"),
         ("weights=model", "sample.weights=ema, not model"),
     ):
-        assert cli(*words(finished_run, alone, change)) == 2
+        assert cli(*words(processes / "small", alone, change)) == 2
         assert message in capsys.readouterr().err
     assert features(alone) == before

@@ -58,6 +58,9 @@ def layer_figures(stats: RoutingStats) -> Iterator[ReportFigure]:
         f"{active_L[low]:.2f}. Tokens differ the most in layer {layers[varied]}: {active_L[varied]:.2f} ± "
         f"{std_L[varied]:.2f}. In layer {layers[alone]}, {percent(single_L[alone])} of the tokens use only one."
     )
+    none_L = 1 - stats.share_LE.sum(1)
+    if none_L.max() >= SEEN:
+        caption += f" In layer {layers[none_L.argmax()]}, {percent(none_L.max())} use none."
     yield ReportFigure(
         name="active_per_token",
         section="Layers",

@@ -143,7 +143,13 @@ def shape_of(run: Run) -> dict[str, Any]:
     if sample.requested is not None:  # p asked for holds no number of experts
         target = Target(moe.target, held=False) if sample.target is None else Target(float(np.mean(sample.target)))
     layers = [block for block in range(model.depth) if model.has_experts(block)]
-    return {"layers_L": layers, "experts": moe.experts, "target": target, "trained_target": trained}
+    return {
+        "layers_L": layers,
+        "experts": moe.experts,
+        "target": target,
+        "trained_target": trained,
+        "adjustable": moe.router.ADJUSTABLE is not None,
+    }
 
 
 def run_facts(run: Run, thresholds: Sequence[Any]) -> dict[str, Any]:

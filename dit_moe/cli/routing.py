@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     if written is not None:
         stats, page = written
         print_table(stats)
-        end([page], ("dial", args.run_folder))
+        end([page], *([("dial", args.run_folder)] if stats.adjustable else []))
 
 
 def print_table(stats: RoutingStats, console: PlainConsole | None = None) -> None:

@@ -190,7 +190,8 @@ def _lines(experiment: Experiment | TextExperiment, gpu: str, gpus: int, mfu: fl
             yield f"sampling          {_duration(seconds)} for {sample.count:,} images in {sample.precision}"
         if isinstance(experiment.first_stage, AutoencoderConfig) and not isinstance(experiment.data, LatentsConfig):
             yield "not in these      the encoder's time and memory; it runs for every image of every step"
-    note = None if model.moe is None else model.moe.router.note(model.moe.target)
+    moe = model.moe
+    note = None if moe is None else moe.router.note(moe.target, moe.experts, model.tokens)
     if note is not None:
         yield f"note: {note}"
 

@@ -139,7 +139,8 @@ def counted_active(model: nn.Module) -> Tensor | None:
 
 def notes(model: nn.Module) -> list[str]:
     """What a user should know of the model's routers before training."""
-    found = (router.config.note(router.target) for router in routers_of(model))
+    tokens = getattr(getattr(model, "config", None), "tokens", None)
+    found = (router.config.note(router.target, router.experts, tokens) for router in routers_of(model))
     return list(dict.fromkeys(note for note in found if note is not None))
 
 

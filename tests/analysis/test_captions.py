@@ -81,6 +81,11 @@ MAPS = replace(
     [
         (SEEN, "active_per_token", "Layer 2 uses the most experts, 1.75 a token, layer 0 the fewest, 1.25."),
         (SEEN, "active_per_token", "Tokens differ the most in layer 2: 1.75 ± 0.50. In layer 0, 75 % of the tokens"),
+        (
+            replace(SEEN, share_LE=np.array([[0.75, 0.25, 0, 0], [0.25, 0.5, 0, 0]])),
+            "active_per_token",
+            "of the tokens use only one. In layer 2, 25 % use none.",
+        ),
         (SEEN, "active_by_layer_and_time", "Blue cells use fewer experts than 1.5 (target), red ones more."),
         (
             NOMINAL,

@@ -167,6 +167,10 @@ def test_shares_are_written_as_percent_and_the_mark_is_at_the_mean():
     assert [text.get_text() for text in axis.texts] == ["25", "50", "25"]
     assert axis.lines[0].get_xdata()[0] == 1  # the column of 2 experts
     assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "2", "3"]
+    axis = draw_active_by_layer(np.array([[0.25, 0.5, 0.0, 0.0]]), np.array([1.25]), [0]).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["25", "25", "50"]  # the first have none
+    assert axis.lines[0].get_xdata()[0] == 1.25
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0", "1", "2"]
 
 
 def test_of_many_kinds_the_highest_and_the_lowest_are_drawn():

@@ -47,6 +47,13 @@ def test_an_expert_that_cannot_have_a_whole_token_of_an_image_takes_its_best_one
     assert mask_of(make("expert_choice", target=1)(tokens(), context(samples=20))).sum() == 20 * EXPERTS
 
 
+def test_expert_choice_says_which_mean_its_floor_gives():
+    note = ROUTERS.config_class("expert_choice")().note
+    assert note(2, 8, 16) is note(2, 8, None) is None
+    said = "each of 64 experts takes 1 of the 16 tokens of an image, so a token has 4 experts on average"
+    assert note(2, 64, 16) == f"model.moe.target=2: {said}"
+
+
 def test_of_equal_scores_expert_choice_takes_the_first_tokens_and_sequence_top_k_the_first_pairs():
     same = torch.zeros(TOKENS, tokens().shape[1])
     chosen = mask_of(make("expert_choice", target=2)(same, context())).view(SAMPLES, SIZE, EXPERTS)

@@ -139,8 +139,11 @@ class RouterConfig:
         """Parameters of a router: elements of matrices that every token meets, and all others."""
         return self.rows(experts) * self.input_width(width), int(self.drn)
 
-    def note(self, target: float) -> str | None:
-        """What a user should know before training with a mean of `target` active experts; None: nothing unusual."""
+    def note(self, target: float, experts: int, tokens: int | None) -> str | None:
+        """What a user should know before training with a mean of `target` of `experts` active; None: nothing unusual.
+
+        `tokens` are those of a sample, if the model knows.
+        """
         return None
 
 

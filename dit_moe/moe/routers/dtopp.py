@@ -83,7 +83,7 @@ class DTopPConfig(RouterConfig):
         """A controller without gains leaves the threshold where it began."""
         return bool(self.controller.kp or self.controller.ki)
 
-    def note(self, target: float) -> str | None:
+    def note(self, target: float, experts: int, tokens: int | None) -> str | None:
         if target > 1 or not self.controlled:
             return None
         what = "the threshold falls until every token uses one expert"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from dit_moe.moe.routers.base import ROUTERS, Choice, Router, RouterConfig, Scores, Sees
-from dit_moe.moe.routing import best_tokens
+from dit_moe.moe.routing import best_tokens, tokens_per_expert
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,13 @@ class ExpertChoiceConfig(RouterConfig):
     @property
     def sees(self) -> Sees:
         return "sample"
+
+    def note(self, target: float, experts: int, tokens: int | None) -> str | None:
+        taken = tokens_per_expert(tokens, experts, target) if tokens else 0
+        if not tokens or abs(taken * experts / tokens - target) < 0.005 * target:
+            return None
+        what = f"each of {experts} experts takes {taken} of the {tokens} tokens of an image, so a token has"
+        return f"model.moe.target={target:g}: {what} {taken * experts / tokens:.3g} experts on average"
 
 
 @ROUTERS.register("expert_choice", ExpertChoiceConfig)

@@ -22,7 +22,7 @@ class ForcedConfig(RouterConfig):
     renormalize: bool | None = True
     balance_loss: float = 0.0
 
-    def note(self, target: float) -> str | None:
+    def note(self, target: float, experts: int, tokens: int | None) -> str | None:
         return "model.moe.router=forced learns nothing and is for timing; for a model that is to be used choose dtopp"
 
 

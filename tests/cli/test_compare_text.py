@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dit_moe.studies import compare
+from tests.studies.examples import run_here
 
 from .conftest import cli
 from .test_perplexity import LENGTH, SMALL, text
@@ -33,13 +34,6 @@ def study(tmp_path_factory):
         "variants: [{name: topk, changes: [model.moe.router=topk]}, {name: dtopp}]\n"
     )
     return path
-
-
-def run_here(jobs, share):
-    """In place of `run_jobs`: test_compare.py has processes of their own."""
-    for job in jobs:
-        job.returncode = cli(*job.command[3:])
-    return [job for job in jobs if job.returncode]
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,15 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dit_moe.studies.jobs import Job, Share
 from dit_moe.studies.results import RunResults, StudyResults, VariantResults
-from tests.cli.conftest import CONFIG, SMALL
+from tests.cli.conftest import CONFIG, SMALL, cli
 
 FLOPS = 9.2e6  # of a forward pass without routed experts, and of each active expert
 EXPERT = 1.1e6
@@ -52,6 +54,13 @@ def write_small_study(folder: Path) -> Path:
         "metric: fd_digits_cnn64.ratio\nheldout: {draws: 1}\ntiming_steps: 1\n"
     )
     return folder / "small.yaml"
+
+
+def run_here(jobs: Sequence[Job], share: Share) -> list[Job]:
+    """In place of `run_jobs`, in this process, where no imports are waited for."""
+    for job in jobs:
+        job.returncode = cli(*job.command[3:])
+    return [job for job in jobs if job.returncode]
 
 
 def results(names: list[str] | None = None, seeds: int = 3, layers: int = 4, **changes: Any) -> StudyResults:

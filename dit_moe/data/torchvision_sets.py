@@ -22,6 +22,8 @@ from dit_moe.data.listing import never_counts
 from dit_moe.data.torchvision_downloads import SETS, open_split
 from dit_moe.registry import did_you_mean
 
+NAMES = tuple({name for each in SETS.values() for name in each.splits})  # of splits, which are no folders
+
 
 @dataclass(frozen=True, kw_only=True)
 class TorchvisionConfig(ImageSourceConfig):
@@ -30,7 +32,7 @@ class TorchvisionConfig(ImageSourceConfig):
     set: str
     path: Annotated[str, Place()] | None = None  # folder that has it, or gets it, or has class folders; None: data/SET
     train: str = "train"
-    heldout: str | float | None = "test"
+    heldout: Annotated[str, Place(NAMES)] | float | None = "test"  # of class folders: a folder of others, or a share
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,8 +60,8 @@ def open_set(config: TorchvisionConfig, split: str) -> ImageSource:
     path, known = str(config.path), SETS[config.set]
     if not _has_class_folders(path, but=known.folder):
         return TorchvisionSet(config, split)
-    if split == "heldout" and isinstance(config.heldout, str) and not os.path.isdir(config.heldout):
-        problem = f"={config.heldout} is neither a folder nor a share, and path={path} holds class folders"
+    if split == "heldout" and config.heldout in NAMES:
+        problem = f"={config.heldout} is no folder and no share, and path={path} holds class folders"
         raise ConfigError("heldout", f"{problem}; give the share to hold out, such as heldout=0.1")
     shared = {field.name: getattr(config, field.name) for field in fields(ImageSourceConfig)}
     found = ImageFolder(ImageFolderConfig(path=path, **shared), split)

@@ -19,6 +19,7 @@ from dit_moe import downloads
 from dit_moe.config import ConfigError, NotThere
 from dit_moe.data import DATASETS
 from dit_moe.data.torchvision_sets import TorchvisionConfig
+from dit_moe.schema import located
 from tests.data.examples import class_files, encoded, food_files, write_tree
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -173,5 +174,12 @@ def test_class_folders_must_be_as_many_as_the_set_has_classes_and_their_held_out
     path = write_tree(tmp_path, class_files())
     with pytest.raises(ConfigError, match=rf"^path={path} holds 2 class folders, and cifar10 has 10 classes; name its"):
         read(path)
-    with pytest.raises(ConfigError, match=r"^heldout=test is neither a folder nor a share, .*; give the share .*=0.1$"):
+    with pytest.raises(ConfigError, match=r"^heldout=test is no folder and no share, .*; give the share .*=0.1$"):
         read(path, "heldout")
+
+
+def test_a_split_is_no_path_though_a_folder_of_its_name_is_there_and_held_out_class_folders_are_one(tmp_path):
+    for name in ("test", "other"):
+        (tmp_path / name).mkdir()
+    splits = [located(TorchvisionConfig(set="stl10", heldout=each), tmp_path).heldout for each in ("test", "other")]
+    assert splits == ["test", str(tmp_path / "other")]

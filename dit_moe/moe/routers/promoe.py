@@ -46,29 +46,27 @@ class ProMoERouter(Router):
 
     def scores(self, x_ND: Tensor, context: RoutingContext | None = None) -> Scores:
         scores = super().scores(x_ND, context)
-        prob_NE = F.pad(scores.prob_NE, (0, self.experts - scores.prob_NE.shape[-1]))
+        prob_NE = F.pad(scores.prob_NE, (0, self.experts - len(self.weight)))
         return replace(scores, prob_NE=torch.where(self._no_class(scores), self._last(scores), prob_NE))
 
     def route(self, scores: Scores) -> Choice:
         cosine_NP, none_N1 = scores.score_NE, self._no_class(scores)
-        prototypes = cosine_NP.shape[-1]
-        best_NK = cosine_NP.detach().topk(min(int(self.target), prototypes), dim=-1).indices
+        best_NK = cosine_NP.detach().topk(min(int(self.target), len(self.weight)), dim=-1).indices
         mask_NP = torch.zeros_like(cosine_NP, dtype=torch.bool).scatter(-1, best_NK, True)
-        others = (0, self.experts - prototypes)
-        mask_NE = torch.where(none_N1, self._last(scores).bool(), F.pad(mask_NP, others))
-        gate_NE = torch.where(none_N1, 1.0, F.pad(cosine_NP, others))
+        rest = (0, self.experts - len(self.weight))
+        mask_NE = torch.where(none_N1, self._last(scores).bool(), F.pad(mask_NP, rest))
+        gate_NE = torch.where(none_N1, 1.0, F.pad(cosine_NP, rest))
         return Choice(mask_NE=mask_NE, gate_NE=self.gates(gate_NE, mask_NE))
 
     def losses(self, scores: Scores, choice: Choice) -> dict[str, Tensor]:
         """Beside the others `contrastive`: each prototype should resemble the mean of its tokens, and no other mean."""
-        own_NP = choice.mask_NE[:, : scores.score_NE.shape[-1]] & ~self._no_class(scores)
+        own_NP = choice.mask_NE[:, : len(self.weight)] & ~self._no_class(scores)
         present_P = own_NP.any(0)
         mean_PD = own_NP.float().T[present_P] @ scores.x_ND  # of which cosines need no division by the counts
         prototype_PD = F.normalize(self.weight.float()[present_P], dim=-1)
-        cosine_PP = prototype_PD @ F.normalize(mean_PD, dim=-1).T
-        own_P = torch.arange(len(cosine_PP), device=cosine_PP.device)
-        loss = F.cross_entropy(cosine_PP / TEMPERATURE, own_P, reduction="sum") / max(1, len(own_P))
-        return super().losses(scores, choice) | {"contrastive": loss}
+        likeness_PP = prototype_PD @ F.normalize(mean_PD, dim=-1).T / TEMPERATURE
+        loss_P = likeness_PP.logsumexp(-1) - likeness_PP.diagonal()
+        return super().losses(scores, choice) | {"contrastive": loss_P.sum() / max(1, len(loss_P))}
 
     def _no_class(self, scores: Scores) -> Tensor:
         """Bool [N, 1]: tokens of samples that have the null class."""

@@ -1,9 +1,11 @@
 """Sets that torchvision downloads, here small ones of the same format from files, and their class folders."""
 
+import gzip
 import hashlib
 import io
 import os
 import pickle
+import re
 import tarfile
 import threading
 from functools import partial
@@ -11,6 +13,7 @@ from http.server import HTTPServer, SimpleHTTPRequestHandler
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 import torchvision.datasets
 from PIL import Image
@@ -18,9 +21,10 @@ from PIL import Image
 from dit_moe import downloads
 from dit_moe.config import ConfigError, NotThere
 from dit_moe.data import DATASETS
+from dit_moe.data.torchvision_downloads import SETS
 from dit_moe.data.torchvision_sets import TorchvisionConfig
 from dit_moe.schema import located
-from tests.data.examples import class_files, encoded, food_files, write_tree
+from tests.data.examples import class_files, encoded, food_files, pixels, write_tar, write_tree
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ARCHIVE = "cifar-10-python.tar.gz"
@@ -95,6 +99,31 @@ def test_an_archive_that_was_put_there_is_unpacked_and_stays(cifar10, tmp_path):
     assert len(read(path)) == EACH * len(CLASSES) and (path / ARCHIVE).is_file()
 
 
+def test_files_that_belong_in_a_folder_of_the_set_are_found_beside_it(tmp_path, monkeypatch):
+    pictures = {f"jpg/image_{i:05d}.jpg": encoded(pixels(i), "JPEG") for i in (1, 2, 3)}
+    files = {"102flowers.tgz": gzip.compress(write_tar(tmp_path / "images.tar", pictures).read_bytes())}
+    for name, arrays in (
+        ("imagelabels.mat", {"labels": [1, 2, 2]}),
+        ("setid.mat", {"trnid": [3, 1], "valid": [2], "tstid": [2]}),
+    ):
+        scipy.io.savemat(content := io.BytesIO(), arrays)
+        files[name] = content.getvalue()
+    kinds = dict(zip(("image", "label", "setid"), files.items(), strict=True))
+    recorded = {kind: (name, md5(content)) for kind, (name, content) in kinds.items()}
+    monkeypatch.setattr(torchvision.datasets.Flowers102, "_file_dict", recorded)
+    found = read(write_tree(tmp_path / "data", files), name="flowers102")
+    assert found.labels_N.tolist() == [1, 0] and found.read(0) == pictures["jpg/image_00003.jpg"]
+    assert found.class_names[:2] == ("pink primrose", "hard-leaved pocket orchid")
+    assert found.locate(1) == str(tmp_path / "data" / "flowers-102" / "jpg" / "image_00001.jpg")
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_torchvision_has_every_set_with_the_md5_of_its_files(name):
+    kind = getattr(torchvision.datasets, SETS[name].kind)
+    for file, recorded in [*SETS[name].archives(kind), *SETS[name].pickles(kind)]:
+        assert file.rpartition("/")[2] and re.fullmatch("[0-9a-f]{32}", recorded)
+
+
 def test_class_folders_of_the_same_images_have_the_same_classes_and_are_divided_alike(cifar10, tmp_path):
     rows, labels = batch(EACH * len(CLASSES), 1)
     pictures = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -106,11 +135,11 @@ def test_class_folders_of_the_same_images_have_the_same_classes_and_are_divided_
     for split in ("train", "heldout", "extractor"):
         one, other = read(folder, split, **shares), read(tmp_path / "downloaded", split, **shares)
         assert one.class_names == other.class_names and one.class_counts() == other.class_counts()
-        pixels = [
+        rows_of = [
             {(each.numpy().tobytes(), int(label)) for each, label in zip(*everything(found).values(), strict=True)}
             for found in (one, other)
         ]
-        assert pixels[0] == pixels[1] and len(pixels[0]) == len(one)
+        assert rows_of[0] == rows_of[1] and len(rows_of[0]) == len(one)
 
 
 class Harm:

@@ -21,10 +21,6 @@ from dit_moe.text.objective import CHUNK
 FP32 = 4  # bytes
 MARGIN = 2  # times the memory of a machine that are refused
 
-# A controller follows its router a step behind. About the largest mean of a step that the start of training showed, in
-# targets: docs/controller.md.
-PEAK = 1.5
-
 
 def memory(experiment: Any, precision: str, gpus: int, rows: int, active: float | None = None) -> dict[str, float]:
     """Bytes on each GPU by what they hold, with `rows` in a forward pass and `active` experts a token or the target.
@@ -100,10 +96,7 @@ def activation_bytes(
 
 def peak_active(model: TransformerConfig) -> float | None:
     """The most active experts a token, on average over a step, that training is to be ready for; None: the target."""
-    moe = model.moe
-    if moe is None or not moe.router.controlled:
-        return None
-    return min(PEAK * moe.target, moe.router.max_experts or moe.experts)
+    return None if model.moe is None else model.moe.router.peak(model.moe.experts, model.moe.target)
 
 
 def _bytes(precision: str) -> int:

@@ -139,6 +139,14 @@ class RouterConfig:
         """Parameters of a router: elements of matrices that every token meets, and all others."""
         return self.rows(experts) * self.input_width(width), int(self.drn)
 
+    def peak(self, experts: int, target: float) -> float | None:
+        """The largest mean of a step that training is to be ready for; None: the target.
+
+        What steers a router follows it a step behind. 1.5 targets is about the most that the start of training showed:
+        docs/controller.md.
+        """
+        return min(1.5 * target, self.max_experts or experts) if self.controlled else None
+
     def note(self, target: float, experts: int, tokens: int | None) -> str | None:
         """What a user should know before training with a mean of `target` of `experts` active; None: nothing unusual.
 
@@ -165,6 +173,7 @@ class Choice:
 
     mask_NE: Tensor  # bool
     gate_NE: Tensor  # fp32 with gradient; counts where the mask is true
+    counted_NE: Tensor | None = None  # bool, the experts that count as active where others are computed too; None: all
     observed_K: Tensor | None = None  # sums over the tokens for `Router.after_step`, see `RouterStats`
     added_ND: Tensor | None = None  # see `Routing`
     handed_on_NE: Tensor | None = None  # see `Routing`
@@ -304,7 +313,8 @@ class Router(nn.Module):
                 aux = self.losses(scores, choice) | choice.losses
                 if not len(x_ND):  # the mean of no tokens is NaN
                     aux = {name: scores.logits_NE.sum() for name in aux}
-                self.stats.add(choice.mask_NE, prob_NE, choice.observed_K)
+                counted_NE = choice.mask_NE if choice.counted_NE is None else choice.counted_NE
+                self.stats.add(counted_NE, prob_NE, choice.observed_K)
             return routing_from_mask(
                 choice.mask_NE,
                 choice.gate_NE,

@@ -1,0 +1,59 @@
+"""ReMoE (Wang et al., arXiv 2412.14711): experts whose ReLU is above 0, as many as a steered L1 loss leaves.
+
+The load in the loss is that of the step before, and the coefficient λ is damped and has a least value, λ_0.
+"""
+
+# N tokens, E experts
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dit_moe.config import require
+from dit_moe.moe.router_stats import RouterStats
+from dit_moe.moe.routers.base import ROUTERS, Choice, Score, Scores
+from dit_moe.moe.routers.steered_loss import SteeredLossConfig, SteeredLossRouter
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReMoEConfig(SteeredLossConfig):
+    SCORES: ClassVar[tuple[Score, ...]] = ("identity",)
+
+    score: Score = "identity"
+    balance_loss: float = 0.0  # the load is in the sparsity loss
+    sparsity_loss: float = 1e-8  # λ_0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.sparsity_loss > 0, self, "sparsity_loss", "must be above 0")
+
+    def peak(self, experts: int, target: float) -> float | None:
+        """About half of the scores are above 0 before training."""
+        return max(super().peak(experts, target) or target, experts / 2)
+
+
+@ROUTERS.register("remoe", ReMoEConfig)
+class ReMoERouter(SteeredLossRouter):
+    """Gates are ReLU(W x). `load_E` is f of the paper: the pairs of each expert over target · N, of the step before."""
+
+    config: ReMoEConfig
+
+    def select(self, score_NE: Tensor) -> Tensor:
+        return ~(score_NE <= 0)  # NaN is chosen, and seen
+
+    def losses(self, scores: Scores, choice: Choice) -> dict[str, Tensor]:
+        mean_E = scores.score_NE.relu().mean(0)
+        sparsity = self.coefficient.value * self.experts * (self.load_E * mean_E).sum()
+        return super().losses(scores, choice) | {"sparsity": sparsity}
+
+    @torch.no_grad()
+    def after_step(self, own: RouterStats, model: RouterStats) -> None:
+        super().after_step(own, model)
+        self.load_E.mul_((own.active / self.target).nan_to_num(1))
+
+    def state_numbers(self) -> dict[str, Tensor]:
+        return super().state_numbers() | {"lambda": self.config.sparsity_loss * self.coefficient.value}

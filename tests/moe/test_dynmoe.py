@@ -61,3 +61,9 @@ def test_the_losses_are_the_distance_of_the_weights_from_orthonormal_and_their_m
     square = sum((dots[i][j] - (i == j)) ** 2 for i in range(EXPERTS) for j in range(EXPERTS))
     assert aux["diversity"].item() == pytest.approx(math.sqrt(square), rel=1e-6)
     assert aux["simplicity"].item() == pytest.approx(sum(dots[i][i] ** 0.5 for i in range(EXPERTS)) / EXPERTS, rel=1e-6)
+
+
+def test_training_is_said_to_begin_with_half_of_the_experts():
+    assert "begins with about 32 of 64 experts per token" in DynMoEConfig().note(8, 64, None)
+    router = ROUTERS.build(DynMoEConfig(), 128, 64, 8)
+    assert len(router(torch.randn(200, 128)).token_R) / 200 == pytest.approx(32, rel=0.05)

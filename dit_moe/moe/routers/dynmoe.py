@@ -34,6 +34,12 @@ class DynMoEConfig(RouterConfig):
     def held(self) -> bool:
         return False
 
+    def note(self, target: float, experts: int, tokens: int | None) -> str | None:
+        if experts / 2 <= target:
+            return None
+        start = f"training begins with about {experts / 2:g} of {experts} experts per token"
+        return f"model.moe.target={target:g}: {start}, and nothing brings them to the target"
+
     def size(self, experts: int, width: int) -> tuple[int, int]:
         matrices, others = super().size(experts, width)
         return matrices, others + experts

@@ -26,7 +26,7 @@ SCRIPTS = sorted([*ROOT.glob("*.py"), *ROOT.glob("eval/*.py")])
 
 # What a command can need that is not everywhere. One that needs something is not run by the tests, and says so in a
 # comment `# needs …`: for its own line or, if the comment is a line by itself, for all up to the next blank one.
-NEEDS = {"ADM's reference batch", "ImageNet", "Inception's weights", "shtab", "the Hugging Face Hub"}
+NEEDS = {"ADM's reference batch", "CIFAR-10", "ImageNet", "Inception's weights", "shtab", "the Hugging Face Hub"}
 FOR_READERS = {"RANK": "0", "HOST": "localhost"}  # variables whose values a guide leaves to its reader
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)

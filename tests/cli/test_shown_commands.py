@@ -133,7 +133,7 @@ def require_known(shown):
 def require_sense(words):
     """Of a command that cannot run here: its words mean something, and the config or study that it names is sound."""
     args = parse(words)
-    if args.command == "encode":
+    if args.command in ("encode", "quickstart"):
         load(args.config, args.overrides)
     elif args.command == "compare":
         path = find_study(args.study)

@@ -63,7 +63,8 @@ def test_the_losses_are_the_distance_of_the_weights_from_orthonormal_and_their_m
     assert aux["simplicity"].item() == pytest.approx(sum(dots[i][i] ** 0.5 for i in range(EXPERTS)) / EXPERTS, rel=1e-6)
 
 
-def test_training_is_said_to_begin_with_half_of_the_experts():
+def test_training_begins_with_half_of_the_experts_which_is_said_and_counted_as_memory():
     assert "begins with about 32 of 64 experts per token" in DynMoEConfig().note(8, 64, None)
+    assert DynMoEConfig().peak(64, 8) == 48
     router = ROUTERS.build(DynMoEConfig(), 128, 64, 8)
     assert len(router(torch.randn(200, 128)).token_R) / 200 == pytest.approx(32, rel=0.05)

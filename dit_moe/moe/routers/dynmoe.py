@@ -34,6 +34,10 @@ class DynMoEConfig(RouterConfig):
     def held(self) -> bool:
         return False
 
+    def peak(self, experts: int, target: float) -> float:
+        """Half of the cosines are above 0 before training; 200 steps on the digits showed up to 5.9 of 8."""
+        return max(target, 0.75 * experts)
+
     def note(self, target: float, experts: int, tokens: int | None) -> str | None:
         if experts / 2 <= target:
             return None

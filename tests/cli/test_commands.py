@@ -195,7 +195,7 @@ def test_every_kind_of_experiment_trains_and_samples(tmp_path, overrides):
 def test_a_script_is_its_command_and_runs_from_any_folder(tmp_path):
     for script in SCRIPTS:
         command = re.search(r'sys\.exit\(main\(\["([\w-]+)", \*sys\.argv\[1:\]\]\)\)$', script.read_text().strip())
-        assert script.stem == "train_digits_cnn" or command[1] in COMMANDS
+        assert re.fullmatch(r"train_\w+_cnn", script.stem) or command[1] in COMMANDS
     words = [sys.executable, str(ROOT / "train.py"), CONFIG, "--dry-run"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "# parameters" in done.stdout, done.stderr

@@ -8,6 +8,7 @@ import pytest
 from dit_moe.config import ConfigError, build, dump
 from dit_moe.data import DATASETS
 from dit_moe.data.latents import LatentsConfig
+from dit_moe.data.torchvision_sets import TorchvisionConfig
 from dit_moe.experiments.image import Experiment, load_experiment, resolve, resolve_without_data
 from dit_moe.experiments.text import TextExperiment, resolve_text_without_data
 from dit_moe.tasks.train import load
@@ -35,13 +36,15 @@ def test_every_config_in_the_repository_is_valid(path):
         resolved = resolve_text_without_data(experiment, experiment.model.vocab_size or 320)
     elif isinstance(experiment.data, LatentsConfig):  # to be encoded first
         resolved = resolve_without_data(with_shapes(experiment))
+    elif isinstance(experiment.data, TorchvisionConfig):  # to be downloaded first
+        resolved = resolve_without_data(with_shapes(experiment, in_channels=3, input_size=32))
     else:
         resolved = resolve(experiment, DATASETS.build(experiment.data, "train"))
     assert resolved.model.footprint().total_params > 0
 
 
-def with_shapes(experiment: Experiment) -> Experiment:
-    shapes = {"in_channels": 4, "input_size": 8, "num_classes": 10}
+def with_shapes(experiment: Experiment, in_channels: int = 4, input_size: int = 8) -> Experiment:
+    shapes = {"in_channels": in_channels, "input_size": input_size, "num_classes": 10}
     missing = {name: value for name, value in shapes.items() if getattr(experiment.model, name) is None}
     return replace(experiment, model=replace(experiment.model, **missing))
 

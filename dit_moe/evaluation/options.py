@@ -34,7 +34,7 @@ SHORT = {  # names of metrics on the command line
 }
 OF_INCEPTION = ("fid", "sfid")
 ENDINGS = {"out": ".json", "save_stats": ".npz", "save_npz": ".npz"}  # of the files that these options name
-FEATURE_FOLDERS = re.compile(r"reference|heldout|reconstruction|samples_\d+")  # in the folder of --features
+FEATURE_FOLDERS = re.compile(r"reference|heldout|noise|reconstruction|samples_\d+")  # in the folder of --features
 
 
 @dataclass(frozen=True, kw_only=True)

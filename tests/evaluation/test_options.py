@@ -5,7 +5,7 @@ import pytest
 from dit_moe import cli
 from dit_moe.cli import evaluate
 from dit_moe.config import build, override
-from dit_moe.evaluation.options import EvalOptions, extractor_config, metric_configs, read_changes
+from dit_moe.evaluation.options import EvalOptions, extractor_config, metric_configs, read_changes, require_outputs
 from dit_moe.experiments.image import EvalConfig
 from dit_moe.experiments.run import sampling_changes
 from dit_moe.extractors.digits_cnn import DigitsCNNConfig
@@ -161,3 +161,13 @@ def test_an_option_that_is_none_is_refused_and_a_key_of_the_config_is_told_as_on
         cli.main(words)
     said = capsys.readouterr().err
     assert "error: unrecognized arguments: " in said and told in said
+
+
+def test_an_interrupted_evaluation_goes_on_with_the_features_it_left_and_no_others(tmp_path):
+    options = EvalOptions(out=tmp_path / "metrics.json")
+    for name in ("reference", "heldout", "noise", "reconstruction", "samples_0"):
+        (tmp_path / "metrics.features" / name).mkdir(parents=True)
+        require_outputs(options, [])
+    (tmp_path / "metrics.features" / "photos").mkdir()
+    with pytest.raises(ValueError, match="holds photos, which is no folder of features; name another folder"):
+        require_outputs(options, [])

@@ -151,7 +151,7 @@ def test_broken_files_stop_it_at_the_end_unless_they_are_to_be_skipped(capsys, t
         ("encode=null", "encode is missing; say which images to encode"),
         ("data={name: digits, size: 32}", "data.name=digits takes no encoded latents"),
         ("first_stage=identity", "first_stage names no autoencoder"),
-        ("first_stage.model=configs", "has no readable config.json"),
+        ("first_stage.model=.", "has no readable config.json"),
         ("encode.shard_size=0", "encode.shard_size=0 must be at least 1"),
     ],
 )

@@ -32,6 +32,7 @@ NAME_OF = {
     "huggingface": lambda dataset: f"{dataset.config.id}, train",
     "image_folder": lambda dataset: dataset.config.path,
     "tars": lambda dataset: dataset.config.path,
+    "torchvision": lambda dataset: dataset.place,
 }
 
 

@@ -1,13 +1,14 @@
 """Compare routers: train the variants of a study with several seeds, score them alike, and put them side by side.
 
-STUDY is a file, or the name of a built-in study (configs/studies/). Runs go into runs/compare-<its name>/, one folder
-each, several side by side where the machine has the cores or the GPUs. Running the same command again goes on where it
-stopped, and a study whose config was changed is not mixed with runs that were made before. `key=value` changes the
-study (seeds=[0]) or all of its variants (train.steps=50).
+STUDY is a file, the name of a built-in study (configs/studies/), or the folder of one that was begun. Runs go into
+runs/compare-<its name>/, one folder each, several side by side where the machine has the cores or the GPUs. Running the
+same command again goes on where it stopped, and a study whose config was changed is not mixed with runs that were made
+before. `key=value` changes the study (seeds=[0]) or all of its variants (train.steps=50).
 
     dit-moe compare digits
     dit-moe compare digits seeds=[0] train.steps=50 --out runs/try
     dit-moe compare digits --report               # tables and pictures of what is there by now; starts nothing
+    dit-moe compare runs/try                      # goes on, with the changes that it was begun with
     # needs ImageNet and Inception's weights
     dit-moe compare imagenet256-s --list          # the commands of all runs, for a cluster; then once without --list
     dit-moe compare imagenet256-s --only topk/0   # one of them; may be started by torchrun

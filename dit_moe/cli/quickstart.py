@@ -37,4 +37,5 @@ def run(args: argparse.Namespace) -> None:
     quickstart(experiment, args.folder, find(args.config).name, skip_broken=args.skip_broken)
     files = (*task_of(experiment).sample_files, *SUMMARY_FILES)
     routing = [] if experiment.model.moe is None else [("routing", args.folder)]
-    end([args.folder, *(args.folder / name for name in files)], ("sample", args.folder), *routing)
+    more = ("sample", args.folder, "--out", args.folder / "more")  # beside the samples that were judged
+    end([args.folder, *(args.folder / name for name in files)], more, *routing)

@@ -49,7 +49,9 @@ from dit_moe.studies.study import (
     plan,
     prepare_data,
     run_folder,
+    with_found_configs,
 )
+from dit_moe.studies.study import FILE as STUDY
 from dit_moe.studies.table import to_csv, to_markdown
 from dit_moe.tasks.train import prepare, resolve_for_dry_run, train
 from dit_moe.training.run_start import is_begun
@@ -64,7 +66,7 @@ FIGURES: dict[str, Callable[..., Any]] = {  # name of the file: (results, dark=F
     "active_by_layer": draw_active_by_layer,
     "quality_vs_active": draw_quality_vs_active,
 }
-STUDY, RESULTS = "study.yaml", "results.json"
+RESULTS = "results.json"
 WRITTEN = (STUDY, "table.md", "table.csv", RESULTS, *(f"{name}.png" for name in FIGURES))
 PATIENCE = 60  # seconds that a job of a study which was killed may take to save itself
 
@@ -83,7 +85,8 @@ class StudyFolder:
     def open(cls, name: str, overrides: Sequence[str], out: Path | None) -> Self:
         """Of a file, or of a built-in study. ConfigError for mistakes in it."""
         path = find_study(name)
-        return cls(load_study(path, overrides), path, overrides, out or Path("runs", f"compare-{path.stem}"))
+        default = path.parent if path == Path(name, STUDY) else Path("runs", f"compare-{path.stem}")
+        return cls(load_study(path, overrides), path, overrides, out or default)
 
     @classmethod
     def of(cls, study: Study, out: Path) -> Self:
@@ -204,7 +207,8 @@ class StudyFolder:
         share = share_machine(len(missing), at_a_time, gpu_names())
         require_writable(self.out)
         with locked(self.out):
-            write_atomically(self.out / STUDY, config.OF_A_STUDY + config.to_yaml(replace(self.study, search=None)))
+            kept = replace(with_found_configs(self.study, self.path.parent), search=None)
+            write_atomically(self.out / STUDY, config.OF_A_STUDY + config.to_yaml(kept))
             failed: list[Job] = []
             try:
                 failed = run_jobs([self._job(run) for run in missing], share)
@@ -265,7 +269,9 @@ class StudyFolder:
         with exclusive(self.out, RESULTS, wait=True):  # --report also writes them, while the runs go on
             timed = steps and all(run.is_trained() for run in first)
             timing = read_timing(self.out, first, steps) if timed else None
-            results = gather(self.study, self.path.stem, runs, timing, self.chosen)
+            kept = self.path == self.out / STUDY
+            name = self.out.name.removeprefix("compare-") if kept else self.path.stem
+            results = gather(self.study, name, runs, timing, self.chosen)
             table = to_markdown(results)
             write_atomically(self.out / "table.md", table)
             write_atomically(self.out / "table.csv", to_csv(results))

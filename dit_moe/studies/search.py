@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
-from dit_moe import built_in, config
+from dit_moe import config
 from dit_moe.config import ConfigError, Tree
 from dit_moe.json_files import read_if_good
-from dit_moe.studies.study import Study, Variant, experiments_of
+from dit_moe.studies.study import Study, Variant, experiments_of, with_found_configs
 from dit_moe.tasks import AnyExperiment
 
 FOLDER, FILE = "search", "search.json"  # in the folder of the study
@@ -40,7 +40,8 @@ class Search:
 
     def __init__(self, study: Study, folder: Path) -> None:
         assert study.search is not None
-        self.study, self.folder, self.settings = study, folder, study.search
+        self.study, self.settings = study, study.search
+        self._written = with_found_configs(study, folder)  # as the rounds have it, whose files are elsewhere
         self.tried: dict[str, list[Tried]] = {variant.name: [] for variant in study.variants}
         self.round = 0  # the first is of the variants as they are
         self._trying: dict[str, tuple[str, tuple[str, ...]]] = {}  # by name in the round: variant, changes
@@ -56,7 +57,7 @@ class Search:
         while self.round <= len(self.settings.rounds):
             alternatives = self.settings.rounds[self.round - 1] if self.round else (None,)
             self._trying, variants = {}, []
-            for variant in self.study.variants:
+            for variant in self._written.variants:
                 for number, change in enumerate(alternatives):
                     if change is not None and not _has(self._experiments[variant.name], _key(change)):
                         continue
@@ -80,16 +81,16 @@ class Search:
         return min(self.tried[variant], key=lambda tried: tried.loss)
 
     def _variant(self, variant: Variant, name: str, changes: tuple[str, ...]) -> Variant:
-        path = built_in.find(variant.config or self.study.config, beside=self.folder).resolve()
         label = " ".join([variant.label or variant.name, *changes])
-        return Variant(name=name, label=label, config=str(path), changes=(*variant.changes, *changes), baseline=name)
+        return Variant(
+            name=name, label=label, config=variant.config, changes=(*variant.changes, *changes), baseline=name
+        )
 
     def _study(self, variants: list[Variant]) -> Study:
         shorter = () if self.settings.steps is None else (f"train.steps={self.settings.steps}",)
         return replace(
-            self.study,
+            self._written,
             title=f"{self.study.title}: search, {self.name}",
-            config=str(built_in.find(self.study.config, beside=self.folder).resolve()),
             changes=(*self.study.changes, *shorter),
             variants=tuple(variants),
             baseline=variants[0].name,

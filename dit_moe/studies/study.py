@@ -19,6 +19,7 @@ from dit_moe.tasks.train import prepare
 from dit_moe.training.run_start import differing
 
 BUILT_IN = "studies/"  # where built-in studies are, among the configs
+FILE = "study.yaml"  # of a study, in the folder of its results
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
@@ -107,8 +108,9 @@ class Study:
 
 
 def find_study(word: str) -> Path:
-    """The file of a study: a path, or the name of a built-in one. ConfigError if there is neither."""
-    return built_in.find(word, below=BUILT_IN, kind="study")
+    """The file of a study: a path, the folder of its results, or the name of a built-in one. ConfigError for others."""
+    kept = Path(word, FILE)
+    return kept if kept.is_file() else built_in.find(word, below=BUILT_IN, kind="study")
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
@@ -126,6 +128,20 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     if isinstance(changes, list):  # what else it may be is refused below
         tree["changes"] = [*changes, *(each for each in overrides if each not in of_study)]
     return config.build(Study, tree)
+
+
+def with_found_configs(study: Study, folder: Path) -> Study:
+    """The study with configs that are found from any folder: built-in ones by name, others by their whole path."""
+
+    def found(config: str) -> str:
+        path = built_in.find(config, beside=folder)
+        return built_in.name_of(path) or str(path.resolve())
+
+    variants = (
+        variant if variant.config is None else replace(variant, config=found(variant.config))
+        for variant in study.variants
+    )
+    return replace(study, config=found(study.config), variants=tuple(variants))
 
 
 def experiment_tree(study: Study, variant: Variant, seed: int, folder: Path) -> config.Tree:

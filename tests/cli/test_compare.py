@@ -184,6 +184,15 @@ def test_a_report_starts_nothing(study, copy, no_figures, monkeypatch, capsys):
     assert not (copy / "topk").exists()
 
 
+def test_the_folder_of_a_study_stands_for_it_with_its_changes(finished, copy, no_figures, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "run_jobs", None)
+    assert cli("compare", copy, "--report") == 0
+    assert capsys.readouterr().out == (finished / "table.md").read_text().replace(str(finished), str(copy))
+    shutil.rmtree(copy / "topk")
+    assert cli("compare", copy, "--list") == 0
+    assert capsys.readouterr().out.strip().endswith(f"--out {copy} --only topk/0")
+
+
 def test_for_a_cluster_it_prints_a_command_for_each_missing_run_which_does_that_one(study, tmp_path, capsys):
     out = tmp_path / "runs"
     words = ("compare", study, "seeds=[0,1]", "metric=null", "--out", out, "--list")

@@ -8,7 +8,6 @@ before. `key=value` changes the study (seeds=[0]) or all of its variants (train.
     dit-moe compare digits
     dit-moe compare digits seeds=[0] train.steps=50 --out runs/try
     dit-moe compare digits --report               # tables and pictures of what is there by now; starts nothing
-    dit-moe compare runs/try                      # goes on, with the changes that it was begun with
     # needs ImageNet and Inception's weights
     dit-moe compare imagenet256-s --list          # the commands of all runs, for a cluster; then once without --list
     dit-moe compare imagenet256-s --only topk/0   # one of them; may be started by torchrun

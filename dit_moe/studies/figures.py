@@ -15,15 +15,8 @@ from typing import Any
 import numpy as np
 
 from dit_moe.plotting import INK, LINES, MARKERS, PAPER, canvas, styled
-from dit_moe.studies.results import (
-    CONFIDENCE,
-    Spread,
-    StudyResults,
-    VariantResults,
-    VariantSummary,
-    by_objective,
-    summaries,
-)
+from dit_moe.studies.results import StudyResults, VariantResults
+from dit_moe.studies.statistics import CONFIDENCE, Spread, VariantSummary, by_objective, summaries
 from dit_moe.studies.table import flops_unit
 
 LEAST_DIFFERENCE = 1.0  # per cent to either side that the axis of differences has at least

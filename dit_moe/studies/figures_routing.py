@@ -9,7 +9,8 @@ import numpy as np
 
 from dit_moe.plotting import DIVERGING, GRID, INK, canvas, labels_above, styled
 from dit_moe.studies.figures import FONT_SIZE, LINE_SPACING, Label, Style, add_labels, styles_of
-from dit_moe.studies.results import WINDOW, StudyResults, VariantSummary, summaries
+from dit_moe.studies.results import WINDOW, StudyResults
+from dit_moe.studies.statistics import VariantSummary, summaries
 
 MOVING = 0.1  # of all steps
 STRIP = 0.42  # inches

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from dit_moe.formatting import markdown_table, rounded
-from dit_moe.studies.results import CONFIDENCE, Paired, Spread, StudyResults, VariantSummary, by_objective, summaries
+from dit_moe.studies.results import StudyResults
+from dit_moe.studies.statistics import CONFIDENCE, Paired, Spread, VariantSummary, by_objective, summaries
 
 # ------------------------------------------------------------------------------------------------------------ Markdown
 

@@ -7,7 +7,7 @@ import torch
 
 from dit_moe.config import ConfigError
 from dit_moe.moe.routers.beam import BEAMConfig
-from tests.moe.test_routers import EXPERTS, TOKENS, context, make, step, tokens
+from tests.moe.examples import EXPERTS, TOKENS, context, make, step, tokens
 
 K = 4
 

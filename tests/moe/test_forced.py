@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dit_moe.moe import RoutingContext
-from tests.moe.test_routers import WIDTH, make, tokens
+from tests.moe.examples import WIDTH, make, tokens
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tests.moe.test_routers import EXPERTS, context, make, step, tokens
+from tests.moe.examples import EXPERTS, context, make, step, tokens
 
 
 @pytest.mark.parametrize(("name", "rate", "scale"), [("loss_free", 0.05, 1.0), ("dsmoe", 0.0, 2.0)])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dit_moe.moe.routers.steered_loss import Coefficient
-from tests.moe.test_routers import EXPERTS, TOKENS, context, make, mask_of, step, tokens
+from tests.moe.examples import EXPERTS, TOKENS, context, make, mask_of, step, tokens
 
 
 def test_gates_are_relu_and_the_loss_is_lambda_times_the_load_times_the_mean_gate_of_each_expert():

@@ -9,7 +9,7 @@ import torch
 from dit_moe.config import ConfigError
 from dit_moe.moe import ROUTERS
 from dit_moe.moe.router_stats import similarity_loss
-from tests.moe.test_routers import EXPERTS, SAMPLES, TOKENS, context, make, mask_of, step, tokens
+from tests.moe.examples import EXPERTS, SAMPLES, TOKENS, context, make, mask_of, step, tokens
 
 SIZE = TOKENS // SAMPLES
 

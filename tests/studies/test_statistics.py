@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dit_moe.studies.results import by_objective, paired_difference, spread, summaries
+from dit_moe.studies.statistics import by_objective, paired_difference, spread, summaries
 from tests.studies.examples import results
 
 

@@ -67,7 +67,7 @@ def require_python():
 
 def note_space(venv):
     """Before gigabytes are fetched; no error, as an index of torch for CPUs alone needs a quarter of it."""
-    free = shutil.disk_usage(venv if venv.is_dir() else ROOT).free
+    free = shutil.disk_usage(next(each for each in (venv, *venv.parents) if each.is_dir())).free
     if free < SPACE:
         say(
             f"note: {free / 1e9:.1f} GB are free, and torch with CUDA takes {SPACE / 1e9:.0f} GB with the rest; make "

@@ -74,8 +74,12 @@ def test_packages_are_installed_once_and_again_when_the_lock_changes(install, ca
 def test_a_disk_without_room_is_noted_before_gigabytes_are_fetched(install, monkeypatch, capsys):
     for free, noted in ((5.2e9, True), (50e9, False)):
         usage = shutil._ntuple_diskusage(60e9, 0, free)
-        monkeypatch.setattr(install.module.shutil, "disk_usage", lambda path, usage=usage: usage)
-        assert install("dev")
+        asked = []
+        monkeypatch.setattr(
+            install.module.shutil, "disk_usage", lambda path, usage=usage, asked=asked: asked.append(path) or usage
+        )
+        there = install.venv if install.venv.is_dir() else install.venv.parent
+        assert install("dev") and asked == [there]  # the disk that the environment is to be on
         assert ("note: 5.2 GB are free, and torch with CUDA takes 7 GB" in capsys.readouterr().out) == noted
         (install.venv / "installed.json").unlink()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
@@ -114,7 +115,7 @@ def _download(found: DownloadedSet, kind: Any, path: Path) -> None:
         made.mkdir(exist_ok=True)
         for _, file, _ in archives:
             if file.exists():
-                os.link(file, made / file.name)
+                _link_or_copy(file, made / file.name)
         try:
             if missing:
                 require_reachable(missing[0][0])
@@ -126,3 +127,11 @@ def _download(found: DownloadedSet, kind: Any, path: Path) -> None:
             remedy = f"put {files or found.folder} there, or name a folder that has its images in class folders"
             raise NotThere("path", f"{problem}; {remedy}") from None
         Path(private, found.folder).rename(path / found.folder)
+
+
+def _link_or_copy(file: Path, to: Path) -> None:
+    """Copied on file systems that have no hard links."""
+    try:
+        os.link(file, to)
+    except OSError:
+        shutil.copyfile(file, to)

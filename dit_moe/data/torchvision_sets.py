@@ -51,7 +51,7 @@ class TorchvisionConfig(ImageSourceConfig):
 def open_set(config: TorchvisionConfig, split: str) -> ImageSource:
     """A split of a set: of class folders, if `path` has any, and otherwise as torchvision downloads it.
 
-    Both number the classes alike, and give an image the same key, so shares divide them alike.
+    Arrays, as CIFAR's, have the keys that they would have as class folders, so shares divide both alike.
 
     Raises:
         NoSuchSplit: no such split.

@@ -78,7 +78,7 @@ def no_active_experts(model: nn.Module) -> list[ActiveExperts]:
 def measure_layers(
     model: nn.Module, layers: list[ActiveExperts] | None = None, counted_N: Tensor | None = None
 ) -> Iterator[list[ActiveExperts]]:
-    """While entered, count the active experts of each MoE layer, in any mode and beside the statistics of training.
+    """While entered, count the experts that each MoE layer computes, in any mode and beside the statistics of training.
 
     Args:
         layers: what to add to; None: new counts.

@@ -97,6 +97,12 @@ def prefix_mask(left_NE: Tensor, order_NE: Tensor, *, tail: Tensor | float) -> T
     return torch.zeros_like(order_NE, dtype=torch.bool).scatter(-1, order_NE, left_NE > tail)
 
 
+def best_experts(score_NE: Tensor, k: int) -> Tensor:
+    """Bool [N, E]: the k experts of each token with the highest score. Of equal scores any may be chosen, always k."""
+    best_NK = score_NE.topk(k, dim=-1).indices
+    return torch.zeros_like(score_NE, dtype=torch.bool).scatter(-1, best_NK, True)
+
+
 def best_tokens(score_NE: Tensor, target: float, samples: int = 1) -> Tensor:
     """Bool [N, E]: each expert's ⌊target·S/E⌋ best of the S tokens of each sample, and at least one. Expert choice.
 

@@ -54,6 +54,7 @@ from dit_moe.studies.study import (
 from dit_moe.studies.study import FILE as STUDY
 from dit_moe.studies.table import to_csv, to_markdown
 from dit_moe.tasks.train import prepare, resolve_for_dry_run, train
+from dit_moe.training.interrupt import TrainingError
 from dit_moe.training.run_start import is_begun
 from dit_moe.training.step import NotFinite
 from dit_moe.training.trainer import DATA_ARE_FINITE
@@ -80,25 +81,34 @@ class StudyFolder:
     overrides: Sequence[str]
     out: Path
     chosen: Mapping[str, Sequence[str]] | None = None  # by its search, for each variant
+    written: Study | None = None  # as it was before that
+    is_round: bool = False  # of a search
 
     @classmethod
     def open(cls, name: str, overrides: Sequence[str], out: Path | None) -> Self:
         """Of a file, or of a built-in study. ConfigError for mistakes in it."""
         path = find_study(name)
         default = path.parent if path == Path(name, STUDY) else Path("runs", f"compare-{path.stem}")
-        return cls(load_study(path, overrides), path, overrides, out or default)
+        study = with_found_configs(load_study(path, overrides), path.parent)
+        return cls(study, path, overrides, out or default)
 
     @classmethod
-    def of(cls, study: Study, out: Path) -> Self:
-        """Of a study that has no file yet: its folder holds it."""
-        require_writable(out)
-        write_atomically(out / STUDY, config.OF_A_STUDY + config.to_yaml(study))
-        return cls(study, out / STUDY, (), out)
+    def of_round(cls, study: Study, out: Path) -> Self:
+        """Of a round of a search, which has no file yet."""
+        folder = cls(study, out / STUDY, (), out, is_round=True)
+        folder._keep_study()
+        return folder
+
+    def _keep_study(self) -> None:
+        """In its folder, which then stands for it."""
+        require_writable(self.out)
+        write_atomically(self.out / STUDY, config.OF_A_STUDY + config.to_yaml(self.written or self.study))
 
     def searched(self) -> Self:
         """With what the study's search chose; ConfigError if that is yet to be done."""
         found = None if self.study.search is None else read_search(self.study, self.out)
-        return replace(self, study=chosen(self.study, self.out), chosen=found and found["chosen"])
+        tuned = chosen(self.study, self.out)
+        return replace(self, study=tuned, chosen=found and found["chosen"], written=self.study)
 
     @property
     def words(self) -> list[str]:
@@ -119,7 +129,12 @@ class StudyFolder:
         """Train and score the run VARIANT/SEED."""
         study = self.searched().study
         (run,) = plan(study, self.path.parent, self.out, only=name)
-        train_and_score(study, run)
+        try:
+            train_and_score(study, run)
+        except TrainingError as error:
+            if DATA_ARE_FINITE in str(error):
+                on_main(run.note_divergence)
+            raise
 
     def missing_commands(self) -> list[str]:
         """A shell command for each run that is missing. Data that do not exist yet are not made.
@@ -163,21 +178,23 @@ class StudyFolder:
 
         def losses(of_round: StudyFolder) -> dict[str, float] | None:
             _, failed = of_round.run_missing(at_a_time)
-            diverged = [job for job in failed if DATA_ARE_FINITE in job.last_line()]
-            failed_in_search[:] = [job for job in failed if job not in diverged]
-            if failed_in_search:
-                return None
-            return of_round.losses() | {job.name.partition("/")[0]: DIVERGED for job in diverged}
+            losses = of_round.losses()
+            failed_in_search[:] = [job for job in failed if job.name.partition("/")[0] not in losses]
+            return None if failed_in_search else losses
 
+        if self.study.search is not None:
+            self._require_own([])
+            self._keep_study()
         if not self._search(losses):
             return "", failed_in_search
         return self.searched()._run_missing(at_a_time)
 
     def losses(self) -> dict[str, float]:
-        """The held-out loss of each variant whose run with the first seed is finished."""
+        """The held-out loss of each variant whose run with the first seed is finished, or `DIVERGED`."""
         runs = plan(self.study, self.path.parent, self.out)
         scores = {run.variant.name: read_score(self.study, run) for run in first_of_variants(runs)}
-        return {name: score["loss"] for name, score in scores.items() if score is not None}
+        found = {name: score["loss"] for name, score in scores.items() if score is not None}
+        return found | {run.variant.name: DIVERGED for run in runs if run.has_diverged()}
 
     def _search(self, losses_of: Callable[[StudyFolder], dict[str, float] | None]) -> bool:
         """Do the search of the study, if it has one and it is not done; whether that is done now.
@@ -190,7 +207,7 @@ class StudyFolder:
         search = Search(self.study, self.path.parent)
         while (study := search.next_study()) is not None:
             tell(f"search: {search.name}, {len(study.variants)} runs")
-            losses = losses_of(StudyFolder.of(study, self.out / FOLDER / search.name))
+            losses = losses_of(StudyFolder.of_round(study, self.out / FOLDER / search.name))
             if losses is None:
                 return False
             search.take(losses)
@@ -207,8 +224,7 @@ class StudyFolder:
         share = share_machine(len(missing), at_a_time, gpu_names())
         require_writable(self.out)
         with locked(self.out):
-            kept = replace(with_found_configs(self.study, self.path.parent), search=None)
-            write_atomically(self.out / STUDY, config.OF_A_STUDY + config.to_yaml(kept))
+            self._keep_study()
             failed: list[Job] = []
             try:
                 failed = run_jobs([self._job(run) for run in missing], share)
@@ -234,7 +250,8 @@ class StudyFolder:
         require_own(self.out, WRITTEN, begun)
 
     def _missing(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-        return [run for run in runs if read_score(self.study, run) is None]
+        missing = [run for run in runs if read_score(self.study, run) is None]
+        return [run for run in missing if not (self.is_round and run.has_diverged())]
 
     def _command(self, run: PlannedRun) -> list[str]:
         return ["compare", *self.words, "--only", run.name, *plugins.options()]

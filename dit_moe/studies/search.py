@@ -15,8 +15,7 @@ from typing import Any, TypedDict
 from dit_moe import config
 from dit_moe.config import ConfigError, Tree
 from dit_moe.json_files import read_if_good
-from dit_moe.studies.study import Study, Variant, experiments_of, with_found_configs
-from dit_moe.tasks import AnyExperiment
+from dit_moe.studies.study import Study, Variant, experiments_of
 
 FOLDER, FILE = "search", "search.json"  # in the folder of the study
 DIVERGED = float("inf")  # the loss of a run that was stopped by numbers that were not finite
@@ -34,14 +33,13 @@ class Search:
     """The rounds of a study's search, one after the other: run what `next_study` gives, and `take` its losses.
 
     Args:
-        study: with a search.
-        folder: of its file, which its configs are named relative to.
+        study: with a search, and configs that are found from anywhere, as the files of its rounds are elsewhere.
+        folder: of its file.
     """
 
     def __init__(self, study: Study, folder: Path) -> None:
         assert study.search is not None
         self.study, self.settings = study, study.search
-        self._written = with_found_configs(study, folder)  # as the rounds have it, whose files are elsewhere
         self.tried: dict[str, list[Tried]] = {variant.name: [] for variant in study.variants}
         self.round = 0  # the first is of the variants as they are
         self._trying: dict[str, tuple[str, tuple[str, ...]]] = {}  # by name in the round: variant, changes
@@ -53,13 +51,13 @@ class Search:
         return "as_it_is" if self.round == 0 else f"{self.round}-{_key(self.settings.rounds[self.round - 1][0])}"
 
     def next_study(self) -> Study | None:
-        """That of the next round; None after the last. Variants without the option take no part in a round."""
+        """That of the next round; None after the last. Variants without the option, or that set it, take no part."""
         while self.round <= len(self.settings.rounds):
             alternatives = self.settings.rounds[self.round - 1] if self.round else (None,)
             self._trying, variants = {}, []
-            for variant in self._written.variants:
+            for variant in self.study.variants:
                 for number, change in enumerate(alternatives):
-                    if change is not None and not _has(self._experiments[variant.name], _key(change)):
+                    if change is not None and not self._takes(variant, _key(change)):
                         continue
                     changes = (*self.best(variant.name).changes, change) if change is not None else ()
                     name = variant.name if change is None else f"{variant.name}-{number}"
@@ -80,6 +78,15 @@ class Search:
         """The one with the lowest loss so far; of equal ones the first."""
         return min(self.tried[variant], key=lambda tried: tried.loss)
 
+    def _takes(self, variant: Variant, key: str) -> bool:
+        """Whether a variant has an option, as a dense one has none of a router's, and leaves it open."""
+        part: Any = self._experiments[variant.name]
+        for name in key.split("."):
+            if not hasattr(part, name) or name in getattr(part, "UNUSED", ()):
+                return False
+            part = getattr(part, name)
+        return key not in map(_key, variant.changes)
+
     def _variant(self, variant: Variant, name: str, changes: tuple[str, ...]) -> Variant:
         label = " ".join([variant.label or variant.name, *changes])
         return Variant(
@@ -89,7 +96,7 @@ class Search:
     def _study(self, variants: list[Variant]) -> Study:
         shorter = () if self.settings.steps is None else (f"train.steps={self.settings.steps}",)
         return replace(
-            self._written,
+            self.study,
             title=f"{self.study.title}: search, {self.name}",
             changes=(*self.study.changes, *shorter),
             variants=tuple(variants),
@@ -163,13 +170,3 @@ def chosen(study: Study, out: Path) -> Study:
 
 def _key(change: str) -> str:
     return change.partition("=")[0].strip()
-
-
-def _has(experiment: AnyExperiment, key: str) -> bool:
-    """Whether a config has such a key: a dense model has none of a router's."""
-    tree: Any = config.dump(experiment)
-    for part in key.split("."):
-        if not isinstance(tree, dict) or part not in tree:
-            return False
-        tree = tree[part]
-    return True

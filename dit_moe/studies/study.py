@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from dit_moe import built_in, checkpoint, config, yaml_text
 from dit_moe.config import ConfigError, Tree, require
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
 from dit_moe.experiments import own_images
+from dit_moe.files import write_atomically
+from dit_moe.json_files import read_if_good
 from dit_moe.registry import did_you_mean
 from dit_moe.tasks import AnyExperiment, task_of
 from dit_moe.tasks.train import prepare
@@ -20,6 +23,7 @@ from dit_moe.training.run_start import differing
 
 BUILT_IN = "studies/"  # where built-in studies are, among the configs
 FILE = "study.yaml"  # of a study, in the folder of its results
+DIVERGED_FILE = "diverged.json"  # in the folder of a run
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
@@ -137,10 +141,10 @@ def with_found_configs(study: Study, folder: Path) -> Study:
         path = built_in.find(config, beside=folder)
         return built_in.name_of(path) or str(path.resolve())
 
-    variants = (
-        variant if variant.config is None else replace(variant, config=found(variant.config))
-        for variant in study.variants
-    )
+    variants = []
+    for variant in study.variants:
+        with of_variant(variant.name):
+            variants.append(replace(variant, config=variant.config and found(variant.config)))
     return replace(study, config=found(study.config), variants=tuple(variants))
 
 
@@ -157,6 +161,12 @@ def experiment_tree(study: Study, variant: Variant, seed: int, folder: Path) -> 
 
 TRAINING_ONLY = ("label_dropout", "flip", "document_mask")  # keys of objective and data without a part in the scores
 NOT_OF_SCORES = ("batch_size", "light_every", "light_images", "light_documents")  # … and keys of `eval`
+
+
+class Diverged(TypedDict):
+    """What diverged.json holds."""
+
+    config: Tree
 
 
 @dataclass(frozen=True)
@@ -178,6 +188,14 @@ class PlannedRun:
         """Whether its last checkpoint is there."""
         newest = checkpoint.latest(self.folder)
         return newest is not None and checkpoint.open_checkpoint(newest).step >= self.experiment.train.steps
+
+    def has_diverged(self) -> bool:
+        """Whether a training by this config was stopped by numbers that were not finite."""
+        found = read_if_good(self.folder / DIVERGED_FILE, Diverged)
+        return found is not None and found["config"] == config.dump(self.experiment)
+
+    def note_divergence(self) -> None:
+        write_atomically(self.folder / DIVERGED_FILE, json.dumps(Diverged(config=config.dump(self.experiment))))
 
     def weights_sha256(self) -> str:
         """Of the weights that are scored."""

@@ -47,8 +47,8 @@ def test_the_coefficient_turns_at_the_target_and_at_its_start_and_its_damping_la
     plain, damped = Coefficient(1.2, 0.0), Coefficient(1.2, 10.0)
     for active, integral, factor in [
         (2.5, 1.2, 2.5),
+        (2.0, 1.2, 0.0),
         (1.9, 1.0, -0.5),
-        (2.0, 1.0, 0.0),
         (8.0, 1.2, 4.0),
         (0.0, 1.0, -4.0),
         (0.0, 1.0, -4.0),

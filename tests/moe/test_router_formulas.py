@@ -60,6 +60,8 @@ def test_of_equal_scores_expert_choice_takes_the_first_tokens_and_sequence_top_k
     assert chosen[:, :2].all() and not chosen[:, 2:].any()
     chosen = mask_of(make("seq_topk", target=2)(same, context())).view(SAMPLES, SIZE, EXPERTS)
     assert chosen[:, :2].all() and not chosen[:, 2:].any()
+    chosen = mask_of(make("seq_topk", target=2, max_experts=3)(same, context())).view(SAMPLES, SIZE, EXPERTS)
+    assert chosen[:, :5, :3].all() and not chosen[:, :, 3:].any()
 
 
 @pytest.mark.parametrize("most", [None, 3])

@@ -96,7 +96,7 @@ def test_adamoe_chooses_among_experts_and_null_experts_and_balances_them_by_thei
             real[e] += 1
     routing = router(x)
     assert pairs_of(routing) == pytest.approx(expected, rel=1e-5)
-    assert any(n not in routing.token_R for n in range(TOKENS)) or len(expected) < 4 * TOKENS
+    assert len(expected) < 4 * TOKENS  # nulls were chosen
     assert routing.aux["balance"].item() == pytest.approx(balance([1 / 8] * 8, probs), rel=1e-5)
     for _ in range(2):
         router.after_step(router.stats, router.stats)

@@ -1,6 +1,7 @@
 """The search of a study: one option after the other, for each variant by itself."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,8 @@ from dit_moe.studies import compare, results
 from dit_moe.studies.compare import StudyFolder
 from dit_moe.studies.score import provenance
 from dit_moe.studies.search import DIVERGED, Search
-from dit_moe.studies.study import load_study, plan
+from dit_moe.studies.study import load_study, plan, with_found_configs
+from dit_moe.training.interrupt import TrainingError
 from dit_moe.training.trainer import DATA_ARE_FINITE
 from tests.studies.examples import write_small_study
 
@@ -29,7 +31,7 @@ def path(tmp_path):
 
 def search_with(path, losses):
     """The search of a study in which a run has the loss that `losses` says of its changes, else 1."""
-    study = load_study(path)
+    study = with_found_configs(load_study(path), path.parent)
     search, rounds = Search(study, path.parent), []
     while (round_ := search.next_study()) is not None:
         rounds.append((search.name, round_))
@@ -61,6 +63,15 @@ def test_each_variant_keeps_the_best_alternative_of_one_option_and_goes_on_with_
         assert study.seeds == (0,) and study.changes[-1] == "train.steps=3" and study.metric is None
 
 
+def test_variants_that_set_an_option_or_cannot_take_it_are_left_as_they_are(path):
+    text = path.read_text().replace("[train.lr=1e-3, train.lr=4e-3]", "[model.moe.router.bias_rate=1e-3]")
+    remoe = "{name: remoe, changes: [model.moe.router=remoe, model.moe.router.balance_loss=0]}, {name: dense"
+    path.write_text(text.replace("{name: dense", remoe))
+    _, rounds = search_with(path, {})
+    tried = [[variant.name for variant in study.variants] for _, study in rounds[1:]]
+    assert tried == [["topk-0", "dtopp-0"], ["topk-0", "dtopp-0"]]
+
+
 @pytest.fixture
 def scores(monkeypatch):
     """Those of runs by folder; a job makes one without training. DTop-p diverges with the higher learning rate."""
@@ -74,11 +85,17 @@ def scores(monkeypatch):
             if "/1-train.lr/dtopp-1/" in str(job.output):
                 del scores[job.output.parent]
                 job.returncode = 1
-                job.output.parent.mkdir(parents=True, exist_ok=True)
-                job.output.write_text(f"step 2: loss=nan; {DATA_ARE_FINITE}, so lower train.lr\n")
+                job.output.parent.mkdir(parents=True)  # so a second time would fail
+                _, _, _, _, study, _, out, _, name = job.command
+                with pytest.raises(TrainingError, match=DATA_ARE_FINITE):
+                    StudyFolder.open(study, [], Path(out)).run_only(name)
         return [job for job in jobs if job.returncode]
 
+    def diverge(study, run):
+        raise TrainingError(f"step 2: loss=nan; {DATA_ARE_FINITE}, so lower train.lr")
+
     monkeypatch.setattr(compare, "run_jobs", run_jobs)
+    monkeypatch.setattr(compare, "train_and_score", diverge)
     for module in (compare, results):
         monkeypatch.setattr(module, "read_score", lambda study, run: scores.get(run.folder))
     monkeypatch.setattr(compare, "save_figures", lambda results, folder: None)
@@ -110,6 +127,7 @@ def test_a_study_searches_first_goes_on_where_it_stopped_and_trains_with_what_it
     before = len(scores)
     folder.run_missing(1)
     assert len(scores) == before + 1
+    assert StudyFolder.open(str(folder.out), [], None).report() == folder.report() != ""  # with the search's note
     with pytest.raises(ConfigError, match="search is not done"):  # of another study
         StudyFolder.open(str(path), ["metric=null", "search.steps=2"], folder.out).searched()
 

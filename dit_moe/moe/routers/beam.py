@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dit_moe.config import require
 from dit_moe.moe.routers.base import ROUTERS, Choice, Scores
 from dit_moe.moe.routers.steered_loss import SteeredLossConfig, SteeredLossRouter
+from dit_moe.moe.routing import best_experts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +74,7 @@ class BEAMRouter(SteeredLossRouter):
         self.mask_weight = nn.Parameter(torch.zeros(experts, config.input_width(width)))  # all candidates stay
 
     def route(self, scores: Scores) -> Choice:
-        best_NK = scores.score_NE.detach().topk(self.candidates, dim=-1).indices
-        candidate_NE = torch.zeros_like(scores.score_NE, dtype=torch.bool).scatter(-1, best_NK, True)
+        candidate_NE = best_experts(scores.score_NE.detach(), self.candidates)
         prob_NE = scores.score_NE * candidate_NE
         stay_NE = F.linear(scores.x_ND, self.mask_weight.float()).sigmoid()
         mask_NE = candidate_NE & ~(stay_NE < 0.5)  # NaN stays, and is seen

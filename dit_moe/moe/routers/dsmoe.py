@@ -19,4 +19,4 @@ class DSMoEConfig(TopKConfig):
 
 @ROUTERS.register("dsmoe", DSMoEConfig)
 class DSMoERouter(TopKRouter):
-    """The k experts with the highest sigmoid, weighted by it; the weights of a token sum to `gate_scale`."""
+    """The k experts with the highest sigmoid, weighted by it; for k > 1 the weights of a token sum to `gate_scale`."""

@@ -17,7 +17,7 @@ class ForcedConfig(RouterConfig):
     """Gates are 1 over the number of the token's experts."""
 
     SCORES: ClassVar[tuple[Score, ...]] = ()
-    UNUSED: ClassVar[tuple[str, ...]] = ("score", "drn", "bias_rate", "balance_loss", "dynamic_loss", "z_loss")
+    UNUSED: ClassVar[tuple[str, ...]] = ("score", "input", "drn", "bias_rate", "balance_loss", "dynamic_loss", "z_loss")
 
     renormalize: bool | None = True
     balance_loss: float = 0.0

@@ -10,7 +10,7 @@ from dit_moe.moe.routers.topk import TopKConfig, TopKRouter
 
 @dataclass(frozen=True, kw_only=True)
 class LossFreeConfig(TopKConfig):
-    """What is published, as options of top-k; `bias_rate` may be had with `topk`, `topp` and `dtopp`, too."""
+    """What is published, as options of top-k; `topk`, `topp`, `dtopp` and `seq_topk` may have a `bias_rate`, too."""
 
     score: Score = "sigmoid"
     bias_rate: float = 1e-3
@@ -19,7 +19,7 @@ class LossFreeConfig(TopKConfig):
 
 @ROUTERS.register("loss_free", LossFreeConfig)
 class LossFreeRouter(TopKRouter):
-    """The k experts with the highest score + bias, weighted by their scores without it, which are made to sum to 1.
+    """The k experts with the highest score + bias, weighted by their scores without it; for k > 1 gates sum to 1.
 
     After every step each expert's bias moves by `bias_rate`: up if its load was below the mean, down if above.
     """

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dit_moe.moe.routers.base import ROUTERS, Choice, Router, Score, Scores
 from dit_moe.moe.routers.topk import TopKConfig
-from dit_moe.moe.routing import RoutingContext
+from dit_moe.moe.routing import RoutingContext, best_experts
 
 TEMPERATURE = 0.07  # of the contrastive loss
 
@@ -51,8 +51,7 @@ class ProMoERouter(Router):
 
     def route(self, scores: Scores) -> Choice:
         cosine_NP, none_N1 = scores.score_NE, self._no_class(scores)
-        best_NK = cosine_NP.detach().topk(min(int(self.target), len(self.weight)), dim=-1).indices
-        mask_NP = torch.zeros_like(cosine_NP, dtype=torch.bool).scatter(-1, best_NK, True)
+        mask_NP = best_experts(cosine_NP.detach(), min(int(self.target), len(self.weight)))
         rest = (0, self.experts - len(self.weight))
         mask_NE = torch.where(none_N1, self._last(scores).bool(), F.pad(mask_NP, rest))
         gate_NE = torch.where(none_N1, 1.0, F.pad(cosine_NP, rest))

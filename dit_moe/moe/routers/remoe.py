@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dit_moe.config import require
 from dit_moe.moe.router_stats import RouterStats
-from dit_moe.moe.routers.base import ROUTERS, Choice, Score, Scores
+from dit_moe.moe.routers.base import ROUTERS, TINY, Choice, Score, Scores
 from dit_moe.moe.routers.steered_loss import SteeredLossConfig, SteeredLossRouter
 
 
@@ -33,7 +33,7 @@ class ReMoEConfig(SteeredLossConfig):
 
     def peak(self, experts: int, target: float) -> float | None:
         """About half of the scores are above 0 before training."""
-        return max(super().peak(experts, target) or target, experts / 2)
+        return max(super().peak(experts, target) or 0, experts / 2)
 
 
 @ROUTERS.register("remoe", ReMoEConfig)
@@ -54,6 +54,9 @@ class ReMoERouter(SteeredLossRouter):
     def after_step(self, own: RouterStats, model: RouterStats) -> None:
         super().after_step(own, model)
         self.load_E.mul_((own.active / self.target).nan_to_num(1))
+
+    def load(self) -> Tensor:
+        return self.load_E / self.load_E.sum().clamp(min=TINY)
 
     def state_numbers(self) -> dict[str, Tensor]:
         return super().state_numbers() | {"lambda": self.config.sparsity_loss * self.coefficient.value}

@@ -43,5 +43,5 @@ class SeqTopKRouter(Router):
     def capped(self, score_NE: Tensor) -> Tensor:
         """What pairs are ranked by; below all others for experts that are not among a token's best `max_experts`."""
         ranking_NE = self.ranking(score_NE)
-        best_NK = ranking_NE.topk(self.most, dim=-1).indices
+        best_NK = ranking_NE.sort(dim=-1, descending=True, stable=True).indices[:, : self.most]
         return torch.full_like(ranking_NE, -torch.inf).scatter(-1, best_NK, ranking_NE.gather(-1, best_NK))

@@ -7,11 +7,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from dit_moe.config import ConfigError
 from dit_moe.moe.routers.base import ROUTERS, Router, RouterConfig, Score
+from dit_moe.moe.routing import best_experts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,5 +32,4 @@ class TopKRouter(Router):
     """The k experts of each token with the highest score."""
 
     def select(self, score_NE: Tensor) -> Tensor:
-        best_NK = self.ranking(score_NE).topk(int(self.k), dim=-1).indices
-        return torch.zeros_like(score_NE, dtype=torch.bool).scatter(-1, best_NK, True)
+        return best_experts(self.ranking(score_NE), int(self.k))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dit_moe.config import require
 from dit_moe.moe.router_stats import RouterStats
 from dit_moe.moe.routers.base import Router, RouterConfig, Score
+from dit_moe.moe.routing import best_experts
 
 NEAR = 0.01  # of the target: how far the mean of active experts at balance may be from it
 
@@ -99,9 +100,8 @@ class WeightlessRouter(Router):
 
     def select(self, score_NR: Tensor) -> Tensor:
         assert self.config.k is not None
-        best_NK = score_NR.topk(self.config.k, dim=-1).indices
-        best_NR = torch.zeros_like(score_NR, dtype=torch.bool).scatter(-1, best_NK, True)
-        return best_NR | score_NR.isnan()  # of NaN the best may all be without weights, which would hide it
+        # Of NaN the best may all be without weights, which would hide it.
+        return best_experts(score_NR, self.config.k) | score_NR.isnan()
 
     def load(self) -> Tensor:
         """[R], of the optimizer step before: each expert's share of all choices."""

@@ -159,15 +159,14 @@ def _experts(model: TransformerConfig, e: int, active: float) -> Saved:
     """A feed-forward with experts, of which a token uses `active` on average."""
     moe, d = model.moe, model.need("width")
     assert moe is not None
-    w, gated = model.expert_hidden, MATRICES[moe.activation or model.ACTIVATION] == 3
-    into, acting = (2 * w, 4 * w) if gated else (w, 2 * w)  # first matrix; before and after the activation
+    w, shared, matrices = model.expert_hidden, model.shared_width, MATRICES[moe.activation or model.ACTIVATION]
+    acting = 4 if matrices == 3 else 2  # times the hidden width: before and after the activation
     token: float = FP32 * d + moe.experts * (25 if moe.router.drn else 21) + 16  # the router's input; probabilities
-    token += active * (e * (2 * d + acting) + 4 * d + 20)  # rows in and out, out once more weighted; indices
-    expert, cached = d * (into + w), 0
-    if moe.shared_experts:
-        token += moe.shared_experts * e * acting + (2 * d if e < FP32 else 0)
-        cached = moe.shared_experts * expert
-    return Saved(token, 0, cached + moe.experts * expert, cached)
+    token += active * (e * (2 * d + acting * w) + 4 * d + 20)  # rows in and out, out once more weighted; indices
+    if shared:
+        token += e * acting * shared + (2 * d if e < FP32 else 0)
+    cached = matrices * d * shared
+    return Saved(token, 0, cached + moe.experts * matrices * d * w, cached)
 
 
 # ---------------------------------------------------------------------------------------- the Diffusion Transformer

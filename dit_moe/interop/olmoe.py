@@ -160,7 +160,7 @@ def config_to_olmoe(ours: LMConfig, eos_token_id: int | None = None, pad_token_i
     if type(router) is not TopKConfig:  # what derives from it has options of its own
         name = ROUTERS.name_of(router)
         raise ConfigError("moe.router.name", f"={name}: OLMoE's routers are top-k; export the model as it is")
-    for field, wanted in {"shared_experts": 0, "every": 1, "offset": 0, "activation": "swiglu"}.items():
+    for field, wanted in {"shared_experts": 0, "bias": False, "every": 1, "offset": 0, "activation": "swiglu"}.items():
         if getattr(moe, field) != wanted:
             raise ConfigError(f"moe.{field}", f"={getattr(moe, field)}: OLMoE has {wanted}; export the model as it is")
     for field, wanted in {"drn": False, "score": "softmax", "gate_scale": 1, "bias_rate": 0}.items():

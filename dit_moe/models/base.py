@@ -48,7 +48,8 @@ class ExpertWeights:
     routed: float = 0  # matrices of all routed experts …
     active: float = 0  # … and of those that are active on average
     always: float = 0  # matrices that every token meets: routers, shared experts
-    scalars: int = 0
+    scalars: float = 0  # all else that a token meets …
+    idle_biases: float = 0  # … and the biases of the routed experts that are not active
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +163,12 @@ class TransformerConfig:
         return self.moe.hidden(self.need("mlp_hidden"), self.ACTIVATION)
 
     @property
+    def shared_width(self) -> int:
+        """Hidden width of all shared experts together, 0 without; only with experts."""
+        assert self.moe is not None
+        return self.moe.shared_width(self.expert_hidden)
+
+    @property
     def dense_blocks(self) -> int:
         """Blocks without experts."""
         return self.need("depth") - sum(map(self.has_experts, range(self.need("depth"))))
@@ -171,13 +178,16 @@ class TransformerConfig:
         moe, blocks, width = self.moe, self.need("depth") - self.dense_blocks, self.need("width")
         if moe is None:
             return ExpertWeights()
-        expert = MATRICES[moe.activation or self.ACTIVATION] * width * self.expert_hidden
+        products, hidden, shared = MATRICES[moe.activation or self.ACTIVATION], self.expert_hidden, self.shared_width
+        expert = products * width * hidden
+        bias, shared_bias = ((products - 1) * h + width if moe.bias and h else 0 for h in (hidden, shared))
         matrices, others = moe.router.size(moe.experts, width)
         return ExpertWeights(
             routed=blocks * moe.experts * expert,
             active=blocks * moe.target * expert,
-            always=blocks * (matrices + moe.shared_experts * expert),
-            scalars=blocks * others,
+            always=blocks * (matrices + products * width * shared),
+            scalars=blocks * (others + shared_bias + moe.target * bias),
+            idle_biases=blocks * (moe.experts - moe.target) * bias,
         )
 
 

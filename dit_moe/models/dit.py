@@ -92,7 +92,7 @@ class DiTConfig(TransformerConfig):
         everywhere = sum(weights) + biases + bare + experts.always
         attention = depth * 2 * tokens**2 * d  # multiply-adds of QKᵀ and of its product with V
         return Footprint(
-            total_params=int(everywhere + experts.routed),
+            total_params=round(everywhere + experts.routed + experts.idle_biases),
             active_params=everywhere + experts.active,
             forward_flops=2 * (tokens * (weights[0] + experts.always + experts.active) + weights[1] + attention),
         )

@@ -101,7 +101,7 @@ class LMConfig(TransformerConfig):
         everywhere = attention + dense + norms + tables + experts.scalars + experts.always
         per_token = attention + dense + vocab * d + experts.always + experts.active
         return Footprint(
-            total_params=int(everywhere + experts.routed),
+            total_params=round(everywhere + experts.routed + experts.idle_biases),
             active_params=everywhere + experts.active,
             forward_flops=2 * (tokens * per_token + depth * 2 * tokens**2 * d),  # QKᵀ whole, as kernels are counted
         )

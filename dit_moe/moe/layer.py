@@ -31,6 +31,8 @@ class MoEConfig:
     expert_hidden: int | None = None  # hidden width of one expert; wins over granularity
     granularity: float | None = None  # dense hidden width / expert hidden width; None: target + shared_experts
     shared_experts: int = 0  # experts that every token uses, beside the routed ones
+    shared_hidden: int | None = None  # hidden width of one shared expert; None: that of a routed one
+    bias: bool = False  # experts, shared ones too, have biases
     activation: Activation | None = None  # None: that of the dense feed-forward
     implementation: Implementation = "grouped"
     every: int = 1  # one block in this many is an MoE block …
@@ -40,10 +42,12 @@ class MoEConfig:
         named = "or left out where the model's name gives it"
         require(self.experts is None or self.experts >= 1, self, "experts", f"must be at least 1, {named}")
         require(self.target is None or self.target > 0, self, "target", f"must be above 0, {named}")
-        for name in ("expert_hidden", "granularity"):
+        for name in ("expert_hidden", "granularity", "shared_hidden"):
             value = getattr(self, name)
             require(value is None or value > 0, self, name, "must be above 0")
         require(self.shared_experts >= 0, self, "shared_experts", "must be at least 0")
+        used = self.shared_hidden is None or self.shared_experts > 0
+        require(used, self, "shared_hidden", "means nothing with shared_experts=0; drop it, or give their number")
         require(self.every >= 1, self, "every", "must be at least 1")
         require(self.offset >= 0, self, "offset", "must be at least 0")
         if None in (self.experts, self.target):
@@ -71,15 +75,19 @@ class MoEConfig:
         width *= MATRICES[dense_activation] / MATRICES[self.activation or dense_activation]
         return max(8, 8 * round(width / 8))
 
+    def shared_width(self, hidden: int) -> int:
+        """Hidden width of all shared experts together, beside routed ones of `hidden`; 0 if there are none."""
+        return self.shared_experts * (self.shared_hidden or hidden)
+
 
 class FeedForward(nn.Module):
-    """A feed-forward that every token meets, without biases: all shared experts as one, or a dense one."""
+    """A feed-forward that every token meets: all shared experts as one, or a dense one."""
 
-    def __init__(self, width: int, hidden: int, activation: Activation) -> None:
+    def __init__(self, width: int, hidden: int, activation: Activation, bias: bool = False) -> None:
         super().__init__()
         self.activation = activation
-        self.w_in = nn.Linear(width, 2 * hidden if activation == "swiglu" else hidden, bias=False)
-        self.w_out = nn.Linear(hidden, width, bias=False)
+        self.w_in = nn.Linear(width, 2 * hidden if activation == "swiglu" else hidden, bias=bias)
+        self.w_out = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w_out(ACTIVATIONS[self.activation](self.w_in(x)))
@@ -101,9 +109,9 @@ class MoELayer(nn.Module):
         super().__init__()
         hidden, activation = config.hidden(dense_hidden, dense_activation), config.activation or dense_activation
         self.router = ROUTERS.build(config.router, width, config.experts, config.target)
-        self.experts = Experts(config.experts, width, hidden, activation, config.implementation)
-        shared = config.shared_experts
-        self.shared = FeedForward(width, shared * hidden, activation) if shared else None
+        self.experts = Experts(config.experts, width, hidden, activation, config.implementation, config.bias)
+        shared = config.shared_width(hidden)
+        self.shared = FeedForward(width, shared, activation, config.bias) if shared else None
 
     def forward(
         self,

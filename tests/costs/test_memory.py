@@ -32,7 +32,7 @@ DIT_KINDS = {
     "many": {"name": "DiT-custom/2-64E8A", "moe": MoEConfig(router=LAYERWISE, every=2)},
     "swiglu": {
         "name": "DiT-custom/2-8E1.5A",
-        "moe": MoEConfig(router=LAYERWISE, activation="swiglu", shared_experts=1),
+        "moe": MoEConfig(router=LAYERWISE, activation="swiglu", shared_experts=1, shared_hidden=56, bias=True),
     },
 }
 LM_KINDS = {

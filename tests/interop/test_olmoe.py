@@ -113,6 +113,7 @@ def test_an_olmoe_with_what_we_do_not_have_is_refused_by_the_field_or_weight(cha
         (None, {}, "moe is missing"),
         ("dtopp", {}, "moe.router.name=dtopp"),
         ("topk", {"moe": {"shared_experts": 1}}, "moe.shared_experts=1"),
+        ("topk", {"moe": {"bias": True}}, "moe.bias=True"),
         ("topk", {"moe": {"every": 2}}, "moe.every=2"),
         ("topk", {"moe": {"offset": 1}}, "moe.offset=1"),
         ("topk", {"moe": {"activation": "gelu"}}, "moe.activation=gelu"),

@@ -30,15 +30,19 @@ def mask_of(case: str, tokens: int, experts: int) -> torch.Tensor:
 def compute(
     implementation: str, activation: str, mask: torch.Tensor, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> list[torch.Tensor]:
-    """Output and all gradients, on the CPU."""
+    """Output and all gradients, on the CPU. "gelu_bias" are experts with biases."""
     torch.manual_seed(0)
-    experts = Experts(mask.shape[1], WIDTH, HIDDEN, activation, implementation).to(device)
+    activation, _, bias = activation.partition("_")
+    experts = Experts(mask.shape[1], WIDTH, HIDDEN, activation, implementation, bias == "bias").to(device)
+    for parameter in (experts.bias_in, experts.bias_out) if bias else ():
+        torch.nn.init.normal_(parameter)
     x = torch.randn(mask.shape[0], WIDTH).to(device).requires_grad_()
     weight = torch.rand(mask.shape).to(device).requires_grad_()
     with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         out = experts(x, routing_from_mask(mask.to(device), weight))
     (out * torch.linspace(-1, 1, WIDTH, device=device)).sum().backward()
-    return [each.detach().cpu() for each in (out, x.grad, weight.grad, experts.w_in.grad, experts.w_out.grad)]
+    gradients = [parameter.grad for parameter in experts.parameters()]
+    return [each.detach().cpu() for each in (out, x.grad, weight.grad, *gradients)]
 
 
 CASES = [
@@ -47,7 +51,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+@pytest.mark.parametrize("activation", ["gelu", "swiglu", "gelu_bias", "swiglu_bias"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("tokens", "experts"), [(33, 8), (1, 4), (5, 1)])
 def test_grouped_equals_reference_in_outputs_and_all_gradients(device, activation, case, tokens, experts):
@@ -72,5 +76,5 @@ def test_grouped_in_bf16_stays_near_the_fp32_reference(device, activation, case)
 def test_a_token_without_experts_gets_zeros_and_zero_pairs_give_zero_and_not_missing_gradients():
     mask = mask_of("a token without experts", 6, 4)
     assert compute("grouped", "gelu", mask)[0][0].abs().max() == 0
-    for value in compute("grouped", "swiglu", mask_of("zero pairs", 3, 4)):
+    for value in compute("grouped", "swiglu_bias", mask_of("zero pairs", 3, 4)):
         assert value is not None and value.abs().max() == 0

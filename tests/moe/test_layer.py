@@ -25,9 +25,11 @@ def test_expert_width_gives_the_dense_layer_s_active_compute(options, hidden):
     assert MoEConfig(experts=8, **options).hidden(1536) == hidden
 
 
-def test_shared_experts_are_added_to_the_routed_ones():
+@pytest.mark.parametrize(("options", "hidden"), [({}, 48), ({"shared_hidden": 40}, 80)])
+def test_shared_experts_are_added_to_the_routed_ones(options, hidden):
     torch.manual_seed(0)
-    layer = MoELayer(MoEConfig(experts=4, target=2, shared_experts=1), 16, 64).eval()
+    layer = MoELayer(MoEConfig(experts=4, target=2, shared_experts=2, expert_hidden=24, **options), 16, 64).eval()
+    assert layer.shared.w_out.in_features == hidden
     x = torch.randn(2, 5, 16)
     routed = layer.experts(x.flatten(0, 1), layer.router(x.flatten(0, 1))).view_as(x)
     torch.testing.assert_close(layer(x)[0], routed + layer.shared(x))
@@ -72,6 +74,7 @@ def test_losses_have_their_textbook_values():
         ({"experts": 4, "target": 2, "router": "topq"}, r"model\.moe\.router\.name=topq: unknown router"),
         ({"experts": 4, "target": 2, "activation": "relu"}, r"activation=relu is not one of gelu, swiglu"),
         ({"experts": 4, "target": 2, "expert_hidden": 0}, r"expert_hidden=0 must be above 0"),
+        ({"experts": 4, "target": 2, "shared_hidden": 8}, r"shared_hidden=8 means nothing with shared_experts=0"),
     ],
 )
 def test_impossible_layers_are_refused_with_the_dotted_path(tree, message):

@@ -98,15 +98,20 @@ def test_options_that_mean_nothing_to_a_router_are_refused(name, option):
 def predicted(router, x) -> list[list[float]]:
     """DiffMoE's predictor: the chance of each expert to take each token."""
     chances = []
+    bias_D, bias_E = router.predictor_bias_in, router.predictor_bias_out
     for x_D in x.double():
-        hidden_D = router.predictor_in.detach().double() @ x_D
+        hidden_D = router.predictor_in.detach().double() @ x_D + (0 if bias_D is None else bias_D.detach())
         hidden_D = hidden_D * hidden_D.sigmoid()
-        chances.append((router.predictor_out.detach().double() @ hidden_D).sigmoid().tolist())
+        logits_E = router.predictor_out.detach().double() @ hidden_D + (0 if bias_E is None else bias_E.detach())
+        chances.append(logits_E.sigmoid().tolist())
     return chances
 
 
-def test_in_diffmoe_experts_take_their_best_tokens_of_the_batch_and_the_predictor_learns_which():
-    router, x = make("diffmoe", target=2.5), tokens()
+@pytest.mark.parametrize("bias", [False, True])
+def test_in_diffmoe_experts_take_their_best_tokens_of_the_batch_and_the_predictor_learns_which(bias):
+    router, x = make("diffmoe", target=2.5, predictor_bias=bias), tokens()
+    for parameter in (router.predictor_bias_in, router.predictor_bias_out) if bias else ():
+        torch.nn.init.normal_(parameter)
     prob, chance, each = softmax_scores(router, x), predicted(router, x), int(2.5 * TOKENS / EXPERTS)
     wanted, cost = torch.zeros(TOKENS, EXPERTS, dtype=torch.float64), 0.0
     for e in range(EXPERTS):

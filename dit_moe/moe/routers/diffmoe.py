@@ -1,7 +1,7 @@
 """DiffMoE (Shi et al., arXiv 2503.14487): experts take their best tokens of the whole batch in training.
 
 So noisy images, which are harder, may get more experts than others. In evaluation a small network that has learned the
-choice predicts it token by token, against a threshold for each expert. It has no biases here.
+choice predicts it token by token, against a threshold for each expert.
 """
 
 # N tokens, E experts
@@ -28,6 +28,7 @@ class DiffMoEConfig(ThresholdConfig):
 
     init_std: float = 0.006
     predictor_loss: float = 1.0
+    predictor_bias: bool = False  # the predictor's two layers have biases, as published
     evaluation: Literal["token", "batch"] = "token"
 
     def __post_init__(self) -> None:
@@ -38,7 +39,8 @@ class DiffMoEConfig(ThresholdConfig):
     def size(self, experts: int, width: int) -> tuple[int, int]:
         matrices, others = super().size(experts, width)
         read = self.input_width(width)
-        return matrices + read * read + experts * read, others
+        biases = read + experts if self.predictor_bias else 0
+        return matrices + read * read + experts * read, others + biases
 
 
 @ROUTERS.register("diffmoe", DiffMoEConfig)
@@ -52,10 +54,14 @@ class DiffMoERouter(ThresholdRouter):
         read = config.input_width(width)
         self.predictor_in = nn.Parameter(torch.randn(read, read) / math.sqrt(read))
         self.predictor_out = nn.Parameter(torch.randn(experts, read) / math.sqrt(read))
+        self.predictor_bias_in = nn.Parameter(torch.zeros(read)) if config.predictor_bias else None
+        self.predictor_bias_out = nn.Parameter(torch.zeros(experts)) if config.predictor_bias else None
 
     def route(self, scores: Scores) -> Choice:
-        hidden_ND = F.silu(F.linear(scores.x_ND.detach(), self.predictor_in.float()))
-        logits_NE = F.linear(hidden_ND, self.predictor_out.float())
+        biases = self.predictor_bias_in, self.predictor_bias_out
+        bias_in, bias_out = (None if bias is None else bias.float() for bias in biases)
+        hidden_ND = F.silu(F.linear(scores.x_ND.detach(), self.predictor_in.float(), bias_in))
+        logits_NE = F.linear(hidden_ND, self.predictor_out.float(), bias_out)
         chance_NE = logits_NE.detach().sigmoid()
         if not self.training:
             mask_NE = ~(chance_NE <= self.threshold_K)  # true where it is NaN

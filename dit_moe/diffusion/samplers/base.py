@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,18 @@ from dit_moe.diffusion.base import SAMPLERS, Network, Objective
 from dit_moe.diffusion.guidance import GuidanceConfig, GuidedNetwork
 
 Generators = list[torch.Generator]  # one per image
+
+
+class Evaluation(NamedTuple):
+    """A call of the network that a sampler asks for; the arguments of `GuidedNetwork`."""
+
+    x: Tensor  # [B, C, H, W]
+    network_time: float  # what the network is told; an int stays an int
+    time: float  # its place in [0, 1], 1 being noise
+
+
+Steps = Generator[Evaluation, Tensor, Tensor]
+"""Yields evaluations, is sent the network's guided output at each, and returns the state that they lead to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +110,28 @@ class Sampler(ABC):
     def times(self, latent_shape: Sequence[int] | None = None) -> list[float]:
         """Where in [0, 1] the network is evaluated, in order, 1 being noise. See `evaluations`."""
 
-    @abstractmethod
+    def evaluate(self, x: Tensor, generators: Generators) -> Steps:
+        """All steps from noise `x`, for a caller that evaluates the network itself."""
+        for step in self._steps(x.shape[1:], generators):
+            x = yield from step(x)
+        return x
+
     def _states(self, network: GuidedNetwork, x: Tensor, generators: Generators) -> Iterator[Tensor]:
         """The state after each step, the last one being the result."""
+        for step in self._steps(x.shape[1:], generators):
+            x = _run(step(x), network)
+            yield x
+
+    def _steps(self, latent_shape: Sequence[int], generators: Generators) -> Iterator[Callable[[Tensor], Steps]]:
+        """One function for each step, which goes on from the state before it; unless `_states` is overridden."""
+        raise NotImplementedError
+
+
+def _run(step: Steps, network: GuidedNetwork) -> Tensor:
+    """The state that a step leads to."""
+    try:
+        asked = next(step)
+        while True:
+            asked = step.send(network(*asked))
+    except StopIteration as end:
+        return end.value

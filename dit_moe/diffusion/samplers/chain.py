@@ -12,8 +12,9 @@ diffusers is imported where a scheduler is made, as that takes seconds, and read
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,8 +23,7 @@ from torch import Tensor
 from dit_moe.config import ConfigError, require
 from dit_moe.diffusion.base import SAMPLERS
 from dit_moe.diffusion.ddpm import DDPM
-from dit_moe.diffusion.guidance import GuidedNetwork
-from dit_moe.diffusion.samplers.base import Generators, Sampler, SamplerConfig
+from dit_moe.diffusion.samplers.base import Evaluation, Generators, Sampler, SamplerConfig, Steps
 
 PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
 
@@ -85,15 +85,18 @@ class ChainSampler(Sampler):
             "timestep_spacing": "trailing",  # K-1 … 0, in all three
         }
 
-    def _states(self, network: GuidedNetwork, x: Tensor, generators: Generators) -> Iterator[Tensor]:
+    def _steps(self, latent_shape: Sequence[int], generators: Generators) -> Iterator[Callable[[Tensor], Steps]]:
         scheduler = self._scheduler()
         # diffusers holds betas in fp32: at 10 steps of the cosine schedule that moves the last alpha_bar by 27 %
         scheduler.alphas_cumprod = self.schedule.alphas_cumprod
         scheduler.set_timesteps(len(self.schedule))
+
+        def step(x: Tensor, k: int, time: float) -> Steps:
+            output = yield Evaluation(x, int(self.schedule.timesteps[k]), time)
+            return self._step(scheduler, output, k, x, generators)
+
         for k, time in zip(reversed(range(len(self.schedule))), self.times(), strict=True):
-            output = network(x, int(self.schedule.timesteps[k]), time)
-            x = self._step(scheduler, output, k, x, generators)
-            yield x
+            yield partial(step, k=k, time=time)
 
     def times(self, latent_shape: Sequence[int] | None = None) -> list[float]:
         return [n / len(self.trained.schedule) for n in reversed(self.schedule.timesteps.tolist())]

@@ -8,6 +8,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar, Literal
 
@@ -17,11 +18,8 @@ from torch import Tensor
 from dit_moe.config import require
 from dit_moe.diffusion.base import SAMPLERS
 from dit_moe.diffusion.flow import Flow, shift_time
-from dit_moe.diffusion.guidance import GuidedNetwork
-from dit_moe.diffusion.samplers.base import Generators, Sampler, SamplerConfig
+from dit_moe.diffusion.samplers.base import Evaluation, Generators, Sampler, SamplerConfig, Steps
 from dit_moe.randomness import normal_like_images
-
-Velocity = Callable[[Tensor, float], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +91,14 @@ class FlowSampler(Sampler):
             factor = self.trained.shift(tuple(latent_shape or ()))
         return list(pairwise(shift_time(self._grid(), factor).tolist()))
 
-    def _states(self, network: GuidedNetwork, x: Tensor, generators: Generators) -> Iterator[Tensor]:
-        def velocity(x: Tensor, t: float) -> Tensor:
-            return network(x, t * self.trained.config.time_scale, t)[:, : x.shape[1]]
+    def _steps(self, latent_shape: Sequence[int], generators: Generators) -> Iterator[Callable[[Tensor], Steps]]:
+        for start, end in self._intervals(latent_shape):
+            yield partial(self._step, start=start, end=end, generators=generators)
 
-        for start, end in self._intervals(x.shape[1:]):
-            x = self._step(velocity, x, start, end, generators)
-            yield x
+    def _velocity(self, x: Tensor, t: float) -> Steps:
+        """What the network says at `x` and the time `t`."""
+        output = yield Evaluation(x, t * self.trained.config.time_scale, t)
+        return output[:, : x.shape[1]]
 
     def times(self, latent_shape: Sequence[int] | None = None) -> list[float]:
         return [time for start, end in self._intervals(latent_shape) for time in self._nodes(start, end)]
@@ -109,7 +108,7 @@ class FlowSampler(Sampler):
         return [start]
 
     @abstractmethod
-    def _step(self, velocity: Velocity, x: Tensor, start: float, end: float, generators: Generators) -> Tensor:
+    def _step(self, x: Tensor, start: float, end: float, generators: Generators) -> Steps:
         """`x` at the time `end` from `x` at the time `start`."""
 
 
@@ -117,8 +116,9 @@ class FlowSampler(Sampler):
 class EulerSampler(FlowSampler):
     """x + h v(x, t)."""
 
-    def _step(self, velocity: Velocity, x: Tensor, start: float, end: float, generators: Generators) -> Tensor:
-        return x + (end - start) * velocity(x, start)
+    def _step(self, x: Tensor, start: float, end: float, generators: Generators) -> Steps:
+        v = yield from self._velocity(x, start)
+        return x + (end - start) * v
 
 
 class TwoStageSampler(FlowSampler):
@@ -130,10 +130,10 @@ class TwoStageSampler(FlowSampler):
     def _nodes(self, start: float, end: float) -> list[float]:
         return [start, start + self.second * (end - start)]
 
-    def _step(self, velocity: Velocity, x: Tensor, start: float, end: float, generators: Generators) -> Tensor:
+    def _step(self, x: Tensor, start: float, end: float, generators: Generators) -> Steps:
         first_time, second_time = self._nodes(start, end)
-        first = velocity(x, first_time)
-        second = velocity(x + (second_time - first_time) * first, second_time)
+        first = yield from self._velocity(x, first_time)
+        second = yield from self._velocity(x + (second_time - first_time) * first, second_time)
         return x + (end - start) * (first + (second - first) / (2 * self.second))
 
 
@@ -164,8 +164,8 @@ class EulerMaruyamaSampler(FlowSampler):
         noisy = torch.linspace(1, self.config.last_step, self.config.steps, dtype=torch.float64)
         return torch.cat([noisy, torch.zeros(1, dtype=torch.float64)])
 
-    def _step(self, velocity: Velocity, x: Tensor, start: float, end: float, generators: Generators) -> Tensor:
-        v = velocity(x, start)
+    def _step(self, x: Tensor, start: float, end: float, generators: Generators) -> Steps:
+        v = yield from self._velocity(x, start)
         if end == 0:
             return x + (end - start) * v
         level = self.trained.path(torch.tensor(start, dtype=torch.float64))

@@ -7,6 +7,7 @@ before. `key=value` changes the study (seeds=[0]) or all of its variants (train.
 
     dit-moe compare digits
     dit-moe compare digits seeds=[0] train.steps=50 --out runs/try
+    dit-moe compare lm-tiny --variants topk,dtopp --list
     dit-moe compare digits --report               # tables and pictures of what is there by now; starts nothing
     # needs ImageNet and Inception's weights
     dit-moe compare imagenet256-s --list          # the commands of all runs, for a cluster; then once without --list
@@ -32,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="runs at a time; default one for each GPU, or for each core"
     )
+    parser.add_argument(
+        "--variants", metavar="NAME,NAME", help="run only these now; others can follow, into the same folder"
+    )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--list", action="store_true", help="print the command of each run that is missing, and stop")
     instead.add_argument("--only", metavar="VARIANT/SEED", help="do this one run, and nothing else")
@@ -45,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what is missing and write results.json, table.md, table.csv and the pictures. ValueError for bad input."""
     end_with_parent()
-    study = StudyFolder.open(args.study, args.overrides, args.out)
+    wanted = [] if args.variants is None else [name.strip() for name in args.variants.split(",")]
+    study = StudyFolder.open(args.study, args.overrides, args.out, wanted)
     if args.only is not None:
         study.run_only(args.only)
         end([study.out], ("compare", *study.words, "--report"))

@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -36,7 +36,7 @@ from dit_moe.studies.score import (
     time_variants,
     was_measured_here,
 )
-from dit_moe.studies.search import DIVERGED, FILE, FOLDER, Search, chosen, read_search
+from dit_moe.studies.search import DIVERGED, FOLDER, Search, keep_search, read_search, tuned
 from dit_moe.studies.study import (
     BUILT_IN,
     PlannedRun,
@@ -83,14 +83,17 @@ class StudyFolder:
     chosen: Mapping[str, Sequence[str]] | None = None  # by its search, for each variant
     written: Study | None = None  # as it was before that
     is_round: bool = False  # of a search
+    wanted: Collection[str] = ()  # names of the variants that are to be run; none: all
 
     @classmethod
-    def open(cls, name: str, overrides: Sequence[str], out: Path | None) -> Self:
+    def open(cls, name: str, overrides: Sequence[str], out: Path | None, wanted: Collection[str] = ()) -> Self:
         """Of a file, or of a built-in study. ConfigError for mistakes in it."""
         path = find_study(name)
         default = path.parent if path == Path(name, STUDY) else Path("runs", f"compare-{path.stem}")
         study = with_found_configs(load_study(path, overrides), path.parent)
-        return cls(study, path, overrides, out or default)
+        for each in wanted:
+            study.variant(each)
+        return cls(study, path, overrides, out or default, wanted=wanted)
 
     @classmethod
     def of_round(cls, study: Study, out: Path) -> Self:
@@ -104,11 +107,16 @@ class StudyFolder:
         require_writable(self.out)
         write_atomically(self.out / STUDY, config.OF_A_STUDY + config.to_yaml(self.written or self.study))
 
-    def searched(self) -> Self:
-        """With what the study's search chose; ConfigError if that is yet to be done."""
+    def searched(self, needed: Collection[str] = ()) -> Self:
+        """With what the study's search chose; ConfigError if that is yet to be done for a variant of `needed`."""
         found = None if self.study.search is None else read_search(self.study, self.out)
-        tuned = chosen(self.study, self.out)
-        return replace(self, study=tuned, chosen=found and found["chosen"], written=self.study)
+        chosen = found and {name: each["chosen"] for name, each in found.items()}
+        return replace(self, study=tuned(self.study, self.out, needed), chosen=chosen, written=self.study)
+
+    @property
+    def _to_run(self) -> list[str]:
+        """Names of variants."""
+        return [variant.name for variant in self.study.variants if not self.wanted or variant.name in self.wanted]
 
     @property
     def words(self) -> list[str]:
@@ -127,7 +135,7 @@ class StudyFolder:
 
     def run_only(self, name: str) -> None:
         """Train and score the run VARIANT/SEED."""
-        study = self.searched().study
+        study = self.searched([name.rpartition("/")[0]]).study
         (run,) = plan(study, self.path.parent, self.out, only=name)
         try:
             train_and_score(study, run)
@@ -150,7 +158,7 @@ class StudyFolder:
 
         if not self._search(losses):
             return commands
-        study = self.searched().study
+        study = self.searched(self._to_run).study
         runs = plan(study, self.path.parent, self.out, resolved=resolve_for_dry_run)
         self._require_own(runs)
         return [shlex.join(["dit-moe", *self._command(run)]) for run in self._missing(runs)]
@@ -187,7 +195,7 @@ class StudyFolder:
             self._keep_study()
         if not self._search(losses):
             return "", failed_in_search
-        return self.searched()._run_missing(at_a_time)
+        return self.searched(self._to_run)._run_missing(at_a_time)
 
     def losses(self) -> dict[str, float]:
         """The held-out loss of each variant whose run with the first seed is finished, or `DIVERGED`."""
@@ -197,21 +205,23 @@ class StudyFolder:
         return found | {run.variant.name: DIVERGED for run in runs if run.has_diverged()}
 
     def _search(self, losses_of: Callable[[StudyFolder], dict[str, float] | None]) -> bool:
-        """Do the search of the study, if it has one and it is not done; whether that is done now.
+        """Do the study's search for the variants that it is yet to be done for, if it has one; whether it is done now.
 
         Args:
             losses_of: a round's study → the losses of its variants; None: it is not finished.
         """
-        if self.study.search is None or read_search(self.study, self.out) is not None:
+        if self.study.search is None:
             return True
-        search = Search(self.study, self.path.parent)
-        while (study := search.next_study()) is not None:
+        found = read_search(self.study, self.out)
+        left = [name for name in self._to_run if name not in found]
+        search = Search(self.study, self.path.parent, left)
+        while left and (study := search.next_study()) is not None:
             tell(f"search: {search.name}, {len(study.variants)} runs")
             losses = losses_of(StudyFolder.of_round(study, self.out / FOLDER / search.name))
             if losses is None:
                 return False
             search.take(losses)
-        write_atomically(self.out / FILE, json.dumps(search.result(), indent=1, allow_nan=False) + "\n")
+        keep_search(self.study, self.out, search.result())
         return True
 
     def _run_missing(self, at_a_time: int | None) -> tuple[str, list[Job]]:
@@ -250,7 +260,8 @@ class StudyFolder:
         require_own(self.out, WRITTEN, begun)
 
     def _missing(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-        missing = [run for run in runs if read_score(self.study, run) is None]
+        wanted = [run for run in runs if run.variant.name in self._to_run]
+        missing = [run for run in wanted if read_score(self.study, run) is None]
         return [run for run in missing if not (self.is_round and run.has_diverged())]
 
     def _command(self, run: PlannedRun) -> list[str]:
@@ -265,7 +276,7 @@ class StudyFolder:
         """Time the variants, unless this machine did so with the same runs, software and threads; whether it did."""
         first, steps = first_of_variants(runs), self.study.timing_steps
         timing = read_timing(self.out, first, steps)
-        if timing is not None and was_measured_here(timing, first):
+        if (timing is not None and was_measured_here(timing, first)) or not all(run.is_trained() for run in first):
             return False
         try:
             time_variants(self.out, first, steps)

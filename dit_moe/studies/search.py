@@ -7,13 +7,15 @@ own, in a folder below the whole one's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
 from dit_moe import config
 from dit_moe.config import ConfigError, Tree
+from dit_moe.files import write_atomically
 from dit_moe.json_files import read_if_good
 from dit_moe.studies.study import Study, Variant, experiments_of
 
@@ -35,15 +37,17 @@ class Search:
     Args:
         study: with a search, and configs that are found from anywhere, as the files of its rounds are elsewhere.
         folder: of its file.
+        names: of the variants to search for; None: all.
     """
 
-    def __init__(self, study: Study, folder: Path) -> None:
+    def __init__(self, study: Study, folder: Path, names: Collection[str] | None = None) -> None:
         assert study.search is not None
         self.study, self.settings = study, study.search
-        self.tried: dict[str, list[Tried]] = {variant.name: [] for variant in study.variants}
+        self.variants = [variant for variant in study.variants if names is None or variant.name in names]
+        self.tried: dict[str, list[Tried]] = {variant.name: [] for variant in self.variants}
         self.round = 0  # the first is of the variants as they are
         self._trying: dict[str, tuple[str, tuple[str, ...]]] = {}  # by name in the round: variant, changes
-        self._experiments = experiments_of(study, folder)
+        self._experiments = experiments_of(study, folder, self.variants)
 
     @property
     def name(self) -> str:
@@ -55,7 +59,7 @@ class Search:
         while self.round <= len(self.settings.rounds):
             alternatives = self.settings.rounds[self.round - 1] if self.round else (None,)
             self._trying, variants = {}, []
-            for variant in self.study.variants:
+            for variant in self.variants:
                 for number, change in enumerate(alternatives):
                     if change is not None and not self._takes(variant, _key(change)):
                         continue
@@ -107,27 +111,19 @@ class Search:
             search=None,
         )
 
-    def result(self) -> SearchResult:
-        """The choice for each variant, and all that was tried, in order."""
+    def result(self) -> dict[str, Found]:
+        """By variant: the choice, and all that was tried, in order."""
         return {
-            "identity": identity(self.study),
-            "chosen": {name: list(self.best(name).changes) for name in self.tried},
-            "tried": {
-                name: [
+            variant.name: {
+                **_of_variant(variant),
+                "chosen": list(self.best(variant.name).changes),
+                "tried": [
                     {"changes": list(each.changes), "loss": each.loss if each.loss < DIVERGED else None}
-                    for each in tried
-                ]
-                for name, tried in self.tried.items()
-            },
+                    for each in self.tried[variant.name]
+                ],
+            }
+            for variant in self.variants
         }
-
-
-def identity(study: Study) -> dict[str, Any]:
-    """What the choices depend on."""
-    tree = config.dump(study)
-    own = ("name", "config", "changes")
-    variants = [{key: variant[key] for key in own} for variant in tree["variants"]]
-    return {key: tree[key] for key in ("search", "config", "changes", "heldout")} | {"variants": variants}
 
 
 class _Tried(TypedDict):
@@ -135,35 +131,70 @@ class _Tried(TypedDict):
     loss: float | None  # None: it diverged
 
 
+class Found(TypedDict):
+    """What was chosen for a variant, and what that depends on beside the study."""
+
+    config: str | None
+    changes: list[str]
+    chosen: list[str]
+    tried: list[_Tried]
+
+
 class SearchResult(TypedDict):
     """What search.json holds."""
 
-    identity: Tree
-    chosen: dict[str, list[str]]
-    tried: dict[str, list[_Tried]]
+    study: Tree  # what the choices of all variants depend on
+    variants: dict[str, Found]
 
 
-def read_search(study: Study, out: Path) -> SearchResult | None:
-    """What search.json in the folder `out` holds, if it is of this study; else None."""
-    found = read_if_good(out / FILE, SearchResult)
-    return found if found is not None and found["identity"] == identity(study) else None
+def _of_variant(variant: Variant) -> Found:
+    return {"config": variant.config, "changes": list(variant.changes), "chosen": [], "tried": []}
 
 
-def chosen(study: Study, out: Path) -> Study:
-    """The study with what its search chose for each variant; as it is if it has no search.
+def _of_study(study: Study) -> Tree:
+    tree = config.dump(study)
+    return {key: tree[key] for key in ("search", "config", "changes", "heldout")}
 
-    ConfigError if the search is yet to be done.
+
+def read_search(study: Study, out: Path) -> dict[str, Found]:
+    """What search.json in the folder `out` says of the study's variants; nothing of those that it is not done for."""
+    kept = read_if_good(out / FILE, SearchResult)
+    if kept is None or kept["study"] != _of_study(study):
+        return {}
+    known = {variant.name: _of_variant(variant) for variant in study.variants}
+    return {
+        name: found
+        for name, found in kept["variants"].items()
+        if name in known and all(found[key] == known[name][key] for key in ("config", "changes"))
+    }
+
+
+def keep_search(study: Study, out: Path, found: Mapping[str, Found]) -> None:
+    """Write search.json with what was found, beside what it says of other variants."""
+    kept = SearchResult(study=_of_study(study), variants={**read_search(study, out), **found})
+    write_atomically(out / FILE, json.dumps(kept, indent=1, allow_nan=False) + "\n")
+
+
+def tuned(study: Study, out: Path, needed: Collection[str]) -> Study:
+    """The study with what its search chose for each variant; variants that it is not done for as they are.
+
+    ConfigError if those are among the `needed`, or all of them.
     """
     if study.search is None:
         return study
     found = read_search(study, out)
-    if found is None:
-        problem = f" is not done in {out}, and decides how the variants are trained"
+    open_ = [name for name in needed if name not in found]
+    if open_ or not found:
+        of = f" for {', '.join(open_)}" if found else ""
+        problem = f" is not done in {out}{of}, and decides how the variants are trained"
         raise ConfigError("search", f"{problem}; run the study without --only and --report, or set search=null")
     return replace(
         study,
         variants=tuple(
-            replace(variant, changes=(*variant.changes, *found["chosen"][variant.name])) for variant in study.variants
+            replace(variant, changes=(*variant.changes, *found[variant.name]["chosen"]))
+            if variant.name in found
+            else variant
+            for variant in study.variants
         ),
     )
 

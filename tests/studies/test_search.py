@@ -1,6 +1,7 @@
 """The search of a study: one option after the other, for each variant by itself."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,12 +49,13 @@ def test_each_variant_keeps_the_best_alternative_of_one_option_and_goes_on_with_
     losses |= {("topk", "train.lr=1e-3"): DIVERGED}
     search, rounds = search_with(path, losses)
     assert [name for name, _ in rounds] == ["as_it_is", "1-train.lr", "2-model.moe.router.balance_loss"]
-    assert search.result()["chosen"] == {
+    found = search.result()
+    assert {name: each["chosen"] for name, each in found.items()} == {
         "topk": ["train.lr=4e-3"],
         "dtopp": ["model.moe.router.balance_loss=1e-2"],
         "dense": [],
     }
-    assert [each["loss"] for each in search.result()["tried"]["topk"]] == [1.0, None, 0.9, 1.0]
+    assert [each["loss"] for each in found["topk"]["tried"]] == [1.0, None, 0.9, 1.0]
     last = {variant.name: variant.changes[-2:] for variant in rounds[-1][1].variants}
     assert last == {  # the dense one has no router
         "topk-0": ("train.lr=4e-3", "model.moe.router.balance_loss=1e-2"),
@@ -108,12 +110,23 @@ def test_a_study_searches_first_goes_on_where_it_stopped_and_trains_with_what_it
         folder.run_only("topk/1")
     assert [line.split("--only ")[1] for line in folder.missing_commands()] == ["topk/0", "dtopp/0", "dense/0"]
 
+    some = replace(folder, wanted=["topk"])
+    assert [line.split("--only ")[1] for line in some.missing_commands()] == ["topk/0"]
+    table, failed = some.run_missing(1)
+    assert not failed and len(scores) == 1 + 2 + 1 + 2
+    assert "Missing: DTop-p with seed 1, 2; dense with seed 1." in table
+    assert some.missing_commands() == []
+    with pytest.raises(ConfigError, match=r"search is not done in .* for dtopp"):
+        folder.run_only("dtopp/1")
+    topk = scores.copy()
+
     table, failed = folder.run_missing(1)
     assert not failed and len(scores) == 3 + 5 + 2 + 5  # the dense variant has one seed and no router
-    found = json.loads((folder.out / "search.json").read_text())
-    assert found["tried"]["dtopp"][2] == {"changes": ["train.lr=4e-3"], "loss": None}
-    assert found["chosen"]["dense"] == ["train.lr=4e-3"]
-    assert found["chosen"]["dtopp"] == ["train.lr=1e-3", "model.moe.router.balance_loss=1e-2"]
+    assert topk.items() <= scores.items()  # what was done is kept
+    found = json.loads((folder.out / "search.json").read_text())["variants"]
+    assert found["dtopp"]["tried"][2] == {"changes": ["train.lr=4e-3"], "loss": None}
+    assert found["dense"]["chosen"] == ["train.lr=4e-3"]
+    assert found["dtopp"]["chosen"] == ["train.lr=1e-3", "model.moe.router.balance_loss=1e-2"]
     searched = folder.searched()
     runs = plan(searched.study, path.parent, folder.out)
     assert [run.name for run in runs] == ["topk/1", "dtopp/1", "dense/1", "topk/2", "dtopp/2"]

@@ -159,7 +159,7 @@ def _experts(model: TransformerConfig, e: int, active: float) -> Saved:
     """A feed-forward with experts, of which a token uses `active` on average."""
     moe, d = model.moe, model.need("width")
     assert moe is not None
-    w, shared, matrices = model.expert_hidden, model.shared_width, MATRICES[moe.activation or model.ACTIVATION]
+    w, shared, matrices = model.expert_hidden, model.shared_width, MATRICES[moe.activation or model.activation]
     acting = 4 if matrices == 3 else 2  # times the hidden width: before and after the activation
     token: float = FP32 * d + moe.experts * (25 if moe.router.drn else 21) + 16  # the router's input; probabilities
     token += active * (e * (2 * d + acting * w) + 4 * d + 20)  # rows in and out, out once more weighted; indices
@@ -175,25 +175,35 @@ def _experts(model: TransformerConfig, e: int, active: float) -> Saved:
 def _dit(model: DiTConfig, e: int, active: float) -> Network:
     d = model.need("width")
     # The final layer's norm and linear; the embedding of time, the conditioning c, and the final layer's adaLN.
-    ends = Saved(token=8 * d + 8 + e * d, row=e * (FREQUENCIES + 5 * d) + 4 * d, weights=3 * d * d)
+    ends = Saved(token=_dit_norm(model) + e * d, row=e * (FREQUENCIES + 5 * d) + 4 * d, weights=3 * d * d)
     return Network(ends, [_dit_block(model, index, e, active) for index in range(model.need("depth"))], stream=FP32 * d)
+
+
+def _dit_norm(model: DiTConfig) -> int:
+    """Input and output in fp32, and two statistics; for RMS also the input before its weights, and one statistic."""
+    d = model.need("width")
+    return 12 * d + 4 if model.norm == "rms_norm" else 8 * d + 8
 
 
 def _dit_block(model: DiTConfig, index: int, e: int, active: float) -> Saved:
     """One transformer block. The residual stream and its norms are in fp32."""
-    d, h = model.need("width"), model.need("mlp_hidden")
-    # Twice: input of a norm, its output and two statistics; input of qkv; q, k and v; output of attention, and its
-    # logarithm of sums for each head; output of the projection.
-    token: float = 2 * (8 * d + 8) + e * 6 * d + 4 * model.need("heads")
-    if model.qk_norm:  # without a fused kernel: q and k normalised and scaled, in bf16 also as fp32; attention's output
-        token += 8 * d + 3 * e * d + (8 * d if e < FP32 else 0)
+    d, h, heads = model.need("width"), model.need("mlp_hidden"), model.need("heads")
+    # Two norms; input of qkv; q, k and v; output of attention, and its logarithm of sums for each head; output of the
+    # projection.
+    token: float = 2 * _dit_norm(model) + e * 6 * d + 4 * heads
+    if model.qk_norm or model.has_rotary:  # q and k as they meet each other; attention's output once more
+        token += 3 * e * d
+    if model.qk_norm:  # q and k in bf16 also as fp32
+        token += 8 * d if e < FP32 else 0
+        token += 16 * heads if model.qk_norm == "layer_norm" else 8 * d  # statistics; normalised, not yet scaled
     row = e * 9 * d  # adaLN's input and six outputs, and 1 + scale twice
     matrices = 10 * d * d  # adaLN, qkv, projection
     block = Saved(token, row, matrices, matrices)
     if model.has_experts(index):
         return block + _experts(model, e, active) + Saved(FP32 * d)  # their sum, for the gate
-    # Input of the first matrix; before and after the activation; output, for the gate.
-    return block + Saved(e * (2 * d + 2 * h), 0, 2 * d * h, 2 * d * h)
+    # Input of the first matrix; before and after the activation, and of SwiGLU the product; output, for the gate.
+    matrices = MATRICES[model.activation] * d * h
+    return block + Saved(e * (2 * d + (4 if model.activation == "swiglu" else 2) * h), 0, matrices, matrices)
 
 
 # ----------------------------------------------------------------------------------------------- the language model

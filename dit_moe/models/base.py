@@ -63,7 +63,6 @@ class TransformerConfig:
     NAME: ClassVar[re.Pattern[str]]  # with groups size, experts, target
     FORM: ClassVar[str]  # the pattern in words
     SIZES: ClassVar[Mapping[str, Shape]]
-    ACTIVATION: ClassVar[Activation]  # of a dense feed-forward
     KIND: ClassVar[Literal["images", "text"]]  # what it is trained on, which decides the other sections of a config
 
     name: str
@@ -83,14 +82,19 @@ class TransformerConfig:
         size = match["size"]
         require(size in self.SIZES or size == "custom", self, "name", f"has the unknown size {size}; sizes: {sizes}")
         if size in self.SIZES:
-            for field, value in vars(self.SIZES[size]).items():
+            shape = self.SIZES[size]
+            for field, value in vars(replace(shape, mlp_hidden=self._hidden(shape.mlp_hidden))).items():
                 self._resolve(field, value)
         for field in ("depth", "width", "heads"):
             require(getattr(self, field) is not None, self, field, f"must be given, since {self.name} names no size")
         if self.mlp_hidden is None:
-            self._resolve("mlp_hidden", 4 * self.need("width"))
+            self._resolve("mlp_hidden", self._hidden(4 * self.need("width")))
         self._resolve_experts(match)
         return match
+
+    def _hidden(self, hidden: int) -> int:
+        """Hidden width of a dense feed-forward where the name, or 4·width, says `hidden`."""
+        return hidden
 
     def _resolve(self, field: str, value: object) -> None:
         given = getattr(self, field)
@@ -115,7 +119,7 @@ class TransformerConfig:
             field = "experts" if moe.experts is None else "target"
             raise ConfigError(f"moe.{field}", f" is missing; give it, or a name such as {self.name}-8E2A")
         if moe is not None:
-            moe = replace(moe, activation=moe.activation or self.ACTIVATION)
+            moe = replace(moe, activation=moe.activation or self.activation)
         object.__setattr__(self, "moe", moe)
 
     def _check_blocks(self) -> None:
@@ -145,6 +149,11 @@ class TransformerConfig:
     # ------------------------------------------------------------------------------------------- what follows from it
 
     @property
+    def activation(self) -> Activation:
+        """Of a dense feed-forward, and of an expert unless the section `moe` says otherwise."""
+        raise NotImplementedError
+
+    @property
     def tokens(self) -> int:
         """Tokens of one sample."""
         raise NotImplementedError
@@ -160,7 +169,7 @@ class TransformerConfig:
     def expert_hidden(self) -> int:
         """Hidden width of one expert; only with experts."""
         assert self.moe is not None
-        return self.moe.hidden(self.need("mlp_hidden"), self.ACTIVATION)
+        return self.moe.hidden(self.need("mlp_hidden"), self.activation)
 
     @property
     def shared_width(self) -> int:
@@ -178,7 +187,7 @@ class TransformerConfig:
         moe, blocks, width = self.moe, self.need("depth") - self.dense_blocks, self.need("width")
         if moe is None:
             return ExpertWeights()
-        products, hidden, shared = MATRICES[moe.activation or self.ACTIVATION], self.expert_hidden, self.shared_width
+        products, hidden, shared = MATRICES[moe.activation or self.activation], self.expert_hidden, self.shared_width
         expert = products * width * hidden
         bias, shared_bias = ((products - 1) * h + width if moe.bias and h else 0 for h in (hidden, shared))
         matrices, others = moe.router.size(moe.experts, width)
@@ -224,6 +233,15 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.float() if self.weight is not None else None
         return F.rms_norm(x.float(), self.normalized_shape, weight, self.eps).to(x.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm in fp32 on every device, also under autocast and of weights in any dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps).to(
+            x.dtype
+        )
 
 
 def run_blocks(blocks: Iterable[nn.Module], x_BSD: Tensor, *args: Any, recompute: bool) -> tuple[Tensor, Aux]:

@@ -15,14 +15,25 @@ import math
 import re
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from dit_moe.config import require
-from dit_moe.models.base import MODELS, Aux, Footprint, RMSNorm, Shape, Transformer, TransformerConfig, run_blocks
-from dit_moe.moe import Activation, MoELayer, RoutingContext
+from dit_moe.models.base import (
+    MODELS,
+    Aux,
+    Footprint,
+    LayerNorm,
+    RMSNorm,
+    Shape,
+    Transformer,
+    TransformerConfig,
+    run_blocks,
+)
+from dit_moe.models.positions import rotary_position_embedding, sincos_position_embedding
+from dit_moe.moe import MATRICES, Activation, MoELayer, RoutingContext
 
 FREQUENCIES = 256  # width of the sinusoidal timestep embedding
 SIZES = {
@@ -43,7 +54,6 @@ class DiTConfig(TransformerConfig):
     )
     FORM = "DiT-<size>/<patch>[-<experts>E<active>A]"
     SIZES = SIZES
-    ACTIVATION: ClassVar[Activation] = "gelu"
     KIND = "images"
 
     patch_size: int | None = None  # (name)
@@ -51,7 +61,12 @@ class DiTConfig(TransformerConfig):
     input_size: int | None = None  # (data) height and width of a latent
     num_classes: int | None = None  # (data) the null class of guidance has this index
     learn_sigma: bool | None = None  # (data, objective) 2·in_channels outputs
-    qk_norm: bool = False  # RMS-normalise queries and keys: steadier beyond 2 M steps and in low precision
+    position_embedding: Literal["absolute", "rotary", "both"] = "absolute"  # absolute: fixed sines added to the tokens
+    rotary_grid: int | None = None  # tokens a row that rotary positions are spread over; None: as many as there are
+    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"  # before attention, feed-forward and output; RMS has weights
+    activation: Activation = "gelu"  # SwiGLU has three matrices, and so two thirds of the hidden width
+    qk_norm: bool | Literal["layer_norm"] = False  # normalise queries and keys, true: by RMS; steadier in long runs
+    qk_norm_eps: float | None = None  # None: 1.2e-7 for the RMS norm, 1e-6 for layer_norm
 
     def __post_init__(self) -> None:
         match = self._resolve_name()
@@ -60,7 +75,10 @@ class DiTConfig(TransformerConfig):
         for field in ("in_channels", "input_size", "num_classes"):
             value = getattr(self, field)
             require(value is None or value >= 1, self, field, "must be at least 1")
-        require(self.need("width") % 4 == 0, self, "width", "must be a multiple of 4 for the 2-D position embedding")
+        self._check_positions()
+        eps = self.qk_norm_eps
+        require(eps is None or 0 < eps < math.inf, self, "qk_norm_eps", "must be positive and finite")
+        require(eps is None or bool(self.qk_norm), self, "qk_norm_eps", "needs qk_norm; set that, or drop the line")
         if self.input_size is not None:
             patch = self.need("patch_size")
             wanted = f"does not divide input_size={self.input_size}; choose a patch size that does"
@@ -69,9 +87,36 @@ class DiTConfig(TransformerConfig):
             router = self.moe.router.for_patches(self.need("patch_size") ** 2 * self.in_channels)
             object.__setattr__(self, "moe", replace(self.moe, router=router))
 
+    def _check_positions(self) -> None:
+        width, head_dim = self.need("width"), self.need("width") // self.need("heads")
+        absolute = not self.has_absolute or width % 4 == 0
+        require(absolute, self, "width", "must be a multiple of 4 for the 2-D position embedding")
+        rotary = not self.has_rotary or head_dim % 4 == 0
+        require(rotary, self, "heads", f"leaves a head {head_dim} of width={width}; rotary needs a multiple of 4")
+        grid = self.rotary_grid
+        require(grid is None or grid >= 1, self, "rotary_grid", "must be at least 1")
+        wanted = f"means nothing to position_embedding={self.position_embedding}; drop the line"
+        require(grid is None or self.has_rotary, self, "rotary_grid", wanted)
+
+    def _hidden(self, hidden: int) -> int:
+        return 2 * hidden // 3 if self.activation == "swiglu" else hidden  # as LightningDiT rounds it
+
+    @property
+    def has_absolute(self) -> bool:
+        return self.position_embedding != "rotary"
+
+    @property
+    def has_rotary(self) -> bool:
+        return self.position_embedding != "absolute"
+
+    @property
+    def side(self) -> int:
+        """Tokens a row."""
+        return self.need("input_size") // self.need("patch_size")
+
     @property
     def tokens(self) -> int:
-        return (self.need("input_size") // self.need("patch_size")) ** 2
+        return self.side**2
 
     @property
     def out_channels(self) -> int:
@@ -79,16 +124,19 @@ class DiTConfig(TransformerConfig):
 
     def footprint(self) -> Footprint:
         d, h, depth, tokens = self.need("width"), self.need("mlp_hidden"), self.need("depth"), self.tokens
-        pixels = self.need("patch_size") ** 2
+        pixels, into = self.need("patch_size") ** 2, (MATRICES[self.activation] - 1) * h
         # Linears by (inputs, outputs): those that every token meets, and those that every sample meets once.
         per_token = [(self.need("in_channels") * pixels, d), (d, self.out_channels * pixels)]
-        per_token += depth * [(d, 3 * d), (d, d)] + self.dense_blocks * [(d, h), (h, d)]
+        per_token += depth * [(d, 3 * d), (d, d)] + self.dense_blocks * [(d, into), (h, d)]
         per_sample = [(FREQUENCIES, d), (d, d), (d, 2 * d)] + depth * [(d, 6 * d)]
         weights = sum(i * o for i, o in per_token), sum(i * o for i, o in per_sample)
         biases = sum(o for _, o in per_token + per_sample)
         experts = self.expert_weights()
-        bare = tokens * d + (self.need("num_classes") + 1) * d + experts.scalars  # these tables cost no FLOPs
-        bare += depth * 2 * (d // self.need("heads")) if self.qk_norm else 0
+        bare = (self.need("num_classes") + 1) * d + experts.scalars  # these tables and the norms cost no FLOPs
+        bare += tokens * d if self.has_absolute else 0
+        bare += (2 * depth + 1) * d if self.norm == "rms_norm" else 0
+        vectors = {False: 0, True: 2, "layer_norm": 4}[self.qk_norm]  # a weight each, LayerNorm with a bias
+        bare += depth * vectors * (d // self.need("heads"))
         everywhere = sum(weights) + biases + bare + experts.always
         attention = depth * 2 * tokens**2 * d  # multiply-adds of QKᵀ and of its product with V
         return Footprint(
@@ -127,6 +175,13 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(y_B)
 
 
+def block_norm(config: DiTConfig) -> nn.Module:
+    """A norm over the width of the tokens."""
+    if config.norm == "rms_norm":
+        return RMSNorm(config.need("width"), eps=1e-6)
+    return nn.LayerNorm(config.need("width"), elementwise_affine=False, eps=1e-6)
+
+
 def modulate(x_BSD: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
     return x_BSD * (1 + scale_BD[:, None]) + shift_BD[:, None]
 
@@ -135,25 +190,38 @@ class Block(nn.Module):
     """Attention and feed-forward, each under adaptive layer norm with a zero-initialised gate (adaLN-Zero)."""
 
     def __init__(self, config: DiTConfig, index: int) -> None:
-        from timm.layers import Mlp  # here, as importing timm takes seconds, and a dry run builds no model
-        from timm.models.vision_transformer import Attention
+        # Here, as importing timm takes seconds, and a dry run builds no model.
+        from timm.layers import AttentionRope, Mlp, SwiGLUPacked
 
         super().__init__()
         width, hidden = config.need("width"), config.need("mlp_hidden")
-        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attn = Attention(width, config.need("heads"), qkv_bias=True, qk_norm=config.qk_norm, norm_layer=RMSNorm)
-        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.norm1 = block_norm(config)
+        qk_norm: Any = partial(RMSNorm, eps=config.qk_norm_eps)
+        if config.qk_norm == "layer_norm":
+            qk_norm = partial(LayerNorm, eps=config.qk_norm_eps or 1e-6)
+        options = {"qk_norm": bool(config.qk_norm), "norm_layer": qk_norm, "num_prefix_tokens": 0}
+        self.attn = AttentionRope(width, config.need("heads"), **options)
+        self.norm2 = block_norm(config)
         moe = config.moe if config.has_experts(index) else None
-        self.moe = MoELayer(moe, width, hidden) if moe else None
-        self.mlp = None if moe else Mlp(width, hidden, act_layer=partial(nn.GELU, approximate="tanh"))  # type: ignore[arg-type]
+        self.moe = MoELayer(moe, width, hidden, config.activation) if moe else None
+        self.mlp: nn.Module | None = None
+        if not moe and config.activation == "swiglu":
+            self.mlp = SwiGLUPacked(width, 2 * hidden)  # fc1 gives [gate | up]
+        elif not moe:
+            self.mlp = Mlp(width, hidden, act_layer=partial(nn.GELU, approximate="tanh"))  # type: ignore[arg-type]
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(
-        self, x_BSD: Tensor, earlier_NE: Tensor | None, c_BD: Tensor, context: RoutingContext
+        self,
+        x_BSD: Tensor,
+        earlier_NE: Tensor | None,
+        c_BD: Tensor,
+        context: RoutingContext,
+        rotary_SQ: Tensor | None = None,
     ) -> tuple[Tensor, Aux, Tensor | None]:
-        """See `run_blocks`."""
+        """See `run_blocks`; `rotary_SQ` is `rotary_position_embedding`'s."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c_BD).chunk(6, dim=1)
-        x_BSD = x_BSD + gate1[:, None] * self.attn(modulate(self.norm1(x_BSD), shift1, scale1))
+        x_BSD = x_BSD + gate1[:, None] * self.attn(modulate(self.norm1(x_BSD), shift1, scale1), rope=rotary_SQ)
         normal_BSD = self.norm2(x_BSD)
         h_BSD = modulate(normal_BSD, shift2, scale2)
         aux: Aux = {}
@@ -166,12 +234,13 @@ class Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Adaptive layer norm and the projection to pixels of a patch."""
+    """Adaptive norm and the projection to pixels of a patch."""
 
-    def __init__(self, width: int, outputs: int) -> None:
+    def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.linear = nn.Linear(width, outputs)
+        width = config.need("width")
+        self.norm_final = block_norm(config)
+        self.linear = nn.Linear(width, config.need("patch_size") ** 2 * config.out_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def forward(self, x_BSD: Tensor, c_BD: Tensor) -> Tensor:
@@ -199,9 +268,13 @@ class DiT(Transformer):
         self.t_embedder = TimestepEmbedder(width)
         self.y_embedder = LabelEmbedder(config.need("num_classes"), width)
         # A parameter without gradient, as in the original, and no buffer: EMA and checkpoints treat it as a weight.
-        self.pos_embed = nn.Parameter(sincos_position_embedding(width, size // patch)[None], requires_grad=False)
+        absolute = sincos_position_embedding(width, config.side)[None] if config.has_absolute else None
+        self.pos_embed = None if absolute is None else nn.Parameter(absolute, requires_grad=False)
+        head_dim = width // config.need("heads")
+        rotary = rotary_position_embedding(head_dim, config.side, config.rotary_grid) if config.has_rotary else None
+        self.register_buffer("rotary_SQ", rotary, persistent=False)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.need("depth")))
-        self.final_layer = FinalLayer(width, patch**2 * config.out_channels)
+        self.final_layer = FinalLayer(config)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -236,7 +309,9 @@ class DiT(Transformer):
         With `return_aux`, also the routers' loss terms by name: scalars, unweighted, means over the MoE layers; none in
         evaluation. `target` is the objective's, [B, C, H, H]; see `wants_target`.
         """
-        x_BSD = self.x_embedder(x) + self.pos_embed
+        x_BSD = self.x_embedder(x).to(self.x_embedder.proj.weight.dtype)  # the stream is in fp32 under autocast, too
+        if self.pos_embed is not None:
+            x_BSD = x_BSD + self.pos_embed
         time_BD = self.t_embedder(t)
         c_BD = time_BD + self.y_embedder(y)
         null_label = self.config.need("num_classes")
@@ -247,7 +322,8 @@ class DiT(Transformer):
             time_BD=time_BD,
             target_NF=None if target is None else self.patchify(target).flatten(0, 1),
         )
-        x_BSD, aux = run_blocks(self.blocks, x_BSD, c_BD, context, recompute=self.config.recompute and self.training)
+        recompute = self.config.recompute and self.training
+        x_BSD, aux = run_blocks(self.blocks, x_BSD, c_BD, context, self.rotary_SQ, recompute=recompute)
         out = self.unpatchify(self.final_layer(x_BSD, c_BD))
         return (out, aux) if return_aux else out
 
@@ -263,15 +339,3 @@ class DiT(Transformer):
         grid = x_BSF.unflatten(2, (patch, patch, self.config.out_channels)).unflatten(1, (side, side))
         # One reshape and no view of another tensor: fully_shard hooks on to what a model returns.
         return grid.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.config.out_channels, side * patch, side * patch)
-
-
-def sincos_position_embedding(width: int, side: int) -> Tensor:
-    """Fixed 2-D position embedding [side·side, width]; the first half encodes the column, each half is [sin | cos].
-
-    Computed in float64, as the original is.
-    """
-    frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
-    axis_SD = torch.cat([angles.sin(), angles.cos()], dim=-1)
-    columns, rows = axis_SD.repeat(side, 1), axis_SD.repeat_interleave(side, dim=0)
-    return torch.cat([columns, rows], dim=-1).float()

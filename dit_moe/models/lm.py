@@ -42,7 +42,7 @@ class LMConfig(TransformerConfig):
     )
     FORM = "LM-<size>[-<total>B][-<experts>E<active>A]"
     SIZES = SIZES
-    ACTIVATION: ClassVar[Activation] = "swiglu"
+    activation: ClassVar[Activation] = "swiglu"
     KIND = "text"
 
     kv_heads: int | None = None  # heads of keys and values; None: heads
@@ -182,8 +182,8 @@ class DecoderBlock(nn.Module):
         self.attn = CausalAttention(config, index)
         self.norm2 = RMSNorm(width, eps=config.norm_eps)
         moe = config.moe if config.has_experts(index) else None
-        self.moe = MoELayer(moe, width, hidden, config.ACTIVATION) if moe else None
-        self.mlp = None if moe else FeedForward(width, hidden, config.ACTIVATION)
+        self.moe = MoELayer(moe, width, hidden, config.activation) if moe else None
+        self.mlp = None if moe else FeedForward(width, hidden, config.activation)
 
     def forward(self, x_BSD: Tensor, earlier_NE: Tensor | None, *args: Any) -> tuple[Tensor, Aux, Tensor | None]:
         """See `run_blocks`."""

@@ -181,7 +181,14 @@ def test_quickstart_of_a_dense_model_reports_no_experts(tmp_path):
             "sample.sampler={name: euler_maruyama, steps: 4}",
             "model.moe={router: {name: dtopp, layerwise: true, controller: {law: paper, p0: 0.4}}}",
         ],
-        ["train.mixed_precision=bf16", "model.recompute=true", "model.qk_norm=true"],
+        [
+            "train.mixed_precision=bf16",
+            "model.recompute=true",
+            "model.qk_norm=true",
+            "model.position_embedding=rotary",
+            "model.norm=rms_norm",
+            "model.activation=swiglu",
+        ],
     ],
     ids=lambda overrides: overrides[0][:40],
 )

@@ -27,6 +27,15 @@ GATED = MoEConfig(router=LAYERWISE, activation="swiglu", shared_experts=1)
 DIT_KINDS = {
     "dense": {"name": "DiT-custom/2"},
     "qk_norm": {"name": "DiT-custom/2", "qk_norm": True},
+    "rotary": {"name": "DiT-custom/2", "position_embedding": "rotary"},
+    "layer_norm": {"name": "DiT-custom/2", "position_embedding": "both", "qk_norm": "layer_norm"},
+    "modern": {
+        "name": "DiT-custom/2",
+        "position_embedding": "both",
+        "norm": "rms_norm",
+        "activation": "swiglu",
+        "qk_norm": True,
+    },
     "topk": {"name": "DiT-custom/2-8E2A", "moe": MoEConfig(router=TOPK)},
     "dtopp": {"name": "DiT-custom/2-8E2A", "moe": MoEConfig(router=LAYERWISE)},
     "many": {"name": "DiT-custom/2-64E8A", "moe": MoEConfig(router=LAYERWISE, every=2)},

@@ -39,7 +39,15 @@ def built_parameters(config) -> int:
 VARIANTS = [
     {"name": "DiT-custom/2"},
     {"name": "DiT-custom/4", "qk_norm": True, "learn_sigma": True},
+    {"name": "DiT-custom/2", "position_embedding": "both", "norm": "rms_norm", "activation": "swiglu"},
     {"name": "DiT-custom/2-8E2A"},
+    {
+        "name": "DiT-custom/2-4E2A",
+        "position_embedding": "rotary",
+        "qk_norm": "layer_norm",
+        "activation": "swiglu",
+        "moe": MoEConfig(router=TopKConfig(), every=2),
+    },
     {"name": "DiT-custom/2-8E1.5A", "moe": MoEConfig(activation="swiglu", shared_experts=2)},
     {"name": "DiT-custom/2-4E2A", "moe": MoEConfig(router=TopKConfig(), every=2, offset=1)},
     {"name": "DiT-custom/2", "moe": MoEConfig(experts=16, target=4, granularity=8.0)},
@@ -154,6 +162,16 @@ def test_the_total_in_a_name_changes_nothing_but_is_checked():
         ({"name": "DiT-S/2", "width": 96}, r"model\.width=96 contradicts name=DiT-S/2, which has 384; drop one"),
         ({"name": "DiT-custom/2", "width": 96, "heads": 4}, r"model\.depth=None must be given, since DiT-custom/2"),
         ({"name": "DiT-S/2", "input_size": 7}, r"model\.patch_size=2 does not divide input_size=7"),
+        ({"name": "DiT-S/2", "rotary_grid": 16}, r"model\.rotary_grid=16 means nothing to position_embedding=absolute"),
+        ({"name": "DiT-S/2", "qk_norm_eps": 1e-5}, r"model\.qk_norm_eps=1e-05 needs qk_norm; set that, or drop"),
+        (
+            {"name": "DiT-S/2", "qk_norm": "batch_norm"},
+            r"model\.qk_norm=batch_norm must be true or false, or layer_norm",
+        ),
+        (
+            {"name": "DiT-custom/2", "width": 36, "depth": 1, "heads": 6, "position_embedding": "rotary"},
+            r"model\.heads=6 leaves a head 6 of width=36; rotary needs a multiple of 4",
+        ),
         ({"name": "DiT-S/2", "num_classes": 0}, r"model\.num_classes=0 must be at least 1"),
         ({"name": "DiT-S/2-8E9A"}, r"model\.moe\.target=9\.0 exceeds experts=8"),
         ({"name": "DiT-S/2-8E2A", "moe": {"experts": 0}}, r"model\.moe\.experts=0 must be at least 1, or left out"),

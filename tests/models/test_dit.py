@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from timm.layers import apply_rot_embed_cat
 
 from dit_moe.models import MODELS, DiT, DiTConfig
+from dit_moe.models.positions import rotary_position_embedding
 from dit_moe.moe import ROUTERS, MoEConfig, update_routers
 from dit_moe.moe.routers.topk import TopKConfig
 
 GOLDEN = Path(__file__).parent.parent / "golden"
+GRIDS = [(4,), (8,), (8, 4)]  # tokens a row, and of the grid that positions are spread over
 TINY = {"width": 48, "depth": 2, "heads": 3, "in_channels": 4, "input_size": 8, "num_classes": 7}
 
 
@@ -122,10 +125,53 @@ def test_aux_terms_are_means_over_layers_and_absent_from_dense_models_and_evalua
     assert dense(*inputs(), return_aux=True)[1] == {} and dense.aux_weights == {}
 
 
-def test_qk_norm_adds_norms_and_keeps_the_rest():
-    plain, normed = tiny("DiT-custom/2"), tiny("DiT-custom/2", qk_norm=True)
-    added = set(normed.state_dict()) - set(plain.state_dict())
-    assert added == {f"blocks.{i}.attn.{which}_norm.weight" for i in range(2) for which in "qk"}
+NORMS = {"attn.q_norm", "attn.k_norm"}
+
+
+@pytest.mark.parametrize(
+    "options, added",
+    [
+        ({"qk_norm": True}, {f"{norm}.weight" for norm in NORMS}),
+        ({"qk_norm": "layer_norm"}, {f"{norm}.{which}" for norm in NORMS for which in ("weight", "bias")}),
+        ({"norm": "rms_norm"}, {"norm1.weight", "norm2.weight"}),
+        ({"activation": "swiglu"}, set()),
+        ({"position_embedding": "both"}, set()),
+    ],
+    ids=str,
+)
+def test_an_option_of_the_blocks_adds_its_norms_and_keeps_the_other_names(options, added):
+    plain, other = (set(tiny("DiT-custom/2", **each).state_dict()) for each in ({}, options))
+    names = {f"blocks.{i}.{name}" for i in range(2) for name in added}
+    assert other - plain == names | ({"final_layer.norm_final.weight"} if "norm" in options else set())
+    assert plain <= other
+
+
+def test_rotary_attention_sees_only_how_far_apart_two_tokens_are():
+    rotary_SQ = rotary_position_embedding(8, side=5)
+    q, k = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+
+    def score(first: tuple[int, int], second: tuple[int, int]) -> torch.Tensor:
+        places = [5 * row + column for row, column in (first, second)]
+        turned = [apply_rot_embed_cat(x, rotary_SQ[place]) for x, place in zip((q, k), places, strict=True)]
+        return turned[0] @ turned[1]
+
+    torch.testing.assert_close(score((0, 1), (2, 4)), score((2, 0), (4, 3)))
+    assert (score((0, 1), (2, 4)) - score((0, 1), (4, 2))).abs() > 0.01  # rows and columns are told apart
+
+
+def test_rotary_positions_of_a_larger_grid_go_on_or_are_spread_over_the_grid_trained_on():
+    trained, larger, spread = (rotary_position_embedding(8, *sides).unflatten(0, (-1, sides[0])) for sides in GRIDS)
+    torch.testing.assert_close(larger[:4, :4], trained)
+    torch.testing.assert_close(spread[::2, ::2], trained)
+
+
+def test_the_residual_stream_stays_in_fp32_under_autocast_whatever_the_positions():
+    for position_embedding in ("absolute", "rotary"):
+        model, seen = tiny(position_embedding=position_embedding), []
+        model.blocks[1].register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0].dtype))
+        with torch.autocast("cpu", torch.bfloat16):
+            model(*inputs())
+        assert seen == [torch.float32]
 
 
 def test_unresolved_fields_are_named_when_a_model_is_built():

@@ -79,8 +79,9 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_anew(build, tmp_path
     assert log(tmp_path) == log(unbroken)
 
 
-@ONE_FAMILY
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "family, signum", [("DiT", signal.SIGTERM), ("DiT-modern", signal.SIGINT)], indirect=["family"]
+)
 def test_a_signal_saves_the_step_under_way_and_the_run_goes_on_from_there(build, tmp_path, unbroken, signum):
     before = signal.getsignal(signum)
     with pytest.raises(Interrupted, match="saved at step 8; run the same command to go on") as caught:

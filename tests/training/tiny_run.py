@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,17 +90,20 @@ class Family:
     unit: Unit
 
 
+DIT = Family(
+    "DiT-custom/2-4E2A",
+    digits,
+    lambda classes: {"in_channels": 1, "input_size": 8, "num_classes": classes},
+    flow,
+    to_latents,
+    lambda: (torch.randn(2, 1, 8, 8), torch.rand(2), torch.tensor([0, 1])),
+    "mse",
+    Unit("images"),
+)
+MODERN = {"position_embedding": "rotary", "norm": "rms_norm", "activation": "swiglu", "qk_norm": "layer_norm"}
 FAMILIES = {
-    "DiT": Family(
-        "DiT-custom/2-4E2A",
-        digits,
-        lambda classes: {"in_channels": 1, "input_size": 8, "num_classes": classes},
-        flow,
-        to_latents,
-        lambda: (torch.randn(2, 1, 8, 8), torch.rand(2), torch.tensor([0, 1])),
-        "mse",
-        Unit("images"),
-    ),
+    "DiT": DIT,
+    "DiT-modern": replace(DIT, shape=lambda classes: DIT.shape(classes) | MODERN),
     "LM": Family(
         "LM-custom-4E2A",
         tokens,

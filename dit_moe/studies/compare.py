@@ -109,8 +109,9 @@ class StudyFolder:
 
     def searched(self, needed: Collection[str] = ()) -> Self:
         """With what the study's search chose; ConfigError if that is yet to be done for a variant of `needed`."""
-        found = None if self.study.search is None else read_search(self.study, self.out)
-        chosen = found and {name: each["chosen"] for name, each in found.items()}
+        chosen = None
+        if self.study.search is not None:
+            chosen = {name: found["chosen"] for name, found in read_search(self.study, self.out).items()}
         return replace(self, study=tuned(self.study, self.out, needed), chosen=chosen, written=self.study)
 
     @property

@@ -19,27 +19,18 @@ from dit_moe.moe.routing import best_experts
 
 @dataclass(frozen=True, kw_only=True)
 class BEAMConfig(SteeredLossConfig):
-    """`mask_loss` is β of the paper, which decides how many experts stay; with a budget, β before the first step.
-
-    That is so small since the mask has no other gradient while the blocks of a DiT add nothing, and an optimizer that
-    normalises gradients would mask all experts of a layer for good.
-    """
+    """`mask_loss` is β of the paper, which decides how many experts stay; with a budget, β before the first step."""
 
     candidates: int | None = None  # K; None: 2 · target, as half of them stayed in the paper's models, or all experts
-    mask_loss: float = 1e-8
+    mask_loss: float = 1e-8  # small, as it is the mask's only gradient while the blocks of a DiT add nothing
     budget: bool = True  # steer β so that `target` experts stay on average, as ReMoE steers λ
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.candidates is None or self.candidates >= 1, self, "candidates", "must be at least 1")
         require(self.mask_loss > 0 or not self.budget, self, "mask_loss", "must be above 0 for a budget")
 
     @property
     def held(self) -> bool:
-        return self.budget
-
-    @property
-    def controlled(self) -> bool:
         return self.budget
 
     def check(self, experts: int, target: float) -> None:
@@ -61,10 +52,7 @@ class BEAMConfig(SteeredLossConfig):
 
 @ROUTERS.register("beam", BEAMConfig)
 class BEAMRouter(SteeredLossRouter):
-    """Gates are the softmax over the candidates, without those whose σ(W_m x) is below 1/2, and not renormalised.
-
-    The masked ones pass gradients to their σ as if they counted, so training computes them, with a gate of 0.
-    """
+    """Gates are the softmax over the candidates, without those whose σ(W_m x) is below 1/2, and not renormalised."""
 
     config: BEAMConfig
 
@@ -82,7 +70,7 @@ class BEAMRouter(SteeredLossRouter):
         gate_NE = self.gates(prob_NE / prob_NE.sum(-1, keepdim=True) * through_NE, candidate_NE)
         mean = (stay_NE * candidate_NE).sum(-1).mean() / self.candidates
         return Choice(
-            mask_NE=candidate_NE if self.training else mask_NE,
+            mask_NE=candidate_NE if self.training else mask_NE,  # the masked ones learn, with a gate of 0
             gate_NE=gate_NE,
             counted_NE=mask_NE,
             losses={"mask": self.coefficient.value * mean},

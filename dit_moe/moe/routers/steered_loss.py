@@ -33,7 +33,7 @@ class SteeredLossConfig(RouterConfig):
 
     @property
     def controlled(self) -> bool:
-        return True
+        return self.held
 
 
 class SteeredLossRouter(Router):

@@ -16,7 +16,7 @@ from dit_moe.files import require_no_stand_in, sha256_of
 
 def sha256_of_weights(path: Path) -> str:
     """Of their file; ValueError if it cannot be read, or something else stands in its place."""
-    _require_file(path, "name their file with --weights FILE")
+    require_file(path, "name their file with --weights FILE")
     return sha256_of(path)
 
 
@@ -34,12 +34,12 @@ def read_tensors(path: Path, remedy: str = "name another file with --weights") -
 
     Raises ValueError, which ends with the `remedy`, if there is anything else in it.
     """
-    _require_file(path, remedy)
+    require_file(path, remedy)
     try:
         if path.suffix == ".safetensors":
             tensors = safetensors.torch.load_file(path)
         else:
-            _require_unpacked(path)
+            require_unpacked(path)
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # of many kinds, with advice that would let code in the file run
         problem = f"{path} is no file of weights (a zip or pickle of tensors, or safetensors)"
@@ -54,7 +54,7 @@ def read_tensors(path: Path, remedy: str = "name another file with --weights") -
     return tensors
 
 
-def _require_file(path: Path, remedy: str) -> None:
+def require_file(path: Path, remedy: str) -> None:
     """ValueError unless it can be read, and is not empty, a pointer of Git LFS or a web page."""
     try:
         if path.exists() and not path.is_file():
@@ -64,7 +64,7 @@ def _require_file(path: Path, remedy: str) -> None:
         raise ValueError(f"the weights {path} cannot be read ({error.strerror}); {remedy}") from None
 
 
-def _require_unpacked(path: Path) -> None:
+def require_unpacked(path: Path) -> None:
     """ValueError for a zip that unpacks to more than it is: `torch.save` packs nothing, and torch would allocate it."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "dit_moe"
 BOTTOM = {"registry", "yaml_text", "schema", "built_in", "extras", "plugins", "config", "randomness"}
 BOTTOM |= {"files", "json_files", "locks", "formatting", "weights", "downloads"}
 CORE = BOTTOM | {"moe", "models", "diffusion", "data", "autoencoders", "text", "checkpoint", "distributed", "shards"}
+CORE |= {"formats"}
 ABOVE = CORE | {"training", "sampling", "experiments", "extractors", "metrics", "progress", "plotting", "pictures"}
 MAY_IMPORT = {
     "registry": set(),
@@ -41,8 +42,10 @@ MAY_IMPORT = {
     "extractors": BOTTOM,
     "metrics": BOTTOM,
     "text": BOTTOM | {"distributed", "shards", "data", "moe", "models", "progress"},
+    "formats": BOTTOM | {"moe", "models", "diffusion", "data", "checkpoint", "shards", "sampling"},
     "training": BOTTOM
-    | {"distributed", "moe", "models", "diffusion", "autoencoders", "data", "checkpoint", "plotting", "progress"},
+    | {"distributed", "moe", "models", "diffusion", "autoencoders", "data", "checkpoint", "plotting", "progress"}
+    | {"formats"},
     "sampling": BOTTOM
     | {"distributed", "moe", "models", "diffusion", "autoencoders", "data", "checkpoint", "progress", "pictures"},
     "experiments": CORE | {"training", "sampling", "extractors", "metrics"},

@@ -41,6 +41,7 @@ COMMANDS = {  # name: module of dit_moe.cli, what it does
     "curves": ("curves", "draw loss, experts and speed of runs over training"),
     "dial": ("dial", "show what a run gives for more or less compute"),
     "perplexity": ("perplexity", "score text with a language model"),
+    "import": ("import_weights", "make a run of weights that another suite trained"),
     "export": ("export", "write a run without its training state, or for transformers"),
     "lm-eval": ("lm_eval", "run lm-evaluation-harness on a language model"),
     "quickstart": ("quickstart", "encode or tokenise, train, sample and evaluate in one go"),

@@ -25,9 +25,10 @@ from dit_moe.cli import split_words
 from dit_moe.cli.ending import end
 from dit_moe.evaluation.evaluate import evaluate
 from dit_moe.evaluation.options import SHORT, EvalOptions, extractor_names
-from dit_moe.evaluation.recipes import EVALUATION, SAMPLING
+from dit_moe.evaluation.recipes import EVALUATION
 from dit_moe.evaluation.report import print_report
 from dit_moe.metrics import METRICS
+from dit_moe.sampling.recipes import SAMPLING
 
 RECIPES = "; ".join(f"{recipe.name}, {recipe.summary}" for recipe in EVALUATION.values())
 

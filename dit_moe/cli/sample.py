@@ -24,11 +24,11 @@ from dit_moe.checkpoint import run_of
 from dit_moe.cli.ending import end
 from dit_moe.config import Tree
 from dit_moe.data import DATASETS
-from dit_moe.evaluation.recipes import SAMPLING
 from dit_moe.extractors import EXTRACTORS
 from dit_moe.registry import Registry
 from dit_moe.sampling.labels import WORDS
 from dit_moe.sampling.outputs import DEFAULT, OUTPUTS, SAMPLE_JSON
+from dit_moe.sampling.recipes import SAMPLING
 from dit_moe.tasks import SampleOptions, task_of
 
 FEW = 50  # images of listed classes: they were sampled to be looked at

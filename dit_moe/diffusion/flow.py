@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from dit_moe.config import require
 from dit_moe.diffusion.base import OBJECTIVES, Network, Objective, ObjectiveConfig, batch_mean, image_mean, predict
 from dit_moe.diffusion.paths import PATHS, Level
 from dit_moe.randomness import BatchRandom
+
+T = TypeVar("T", float, Tensor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ class FlowConfig(ObjectiveConfig):
     """Latent size at which time_shift=resolution shifts nothing; 4096 is 4 channels of 32 by 32."""
     time_scale: float = 1000.0
     """What t is multiplied by for the network, whose embedding resolves steps of about 1."""
+    direction: Literal["to_noise", "to_data"] = "to_noise"
+    """Where the network's time and velocity lead: to_data tells it 1 - t, and it predicts -v, as in SiT."""
     cosine_weight: float = 0.0
     """Weight of 1 - cos(predicted, true velocity) over the channels of each position (Yao et al. 2024, FasterDiT)."""
 
@@ -67,13 +71,19 @@ class Flow(Objective):
         super().__init__(num_classes)
         self.config: FlowConfig = config
         self.path = PATHS[config.path]
+        self.sign = 1 if config.direction == "to_noise" else -1  # of the network's velocity
+
+    def network_time(self, t: T) -> T:
+        """What the network is told at the time `t`."""
+        return (t if self.sign > 0 else 1 - t) * self.config.time_scale
 
     def place(self, network_time: float) -> float:
-        return network_time / self.config.time_scale
+        t = network_time / self.config.time_scale
+        return t if self.sign > 0 else 1 - t
 
     def noisy_at(self, x0: Tensor, eps: Tensor, place: float) -> tuple[Tensor, Tensor]:
         t_B = torch.full((len(x0),), place, device=x0.device)
-        return self.level(t_B, x0).noisy(x0, eps), t_B * self.config.time_scale
+        return self.level(t_B, x0).noisy(x0, eps), self.network_time(t_B)
 
     def check(self, latent_shape: tuple[int, int, int]) -> None:
         useless = self.config.cosine_weight > 0 and latent_shape[0] == 1
@@ -88,7 +98,7 @@ class Flow(Objective):
         labels_B = self.drop_labels(batch["labels"], random)
         level = self.level(t_B, x0)
         velocity = level.velocity(x0, eps)
-        output = predict(model, level.noisy(x0, eps), t_B * self.config.time_scale, labels_B, velocity)
+        output = predict(model, level.noisy(x0, eps), self.network_time(t_B), labels_B, self.sign * velocity)
         return batch_mean(self.losses(output, velocity))
 
     def draw_times(self, random: BatchRandom, latent_shape: tuple[int, ...]) -> Tensor:
@@ -109,7 +119,7 @@ class Flow(Objective):
 
     def losses(self, output: Tensor, velocity: Tensor) -> dict[str, Tensor]:
         """Per-image terms [B]: "loss", "mse" and, if it has weight, "cosine"."""
-        predicted = output[:, : velocity.shape[1]].float()
+        predicted = self.sign * output[:, : velocity.shape[1]].float()
         mse_B = image_mean((predicted - velocity) ** 2)
         if self.config.cosine_weight == 0:
             return {"loss": mse_B, "mse": mse_B}

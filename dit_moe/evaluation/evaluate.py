@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dit_moe import checkpoint
 from dit_moe.distributed import join_processes, on_main
 from dit_moe.evaluation.comparability import conditions_of, reasons_not_comparable
 from dit_moe.evaluation.comparison import Comparison
@@ -25,7 +24,7 @@ from dit_moe.evaluation.options import (
     require_outputs,
 )
 from dit_moe.evaluation.own_extractor import chosen_config, train_missing
-from dit_moe.evaluation.recipes import EVALUATION, sampling_recipe
+from dit_moe.evaluation.recipes import EVALUATION
 from dit_moe.evaluation.report import Report
 from dit_moe.evaluation.runs import (
     GeneratedSource,
@@ -47,7 +46,9 @@ from dit_moe.extractors.base import StatisticsOnly
 from dit_moe.extractors.digits_cnn import DigitsCNNConfig
 from dit_moe.extractors.inception import InceptionConfig
 from dit_moe.files import write_atomically
+from dit_moe.formats import is_weights
 from dit_moe.progress import images_bar
+from dit_moe.sampling.recipes import sampling_recipe
 
 OF_DIGITS = re.compile(r"digits(/\w+)?|\{\s*name:\s*digits\b.*")  # names of the digits
 
@@ -84,7 +85,7 @@ class Evaluation:
         alone = len(names) == 1
         self.sample_names = names if alone else names[:-1]
         self.reference_name = None if alone else names[-1]
-        self.runs = {name: self._open_run(name) for name in self.sample_names if checkpoint.is_run(name)}
+        self.runs = {name: self._open_run(name) for name in self.sample_names if is_weights(name)}
         self.run_config = next((run.experiment for run in self.runs.values()), None)
         if self.overrides and not self.runs:
             raise ValueError(f"{' '.join(self.overrides)}: only for runs, and {', '.join(names)} is none; drop it")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -18,6 +18,7 @@ from dit_moe.data.listing import note
 from dit_moe.diffusion import OBJECTIVES, Objective
 from dit_moe.experiments.image import Experiment, image_experiment, resolve_sampling, with_fingerprint
 from dit_moe.experiments.text import TextEvalConfig, TextExperiment, TextSampleConfig, open_tokens, text_experiment
+from dit_moe.formats import open_model
 from dit_moe.models import LM, MODELS
 from dit_moe.moe.compute_budget import ComputeBudget, solve_budget
 from dit_moe.sampling.generator import Generator, SampleConfig
@@ -36,16 +37,12 @@ WRITTEN_IN_FULL = ("first_stage.", "data.", "encode.")  # changes that are not t
 class Run:
     """What a checkpoint holds, built and loaded."""
 
-    folder: Path  # of the checkpoint
+    folder: Path  # of the checkpoint, or the weights of another suite
+    home: Path = field(kw_only=True)  # the run folder that the checkpoint lies in, or where results go
     step: int
     sha256: str  # of the weights' file
     experiment: Any
     model: nn.Module
-
-    @property
-    def home(self) -> Path:
-        """The run folder that the checkpoint lies in."""
-        return checkpoint.run_of(self.folder.absolute())
 
     def facts(self) -> dict[str, Any]:
         """What results say of the run that they are of; JSON-ready."""
@@ -94,9 +91,12 @@ class TextRun(Run):
 
 
 def note_unfinished(run: Run, given: Path) -> None:
-    """Say how far the run in the folder `given` is, unless it is finished; a checkpoint folder was meant as it is."""
+    """Say how far the run in the folder `given` is, unless it is finished; a checkpoint folder was meant as it is.
+
+    Weights of another suite do not say how long they were trained: they are at step 0.
+    """
     steps = run.experiment.train.steps
-    if run.step < steps and not (given / checkpoint.STATE).is_file():
+    if 0 < run.step < steps and not (given / checkpoint.STATE).is_file():
         note(f"{given} is at step {run.step:,} of {steps:,}")
 
 
@@ -127,7 +127,7 @@ def open_image_run(
 
     Raises ValueError if there is no such run, if a file of it is damaged, or for a mistake in the overrides.
     """
-    opened = checkpoint.open_checkpoint(path)
+    opened = open_model(path)
     tree = _located_config(opened, path, image_experiment)
     if sample is not None:
         tree["sample"] = config.dump(sample)
@@ -164,7 +164,7 @@ def _located_config(opened: checkpoint.Checkpoint, path: str | Path, build: Call
 
 def trained_objective(path: str | Path) -> str:
     """The name of the objective that a run of images was trained with. Raises what opening it raises."""
-    return OBJECTIVES.name_of(image_experiment(checkpoint.open_checkpoint(path).config()).objective)
+    return OBJECTIVES.name_of(image_experiment(open_model(path).config()).objective)
 
 
 def sampling_changes(overrides: Sequence[str]) -> list[str]:
@@ -199,7 +199,7 @@ def open_text_run(
 
     Raises ValueError if there is no such run, if a file of it is damaged, or for a mistake in the overrides.
     """
-    opened = checkpoint.open_checkpoint(path)
+    opened = open_model(path)
     changes = [_whole_key(each, scoring) for each in overrides]
     if experiment is None:
         experiment = text_experiment(config.override(_located_config(opened, path, text_experiment), changes))
@@ -223,6 +223,7 @@ def _loaded(opened: checkpoint.Checkpoint, experiment: Any, device: str | torch.
     checkpoint.load_into(model, opened.weights(weights), opened.folder)
     return {
         "folder": opened.folder,
+        "home": opened.run,
         "step": opened.step,
         "sha256": opened.sha256(weights),
         "experiment": experiment,

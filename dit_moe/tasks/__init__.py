@@ -18,6 +18,7 @@ from dit_moe.evaluation.heldout_loss import HeldoutConfig
 from dit_moe.experiments.image import Experiment, kind_of
 from dit_moe.experiments.run import Run
 from dit_moe.experiments.text import TextExperiment
+from dit_moe.formats import open_model
 from dit_moe.training import Hook, Unit
 from dit_moe.training.data_loader import Prepare
 from dit_moe.training.step import Objective
@@ -173,7 +174,7 @@ class Task(Protocol):
 def task_of(source: str | Path | Tree | AnyExperiment) -> Task:
     """The task of a run folder, of a config, typed or not. ValueError if it is none."""
     if isinstance(source, str | Path):
-        source = checkpoint.open_checkpoint(source).config()
+        source = open_model(source).config()
     kind = kind_of(source) if isinstance(source, dict) else source.model.KIND
     task: Task = import_module(f"dit_moe.tasks.{kind}")
     return task

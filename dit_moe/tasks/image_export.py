@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dit_moe import checkpoint, config
 from dit_moe.autoencoders.autoencoder import BUNDLED, AutoencoderConfig
@@ -15,6 +15,7 @@ from dit_moe.evaluation.own_extractor import FOLDER as EXTRACTOR
 from dit_moe.experiments.image import image_experiment
 from dit_moe.experiments.run import open_image_run
 from dit_moe.files import atomic_folder, disk_used, require_replaceable, write_atomically
+from dit_moe.formats import open_model
 from dit_moe.locks import exclusive
 
 NOT_OF_USE = ("files", "since_line")  # of the state: what is written anew, and what only training goes on from
@@ -31,22 +32,18 @@ def export_image_run(path: Path, overrides: Sequence[str], folder: Path) -> dict
     Returns what it is of, its bytes, and the sha256 of its weights, JSON-ready. ValueError for bad input, before
     anything is written, if `folder` is not empty among it.
     """
-    run, saved = open_image_run(path, overrides), checkpoint.open_checkpoint(path)
-    require_replaceable(folder)
+    run, saved = open_image_run(path, overrides), open_model(path)
     # Of the run's config as it was written only the section `sample` differs: what it names may not be here.
-    sample = config.dump(run.experiment.sample)
-    text = config.to_yaml(image_experiment(saved.config() | {"sample": sample}))
-    state = {name: value for name, value in saved.state.items() if name not in NOT_OF_USE} | {"exported": True}
-    weights, first_stage = run.experiment.sample.weights, run.experiment.first_stage
-    with exclusive(folder.parent, folder.name), atomic_folder(folder) as unfinished:
-        parts: checkpoint.Parts = {weights: saved.weights(weights)}
-        written = checkpoint.save(unfinished, parts=parts, state=state, config_yaml=text, keep=1)
-        write_atomically(unfinished / checkpoint.CONFIG, OF_A_RUN + text)
+    experiment = image_experiment(saved.config() | {"sample": config.dump(run.experiment.sample)})
+    weights, first_stage = experiment.sample.weights, run.experiment.first_stage
+
+    def keep_networks(unfinished: Path) -> None:
         if isinstance(first_stage, AutoencoderConfig) and first_stage.model not in BUNDLED:
             copy_autoencoder(first_stage, unfinished)
         if (saved.run / EXTRACTOR).is_dir():
             shutil.copytree(saved.run / EXTRACTOR, unfinished / EXTRACTOR)
-        sha256 = checkpoint.open_checkpoint(written).sha256(weights)
+
+    sha256 = write_run(saved, experiment, weights, folder, keep_networks)
     return {
         "folder": str(folder),
         "run": str(run.folder),
@@ -55,3 +52,29 @@ def export_image_run(path: Path, overrides: Sequence[str], folder: Path) -> dict
         "weights_sha256": sha256,
         "bytes": disk_used(folder),
     }
+
+
+def write_run(
+    saved: checkpoint.Checkpoint,
+    experiment: Any,
+    weights: Literal["ema", "model"],
+    folder: Path,
+    add: Callable[[Path], object] = lambda _: None,
+) -> str:
+    """Write a run folder with some weights of a checkpoint and without what only training needs.
+
+    Args:
+        experiment: the config, typed; only its section `sample` may differ from the checkpoint's.
+        folder: to be made; ``add(folder)`` puts more into it.
+
+    Returns the sha256 of the weights. ValueError, before anything is written, if `folder` is not empty.
+    """
+    require_replaceable(folder)
+    text = config.to_yaml(experiment)
+    state = {name: value for name, value in saved.state.items() if name not in NOT_OF_USE} | {"exported": True}
+    with exclusive(folder.parent, folder.name), atomic_folder(folder) as unfinished:
+        parts: checkpoint.Parts = {weights: saved.weights(weights)}
+        written = checkpoint.save(unfinished, parts=parts, state=state, config_yaml=text, keep=1)
+        write_atomically(unfinished / checkpoint.CONFIG, OF_A_RUN + text)
+        add(unfinished)
+        return checkpoint.open_checkpoint(written).sha256(weights)

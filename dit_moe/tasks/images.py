@@ -31,7 +31,6 @@ from dit_moe.evaluation import heldout_loss as heldout
 from dit_moe.evaluation import report as evaluation_report
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
 from dit_moe.evaluation.own_extractor import describe_choice, is_open
-from dit_moe.evaluation.recipes import sampling_recipe
 from dit_moe.evaluation.runs import EvaluationDuringTraining, comparison_of, how_many, seeds_of, training_images
 from dit_moe.evaluation.sources import IMAGES_FILE, open_input
 from dit_moe.evaluation.sources.base import ReadOptions
@@ -55,6 +54,7 @@ from dit_moe.sampling.outputs import (
     parse_outputs,
     require_writable_outputs,
 )
+from dit_moe.sampling.recipes import sampling_recipe
 from dit_moe.tasks import HeldoutResult, Report, SampleOptions, TrainingParts, latents
 from dit_moe.training import Hook, Unit
 

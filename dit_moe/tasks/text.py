@@ -93,7 +93,8 @@ def training_parts(
         if not join_processes().is_main_process:
             return
         assert isinstance(network, LM)
-        run = TextRun(folder, step, "", experiment, network, tokenizer, trained_on=dataset.manifest.origin)
+        trained_on = dataset.manifest.origin
+        run = TextRun(folder, step, "", experiment, network, tokenizer, trained_on, home=folder)
         try:
             with _sampled_experts(experiment, network, dataset):
                 _, page = _write_texts(run)

@@ -22,6 +22,7 @@ from dit_moe.checkpoint import CONFIG
 from dit_moe.config import OF_A_RUN, ConfigError, Tree, differences, parse
 from dit_moe.data.listing import note
 from dit_moe.files import require_own
+from dit_moe.formats import open_model
 from dit_moe.formatting import first_few
 from dit_moe.moe import controlled_routers
 from dit_moe.moe.routing import threshold_u
@@ -138,7 +139,7 @@ def open_start(config: TrainConfig, run: str | Path) -> checkpoint.Checkpoint | 
     """
     if config.init_from is None or checkpoint.latest(run) is not None:
         return None
-    return checkpoint.open_checkpoint(config.init_from)
+    return open_model(config.init_from)
 
 
 def require_fit_start(model: nn.Module, start: checkpoint.Checkpoint) -> None:

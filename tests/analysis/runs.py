@@ -53,6 +53,7 @@ def image_run(*changes: str, name: str = "DiT-custom/2-4E2A", p: float = 0.7) ->
     model: Any = experiment.model
     return ImageRun(
         folder=Path("some/run"),
+        home=Path("some"),
         step=7,
         sha256="ab" * 32,
         experiment=experiment,
@@ -69,6 +70,7 @@ def text_run(*changes: str, name: str = "LM-custom-4E2A", p: float = 0.7) -> Tex
     experiment = resolve_text_without_data(load_text_experiment(CONFIGS / "lm_tiny.yaml", words))
     return TextRun(
         folder=Path("some/run"),
+        home=Path("some"),
         step=7,
         sha256="ab" * 32,
         experiment=experiment,

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.autoencoders.small import make
 from tests.cli.conftest import cli
+from tests.formats.files import BUNDLED, HEADS, of_training
 from tests.shown import ROOT, blocks
 
 SHORT = ["train.steps=2", "train.checkpoint_every=2", "train.warmup_steps=0", "train.sample_every=null"]
@@ -76,6 +77,8 @@ def smaller(words: Sequence[str]) -> list[str]:
         return PASSAGE if text else [*SAMPLES, *(["labels=[0, 1]"] if "labels=[" in shown else [])]
     if command == "eval":
         return [*SAMPLES, "--seeds", "1"] if Path(subject).is_dir() else []
+    if command == "import":
+        return [HEADS, *BUNDLED]
     if command == "routing":
         return ["--tokens", "64"] if text else ["--images", "10", "--times", "2"]
     if command == "dial":
@@ -108,6 +111,8 @@ def furnish(folder: Path) -> None:
     (folder / "my_study.yaml").write_text(study)
     (folder / "my_router.py").touch()  # the router of the guide is there already
     make(folder / "autoencoder")
+    for name in ("DiT-XL-2-256x256.pt", "checkpoint.pt"):
+        of_training(folder / name, "dit")
     places = {"data/imagenet/train": 3, "data/flowers/train": 3, "photos": 20}  # images of each class
     for place, each in places.items():
         for label in ("cats", "dogs"):

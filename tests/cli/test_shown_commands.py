@@ -20,10 +20,10 @@ from dit_moe.analysis import report as routing_report
 from dit_moe.cli import parse
 from dit_moe.data import digits
 from dit_moe.evaluation import own_extractor
-from dit_moe.evaluation.recipes import sampling_recipe
 from dit_moe.extractors import trained_cnn
 from dit_moe.metrics import METRICS
 from dit_moe.moe import ROUTERS
+from dit_moe.sampling.recipes import sampling_recipe
 from dit_moe.studies.study import experiments_of, find_study, load_study
 from dit_moe.tasks.train import load
 from tests.cli import small_forms
@@ -133,7 +133,7 @@ def require_known(shown):
 def require_sense(words):
     """Of a command that cannot run here: its words mean something, and the config or study that it names is sound."""
     args = parse(words)
-    if args.command in ("encode", "quickstart"):
+    if args.command in ("encode", "quickstart", "train"):
         load(args.config, args.overrides)
     elif args.command == "compare":
         path = find_study(args.study)

@@ -7,10 +7,10 @@ import pytest
 
 from dit_moe import config
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS
-from dit_moe.evaluation.recipes import SAMPLING, sampling_recipe
 from dit_moe.evaluation.table import published_rows
 from dit_moe.models import MODELS
 from dit_moe.sampling.generator import SampleConfig
+from dit_moe.sampling.recipes import SAMPLING, sampling_recipe
 
 TYPED_AGAIN = {  # from the papers' tables, independently of the rows: model → FIDs, with the IS where there is one
     "DiT-XL/2": [(2.27, 278.2), 18.1, 19.5],

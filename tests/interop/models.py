@@ -46,6 +46,7 @@ def tiny_run(folder, lm=None) -> TextRun:
     data = TokensConfig(path="tokens", length=lm.config.max_length)
     return TextRun(
         folder=folder / "checkpoints" / "7",
+        home=folder,
         step=7,
         sha256="0" * 64,
         experiment=TextExperiment(model=lm.config, data=data, sample=TextSampleConfig()),

@@ -97,8 +97,8 @@ class FlowSampler(Sampler):
 
     def _velocity(self, x: Tensor, t: float) -> Steps:
         """What the network says at `x` and the time `t`."""
-        output = yield Evaluation(x, t * self.trained.config.time_scale, t)
-        return output[:, : x.shape[1]]
+        output = yield Evaluation(x, self.trained.network_time(t), t)
+        return self.trained.sign * output[:, : x.shape[1]]
 
     def times(self, latent_shape: Sequence[int] | None = None) -> list[float]:
         return [time for start, end in self._intervals(latent_shape) for time in self._nodes(start, end)]

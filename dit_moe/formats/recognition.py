@@ -1,0 +1,138 @@
+"""Which format weights are of, and weights opened as if they were the checkpoint of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from dit_moe import checkpoint, config
+from dit_moe.checkpoint import Checkpoint, Part
+from dit_moe.config import ConfigError, Tree
+from dit_moe.formats.base import FORMATS, Format, Found, class_names_of
+from dit_moe.formats.rules import to_ours
+from dit_moe.formats.sources import Source, Which, is_source, open_source
+from dit_moe.models import MODELS
+from dit_moe.registry import did_you_mean
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    model: Annotated[Any, MODELS]
+
+
+@dataclass(frozen=True)
+class Weights(Checkpoint):
+    """Weights of another suite in the place of a run's checkpoint: read as one, with nothing written anywhere."""
+
+    source: Source
+    format: Format
+    tree: Tree  # the config of a run with them
+
+    def config(self) -> Tree:
+        return self.tree
+
+    def weights(self, part: Part) -> dict[str, Tensor]:
+        if part == "optimizer":
+            raise ValueError(f"{self.folder} holds no state of an optimizer of ours; train from it by train.init_from")
+        return self._converted(part)
+
+    def sha256(self, part: Part) -> str:
+        return self._sha256
+
+    @property
+    def run(self) -> Path:
+        """Where results of it go unless the user says otherwise."""
+        return Path("runs", self.folder.stem).absolute()
+
+    @property
+    def started_in(self) -> Path:
+        return Path.cwd()
+
+    @cached_property
+    def _sha256(self) -> str:
+        found = self.source.sha256()
+        return found if len(self.source.files) == 1 else hashlib.sha256(found.encode()).hexdigest()
+
+    def _converted(self, which: Which) -> dict[str, Tensor]:
+        model = config.build(_Model, {"model": self.tree["model"]}).model
+        with torch.device("meta"):
+            own = checkpoint.state_of(MODELS.build(model))
+        return to_ours(self.format.rules(model), own, self.source.tensors(which), self.format.ignored)
+
+    def check(self, which: Which = "ema") -> None:
+        """ValueError that lists the tensors that are missing, left over or of another shape; reads no number."""
+        on_meta = {name: tensor.to("meta") for name, tensor in self.source.tensors(which).items()}
+        bare = Source(self.source.path, (), {which: on_meta}, {})
+        Weights(self.folder, self.state, bare, self.format, self.tree)._converted(which)
+
+
+def is_weights(path: str | Path) -> bool:
+    """Whether `path` is a run, or weights that `open_model` can open in its place."""
+    return checkpoint.is_run(path) or is_source(path)
+
+
+def open_model(path: str | Path) -> Checkpoint:
+    """The newest checkpoint of a run folder, a checkpoint folder or, in its place, weights of another suite.
+
+    ValueError as of `checkpoint.open_checkpoint` and `recognise`.
+    """
+    return recognise(path) if is_source(path) else checkpoint.open_checkpoint(path)
+
+
+def recognise(path: str | Path, name: str = AUTO, overrides: Sequence[str] = (), which: Which = "ema") -> Weights:
+    """Open a file or folder of weights as the format `name`, or as the only one that fits.
+
+    Args:
+        overrides: ``key=value`` changes to the config, which also give what cannot be told from the weights.
+        which: the weights that are checked.
+
+    Raises ValueError if no format fits, or several do; ConfigError for what is missing in the config.
+    """
+    source, name = open_source(path), name.replace("-", "_")
+    if name != AUTO and name not in FORMATS.names():
+        raise ValueError(f"--format {name} is not known; {did_you_mean(name, [AUTO, *FORMATS.names()])}")
+    found = Found(source.tensors(which), source.settings)
+    fitting: dict[str, Weights] = {}
+    problems: dict[str, Exception] = {}
+    for each in FORMATS.names() if name == AUTO else [name]:
+        format_ = FORMATS.config_class(each)()
+        try:
+            fitting[each] = _opened(source, each, format_, config.override(format_.experiment(found), overrides))
+            fitting[each].check(which)
+        except ConfigError as error:  # fits as far as it is known
+            problems[each] = error
+        except ValueError as error:
+            fitting.pop(each, None)
+            problems[each] = error
+    if len(fitting) > 1:
+        command = f"dit-moe import {path} --format {next(iter(fitting))} --out RUN"
+        raise ValueError(f"{path} fits the formats {' and '.join(fitting)}; say which it is, for instance {command}")
+    if not fitting:
+        told = "; ".join(f"{each}: {error}" for each, error in problems.items())
+        raise ValueError(f"{path} is of no format that is read here: {told}")
+    (only, weights), *_ = fitting.items()
+    if only in problems:
+        raise problems[only]
+    return weights
+
+
+def _opened(source: Source, name: str, format_: Format, tree: Tree) -> Weights:
+    classes = tree["model"].get("num_classes")
+    state = {
+        "step": 0,
+        "files": {},
+        "class_names": None if classes is None else class_names_of(int(classes)),
+        "exported": True,
+        "imported": {"source": os.fspath(source.path.absolute()), "format": name, "suite": format_.suite},
+    }
+    return Weights(source.path, state, source, format_, tree)

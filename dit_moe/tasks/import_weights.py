@@ -1,0 +1,42 @@
+"""Weights of another suite as a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dit_moe.files import disk_used
+from dit_moe.formats import recognise
+from dit_moe.formats.recognition import AUTO
+from dit_moe.formats.sources import Which
+from dit_moe.tasks import task_of
+from dit_moe.tasks.image_export import write_run
+
+
+def import_weights(
+    source: Path, folder: Path, name: str = AUTO, overrides: Sequence[str] = (), which: Which = "ema"
+) -> dict[str, Any]:
+    """Write a run folder with the config that weights mean, and the weights as its average.
+
+    Args:
+        source: a file, or a folder of files.
+        folder: to be made.
+        name: the format; "auto" is the only one that fits.
+        overrides: ``key=value`` changes to the config.
+        which: the averaged weights or the raw ones, where there are both.
+
+    Returns what was read, JSON-ready. ValueError for what cannot be read, before anything is written.
+    """
+    weights = recognise(source, name, overrides, which)
+    task = task_of(weights.config())
+    experiment = task.resolve_without_data(task.build_experiment(weights.config()))
+    sha256 = write_run(weights, experiment, "ema", folder)
+    return {
+        "folder": str(folder),
+        **weights.state["imported"],
+        "model": weights.config()["model"],
+        "weights": which,
+        "weights_sha256": sha256,
+        "bytes": disk_used(folder),
+    }

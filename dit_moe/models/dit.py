@@ -208,7 +208,8 @@ class Block(nn.Module):
         if not moe and config.activation == "swiglu":
             self.mlp = SwiGLUPacked(width, 2 * hidden)  # fc1 gives [gate | up]
         elif not moe:
-            self.mlp = Mlp(width, hidden, act_layer=partial(nn.GELU, approximate="tanh"))  # type: ignore[arg-type]
+            act = nn.SiLU if config.activation == "silu" else partial(nn.GELU, approximate="tanh")
+            self.mlp = Mlp(width, hidden, act_layer=act)  # type: ignore[arg-type]
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dit_moe.moe.routing import Routing
 
-Activation = Literal["gelu", "swiglu"]
+Activation = Literal["gelu", "silu", "swiglu"]
 Implementation = Literal["grouped", "reference"]
 
 
@@ -33,8 +33,8 @@ def gelu(hidden_RH: Tensor) -> Tensor:
     return F.gelu(hidden_RH, approximate="tanh")
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "swiglu": swiglu}
-MATRICES: dict[str, int] = {"gelu": 2, "swiglu": 3}  # of a feed-forward with that activation
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "silu": F.silu, "swiglu": swiglu}
+MATRICES: dict[str, int] = {"gelu": 2, "silu": 2, "swiglu": 3}  # of a feed-forward with that activation
 
 
 class Experts(nn.Module):

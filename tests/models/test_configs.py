@@ -51,7 +51,7 @@ VARIANTS = [
     {"name": "DiT-custom/2-8E1.5A", "moe": MoEConfig(activation="swiglu", shared_experts=2)},
     {"name": "DiT-custom/2-4E2A", "moe": MoEConfig(router=TopKConfig(), every=2, offset=1)},
     {"name": "DiT-custom/2", "moe": MoEConfig(experts=16, target=4, granularity=8.0)},
-    {"name": "DiT-custom/2-8E1.5A", "moe": MoEConfig(activation="swiglu", bias=True)},
+    {"name": "DiT-custom/2-8E1.5A", "activation": "silu", "moe": MoEConfig(activation="swiglu", bias=True, every=2)},
     {"name": "DiT-custom/2-4E2A", "moe": MoEConfig(router=TopKConfig(), shared_experts=2, shared_hidden=72, bias=True)},
     {"name": "LM-custom"},
     {"name": "LM-custom", "tied": True},

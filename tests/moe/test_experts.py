@@ -30,7 +30,7 @@ def mask_of(case: str, tokens: int, experts: int) -> torch.Tensor:
 def compute(
     implementation: str, activation: str, mask: torch.Tensor, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> list[torch.Tensor]:
-    """Output and all gradients, on the CPU. "gelu_bias" are experts with biases."""
+    """Output and all gradients, on the CPU. "silu_bias" are experts with biases."""
     torch.manual_seed(0)
     activation, _, bias = activation.partition("_")
     experts = Experts(mask.shape[1], WIDTH, HIDDEN, activation, implementation, bias == "bias").to(device)
@@ -51,7 +51,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("activation", ["gelu", "swiglu", "gelu_bias", "swiglu_bias"])
+@pytest.mark.parametrize("activation", ["gelu", "swiglu", "silu_bias", "swiglu_bias"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("tokens", "experts"), [(33, 8), (1, 4), (5, 1)])
 def test_grouped_equals_reference_in_outputs_and_all_gradients(device, activation, case, tokens, experts):

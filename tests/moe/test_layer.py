@@ -72,7 +72,7 @@ def test_losses_have_their_textbook_values():
         ({"experts": 4, "target": 4, "router": {"name": "topp", "max_experts": 3}}, r"outside what the router allows"),
         ({"experts": 4, "target": 4, "router": {"min_experts": 9}}, r"min_experts=9 exceeds experts=4"),
         ({"experts": 4, "target": 2, "router": "topq"}, r"model\.moe\.router\.name=topq: unknown router"),
-        ({"experts": 4, "target": 2, "activation": "relu"}, r"activation=relu is not one of gelu, swiglu"),
+        ({"experts": 4, "target": 2, "activation": "relu"}, r"activation=relu is not one of gelu, silu, swiglu"),
         ({"experts": 4, "target": 2, "expert_hidden": 0}, r"expert_hidden=0 must be above 0"),
         ({"experts": 4, "target": 2, "shared_hidden": 8}, r"shared_hidden=8 means nothing with shared_experts=0"),
     ],

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from dit_moe import config as configs
 from dit_moe.autoencoders.base import FIRST_STAGES, FirstStage, IdentityConfig, Moments, Shape, from_uint8, to_uint8
+from dit_moe.autoencoders.statistics import read_statistics, require_fit, with_statistics
 from dit_moe.config import ConfigError, Place, require
 from dit_moe.data import Dataset
 from dit_moe.data.latents import LatentShards, Manifest
@@ -44,6 +46,7 @@ class AutoencoderConfig:
     model: Annotated[str, Place(tuple(BUNDLED))]  # a folder in diffusers' layout, a name on the Hub, or a bundled one
     subfolder: str | None = None  # where it is within that, for instance vae
     normalization: Literal["model", "statistics"] = "model"  # its own scale and shift, or the latents' mean and std
+    statistics: Annotated[str, Place()] | None = None  # a file of these; None: those measured by `dit-moe encode`
     precision: Literal["fp32", "bf16"] = "fp32"
     tiling: bool = False  # encode and decode large images tile by tile: less memory, other pixels near the seams
     slicing: bool = False  # one image at a time: less memory
@@ -52,6 +55,7 @@ class AutoencoderConfig:
     sha256: str | None = None  # (recorded) of its weights in fp32
     shift: tuple[float, ...] | None = None  # (recorded) latents are (raw − shift) · scale, per channel or one for all
     scale: tuple[float, ...] | None = None  # (recorded)
+    statistics_sha256: str | None = None  # (recorded) of those of each place, which shift and scale do not hold
 
     def __post_init__(self) -> None:
         require(self.kind is None or self.kind in KINDS, self, "kind", f"must be one of {', '.join(KINDS)}")
@@ -64,16 +68,23 @@ class AutoencoderConfig:
             require(width == 1 or (width > 1 and self.channels in (None, width)), self, field, wanted)
             require(all(map(math.isfinite, given or ())), self, field, "must hold finite numbers")
         require(0 not in (self.scale or ()), self, "scale", "must not be 0")
+        chosen = self.statistics is None or self.normalization == "statistics"
+        require(chosen, self, "statistics", f"needs normalization=statistics, not {self.normalization}; set that")
+        alone = self.statistics is None or self.scale is None
+        require(alone, self, "statistics", f"and scale={self.scale} contradict each other; drop shift and scale")
 
     def describe(self) -> str:
         """The latent space in words, whatever the place of the autoencoder."""
-        shift, scale = (", ".join(f"{value:.5g}" for value in each or ()) for each in (self.shift, self.scale))
         weights = (self.sha256 or "unknown")[:12]
-        return f"{self.kind} with weights {weights}, {self.channels} channels, shift {shift}, scale {scale}"
+        network = f"{self.kind} with weights {weights}, {self.channels} channels"
+        if self.statistics is not None:
+            return f"{network}, statistics of each place {(self.statistics_sha256 or 'unknown')[:12]}"
+        shift, scale = (", ".join(f"{value:.5g}" for value in each or ()) for each in (self.shift, self.scale))
+        return f"{network}, shift {shift}, scale {scale}"
 
     def same_space(self, other: object) -> bool:
         """Whether latents mean the same for both resolved configs."""
-        fields = (*IDENTITY, "shift", "scale")
+        fields = (*IDENTITY, "shift", "scale", "statistics_sha256")
         return isinstance(other, type(self)) and all(getattr(self, f) == getattr(other, f) for f in fields)
 
     def contradicts(self, found: AutoencoderConfig) -> bool:
@@ -155,7 +166,7 @@ class Autoencoder(FirstStage):
 
     def _recorded(self, network: Any) -> AutoencoderConfig:
         """The config with what the network turned out to be; ConfigError if that is not what was recorded before."""
-        config = self.config
+        config = with_statistics(self.config)
         try:
             shift, scale = normalization_of(network.config)
         except (TypeError, ValueError, ZeroDivisionError):
@@ -166,23 +177,35 @@ class Autoencoder(FirstStage):
             kind=type(network).__name__,
             channels=int(network.config.get("latent_channels") or network.config.encoder_hidden_size),
             sha256=hash_of(network),
-            shift=config.shift or shift,
-            scale=config.scale or scale,
+            shift=config.shift or (shift if config.statistics is None else None),
+            scale=config.scale or (scale if config.statistics is None else None),
         )
         if config.contradicts(found):
             problem = f" is an {found.describe()}; these latents are of an {config.describe()}; use that autoencoder"
             raise ConfigError(f"first_stage.model={config.model}", problem)
-        if config.normalization == "statistics" and config.scale is None:
-            wanted = "needs latents encoded by `dit-moe encode`, which measures them; or give shift and scale"
+        if config.normalization == "statistics" and config.scale is None and config.statistics is None:
+            wanted = (
+                "needs latents encoded by `dit-moe encode`, which measures them; or give a file, or shift and scale"
+            )
             raise ConfigError("first_stage.normalization", f"=statistics {wanted}")
         return found
 
     def _affine(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Shift and scale, [C or 1, 1, 1] or [C, H, W]."""
+        if self._places is not None:
+            mean, std = self._places
+            return mean.to(device), 1 / std.to(device)
         if self.config.scale is None:
             self._ready()
         given = self.config.shift, self.config.scale
         shift, scale = (torch.tensor(each, device=device).view(-1, 1, 1) for each in given)
         return shift, scale
+
+    @cached_property
+    def _places(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and std of each place."""
+        self.config = with_statistics(self.config)
+        return None if self.config.statistics is None else read_statistics(self.config.statistics)
 
     @property
     def _from_zero(self) -> bool:
@@ -323,12 +346,19 @@ def resolve_first_stage(given: Any, dataset: Dataset) -> tuple[Any, Shape]:
     """
     try:
         if isinstance(dataset, LatentShards):
+            _require_fitting_statistics(given, dataset.manifest.latent_shape)
             return _of_latents(given, dataset.manifest), dataset.manifest.latent_shape
         stage: FirstStage = FIRST_STAGES.build(given or IdentityConfig())
         shape = stage.latent_shape(dataset.image_shape)
+        _require_fitting_statistics(given, shape)
         return stage.resolved(), shape
     except ConfigError as error:
         raise error if error.path.startswith("first_stage") else error.below("first_stage") from None
+
+
+def _require_fitting_statistics(given: Any, shape: Shape) -> None:
+    if isinstance(given, AutoencoderConfig) and given.statistics is not None:
+        require_fit(given.statistics, shape)
 
 
 def _of_latents(given: Any, manifest: Manifest) -> AutoencoderConfig:
@@ -338,18 +368,19 @@ def _of_latents(given: Any, manifest: Manifest) -> AutoencoderConfig:
     if not isinstance(given, AutoencoderConfig):
         name = FIRST_STAGES.name_of(given)
         raise ConfigError("first_stage.name", f"={name} cannot read latents of {own.describe()}; drop the section")
+    given = with_statistics(given)
     if given.contradicts(own):
         stated = replace(own, **{name: getattr(given, name) or getattr(own, name) for name in IDENTITY})
         raise _other_space("first_stage", stated, "the folder of latents", own)
     shift, scale = given.shift, given.scale  # raw latents can be normalised in any way, as those of a run to start from
-    if scale is None and given.normalization == "statistics":
+    if scale is None and given.statistics is None and given.normalization == "statistics":
         for channel, (mean, std) in enumerate(zip(manifest.mean, manifest.std, strict=True)):
             if std <= SPREAD * abs(mean):
                 problem = f"=statistics: channel {channel} of the latents is {mean:.5g} everywhere, without any spread"
                 remedy = "encode images that differ, take normalization: model, or give shift and scale"
                 raise ConfigError("normalization", f"{problem}; {remedy}")
         shift, scale = manifest.mean, tuple(1 / std for std in manifest.std)
-    elif scale is None:
+    elif scale is None and given.statistics is None:
         shift, scale = own.shift, own.scale
     recorded = {name: getattr(own, name) for name in IDENTITY}
     resolved = replace(given, **recorded, shift=shift, scale=scale)

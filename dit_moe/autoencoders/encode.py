@@ -31,6 +31,15 @@ from dit_moe.formatting import significant
 from dit_moe.pictures import save_png
 from dit_moe.progress import images_bar
 
+# Latents are kept as the network makes them, whatever normalisation training will choose.
+RAW: dict[str, Any] = {
+    "normalization": "model",
+    "shift": None,
+    "scale": None,
+    "statistics": None,
+    "statistics_sha256": None,
+}
+
 
 class Sections(Protocol):
     """An experiment, as far as it says what to encode, by which autoencoder, and where the latents go."""
@@ -98,8 +107,7 @@ def _open_encoder(experiment: Sections, split: str) -> Encoder:
         images: Dataset = DATASETS.build(config.images, split)
         if split == "heldout" and (trained := _opened(config.images, "train")) is not None:
             require_held_out(trained, images)
-    # Latents are kept as the network makes them, whatever normalisation training will choose.
-    stage: Autoencoder = FIRST_STAGES.build(replace(first_stage, normalization="model", shift=None, scale=None))
+    stage: Autoencoder = FIRST_STAGES.build(replace(first_stage, **RAW))
     stage.latent_shape(images.image_shape)
     stage.to(join_processes().device).load()
     require_writable(Path(folder))

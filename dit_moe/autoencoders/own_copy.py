@@ -1,17 +1,22 @@
-"""The copy of its autoencoder that a run on latents keeps, so that it can be sampled wherever it is moved to."""
+"""The copies of its autoencoder and of statistics that a run keeps, to be sampled wherever it is moved to."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save
+
 from dit_moe.autoencoders.autoencoder import BUNDLED, Autoencoder, AutoencoderConfig
+from dit_moe.autoencoders.statistics import read_statistics, with_statistics
 from dit_moe.config import ConfigError
-from dit_moe.files import atomic_folder
+from dit_moe.files import atomic_folder, write_atomically
 from dit_moe.formatting import tell
 
 OWN_COPY = "autoencoder"  # folder of a run
+OWN_STATISTICS = "latent_statistics.safetensors"  # of each place; those of channels are in the config
 REMEDY = "to sample from the run, name a folder that holds it: first_stage.model=FOLDER"
 
 
@@ -24,6 +29,7 @@ def keep_autoencoder(config: Any, run: Path) -> None:
     Args:
         config: the resolved section `first_stage`.
     """
+    copy_statistics(config, run)
     if not isinstance(config, AutoencoderConfig) or config.model in BUNDLED or (run / OWN_COPY).exists():
         return
     if not Path(config.model).is_dir() and not _is_on_hub(config.model):
@@ -43,14 +49,29 @@ def copy_autoencoder(config: AutoencoderConfig, run: Path) -> None:
         stage.network.save_pretrained(unfinished)
 
 
-def with_own_copy(config: Any, run: Path) -> Any:
-    """A run's section `first_stage`, with the copy in its folder in place of the autoencoder it names, if it has one.
+def copy_statistics(config: Any, run: Path) -> None:
+    """Write the statistics of each place, if the latents have such, into a run folder. ConfigError if they changed."""
+    if not isinstance(config, AutoencoderConfig) or config.statistics is None or (run / OWN_STATISTICS).exists():
+        return
+    with_statistics(config)
+    mean, std = read_statistics(config.statistics)
+    write_atomically(run / OWN_STATISTICS, save({"mean": mean.contiguous(), "std": std.contiguous()}))
 
-    Both have the same weights, whose hash is compared when they are loaded.
+
+def with_own_copy(config: Any, run: Path, named: Collection[str] = ()) -> Any:
+    """A run's section `first_stage`, with the copies in its folder in place of what it names, if it has any.
+
+    Both have the same numbers, whose hash is compared when they are loaded. `named` are keys of options that the user
+    gives, which copies do not replace.
     """
-    if not isinstance(config, AutoencoderConfig) or not (run / OWN_COPY).is_dir():
+    if not isinstance(config, AutoencoderConfig):
         return config
-    return replace(config, model=str(run / OWN_COPY), subfolder=None)
+    if (run / OWN_COPY).is_dir() and "first_stage.model" not in named:
+        config = replace(config, model=str(run / OWN_COPY), subfolder=None)
+    own = (run / OWN_STATISTICS).is_file() and "first_stage.statistics" not in named
+    if config.statistics is not None and own:
+        config = replace(config, statistics=str(run / OWN_STATISTICS))
+    return config
 
 
 def _is_on_hub(name: str) -> bool:

@@ -133,9 +133,8 @@ def open_image_run(
         tree["sample"] = config.dump(sample)
     whole = [each if each.startswith(WRITTEN_IN_FULL) else f"sample.{each}" for each in sampling_changes(overrides)]
     experiment = image_experiment(config.override(tree, whole))
-    if not any(change.startswith("first_stage.model=") for change in whole):
-        own = with_own_copy(experiment.first_stage, opened.run)
-        experiment = replace(experiment, first_stage=own)
+    named = [change.partition("=")[0] for change in whole]
+    experiment = replace(experiment, first_stage=with_own_copy(experiment.first_stage, opened.run, named))
     objective = OBJECTIVES.build(experiment.objective, num_classes=experiment.model.num_classes)
     opened.require_classes(experiment.model.num_classes)
     class_names = opened.state.get("class_names")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from dit_moe import checkpoint, config
 from dit_moe.autoencoders.autoencoder import BUNDLED, AutoencoderConfig
-from dit_moe.autoencoders.own_copy import copy_autoencoder
+from dit_moe.autoencoders.own_copy import copy_autoencoder, copy_statistics
 from dit_moe.config import OF_A_RUN
 from dit_moe.evaluation.own_extractor import FOLDER as EXTRACTOR
 from dit_moe.experiments.image import image_experiment
@@ -38,6 +38,7 @@ def export_image_run(path: Path, overrides: Sequence[str], folder: Path) -> dict
     weights, first_stage = experiment.sample.weights, run.experiment.first_stage
 
     def keep_networks(unfinished: Path) -> None:
+        copy_statistics(first_stage, unfinished)
         if isinstance(first_stage, AutoencoderConfig) and first_stage.model not in BUNDLED:
             copy_autoencoder(first_stage, unfinished)
         if (saved.run / EXTRACTOR).is_dir():

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dit_moe.autoencoders.autoencoder import AutoencoderConfig
+from dit_moe.autoencoders.own_copy import copy_statistics
+from dit_moe.autoencoders.statistics import with_statistics
 from dit_moe.files import disk_used
 from dit_moe.formats import recognise
 from dit_moe.formats.recognition import AUTO
@@ -31,7 +35,11 @@ def import_weights(
     weights = recognise(source, name, overrides, which)
     task = task_of(weights.config())
     experiment = task.resolve_without_data(task.build_experiment(weights.config()))
-    sha256 = write_run(weights, experiment, "ema", folder)
+    first_stage = getattr(experiment, "first_stage", None)
+    if isinstance(first_stage, AutoencoderConfig):
+        first_stage = with_statistics(first_stage)
+        experiment = replace(experiment, first_stage=first_stage)
+    sha256 = write_run(weights, experiment, "ema", folder, lambda run: copy_statistics(first_stage, run))
     return {
         "folder": str(folder),
         **weights.state["imported"],

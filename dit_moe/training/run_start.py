@@ -37,7 +37,7 @@ _RECORDED = {f"train.{field}" for field in RECORDED}  # what may, if it is kept 
 # And in a section that identifies what it names, under this key: where that is, and how it is worked with.
 _IDENTIFIED = {
     "data": ("fingerprint", {"path", "heldout", "skip_broken", "allow_empty"}),
-    "first_stage": ("sha256", {"model", "subfolder", "tiling", "slicing"}),
+    "first_stage": ("sha256", {"model", "subfolder", "statistics", "tiling", "slicing"}),
 }
 
 

@@ -76,6 +76,10 @@ class Format(ABC):
     def rules(self, model: Any) -> Sequence[Rule]:
         """Which of its tensors make up which of ours, for a typed section `model`; all of ours are in one of them."""
 
+    def note(self, model: Any) -> str | None:
+        """What a user should know of a run with the typed section `model`; None: nothing unusual."""
+        return None
+
 
 class ImageFormat(Format):
     """The weights of a diffusion model of images."""

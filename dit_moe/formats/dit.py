@@ -26,19 +26,36 @@ def block_rules(*layers: str) -> list[Rule]:
     return [same(f"blocks.#.{layer}.{kind}") for layer in layers for kind in ("weight", "bias")]
 
 
-def outer_shape(found: Found, position: str = "pos_embed") -> Tree:
-    """Of a DiT, what follows from the tensors outside its blocks: patches, channels, classes, input size."""
+def outer_shape(found: Found, input_size: int | None = None) -> Tree:
+    """Of a DiT, what follows from the tensors outside its blocks: patches, channels, classes, input size.
+
+    The last is `input_size`, unless that is None.
+    """
     _, channels, patch, _ = found.matrix("x_embedder.proj.weight", 4)
-    _, tokens, _ = found.matrix(position, 3)
+    if input_size is None:
+        input_size = math.isqrt(found.matrix("pos_embed", 3)[1]) * patch
     outputs = found.shape("final_layer.linear.bias")[0] // patch**2
     if outputs not in (channels, 2 * channels):
         raise NotThisFormat(f"final_layer gives {outputs} channels for {channels} of the input")
     return {
         "in_channels": channels,
-        "input_size": math.isqrt(tokens) * patch,
+        "input_size": input_size,
         "num_classes": found.shape("y_embedder.embedding_table.weight")[0] - 1,
         "learn_sigma": outputs == 2 * channels,
     }
+
+
+def dense_shape(found: Found) -> Tree:
+    """Of a DiT without experts, what `named_size` makes of its blocks."""
+    width, _, patch, _ = found.matrix("x_embedder.proj.weight", 4)
+    depth = found.count("blocks.#.")
+    hidden = [found.matrix(f"blocks.{block}.mlp.fc1.weight")[0] for block in range(max(1, depth))]
+    return named_size(depth, width, hidden[0], patch)
+
+
+def ddpm(found: Found) -> Tree:
+    """The section `objective` of DiT's own training."""
+    return {"name": "ddpm", "variance": "learned_range" if outer_shape(found)["learn_sigma"] else "fixed_large"}
 
 
 @register("dit")
@@ -50,10 +67,8 @@ class DiTFormat(ImageFormat):
 
     def model(self, found: Found) -> Tree:
         self.require_own(found)
-        width, _, patch, _ = found.matrix("x_embedder.proj.weight", 4)
-        hidden, _ = found.matrix("blocks.0.mlp.fc1.weight")
         found.shape("blocks.0.attn.qkv.weight")
-        return {**named_size(found.count("blocks.#."), width, hidden, patch), **outer_shape(found)}
+        return {**dense_shape(found), **outer_shape(found)}
 
     def require_own(self, found: Found) -> None:
         """NotThisFormat if the arguments of the training are those of SiT."""
@@ -61,8 +76,7 @@ class DiTFormat(ImageFormat):
             raise NotThisFormat("its arguments are those of SiT")
 
     def objective(self, found: Found) -> Tree:
-        learned = self.model(found)["learn_sigma"]
-        return {"name": "ddpm", "variance": "learned_range" if learned else "fixed_large"}
+        return ddpm(found)
 
     def first_stage(self, found: Found) -> Tree:
         return stable_diffusion_autoencoder(str(found.settings.get("vae", "ema")))

@@ -63,21 +63,41 @@ def copies(ours: str, theirs: str) -> Rule:
 
 
 def experts(ours: str, *theirs: str) -> Rule:
-    """Matrices [out, in] of every expert → one [E, in, out]; several of theirs are joined along `out`."""
+    """Matrices [out, in] of every expert → one [E, in, out], or biases [out] → [E, out]; several of theirs are joined
+    along `out`."""
 
     def read(found: Tensors) -> Tensors:
         each = [torch.cat(list(found[start : start + len(theirs)])) for start in range(0, len(found), len(theirs))]
-        return [torch.stack([matrix.T for matrix in each])]
+        return [torch.stack([_laid_out(tensor) for tensor in each])]
 
     def write(stacked: Tensors) -> Tensors:
-        return [part.contiguous() for matrix in stacked[0] for part in matrix.T.chunk(len(theirs))]
+        return [part.contiguous() for tensor in stacked[0] for part in _laid_out(tensor).chunk(len(theirs))]
 
     return Rule((ours,), theirs, read, write)
+
+
+def beside_constant(ours: str, theirs: str, constant: str, value: float, numbers: int | None = None) -> Rule:
+    """The tensor `theirs` itself, beside which they keep `constant`, whose numbers are all `value`.
+
+    There are `numbers` of them, or as many as rows of ours. ValueError if any is another.
+    """
+
+    def read(found: Tensors) -> Tensors:
+        tensor, fixed = found
+        if not fixed.is_meta and not bool((fixed == value).all()):
+            raise ValueError(f"{constant} holds other numbers than {value:g}, which no option of ours stands for")
+        return [tensor]
+
+    return Rule((ours,), (theirs, constant), read, lambda own: [own[0], torch.full((numbers or len(own[0]),), value)])
 
 
 def constant(ours: str, value: Callable[[], Tensor]) -> Rule:
     """A tensor that only we have."""
     return Rule((ours,), (), lambda _: [value()], lambda _: [])
+
+
+def _laid_out(tensor: Tensor) -> Tensor:
+    return tensor.T if tensor.ndim == 2 else tensor
 
 
 def _transpose(found: Tensors) -> Tensors:

@@ -25,7 +25,7 @@ Which = Literal["ema", "model"]
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 INDEX = ("*.safetensors.index.json", "*.bin.index.json")  # which tensor is in which file of several
 NAMES: dict[Which, tuple[str, ...]] = {  # what training scripts call them
-    "ema": ("ema", "model_ema", "ema_state_dict", "ema_model"),
+    "ema": ("ema", "model_ema", "ema_state_dict", "ema_model", "ema_model_state_dict"),
     "model": ("model", "state_dict", "model_state_dict", "module"),
 }
 WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name

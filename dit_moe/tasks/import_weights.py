@@ -10,6 +10,7 @@ from typing import Any
 from dit_moe.autoencoders.autoencoder import AutoencoderConfig
 from dit_moe.autoencoders.own_copy import copy_statistics
 from dit_moe.autoencoders.statistics import with_statistics
+from dit_moe.data.listing import note
 from dit_moe.files import disk_used
 from dit_moe.formats import recognise
 from dit_moe.formats.recognition import AUTO
@@ -39,6 +40,8 @@ def import_weights(
     if isinstance(first_stage, AutoencoderConfig):
         first_stage = with_statistics(first_stage)
         experiment = replace(experiment, first_stage=first_stage)
+    if (told := weights.format.note(experiment.model)) is not None:
+        note(told)
     sha256 = write_run(weights, experiment, "ema", folder, lambda run: copy_statistics(first_stage, run))
     return {
         "folder": str(folder),

@@ -14,7 +14,6 @@ Errors are ValueErrors with the messages of the commands, and progress is shown 
 from __future__ import annotations
 
 import json
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +37,7 @@ from dit_moe.experiments.text import TextExperiment, TextSampleConfig
 from dit_moe.models import LM, DiT
 from dit_moe.pictures import picture
 from dit_moe.sampling.generator import SampleConfig
+from dit_moe.sampling.labels import plain_labels
 from dit_moe.tasks import task_of
 from dit_moe.tasks.images import sampling_bar
 from dit_moe.tasks.train import prepare, run_folder
@@ -291,12 +291,11 @@ def _sampling(
     options: Mapping[str, Any],
 ) -> Tree:
     """Changes to the section `sample`, by dotted keys."""
-    several = isinstance(labels, Iterable) and not isinstance(labels, str)
-    plain = [_number(each) for each in labels] if several else _number(labels)  # type: ignore[union-attr]
-    given = {"labels": plain, "count": n, "seed": seed, "guidance.scale": guidance, "sampler.steps": steps}
+    given = {
+        "labels": plain_labels(labels),
+        "count": n,
+        "seed": seed,
+        "guidance.scale": guidance,
+        "sampler.steps": steps,
+    }
     return {**options, **{key: value for key, value in given.items() if value is not None}}
-
-
-def _number(label: Any) -> Any:
-    """A whole number of NumPy or torch as Python's; anything else as it is."""
-    return operator.index(label) if hasattr(label, "__index__") else label

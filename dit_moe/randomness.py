@@ -56,5 +56,5 @@ class BatchRandom:
 
 
 def normal_like_images(generators: Sequence[torch.Generator], shape: Sequence[int], device: torch.device) -> Tensor:
-    """Standard normal [B, *shape], row i from generators[i] (on the CPU, so that every device sees the same noise)."""
-    return torch.stack([torch.randn(*shape, generator=each) for each in generators]).to(device)
+    """Standard normal [B, *shape], row i from generators[i]: from those on the CPU every device sees the same noise."""
+    return torch.stack([torch.randn(*shape, generator=each, device=each.device) for each in generators]).to(device)

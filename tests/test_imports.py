@@ -50,7 +50,7 @@ MAY_IMPORT = {
     | {"distributed", "moe", "models", "diffusion", "autoencoders", "data", "checkpoint", "progress", "pictures"},
     "experiments": CORE | {"training", "sampling", "extractors", "metrics"},
     "costs": CORE | {"training", "experiments"},
-    "interop": CORE | {"experiments"},
+    "interop": CORE | {"experiments", "sampling", "pictures"},
     "evaluation": ABOVE | {"costs", "interop"},
     "tasks": ABOVE | {"costs", "interop", "evaluation"},
     "analysis": ABOVE | {"costs", "tasks"},

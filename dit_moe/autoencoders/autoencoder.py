@@ -144,7 +144,8 @@ class Autoencoder(FirstStage):
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         network, (shift, scale) = self._ready(), self._affine(latents_BCHW.device)
         with self._autocast():
-            pixels = network.decode(latents_BCHW.float() / scale + shift, return_dict=False)[0].float()
+            raw_BCHW = (latents_BCHW.float() / scale + shift).to(network.dtype)
+            pixels = network.decode(raw_BCHW, return_dict=False)[0].float()
         return to_uint8(2 * pixels - 1 if self._from_zero else pixels)
 
     def load(self) -> None:

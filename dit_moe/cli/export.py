@@ -1,13 +1,14 @@
 """Write a run without what only training needs, such as the optimizer's state, to keep or to hand on.
 
 A model of images becomes a run folder that `sample`, `eval`, `routing` and `dit_moe.load` open as any other: config,
-weights, class names, autoencoder and feature extractor. A language model becomes a folder that transformers and
-lm-evaluation-harness open.
+weights, class names, autoencoder and feature extractor; with `--to diffusers`, a pipeline of diffusers with a model
+card. A language model becomes a folder that transformers and lm-evaluation-harness open.
 
 Overrides change the run's section `sample`: `weights=model` takes the raw weights in place of the EMA's, `target=3`
 has the thresholds of dtopp routers solved for three active experts.
 
     dit-moe export runs/digits exported/digits
+    dit-moe export runs/digits exported/pipeline --to diffusers --license apache-2.0
     dit-moe export runs/lm_tiny exported/lm_tiny
     dit-moe export runs/olmoe exported/olmoe --olmoe
 """
@@ -32,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder to make")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the section `sample`")
     parser.add_argument(
+        "--to", choices=("run", "diffusers"), default="run", help="what a model of images becomes; default a run folder"
+    )
+    parser.add_argument(
+        "--license", metavar="NAME", help="of the weights, for the model card: apache-2.0, cc-by-4.0, …"
+    )
+    parser.add_argument(
         "--olmoe", action="store_true", help="as transformers' OlmoeForCausalLM; for top-k routers without drn only"
     )
 
@@ -43,13 +50,30 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.olmoe:
         raise ConfigError("--olmoe", f": {args.run_folder} makes images; leave it out")
+    if args.to == "diffusers":
+        _export_pipeline(args)
+        return
+    if args.license is not None:
+        raise ConfigError("--license", ": a run folder has no model card; leave it out, or add --to diffusers")
     print(json.dumps(export_image_run(args.run_folder, args.overrides, args.folder), indent=1))
     end([args.folder], ("sample", args.folder))
+
+
+def _export_pipeline(args: argparse.Namespace) -> None:
+    from dit_moe.tasks.pipeline_export import export_pipeline  # imports diffusers, which takes seconds
+
+    facts = export_pipeline(args.run_folder, args.overrides, args.folder, args.license)
+    print(json.dumps(facts, indent=1))
+    end([args.folder])
 
 
 def _export_text(args: argparse.Namespace) -> None:
     from dit_moe.interop.export import export_run
 
+    for option in [name for name in ("to", "license") if getattr(args, name) not in (None, "run")]:
+        raise ConfigError(
+            f"--{option}", f": {args.run_folder} is a language model, and this is for images; leave it out"
+        )
     opened = open_text_run(args.run_folder, args.overrides)
     store_in_weights(opened.model)
     facts = export_run(opened, args.folder, olmoe=args.olmoe)

@@ -64,11 +64,16 @@ class ImageRun(Run):
     class_counts: list[int] | None  # images of each class that it was trained on; None: it did not record them
     class_names: list[str] | None = None  # in the order of the label table; None: as before
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        network = self.experiment.model
+        return network.in_channels, network.input_size, network.input_size
+
     def generator(self, sample: SampleConfig | None = None) -> Generator:
         """A generator by the experiment's section `sample`, or by another one."""
-        network = self.experiment.model
-        shape = (network.in_channels, network.input_size, network.input_size)
-        return Generator(self.model, self.objective, self.stage, sample or self.experiment.sample, shape)
+        sample = sample or self.experiment.sample
+        return Generator(self.model, self.objective, self.stage, sample, self.latent_shape)
 
     def labels(self, sample: SampleConfig | None = None) -> Tensor:
         """The label of every image, int64, by the experiment's section `sample`, or by another one.

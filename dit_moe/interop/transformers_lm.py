@@ -36,8 +36,9 @@ from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from dit_moe import config
+from dit_moe.interop.router_precision import RoutersInFP32
 from dit_moe.models import LM, MODELS, LMConfig
-from dit_moe.moe import routers_of, update_routers
+from dit_moe.moe import update_routers
 
 if TYPE_CHECKING:
     from dit_moe.text.tokenizer import TextTokenizer
@@ -106,11 +107,11 @@ class DitMoeLMConfig(PreTrainedConfig):
     tie_word_embeddings = _decided_by_lm("tie_word_embeddings", lambda lm: lm.tied)
 
 
-class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
+class DitMoeForCausalLM(RoutersInFP32, PreTrainedModel, GenerationMixin):
     """`LM` behind the interface of transformers.
 
     The routers' thresholds are buffers that are saved with the weights; `RouterCallback` moves them. Routers stay in
-    fp32, whatever dtype the rest is loaded in or cast to: a threshold in bf16 is up to 0.4 % off.
+    fp32, whatever dtype the rest is loaded in or cast to.
 
     Args:
         config: what to build.
@@ -150,17 +151,6 @@ class DitMoeForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: the network is initialised already, and from_pretrained refuses incomplete files."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move or cast, as ``.to(torch.bfloat16)`` does; a cast leaves routers as they are."""
-        routers = [tensor for router in routers_of(self.lm) for tensor in (*router.parameters(), *router.buffers())]
-        kept = {id(each) for each in [*routers, *(tensor.grad for tensor in routers)]}
-
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return tensor.to(moved.device) if id(tensor) in kept and moved.dtype != tensor.dtype else moved
-
-        return super()._apply(move, recurse)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.lm.embed

@@ -154,7 +154,7 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t_B: Tensor) -> Tensor:
-        return self.mlp(self.sinusoids(t_B))
+        return self.mlp(self.sinusoids(t_B).to(next(self.parameters()).dtype))
 
     @staticmethod
     def sinusoids(t_B: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
 
 WORDS = ("balanced", "random", "data")  # that `labels` takes: all classes in turn; drawn uniformly; as in the data
 SHOWN = 5  # classes that are told
+
+
+def plain_labels(labels: Any) -> Any:
+    """Labels as a config has them: a text, a whole number, or a tuple of these; those of NumPy or torch are taken."""
+    if isinstance(labels, Iterable) and not isinstance(labels, str):
+        return tuple(map(_plain, labels))
+    return _plain(labels)
+
+
+def _plain(label: Any) -> Any:
+    return operator.index(label) if hasattr(label, "__index__") else label
 
 
 def listed_classes(config: SampleConfig, num_classes: int, class_names: Sequence[str] | None = None) -> list[int]:

@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, OlmoeForCausalLM
 
 from dit_moe import config
 from dit_moe.interop.export import export_run
+from dit_moe.interop.pipeline import wrap
+from tests.analysis.runs import image_run
 from tests.interop.models import tiny_lm, tiny_run, tokens
 from tests.scripts import in_use
 
@@ -34,17 +36,24 @@ def test_an_exported_run_opens_with_its_weights_tokenizer_and_origin(tmp_path):
 
 
 def test_a_program_that_knows_only_the_folder_opens_it_with_trust(tmp_path):
-    run = tiny_run(tmp_path)
-    export_run(run, tmp_path / "out")
+    run, images = tiny_run(tmp_path), image_run()
+    export_run(run, tmp_path / "lm")
+    wrap(images).save_pretrained(tmp_path / "pipeline")
     code = (
-        "import sys, torch; from transformers import AutoModelForCausalLM\n"
+        "import sys, numpy as np, torch; from diffusers import DiffusionPipeline\n"
+        "pipe = DiffusionPipeline.from_pretrained(sys.argv[2], trust_remote_code=True)\n"
+        "print(np.stack(pipe([7, 2], seed=0).images).tolist())\n"
+        "from transformers import AutoModelForCausalLM\n"
         "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
         "print(model(torch.tensor([[1, 2, 3]])).logits.double().sum().item())"
     )
     env = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    made = subprocess.run([sys.executable, "-c", code, tmp_path / "out"], capture_output=True, text=True, env=env)
+    words = [sys.executable, "-c", code, tmp_path / "lm", tmp_path / "pipeline"]
+    made = subprocess.run(words, capture_output=True, text=True, env=env)
     assert made.returncode == 0, made.stderr
-    assert float(made.stdout) == pytest.approx(run.model(torch.tensor([[1, 2, 3]])).double().sum().item())
+    pixels, logits = made.stdout.splitlines()
+    assert json.loads(pixels) == images.generator().generate(torch.tensor([7, 2])).images[:, 0].tolist()
+    assert float(logits) == pytest.approx(run.model(torch.tensor([[1, 2, 3]])).double().sum().item())
 
 
 def test_a_topk_run_is_exported_as_an_olmoe_that_needs_none_of_our_code(tmp_path):

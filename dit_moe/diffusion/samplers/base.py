@@ -110,6 +110,10 @@ class Sampler(ABC):
     def times(self, latent_shape: Sequence[int] | None = None) -> list[float]:
         """Where in [0, 1] the network is evaluated, in order, 1 being noise. See `evaluations`."""
 
+    def network_times(self, latent_shape: Sequence[int] | None = None) -> list[float]:
+        """What the network is told at each of `times`; unless `_states` is overridden."""
+        raise NotImplementedError
+
     def evaluate(self, x: Tensor, generators: Generators) -> Steps:
         """All steps from noise `x`, for a caller that evaluates the network itself."""
         for step in self._steps(x.shape[1:], generators):

@@ -99,7 +99,10 @@ class ChainSampler(Sampler):
             yield partial(step, k=k, time=time)
 
     def times(self, latent_shape: Sequence[int] | None = None) -> list[float]:
-        return [n / len(self.trained.schedule) for n in reversed(self.schedule.timesteps.tolist())]
+        return [n / len(self.trained.schedule) for n in self.network_times()]
+
+    def network_times(self, latent_shape: Sequence[int] | None = None) -> list[float]:
+        return self.schedule.timesteps.flip(0).tolist()
 
     @abstractmethod
     def _scheduler(self) -> Any:

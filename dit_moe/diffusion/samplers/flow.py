@@ -83,13 +83,17 @@ class FlowSampler(Sampler):
         """steps+1 times from 1 to 0 before the shift, float64."""
         return torch.linspace(1, 0, self.config.steps + 1, dtype=torch.float64)
 
-    def _intervals(self, latent_shape: Sequence[int] | None) -> list[tuple[float, float]]:
+    def shift(self, latent_shape: Sequence[int] | None) -> float:
+        """The factor of the time shift for latents [C,H,W]."""
         factor = self.config.time_shift
-        if isinstance(factor, str):
-            if latent_shape is None and self.trained.config.time_shift == "resolution":
-                raise ValueError("the time shift depends on the resolution; give the latent shape (C, H, W)")
-            factor = self.trained.shift(tuple(latent_shape or ()))
-        return list(pairwise(shift_time(self._grid(), factor).tolist()))
+        if not isinstance(factor, str):
+            return factor
+        if latent_shape is None and self.trained.config.time_shift == "resolution":
+            raise ValueError("the time shift depends on the resolution; give the latent shape (C, H, W)")
+        return self.trained.shift(tuple(latent_shape or ()))
+
+    def _intervals(self, latent_shape: Sequence[int] | None) -> list[tuple[float, float]]:
+        return list(pairwise(shift_time(self._grid(), self.shift(latent_shape)).tolist()))
 
     def _steps(self, latent_shape: Sequence[int], generators: Generators) -> Iterator[Callable[[Tensor], Steps]]:
         for start, end in self._intervals(latent_shape):
@@ -102,6 +106,9 @@ class FlowSampler(Sampler):
 
     def times(self, latent_shape: Sequence[int] | None = None) -> list[float]:
         return [time for start, end in self._intervals(latent_shape) for time in self._nodes(start, end)]
+
+    def network_times(self, latent_shape: Sequence[int] | None = None) -> list[float]:
+        return [time * self.trained.config.time_scale for time in self.times(latent_shape)]
 
     def _nodes(self, start: float, end: float) -> list[float]:
         """The times of one step's evaluations."""

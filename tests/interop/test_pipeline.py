@@ -1,0 +1,170 @@
+"""A run as a pipeline of diffusers makes the images of `dit-moe sample`, wherever its folder is opened."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+from diffusers.pipelines.pipeline_utils import PushToHubMixin
+
+from dit_moe.diffusion import SAMPLERS
+from dit_moe.interop.pipeline import DiTMoEPipeline, wrap
+from dit_moe.randomness import generator
+from tests.analysis.runs import image_run
+from tests.cli.conftest import cli
+
+LABELS = torch.tensor([7, 0, 2])
+DDPM = ["objective=ddpm", "objective.label_dropout=0.1"]
+LATENTS = ["first_stage={name: autoencoder, model: digits}", "model.patch_size=null", "model.name=DiT-custom/1-4E2A"]
+CASES = {
+    **{name: [f"sample.sampler={{name: {name}, steps: 3}}"] for name in SAMPLERS.names()},
+    "guided in an interval": ["sample.guidance={scale: 2.0, interval: [0.3, 0.7]}", "sample.sampler.steps=6"],
+    "shifted times": ["objective.time_shift=resolution", "sample.sampler={name: euler, steps: 3}"],
+    "another target": ["sample.target=3"],
+    "another p by time": ["sample.p=[0.9, 0.4]", "sample.vary=time", "sample.sampler.steps=4"],
+    "another k": ["model.moe.router=topk", "sample.target=3"],
+    "dense": ["model.name=DiT-custom/2", "model.moe=null"],
+    "latents": LATENTS,
+}
+
+
+def run_of(case):
+    words = CASES[case]
+    trained = SAMPLERS.config_class(case).objective if case in SAMPLERS.names() else "flow"
+    return image_run(*(DDPM if trained == "ddpm" else []), *words)
+
+
+def quiet(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_saved_pipeline_makes_the_images_of_sample_to_the_byte(case, tmp_path):
+    run = run_of(case)
+    wrap(run).save_pretrained(tmp_path)
+    opened = quiet(DiTMoEPipeline.from_pretrained(tmp_path))
+    made = run.generator().generate(LABELS).images.permute(0, 2, 3, 1).numpy()
+    for _ in range(2):  # a scheduler starts anew
+        images = opened(LABELS, seed=run.experiment.sample.seed).images
+        assert np.array_equal(np.stack(images).reshape(made.shape), made)
+    generators = [generator(run.experiment.sample.seed, "image", i) for i in range(len(LABELS))]
+    given = opened(LABELS.tolist(), generator=generators, output_type="np").images
+    assert np.array_equal((given * 255).round(), made)
+    state, own = opened.transformer.network.state_dict(), run.model.state_dict()
+    assert state.keys() == own.keys() and all(torch.equal(state[key], own[key]) for key in own)
+    assert all(state[key].dtype == own[key].dtype for key in own)
+
+
+@pytest.mark.parametrize(
+    "case, scheduler, steps",
+    [
+        ("ddim", DDIMScheduler, 20),
+        ("ddim", EulerDiscreteScheduler, 20),
+        ("dpm++", DPMSolverMultistepScheduler, 20),
+        ("heun", FlowMatchEulerDiscreteScheduler, 40),
+    ],
+)
+def test_a_scheduler_of_diffusers_takes_the_place_of_ours_and_leads_to_nearly_the_same(case, scheduler, steps):
+    pipeline = quiet(wrap(run_of(case)))
+    ours = pipeline(LABELS, seed=0, num_inference_steps=20, output_type="latent").images
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+    theirs = pipeline(LABELS, seed=0, num_inference_steps=steps, output_type="latent").images
+    assert (theirs - ours).abs().mean() < 0.03 * ours.abs().mean()  # theirs visit other times; worst 0.009
+
+
+def test_our_scheduler_says_its_times_and_refuses_a_sample_that_is_not_its_own():
+    scheduler = wrap(run_of("heun")).scheduler
+    scheduler.set_timesteps(2)
+    assert scheduler.timesteps.tolist() == [1000, 500, 500, 0] and scheduler.times == [1.0, 0.5, 0.5, 0.0]
+    x = torch.randn(2, 1, 8, 8)
+    later = scheduler.step(x, 1000, x).prev_sample
+    with pytest.raises(ValueError, match="sample is not what the last step returned"):
+        scheduler.step(x, 500, later + 1)
+
+
+def test_classes_go_by_name_and_number_and_bad_input_is_told():
+    pipeline = quiet(wrap(replace(run_of("euler"), class_names=["cat", "dog", *"23456789"])))
+    assert pipeline.class_rows(["dog", "7"]).tolist() == [1, 7] and pipeline.class_rows("dog").tolist() == [1]
+    for message, options in {
+        "class.labels=bird must": {"class_labels": "bird"},
+        "seed and generator exclude": {"seed": 0, "generator": torch.Generator()},
+        "generator has 1 entries for 2": {"class_labels": [0, 1], "generator": [torch.Generator()]},
+        "guidance.scale=-1.0 must": {"guidance_scale": -1.0},
+        "steps=0 must be": {"num_inference_steps": 0},
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            pipeline(**{"class_labels": [0], **options})
+
+
+@pytest.mark.parametrize("how", ["loaded", "cast"])
+def test_a_pipeline_in_bf16_keeps_its_routers_in_fp32_and_makes_nearly_the_same(how, tmp_path):
+    pipeline = quiet(wrap(run_of("euler")))
+    exact = pipeline(LABELS, seed=0, output_type="pt").images
+    pipeline.save_pretrained(tmp_path)
+    half = DiTMoEPipeline.from_pretrained(tmp_path, **({"dtype": torch.bfloat16} if how == "loaded" else {}))
+    half = quiet(half.to(torch.bfloat16) if how == "cast" else half)
+    kinds = {name: each.dtype for name, each in half.transformer.named_parameters()}
+    assert {kind for name, kind in kinds.items() if "router" in name} == {torch.float32}
+    assert {kind for name, kind in kinds.items() if "router" not in name} == {torch.bfloat16}
+    assert (half(LABELS, seed=0, output_type="pt").images - exact).abs().mean() < 0.02
+
+
+@pytest.fixture(scope="module")
+def exported(finished_run, tmp_path_factory):
+    """A folder by the command."""
+    folder, words = tmp_path_factory.mktemp("exported") / "pipeline", ["sample.sampler.steps=3", "guidance.scale=2"]
+    assert cli("export", finished_run, folder, *words, "--to", "diffusers", "--license", "apache-2.0") == 0
+    return folder
+
+
+def test_our_class_runs_no_code_of_the_folder_and_hands_the_card_on(exported, tmp_path, monkeypatch):
+    folder, code = exported, [*exported.rglob("pipeline.py")]
+    assert len(code) == 3
+    before = [path.read_text() for path in code]
+    for path in code:
+        path.write_text("raise SystemExit('code was run')")
+    pipeline = DiTMoEPipeline.from_pretrained(folder)
+    for path, text in zip(code, before, strict=True):
+        path.write_text(text)
+    pipeline.save_pretrained(tmp_path / "again")
+    (tmp_path / "pushed").mkdir()
+    (tmp_path / "pushed" / "README.md").write_text("an empty card")
+    monkeypatch.setattr(PushToHubMixin, "_upload_folder", lambda *args, **kwargs: None)
+    pipeline._upload_folder(tmp_path / "pushed", "someone/model")
+    for path in (*folder.rglob("*.*"), folder / "README.md"):
+        again = tmp_path / "again" / path.relative_to(folder)
+        if path.name != "dit_moe.json" and "config" not in path.name and "index" not in path.name:
+            assert again.read_bytes() == path.read_bytes()
+    assert (tmp_path / "pushed" / "README.md").read_text() == (folder / "README.md").read_text()
+
+
+def test_the_card_says_what_is_known_and_how_far_it_compares(exported):
+    card = (exported / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: diffusers\nlicense: apache-2.0\n")
+    assert "not evaluated" in card and "scale: 2.0" in card and "12 evaluations" in card
+    facts = json.loads((exported / "dit_moe.json").read_text())
+    assert facts["step"] == 4 and facts["experiment"]["sample"]["guidance"]["scale"] == 2
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["{image}", "--license", "mit"], "--license: a run folder has no model card; leave it out, or add"),
+        (["{text}", "--to", "diffusers"], "--to: .* is a language model"),
+        (["{text}", "--license", "mit"], "--license: .* is a language model"),
+    ],
+)
+def test_an_option_that_the_export_has_no_use_for_is_refused(words, message, finished_run, finished_text, capsys):
+    run, *options = (word.format(image=finished_run, text=finished_text / "run") for word in words)
+    capsys.readouterr()
+    assert cli("export", run, "exported", *options) == 2
+    assert re.search(message, capsys.readouterr().err)

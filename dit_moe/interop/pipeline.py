@@ -147,11 +147,12 @@ class DiTMoEPipeline(DiffusionPipeline):
             scheduler.set_timesteps(steps, device=device)
         places = [(t, t.item() / scheduler.config.num_train_timesteps) for t in scheduler.timesteps]
         flows = isinstance(objective, Flow)
-        return [(t, time * objective.config.time_scale if flows else t.item(), time) for t, time in places]
+        return [(t, objective.network_time(time) if flows else t.item(), time) for t, time in places]
 
     def _step(self, output: Tensor, t: Tensor, x: Tensor, generators: list[torch.Generator]) -> Tensor:
-        if not isinstance(self.scheduler, DiTMoEScheduler):
-            output = output[:, : x.shape[1]]  # without a learned variance
+        if not isinstance(self.scheduler, DiTMoEScheduler):  # they know no learned variance, and flow towards noise
+            sign = self.transformer.objective.sign if isinstance(self.transformer.objective, Flow) else 1
+            output = sign * output[:, : x.shape[1]]
         takes = inspect.signature(self.scheduler.step).parameters
         given = {"generator": generators} if "generator" in takes else {}
         return self.scheduler.step(output, t, x, **given, return_dict=False)[0]

@@ -28,6 +28,7 @@ CASES = {
     **{name: [f"sample.sampler={{name: {name}, steps: 3}}"] for name in SAMPLERS.names()},
     "guided in an interval": ["sample.guidance={scale: 2.0, interval: [0.3, 0.7]}", "sample.sampler.steps=6"],
     "shifted times": ["objective.time_shift=resolution", "sample.sampler={name: euler, steps: 3}"],
+    "towards data": ["objective.direction=to_data", "objective.time_scale=1", "sample.sampler={name: heun, steps: 3}"],
     "another target": ["sample.target=3"],
     "another p by time": ["sample.p=[0.9, 0.4]", "sample.vary=time", "sample.sampler.steps=4"],
     "another k": ["model.moe.router=topk", "sample.target=3"],
@@ -71,6 +72,7 @@ def test_a_saved_pipeline_makes_the_images_of_sample_to_the_byte(case, tmp_path)
         ("ddim", EulerDiscreteScheduler, 20),
         ("dpm++", DPMSolverMultistepScheduler, 20),
         ("heun", FlowMatchEulerDiscreteScheduler, 40),
+        ("towards data", FlowMatchEulerDiscreteScheduler, 40),
     ],
 )
 def test_a_scheduler_of_diffusers_takes_the_place_of_ours_and_leads_to_nearly_the_same(case, scheduler, steps):

@@ -108,7 +108,7 @@ class FlowSampler(Sampler):
         return [time for start, end in self._intervals(latent_shape) for time in self._nodes(start, end)]
 
     def network_times(self, latent_shape: Sequence[int] | None = None) -> list[float]:
-        return [time * self.trained.config.time_scale for time in self.times(latent_shape)]
+        return [self.trained.network_time(time) for time in self.times(latent_shape)]
 
     def _nodes(self, start: float, end: float) -> list[float]:
         """The times of one step's evaluations."""

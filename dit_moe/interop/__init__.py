@@ -1,1 +1,1 @@
-"""Other suites' models in and out: the classes of `transformers` and diffusers, OLMoE's checkpoints, folders to share."""
+"""Ways in and out: the classes of `transformers` and diffusers, OLMoE's checkpoints, folders to share."""

@@ -26,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="check what it needs, print config, sizes and costs, and stop",
     )
+    parser.add_argument(
+        "--profile",
+        type=int,
+        metavar="N",
+        help="say where the time of N steps goes, and trace one; the run is as without",
+    )
     add_cost_arguments(parser)
 
 
@@ -37,6 +43,6 @@ def run(args: argparse.Namespace) -> None:
         print(describe(dry_run(experiment, args.folder), args.gpu, args.gpus, args.mfu))
         return
     experiment, dataset = prepare(experiment)
-    train(experiment, dataset, args.folder)
+    train(experiment, dataset, args.folder, args.profile)
     folder, scored_by = args.folder, task_of(experiment).scored_by
     end([folder, folder / CURVES], ("sample", folder), (scored_by, folder))

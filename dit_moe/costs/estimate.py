@@ -61,8 +61,20 @@ def of_this_machine(gpus: int = 1, mfu: float | None = None) -> str:
     """
     if not torch.cuda.is_available():
         return CPU if gpus == 1 and mfu is None else USUAL
+    return _gpu_here() or USUAL
+
+
+def peak_of_this_machine(gpus: int, precision: str) -> float | None:
+    """FLOP/s of so many of its GPUs; None if they are not in the table, or there is none."""
+    gpu = _gpu_here()
+    return None if gpu is None else gpus * peak(gpu, precision)
+
+
+def _gpu_here() -> str | None:
+    if not torch.cuda.is_available():
+        return None
     words = re.split(r"[\s-]+", torch.cuda.get_device_name().replace("RTX ", "RTX"))
-    return next((name for name in GPUS if name in words and "Laptop" not in words), USUAL)
+    return next((name for name in GPUS if name in words and "Laptop" not in words), None)
 
 
 def peak(gpu: str, precision: str) -> float:

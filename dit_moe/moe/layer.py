@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
+import torch
 from torch import Tensor, nn
 
 from dit_moe.config import ConfigError, require
@@ -113,6 +114,7 @@ class MoELayer(nn.Module):
         shared = config.shared_width(hidden)
         self.shared = FeedForward(width, shared, activation, config.bias) if shared else None
 
+    @torch.compiler.disable  # the number of routed pairs is known only when it runs
     def forward(
         self,
         x_BSD: Tensor,

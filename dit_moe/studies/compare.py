@@ -27,7 +27,6 @@ from dit_moe.studies.score import (
     SCORE,
     check_config,
     check_scoring,
-    peak_memory,
     read_loss,
     read_score,
     read_timing,
@@ -54,6 +53,7 @@ from dit_moe.studies.study import (
 from dit_moe.studies.study import FILE as STUDY
 from dit_moe.studies.table import to_csv, to_markdown
 from dit_moe.tasks.train import prepare, resolve_for_dry_run, train
+from dit_moe.training.devices import peak_memory
 from dit_moe.training.interrupt import TrainingError
 from dit_moe.training.run_start import is_begun
 from dit_moe.training.step import NotFinite

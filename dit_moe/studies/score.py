@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import re
-import resource
 import statistics
 import time
 from collections.abc import Sequence
@@ -249,13 +248,6 @@ def provenance(precision: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": precision,
     }
-
-
-def peak_memory() -> int:
-    """Bytes that this process has used at most: of its GPU's memory, or where it has none of the machine's."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _cpu() -> str:

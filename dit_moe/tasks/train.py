@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from dit_moe import built_in, checkpoint, config
+from dit_moe.costs.estimate import peak_of_this_machine, training_flops
 from dit_moe.costs.memory import require_room
 from dit_moe.data.latents import NoLatents
 from dit_moe.distributed import locked, on_main
@@ -25,6 +26,7 @@ from dit_moe.text.token_shards import NoTokens
 from dit_moe.training import Trainer
 from dit_moe.training.curves_of_runs import CURVES, CurvesPicture
 from dit_moe.training.log import active_experts, read_log, train_seconds
+from dit_moe.training.profile import StepProfile
 from dit_moe.training.run_start import WRITTEN, open_start, require_fit_start, require_own_run
 from dit_moe.training.trackers import require_installed
 
@@ -104,14 +106,25 @@ def _note(text: str) -> None:
     tell(f"note: {text}")
 
 
-def train(experiment: AnyExperiment, dataset: Any, folder: Path) -> None:
+def train(experiment: AnyExperiment, dataset: Any, folder: Path, profile: int | None = None) -> None:
     """Train `experiment` into the run folder `folder`, from its newest checkpoint if it has one.
 
     Args:
         experiment, dataset: as `prepare` returns them.
+        profile: how many steps to time by their parts; None: none.
     """
     with locked(folder):
-        build_trainer(experiment, dataset, folder).train()
+        trainer = build_trainer(experiment, dataset, folder)
+        if profile is not None:
+            rows, processes = experiment.train.batch_size, trainer.accelerator.num_processes
+            trainer.profile = StepProfile(
+                profile,
+                flops=rows * training_flops(experiment),
+                peak=peak_of_this_machine(processes, trainer.precision),
+                images=rows * trainer.unit.per_row,
+                unit=trainer.unit.name,
+            )
+        trainer.train()
 
 
 def build_trainer(experiment: AnyExperiment, dataset: Any, folder: Path) -> Trainer:

@@ -8,7 +8,10 @@ error.
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import os
+import resource
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +39,7 @@ ASKED = {
     "USE_DEEPSPEED": (_OFF, _SPLIT),
     "USE_MEGATRON_LM": (_OFF, _SPLIT),
     "USE_PARALLELISM_CONFIG": (_OFF, _SPLIT),
-    "DYNAMO_BACKEND": (_OFF, "models are not compiled: how many rows an expert gets changes with every step"),
+    "DYNAMO_BACKEND": (_OFF, "train.compile says whether torch.compile is used"),
     "GRADIENT_ACCUMULATION_STEPS": (
         ("", "1"),
         "train.batch_size says what a step takes, train.micro_batch in which parts",
@@ -66,6 +69,8 @@ def build_accelerator(config: TrainConfig, run: Path) -> Accelerator:
         raise _refused(
             "MIXED_PRECISION", asked, f"train.mixed_precision={config.mixed_precision} means {precision} here"
         )
+    if config.compile:
+        require_compiler("cuda" if not cpu and torch.cuda.is_available() else "cpu")
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
         torch.use_deterministic_algorithms(True)
@@ -83,6 +88,26 @@ def build_accelerator(config: TrainConfig, run: Path) -> Accelerator:
 def _refused(name: str, asked: str, here: str) -> ConfigError:
     remedy = f"launch without --{name.lower()} and with a config file that does not name it"
     return ConfigError(f"ACCELERATE_{name}", f"={asked}, but {here}; {remedy}")
+
+
+def require_compiler(device: str) -> None:
+    """ConfigError unless torch.compile has what it needs on a device of this kind."""
+    compiler = os.environ.get("CXX", "g++") if device == "cpu" else os.environ.get("CC", "gcc")
+    missing = [] if shutil.which(compiler) else [f"the compiler {compiler}"]
+    if device == "cuda" and importlib.util.find_spec("triton") is None:
+        missing.append("the package triton")
+    if missing:
+        raise ConfigError("train.compile", f"=true needs {' and '.join(missing)}; install it, or set it to false")
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Have torch compile each of ``model.sharding_units`` by itself when it is first called, in place.
+
+    Of a MoE layer nothing is compiled, as how many rows an expert gets changes with every step: it is the one place
+    where the graph of a block is broken.
+    """
+    for unit in model.sharding_units:  # type: ignore[union-attr]
+        unit.compile()
 
 
 def remarks() -> list[str]:
@@ -172,3 +197,10 @@ def unsharded(model: nn.Module) -> Iterator[None]:
 def local(tensor: Tensor) -> Tensor:
     """This process's slice of a sharded tensor, in the same memory; any other tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def peak_memory() -> int:
+    """Bytes that this process has used at most: of its GPU's memory, or where it has none of the machine's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

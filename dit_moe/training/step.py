@@ -21,8 +21,9 @@ from dit_moe.checkpoint import whole
 from dit_moe.moe import calibrate, counted_active, update_routers
 from dit_moe.randomness import BatchRandom
 from dit_moe.training.config import TrainConfig
-from dit_moe.training.devices import accumulating, place, wrap
+from dit_moe.training.devices import accumulating, compile_blocks, place, wrap
 from dit_moe.training.optimizer import EMA, build_optimizer, learning_rate
+from dit_moe.training.profile import Phase, untimed
 
 Batch = dict[str, Tensor]
 Objective = Callable[[Callable[..., Tensor], Batch, BatchRandom], dict[str, Tensor]]
@@ -61,8 +62,11 @@ class TrainingStep:
         self.aux_weights: Mapping[str, float] = model.aux_weights  # type: ignore[assignment]
         self.ema = EMA(self.model, config.ema_decay)
         place(accelerator, self.ema.module, config, average=True)
+        if config.compile:
+            compile_blocks(self.model)
         place(accelerator, self.model, config)
         self.optimizer = build_optimizer(self.model, config)
+        self.phase: Phase = untimed  # entered for each of `profile.PARTS`
 
     @cached_property
     def network(self) -> nn.Module:
@@ -88,13 +92,23 @@ class TrainingStep:
         NotFinite, in all processes together.
         """
         sums = self._accumulate_gradients(micro_batches)
-        flags = meanwhile()
+        with self.phase("data"):
+            flags = meanwhile()
+        with self.phase("optimizer"):
+            values = self._update_weights(step, sums, flags)
+        with self.phase("routers"):
+            routers = update_routers(self.model, self._sum, report=report)
+        with self.phase("average"):
+            self.ema.update(self.model, step)
+        return values, routers
+
+    def _update_weights(self, step: int, sums: Mapping[str, Tensor], flags: Mapping[str, bool]) -> dict[str, float]:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = whole(torch.nn.utils.get_total_norm(gradients))
         active = counted_active(self.model)
         routed = {} if active is None else {ACTIVE_PEAK: active.to(norm.dtype)}
         flagged = {name: torch.full_like(norm, float(flag)) for name, flag in flags.items()}
-        values = self._mean(sums | {"grad_norm": norm} | routed | flagged)
+        values = self._mean({**sums, "grad_norm": norm, **routed, **flagged})
         if not (math.isfinite(values["total_loss"]) and math.isfinite(values["grad_norm"])):
             raise NotFinite(values)
         if self.config.grad_clip is not None:
@@ -103,9 +117,7 @@ class TrainingStep:
             group["lr"] = learning_rate(self.config, step)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        routers = update_routers(self.model, self._sum, report=report)
-        self.ema.update(self.model, step)
-        return values, routers
+        return values
 
     def calibrate(self, micro_batches: Sequence[MicroBatch]) -> None:
         """Start DTop-p routers at their target on the global batch that these are this process's part of."""
@@ -123,10 +135,12 @@ class TrainingStep:
         for micro_batch in micro_batches:
             last = micro_batch is micro_batches[-1]
             with nullcontext() if last else accumulating(self.accelerator, self.network):
-                total, terms = training_loss(
-                    self.network, self.objective, micro_batch.batch, micro_batch.random(), self.aux_weights
-                )
-                (total * micro_batch.share).backward()
+                with self.phase("forward"):
+                    total, terms = training_loss(
+                        self.network, self.objective, micro_batch.batch, micro_batch.random(), self.aux_weights
+                    )
+                with self.phase("backward"):
+                    (total * micro_batch.share).backward()
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0) + term.float() * micro_batch.share
         return sums

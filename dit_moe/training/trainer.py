@@ -31,6 +31,7 @@ from dit_moe.training.devices import build_accelerator, local, remarks, unsharde
 from dit_moe.training.interrupt import Interrupted, InterruptWatch, TrainingError
 from dit_moe.training.log import Logger, Unit
 from dit_moe.training.optimizer import learning_rate, load_optimizer_state, optimizer_state
+from dit_moe.training.profile import TRACE, StepProfile, untimed
 from dit_moe.training.run_start import (
     fits_start,
     keep_thresholds,
@@ -77,6 +78,8 @@ class Trainer:
         curves: the picture that is drawn of the log, in the run folder; None: none is.
         unit: what the log counts.
         keep_inputs: puts into the run folder what it takes to use the run elsewhere; called on the main process.
+
+    `profile` may be set before `train`: what is to be found out of its first steps.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class Trainer:
         self.prefetcher = Prefetcher(config, dataset, prepare_batch, seed)
         self.training_step = TrainingStep(config, self.accelerator, model, objective)
         self.model, self.ema = self.training_step.model, self.training_step.ema
+        self.profile: StepProfile | None = None
         self.step = 0  # optimizer steps done
         self._calibrate = needs_calibration(self.model)
         self._begun = ""  # how, in words
@@ -131,6 +135,8 @@ class Trainer:
             if min(steps) != max(steps):
                 found = f"is at step {max(steps)} for one process and at step {min(steps)} for another"
                 raise ValueError(f"{self.run} {found}; put it on a disk that every node sees")
+            if self.profile is not None:
+                self.profile.require_fit(self.config.steps - self.step)
             on_main(self.keep_inputs)
             self._train()
 
@@ -258,13 +264,19 @@ class Trainer:
         on_all(self.prefetcher.check)
         if self._calibrate:
             self.training_step.calibrate(self.prefetcher.ready)
+        if self.profile is not None:
+            self.profile.start(self.model, self.accelerator.device)
+            self.training_step.phase = self.profile.phase
         while self.step < config.steps:
             values, routers = self.training_step(
                 self.step, self.prefetcher.ready, meanwhile=self._prefetch, report=logger.due(self.step + 1)
             )
             stop, failed = (values.pop(name) > 0 for name in ("stop", "failed"))
             self.step += 1
-            logger.step(self.step, values, learning_rate(config, self.step - 1), routers)
+            with self.training_step.phase("logging"):
+                logger.step(self.step, values, learning_rate(config, self.step - 1), routers)
+            if self.profile is not None:
+                self._end_profiled_step(self.profile, logger)
             with logger.untimed():
                 if stop or self.step % config.checkpoint_every == 0 or self.step == config.steps:
                     logger.sync()
@@ -275,6 +287,11 @@ class Trainer:
                 self._call(self._due_hooks(), logger)
             if failed:
                 on_all(self.prefetcher.check)
+
+    def _end_profiled_step(self, profile: StepProfile, logger: Logger) -> None:
+        if (report := profile.end_step(self.run, write=self.accelerator.is_main_process)) is not None:
+            self.profile, self.training_step.phase = None, untimed
+            logger.message(f"{report}\n  {self.run / TRACE} is for chrome://tracing, or for ui.perfetto.dev")
 
     def _prefetch(self) -> dict[str, bool]:
         """Make the next batch ready; returns whether to stop after this step, and whether there is no next batch."""

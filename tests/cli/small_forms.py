@@ -68,7 +68,8 @@ def smaller(words: Sequence[str]) -> list[str]:
     command, subject = words[0], words[1] if len(words) > 1 else ""
     text, shown = "lm_tiny" in subject, " ".join(words)
     if command in ("train", "quickstart", "encode", "tokenize"):
-        return [] if "--dry-run" in words else TEXT if text else _of_images(subject, shown)
+        longer = ["train.steps=5", "--profile", "1"] if "--profile" in words else []
+        return [] if "--dry-run" in words else TEXT if text else _of_images(subject, shown) + longer
     if command == "train-autoencoder":
         return AUTOENCODER
     if command == "compare":  # all of it is read and planned, and nothing trained

@@ -16,7 +16,8 @@ from torch import Tensor
 from dit_moe.config import Tree
 from dit_moe.data.class_names import or_imagenet
 from dit_moe.formats.rules import Rule
-from dit_moe.models.dit import SIZES
+from dit_moe.models.dit import SIZES, hidden_width
+from dit_moe.moe import Activation
 from dit_moe.registry import Registry
 from dit_moe.sampling.recipes import SAMPLING
 
@@ -126,10 +127,13 @@ def stable_diffusion_autoencoder(variant: str = "ema") -> Tree:
     }
 
 
-def named_size(depth: int, width: int, mlp_hidden: int, patch: int, heads: int | None = None) -> Tree:
+def named_size(
+    depth: int, width: int, mlp_hidden: int, patch: int, heads: int | None = None, activation: Activation = "gelu"
+) -> Tree:
     """The name of a DiT and, unless that says it, its shape; heads, which weights do not tell, as far as known."""
     for size, shape in SIZES.items():
-        if (depth, width, mlp_hidden) == (shape.depth, shape.width, shape.mlp_hidden) and heads in (None, shape.heads):
+        named = shape.depth, shape.width, hidden_width(shape.mlp_hidden, activation)
+        if (depth, width, mlp_hidden) == named and heads in (None, shape.heads):
             return {"name": f"DiT-{size}/{patch}"}
     told = {} if heads is None else {"heads": heads}
     return {"name": f"DiT-custom/{patch}", "depth": depth, "width": width, "mlp_hidden": mlp_hidden, **told}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -110,7 +110,10 @@ def recognise(path: str | Path, name: str = AUTO, overrides: Sequence[str] = (),
             fitting[each] = _opened(source, each, format_, config.override(format_.experiment(found), overrides))
             fitting[each].check(which)
         except ConfigError as error:  # fits as far as it is known
-            problems[each] = error
+            misfit = _misfit(fitting[each], which) if each in fitting else None
+            problems[each] = misfit or error
+            if misfit is not None:
+                del fitting[each]
         except ValueError as error:
             fitting.pop(each, None)
             problems[each] = error
@@ -124,6 +127,18 @@ def recognise(path: str | Path, name: str = AUTO, overrides: Sequence[str] = (),
     if only in problems:
         raise problems[only]
     return weights
+
+
+def _misfit(weights: Weights, which: Which) -> ValueError | None:
+    """Why no number of heads, which decides the shape of hardly any tensor, would make the weights fit."""
+    tree = weights.tree | {"model": weights.tree["model"] | {"heads": 1}}
+    try:
+        replace(weights, tree=tree).check(which)
+    except ConfigError:
+        return None
+    except ValueError as error:
+        return error
+    return None
 
 
 def _opened(source: Source, name: str, format_: Format, tree: Tree) -> Weights:

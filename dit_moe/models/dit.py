@@ -45,6 +45,11 @@ SIZES = {
 }
 
 
+def hidden_width(gelu_hidden: int, activation: Activation) -> int:
+    """That of a dense feed-forward where one with GELU has `gelu_hidden`: with SwiGLU two thirds, as LightningDiT's."""
+    return 2 * gelu_hidden // 3 if activation == "swiglu" else gelu_hidden
+
+
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig(TransformerConfig):
     """A Diffusion Transformer: ``DiT-<size>/<patch>`` with an optional ``-<experts>E<active>A``."""
@@ -99,7 +104,7 @@ class DiTConfig(TransformerConfig):
         require(grid is None or self.has_rotary, self, "rotary_grid", wanted)
 
     def _hidden(self, hidden: int) -> int:
-        return 2 * hidden // 3 if self.activation == "swiglu" else hidden  # as LightningDiT rounds it
+        return hidden_width(hidden, self.activation)
 
     @property
     def has_absolute(self) -> bool:

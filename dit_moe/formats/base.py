@@ -9,6 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
@@ -40,6 +41,7 @@ class Found:
 
     tensors: Mapping[str, Tensor]  # of which only names, shapes and dtypes are looked at
     settings: Tree = field(default_factory=dict)  # the training's arguments, or a config.json beside the weights
+    folder: Path | None = None  # that holds them, if the source is a folder
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a tensor that the format must have; NotThisFormat if it is not there."""
@@ -72,6 +74,13 @@ class Format(ABC):
 
         It need not look at every tensor: `rules` say which there must be.
         """
+
+    def class_names(self, found: Found, num_classes: int) -> list[str] | None:
+        """In the order of the label table: ImageNet's synsets in its order where there are 1000, else numbers.
+
+        None: not known.
+        """
+        return list(or_imagenet(None, num_classes) or map(str, range(num_classes)))
 
     @abstractmethod
     def rules(self, model: Any) -> Sequence[Rule]:
@@ -137,8 +146,3 @@ def named_size(
             return {"name": f"DiT-{size}/{patch}"}
     told = {} if heads is None else {"heads": heads}
     return {"name": f"DiT-custom/{patch}", "depth": depth, "width": width, "mlp_hidden": mlp_hidden, **told}
-
-
-def class_names_of(num_classes: int) -> list[str]:
-    """ImageNet's synsets in its order where there are 1000 classes, else numbers: weights do not name their classes."""
-    return list(or_imagenet(None, num_classes) or map(str, range(num_classes)))

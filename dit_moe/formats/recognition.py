@@ -16,7 +16,7 @@ from torch import Tensor
 from dit_moe import checkpoint, config
 from dit_moe.checkpoint import Checkpoint, Part
 from dit_moe.config import ConfigError, Tree
-from dit_moe.formats.base import FORMATS, Format, Found, class_names_of
+from dit_moe.formats.base import FORMATS, Format, Found
 from dit_moe.formats.rules import to_ours
 from dit_moe.formats.sources import Source, Which, is_source, open_source
 from dit_moe.models import MODELS
@@ -101,13 +101,13 @@ def recognise(path: str | Path, name: str = AUTO, overrides: Sequence[str] = (),
     source, name = open_source(path), name.replace("-", "_")
     if name != AUTO and name not in FORMATS.names():
         raise ValueError(f"--format {name} is not known; {did_you_mean(name, [AUTO, *FORMATS.names()])}")
-    found = Found(source.tensors(which), source.settings)
+    found = Found(source.tensors(which), source.settings, source.path if source.path.is_dir() else None)
     fitting: dict[str, Weights] = {}
     problems: dict[str, Exception] = {}
     for each in FORMATS.names() if name == AUTO else [name]:
         format_ = FORMATS.config_class(each)()
         try:
-            fitting[each] = _opened(source, each, format_, config.override(format_.experiment(found), overrides))
+            fitting[each] = _opened(source, each, found, config.override(format_.experiment(found), overrides))
             fitting[each].check(which)
         except ConfigError as error:  # fits as far as it is known
             misfit = _misfit(fitting[each], which) if each in fitting else None
@@ -141,12 +141,13 @@ def _misfit(weights: Weights, which: Which) -> ValueError | None:
     return None
 
 
-def _opened(source: Source, name: str, format_: Format, tree: Tree) -> Weights:
+def _opened(source: Source, name: str, found: Found, tree: Tree) -> Weights:
+    format_: Format = FORMATS.config_class(name)()
     classes = tree["model"].get("num_classes")
     state = {
         "step": 0,
         "files": {},
-        "class_names": None if classes is None else class_names_of(int(classes)),
+        "class_names": None if classes is None else format_.class_names(found, int(classes)),
         "exported": True,
         "imported": {"source": os.fspath(source.path.absolute()), "format": name, "suite": format_.suite},
     }

@@ -77,7 +77,7 @@ def open_source(path: str | Path) -> Source:
         content |= _read(file)
     weights, settings = _unwrapped(content, path)
     if folder is not None and (folder / "config.json").is_file():
-        settings = _config_json(folder / "config.json") | settings
+        settings = read_settings(folder / "config.json") | settings
     return Source(path, files, weights, settings)
 
 
@@ -94,7 +94,7 @@ def _weights_in(path: Path) -> tuple[Path, ...]:
     assert folder is not None
     for pattern in INDEX:
         for index in sorted(folder.glob(pattern)):
-            listed = _config_json(index).get("weight_map", {})
+            listed = read_settings(index).get("weight_map", {})
             return tuple(folder / name for name in sorted(set(listed.values())))
     for suffix in reversed(SUFFIXES):  # safetensors first
         found = sorted(folder.glob(f"*{suffix}"))
@@ -105,7 +105,8 @@ def _weights_in(path: Path) -> tuple[Path, ...]:
     return ()
 
 
-def _config_json(path: Path) -> Tree:
+def read_settings(path: Path) -> Tree:
+    """The JSON object in a file. ValueError if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

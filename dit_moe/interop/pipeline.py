@@ -29,8 +29,9 @@ from dit_moe import config
 from dit_moe.autoencoders import FIRST_STAGES, FirstStage
 from dit_moe.autoencoders.autoencoder import Autoencoder
 from dit_moe.autoencoders.base import Identity
+from dit_moe.autoencoders.own_copy import copy_statistics, with_own_copy
 from dit_moe.config import ConfigError, Tree, section
-from dit_moe.diffusion import Flow, GuidanceConfig
+from dit_moe.diffusion import Flow
 from dit_moe.diffusion.guidance import GuidedNetwork
 from dit_moe.experiments.run import ImageRun
 from dit_moe.files import write_atomically
@@ -59,7 +60,7 @@ class DiTMoEPipeline(DiffusionPipeline):
     Args:
         vae: None where the model makes pixels.
         class_names: in the order of the label table; None: not known.
-        guidance: the section `sample.guidance`.
+        sample: the section `sample`; the scheduler does what its sampler says.
         first_stage: the section `first_stage`, whose weights are `vae`.
     """
 
@@ -75,13 +76,13 @@ class DiTMoEPipeline(DiffusionPipeline):
         scheduler: DiTMoEScheduler,
         vae: Any = None,
         class_names: list[str] | None = None,
-        guidance: Tree | None = None,
+        sample: Tree | None = None,
         first_stage: Tree | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
-        self.register_to_config(class_names=class_names, guidance=guidance, first_stage=first_stage)
-        self._guidance = config.build(GuidanceConfig, guidance or {}, "guidance")
+        self.register_to_config(class_names=class_names, sample=sample, first_stage=first_stage)
+        self._guidance = config.build(SampleConfig, sample or {}, "sample").guidance
 
     @torch.no_grad()
     def __call__(
@@ -166,11 +167,17 @@ class DiTMoEPipeline(DiffusionPipeline):
 
     def first_stage(self) -> FirstStage:
         """What decodes the latents, with the pipeline's `vae`."""
-        described = self.config["first_stage"] or {"name": "identity"}
-        stage: Any = FIRST_STAGES.build(config.build(_FirstStageSection, {"first_stage": described}).first_stage)
+        described = {"first_stage": self.config["first_stage"] or {"name": "identity"}}
+        section = config.build(_FirstStageSection, described).first_stage
+        stage: Any = FIRST_STAGES.build(section if self._folder is None else with_own_copy(section, self._folder))
         if self.vae is not None:
             stage.network = self.vae
         return stage
+
+    @property
+    def _folder(self) -> Path | None:
+        """That it was opened from."""
+        return Path(self.name_or_path) if self.name_or_path else None
 
     # ------------------------------------------------------------------------------------------------- the folder
 
@@ -208,6 +215,7 @@ class DiTMoEPipeline(DiffusionPipeline):
                 index[part][0] = CODE
                 _write_code(folder / part, own)
         write_atomically(folder / self.config_name, json.dumps(index, indent=2) + "\n")
+        copy_statistics(self.first_stage().config, folder)
         self._keep_card(folder)
 
     def _upload_folder(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
@@ -215,8 +223,8 @@ class DiTMoEPipeline(DiffusionPipeline):
         return super()._upload_folder(working_dir, *args, **kwargs)
 
     def _keep_card(self, folder: Path) -> None:
-        card = Path(self.name_or_path or "", CARD)
-        if self.name_or_path and card.is_file() and card.parent.resolve() != folder.resolve():
+        card = None if self._folder is None else self._folder / CARD
+        if card is not None and card.is_file() and card.parent.resolve() != folder.resolve():
             shutil.copyfile(card, folder / CARD)
 
 
@@ -237,7 +245,7 @@ def wrap(run: ImageRun) -> DiTMoEPipeline:
         scheduler=DiTMoEScheduler.of(generator.sampler, generator.latent_shape),
         vae=stage.network if isinstance(stage, Autoencoder) else None,
         class_names=run.class_names,
-        guidance=config.dump(experiment.sample.guidance),
+        sample=config.dump(experiment.sample),
         first_stage=config.dump(_FirstStageSection(first_stage=first_stage))["first_stage"],
     )
 

@@ -14,8 +14,12 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 from diffusers.pipelines.pipeline_utils import PushToHubMixin
+from safetensors.torch import save_file
 
+from dit_moe.autoencoders import FIRST_STAGES
+from dit_moe.autoencoders.autoencoder import AutoencoderConfig
 from dit_moe.diffusion import SAMPLERS
+from dit_moe.experiments.run import open_image_run
 from dit_moe.interop.pipeline import DiTMoEPipeline, wrap
 from dit_moe.randomness import generator
 from tests.analysis.runs import image_run
@@ -63,6 +67,32 @@ def test_a_saved_pipeline_makes_the_images_of_sample_to_the_byte(case, tmp_path)
     state, own = opened.transformer.network.state_dict(), run.model.state_dict()
     assert state.keys() == own.keys() and all(torch.equal(state[key], own[key]) for key in own)
     assert all(state[key].dtype == own[key].dtype for key in own)
+
+
+@pytest.mark.parametrize("case", ["ddpm", "towards data", "another p by time", "another k", "latents"])
+def test_the_folder_is_opened_as_the_run_that_it_was(case, tmp_path):
+    run = replace(run_of(case), class_names=[f"class {label}" for label in range(10)])
+    wrap(run).save_pretrained(tmp_path / "pipeline")
+    again = open_image_run(tmp_path / "pipeline")
+    assert (again.experiment.model, again.experiment.objective) == (run.experiment.model, run.experiment.objective)
+    assert again.experiment.sample == run.experiment.sample and again.class_names == run.class_names
+    state, own = again.model.state_dict(), run.model.state_dict()
+    assert state.keys() == own.keys() and all(torch.equal(state[key], own[key]) for key in own)
+    assert all(state[key].dtype == own[key].dtype for key in own)
+    assert torch.equal(again.generator().generate(LABELS).images, run.generator().generate(LABELS).images)
+
+
+def test_statistics_of_each_place_go_with_the_pipeline(tmp_path):
+    run, file = run_of("latents"), tmp_path / "stats.safetensors"
+    shape = run.latent_shape
+    save_file({"mean": torch.linspace(-1, 1, 16).view(shape), "std": torch.linspace(0.5, 2, 16).view(shape)}, file)
+    stage = {"model": "digits", "normalization": "statistics", "statistics": str(file)}
+    run = replace(run, stage=FIRST_STAGES.build(AutoencoderConfig(**stage)))
+    made = run.generator().generate(LABELS).images.permute(0, 2, 3, 1).numpy()
+    wrap(run).save_pretrained(tmp_path / "pipeline")
+    file.unlink()
+    images = quiet(DiTMoEPipeline.from_pretrained(tmp_path / "pipeline"))(LABELS, seed=0).images
+    assert np.array_equal(np.stack(images)[..., None], made)
 
 
 @pytest.mark.parametrize(

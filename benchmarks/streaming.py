@@ -62,7 +62,7 @@ def fake_run(images: int, size: int) -> ImageRun:
     }
     experiment = resolve_without_data(config.build(Experiment, tree))
     objective = OBJECTIVES.build(experiment.objective, num_classes=1000)
-    return ImageRun(Path("none"), 0, "none", experiment, Nothing(), objective, Enlarge(size), None)  # type: ignore[arg-type]
+    return ImageRun(Path("none"), 0, "none", experiment, Nothing(), objective, Enlarge(size), None, home=Path("none"))  # type: ignore[arg-type]
 
 
 def resident(what: str) -> float:

@@ -44,7 +44,25 @@ from dit_moe.sampling.labels import choose_labels
 
 MOST = 10_000  # real images on either side
 SEEDED = ("experiment.sample.seed", "labels_sha256")  # of a run's identity: what differs between sampling seeds
-ROUNDING_ONLY = ("batch_size", "decode_batch")  # of the section `sample`: no part in what the images are
+ROUNDING_ONLY = ("sample.batch_size", "sample.decode_batch")  # no part in what the images are
+PLACES = ("first_stage.model", "first_stage.subfolder", "first_stage.statistics")  # hashes say what is there
+# Options that came after features were first kept, which are no part of the identity where they have these values.
+LATER = {
+    "sample.p": None,
+    "sample.vary": "layer",
+    "objective.direction": "to_noise",
+    "first_stage.statistics": None,
+    "first_stage.statistics_sha256": None,
+    "model.position_embedding": "absolute",
+    "model.rotary_grid": None,
+    "model.norm": "layer_norm",
+    "model.activation": "gelu",
+    "model.qk_norm_eps": None,
+    "model.mlp_norm_eps": 1e-6,
+    "model.freq_shift": 0,
+    "model.moe.shared_hidden": None,
+    "model.moe.bias": False,
+}
 
 
 class GeneratedSource(Source):
@@ -165,16 +183,19 @@ def decisive(experiment: Experiment) -> config.Tree:
     """What of an experiment decides which images a network makes."""
     tree = config.dump(experiment)
     found = {name: tree[name] for name in ("model", "objective", "first_stage", "sample")}
-    found["sample"] = {
-        name: value
-        for name, value in tree["sample"].items()
-        # Features that were kept before there were these options are still those of their images.
-        if name not in ROUNDING_ONLY and (name, value) not in (("p", None), ("vary", "layer"))
-    }
-    for where in ("model", "subfolder"):  # the autoencoder's hash says which it is, wherever it lies
-        if found["first_stage"].get("sha256"):
-            found["first_stage"] = {k: v for k, v in found["first_stage"].items() if k != where}
-    return found
+    return _without(found, (*ROUNDING_ONLY, *(PLACES if found["first_stage"].get("sha256") else ())))
+
+
+def _without(tree: config.Tree, dropped: Sequence[str], path: str = "") -> config.Tree:
+    """A tree without some keys, given with their sections, and without those that LATER leaves out."""
+    kept: config.Tree = {}
+    for name, value in tree.items():
+        key = f"{path}{name}"
+        if isinstance(value, dict):
+            kept[name] = _without(value, dropped, f"{key}.")
+        elif key not in dropped and (key not in LATER or value != LATER[key]):
+            kept[name] = value
+    return kept
 
 
 def training_images(experiment: Experiment, options: ReadOptions = ReadOptions()) -> EvaluationInput:  # noqa: B008 (frozen)

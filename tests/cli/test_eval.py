@@ -1,5 +1,6 @@
 """`dit-moe eval` and `python eval/fid.py`: what they take, what they leave, and which numbers may be called FID."""
 
+import hashlib
 import json
 import runpy
 import shutil
@@ -191,6 +192,17 @@ def test_features_that_were_kept_before_there_was_a_dial_are_still_the_run_s(fin
     }
     kept = {change: set(decisive(each)["sample"]) & {"target", "p", "vary"} for change, each in opened.items()}
     assert kept == {"": {"target"}, "p=0.9": {"target", "p"}, "target=[1,2] vary=time": {"target", "vary"}}
+
+
+def test_features_that_were_kept_before_the_model_had_more_options_are_still_the_run_s():
+    """The hash is of what version 0.1.0 kept. If it changed: has an option come, which `LATER` does not know?"""
+    from dit_moe.evaluation.runs import decisive
+    from dit_moe.experiments.image import load_experiment, open_data, resolve
+
+    experiment = load_experiment("digits", ["data.size=32", "first_stage={name: autoencoder, model: digits}"])
+    kept = decisive(resolve(experiment, open_data(experiment.data, "train")))
+    content = json.dumps(kept, sort_keys=True, default=list).encode()
+    assert hashlib.sha256(content).hexdigest() == "feb528283bfb1590edf7206256a98f94faebcae781e25e8a896e208c7a6259a1"
 
 
 # -------------------------------------------------------------------------------------- files of statistics, and FID

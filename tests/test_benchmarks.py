@@ -18,6 +18,10 @@ SMALLEST = {  # by name: words, and how many lines it prints
         "--steps 20 --cases 4,2 --p0 0.5 --set model.width=16 model.heads=2 model.depth=2 train.batch_size=32",
         1,
     ),
+    "diffmoe_evaluation": (
+        "--steps 2 --images 32 --set model.width=16 model.heads=2 model.depth=2 train.batch_size=32",
+        1,
+    ),
     "memory": ("--models DiT-S/32,DiT-S/32-4E2A --batch 2 --dtypes fp32", 2),
     "metrics": ("--dim 32 --samples 40 --reference 50", 12),
     "moe_layer": ("--shapes 16,4,2,8,32 --routers dtopp,topk --dtypes fp32,bf16 --turns 1", 4),

@@ -73,7 +73,7 @@ class DiffMoEFormat(ImageFormat):
         if model.moe is None:
             return trunk_rules(model)
         name = ROUTERS.name_of(model.moe.router)
-        kind = next(kind for kind in self.kinds if kind.router["name"] == name)
+        kind = next((kind for kind in self.kinds if kind.router["name"] == name), self.kinds[0])
         experts = plain_experts(*kind.layers, routed="mlp.experts.*", shared=f"mlp.{kind.shared}")
         router = same("blocks.#.moe.router.weight", f"blocks.#.mlp.{kind.weight}")
         return [*trunk_rules(model), *experts, router, *(predictor_rules() if name == "diffmoe" else ())]

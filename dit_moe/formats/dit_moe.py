@@ -20,7 +20,8 @@ class DiTMoEFormat(ImageFormat):
     recipe: ClassVar[str | None] = "dit-moe-cfg1.5"
 
     def model(self, found: Found) -> Tree:
-        block = f"blocks.{expert_blocks(found, 'moe.gate.weight')['offset']}.moe"
+        blocks = expert_blocks(found, "moe.gate.weight")
+        block = f"blocks.{blocks['offset']}.moe"
         moe = {
             "experts": found.matrix(f"{block}.gate.weight")[0],
             "target": found.settings.get("num_experts_per_tok", 2),  # of all published models
@@ -29,7 +30,7 @@ class DiTMoEFormat(ImageFormat):
             "shared_hidden": found.matrix(f"{block}.shared_experts.gate_proj.weight")[0],
             "activation": "swiglu",
             "router": {"name": "topk", "renormalize": False, "balance_loss": 0.01},
-            **expert_blocks(found, "moe.gate.weight"),
+            **blocks,
         }
         return {**shape_of(found, qk_norm_eps=1e-6), **outer_shape(found), "moe": moe}
 

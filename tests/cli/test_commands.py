@@ -169,11 +169,12 @@ def test_quickstart_of_a_dense_model_reports_no_experts(tmp_path):
         [
             "objective=ddpm",
             "sample.sampler={name: ddpm, steps: 4}",
-            "model.moe={router: topk, activation: swiglu, shared_experts: 1}",
+            "model.moe={router: topk, activation: swiglu, shared_experts: 1, shared_hidden: 24, bias: true}",
         ],
         [
             "objective={name: ddpm, prediction: v, variance: fixed_small}",
             "sample.sampler={name: dpm++, steps: 4}",
+            "model.activation=silu",
             "model.moe={router: {name: topp, p: 0.4}, every: 2}",
         ],
         [

@@ -26,6 +26,7 @@ from torch import Tensor
 from dit_moe import config
 from dit_moe.config import Tree, section
 from dit_moe.distributed import join_processes
+from dit_moe.downloads import fetch_repository, may_be_repository
 from dit_moe.evaluation.evaluate import evaluate
 from dit_moe.evaluation.options import EvalOptions
 from dit_moe.evaluation.report import Report
@@ -51,10 +52,15 @@ def load(path: str | Path) -> ImageModel | TextModel:
     """Open a run to sample from it and evaluate it, on the GPU if there is one.
 
     Args:
-        path: a run folder, of which the newest checkpoint is taken, or a checkpoint folder.
+        path: a run folder, of which the newest checkpoint is taken, or a checkpoint folder; a file or folder of weights
+            of another suite, whose format can be told (docs/checkpoints.md), or a pipeline's folder; or the name of a
+            repository of the Hugging Face Hub that holds one of these, "someone/model".
 
-    Raises ValueError if there is no such run, or if a file of it is damaged.
+    Raises ValueError if there is none of these, or if a file of it is damaged.
     """
+    here = Path(path).exists() or Path(path).parent.exists()  # a name beside others was meant to be one of them
+    if not here and may_be_repository(str(path)):
+        path = fetch_repository(str(path))
     run: Any = task_of(path).open_run(path)
     return ImageModel(run) if isinstance(run, ImageRun) else TextModel(run)
 

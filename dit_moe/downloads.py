@@ -1,4 +1,7 @@
-"""Whether what is to be downloaded can be reached: at once, where the downloads themselves may try for long."""
+"""Repositories of the Hugging Face Hub, and whether what is to be downloaded can be reached.
+
+That is known at once, where the downloads themselves may try for long.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,42 @@ import queue
 import threading
 import urllib.request
 from http.client import HTTPException
+from pathlib import Path
 from urllib.error import HTTPError
 
 PATIENCE = 5  # seconds that a server has to answer
+FILES = ("*.safetensors", "*.json", "*.yaml", "README.md")  # of a repository of weights: no code, and no pickles
+
+
+def may_be_repository(name: str) -> bool:
+    """Whether it may be the name of a repository of the Hub."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def fetch_repository(name: str) -> Path:
+    """The folder, in the Hub's cache, of a repository of weights.
+
+    It is brought up to date if the Hub can be reached. ValueError if there is none.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    try:
+        require_reachable(constants.ENDPOINT)
+        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+    except Exception as error:  # of many kinds, from the network to the disk
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(FILES), local_files_only=True))
+    except Exception:
+        raise ValueError(
+            f"{name} cannot be had from the Hugging Face Hub ({reason}); name a folder or a file"
+        ) from None
 
 
 def require_reachable(url: str) -> None:

@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from fnmatch import fnmatch
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 
 import dit_moe
+from dit_moe import downloads
 from tests.cli.conftest import CONFIG, SMALL, cli, evaluate
 from tests.folders import contents
 
@@ -29,6 +32,22 @@ def test_a_sample_is_to_the_byte_what_the_command_makes(model, finished_run, tmp
     assert tensor.dtype == torch.uint8 and np.array_equal(tensor.permute(0, 2, 3, 1), saved)
     assert cli("sample", finished_run, "--out", tmp_path) == 0
     assert np.array_equal(np.stack(model.sample())[..., None], np.load(tmp_path / "images.npz")["arr_0"])
+
+
+@pytest.mark.parametrize("place", ["folder", "hub", "cached"])
+def test_a_pipeline_s_folder_or_repository_is_loaded_as_its_run(model, finished_run, place, tmp_path, monkeypatch):
+    def snapshot(name, allow_patterns, local_files_only=False):
+        assert name == "someone/digits" and not any(fnmatch("pipeline.py", each) for each in allow_patterns)
+        if place == "cached" and not local_files_only:
+            raise OSError("no network")
+        return str(tmp_path / "out")
+
+    assert cli("export", finished_run, tmp_path / "out", "--to", "diffusers") == 0
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(downloads, "require_reachable", lambda url: None)
+    again = dit_moe.load(tmp_path / "out" if place == "folder" else "someone/digits")
+    assert again.config.model == model.config.model and again.class_names == model.class_names
+    assert np.array_equal(np.stack(again.sample("7", n=2)), np.stack(model.sample("7", n=2)))
 
 
 def test_what_a_run_holds_is_there_typed(model, finished_run):
@@ -71,6 +90,8 @@ def test_training_from_python_is_the_command_and_goes_on_where_it_stopped(finish
         (lambda model, place: model.evaluate(place / "nope"), r"nope"),
         (lambda model, _: model.evaluate(metrics=["fdd"]), r"fdd"),
         (lambda _, place: dit_moe.load(place), r"no checkpoint"),
+        (lambda _, place: dit_moe.load(place / "no"), r"no does not exist"),
+        (lambda _, place: dit_moe.load("someone/nothing"), r"someone/nothing cannot be had .* \(no network\); name a"),
         (
             lambda _, place: dit_moe.train("digitz", run=place / "x"),
             r"digitz does not exist; .*'digits'",
@@ -87,8 +108,11 @@ def test_training_from_python_is_the_command_and_goes_on_where_it_stopped(finish
         (lambda _, place: dit_moe.train({"seed": 1}, run=place / "x"), r"model.name is missing"),
     ],
 )
-def test_bad_input_is_a_value_error_with_the_commands_words_and_leaves_nothing(model, call, message, tmp_path):
+def test_bad_input_is_a_value_error_with_the_commands_words_and_leaves_nothing(
+    model, call, message, tmp_path, monkeypatch
+):
     before = contents(tmp_path)
+    monkeypatch.setattr(downloads, "_problem_with", lambda url: "no network")
     with pytest.raises(ValueError, match=message):
         call(model, tmp_path)
     assert contents(tmp_path) == before

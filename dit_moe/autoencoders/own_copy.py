@@ -12,6 +12,7 @@ from safetensors.torch import save
 from dit_moe.autoencoders.autoencoder import BUNDLED, Autoencoder, AutoencoderConfig
 from dit_moe.autoencoders.statistics import read_statistics, with_statistics
 from dit_moe.config import ConfigError
+from dit_moe.downloads import may_be_repository
 from dit_moe.files import atomic_folder, write_atomically
 from dit_moe.formatting import tell
 
@@ -32,7 +33,7 @@ def keep_autoencoder(config: Any, run: Path) -> None:
     copy_statistics(config, run)
     if not isinstance(config, AutoencoderConfig) or config.model in BUNDLED or (run / OWN_COPY).exists():
         return
-    if not Path(config.model).is_dir() and not _is_on_hub(config.model):
+    if not Path(config.model).is_dir() and not may_be_repository(config.model):
         tell(f"warning: first_stage.model={config.model} does not exist, so that {run} keeps no copy; {REMEDY}")
     elif Path(config.model).is_dir():
         try:
@@ -72,14 +73,3 @@ def with_own_copy(config: Any, run: Path, named: Collection[str] = ()) -> Any:
     if config.statistics is not None and own:
         config = replace(config, statistics=str(run / OWN_STATISTICS))
     return config
-
-
-def _is_on_hub(name: str) -> bool:
-    """Whether it may be the name of a model on the Hugging Face Hub."""
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True

@@ -33,6 +33,7 @@ from dit_moe.autoencoders.own_copy import copy_statistics, with_own_copy
 from dit_moe.config import ConfigError, Tree, section
 from dit_moe.diffusion import Flow
 from dit_moe.diffusion.guidance import GuidedNetwork
+from dit_moe.downloads import FILES
 from dit_moe.experiments.run import ImageRun
 from dit_moe.files import write_atomically
 from dit_moe.interop.pipeline_parts import DiTMoEScheduler, DiTMoETransformer2DModel
@@ -46,7 +47,6 @@ PARTS = {"transformer": DiTMoETransformer2DModel, "scheduler": DiTMoEScheduler}
 CODE = "pipeline"  # the file of the folder, and of those of PARTS, that programs load with trust_remote_code=True
 CARD = "README.md"
 DEFAULT_STEPS = 50  # of a scheduler of diffusers
-FILES = ("*.json", "*.safetensors", CARD)  # of a repository: all but its code
 
 
 @dataclass(frozen=True, kw_only=True)

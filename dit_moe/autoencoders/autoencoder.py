@@ -83,9 +83,12 @@ class AutoencoderConfig:
         return f"{network}, shift {shift}, scale {scale}"
 
     def same_space(self, other: object) -> bool:
-        """Whether latents mean the same for both resolved configs."""
+        """Whether latents mean the same for both configs; what one that was never loaded leaves open may be anything."""
         fields = (*IDENTITY, "shift", "scale", "statistics_sha256")
-        return isinstance(other, type(self)) and all(getattr(self, f) == getattr(other, f) for f in fields)
+        pairs = [(getattr(self, field), getattr(other, field, None)) for field in fields]
+        if None in (self.sha256, getattr(other, "sha256", None)):
+            pairs = [pair for pair in pairs if None not in pair]
+        return isinstance(other, type(self)) and all(mine == theirs for mine, theirs in pairs)
 
     def contradicts(self, found: AutoencoderConfig) -> bool:
         """Whether what this config says of the autoencoder, as far as it does, is untrue of the resolved `found`."""

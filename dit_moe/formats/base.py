@@ -118,7 +118,7 @@ class ImageFormat(Format):
         return {
             "model": model,
             "objective": self.objective(found),
-            "data": {"name": "latents", "path": f"data/imagenet{8 * int(model['input_size'])}"},
+            "data": {"name": "latents", "path": f"data/imagenet{8 * model.get('input_size', 32)}"},
             "first_stage": self.first_stage(found),
             "sample": {"count": 64, "batch_size": 16, **self.sample(found)},
         }

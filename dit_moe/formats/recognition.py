@@ -63,11 +63,15 @@ class Weights(Checkpoint):
         found = self.source.sha256()
         return found if len(self.source.files) == 1 else hashlib.sha256(found.encode()).hexdigest()
 
+    @cached_property
+    def model(self) -> Any:
+        """The typed section `model`; ConfigError for what is missing in it."""
+        return config.build(_Model, {"model": self.tree["model"]}).model
+
     def _converted(self, which: Which) -> dict[str, Tensor]:
-        model = config.build(_Model, {"model": self.tree["model"]}).model
         with torch.device("meta"):
-            own = checkpoint.state_of(MODELS.build(model))
-        return to_ours(self.format.rules(model), own, self.source.tensors(which), self.format.ignored)
+            own = checkpoint.state_of(MODELS.build(self.model))
+        return to_ours(self.format.rules(self.model), own, self.source.tensors(which), self.format.ignored)
 
     def check(self, which: Which = "ema") -> None:
         """ValueError that lists the tensors that are missing, left over or of another shape; reads no number."""

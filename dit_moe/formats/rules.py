@@ -161,7 +161,7 @@ def _expanded(rules: Sequence[Rule], own: Mapping[str, Tensor]) -> Iterator[tupl
     `own` says which blocks there are and, by the first dimension of what an expert's tensors make up, how many experts.
     """
     covered: set[str] = set()
-    blocks = 1 + max((int(match[1]) for name in own if (match := re.search(r"\.(\d+)\.", name))), default=-1)
+    blocks = 1 + max((int(match[1]) for name in own if (match := re.match(r"blocks\.(\d+)\.", name))), default=-1)
     for rule in rules:
         for block in range(blocks) if "#" in rule.ours[0] else (None,):
             our_names = [_filled(name, "#", block) for name in rule.ours]

@@ -72,6 +72,8 @@ class DiTConfig(TransformerConfig):
     activation: Activation = "gelu"  # SwiGLU has three matrices, and so two thirds of the hidden width
     qk_norm: bool | Literal["layer_norm"] = False  # normalise queries and keys, true: by RMS; steadier in long runs
     qk_norm_eps: float | None = None  # None: 1.2e-7 for the RMS norm, 1e-6 for layer_norm
+    mlp_norm_eps: float = 1e-6  # of the norm before the feed-forward; diffusers: 1e-5
+    freq_shift: int = 0  # the frequencies of time are 10000^(-i / (128 - freq_shift)); diffusers: 1
 
     def __post_init__(self) -> None:
         match = self._resolve_name()
@@ -81,6 +83,8 @@ class DiTConfig(TransformerConfig):
             value = getattr(self, field)
             require(value is None or value >= 1, self, field, "must be at least 1")
         self._check_positions()
+        require(0 < self.mlp_norm_eps < math.inf, self, "mlp_norm_eps", "must be positive and finite")
+        require(0 <= self.freq_shift < FREQUENCIES // 2, self, "freq_shift", "must lie between 0 and 127")
         eps = self.qk_norm_eps
         require(eps is None or 0 < eps < math.inf, self, "qk_norm_eps", "must be positive and finite")
         require(eps is None or bool(self.qk_norm), self, "qk_norm_eps", "needs qk_norm; set that, or drop the line")
@@ -154,17 +158,18 @@ class DiTConfig(TransformerConfig):
 class TimestepEmbedder(nn.Module):
     """Timestep [B] → conditioning [B, D]: sinusoids of 128 frequencies as [cos | sin], then an MLP."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, freq_shift: int = 0) -> None:
         super().__init__()
+        self.freq_shift = freq_shift
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t_B: Tensor) -> Tensor:
         return self.mlp(self.sinusoids(t_B).to(next(self.parameters()).dtype))
 
-    @staticmethod
-    def sinusoids(t_B: Tensor) -> Tensor:
+    def sinusoids(self, t_B: Tensor) -> Tensor:
         half = FREQUENCIES // 2
-        frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=t_B.device, dtype=torch.float32) / half)
+        exponents = torch.arange(half, device=t_B.device, dtype=torch.float32)
+        frequencies = torch.exp(-math.log(10000) * exponents / (half - self.freq_shift))
         angles = t_B.float()[:, None] * frequencies
         return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -180,11 +185,11 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(y_B)
 
 
-def block_norm(config: DiTConfig) -> nn.Module:
+def block_norm(config: DiTConfig, eps: float = 1e-6) -> nn.Module:
     """A norm over the width of the tokens."""
     if config.norm == "rms_norm":
-        return RMSNorm(config.need("width"), eps=1e-6)
-    return nn.LayerNorm(config.need("width"), elementwise_affine=False, eps=1e-6)
+        return RMSNorm(config.need("width"), eps=eps)
+    return nn.LayerNorm(config.need("width"), elementwise_affine=False, eps=eps)
 
 
 def modulate(x_BSD: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
@@ -206,7 +211,7 @@ class Block(nn.Module):
             qk_norm = partial(LayerNorm, eps=config.qk_norm_eps or 1e-6)
         options = {"qk_norm": bool(config.qk_norm), "norm_layer": qk_norm, "num_prefix_tokens": 0}
         self.attn = AttentionRope(width, config.need("heads"), **options)
-        self.norm2 = block_norm(config)
+        self.norm2 = block_norm(config, config.mlp_norm_eps)
         moe = config.moe if config.has_experts(index) else None
         self.moe = MoELayer(moe, width, hidden, config.activation) if moe else None
         self.mlp: nn.Module | None = None
@@ -271,7 +276,7 @@ class DiT(Transformer):
         self.config = config
         width, size, patch = config.need("width"), config.need("input_size"), config.need("patch_size")
         self.x_embedder = PatchEmbed(size, patch, config.need("in_channels"), width, bias=True)
-        self.t_embedder = TimestepEmbedder(width)
+        self.t_embedder = TimestepEmbedder(width, config.freq_shift)
         self.y_embedder = LabelEmbedder(config.need("num_classes"), width)
         # A parameter without gradient, as in the original, and no buffer: EMA and checkpoints treat it as a weight.
         absolute = sincos_position_embedding(width, config.side)[None] if config.has_absolute else None

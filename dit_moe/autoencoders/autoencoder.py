@@ -83,7 +83,7 @@ class AutoencoderConfig:
         return f"{network}, shift {shift}, scale {scale}"
 
     def same_space(self, other: object) -> bool:
-        """Whether latents mean the same for both configs; what one that was never loaded leaves open may be anything."""
+        """Whether latents mean the same for both configs, where one was never loaded as far as it is recorded."""
         fields = (*IDENTITY, "shift", "scale", "statistics_sha256")
         pairs = [(getattr(self, field), getattr(other, field, None)) for field in fields]
         if None in (self.sha256, getattr(other, "sha256", None)):

@@ -2,13 +2,15 @@
 
 A model of images becomes a run folder that `sample`, `eval`, `routing` and `dit_moe.load` open as any other: config,
 weights, class names, autoencoder and feature extractor; with `--to diffusers`, a pipeline of diffusers with a model
-card. A language model becomes a folder that transformers and lm-evaluation-harness open.
+card, and with `--to dit`, or another format of docs/checkpoints.md, its weights under that suite's names. A
+language model becomes a folder that transformers and lm-evaluation-harness open.
 
 Overrides change the run's section `sample`: `weights=model` takes the raw weights in place of the EMA's, `target=3`
 has the thresholds of dtopp routers solved for three active experts.
 
     dit-moe export runs/digits exported/digits
     dit-moe export runs/digits exported/pipeline --to diffusers --license apache-2.0
+    dit-moe export runs/dit-xl exported/dit --to dit
     dit-moe export runs/lm_tiny exported/lm_tiny
     dit-moe export runs/olmoe exported/olmoe --olmoe
 """
@@ -22,9 +24,10 @@ from pathlib import Path
 from dit_moe.cli.ending import end
 from dit_moe.config import ConfigError
 from dit_moe.experiments.run import open_text_run
+from dit_moe.formats import FORMATS
 from dit_moe.moe.compute_budget import store_in_weights
 from dit_moe.tasks import task_of
-from dit_moe.tasks.image_export import export_image_run
+from dit_moe.tasks.image_export import export_image_run, export_weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,9 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, or one of its checkpoint folders")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder to make")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the section `sample`")
-    parser.add_argument(
-        "--to", choices=("run", "diffusers"), default="run", help="what a model of images becomes; default a run folder"
-    )
+    kinds = dict.fromkeys(("run", "diffusers", *FORMATS.names()))
+    parser.add_argument("--to", choices=kinds, default="run", help="what a model of images becomes; default run")
     parser.add_argument(
         "--license", metavar="NAME", help="of the weights, for the model card: apache-2.0, cc-by-4.0, …"
     )
@@ -54,7 +56,11 @@ def run(args: argparse.Namespace) -> None:
         _export_pipeline(args)
         return
     if args.license is not None:
-        raise ConfigError("--license", ": a run folder has no model card; leave it out, or add --to diffusers")
+        raise ConfigError("--license", f": --to {args.to} has no model card; leave it out, or export to diffusers")
+    if args.to != "run":
+        print(json.dumps(export_weights(args.run_folder, args.overrides, args.folder, args.to), indent=1))
+        end([args.folder])
+        return
     print(json.dumps(export_image_run(args.run_folder, args.overrides, args.folder), indent=1))
     end([args.folder], ("sample", args.folder))
 

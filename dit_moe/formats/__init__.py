@@ -2,6 +2,7 @@
 
 from dit_moe.formats.base import FORMATS, Format, ImageFormat, NotThisFormat
 from dit_moe.formats.recognition import Weights, is_weights, open_model, recognise
+from dit_moe.formats.writing import in_format
 from dit_moe.registry import import_submodules
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "ImageFormat",
     "NotThisFormat",
     "Weights",
+    "in_format",
     "is_weights",
     "open_model",
     "recognise",

@@ -44,7 +44,9 @@ class Weights(Checkpoint):
     def weights(self, part: Part) -> dict[str, Tensor]:
         if part == "optimizer":
             raise ValueError(f"{self.folder} holds no state of an optimizer of ours; train from it by train.init_from")
-        return self._converted(part)
+        with torch.device("meta"):
+            own = checkpoint.state_of(MODELS.build(self.model))
+        return to_ours(self.format.rules(self.model), own, self.source.tensors(part), self.format.ignored)
 
     def sha256(self, part: Part) -> str:
         return self._sha256
@@ -65,19 +67,17 @@ class Weights(Checkpoint):
 
     @cached_property
     def model(self) -> Any:
-        """The typed section `model`; ConfigError for what is missing in it."""
-        return config.build(_Model, {"model": self.tree["model"]}).model
+        return typed_model(self.tree["model"])
 
-    def _converted(self, which: Which) -> dict[str, Tensor]:
-        with torch.device("meta"):
-            own = checkpoint.state_of(MODELS.build(self.model))
-        return to_ours(self.format.rules(self.model), own, self.source.tensors(which), self.format.ignored)
-
-    def check(self, which: Which = "ema") -> None:
+    def check(self) -> None:
         """ValueError that lists the tensors that are missing, left over or of another shape; reads no number."""
-        on_meta = {name: tensor.to("meta") for name, tensor in self.source.tensors(which).items()}
-        bare = Source(self.source.path, (), {which: on_meta}, {})
-        Weights(self.folder, self.state, bare, self.format, self.tree)._converted(which)
+        on_meta: dict[str, Tensor] = {name: tensor.to("meta") for name, tensor in self.source.tensors("ema").items()}
+        replace(self, source=replace(self.source, weights={"ema": on_meta})).weights("ema")
+
+
+def typed_model(section: Tree) -> Any:
+    """The section `model` of a config, typed; ConfigError for what is missing in it."""
+    return config.build(_Model, {"model": section}).model
 
 
 def is_weights(path: str | Path) -> bool:
@@ -98,23 +98,25 @@ def recognise(path: str | Path, name: str = AUTO, overrides: Sequence[str] = (),
 
     Args:
         overrides: ``key=value`` changes to the config, which also give what cannot be told from the weights.
-        which: the weights that are checked.
+        which: the weights that are checked and, if it is the raw ones, taken in the place of the averaged.
 
     Raises ValueError if no format fits, or several do; ConfigError for what is missing in the config.
     """
     source, name = open_source(path), name.replace("-", "_")
     if name != AUTO and name not in FORMATS.names():
         raise ValueError(f"--format {name} is not known; {did_you_mean(name, [AUTO, *FORMATS.names()])}")
-    found = Found(source.tensors(which), source.settings, source.path if source.path.is_dir() else None)
+    if which == "model":
+        source = replace(source, weights={"ema": source.tensors("model")})
+    found = Found(source.tensors("ema"), source.settings, source.path if source.path.is_dir() else None)
     fitting: dict[str, Weights] = {}
     problems: dict[str, Exception] = {}
     for each in FORMATS.names() if name == AUTO else [name]:
         format_ = FORMATS.config_class(each)()
         try:
             fitting[each] = _opened(source, each, found, config.override(format_.experiment(found), overrides))
-            fitting[each].check(which)
+            fitting[each].check()
         except ConfigError as error:  # fits as far as it is known
-            misfit = _misfit(fitting[each], which) if each in fitting else None
+            misfit = _misfit(fitting[each]) if each in fitting else None
             problems[each] = misfit or error
             if misfit is not None:
                 del fitting[each]
@@ -133,11 +135,11 @@ def recognise(path: str | Path, name: str = AUTO, overrides: Sequence[str] = (),
     return weights
 
 
-def _misfit(weights: Weights, which: Which) -> ValueError | None:
+def _misfit(weights: Weights) -> ValueError | None:
     """Why no number of heads, which decides the shape of hardly any tensor, would make the weights fit."""
     tree = weights.tree | {"model": weights.tree["model"] | {"heads": 1}}
     try:
-        replace(weights, tree=tree).check(which)
+        replace(weights, tree=tree).check()
     except ConfigError:
         return None
     except ValueError as error:

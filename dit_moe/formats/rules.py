@@ -159,6 +159,7 @@ def _expanded(rules: Sequence[Rule], own: Mapping[str, Tensor]) -> Iterator[tupl
     """Every rule for every block that it applies to: with our names and theirs in full.
 
     `own` says which blocks there are and, by the first dimension of what an expert's tensors make up, how many experts.
+    ValueError in the end if some of ours are in no rule.
     """
     covered: set[str] = set()
     blocks = 1 + max((int(match[1]) for name in own if (match := re.match(r"blocks\.(\d+)\.", name))), default=-1)
@@ -175,7 +176,8 @@ def _expanded(rules: Sequence[Rule], own: Mapping[str, Tensor]) -> Iterator[tupl
                 count = len(own[our_names[0]])
                 their_names = [_filled(name, "*", expert) for expert in range(count) for name in their_names]
             yield rule, our_names, their_names
-    assert covered == set(own), f"no rule makes {sorted(set(own) - covered)}"
+    if left := sorted(set(own) - covered):
+        raise ValueError(f"it has no tensors for {first_few(left, LISTED)}")
 
 
 def _filled(name: str, mark: str, number: int | None) -> str:

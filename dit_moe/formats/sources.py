@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,11 +125,10 @@ def _read(path: Path) -> dict[str, Any]:
             return dict(safetensors.torch.load_file(path))
         require_unpacked(path)
         content = _unpickled(path)
-    except UnpicklingError:
-        found = first_few(sorted(_objects_in(path)), 3)
-        problem = f"holds objects of Python{f', {found}' if found else ''}, which are code and are not loaded"
-        raise ValueError(f"{path} {problem}; save its state dict alone, or {REMEDY}") from None
-    except Exception:  # of many kinds
+    except Exception as error:  # of many kinds, with advice that would let code in the file run
+        if isinstance(error, UnpicklingError) and (found := re.search(r"GLOBAL ([\w.]+)", str(error))):
+            problem = f"holds objects of Python ({found[1]}), which are code and are not loaded"
+            raise ValueError(f"{path} {problem}; save its state dict alone, or {REMEDY}") from None
         problem = f"{path} is no file of weights (a zip or pickle of tensors, or safetensors)"
         raise ValueError(f"{problem}, or it is damaged; {REMEDY}") from None
     if not isinstance(content, dict):
@@ -143,13 +143,6 @@ def _unpickled(path: Path) -> Any:
         if torch.serialization._is_zipfile(path.open("rb")):
             return torch.load(path, mmap=True, **options)
         return torch.load(path, **options)
-
-
-def _objects_in(path: Path) -> list[str]:
-    try:
-        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # of a file older than zip files
-        return []
 
 
 def _unwrapped(content: dict[str, Any], path: Path) -> tuple[dict[Which, Mapping[str, Tensor]], Tree]:

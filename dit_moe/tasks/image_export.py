@@ -7,15 +7,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors.torch import save_file
+
 from dit_moe import checkpoint, config
 from dit_moe.autoencoders.autoencoder import BUNDLED, AutoencoderConfig
 from dit_moe.autoencoders.own_copy import copy_autoencoder, copy_statistics
 from dit_moe.config import OF_A_RUN
 from dit_moe.evaluation.own_extractor import FOLDER as EXTRACTOR
 from dit_moe.experiments.image import image_experiment
-from dit_moe.experiments.run import open_image_run
+from dit_moe.experiments.run import open_image_run, sampling_changes
 from dit_moe.files import atomic_folder, disk_used, require_replaceable, write_atomically
-from dit_moe.formats import open_model
+from dit_moe.formats import in_format, open_model
 from dit_moe.locks import exclusive
 
 NOT_OF_USE = ("files", "since_line")  # of the state: what is written anew, and what only training goes on from
@@ -53,6 +55,23 @@ def export_image_run(path: Path, overrides: Sequence[str], folder: Path) -> dict
         "weights_sha256": sha256,
         "bytes": disk_used(folder),
     }
+
+
+def export_weights(path: Path, overrides: Sequence[str], folder: Path, name: str) -> dict[str, Any]:
+    """Write a run's weights into model.safetensors of a new folder as the format `name` of another suite has them.
+
+    `overrides` are of the section ``sample``, of which ``weights`` counts. Returns what it is of, JSON-ready.
+    ValueError, before anything is written, for a model that the suite's network does not compute alike.
+    """
+    require_replaceable(folder)
+    saved = open_model(path)
+    changes = [f"sample.{change}" for change in sampling_changes(overrides)]
+    weights = image_experiment(config.override(saved.config(), changes)).sample.weights
+    tensors = {key: tensor.contiguous() for key, tensor in in_format(name, saved, weights).items()}
+    with exclusive(folder.parent, folder.name), atomic_folder(folder) as unfinished:
+        save_file(tensors, unfinished / "model.safetensors")
+    facts = {"folder": str(folder), "format": name, "run": str(saved.folder), "step": saved.step, "weights": weights}
+    return facts | {"bytes": disk_used(folder)}
 
 
 def write_run(

@@ -1,0 +1,39 @@
+"""Our weights under the names of another suite, of those models that its network computes alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from dit_moe import config
+from dit_moe.checkpoint import Checkpoint
+from dit_moe.config import ConfigError
+from dit_moe.formats.base import FORMATS, Found
+from dit_moe.formats.recognition import typed_model
+from dit_moe.formats.rules import to_theirs
+from dit_moe.formats.sources import Which
+
+OF_TRAINING = ("model.recompute",)  # no output depends on it
+REMEDY = "export it as a run"
+
+
+def in_format(name: str, saved: Checkpoint, which: Which) -> dict[str, Tensor]:
+    """The weights of a run as the format `name` has them.
+
+    ConfigError for what the suite's network does otherwise: the weights would mean another model there.
+    """
+    format_: Any = FORMATS.config_class(name)()
+    tree = saved.config()
+    model = typed_model(tree["model"])
+    try:
+        theirs = to_theirs(format_.rules(model), saved.weights(which))
+        read = format_.experiment(Found(theirs))
+    except ValueError as error:
+        raise ConfigError("--to", f" {name}: {saved.folder} does not fit that format: {error}; {REMEDY}") from None
+    told = {"model": typed_model({"heads": model.heads, **read["model"]}), "objective": read["objective"]}
+    ours = config.flatten({"model": config.dump(model), "objective": tree["objective"]})
+    for key, value in config.flatten({**told, "model": config.dump(told["model"])}).items():
+        if ours.get(key) != value and key not in OF_TRAINING:
+            raise ConfigError(key, f"={ours.get(key)}: weights of the format {name} mean {value}; {REMEDY}")
+    return theirs

@@ -1,5 +1,6 @@
 """The ImageNet configs: every model with every router and objective, at equal active compute; the published recipe."""
 
+import math
 import re
 import shlex
 from functools import cache
@@ -7,13 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from dit_moe import config
 from dit_moe.costs import GIB, MFU, evaluations, memory, peak, sampling_flops, training_flops
 from dit_moe.experiments.image import Experiment, load_experiment, resolve_without_data
+from dit_moe.formats.base import Found
+from dit_moe.formats.lightningdit import LightningDiTFormat
+from dit_moe.sampling.generator import SampleConfig
+from dit_moe.sampling.recipes import SAMPLING
 from tests.cli.conftest import cli
+from tests.formats.lightningdit import Shape, on_meta, tensor_shapes
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 GUIDE = (CONFIGS.parent / "docs" / "imagenet.md").read_text()
 FILES = [path for size in (256, 512) for path in sorted((CONFIGS / f"imagenet{size}").glob("DiT-*.yaml"))]
+LIGHTNING = CONFIGS / "imagenet256" / "LightningDiT-XL-1.yaml"
 ROUTERS, OBJECTIVES = ("topk", "topp", "dtopp"), ("ddpm", "flow")
 DENSE = ("DiT-S-2", "DiT-B-2", "DiT-L-2", "DiT-XL-2")
 
@@ -73,9 +81,20 @@ def test_the_recipe_is_the_published_one(size):
     assert (flow.path, flow.time, flow.time_shift, flow.cosine_weight) == ("linear", "uniform", 1, 0)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_the_config_of_lightningdit_has_the_tensors_and_the_objective_of_its_published_weights():
+    shape = Shape(width=1152, depth=28, heads=16, patch=1, size=16, channels=32, classes=1000)
+    found = resolved(LIGHTNING)
+    made = config.build(Experiment, LightningDiTFormat().experiment(Found(on_meta(shape))))
+    assert (found.model, found.objective) == (made.model, made.objective)
+    assert found.model.footprint().total_params == sum(map(math.prod, tensor_shapes(shape).values()))
+    assert found.sample.sampler == config.build(SampleConfig, SAMPLING["lightningdit-cfg10"].sample).sampler
+    assert found.train.steps * found.train.batch_size / 1_281_167 == pytest.approx(64, rel=0.01)  # epochs
+
+
+@pytest.mark.parametrize("path", [*FILES, LIGHTNING], ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_what_the_first_line_of_a_config_says_is_true(path):
-    footprint = experiment(path, "dtopp", "ddpm").model.footprint()
+    routed = ["model.moe.router=dtopp"] if "A.yaml" in path.name else []
+    footprint = resolved(path, *routed).model.footprint()
     line = path.read_text().splitlines()[0]
     shown = [float(number) * {"M": 1e6, "B": 1e9}[unit] for number, unit in re.findall(r"([\d.]+) ([MB])\b", line)]
     found = [footprint.total_params, footprint.active_params][: len(shown)]

@@ -42,9 +42,9 @@ class Shape:
         return self.width // self.heads
 
 
-def random_weights(shape: Shape, seed: int = 0) -> Weights:
-    """Every tensor of a checkpoint, with no weight left at zero or one."""
-    d, p2, random = shape.width, shape.patch**2, torch.Generator().manual_seed(seed)
+def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Of every tensor of a checkpoint but the tables of angles."""
+    d, p2 = shape.width, shape.patch**2
     hidden = 4 * d * 2 // 3 if shape.swiglu else 4 * d
     outputs = shape.channels * (2 if shape.learn_sigma else 1)
     linears = {"t_embedder.mlp.0": (256, d), "t_embedder.mlp.2": (d, d)}
@@ -67,12 +67,28 @@ def random_weights(shape: Shape, seed: int = 0) -> Weights:
     }
     shapes |= {"x_embedder.proj.bias": (d,), "y_embedder.embedding_table.weight": (shape.classes + 1, d)}
     shapes |= {f"{name}.weight": (o, i) for name, (i, o) in linears.items()}
-    shapes |= {f"{name}.bias": (o,) for name, (_, o) in linears.items()} | {name: (n,) for name, n in vectors.items()}
+    return (
+        shapes
+        | {f"{name}.bias": (o,) for name, (_, o) in linears.items()}
+        | {name: (n,) for name, n in vectors.items()}
+    )
+
+
+def random_weights(shape: Shape, seed: int = 0) -> Weights:
+    """Every tensor of a checkpoint, with no weight left at zero or one."""
+    random, shapes = torch.Generator().manual_seed(seed), tensor_shapes(shape)
     weights = {name: 0.2 * torch.randn(size, generator=random) for name, size in shapes.items()}
     weights = {name: 1 + each if "norm" in name and name.endswith("weight") else each for name, each in weights.items()}
     if shape.rope:
         weights |= {"feat_rope.freqs_cos": angles(shape).cos(), "feat_rope.freqs_sin": angles(shape).sin()}
     return weights
+
+
+def on_meta(shape: Shape) -> Weights:
+    """A checkpoint's tensors without numbers."""
+    shapes = tensor_shapes(shape)
+    shapes |= {f"feat_rope.freqs_{which}": (shape.side**2, shape.head_dim) for which in ("cos", "sin") if shape.rope}
+    return {name: torch.empty(size, device="meta") for name, size in shapes.items()}
 
 
 def angles(shape: Shape) -> Tensor:

@@ -3,12 +3,16 @@
 import pytest
 import torch
 
-from dit_moe.checkpoint import load_into
+from dit_moe.checkpoint import load_into, state_of
 from dit_moe.config import build
 from dit_moe.experiments.image import Experiment
-from dit_moe.formats import recognise
+from dit_moe.formats import FORMATS, recognise
+from dit_moe.formats.base import Found
 from dit_moe.formats.rules import to_theirs
-from dit_moe.models import MODELS, DiT
+from dit_moe.models import MODELS, DiT, DiTConfig
+from dit_moe.moe import MoEConfig
+from dit_moe.moe.routers.promoe import ProMoEConfig
+from dit_moe.moe.routers.topk import TopKConfig
 from tests.formats.files import HEADS, bare, golden, of_training, weights_of
 from tests.formats.peers import PEERS, Peer, forward, random_state
 
@@ -127,3 +131,43 @@ def test_what_no_option_makes_exact_is_refused_with_the_reason(tmp_path, name, c
 def test_what_weights_do_not_tell_is_asked_for(tmp_path, name, message):
     with pytest.raises(ValueError, match=message):
         recognise(saved(tmp_path, random_state(PEERS[name])))
+
+
+def dit_moe(experts: int, width: int, **options):
+    router = TopKConfig(renormalize=False, balance_loss=0.01)
+    shapes = {"expert_hidden": 4 * width, "shared_experts": 1, "shared_hidden": 2 * width, "activation": "swiglu"}
+    return {"moe": MoEConfig(experts=experts, target=2, router=router, **shapes), **options}
+
+
+def promoe(width: int):
+    shapes = {"expert_hidden": 2 * width, "shared_experts": 1, "shared_hidden": 2 * width, "bias": True}
+    return {"moe": MoEConfig(experts=13, target=1, router=ProMoEConfig(), every=2, offset=1, **shapes)}
+
+
+XL_NORM = {"qk_norm": "layer_norm", "qk_norm_eps": 1e-6}
+
+
+@pytest.mark.parametrize(
+    ("format_name", "size", "options", "total", "active"),
+    [
+        ("dit_moe", "S", dit_moe(8, 384), 199e6, 72e6),
+        ("dit_moe", "S", dit_moe(16, 384), 369e6, 72e6),
+        ("dit_moe", "B", dit_moe(8, 768), 796e6, 286e6),
+        ("dit_moe", "XL", dit_moe(8, 1152, **XL_NORM), 4.17e9, 1.49e9),
+        ("promoe", "B", promoe(768), 300e6, 130e6),
+        ("promoe", "L", promoe(1024), 1.06e9, 458e6),
+        ("promoe", "XL", promoe(1152), 1.57e9, 675e6),
+    ],
+)
+def test_published_models_are_inferred_with_their_published_numbers_of_parameters(
+    format_name, size, options, total, active
+):
+    data = {"in_channels": 4, "input_size": 32, "num_classes": 1000, "learn_sigma": True}
+    config = DiTConfig(name=f"DiT-{size}/2", **options, **data)
+    footprint = config.footprint()
+    assert (footprint.total_params, footprint.active_params) == pytest.approx((total, active), rel=5e-3)
+    format_ = FORMATS.config_class(format_name)()
+    with torch.device("meta"):
+        own = state_of(MODELS.build(config))
+    told = format_.model(Found(to_theirs(format_.rules(config), own)))
+    assert build(DiTConfig, told) == config

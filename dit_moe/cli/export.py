@@ -24,7 +24,7 @@ from pathlib import Path
 from dit_moe.cli.ending import end
 from dit_moe.config import ConfigError
 from dit_moe.experiments.run import open_text_run
-from dit_moe.formats import FORMATS
+from dit_moe.formats import FORMATS, ImageFormat
 from dit_moe.moe.compute_budget import store_in_weights
 from dit_moe.tasks import task_of
 from dit_moe.tasks.image_export import export_image_run, export_weights
@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, or one of its checkpoint folders")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder to make")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the section `sample`")
-    kinds = dict.fromkeys(("run", "diffusers", *FORMATS.names()))
+    formats = [name for name in FORMATS.names() if issubclass(FORMATS.config_class(name), ImageFormat)]
+    kinds = dict.fromkeys(("run", "diffusers", *formats))
     parser.add_argument("--to", choices=kinds, default="run", help="what a model of images becomes; default run")
     parser.add_argument(
         "--license", metavar="NAME", help="of the weights, for the model card: apache-2.0, cc-by-4.0, …"
@@ -48,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Export, and print a summary as JSON. ValueError for bad input, before anything is written."""
     if task_of(args.run_folder).kind == "text":
+        if args.to != "run":
+            raise ConfigError("--to", f" {args.to}: {args.run_folder} writes text; leave it out, or give --olmoe")
         _export_text(args)
         return
     if args.olmoe:

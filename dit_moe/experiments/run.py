@@ -18,7 +18,7 @@ from dit_moe.data.listing import note
 from dit_moe.diffusion import OBJECTIVES, Objective
 from dit_moe.experiments.image import Experiment, image_experiment, resolve_sampling, with_fingerprint
 from dit_moe.experiments.text import TextEvalConfig, TextExperiment, TextSampleConfig, open_tokens, text_experiment
-from dit_moe.formats import open_model
+from dit_moe.formats import Weights, open_model
 from dit_moe.models import LM, MODELS
 from dit_moe.moe.compute_budget import ComputeBudget, solve_budget
 from dit_moe.sampling.generator import Generator, SampleConfig
@@ -274,7 +274,9 @@ def solve_text_budget(sample: TextSampleConfig, model: LM, dataset: TokenSequenc
 
 
 def _tokenizer_of(opened: checkpoint.Checkpoint) -> TextTokenizer:
-    """The tokenizer that lies in the run folder. ValueError if it is gone, or another one."""
+    """The tokenizer that lies in the run folder, or beside weights. ValueError if it is gone, or another one."""
+    if isinstance(opened, Weights):
+        return open_tokenizer(opened.facts(_TextState)["tokenizer"])
     folder = opened.run / TOKENIZER
     if not folder.is_dir():
         raise ValueError(f"{folder} is missing; restore it from a copy, or from the folder of tokens trained on")

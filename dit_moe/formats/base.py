@@ -82,6 +82,10 @@ class Format(ABC):
         """
         return list(or_imagenet(None, num_classes) or map(str, range(num_classes)))
 
+    def state(self, found: Found) -> Tree:
+        """What a run keeps in state.json beside the classes: of text, its tokenizer. ValueError if it is not there."""
+        return {}
+
     @abstractmethod
     def rules(self, model: Any) -> Sequence[Rule]:
         """Which of its tensors make up which of ours, for a typed section `model`; all of ours are in one of them."""

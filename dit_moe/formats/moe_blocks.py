@@ -13,6 +13,7 @@ from dit_moe.formats.base import Found, NotThisFormat, named_size
 from dit_moe.formats.dit import DENSE, OUTSIDE, block_rules
 from dit_moe.formats.rules import Rule, constant, experts, joined, same
 from dit_moe.models import DiTConfig
+from dit_moe.moe import MoEConfig
 
 KINDS = ("weight", "bias")
 
@@ -50,10 +51,13 @@ def trunk_rules(model: DiTConfig, attention: Sequence[Rule] = ()) -> list[Rule]:
     """Of everything but experts and their routers' own; `attention` where its two layers are not as in DiT."""
     rules = [*map(same, OUTSIDE), *(attention or block_rules("attn.qkv", "attn.proj"))]
     rules += block_rules("attn.q_norm", "attn.k_norm", "adaLN_modulation.1", *DENSE)
-    if model.moe is not None:
-        load = torch.full((model.moe.experts,), 1 / model.moe.experts)
-        rules.append(constant("blocks.#.moe.router.load_E", load.clone))
-    return rules
+    return rules if model.moe is None else [*rules, initial_load(model.moe)]
+
+
+def initial_load(moe: MoEConfig) -> Rule:
+    """Of a router's last load, which only ours keep: even."""
+    load_E = torch.full((moe.experts,), 1 / moe.experts)
+    return constant("blocks.#.moe.router.load_E", load_E.clone)
 
 
 def plain_experts(first: str, second: str, routed: str = "mlp.experts.*", shared: str | None = None) -> list[Rule]:

@@ -155,6 +155,7 @@ def _opened(source: Source, name: str, found: Found, tree: Tree) -> Weights:
         "files": {},
         "class_names": None if classes is None else format_.class_names(found, int(classes)),
         "exported": True,
+        **format_.state(found),
         "imported": {"source": os.fspath(source.path.absolute()), "format": name, "suite": format_.suite},
     }
     return Weights(source.path, state, source, format_, tree)

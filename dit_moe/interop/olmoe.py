@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,24 +19,13 @@ from transformers.initialization import no_init_weights
 
 from dit_moe.checkpoint import load_into
 from dit_moe.config import ConfigError
+from dit_moe.formats.olmoe import ALIKE, config_from_olmoe
 from dit_moe.models import LM, MODELS, LMConfig
-from dit_moe.moe import ROUTERS, MoEConfig
+from dit_moe.moe import ROUTERS
 from dit_moe.moe.experts import Implementation
 from dit_moe.moe.routers.topk import TopKConfig
 
-NAMES = {  # ours: theirs
-    "embed.weight": "model.embed_tokens.weight",
-    "norm.weight": "model.norm.weight",
-    "head.weight": "lm_head.weight",
-    "blocks.#.norm1.weight": "model.layers.#.input_layernorm.weight",
-    "blocks.#.norm2.weight": "model.layers.#.post_attention_layernorm.weight",
-    "blocks.#.attn.q.weight": "model.layers.#.self_attn.q_proj.weight",
-    "blocks.#.attn.k.weight": "model.layers.#.self_attn.k_proj.weight",
-    "blocks.#.attn.v.weight": "model.layers.#.self_attn.v_proj.weight",
-    "blocks.#.attn.out.weight": "model.layers.#.self_attn.o_proj.weight",
-    "blocks.#.attn.q_norm.weight": "model.layers.#.self_attn.q_norm.weight",
-    "blocks.#.attn.k_norm.weight": "model.layers.#.self_attn.k_norm.weight",
-    "blocks.#.moe.router.weight": "model.layers.#.mlp.gate.weight",
+NAMES = ALIKE | {
     "blocks.#.moe.experts.w_in": "model.layers.#.mlp.experts.gate_up_proj",
     "blocks.#.moe.experts.w_out": "model.layers.#.mlp.experts.down_proj",
 }
@@ -105,50 +93,6 @@ def _renamed(name: str, names: Mapping[str, str]) -> str:
 
 def _laid_out(name: str, tensor: Tensor) -> Tensor:
     return tensor.transpose(1, 2).contiguous() if name.endswith(TRANSPOSED) else tensor
-
-
-# ------------------------------------------------------------------------------------------------------------- configs
-
-
-def config_from_olmoe(theirs: OlmoeConfig, implementation: Implementation = "grouped") -> LMConfig:
-    """The shape of an OLMoE. ValueError names a field that our model cannot follow."""
-    rope: dict[str, Any] = dict(theirs.rope_parameters or {})
-    for field, possible, problem in (
-        ("attention_bias", (False,), "our attention has no biases"),
-        ("attention_dropout", (0,), "our model has no dropout; set it to 0"),
-        ("hidden_act", ("silu", "swish"), "our experts have silu (SwiGLU)"),
-    ):
-        if getattr(theirs, field) not in possible:
-            raise ValueError(f"{field}={getattr(theirs, field)!r}: {problem}")
-    kind = rope.get("rope_type", "default")
-    if kind != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ValueError(f"rope_parameters={rope}: our rotary embedding is unscaled and whole, rope_type=default")
-    head_dim = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
-    if head_dim * theirs.num_attention_heads != theirs.hidden_size:
-        raise ValueError(f"head_dim={head_dim}: times num_attention_heads it must be hidden_size={theirs.hidden_size}")
-    kv_heads = theirs.num_key_value_heads
-    return LMConfig(
-        name=f"LM-custom-{theirs.num_experts}E{theirs.num_experts_per_tok}A",
-        depth=theirs.num_hidden_layers,
-        width=theirs.hidden_size,
-        heads=theirs.num_attention_heads,
-        mlp_hidden=theirs.num_experts_per_tok * theirs.intermediate_size,
-        kv_heads=None if kv_heads == theirs.num_attention_heads else kv_heads,
-        vocab_size=theirs.vocab_size,
-        max_length=theirs.max_position_embeddings,
-        tied=theirs.tie_word_embeddings,
-        rope_theta=float(rope.get("rope_theta", 10_000.0)),
-        norm_eps=theirs.rms_norm_eps,
-        clip_qkv=theirs.clip_qkv,
-        init_std=theirs.initializer_range,
-        moe=MoEConfig(
-            experts=theirs.num_experts,
-            target=theirs.num_experts_per_tok,
-            router=TopKConfig(renormalize=theirs.norm_topk_prob, balance_loss=theirs.router_aux_loss_coef),
-            expert_hidden=theirs.intermediate_size,
-            implementation=implementation,
-        ),
-    )
 
 
 def config_to_olmoe(ours: LMConfig, eos_token_id: int | None = None, pad_token_id: int | None = None) -> OlmoeConfig:

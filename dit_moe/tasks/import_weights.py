@@ -11,12 +11,14 @@ from dit_moe.autoencoders.autoencoder import AutoencoderConfig
 from dit_moe.autoencoders.own_copy import copy_statistics
 from dit_moe.autoencoders.statistics import with_statistics
 from dit_moe.data.listing import note
+from dit_moe.experiments.run import TOKENIZER
 from dit_moe.files import disk_used
 from dit_moe.formats import recognise
 from dit_moe.formats.recognition import AUTO
 from dit_moe.formats.sources import Which
 from dit_moe.tasks import task_of
 from dit_moe.tasks.image_export import write_run
+from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
 
 
 def import_weights(
@@ -42,7 +44,13 @@ def import_weights(
         experiment = replace(experiment, first_stage=first_stage)
     if (told := weights.format.note(experiment.model)) is not None:
         note(told)
-    sha256 = write_run(weights, experiment, "ema", folder, lambda run: copy_statistics(first_stage, run))
+
+    def add(run: Path) -> None:
+        copy_statistics(first_stage, run)
+        if "tokenizer" in weights.state:
+            open_tokenizer(TokenizerConfig(**weights.state["tokenizer"])).save(run / TOKENIZER)
+
+    sha256 = write_run(weights, experiment, "ema", folder, add)
     return {
         "folder": str(folder),
         **weights.state["imported"],

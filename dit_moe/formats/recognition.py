@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -62,8 +61,7 @@ class Weights(Checkpoint):
 
     @cached_property
     def _sha256(self) -> str:
-        found = self.source.sha256()
-        return found if len(self.source.files) == 1 else hashlib.sha256(found.encode()).hexdigest()
+        return self.source.sha256()
 
     @cached_property
     def model(self) -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from dit_moe.weights import require_file, require_unpacked
 Which = Literal["ema", "model"]
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 INDEX = ("*.safetensors.index.json", "*.bin.index.json")  # which tensor is in which file of several
+LAYOUT = ("model_index.json", "config.json", "model.safetensors", *INDEX)  # one of them is in a folder of the hub
 NAMES: dict[Which, tuple[str, ...]] = {  # what training scripts call them
     "ema": ("ema", "model_ema", "ema_state_dict", "ema_model", "ema_model_state_dict"),
     "model": ("model", "state_dict", "model_state_dict", "module"),
@@ -50,16 +53,22 @@ class Source:
         return self.weights[which]
 
     def sha256(self) -> str:
-        """Of the file; of several, the hashes of all in the order of their names."""
-        return "+".join(sha256_of(file) for file in self.files)
+        """Of the file; of several, of their hashes in the order of their names."""
+        hashes = [sha256_of(file) for file in self.files]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def is_source(path: str | Path) -> bool:
-    """Whether weights of another suite may be there: a file by its ending, or a folder that holds such files."""
+    """Whether weights of another suite are there: a file by its ending, or a folder in the layout of the hub.
+
+    Any folder may hold a file of weights beside other things: `open_source` opens it, but nothing takes it for them.
+    """
     path = Path(path)
-    if path.is_file():
-        return path.suffix in SUFFIXES
-    return path.is_dir() and not is_run(path) and not (path / MANIFEST).exists() and bool(_weights_in(path))
+    if not path.is_dir():
+        return path.is_file() and path.suffix in SUFFIXES
+    if is_run(path) or (path / MANIFEST).exists() or not any(any(path.glob(name)) for name in LAYOUT):
+        return False
+    return bool(_weights_in(path))
 
 
 def open_source(path: str | Path) -> Source:
@@ -95,8 +104,11 @@ def _weights_in(path: Path) -> tuple[Path, ...]:
     assert folder is not None
     for pattern in INDEX:
         for index in sorted(folder.glob(pattern)):
-            listed = read_settings(index).get("weight_map", {})
-            return tuple(folder / name for name in sorted(set(listed.values())))
+            listed = read_settings(index).get("weight_map")
+            names = set(map(str, listed.values())) if isinstance(listed, dict) else set()
+            if not names or any(Path(name).name != name for name in names):
+                raise ValueError(f"{index} names no files beside it in weight_map; get it anew")
+            return tuple(folder / name for name in sorted(names))
     for suffix in reversed(SUFFIXES):  # safetensors first
         found = sorted(folder.glob(f"*{suffix}"))
         if found:
@@ -140,9 +152,7 @@ def _unpickled(path: Path) -> Any:
     """Tensors and plain values, and the Namespace that training scripts keep their arguments in, which runs nothing."""
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     with torch.serialization.safe_globals([argparse.Namespace]):
-        if torch.serialization._is_zipfile(path.open("rb")):
-            return torch.load(path, mmap=True, **options)
-        return torch.load(path, **options)
+        return torch.load(path, mmap=zipfile.is_zipfile(path), **options)  # older files cannot be mapped
 
 
 def _unwrapped(content: dict[str, Any], path: Path) -> tuple[dict[Which, Mapping[str, Tensor]], Tree]:

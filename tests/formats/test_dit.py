@@ -5,13 +5,12 @@ import torch
 
 from dit_moe import checkpoint
 from dit_moe.config import build
-from dit_moe.diffusion import OBJECTIVES
+from dit_moe.diffusion import FlowConfig
 from dit_moe.experiments.image import Experiment
 from dit_moe.experiments.run import open_image_run
 from dit_moe.formats import recognise
 from dit_moe.formats.dit import DiTFormat
 from dit_moe.formats.rules import to_theirs
-from dit_moe.models import MODELS
 from dit_moe.sampling.recipes import SAMPLING
 from tests.cli.conftest import cli
 from tests.formats.files import BUNDLED, HEADS, bare, golden, of_training, weights_of
@@ -57,19 +56,15 @@ def test_round_trips_to_the_original_s_names_are_exact(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["Linear", "GVP"])
-def test_sit_s_loss_comes_out_of_the_flow_objective_of_the_import(tmp_path, path):
-    """SiT's time ends at the data: its t is our 1 - t, and its velocity is ours with the other sign."""
-    numbers = golden("sit")
+def test_sit_s_time_ends_at_the_data(tmp_path, path):
+    """With these options our flow has SiT's losses and samples: tests/diffusion/test_reference.py."""
     weights = recognise(of_training(tmp_path / "sit.pt", "sit", path_type=path), "auto", [HEADS])
-    experiment = build(Experiment, weights.config())
-    model = MODELS.build(experiment.model).eval()
-    checkpoint.load_into(model, weights.weights("ema"), "sit.pt")
-    flow = OBJECTIVES.build(experiment.objective, num_classes=7)
-    level = flow.level(1 - numbers["t"], numbers["data"])
-    x = level.noisy(numbers["data"], numbers["noise"])
-    torch.testing.assert_close(x, numbers[f"{path}_xt"], atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(flow.network_time(1 - numbers["t"]), numbers["t"])
-    with torch.no_grad():
-        output = model(x, flow.network_time(1 - numbers["t"]), numbers["y"])
-    loss_B = flow.losses(output, level.velocity(numbers["data"], numbers["noise"]))["loss"]
-    torch.testing.assert_close(loss_B, numbers[f"{path}_loss"], atol=1e-6, rtol=1e-5)
+    objective = build(Experiment, weights.config()).objective
+    assert objective == FlowConfig(path=path.lower(), time_scale=1.0, direction="to_data")
+
+
+@pytest.mark.parametrize(("key", "value"), [("path_type", "VP"), ("prediction", "score")])
+def test_a_sit_that_our_objective_cannot_follow_is_refused_with_the_reason(tmp_path, key, value):
+    source = of_training(tmp_path / "sit.pt", "sit", **{key: value})
+    with pytest.raises(ValueError, match=f"sit: it .* {value}"):
+        recognise(source, "sit", [HEADS])

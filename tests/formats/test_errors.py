@@ -105,6 +105,17 @@ def test_a_folder_of_several_files_without_an_index_is_a_question(tmp_path, caps
     assert "holds 2 files of weights and no index" in refused(capsys, tmp_path)
 
 
+def test_a_folder_that_holds_weights_beside_other_things_is_not_taken_for_them(tmp_path):
+    bare(tmp_path / "mine.pt", "dit")
+    assert not is_source(tmp_path)  # it may be a folder of images
+
+
+@pytest.mark.parametrize("listed", [None, {}, {"a": "../1.safetensors"}, {"a": 1, "b": []}])
+def test_an_index_that_names_no_files_beside_it_is_refused(tmp_path, capsys, listed):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    refused(capsys, tmp_path)
+
+
 def test_a_file_that_an_index_lists_and_is_not_there_is_named(tmp_path, capsys):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "1.safetensors"}}))
     assert is_source(tmp_path)

@@ -66,6 +66,7 @@ class Format(ABC):
     """The weights of one suite. No method reads a number of a tensor."""
 
     suite: ClassVar[str]  # what it is called, and where its code is
+    by_name_only: ClassVar[bool] = False  # whether it is tried only where the user names it
     ignored: ClassVar[Mapping[str, str]] = {}  # tensors that we have no use for, `#` for any number: why
 
     @abstractmethod
@@ -90,8 +91,8 @@ class Format(ABC):
     def rules(self, model: Any) -> Sequence[Rule]:
         """Which of its tensors make up which of ours, for a typed section `model`; all of ours are in one of them."""
 
-    def note(self, model: Any) -> str | None:
-        """What a user should know of a run with the typed section `model`; None: nothing unusual."""
+    def note(self, settings: Tree, model: Any) -> str | None:
+        """What a user should know of weights with these settings and the typed section `model`; None: nothing."""
         return None
 
 
@@ -99,6 +100,10 @@ class ImageFormat(Format):
     """The weights of a diffusion model of images."""
 
     recipe: ClassVar[str | None] = None  # the name of its published sampling recipe, see `SAMPLING`
+
+    def recipe_of(self, found: Found) -> str | None:
+        """The recipe of these weights, where not all of the suite's have one."""
+        return self.recipe
 
     @abstractmethod
     def model(self, found: Found) -> Tree:
@@ -114,7 +119,8 @@ class ImageFormat(Format):
 
     def sample(self, found: Found) -> Tree:
         """The section `sample`, as far as the suite's recipe says."""
-        recipe = {} if self.recipe is None else SAMPLING[self.recipe].sample
+        name = self.recipe_of(found)
+        recipe = {} if name is None else SAMPLING[name].sample
         return {key: recipe[key] for key in ("sampler", "guidance") if key in recipe}
 
     def experiment(self, found: Found) -> Tree:

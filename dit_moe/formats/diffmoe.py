@@ -78,7 +78,7 @@ class DiffMoEFormat(ImageFormat):
         router = same("blocks.#.moe.router.weight", f"blocks.#.mlp.{kind.weight}")
         return [*trunk_rules(model), *experts, router, *(predictor_rules() if name == "diffmoe" else ())]
 
-    def note(self, model: Any) -> str | None:
+    def note(self, settings: Tree, model: Any) -> str | None:
         if model.moe is None or ROUTERS.name_of(model.moe.router) != "diffmoe":
             return None
         own = "DiffMoE's own evaluation lets each image depend on the others of its batch"

@@ -17,7 +17,13 @@ class DiTMoEFormat(ImageFormat):
     """The checkpoints of feizc/DiT-MoE. XL and G call attention's layers Wqkv and out_proj, and normalise q and k."""
 
     suite: ClassVar[str] = "DiT-MoE"
-    recipe: ClassVar[str | None] = "dit-moe-cfg1.5"
+
+    def by_flow(self, settings: Tree) -> bool:
+        """Whether it was trained by rectified flow. Arguments say so if they are there; weights alone do not."""
+        return bool(settings.get("rf", not settings))
+
+    def recipe_of(self, found: Found) -> str | None:
+        return "dit-moe-cfg1.5" if self.by_flow(found.settings) else "dit-cfg1.5"  # its DDPM is sampled as DiT's
 
     def model(self, found: Found) -> Tree:
         blocks = expert_blocks(found, "moe.gate.weight")
@@ -35,7 +41,7 @@ class DiTMoEFormat(ImageFormat):
         return {**shape_of(found, qk_norm_eps=1e-6), **outer_shape(found), "moe": moe}
 
     def objective(self, found: Found) -> Tree:
-        if found.settings.get("rf", True):
+        if self.by_flow(found.settings):
             return {"name": "flow", "time": "logit_normal", "time_scale": 1.0}
         return ddpm(found)
 
@@ -47,3 +53,19 @@ class DiTMoEFormat(ImageFormat):
         attention = [same(f"blocks.#.{a}.{kind}", f"blocks.#.{b}.{kind}") for a, b in names for kind in KINDS]
         router = same("blocks.#.moe.router.weight", "blocks.#.moe.gate.weight")
         return [*trunk_rules(model, attention), router, *gated_experts("moe.experts.*", "moe.shared_experts")]
+
+    def note(self, settings: Tree, model: Any) -> str | None:
+        if settings or not self.by_flow(settings):
+            return None
+        assumed = "the file has no arguments of a training, so it is read as trained by rectified flow"
+        return f"{assumed}; --format dit_moe_ddpm reads it as trained by DDPM"
+
+
+@register("dit_moe_ddpm")
+class DiTMoEDDPMFormat(DiTMoEFormat):
+    """The same weights trained by DDPM, for files that do not say so."""
+
+    by_name_only: ClassVar[bool] = True
+
+    def by_flow(self, settings: Tree) -> bool:
+        return False

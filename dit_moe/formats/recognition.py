@@ -108,7 +108,9 @@ def recognise(path: str | Path, name: str = AUTO, overrides: Sequence[str] = (),
     found = Found(source.tensors("ema"), source.settings, source.path if source.path.is_dir() else None)
     fitting: dict[str, Weights] = {}
     problems: dict[str, Exception] = {}
-    for each in FORMATS.names() if name == AUTO else [name]:
+    classes: dict[str, Any] = {each: FORMATS.config_class(each) for each in FORMATS.names()}
+    tried = [each for each, format_class in classes.items() if not format_class.by_name_only]
+    for each in tried if name == AUTO else [name]:
         format_ = FORMATS.config_class(each)()
         try:
             fitting[each] = _opened(source, each, found, config.override(format_.experiment(found), overrides))

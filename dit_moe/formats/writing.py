@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +15,8 @@ from dit_moe.formats.recognition import typed_model
 from dit_moe.formats.rules import to_theirs
 from dit_moe.formats.sources import Which
 
-OF_TRAINING = ("model.recompute",)  # no output depends on it
+# No output depends on these; the last are coefficients of losses.
+OF_TRAINING = re.compile(r"model\.(recompute|moe\.(implementation|router\.(init_std|\w+_loss)))")
 REMEDY = "export it as a run"
 
 
@@ -34,6 +36,6 @@ def in_format(name: str, saved: Checkpoint, which: Which) -> dict[str, Tensor]:
     told = {"model": typed_model({"heads": model.heads, **read["model"]}), "objective": read["objective"]}
     ours = config.flatten({"model": config.dump(model), "objective": tree["objective"]})
     for key, value in config.flatten({**told, "model": config.dump(told["model"])}).items():
-        if ours.get(key) != value and key not in OF_TRAINING:
+        if ours.get(key) != value and not OF_TRAINING.fullmatch(key):
             raise ConfigError(key, f"={ours.get(key)}: weights of the format {name} mean {value}; {REMEDY}")
     return theirs

@@ -42,7 +42,7 @@ def import_weights(
     if isinstance(first_stage, AutoencoderConfig):
         first_stage = with_statistics(first_stage)
         experiment = replace(experiment, first_stage=first_stage)
-    if (told := weights.format.note(experiment.model)) is not None:
+    if (told := weights.format.note(weights.source.settings, experiment.model)) is not None:
         note(told)
 
     def add(run: Path) -> None:

@@ -13,7 +13,7 @@ BUNDLED = ("first_stage.model=digits", "first_stage.shift=null", "first_stage.sc
 HEADS = "model.heads=3"  # of all golden networks
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "dit": {"model": "DiT-S/2", "vae": "ema", "num_classes": 7},
-    "dit_moe": {"model": "DiT-S/2", "num_experts": 4, "num_experts_per_tok": 2},
+    "dit_moe": {"model": "DiT-S/2", "num_experts": 4, "num_experts_per_tok": 2, "rf": True},
     "sit": {"model": "SiT-S/2", "path_type": "Linear", "prediction": "velocity"},
 }
 

@@ -17,7 +17,7 @@ from dit_moe.checkpoint import Checkpoint, Part
 from dit_moe.config import ConfigError, Tree
 from dit_moe.formats.base import FORMATS, Format, Found
 from dit_moe.formats.rules import to_ours
-from dit_moe.formats.sources import Source, Which, is_source, open_source
+from dit_moe.formats.sources import Source, Which, holds_weights, is_source, open_source
 from dit_moe.models import MODELS
 from dit_moe.registry import did_you_mean
 
@@ -88,7 +88,7 @@ def open_model(path: str | Path) -> Checkpoint:
 
     ValueError as of `checkpoint.open_checkpoint` and `recognise`.
     """
-    return recognise(path) if is_source(path) else checkpoint.open_checkpoint(path)
+    return recognise(path) if holds_weights(path) else checkpoint.open_checkpoint(path)
 
 
 def recognise(path: str | Path, name: str = AUTO, overrides: Sequence[str] = (), which: Which = "ema") -> Weights:

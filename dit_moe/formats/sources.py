@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from dit_moe.checkpoint import is_run
+from dit_moe.checkpoint import CONFIG, is_run
 from dit_moe.config import Tree
 from dit_moe.files import sha256_of
 from dit_moe.formatting import first_few
@@ -33,6 +33,7 @@ NAMES: dict[Which, tuple[str, ...]] = {  # what training scripts call them
     "model": ("model", "state_dict", "model_state_dict", "module"),
 }
 WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
+OURS = (MANIFEST, CONFIG)  # in folders of latents, of runs and of checkpoints, damaged ones, too
 REMEDY = "name another file"
 
 
@@ -59,16 +60,16 @@ class Source:
 
 
 def is_source(path: str | Path) -> bool:
-    """Whether weights of another suite are there: a file by its ending, or a folder in the layout of the hub.
+    """Whether this means weights of another suite: a file by its ending, or a folder in the layout of the hub."""
+    return holds_weights(path) and (Path(path).is_file() or any(any(Path(path).glob(name)) for name in LAYOUT))
 
-    Any folder may hold a file of weights beside other things: `open_source` opens it, but nothing takes it for them.
-    """
+
+def holds_weights(path: str | Path) -> bool:
+    """The same also of a folder with a file of weights beside whatever else, and nothing of ours."""
     path = Path(path)
     if not path.is_dir():
         return path.is_file() and path.suffix in SUFFIXES
-    if is_run(path) or (path / MANIFEST).exists() or not any(any(path.glob(name)) for name in LAYOUT):
-        return False
-    return bool(_weights_in(path))
+    return not is_run(path) and not any((path / name).exists() for name in OURS) and bool(_weights_in(path))
 
 
 def open_source(path: str | Path) -> Source:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dit_moe.formats.sources import is_source
+from dit_moe.formats.sources import holds_weights, is_source
 from tests.cli.conftest import cli
 from tests.formats.files import HEADS, bare, of_training, weights_of
 
@@ -107,7 +107,17 @@ def test_a_folder_of_several_files_without_an_index_is_a_question(tmp_path, caps
 
 def test_a_folder_that_holds_weights_beside_other_things_is_not_taken_for_them(tmp_path):
     bare(tmp_path / "mine.pt", "dit")
-    assert not is_source(tmp_path)  # it may be a folder of images
+    assert not is_source(tmp_path)  # it may be a folder of images, but where a model is named it is one
+    assert holds_weights(tmp_path)
+
+
+def test_a_damaged_checkpoint_of_ours_is_not_taken_for_weights_of_another_suite(tmp_path, capsys):
+    folder = tmp_path / "step_00000004"
+    folder.mkdir()
+    save_file(weights_of("dit"), folder / "model.safetensors")
+    (folder / "config.yaml").touch()
+    assert cli("sample", folder) == 2
+    assert "state.json is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("listed", [None, {}, {"a": "../1.safetensors"}, {"a": 1, "b": []}])

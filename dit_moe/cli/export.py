@@ -49,8 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Export, and print a summary as JSON. ValueError for bad input, before anything is written."""
     if task_of(args.run_folder).kind == "text":
-        if args.to != "run":
-            raise ConfigError("--to", f" {args.to}: {args.run_folder} writes text; leave it out, or give --olmoe")
         _export_text(args)
         return
     if args.olmoe:
@@ -59,7 +57,8 @@ def run(args: argparse.Namespace) -> None:
         _export_pipeline(args)
         return
     if args.license is not None:
-        raise ConfigError("--license", f": --to {args.to} has no model card; leave it out, or export to diffusers")
+        made = "a run folder" if args.to == "run" else f"what --to {args.to} writes"
+        raise ConfigError("--license", f": {made} has no model card; leave it out, or add --to diffusers")
     if args.to != "run":
         print(json.dumps(export_weights(args.run_folder, args.overrides, args.folder, args.to), indent=1))
         end([args.folder])

@@ -31,6 +31,10 @@ SMALLEST = {  # by name: words, and how many lines it prints
     "sampling": ("--model DiT-S/16 --images 1 --steps 2 --dtypes fp32 --turns 1", 1),
     "streaming": ("--images 20 --size 16", 1),
     "train_step": ("--models DiT-S/32,DiT-S/32-4E2A --batch 2 --dtypes fp32 --turns 1", 1),
+    "upcycling": (
+        "--steps 2 --added 1 --seeds 1 --set model.width=16 model.heads=2 model.depth=1 train.batch_size=8",
+        6,
+    ),
 }
 
 

@@ -43,6 +43,7 @@ COMMANDS = {  # name: module of dit_moe.cli, what it does
     "perplexity": ("perplexity", "score text with a language model"),
     "import": ("import_weights", "make a run of weights that another suite trained"),
     "export": ("export", "write a run without its training state, or for transformers"),
+    "upcycle": ("upcycle", "start a model with experts from a trained one"),
     "lm-eval": ("lm_eval", "run lm-evaluation-harness on a language model"),
     "quickstart": ("quickstart", "encode or tokenise, train, sample and evaluate in one go"),
     "train-autoencoder": ("train_autoencoder", "train a small autoencoder to make latents with"),

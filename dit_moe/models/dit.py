@@ -268,6 +268,7 @@ class DiT(Transformer):
     """
 
     label_table = "y_embedder.embedding_table.weight"  # the parameter with a row per class, and last the null class
+    position_table = "pos_embed"  # the parameter with a row per place in a square
 
     def __init__(self, config: DiTConfig) -> None:
         from timm.layers import PatchEmbed

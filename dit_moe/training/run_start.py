@@ -171,19 +171,33 @@ def load_start(
 
     Returns what was done, in words. Raises ValueError if anything else does not fit. All processes call it together.
     """
-    weights, done = start.weights("ema"), f"starts from {start.folder}"
-    table, before = getattr(model, "label_table", None), start.state.get("class_names")
-    if table is not None and class_names is not None and before != list(class_names):
-        if before is None:
-            raise ValueError(f"{start.folder} has no class names to find labels by; start from another run")
-        fresh_CD = checkpoint.whole(checkpoint.state_of(model)[table]).cpu()
-        if table in weights and weights[table].shape == (len(before) + 1, *fresh_CD.shape[1:]):  # else load_into tells
-            weights[table], kept = _rebuilt(fresh_CD, weights[table], class_names, before)
-            count = len(class_names)
-            done += f"; label table rebuilt: {kept} of {count} classes kept by name, {count - kept} new"
+    before = start.state.get("class_names")
+    weights, done = with_classes(model, start.weights("ema"), before, class_names, start.folder)
     for module in (model, ema):
         checkpoint.load_into(module, weights, start.folder)
-    return done
+    return f"starts from {start.folder}{done and f'; {done}'}"
+
+
+def with_classes(
+    model: nn.Module,
+    weights: checkpoint.Weights,
+    before: Sequence[str] | None,
+    class_names: Sequence[str] | None,
+    source: Path,
+) -> tuple[checkpoint.Weights, str]:
+    """`weights` with the label table that `load_start` makes of theirs, and what was done, in words or ""."""
+    table = getattr(model, "label_table", None)
+    if table is None or class_names is None or before == list(class_names):
+        return weights, ""
+    if before is None:
+        raise ValueError(f"{source} has no class names to find labels by; start from another run")
+    fresh_CD = checkpoint.whole(checkpoint.state_of(model)[table]).cpu()
+    if table not in weights or weights[table].shape != (len(before) + 1, *fresh_CD.shape[1:]):
+        return weights, ""  # load_into tells
+    rebuilt_CD, kept = _rebuilt(fresh_CD, weights[table].cpu(), class_names, before)
+    count = len(class_names)
+    said = f"label table rebuilt: {kept} of {count} classes kept by name, {count - kept} new"
+    return {**weights, table: rebuilt_CD}, said
 
 
 def _rebuilt(fresh_CD: Tensor, old_CD: Tensor, names: Sequence[str], before: Sequence[str]) -> tuple[Tensor, int]:

@@ -50,6 +50,7 @@ BEFORE = (  # what the guides' other commands begin from
 )
 COPIES = {  # what a reader would have from elsewhere, or from longer commands
     "runs/digits_topk": "runs/digits",
+    "runs/digits_dense": "runs/digits",
     "runs/compare-digits/dtopp/seed-1": "runs/digits",
     "runs/compare-digits/topk/seed-1": "runs/topk",
     "runs/imagenet256/DiT-B-2-8E2A": "runs/digits",
@@ -80,6 +81,8 @@ def smaller(words: Sequence[str]) -> list[str]:
         return [*SAMPLES, "--seeds", "1"] if Path(subject).is_dir() else []
     if command == "import":
         return [HEADS, *BUNDLED]
+    if command == "upcycle":
+        return ["--name", "DiT-custom/4-8E2A"]
     if command == "routing":
         return ["--tokens", "64"] if text else ["--images", "10", "--times", "2"]
     if command == "dial":

@@ -116,7 +116,7 @@ class DiTMoEPipeline(DiffusionPipeline):
         device, side = self._execution_device, architecture.input_size
         x = normal_like_images(generators, (architecture.in_channels, side, side), device)
         guided = GuidedNetwork(self._network, labels_B.to(device), architecture.num_classes, guidance)
-        times = list(self._times(num_inference_steps, device))
+        times = self._times(num_inference_steps, device)
         x = x * getattr(self.scheduler, "init_noise_sigma", 1)
         for t, network_time, time in self.progress_bar(times):
             scaled = self.scheduler.scale_model_input(x, t) if hasattr(self.scheduler, "scale_model_input") else x
@@ -135,7 +135,7 @@ class DiTMoEPipeline(DiffusionPipeline):
     def _network(self, x: Tensor, t_B: Tensor, labels_B: Tensor) -> Tensor:
         return self.transformer(x.to(self.transformer.dtype), t_B, labels_B, return_dict=False)[0]
 
-    def _times(self, steps: int | None, device: torch.device) -> Iterable[tuple[Tensor, float, float]]:
+    def _times(self, steps: int | None, device: torch.device) -> list[tuple[Tensor, float, float]]:
         """The scheduler's time of each evaluation, what the network is told then, and its place in [0, 1]."""
         scheduler, objective = self.scheduler, self.transformer.objective
         if isinstance(scheduler, DiTMoEScheduler):

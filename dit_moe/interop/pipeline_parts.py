@@ -105,9 +105,9 @@ class DiTMoEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def __init__(self, objective: Tree, sampler: Tree) -> None:
         sections = config.build(_SamplerSections, {"objective": objective, "sampler": sampler})
         self.objective: Objective = OBJECTIVES.build(sections.objective, num_classes=0)
-        self.sampler: Sampler = SAMPLERS.build(sections.sampler, self.objective)
-        self.register_to_config(**_in_words_of_diffusers(self.sampler))
+        self._section = sections.sampler
         self.set_timesteps()
+        self.register_to_config(**_in_words_of_diffusers(self.sampler))
 
     @classmethod
     def of(cls, sampler: Sampler, latent_shape: Sequence[int]) -> Any:
@@ -122,14 +122,13 @@ class DiTMoEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return cls(**config.dump(_SamplerSections(objective=sampler.trained.config, sampler=section)))
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: str | torch.device | None = None) -> None:
-        """Start anew with so many steps; None: with as many as before.
+        """Start anew with so many steps; None: with as many as the section `sampler` says.
 
         `timesteps` is then what the network is told at each evaluation, and `times` its place in [0, 1]; a sampler of
         second order has two evaluations a step. ConfigError for a number of steps that the sampler cannot take.
         """
-        if num_inference_steps is not None:
-            sampler = replace(self.sampler.config, steps=num_inference_steps)
-            self.sampler = SAMPLERS.build(sampler, self.objective)
+        steps = {} if num_inference_steps is None else {"steps": num_inference_steps}
+        self.sampler: Sampler = SAMPLERS.build(replace(self._section, **steps), self.objective)
         self.num_inference_steps = self.sampler.config.steps
         self.times = self.sampler.times()
         self.timesteps = torch.tensor(self.sampler.network_times(), device=device)

@@ -58,7 +58,8 @@ def test_a_saved_pipeline_makes_the_images_of_sample_to_the_byte(case, tmp_path)
     wrap(run).save_pretrained(tmp_path)
     opened = quiet(DiTMoEPipeline.from_pretrained(tmp_path))
     made = run.generator().generate(LABELS).images.permute(0, 2, 3, 1).numpy()
-    for _ in range(2):  # a scheduler starts anew
+    opened(LABELS, num_inference_steps=5)
+    for _ in range(2):  # the scheduler starts anew
         images = opened(LABELS, seed=run.experiment.sample.seed).images
         assert np.array_equal(np.stack(images).reshape(made.shape), made)
     generators = [generator(run.experiment.sample.seed, "image", i) for i in range(len(LABELS))]
@@ -119,6 +120,7 @@ def test_our_scheduler_says_its_times_and_refuses_a_sample_that_is_not_its_own()
     assert scheduler.timesteps.tolist() == [1000, 500, 500, 0] and scheduler.times == [1.0, 0.5, 0.5, 0.0]
     x = torch.randn(2, 1, 8, 8)
     later = scheduler.step(x, 1000, x).prev_sample
+    assert torch.equal(later, x + (0.5 - 1) * x)
     with pytest.raises(ValueError, match="sample is not what the last step returned"):
         scheduler.step(x, 500, later + 1)
 

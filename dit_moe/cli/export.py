@@ -2,8 +2,9 @@
 
 A model of images becomes a run folder that `sample`, `eval`, `routing` and `dit_moe.load` open as any other: config,
 weights, class names, autoencoder and feature extractor; with `--to diffusers`, a pipeline of diffusers with a model
-card, and with `--to dit`, or another format of docs/checkpoints.md, its weights under that suite's names. A
-language model becomes a folder that transformers and lm-evaluation-harness open.
+card (`--to diffusers-dit`: diffusers' own DiTPipeline, for dense models), and with `--to dit`, or another format of
+docs/checkpoints.md, its weights under that suite's names. A language model becomes a folder that transformers and
+lm-evaluation-harness open.
 
 Overrides change the run's section `sample`: `weights=model` takes the raw weights in place of the EMA's, `target=3`
 has the thresholds of dtopp routers solved for three active experts.
@@ -29,6 +30,8 @@ from dit_moe.moe.compute_budget import store_in_weights
 from dit_moe.tasks import task_of
 from dit_moe.tasks.image_export import export_image_run, export_weights
 
+PIPELINES = ("diffusers", "diffusers-dit")  # ours, and diffusers' own
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `run` reads."""
@@ -36,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder to make")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the section `sample`")
     formats = [name for name in FORMATS.names() if issubclass(FORMATS.config_class(name), ImageFormat)]
-    kinds = dict.fromkeys(("run", "diffusers", *formats))
+    kinds = dict.fromkeys(("run", *PIPELINES, *formats))
     parser.add_argument("--to", choices=kinds, default="run", help="what a model of images becomes; default run")
     parser.add_argument(
         "--license", metavar="NAME", help="of the weights, for the model card: apache-2.0, cc-by-4.0, …"
@@ -53,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.olmoe:
         raise ConfigError("--olmoe", f": {args.run_folder} makes images; leave it out")
-    if args.to == "diffusers":
+    if args.to in PIPELINES:
         _export_pipeline(args)
         return
     if args.license is not None:
@@ -70,7 +73,8 @@ def run(args: argparse.Namespace) -> None:
 def _export_pipeline(args: argparse.Namespace) -> None:
     from dit_moe.tasks.pipeline_export import export_pipeline  # imports diffusers, which takes seconds
 
-    facts = export_pipeline(args.run_folder, args.overrides, args.folder, args.license)
+    native = args.to != PIPELINES[0]
+    facts = export_pipeline(args.run_folder, args.overrides, args.folder, args.license, native=native)
     print(json.dumps(facts, indent=1))
     end([args.folder])
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dit_moe import config
 from dit_moe.checkpoint import Checkpoint
-from dit_moe.config import ConfigError
+from dit_moe.config import ConfigError, Tree
 from dit_moe.formats.base import FORMATS, Found
 from dit_moe.formats.recognition import typed_model
 from dit_moe.formats.rules import to_theirs
@@ -20,8 +20,8 @@ OF_TRAINING = re.compile(r"model\.(recompute|moe\.(implementation|router\.(init_
 REMEDY = "export it as a run"
 
 
-def in_format(name: str, saved: Checkpoint, which: Which) -> dict[str, Tensor]:
-    """The weights of a run as the format `name` has them.
+def in_format(name: str, saved: Checkpoint, which: Which, settings: Tree | None = None) -> dict[str, Tensor]:
+    """The weights of a run as the format `name` has them, beside which it has `settings`, if it has any.
 
     ConfigError for what the suite's network does otherwise: the weights would mean another model there.
     """
@@ -30,7 +30,7 @@ def in_format(name: str, saved: Checkpoint, which: Which) -> dict[str, Tensor]:
     model = typed_model(tree["model"])
     try:
         theirs = to_theirs(format_.rules(model), saved.weights(which))
-        read = format_.experiment(Found(theirs))
+        read = format_.experiment(Found(theirs, settings or {}))
     except ValueError as error:
         raise ConfigError("--to", f" {name}: {saved.folder} does not fit that format: {error}; {REMEDY}") from None
     told = {"model": typed_model({"heads": model.heads, **read["model"]}), "objective": read["objective"]}

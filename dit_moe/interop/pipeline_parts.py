@@ -107,7 +107,7 @@ class DiTMoEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.objective: Objective = OBJECTIVES.build(sections.objective, num_classes=0)
         self._section = sections.sampler
         self.set_timesteps()
-        self.register_to_config(**_in_words_of_diffusers(self.sampler))
+        self.register_to_config(**in_words_of_diffusers(self.sampler))
 
     @classmethod
     def of(cls, sampler: Sampler, latent_shape: Sequence[int]) -> Any:
@@ -172,7 +172,7 @@ class DiTMoEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return int(self.config["num_train_timesteps"])
 
 
-def _in_words_of_diffusers(sampler: Sampler) -> Tree:
+def in_words_of_diffusers(sampler: Sampler) -> Tree:
     """The options of diffusers' schedulers that say the same as a sampler and its objective, as far as they can."""
     trained = sampler.trained
     if isinstance(trained, DDPM):

@@ -16,14 +16,32 @@ from dit_moe.json_files import read_object
 
 METRICS, ROUTING = "metrics.json", Path("routing", "routing.json")  # of a run folder
 SHOWN = 10  # classes
+OWN_USE = """```python
+from dit_moe.interop.pipeline import DiTMoEPipeline
+
+pipe = DiTMoEPipeline.from_pretrained("{name}")
+images = pipe([0, 1], seed=0).images
+```
+
+A program that imports diffusers alone, where `dit_moe` is installed, opens it by
+`DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)`."""
+NATIVE_USE = """```python
+from diffusers import DiTPipeline
+
+pipe = DiTPipeline.from_pretrained("{name}")
+images = pipe([0, 1], guidance_scale=1.5).images
+```
+
+Its scheduler visits other times than the sampler below, with which the numbers were measured."""
 
 
-def model_card(run: ImageRun, name: str, licence: str | None) -> str:
+def model_card(run: ImageRun, name: str, licence: str | None, native: bool = False) -> str:
     """Markdown, with the head that the Hugging Face hub reads.
 
     Args:
         name: of the model.
         licence: of the weights, as the hub calls it; None: the card says that there is none yet.
+        native: whether it is a pipeline of diffusers' own.
     """
     tags = [
         "dit_moe",
@@ -33,7 +51,7 @@ def model_card(run: ImageRun, name: str, licence: str | None) -> str:
     head = ModelCardData(library_name="diffusers", license=licence, tags=tags).to_yaml()
     sections = {
         "": _what(run),
-        "Use": _use(name),
+        "Use": (NATIVE_USE if native else OWN_USE).format(name=name),
         "Sampling": _sampling(run),
         "Evaluation": _evaluation(run),
         "Routing": _routing(run),
@@ -55,18 +73,6 @@ def _what(run: ImageRun) -> str:
         f"It has {size.total_params / 1e6:.4g} million parameters{active}. "
         f"It makes images of {model.num_classes} classes{names}."
     )
-
-
-def _use(name: str) -> str:
-    return f"""```python
-from dit_moe.interop.pipeline import DiTMoEPipeline
-
-pipe = DiTMoEPipeline.from_pretrained("{name}")
-images = pipe([0, 1], seed=0).images
-```
-
-A program that imports diffusers alone, where `dit_moe` is installed, opens it by
-`DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)`."""
 
 
 def _sampling(run: ImageRun) -> str:

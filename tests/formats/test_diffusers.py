@@ -16,10 +16,10 @@ SHAPE = {"num_attention_heads": 3, "attention_head_dim": 16, "in_channels": 4, "
 SHAPE |= {"sample_size": 8, "patch_size": 2, "num_embeds_ada_norm": 7}
 
 
-def random_transformer() -> diffusers.DiTTransformer2DModel:
+def random_transformer(**changes) -> diffusers.DiTTransformer2DModel:
     """With the same embedding of time and label in every block, as after the conversion of a DiT."""
     torch.manual_seed(0)
-    model = diffusers.DiTTransformer2DModel(**SHAPE).eval()
+    model = diffusers.DiTTransformer2DModel(**SHAPE | changes).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     first, second = (block.norm1.emb for block in model.transformer_blocks)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -23,19 +22,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dit_moe import config as configs
-from dit_moe.autoencoders.base import FIRST_STAGES, FirstStage, IdentityConfig, Moments, Shape, from_uint8, to_uint8
-from dit_moe.autoencoders.statistics import read_statistics, require_fit, with_statistics
+from dit_moe.autoencoders.base import FIRST_STAGES, FirstStage, Moments, Shape, from_uint8, to_uint8
+from dit_moe.autoencoders.statistics import read_statistics, with_statistics
 from dit_moe.config import ConfigError, Place, require
-from dit_moe.data import Dataset
-from dit_moe.data.latents import LatentShards, Manifest
 from dit_moe.extras import how_to_install
 from dit_moe.files import require_no_stand_in
 
 BUNDLED = {"digits": Path(__file__).parent / "weights" / "digits"}  # `dit-moe train-autoencoder` made them
 KINDS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderTiny", "AutoencoderRAE")
 IDENTITY = ("kind", "channels", "sha256")  # the fields that tell an autoencoder from others
-SPREAD = 1e-7  # of a channel, per mean: less is what rounding in float64 leaves of equal latents (about 2e-8)
 FROM_ZERO = ("AutoencoderRAE",)  # takes and gives pixels in [0, 1], all others in [−1, 1]
 
 
@@ -251,7 +246,7 @@ def _refusal(config: AutoencoderConfig, problem: str) -> ConfigError:
     return ConfigError("first_stage.model", f"={config.model} {problem}")
 
 
-def _place(config: AutoencoderConfig) -> str:
+def place_of(config: AutoencoderConfig) -> str:
     """The folder, as an absolute path, or the name on the Hub, to load from."""
     place = str(BUNDLED.get(config.model, config.model))
     return os.path.abspath(place) if os.path.isdir(place) else place
@@ -262,7 +257,7 @@ def _class_and_config(config: AutoencoderConfig) -> tuple[Any, dict[str, Any]]:
     import diffusers
 
     try:
-        raw = diffusers.AutoencoderKL.load_config(_place(config), subfolder=config.subfolder)
+        raw = diffusers.AutoencoderKL.load_config(place_of(config), subfolder=config.subfolder)
         kind = raw.get("_class_name")
     except Exception as error:  # of many kinds, from diffusers
         hint = f"name a folder with config.json, a model on the Hub, or one of: {', '.join(BUNDLED)}"
@@ -310,7 +305,7 @@ def _require_floats(config: AutoencoderConfig, folder: Path) -> None:
 
 
 def _load(config: AutoencoderConfig) -> Any:
-    (cls, _), place = _class_and_config(config), _place(config)
+    (cls, _), place = _class_and_config(config), place_of(config)
     _require_floats(config, Path(place, config.subfolder or ""))
     options = {"use_safetensors": True, "torch_dtype": torch.float32, "output_loading_info": True}
     with _packages_of(config):
@@ -338,76 +333,3 @@ def _first_line(error: Exception) -> str:
 
 def _shown(shape: Any) -> str:
     return "×".join(map(str, shape))
-
-
-# ----------------------------------------------------------------------------------------------------- the latent space
-
-
-def resolve_first_stage(given: Any, dataset: Dataset) -> tuple[Any, Shape]:
-    """The section `first_stage` with everything recorded that tells its latents from others, and their shape.
-
-    Encoded latents know their autoencoder, which is not loaded. ConfigError if `given` is another one.
-    """
-    try:
-        if isinstance(dataset, LatentShards):
-            _require_fitting_statistics(given, dataset.manifest.latent_shape)
-            return _of_latents(given, dataset.manifest), dataset.manifest.latent_shape
-        stage: FirstStage = FIRST_STAGES.build(given or IdentityConfig())
-        shape = stage.latent_shape(dataset.image_shape)
-        _require_fitting_statistics(given, shape)
-        return stage.resolved(), shape
-    except ConfigError as error:
-        raise error if error.path.startswith("first_stage") else error.below("first_stage") from None
-
-
-def _require_fitting_statistics(given: Any, shape: Shape) -> None:
-    if isinstance(given, AutoencoderConfig) and given.statistics is not None:
-        require_fit(given.statistics, shape)
-
-
-def _of_latents(given: Any, manifest: Manifest) -> AutoencoderConfig:
-    own = configs.build(AutoencoderConfig, manifest.autoencoder)
-    if given is None:
-        return own
-    if not isinstance(given, AutoencoderConfig):
-        name = FIRST_STAGES.name_of(given)
-        raise ConfigError("first_stage.name", f"={name} cannot read latents of {own.describe()}; drop the section")
-    given = with_statistics(given)
-    if given.contradicts(own):
-        stated = replace(own, **{name: getattr(given, name) or getattr(own, name) for name in IDENTITY})
-        raise _other_space("first_stage", stated, "the folder of latents", own)
-    shift, scale = given.shift, given.scale  # raw latents can be normalised in any way, as those of a run to start from
-    if scale is None and given.statistics is None and given.normalization == "statistics":
-        for channel, (mean, std) in enumerate(zip(manifest.mean, manifest.std, strict=True)):
-            if std <= SPREAD * abs(mean):
-                problem = f"=statistics: channel {channel} of the latents is {mean:.5g} everywhere, without any spread"
-                remedy = "encode images that differ, take normalization: model, or give shift and scale"
-                raise ConfigError("normalization", f"{problem}; {remedy}")
-        shift, scale = manifest.mean, tuple(1 / std for std in manifest.std)
-    elif scale is None and given.statistics is None:
-        shift, scale = own.shift, own.scale
-    recorded = {name: getattr(own, name) for name in IDENTITY}
-    resolved = replace(given, **recorded, shift=shift, scale=scale)
-    if (_place(given), given.subfolder) != (_place(own), own.subfolder):  # by another name, it may be another one
-        if given.model in BUNDLED or Path(given.model).is_dir():
-            Autoencoder(resolved).load()
-        else:
-            problem = f"is not there to be compared with {own.model}, which made the latents"
-            warnings.warn(f"first_stage.model={given.model} {problem}", stacklevel=2)
-    return resolved
-
-
-def require_same_latents(wanted: Any, found: Any, where: str, whose: str) -> None:
-    """ConfigError unless latents mean the same for `found`, at `where` in the config, and the section of `whose`."""
-    same = wanted.same_space(found) if isinstance(wanted, AutoencoderConfig) else type(wanted) is type(found)
-    if not same:
-        raise _other_space(where, found, whose, wanted)
-
-
-def _other_space(where: str, found: Any, whose: str, wanted: Any) -> ConfigError:
-    problem = f" is of the latent space {_describe(found)}, but {whose} is of {_describe(wanted)}"
-    return ConfigError(where, f"{problem}; use the same autoencoder, shift and scale for both")
-
-
-def _describe(config: Any) -> str:
-    return f"{config.model} ({config.describe()})" if isinstance(config, AutoencoderConfig) else "pixels in [−1, 1]"

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from dit_moe import config
 from dit_moe.autoencoders import FIRST_STAGES
-from dit_moe.autoencoders.autoencoder import resolve_first_stage
 from dit_moe.autoencoders.encoder import EncodeConfig
+from dit_moe.autoencoders.latent_space import resolve_first_stage
 from dit_moe.config import ConfigError, Place, Tree, require, section
 from dit_moe.data import DATASETS, Dataset
 from dit_moe.data.held_out import names_heldout, require_held_out

@@ -15,8 +15,10 @@ from dit_moe.formats.recognition import typed_model
 from dit_moe.formats.rules import to_theirs
 from dit_moe.formats.sources import Which
 
-# No output depends on these; the last are coefficients of losses.
-OF_TRAINING = re.compile(r"model\.(recompute|moe\.(implementation|router\.(init_std|\w+_loss)))")
+# No output depends on these, among them coefficients of losses and the times of training.
+OF_TRAINING = re.compile(
+    r"model\.(recompute|moe\.(implementation|router\.(init_std|\w+_loss)))|objective\.(time|cosine_weight)"
+)
 REMEDY = "export it as a run"
 
 

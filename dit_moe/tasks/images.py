@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dit_moe import checkpoint, config
 from dit_moe.autoencoders import FIRST_STAGES, FirstStage
-from dit_moe.autoencoders.autoencoder import require_same_latents
+from dit_moe.autoencoders.latent_space import require_same_latents
 from dit_moe.autoencoders.own_copy import keep_autoencoder, with_own_copy
 from dit_moe.config import ConfigError
 from dit_moe.costs import forward_flops_at

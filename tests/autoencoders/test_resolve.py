@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig, require_same_latents, resolve_first_stage
+from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from dit_moe.autoencoders.base import IdentityConfig
+from dit_moe.autoencoders.latent_space import require_same_latents, resolve_first_stage
 from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS
 from dit_moe.data.latents import LatentsConfig

@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig, require_same_latents, resolve_first_stage
+from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
+from dit_moe.autoencoders.latent_space import require_same_latents, resolve_first_stage
 from dit_moe.autoencoders.own_copy import OWN_STATISTICS, copy_statistics, with_own_copy
 from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS

@@ -6,14 +6,13 @@ import pytest
 import torch
 
 from dit_moe import checkpoint
-from dit_moe.config import build
+from dit_moe.config import ConfigError, build
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS, GuidanceConfig
 from dit_moe.diffusion.samplers.flow import EulerConfig
 from dit_moe.experiments.image import Experiment
-from dit_moe.formats import recognise
+from dit_moe.formats import in_format, recognise
 from dit_moe.formats.base import named_size
 from dit_moe.formats.lightningdit import ROTARY
-from dit_moe.formats.rules import to_theirs
 from dit_moe.models import MODELS
 from dit_moe.sampling.recipes import SAMPLING
 from tests.cli.conftest import cli
@@ -65,13 +64,20 @@ def test_heads_are_asked_for_where_nothing_tells_them(tmp_path):
 
 def test_round_trips_to_the_original_s_names_are_exact(tmp_path):
     for number, shape in enumerate(SHAPES.values()):
-        weights, experiment, _ = opened(saved(tmp_path / f"{number}.pt", shape))
-        back = to_theirs(weights.format.rules(experiment.model), weights.weights("ema"))
-        original = random_weights(shape)
+        weights, _, _ = opened(saved(tmp_path / f"{number}.pt", shape))
+        back, original = in_format("lightningdit", weights, "ema"), random_weights(shape)
         assert back.keys() == original.keys()
         for name, tensor in original.items():
             near = 1e-6 if name in ROTARY else 0  # they are computed
             torch.testing.assert_close(back[name], tensor, rtol=0, atol=near, msg=name)
+
+
+@pytest.mark.parametrize("name", ["dit", "sit"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
+def test_no_network_without_its_options_is_given_its_weights(tmp_path, name, shape):
+    weights, _, _ = opened(saved(tmp_path / "light.pt", shape))
+    with pytest.raises(ConfigError, match="export it as a run"):
+        in_format(name, weights, "ema")
 
 
 def test_the_published_shapes_have_our_names():

@@ -56,6 +56,7 @@ COMMANDS = {  # name: module of dit_moe.cli, what it does
 RESUMED = ("encode", "tokenize", "train", "train-autoencoder", "quickstart", "compare", "dial")
 SMALLER = {  # what takes less memory, by command
     "train": "lower train.micro_batch",
+    "upcycle": "lower train.micro_batch",
     "quickstart": "lower train.micro_batch and sample.batch_size",
     "sample": "lower sample.batch_size",
     "eval": "lower sample.batch_size of a run, or --size",

@@ -120,17 +120,24 @@ def _input(contestant: str, x_BSD: Tensor) -> Tensor:
     return x_BSD[0].detach().requires_grad_() if contestant == "mask_loop" else x_BSD
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def measure_all(
+    description: str | None, measure: Callable[[tuple[int, ...], str, str, torch.device, int], None]
+) -> None:
+    """Call `measure` with each shape, router and dtype that the command line says."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=SHAPES.split())
     parser.add_argument("--routers", default="dtopp,topk")
     add_machine_arguments(parser)
     args = parser.parse_args()
     for shape in args.shapes:
+        sizes = tuple(int(size) for size in shape.split(","))
         for router in args.routers.split(","):
             for dtype in args.dtypes.split(","):
-                sizes = tuple(int(size) for size in shape.split(","))
                 measure(sizes, router, dtype, torch.device(args.device), args.turns)
+
+
+def main() -> None:
+    measure_all(__doc__, measure)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,11 @@ computes in fp32 whatever the dtype.
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 from torch import Tensor, nn
 
-from benchmarks._timing import DTYPES, add_machine_arguments, show, take_turns
-from benchmarks.moe_layer import SHAPES, build_layer, passes
+from benchmarks._timing import DTYPES, show, take_turns
+from benchmarks.moe_layer import build_layer, measure_all, passes
 
 
 class Alone(nn.Module):
@@ -47,16 +45,7 @@ def measure(shape: tuple[int, ...], router: str, dtype: str, device: torch.devic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=SHAPES.split())
-    parser.add_argument("--routers", default="dtopp,topk")
-    add_machine_arguments(parser)
-    args = parser.parse_args()
-    for shape in args.shapes:
-        for router in args.routers.split(","):
-            for dtype in args.dtypes.split(","):
-                sizes = tuple(int(size) for size in shape.split(","))
-                measure(sizes, router, dtype, torch.device(args.device), args.turns)
+    measure_all(__doc__, measure)
 
 
 if __name__ == "__main__":

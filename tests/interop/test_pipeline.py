@@ -192,7 +192,7 @@ def test_the_card_says_what_is_known_and_how_far_it_compares(exported):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["{image}", "--license", "mit"], "--license: --to run has no model card; leave it out, or"),
+        (["{image}", "--license", "mit"], "--license: a run folder has no model card; leave it out, or add"),
         (["{text}", "--to", "diffusers"], "--to: .* is a language model"),
         (["{text}", "--license", "mit"], "--license: .* is a language model"),
     ],

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
-from dit_moe import config
+from dit_moe import config, yaml_text
 from dit_moe.config import ConfigError, Tree
 from dit_moe.files import write_atomically
 from dit_moe.json_files import read_if_good
@@ -55,13 +55,16 @@ class Search:
         return "as_it_is" if self.round == 0 else f"{self.round}-{_key(self.settings.rounds[self.round - 1][0])}"
 
     def next_study(self) -> Study | None:
-        """That of the next round; None after the last. Variants without the option, or that set it, take no part."""
+        """That of the next round; None after the last.
+
+        Variants without the option, or that set it, take no part, nor is tried what is so already.
+        """
         while self.round <= len(self.settings.rounds):
             alternatives = self.settings.rounds[self.round - 1] if self.round else (None,)
             self._trying, variants = {}, []
             for variant in self.variants:
                 for number, change in enumerate(alternatives):
-                    if change is not None and not self._takes(variant, _key(change)):
+                    if change is not None and not self._takes(variant, change):
                         continue
                     changes = (*self.best(variant.name).changes, change) if change is not None else ()
                     name = variant.name if change is None else f"{variant.name}-{number}"
@@ -82,14 +85,15 @@ class Search:
         """The one with the lowest loss so far; of equal ones the first."""
         return min(self.tried[variant], key=lambda tried: tried.loss)
 
-    def _takes(self, variant: Variant, key: str) -> bool:
-        """Whether a variant has an option, as a dense one has none of a router's, and leaves it open."""
-        part: Any = self._experiments[variant.name]
+    def _takes(self, variant: Variant, change: str) -> bool:
+        """Whether a variant has an option, as a dense one has none of a router's, leaves it open, and has it another."""
+        part, key = self._experiments[variant.name], _key(change)
         for name in key.split("."):
             if not hasattr(part, name) or name in getattr(part, "UNUSED", ()):
                 return False
             part = getattr(part, name)
-        return key not in map(_key, variant.changes)
+        said = yaml_text.read(change.partition("=")[2])
+        return part != said and key not in map(_key, variant.changes)
 
     def _variant(self, variant: Variant, name: str, changes: tuple[str, ...]) -> Variant:
         label = " ".join([variant.label or variant.name, *changes])

@@ -61,7 +61,8 @@ class Source:
 
 def is_source(path: str | Path) -> bool:
     """Whether this means weights of another suite: a file by its ending, or a folder in the layout of the hub."""
-    return holds_weights(path) and (Path(path).is_file() or any(any(Path(path).glob(name)) for name in LAYOUT))
+    path = Path(path)
+    return (path.is_file() or any(any(path.glob(name)) for name in LAYOUT)) and holds_weights(path)
 
 
 def holds_weights(path: str | Path) -> bool:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from dit_moe import config, yaml_text
 from dit_moe.config import ConfigError, Tree
@@ -86,7 +86,7 @@ class Search:
         return min(self.tried[variant], key=lambda tried: tried.loss)
 
     def _takes(self, variant: Variant, change: str) -> bool:
-        """Whether a variant has an option, as a dense one has none of a router's, leaves it open, and has it another."""
+        """Whether a variant has an option, as a dense one has none of a router's, leaves it open, and has another."""
         part, key = self._experiments[variant.name], _key(change)
         for name in key.split("."):
             if not hasattr(part, name) or name in getattr(part, "UNUSED", ()):

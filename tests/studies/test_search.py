@@ -16,7 +16,7 @@ from dit_moe.training.interrupt import TrainingError
 from dit_moe.training.trainer import DATA_ARE_FINITE
 from tests.studies.examples import write_small_study
 
-ROUNDS = "rounds: [[train.lr=1e-3, train.lr=4e-3], [model.moe.router.balance_loss=1e-2]]"
+ROUNDS = "rounds: [[train.lr=1e-3, train.lr=8e-3], [model.moe.router.balance_loss=1e-2]]"
 DENSE = ", {name: dense, changes: [model.name=DiT-custom/2, model.moe=null], max_seeds: 1}]"
 
 
@@ -45,20 +45,20 @@ def search_with(path, losses):
 
 
 def test_each_variant_keeps_the_best_alternative_of_one_option_and_goes_on_with_it(path):
-    losses = {("topk", "train.lr=4e-3"): 0.9, ("dtopp", "model.moe.router.balance_loss=1e-2"): 0.8}
+    losses = {("topk", "train.lr=8e-3"): 0.9, ("dtopp", "model.moe.router.balance_loss=1e-2"): 0.8}
     losses |= {("topk", "train.lr=1e-3"): DIVERGED}
     search, rounds = search_with(path, losses)
     assert [name for name, _ in rounds] == ["as_it_is", "1-train.lr", "2-model.moe.router.balance_loss"]
     found = search.result()
     assert {name: each["chosen"] for name, each in found.items()} == {
-        "topk": ["train.lr=4e-3"],
+        "topk": ["train.lr=8e-3"],
         "dtopp": ["model.moe.router.balance_loss=1e-2"],
         "dense": [],
     }
     assert [each["loss"] for each in found["topk"]["tried"]] == [1.0, None, 0.9, 1.0]
     last = {variant.name: variant.changes[-2:] for variant in rounds[-1][1].variants}
     assert last == {  # the dense one has no router
-        "topk-0": ("train.lr=4e-3", "model.moe.router.balance_loss=1e-2"),
+        "topk-0": ("train.lr=8e-3", "model.moe.router.balance_loss=1e-2"),
         "dtopp-0": ("model.moe.router.balance_loss=1e-2",),
     }
     for _, study in rounds:
@@ -67,7 +67,7 @@ def test_each_variant_keeps_the_best_alternative_of_one_option_and_goes_on_with_
 
 def test_variants_that_set_an_option_or_cannot_take_it_or_have_it_so_are_left_as_they_are(path):
     rounds = "[model.moe.router.bias_rate=1e-3], [model.moe.router.dynamic_loss=0.0]"
-    text = path.read_text().replace("[train.lr=1e-3, train.lr=4e-3]", rounds)
+    text = path.read_text().replace("[train.lr=1e-3, train.lr=8e-3]", rounds)
     remoe = "{name: remoe, changes: [model.moe.router=remoe, model.moe.router.balance_loss=0]}, {name: dense"
     path.write_text(text.replace("{name: dense", remoe))
     _, rounds = search_with(path, {})
@@ -126,8 +126,8 @@ def test_a_study_searches_first_goes_on_where_it_stopped_and_trains_with_what_it
     assert not failed and len(scores) == 3 + 5 + 2 + 5  # the dense variant has one seed and no router
     assert topk.items() <= scores.items()  # what was done is kept
     found = json.loads((folder.out / "search.json").read_text())["variants"]
-    assert found["dtopp"]["tried"][2] == {"changes": ["train.lr=4e-3"], "loss": None}
-    assert found["dense"]["chosen"] == ["train.lr=4e-3"]
+    assert found["dtopp"]["tried"][2] == {"changes": ["train.lr=8e-3"], "loss": None}
+    assert found["dense"]["chosen"] == ["train.lr=8e-3"]
     assert found["dtopp"]["chosen"] == ["train.lr=1e-3", "model.moe.router.balance_loss=1e-2"]
     searched = folder.searched()
     runs = plan(searched.study, path.parent, folder.out)

@@ -201,7 +201,7 @@ def test_a_callers_choice_of_deterministic_kernels_is_left_alone(build, tmp_path
         ("USE_FSDP", "true", r"=true, but train.parallel .* --use_fsdp"),
         ("USE_DEEPSPEED", "true", r"=true, but train.parallel .* --use_deepspeed"),
         ("USE_PARALLELISM_CONFIG", "true", r"=true, but train.parallel"),
-        ("DYNAMO_BACKEND", "EAGER", r"=EAGER, but models are not compiled.*; launch without --dynamo_backend and with"),
+        ("DYNAMO_BACKEND", "EAGER", r"=EAGER, but train.compile says.*; launch without --dynamo_backend and with"),
         ("GRADIENT_ACCUMULATION_STEPS", "4", r"=4, but train.batch_size says what a step takes"),
         (
             "MIXED_PRECISION",

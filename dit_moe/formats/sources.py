@@ -142,7 +142,9 @@ def _read(path: Path) -> dict[str, Any]:
     except Exception as error:  # of many kinds, with advice that would let code in the file run
         if isinstance(error, UnpicklingError) and (found := re.search(r"GLOBAL ([\w.]+)", str(error))):
             problem = f"holds objects of Python ({found[1]}), which are code and are not loaded"
-            raise ValueError(f"{path} {problem}; save its state dict alone, or {REMEDY}") from None
+            raise ValueError(
+                f"{path} {problem}: do not load it by other means; if it is yours, save its state dict alone"
+            ) from None
         problem = f"{path} is no file of weights (a zip or pickle of tensors, or safetensors)"
         raise ValueError(f"{problem}, or it is damaged; {REMEDY}") from None
     if not isinstance(content, dict):

@@ -281,6 +281,9 @@ def _deviation(base: Run, made: Run) -> Report:
     except ValueError as error:
         note(f"how far the model is from its source is not measured: {error}")
         return {}
+    source = replace(
+        base, experiment=replace(made.experiment, model=base.experiment.model)
+    )  # on the same held-out data
     apart, size = 0.0, 0.0
 
     def compare(model: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
@@ -293,7 +296,7 @@ def _deviation(base: Run, made: Run) -> Report:
         found = task.heldout_loss(made, HELDOUT)
     return {
         "heldout_loss": found.loss,
-        "heldout_loss_of_source": task.heldout_loss(base, HELDOUT).loss,
+        "heldout_loss_of_source": task.heldout_loss(source, HELDOUT).loss,
         "output_difference": math.sqrt(apart / size),
         "active_experts": found.active,
     }

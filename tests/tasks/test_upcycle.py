@@ -10,6 +10,7 @@ from dit_moe import checkpoint, load
 from dit_moe.data.digits import Digits
 from dit_moe.moe import measure_active, routers_of
 from dit_moe.moe.routing import LARGEST_U
+from dit_moe.tasks import task_of
 from tests.cli.conftest import CONFIG, SMALL, cli
 
 DENSE = ["model.name=DiT-custom/4", "train.lr=0.05"]  # so that four steps show in what the model gives
@@ -92,6 +93,15 @@ def test_a_model_keeps_its_experts_where_only_the_data_are_others(finished_run, 
     corners = new[places].unflatten(1, (4, 4))[:, ::3, ::3].flatten(1, 2)
     assert (corners - old[places]).norm() < 0.5 * old[places].norm()
     assert {name for name in old if not torch.equal(old[name], new[name])} == {table, places}
+
+
+def test_both_models_are_compared_as_the_changes_say(dense, tmp_path, capsys, monkeypatch):
+    task, scored = task_of(dense), []
+    whole = task.heldout_loss
+    monkeypatch.setattr(task, "heldout_loss", lambda run, how: scored.append(run.experiment) or whole(run, how))
+    upcycled(capsys, dense, tmp_path / "out", "--name", "DiT-custom/4-4E2A", "objective.label_dropout=0.3")
+    assert [experiment.objective.label_dropout for experiment in scored] == [0.3, 0.3]
+    assert [experiment.model.moe is None for experiment in scored] == [False, True]
 
 
 def test_a_language_model_gets_finer_experts(finished_text, tmp_path, capsys):

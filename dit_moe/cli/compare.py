@@ -20,6 +20,7 @@ import argparse
 from pathlib import Path
 
 from dit_moe.cli.ending import end
+from dit_moe.config import ConfigError
 from dit_moe.studies.compare import StudyFolder
 from dit_moe.studies.jobs import end_with_parent
 from dit_moe.training import TrainingError
@@ -49,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what is missing and write results.json, table.md, table.csv and the pictures. ValueError for bad input."""
     end_with_parent()
+    if args.variants is not None and (args.only is not None or args.report):
+        option = "--report" if args.report else "--only"
+        raise ConfigError("--variants", f" says what to run, and {option} does not ask; leave it out")
     wanted = [] if args.variants is None else [name.strip() for name in args.variants.split(",")]
     study = StudyFolder.open(args.study, args.overrides, args.out, wanted)
     if args.only is not None:

@@ -215,8 +215,10 @@ class StudyFolder:
             return True
         found = read_search(self.study, self.out)
         left = [name for name in self._to_run if name not in found]
+        if not left:
+            return True
         search = Search(self.study, self.path.parent, left)
-        while left and (study := search.next_study()) is not None:
+        while (study := search.next_study()) is not None:
             tell(f"search: {search.name}, {len(study.variants)} runs")
             losses = losses_of(StudyFolder.of_round(study, self.out / FOLDER / search.name))
             if losses is None:

@@ -121,7 +121,7 @@ def train(experiment: AnyExperiment, dataset: Any, folder: Path, profile: int | 
                 profile,
                 flops=rows * training_flops(experiment),
                 peak=peak_of_this_machine(processes, trainer.precision),
-                images=rows * trainer.unit.per_row,
+                count=rows * trainer.unit.per_row,
                 unit=trainer.unit.name,
             )
         trainer.train()

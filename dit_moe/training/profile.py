@@ -49,15 +49,15 @@ class StepProfile:
     Args:
         flops: of a step, in all processes together.
         peak: FLOP/s that all devices together can do; None: not known.
-        images: that a step takes, or tokens.
+        count: how many of `unit`, images or tokens, a step takes.
     """
 
     def __init__(
-        self, steps: int, *, flops: float, peak: float | None = None, images: int = 0, unit: str = "images"
+        self, steps: int, *, flops: float, peak: float | None = None, count: int = 0, unit: str = "images"
     ) -> None:
         if steps < 1:
             raise ConfigError("--profile", f"={steps} must be at least 1")
-        self.steps, self.flops, self.peak, self.images, self.unit = steps, flops, peak, images, unit
+        self.steps, self.flops, self.peak, self.count, self.unit = steps, flops, peak, count, unit
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self._done = 0  # steps of this training
         self._parts: list[str] = []  # those that are entered, the outer ones first
@@ -123,7 +123,7 @@ class StepProfile:
         return {
             "steps": self.steps,
             "seconds": total,
-            f"{self.unit}_per_s": self.images / total,
+            f"{self.unit}_per_s": self.count / total,
             "parts": {part: seconds / self.steps for part, seconds in self.seconds.items()},
             "flops_per_s": self.flops / total,
             "mfu": None if self.peak is None else self.flops / total / self.peak,

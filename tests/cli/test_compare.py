@@ -235,6 +235,9 @@ def test_a_run_that_fails_is_reported_with_its_last_line_and_the_others_are_kept
         (["STUDY", "--report"], "holds no runs; name their folder by --out"),
         (["STUDY", "sample.target=1.5"], "variant topk: sample.target=1.5: a study compares runs as they were trained"),
         (["STUDY", "--only", "topk"], "--only=topk must be VARIANT/SEED"),
+        (["STUDY", "--only", "topk/0", "--variants", "topk"], "--variants says what to run, and --only does not ask"),
+        (["STUDY", "--report", "--variants", "topk"], "--variants says what to run, and --report does not ask"),
+        (["STUDY", "--variants", "tokp"], "tokp is no variant of the study"),
         (["STUDY", "train.stepz=3"], "variant topk: train.stepz is not a known key; did you mean 'steps'"),
     ],
 )

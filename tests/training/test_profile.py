@@ -14,7 +14,7 @@ pytestmark = pytest.mark.parametrize("family", ["DiT"], indirect=True)
 
 def test_a_profiled_run_learns_the_same_to_the_bit_and_says_where_its_time_goes(build, unbroken, tmp_path, capsys):
     trainer = build(tmp_path, steps=10)
-    trainer.profile = StepProfile(3, flops=1e6, peak=1e9, images=32)
+    trainer.profile = StepProfile(3, flops=1e6, peak=1e9, count=32)
     trainer.train()
     assert bits(tmp_path, 10) == bits(unbroken, 10) and log(tmp_path) == log(unbroken)[:2]
     found = json.loads((tmp_path / FILE).read_text())

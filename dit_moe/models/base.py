@@ -134,7 +134,7 @@ class TransformerConfig:
         if not any(map(self.has_experts, range(self.need("depth")))):
             wanted = f"leaves no block of depth={self.depth} with experts; lower it"
             raise ConfigError("moe.offset", f"={moe.offset} {wanted}")
-        if moe.implementation == "grouped":  # rows of 16 bytes, in bf16 too
+        if moe.implementation in ("auto", "grouped"):  # rows of 16 bytes, in bf16 too
             for field, value in (("width", self.need("width")), ("moe.expert_hidden", self.expert_hidden)):
                 if value % 8:
                     raise ConfigError(field, f"={value} must be a multiple of 8 for grouped matrix products")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dit_moe.config import ConfigError
 from dit_moe.models.base import TransformerConfig
 from dit_moe.moe import Activation, Experts, MoELayer
-from dit_moe.moe.experts import ACTIVATIONS
+from dit_moe.moe.activations import ACTIVATIONS
 from dit_moe.moe.layer import FeedForward
 from dit_moe.moe.routers import Router
 

@@ -1,7 +1,8 @@
 """Mixture-of-Experts layers: routers, the threshold's controller, the experts' engine, losses and statistics."""
 
+from dit_moe.moe.activations import MATRICES, Activation
 from dit_moe.moe.compute_budget import calibrate, controlled_routers, needs_calibration
-from dit_moe.moe.experts import MATRICES, Activation, Experts
+from dit_moe.moe.experts import Experts
 from dit_moe.moe.layer import FeedForward, MoEConfig, MoELayer
 from dit_moe.moe.router_update import (
     ActiveExperts,

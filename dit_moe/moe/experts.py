@@ -1,4 +1,5 @@
-"""The experts' feed-forwards, and the two ways to compute them: a plain loop (the oracle) and grouped GEMMs.
+"""The experts' feed-forwards, and the ways to compute them: expert by expert on CPUs, grouped GEMMs on GPUs, and a
+plain loop as the oracle of both.
 
 The engine knows no router: it is given a `Routing` and returns the gated sum for every token.
 """
@@ -9,32 +10,27 @@ The engine knows no router: it is given a `Routing` and returns the gated sum fo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dit_moe.moe.activations import ACTIVATIONS, Activation
+from dit_moe.moe.expert_by_expert import expert_by_expert
 from dit_moe.moe.routing import Routing
 
-Activation = Literal["gelu", "silu", "swiglu"]
-Implementation = Literal["grouped", "reference"]
+Implementation = Literal["auto", "by_expert", "grouped", "reference"]
+
+LITTLE_WORK = 2**29  # multiply-adds in fp32 that grouped products are through with before threads have shared them out
 
 
-def swiglu(hidden_RF: Tensor) -> Tensor:
-    """SiLU(gate) · up of rows that hold [gate | up]."""
-    gate_RH, up_RH = hidden_RF.chunk(2, dim=-1)
-    return F.silu(gate_RH) * up_RH
-
-
-def gelu(hidden_RH: Tensor) -> Tensor:
-    """The tanh form, as in the dense DiT."""
-    return F.gelu(hidden_RH, approximate="tanh")
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "silu": F.silu, "swiglu": swiglu}
-MATRICES: dict[str, int] = {"gelu": 2, "silu": 2, "swiglu": 3}  # of a feed-forward with that activation
+def fastest(device: str, dtype: torch.dtype, work: int) -> Literal["by_expert", "grouped"]:
+    """The implementation that docs/performance.md found the fastest for so many multiply-adds of one layer."""
+    if device != "cpu":
+        return "grouped"
+    # Of 16-bit numbers grouped products are prepared anew whenever an expert's number of rows is a new one.
+    return "grouped" if work < LITTLE_WORK and dtype == torch.float32 else "by_expert"
 
 
 class Experts(nn.Module):
@@ -70,16 +66,25 @@ class Experts(nn.Module):
 
     def forward(self, x_ND: Tensor, routing: Routing) -> Tensor:
         """The gated sum of each token's experts, [N, D] in x's dtype; a token without experts gets zeros."""
+        implementation, dtype = self.implementation, _dtype_of_products(x_ND)
+        if implementation == "auto":
+            work = len(routing.token_R) * (self.w_in[0].numel() + self.w_out[0].numel())
+            implementation = fastest(x_ND.device.type, dtype, work)
+        if implementation == "by_expert":
+            if x_ND.device.type != "cpu":
+                wanted = "computes on CPUs alone; auto takes what is fastest on a device"
+                raise ValueError(f"model.moe.implementation=by_expert {wanted}")
+            w_in, w_out = self.w_in.to(dtype), self.w_out.to(dtype)
+            bias_in, bias_out = (None if each is None else each.to(dtype) for each in (self.bias_in, self.bias_out))
+            out_ND = expert_by_expert(x_ND.to(dtype), routing, w_in, w_out, bias_in, bias_out, self.activation)
+            return out_ND.to(x_ND.dtype)
         rows_RD = x_ND.index_select(0, routing.token_R)
-        compute = self._grouped if self.implementation == "grouped" else self._reference
-        out_RD = compute(rows_RD, routing)
+        out_RD = (self._grouped if implementation == "grouped" else self._reference)(rows_RD, routing)
         weighted_RD = out_RD * routing.weight_R[:, None]  # in fp32, whatever the experts computed in
         return torch.zeros_like(x_ND).index_add(0, routing.token_R, weighted_RD.to(x_ND.dtype))
 
     def _grouped(self, rows_RD: Tensor, routing: Routing) -> Tensor:
-        device = rows_RD.device.type
-        autocast = torch.is_autocast_enabled(device)  # grouped_mm is not on autocast's own list
-        dtype = torch.get_autocast_dtype(device) if autocast else rows_RD.dtype
+        dtype = _dtype_of_products(rows_RD)
         rows_RD, w_in, w_out = (each.to(dtype) for each in (rows_RD, self.w_in, self.w_out))
         if rows_RD.shape[0] == 0:  # keeps the graph, so that the gradients are zero and not missing
             unused = [w_in, w_out, *(bias for bias in (self.bias_in, self.bias_out) if bias is not None)]
@@ -101,6 +106,12 @@ class Experts(nn.Module):
                 hidden = activation(_biased(part @ w_in, self.bias_in, expert))
                 outs.append(_biased(hidden @ w_out, self.bias_out, expert))
             return torch.cat(outs)
+
+
+def _dtype_of_products(x: Tensor) -> torch.dtype:
+    """Autocast's dtype, or that of x without it: the engines' products are not on autocast's own list."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def _biased(out_RF: Tensor, bias_EF: Tensor | None, expert_R: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dit_moe.config import ConfigError, require
-from dit_moe.moe.experts import ACTIVATIONS, MATRICES, Activation, Experts, Implementation
+from dit_moe.moe.activations import ACTIVATIONS, MATRICES, Activation
+from dit_moe.moe.experts import Experts, Implementation
 from dit_moe.moe.routers import ROUTERS, Router, RouterConfig
 from dit_moe.moe.routers.dtopp import DTopPConfig
 from dit_moe.moe.routing import Routing, RoutingContext
@@ -35,7 +36,7 @@ class MoEConfig:
     shared_hidden: int | None = None  # hidden width of one shared expert; None: that of a routed one
     bias: bool = False  # experts, shared ones too, have biases
     activation: Activation | None = None  # None: that of the dense feed-forward
-    implementation: Implementation = "grouped"
+    implementation: Implementation = "auto"  # auto: see `fastest`
     every: int = 1  # one block in this many is an MoE block …
     offset: int = 0  # … from this block on
 

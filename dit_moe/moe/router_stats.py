@@ -67,13 +67,20 @@ class RouterStats:
         # [tokens, pairs, pairs², entropy, pairs_E, probability_E, observed_K], or None while nothing was counted
         self.sums = sums
 
-    def add(self, mask_NE: Tensor, prob_NE: Tensor, observed_K: Tensor | None = None) -> None:
+    def add(
+        self,
+        mask_NE: Tensor,
+        prob_NE: Tensor,
+        observed_K: Tensor | None = None,
+        entropy_N: Tensor | None = None,
+    ) -> None:
         """Count the routing `mask_NE` of tokens with expert probabilities `prob_NE`.
 
-        `observed_K` are sums over these tokens that the router wants back in `after_step`.
+        `observed_K` are sums over these tokens that the router wants back in `after_step`; `entropy_N` is that of
+        `prob_NE` if it is known already.
         """
         active_N = mask_NE.sum(-1, dtype=torch.float64)
-        entropy_N = entropy(prob_NE).to(torch.float64)
+        entropy_N = (entropy(prob_NE) if entropy_N is None else entropy_N).to(torch.float64)
         tokens = active_N.new_full((), len(active_N))
         scalars = torch.stack([tokens, active_N.sum(), active_N.square().sum(), entropy_N.sum()])
         observed_K = active_N.new_zeros(self.observed) if observed_K is None else observed_K.to(torch.float64)

@@ -78,10 +78,25 @@ def mass_left(prob_NE: Tensor, ranking_NE: Tensor | None = None) -> tuple[Tensor
     before it is less than p, that is iff ``left_NE[n, j] > 1 − p``. Summed from the small end, so that it stays exact
     where p is so near 1 that only `threshold_u` can tell it from 1.
     """
-    sorted_NE, order_NE = (prob_NE if ranking_NE is None else ranking_NE).sort(dim=-1, descending=True, stable=True)
+    sorted_NE, order_NE = sort_experts(prob_NE if ranking_NE is None else ranking_NE)
     if ranking_NE is not None:
         sorted_NE = prob_NE.gather(-1, order_NE)
     return sorted_NE.flip(-1).cumsum(-1).flip(-1), order_NE
+
+
+def sort_experts(score_NE: Tensor) -> tuple[Tensor, Tensor]:
+    """Each token's scores in falling order, and whose they are; of equal ones those of the first experts come first."""
+    if score_NE.device.type != "cpu" or score_NE.dtype != torch.float32 or score_NE.requires_grad:
+        return score_NE.sort(dim=-1, descending=True, stable=True)
+    # NumPy sorts integers with vector instructions, ten times as fast as torch. The bits of a score, with those of
+    # negative ones turned round, have the order of the scores; the expert's number beside them makes them all different.
+    bits_NE = (score_NE + 0.0).view(torch.int32)  # −0 becomes 0
+    rising_NE = bits_NE ^ ((bits_NE >> 31) & 0x7FFFFFFF)
+    key_NE = (rising_NE.bitwise_not().to(torch.int64) << 32) | torch.arange(score_NE.shape[1])
+    key_NE.numpy().sort(axis=-1)
+    order_NE = key_NE & 0xFFFFFFFF
+    rising_NE = (key_NE >> 32).to(torch.int32).bitwise_not()
+    return (rising_NE ^ ((rising_NE >> 31) & 0x7FFFFFFF)).view(torch.float32), order_NE
 
 
 def limit_experts(left_NE: Tensor, at_least: int, at_most: int) -> Tensor:

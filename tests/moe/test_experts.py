@@ -1,4 +1,7 @@
-"""The grouped engine against the plain loop: outputs and every gradient, ugly cases included."""
+"""The fast engines against the plain loop: outputs and every gradient, ugly cases included."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -50,31 +53,67 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("device", DEVICES)
+ENGINES = [("by_expert", "cpu"), *(("grouped", device) for device in DEVICES)]
+
+
+@pytest.mark.parametrize(("engine", "device"), ENGINES)
 @pytest.mark.parametrize("activation", ["gelu", "swiglu", "silu_bias", "swiglu_bias"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("tokens", "experts"), [(33, 8), (1, 4), (5, 1)])
-def test_grouped_equals_reference_in_outputs_and_all_gradients(device, activation, case, tokens, experts):
+def test_an_engine_equals_reference_in_outputs_and_all_gradients(engine, device, activation, case, tokens, experts):
     mask = mask_of(case, tokens, experts)
-    grouped, reference = compute("grouped", activation, mask, device=device), compute("reference", activation, mask)
-    for fast, slow in zip(grouped, reference, strict=True):
+    found, reference = compute(engine, activation, mask, device=device), compute("reference", activation, mask)
+    for fast, slow in zip(found, reference, strict=True):
         torch.testing.assert_close(fast, slow, atol=2e-5, rtol=1e-4)  # sums of 24 products in another order
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("engine", "device"), ENGINES)
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
 @pytest.mark.parametrize("case", CASES)
-def test_grouped_in_bf16_stays_near_the_fp32_reference(device, activation, case):
+def test_an_engine_in_bf16_stays_near_the_fp32_reference(engine, device, activation, case):
     mask = mask_of(case, 64, 8)
-    fast = compute("grouped", activation, mask, torch.bfloat16, device)
+    fast = compute(engine, activation, mask, torch.bfloat16, device)
     slow = compute("reference", activation, mask)
     for a, b in zip(fast, slow, strict=True):
         assert a.dtype == torch.float32  # parameters' gradients and the output keep the input's dtype
         assert (a - b).norm() <= 0.02 * b.norm()  # bf16 has 8 bits: 0.4 % a rounding, three in a row
 
 
-def test_a_token_without_experts_gets_zeros_and_zero_pairs_give_zero_and_not_missing_gradients():
+@pytest.mark.parametrize("engine", ["by_expert", "grouped"])
+def test_a_token_without_experts_gets_zeros_and_zero_pairs_give_zero_and_not_missing_gradients(engine):
     mask = mask_of("a token without experts", 6, 4)
-    assert compute("grouped", "gelu", mask)[0][0].abs().max() == 0
-    for value in compute("grouped", "swiglu_bias", mask_of("zero pairs", 3, 4)):
+    assert compute(engine, "gelu", mask)[0][0].abs().max() == 0
+    for value in compute(engine, "swiglu_bias", mask_of("zero pairs", 3, 4)):
         assert value is not None and value.abs().max() == 0
+
+
+def test_threads_chunks_and_the_number_of_threads_do_not_change_what_expert_by_expert_computes(monkeypatch):
+    mask, threads = mask_of("an empty expert", 64, 8), torch.get_num_threads()
+    found = []
+    try:
+        for count, chunk in ((1, 1024), (2, 1024), (3, 8)):
+            torch.set_num_threads(count)
+            monkeypatch.setattr("dit_moe.moe.expert_by_expert.CHUNK", chunk)
+            found.append(compute("by_expert", "swiglu_bias", mask))
+            assert torch.get_num_threads() == count  # the workers' own setting stays theirs
+    finally:
+        torch.set_num_threads(threads)
+    for one, two, chunked in zip(*found, strict=True):
+        assert torch.equal(one, two)  # so that a run may go on where more threads are
+        torch.testing.assert_close(one, chunked, atol=2e-5, rtol=1e-4)
+
+
+def test_a_forked_process_has_threads_of_its_own():
+    program = """
+import os, torch
+from dit_moe.moe.threads import over_threads
+torch.set_num_threads(2)
+seen = []
+over_threads([1, 1], seen.extend)
+child = os.fork()
+if not child:
+    over_threads([1, 1], seen.extend)
+    os._exit(0 if sorted(seen) == [0, 0, 1, 1] else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

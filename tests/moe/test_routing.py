@@ -1,10 +1,11 @@
 """The prefix rule and the ragged hand-off."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dit_moe.moe.routing import limit_experts, mass_left, prefix_mask, routing_from_mask
+from dit_moe.moe.routing import limit_experts, mass_left, prefix_mask, routing_from_mask, sort_experts
 
 
 def probabilities(seed: int, tokens: int, experts: int, sharpness: float = 1.0) -> torch.Tensor:
@@ -64,3 +65,16 @@ def test_pairs_are_the_mask_sorted_by_expert_and_counts_sum_to_pairs(seed, token
     again = torch.zeros_like(mask)
     again[routing.token_R, routing.expert_R] = True
     assert torch.equal(again, mask)
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "ties", "any sign", "infinite"])
+def test_the_fast_sort_has_the_values_and_the_order_of_torchs_stable_sort(kind):
+    score = torch.randn(200, 23, generator=torch.Generator().manual_seed(0))
+    if kind == "probabilities":
+        score = score.softmax(-1)
+    if kind == "ties":
+        score = score.round()  # −0 and 0 among them
+    if kind == "infinite":
+        score[::2, ::3], score[:, 1] = torch.inf, -torch.inf
+    for found, wanted in zip(sort_experts(score), score.sort(dim=-1, descending=True, stable=True), strict=True):
+        assert torch.equal(found, wanted)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dit_moe.moe.router_stats import RouterStats, balance_loss, dynamic_loss, z_loss
+from dit_moe.moe.router_stats import RouterStats, balance_loss, entropy, z_loss
 from dit_moe.moe.routers.config import ROUTERS, RouterConfig, Score, Sees
 from dit_moe.moe.routing import Routing, RoutingContext, routing_from_mask
 
@@ -35,6 +36,11 @@ class Scores:
     logits_NE: Tensor
     score_NE: Tensor  # the logits through dynamic routing normalization, if it is on, and the score function
     prob_NE: Tensor  # the scores as a distribution over experts, for losses and statistics
+
+    @cached_property
+    def entropy_N(self) -> Tensor:
+        """Of each token's distribution, in nats."""
+        return entropy(self.prob_NE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,16 +181,19 @@ class Router(nn.Module):
         scores = self.scores(x_ND, context)
         with torch.autocast(x_ND.device.type, enabled=False):
             choice = self.route(scores)
-            prob_NE = scores.prob_NE.detach()[:, : self.experts]
+            prob_NE, entropy_N = scores.prob_NE.detach(), None
             if self.config.rows(self.experts) > self.experts:  # as a distribution over those with weights
+                prob_NE = prob_NE[:, : self.experts]
                 prob_NE = prob_NE / prob_NE.sum(-1, keepdim=True).clamp(min=TINY)
+            elif self.training:
+                entropy_N = scores.entropy_N.detach()
             aux = {}
             if self.training:
                 aux = self.losses(scores, choice) | choice.losses
                 if not len(x_ND):  # the mean of no tokens is NaN
                     aux = {name: scores.logits_NE.sum() for name in aux}
                 counted_NE = choice.mask_NE if choice.counted_NE is None else choice.counted_NE
-                self.stats.add(counted_NE, prob_NE, choice.observed_K)
+                self.stats.add(counted_NE, prob_NE, choice.observed_K, entropy_N)
             return routing_from_mask(
                 choice.mask_NE,
                 choice.gate_NE,
@@ -201,7 +210,7 @@ class Router(nn.Module):
         return {
             # With last step's load as f the loss is linear in the batch: micro-batches and ranks add up exactly.
             "balance": balance_loss(self.load(), scores.prob_NE.mean(0)),
-            "dynamic": dynamic_loss(scores.prob_NE),
+            "dynamic": scores.entropy_N.mean(),
             "z": z_loss(scores.logits_NE),
         }
 

@@ -1,4 +1,4 @@
-"""Repositories of the Hugging Face Hub, and whether what is to be downloaded can be reached.
+"""Repositories of the Hugging Face Hub, whether anything may be downloaded, and whether it can be reached.
 
 That is known at once, where the downloads themselves may try for long.
 """
@@ -8,12 +8,63 @@ from __future__ import annotations
 import queue
 import threading
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
 
+from dit_moe.config import NotThere
+from dit_moe.formatting import tell
+
 PATIENCE = 5  # seconds that a server has to answer
 FILES = ("*.safetensors", "*.json", "*.yaml", "README.md")  # of a repository of weights: no code, and no pickles
+
+
+class NotDownloaded(NotThere):
+    """What is yet to be downloaded, within `no_downloads`."""
+
+
+@contextmanager
+def no_downloads() -> Iterator[None]:
+    """Within it, and within functions that it decorates, what would be downloaded raises `NotDownloaded`."""
+    global _forbidden
+    before, _forbidden = _forbidden, True
+    try:
+        yield
+    finally:
+        _forbidden = before
+
+
+_forbidden = False
+
+
+def are_forbidden() -> bool:
+    """Whether this is within `no_downloads`."""
+    return _forbidden
+
+
+def require_allowed(option: str, problem: str, package: str, source: str, remedy: str) -> None:
+    """NotDownloaded, within `no_downloads`.
+
+    Args:
+        option: of the config, that names what is to be downloaded.
+        problem: its value, and what is not there.
+        package: whose code downloads it.
+        source: from where.
+        remedy: how to name a copy of one's own.
+    """
+    if _forbidden:
+        raise NotDownloaded(option, f"{problem}; {package} will download it from {source}, or {remedy}")
+
+
+@contextmanager
+def missing_downloads_told() -> Iterator[None]:
+    """Within it `NotDownloaded` ends what is done, and is a note on stderr."""
+    try:
+        yield
+    except NotDownloaded as missing:
+        tell(f"note: {missing}")
 
 
 def may_be_repository(name: str) -> bool:
@@ -45,6 +96,19 @@ def fetch_repository(name: str) -> Path:
         raise ValueError(
             f"{name} cannot be had from the Hugging Face Hub ({reason}); name a folder or a file"
         ) from None
+
+
+@contextmanager
+def hub_offline() -> Iterator[None]:
+    """Within it and `no_downloads` packages that ask the Hub find only what its cache has."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or _forbidden
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def require_reachable(url: str) -> None:

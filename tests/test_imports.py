@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "locks": {"files", "formatting"},
     "formatting": set(),
     "weights": {"files"},
-    "downloads": set(),
+    "downloads": {"config", "formatting"},
     "distributed": BOTTOM,
     "checkpoint": BOTTOM,
     "plotting": BOTTOM,

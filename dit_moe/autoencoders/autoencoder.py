@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from dit_moe.autoencoders.base import FIRST_STAGES, FirstStage, Moments, Shape, from_uint8, to_uint8
 from dit_moe.autoencoders.statistics import read_statistics, with_statistics
 from dit_moe.config import ConfigError, Place, require
+from dit_moe.downloads import are_forbidden, may_be_repository, require_allowed
 from dit_moe.extras import how_to_install
 from dit_moe.files import require_no_stand_in
 
@@ -252,14 +253,25 @@ def place_of(config: AutoencoderConfig) -> str:
     return os.path.abspath(place) if os.path.isdir(place) else place
 
 
+def _require_allowed(config: AutoencoderConfig) -> None:
+    """NotDownloaded for an autoencoder that is to come from the Hub, where nothing may be downloaded."""
+    place = place_of(config)
+    if not os.path.isdir(place) and may_be_repository(place):
+        problem, remedy = f"={config.model} is no folder", "name a folder in diffusers' layout"
+        require_allowed("first_stage.model", problem, "diffusers", "the Hugging Face Hub", remedy)
+
+
 def _class_and_config(config: AutoencoderConfig) -> tuple[Any, dict[str, Any]]:
     """The diffusers class that config.json names, and what else that says."""
     import diffusers
 
     try:
-        raw = diffusers.AutoencoderKL.load_config(place_of(config), subfolder=config.subfolder)
+        raw = diffusers.AutoencoderKL.load_config(
+            place_of(config), subfolder=config.subfolder, local_files_only=are_forbidden()
+        )
         kind = raw.get("_class_name")
     except Exception as error:  # of many kinds, from diffusers
+        _require_allowed(config)
         hint = f"name a folder with config.json, a model on the Hub, or one of: {', '.join(BUNDLED)}"
         raise _refusal(config, f"has no readable config.json ({_first_line(error)}); {hint}") from None
     if kind not in KINDS:
@@ -307,13 +319,15 @@ def _require_floats(config: AutoencoderConfig, folder: Path) -> None:
 def _load(config: AutoencoderConfig) -> Any:
     (cls, _), place = _class_and_config(config), place_of(config)
     _require_floats(config, Path(place, config.subfolder or ""))
-    options = {"use_safetensors": True, "torch_dtype": torch.float32, "output_loading_info": True}
+    options: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32, "output_loading_info": True}
+    options["local_files_only"] = are_forbidden()
     with _packages_of(config):
         try:
             network, info = cls.from_pretrained(place, subfolder=config.subfolder, **options)
         except (ImportError, NameError):
             raise
         except Exception as error:  # of many kinds, from diffusers
+            _require_allowed(config)
             reason = " ".join(str(error).split())[:300]
             raise _refusal(config, f"has no readable safetensors weights: {reason}") from None
     misfits = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]

@@ -8,10 +8,12 @@ Running the same command again goes on where it stopped. Started by torchrun or 
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 
 from dit_moe.cli import add_config_arguments, add_run_argument
 from dit_moe.cli.ending import end
 from dit_moe.costs import add_cost_arguments, describe
+from dit_moe.downloads import no_downloads
 from dit_moe.tasks import task_of
 from dit_moe.tasks.train import dry_run, load, prepare, run_folder, train
 from dit_moe.training.curves_of_runs import CURVES
@@ -37,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train, or with --dry-run only say what would be trained."""
-    experiment = load(args.config, args.overrides)
+    with no_downloads() if args.dry_run else nullcontext():
+        experiment = load(args.config, args.overrides)
     args.folder = run_folder(args.config, args.folder, args.overrides)
     if args.dry_run:
         print(describe(dry_run(experiment, args.folder), args.gpu, args.gpus, args.mfu))

@@ -16,6 +16,7 @@ from dit_moe.config import ConfigError, NotThere, Place, require
 from dit_moe.data.base import DATASETS, place_of
 from dit_moe.data.image_source import ImageSource, ImageSourceConfig
 from dit_moe.data.images import BadImage
+from dit_moe.downloads import hub_offline, require_allowed
 from dit_moe.extras import how_to_install
 from dit_moe.formatting import one_line
 from dit_moe.registry import did_you_mean
@@ -124,11 +125,15 @@ def load_split(id: str, subset: str | None, option: str, split: str, streaming: 
     saved = any(os.path.isfile(os.path.join(id, name)) for name in ("dataset_dict.json", "state.json"))
     try:
         if not saved:
-            return datasets.load_dataset(id, subset, split=split, streaming=streaming)
+            with hub_offline():
+                return datasets.load_dataset(id, subset, split=split, streaming=streaming)
         splits = datasets.load_from_disk(id)
     except Exception as error:  # of many kinds, from the network to Arrow
         told = one_line(str(error), 300)
         if not told.startswith(("Unknown split", "Bad split")):
+            if not os.path.exists(id):
+                remedy = "name a folder of Parquet files"
+                require_allowed("id", f"={id} is no folder", "datasets", "the Hugging Face Hub", remedy)
             remedy = "name a dataset of the Hub, or a folder of Parquet files"
             if "zstd not supported" in told:
                 remedy = how_to_install("zstandard")

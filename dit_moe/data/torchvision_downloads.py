@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from dit_moe.config import ConfigError, NotThere
 from dit_moe.data.listing import note
-from dit_moe.downloads import require_reachable
+from dit_moe.downloads import require_allowed, require_reachable
 from dit_moe.locks import exclusive
 
 
@@ -26,6 +26,7 @@ class DownloadedSet(NamedTuple):
     splits: Mapping[str, Mapping[str, Any]]  # by name, the arguments that choose it
     archives: Callable[[Any], Sequence[tuple[str, str]]]  # of that class, the URL and md5 of what is downloaded
     archives_to: str = ""  # the folder, beside `folder` or the same, that it is downloaded to
+    side: int | None = None  # pixels, if all images are square and of one size
     pickles: Callable[[Any], Sequence[tuple[str, str]]] = lambda kind: ()  # in `folder`, with their md5
 
 
@@ -40,10 +41,12 @@ def _cifar(kind: str, folder: str, classes: int) -> DownloadedSet:
         classes,
         {"train": {"train": True}, "test": {"train": False}},
         lambda kind: [(kind.url, kind.tgz_md5)],
+        side=32,
         pickles=lambda kind: [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])],
     )
 
 
+OWN_FOLDER = "name a folder that has its images in class folders"
 SETS = {
     "cifar10": _cifar("CIFAR10", "cifar-10-batches-py", 10),
     "cifar100": _cifar("CIFAR100", "cifar-100-python", 100),
@@ -70,6 +73,7 @@ SETS = {
         10,
         {"train": {"split": "train"}, "test": {"split": "test"}},
         lambda kind: [(kind.url, kind.tgz_md5)],
+        side=96,
     ),
 }
 
@@ -79,7 +83,7 @@ def open_split(name: str, path: str, split: str) -> Any:
 
     Nothing is unpickled before the md5 of every pickled file is found to be the one that torchvision has on record.
 
-    Raises ConfigError if files are damaged, and NotThere if they cannot be downloaded.
+    Raises ConfigError if files are damaged, and NotThere if they cannot, or may not, be downloaded.
     """
     import torchvision.datasets  # late: half a second
     from torchvision.datasets.utils import check_integrity
@@ -87,6 +91,8 @@ def open_split(name: str, path: str, split: str) -> Any:
     found = SETS[name]
     kind, unpacked = getattr(torchvision.datasets, found.kind), Path(path, found.folder)
     if not unpacked.is_dir():
+        urls = " and ".join(url for url, _ in found.archives(kind))
+        require_allowed("path", f"={path} has no {found.folder}", "torchvision", urls, OWN_FOLDER)
         with exclusive(Path(path), name, wait=True):
             if not unpacked.is_dir():  # else another process was faster
                 _download(found, kind, Path(path))
@@ -124,7 +130,7 @@ def _download(found: DownloadedSet, kind: Any, path: Path) -> None:
         except (OSError, HTTPException, RuntimeError) as error:
             problem = f"={path} has no {found.folder}, and it cannot be downloaded ({error})"
             files = " and ".join(f"{file.name} (from {url})" for url, file in missing)
-            remedy = f"put {files or found.folder} there, or name a folder that has its images in class folders"
+            remedy = f"put {files or found.folder} there, or {OWN_FOLDER}"
             raise NotThere("path", f"{problem}; {remedy}") from None
         Path(private, found.folder).rename(path / found.folder)
 

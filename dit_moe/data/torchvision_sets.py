@@ -42,6 +42,17 @@ class TorchvisionConfig(ImageSourceConfig):
             object.__setattr__(self, "path", f"data/{self.set}")
 
     @property
+    def num_classes(self) -> int:
+        """What its classes are, before it is downloaded."""
+        return SETS[self.set].classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(C, H, W) that its images will have; None: they have different sizes."""
+        side = self.size or SETS[self.set].side
+        return None if side is None else (3, side, side)
+
+    @property
     def extractor(self) -> str | None:
         """The feature extractor that was made for the set."""
         return "cifar10_cnn64" if self.set == "cifar10" else None

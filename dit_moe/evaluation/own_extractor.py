@@ -14,6 +14,7 @@ from dit_moe.data import Dataset, NoSuchSplit
 from dit_moe.data.batch_sampler import load_batches
 from dit_moe.data.listing import note
 from dit_moe.distributed import from_main, join_processes, locked, on_main
+from dit_moe.downloads import NotDownloaded, no_downloads
 from dit_moe.experiments.image import Experiment, open_data
 from dit_moe.extractors import EXTRACTORS, FeatureExtractor, trained_cnn
 from dit_moe.extractors.inception import InceptionConfig, missing_weights
@@ -73,16 +74,19 @@ def train_missing(
         train_extractor(experiment, own, check)
 
 
+@no_downloads()
 def describe_choice(experiment: Experiment) -> str:
-    """What `chosen_config` would choose for a new run whose config leaves it open: downloads and trains nothing.
+    """What `chosen_config` would choose for a new run whose config leaves it open; trains nothing.
 
     ConfigError if there is nothing to choose.
     """
     inception = experiment.eval.extractor is None
-    if inception and missing_weights(download=False) is None:
+    if inception and missing_weights() is None:
         return "inception"
     try:
-        images = len(_reserved(experiment))
+        learned = f"the {len(_reserved(experiment)):,} images of the split `extractor`"
+    except NotDownloaded:
+        learned = "images of the split `extractor`"
     except ValueError as error:
         if not inception:
             raise
@@ -90,7 +94,7 @@ def describe_choice(experiment: Experiment) -> str:
         otherwise = remedy if isinstance(error, NothingReserved) else str(error)
         return f"inception, if its weights can be downloaded; otherwise {otherwise}"
     first = "inception, if its weights can be downloaded, otherwise " if inception else ""
-    return f"{first}trained_cnn, which learns from the {images:,} images of the split `extractor`"
+    return f"{first}trained_cnn, which learns from {learned}"
 
 
 def train_extractor(experiment: Experiment, folder: Path, check: Callable[[FeatureExtractor], object]) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from dit_moe import config
 from dit_moe.autoencoders import FIRST_STAGES
+from dit_moe.autoencoders.base import IdentityConfig
 from dit_moe.autoencoders.encoder import EncodeConfig
 from dit_moe.autoencoders.latent_space import resolve_first_stage
 from dit_moe.config import ConfigError, Place, Tree, require, section
@@ -182,7 +183,8 @@ def _require_held_out(data: Any, trained: Dataset) -> None:
 
 
 def resolve_without_data(experiment: Experiment, class_names: Sequence[str] | None = None) -> Experiment:
-    """`resolve` for a model section that states its latents' shape and classes itself: needs no data."""
+    """`resolve` without data, for a config that tells the latents' shape and the classes."""
+    experiment = replace(experiment, model=_with(experiment.model, **_known(experiment)))
     with section("model"):
         classes, channels, size = map(experiment.model.need, ("num_classes", "in_channels", "input_size"))
     objective: Objective = OBJECTIVES.build(experiment.objective, num_classes=classes)
@@ -195,6 +197,14 @@ def resolve_without_data(experiment: Experiment, class_names: Sequence[str] | No
         objective.check((channels, size, size))
     experiment = replace(experiment, model=model)
     return replace(experiment, sample=resolve_sampling(experiment, objective, class_names))
+
+
+def _known(experiment: Experiment) -> dict[str, int]:
+    """Of the fields that the model leaves open those that its data set is known for, before it is downloaded."""
+    found, data = {"num_classes": getattr(experiment.data, "num_classes", None)}, experiment.data
+    if isinstance(experiment.first_stage, IdentityConfig | None):
+        found["in_channels"], _, found["input_size"] = getattr(data, "image_shape", None) or (None, None, None)
+    return {name: value for name, value in found.items() if value and getattr(experiment.model, name) is None}
 
 
 def _with(model: Any, **fields: object) -> Any:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from dit_moe.downloads import require_reachable
+from dit_moe.downloads import require_allowed, require_reachable
 from dit_moe.registry import Registry
 
 OWN = "package.module:function of your own"
@@ -143,6 +143,9 @@ def misfit(path: Path, network: str, error: RuntimeError) -> ValueError:
     return ValueError(f"{path} does not hold the weights of {network} ({details[:200]} …); name --weights that do")
 
 
+OWN_WEIGHTS = "name a file that has them"
+
+
 class NotFetched(ValueError):
     """A file that is not here; `reason` says in a few words why it could not be downloaded."""
 
@@ -151,16 +154,15 @@ class NotFetched(ValueError):
         self.reason = reason
 
 
-def fetch(url: str, sha256: str, *, download: bool = True) -> Path:
-    """The file of `url` in torch hub's cache, put there if need be and allowed; NotFetched if it is not there then.
+def fetch(url: str, sha256: str) -> Path:
+    """The file of `url` in torch hub's cache, put there if need be; NotFetched, or NotDownloaded, if it is not there.
 
     It appears there whole and with the right hash, or not at all; one process downloads while the others wait.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.is_file():
         return path
-    if not download:
-        raise NotFetched(f"{path.name} is not in {path.parent}", "that is not allowed")
+    require_allowed("weights", f": {path.name} is not in {path.parent}", "torch", url, OWN_WEIGHTS)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_name(f"{path.name}.lock").open("a", encoding="utf-8") as lock:

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_moe.config import Place
-from dit_moe.downloads import require_reachable
+from dit_moe.downloads import require_allowed, require_reachable
 from dit_moe.extractors.base import (
     EXTRACTORS,
+    OWN_WEIGHTS,
     FeatureExtractor,
     Features,
     full_precision,
@@ -101,6 +102,8 @@ def _downloaded(config: DINOv2Config) -> Path:
     where: Any = {"repo_id": f"timm/{config.model}.lvd142m", "filename": "model.safetensors"}
     with suppress(LocalEntryNotFoundError):
         return Path(hf_hub_download(**where, local_files_only=True))
+    problem = f": those of {config.model} are not here"
+    require_allowed("weights", problem, "huggingface_hub", f"the Hugging Face Hub ({where['repo_id']})", OWN_WEIGHTS)
     try:
         require_reachable(constants.ENDPOINT)
         return Path(hf_hub_download(**where))

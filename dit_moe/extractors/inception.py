@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dit_moe.config import Place
+from dit_moe.downloads import NotDownloaded
 from dit_moe.extractors.base import (
     EXTRACTORS,
     FeatureExtractor,
@@ -92,14 +93,16 @@ class InceptionExtractor(FeatureExtractor):
         return torch.cat([(part.double() @ self._class_weight_DK).float() for part in parts])
 
 
-def missing_weights(*, download: bool = True) -> str | None:
+def missing_weights() -> str | None:
     """Why the official weights cannot be had, in a few words; None if they are here, where they are put if need be."""
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     try:
-        fetch(URL_INCEPTION_V3, SHA256, download=download)
+        fetch(URL_INCEPTION_V3, SHA256)
     except NotFetched as error:
         return f"Inception's weights cannot be downloaded ({error.reason})"
+    except NotDownloaded as error:
+        return str(error)
     return None
 
 

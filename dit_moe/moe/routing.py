@@ -89,7 +89,7 @@ def sort_experts(score_NE: Tensor) -> tuple[Tensor, Tensor]:
     if score_NE.device.type != "cpu" or score_NE.dtype != torch.float32 or score_NE.requires_grad:
         return score_NE.sort(dim=-1, descending=True, stable=True)
     # NumPy sorts integers with vector instructions, ten times as fast as torch. The bits of a score, with those of
-    # negative ones turned round, have the order of the scores; the expert's number beside them makes them all different.
+    # negative ones turned round, have the order of the scores; the expert's number beside them makes all different.
     bits_NE = (score_NE + 0.0).view(torch.int32)  # −0 becomes 0
     rising_NE = bits_NE ^ ((bits_NE >> 31) & 0x7FFFFFFF)
     key_NE = (rising_NE.bitwise_not().to(torch.int64) << 32) | torch.arange(score_NE.shape[1])

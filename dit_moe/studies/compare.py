@@ -14,6 +14,7 @@ from typing import Any, Self
 from dit_moe import built_in, config, plugins
 from dit_moe.config import ConfigError
 from dit_moe.distributed import from_main, is_out_of_memory, locked, on_main
+from dit_moe.downloads import no_downloads
 from dit_moe.files import require_own, require_writable, write_atomically
 from dit_moe.formatting import tell
 from dit_moe.json_files import read_object
@@ -145,6 +146,7 @@ class StudyFolder:
                 on_main(run.note_divergence)
             raise
 
+    @no_downloads()
     def missing_commands(self) -> list[str]:
         """A shell command for each run that is missing. Data that do not exist yet are not made.
 

@@ -27,6 +27,7 @@ from dit_moe.data.listing import facts_of_listing
 from dit_moe.data.shares import facts_of_shares
 from dit_moe.diffusion import OBJECTIVES, SamplingError
 from dit_moe.distributed import join_processes, locked, on_main
+from dit_moe.downloads import missing_downloads_told
 from dit_moe.evaluation import heldout_loss as heldout
 from dit_moe.evaluation import report as evaluation_report
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
@@ -136,18 +137,21 @@ def check_parts(experiment: Experiment, dataset: Dataset | None, start: checkpoi
     if start is not None:
         _require_same_latents(experiment, start)
     if names_heldout(experiment.data) and isinstance(experiment.data.heldout, str):
-        with suppress(NoLatents):  # which may be made after the training
+        with missing_downloads_told(), suppress(NoLatents):  # which may be made after the training
             open_data(experiment, "heldout")
     if settings.reference is not None:
-        open_input(settings.reference)
+        with missing_downloads_told(), config.section("eval.reference"):
+            open_input(settings.reference)
     if dataset is not None and (experiment.train.sample_every or settings.light_every):
-        FIRST_STAGES.build(experiment.first_stage).load()
+        with missing_downloads_told():
+            FIRST_STAGES.build(experiment.first_stage).load()
     if (
         not is_open(settings.extractor)
         and dataset is not None
         and (settings.light_every or EXTRACTORS.factory(settings.extractor).included)
     ):
-        EXTRACTORS.build(settings.extractor).check(dataset.image_shape)
+        with missing_downloads_told(), config.section("eval.extractor"):
+            EXTRACTORS.build(settings.extractor).check(dataset.image_shape)
 
 
 def _require_same_latents(experiment: Experiment, earlier: checkpoint.Checkpoint) -> None:

@@ -17,6 +17,7 @@ from dit_moe.costs.estimate import peak_of_this_machine, training_flops
 from dit_moe.costs.memory import require_room
 from dit_moe.data.latents import NoLatents
 from dit_moe.distributed import locked, on_main
+from dit_moe.downloads import NotDownloaded, no_downloads
 from dit_moe.experiments import own_images
 from dit_moe.files import write_atomically
 from dit_moe.formatting import PlainConsole, rounded, tell
@@ -66,6 +67,7 @@ def prepare(experiment: AnyExperiment) -> tuple[Any, Any]:
     return experiment, dataset
 
 
+@no_downloads()
 def dry_run(experiment: AnyExperiment, folder: Path) -> Any:
     """What would be trained into the run folder `folder`, as `resolve_for_dry_run` says.
 
@@ -81,6 +83,7 @@ def dry_run(experiment: AnyExperiment, folder: Path) -> Any:
     return resolved
 
 
+@no_downloads()
 def resolve_for_dry_run(experiment: AnyExperiment) -> Any:
     """What would be trained, also where its data are yet to be made, if the config states what follows from them."""
     return _resolved(experiment)[0]
@@ -92,7 +95,7 @@ def _resolved(experiment: AnyExperiment) -> tuple[Any, Any]:
     try:
         dataset = task.open_data(experiment)
         resolved = task.resolve(experiment, dataset)
-    except (NoLatents, NoTokens) as missing:
+    except (NoLatents, NoTokens, NotDownloaded) as missing:
         _note(f"{missing}; sizes are as the config states them")
         resolved, dataset = task.resolve_without_data(experiment), None
     if (judged := task.describe_evaluation(resolved)) is not None:

@@ -61,7 +61,7 @@ def done(tmp_path_factory):
         patch.setattr(digits, "load_digits", lambda: few)
         patch.setattr(routing_report, "write_page", lambda stats, folder: [])  # pictures have tests of their own
         patch.setattr(Figure, "savefig", lambda *args, **kwargs: None)
-        patch.setattr(own_extractor, "missing_weights", lambda download=True: "not asked for")
+        patch.setattr(own_extractor, "missing_weights", lambda: "not asked for")
         patch.setattr(trained_cnn, "FEWEST_STEPS", 2)
         patch.setattr(sys, "path", list(sys.path))  # to which --plugin adds the folder
         patch.chdir(tmp_path_factory.mktemp("reader"))

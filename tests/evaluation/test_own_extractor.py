@@ -23,7 +23,7 @@ from tests.data.examples import class_files, write_tree
 def weights(monkeypatch):
     """Sets why Inception's weights cannot be had; None: they are here. Small CNNs are trained for a moment."""
     monkeypatch.setattr(trained_cnn, "FEWEST_STEPS", 2)
-    monkeypatch.setattr(own_extractor, "missing_weights", lambda download=True: found["reason"])
+    monkeypatch.setattr(own_extractor, "missing_weights", lambda: found["reason"])
     found = {"reason": "no network"}
     return found
 

@@ -40,7 +40,7 @@ def test_up_to_64_pixels_are_trained_on_as_they_are_at_a_multiple_of_the_patch(t
 
 
 def test_larger_images_are_encoded_by_a_given_autoencoder_or_one_that_is_trained_first(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(own_extractor, "missing_weights", lambda download=True: "no network")
+    monkeypatch.setattr(own_extractor, "missing_weights", lambda: "no network")
     images = folder_of(tmp_path / "images", 90, 150, each=10)
     own, given = load_experiment(images), load_experiment(images, ["first_stage.model=other/vae"])
     assert own.first_stage.model == "runs/images/autoencoder" and own.first_stage_training is not None
@@ -112,7 +112,7 @@ FIRST = ["first_stage_training.train.steps=1", "first_stage_training.autoencoder
 def test_the_quick_start_of_a_folder_leaves_everything_in_its_run(side, changes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(trained_cnn, "FEWEST_STEPS", 2)
-    monkeypatch.setattr(own_extractor, "missing_weights", lambda download=True: "no network")
+    monkeypatch.setattr(own_extractor, "missing_weights", lambda: "no network")
     folder_of(tmp_path / "my images", side, side)
     assert cli("quickstart", "my images", *SMALL, *changes) == 0, capsys.readouterr().err
     run = tmp_path / "runs" / "my images"

@@ -14,6 +14,7 @@ from dit_moe import config as configs
 from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS
 from dit_moe.data.latents import MANIFEST
+from dit_moe.downloads import NotDownloaded
 from dit_moe.evaluation.sources.base import (
     FEATURES_MANIFEST,
     GRID,
@@ -131,6 +132,8 @@ def _open_dataset(given: str, options: ReadOptions) -> EvaluationInput:
     config, split = _read_dataset(given, options)
     try:
         return open_dataset(config, split, options)
+    except NotDownloaded:
+        raise
     except ConfigError as error:
         raise ValueError(f"{given}: {error}") from None
 

@@ -11,7 +11,7 @@ Prints one JSON line per (law, experts, target): the worst over starts p_0 ∈ {
   std        std of the mean over the last quarter, in experts
 and, for reference, `noise`: the std that a perfectly placed constant p would show.
 
-    python benchmarks/controller.py [--images 128] [--laws paper,0.1,0.3 scheduled,0.2,0.3 …] [--sharpen 2]
+    python -m benchmarks.controller [--images 128] [--laws paper,0.1,0.3 scheduled,0.2,0.3 …] [--sharpen 2]
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Trains configs/digits.yaml (shortened) for each case and prints one JSON line:
   mean, std   of the active experts per step over the last quarter
   error       |mean − target| / target in %
 
-    python benchmarks/controller_training.py [--steps 600] [--cases 4,1.5 16,8 …] [--p0 0.05 solved] [--set key=value …]
+    python -m benchmarks.controller_training [--steps 600] [--cases 4,1.5 16,8 …] [--p0 0.05 solved] [--set key=value …]
 """
 
 from __future__ import annotations

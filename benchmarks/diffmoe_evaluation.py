@@ -7,7 +7,7 @@ in the same batches, at the same noise, and prints one JSON line for each size o
   moved       pairs of token and expert that only the original has, as a share of all
   loss, own   held-out losses by ours and by the original
 
-    python benchmarks/diffmoe_evaluation.py [--steps 600] [--images 8 64] [--set key=value …]
+    python -m benchmarks.diffmoe_evaluation [--steps 600] [--images 8 64] [--set key=value …]
 """
 
 from __future__ import annotations

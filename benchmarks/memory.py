@@ -1,6 +1,6 @@
 """The memory that a training step takes at most, with and without experts.
 
-    python benchmarks/memory.py [--models DiT-S/2,DiT-S/2-64E8A] [--batch 8] [--router dtopp] [--dtypes fp32,bf16]
+    python -m benchmarks.memory [--models DiT-S/2,DiT-S/2-64E8A] [--batch 8] [--router dtopp] [--dtypes fp32,bf16]
 
 Each model trains three steps in a process of its own, and prints a JSON line: the highest resident memory of that
 process, or of a GPU's what torch had allocated at most, of it the weights with gradients, moments and average

@@ -1,6 +1,6 @@
 """What the metrics cost: the Fréchet distance against other ways to it, precision and recall, nearest neighbours.
 
-    python benchmarks/metrics.py [--only frechet] [--dim 2048] [--samples 10000] [--reference 50000]
+    python -m benchmarks.metrics [--only frechet] [--dim 2048] [--samples 10000] [--reference 50000]
 
 Features are synthetic, with a mean and a spectrum that decays over four decades, in no special basis. Each measurement
 runs in a process of its own and prints one JSON line. `peak_MiB` is the highest resident memory of that process, the

@@ -1,6 +1,6 @@
 """A MoE feed-forward against a dense one of the same active FLOPs, and against other ways to compute it.
 
-    python benchmarks/moe_layer.py [--shapes 384,64,8,192,4096] [--routers dtopp,topk] [--device cuda]
+    python -m benchmarks.moe_layer [--shapes 384,64,8,192,4096] [--routers dtopp,topk] [--device cuda]
                                    [--dtypes fp32,bf16] [--turns 7]
 
 A shape is width, experts, active experts, hidden width of an expert, tokens. All have SwiGLU and no biases. Prints a

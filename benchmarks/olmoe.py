@@ -1,6 +1,6 @@
 """Forward and backward of our language model beside transformers' OLMoE with the same weights, in one process.
 
-    python benchmarks/olmoe.py [--width 512] [--depth 4] [--experts 64] [--active 8] [--expert-hidden 256]
+    python -m benchmarks.olmoe [--width 512] [--depth 4] [--experts 64] [--active 8] [--expert-hidden 256]
                                [--batch 4] [--length 512] [--vocabulary 8192] [--repeats 7]
                                [--ways eager,grouped_mm]
 

@@ -1,6 +1,6 @@
 """How fast training data is read: latents from shards, against one .npy file a latent and decoding JPEGs at every step.
 
-    python benchmarks/reading.py [FOLDER] [--images 1281167] [--files 2000] [--batches 390]
+    python -m benchmarks.reading [FOLDER] [--images 1281167] [--files 2000] [--batches 390]
 
 Makes a manifest of so many latents (4×32×32, fp16, both ways round, as of ImageNet at 256 pixels) over sparse shards in
 FOLDER, which take no disk, reads so many shuffled batches of 256 and prints one JSON line per way of reading: the two

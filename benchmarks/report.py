@@ -1,6 +1,6 @@
 """Tables of what other benchmarks printed, for docs/performance.md.
 
-    python benchmarks/report.py [FILE ...]
+    python -m benchmarks.report [FILE ...]
 
 Reads JSON lines from the files, or from standard input. Prints a Markdown table for each benchmark and machine; what is
 the same in all its lines stands above it.

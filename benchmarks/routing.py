@@ -1,6 +1,6 @@
 """How much of a MoE layer's time its router takes, from the states of tokens to the list of routed pairs.
 
-    python benchmarks/routing.py [--shapes 384,64,8,192,4096] [--routers dtopp,topk] [--device cuda]
+    python -m benchmarks.routing [--shapes 384,64,8,192,4096] [--routers dtopp,topk] [--device cuda]
                                  [--dtypes fp32,bf16] [--turns 7]
 
 A shape is width, experts, active experts, hidden width of an expert, tokens. Prints a JSON line for each shape, router

@@ -1,6 +1,6 @@
 """Guided sampling with our DiT beside diffusers' transformer and scheduler, with the same weights, steps and dtype.
 
-    python benchmarks/sampling.py [--model DiT-S/2] [--images 4] [--steps 4] [--device cuda] [--dtypes fp32,bf16]
+    python -m benchmarks.sampling [--model DiT-S/2] [--images 4] [--steps 4] [--device cuda] [--dtypes fp32,bf16]
                                   [--turns 7]
 
 Latents are 4×32×32 and weights random; both take DDIM steps with classifier-free guidance, and nothing is decoded.

@@ -1,6 +1,6 @@
 """Memory and speed of writing samples: the sample command with a network and a decoder that cost next to nothing.
 
-    python benchmarks/streaming.py [--images 50000] [--size 256] [--save npz,grid] [--out FOLDER]
+    python -m benchmarks.streaming [--images 50000] [--size 256] [--save npz,grid] [--out FOLDER]
 
 Prints one JSON line: how many images, of which size, in which files, their bytes on disk, seconds, and the process's
 largest resident memory in MiB, beside what it was before the first image. Then reads a few images back with numpy.

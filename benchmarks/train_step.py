@@ -1,6 +1,6 @@
 """A whole training step of models with experts against that of a dense one of the same active FLOPs.
 
-    python benchmarks/train_step.py [--models DiT-S/2,DiT-S/2-8E2A,DiT-S/2-64E8A] [--batch 8] [--router dtopp]
+    python -m benchmarks.train_step [--models DiT-S/2,DiT-S/2-8E2A,DiT-S/2-64E8A] [--batch 8] [--router dtopp]
                                     [--compile] [--device cuda] [--dtypes fp32,bf16] [--turns 7]
 
 Latents are 4×32×32. Prints a JSON line for each dtype: milliseconds of the first model's step, how many times as long

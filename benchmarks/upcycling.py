@@ -5,7 +5,7 @@ model; models with experts that were upcycled from it by each method; and the sa
 line for each: the held-out loss before the added steps, where there is one, and after. Copies are twice as wide, so
 that one of 8 is active and not two, and are compared with that model.
 
-    python benchmarks/upcycling.py [--steps 300] [--added 200] [--seeds 1 2 3] [--set key=value …]
+    python -m benchmarks.upcycling [--steps 300] [--added 200] [--seeds 1 2 3] [--set key=value …]
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def test_a_benchmark_prints_what_it_measured(name, monkeypatch, capsys):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_benchmark_has_the_options_that_it_and_the_guides_name(name, monkeypatch, capsys):
     texts = [(ROOT / "benchmarks" / f"{name}.py").read_text(), *(path.read_text() for path in ROOT.glob("docs/*.md"))]
-    commands = re.findall(rf"python benchmarks/{name}\.py((?:[^`\n]|\n +\[)*)", "\n".join(texts))
+    commands = re.findall(rf"python -m benchmarks\.{name}\b((?:[^`\n]|\n +\[)*)", "\n".join(texts))
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit, match="0"):
         importlib.import_module(f"benchmarks.{name}").main()

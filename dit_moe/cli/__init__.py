@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_moe import plugins
+from dit_moe.cli.process import prepare_process
 from dit_moe.cli.streams import open_standard_streams, unread
 from dit_moe.config import STORED, WorkFailed
 from dit_moe.extras import DISTRIBUTIONS, how_to_install
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command and return its exit code; SystemExit for --help, and for words that mean nothing."""
     words = list(sys.argv[1:] if argv is None else argv)
     args = argparse.Namespace()
+    prepare_process()
     open_standard_streams()
     try:
         try:

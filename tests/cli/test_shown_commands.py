@@ -120,8 +120,8 @@ def require_known(shown):
             checkout = re.fullmatch(r"\.(?:\[(.*)\])?", what)  # no registry has dit_moe
             assert set(checkout[1].split(",") if checkout and checkout[1] else ()) <= set(extras), shown
             assert checkout or what in packages, shown
-        case ("python", script, *_) if (ROOT / script).parent.name == "benchmarks":
-            assert (ROOT / script).is_file(), shown  # tests/test_benchmarks.py runs them
+        case ("python", "-m", module, *_) if module.startswith("benchmarks."):
+            assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), shown  # test_benchmarks.py runs them
         case ("python", "-m", module, *_):
             assert module == "tests.bad_inputs", shown  # which the tests run by itself
         case ("source", path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OTHERS = ("_timing", "report")  # what they share, and the tables of what they print
+OTHERS = ("__init__", "_timing", "report")  # what they share, and the tables of what they print
 NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in OTHERS)
 SMALLEST = {  # by name: words, and how many lines it prints
     "controller": ("--images 1 --steps 12 --laws scheduled,0.2,0.3", 8),

@@ -14,7 +14,7 @@ prepare_process()
 import torch
 torch.set_num_threads(1)
 faults = []
-for _ in range(3):
+for _ in range(8):  # the allocator needs some to find a place that fits
     torch.ones(16 * 2**20)
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 prepare_process()

@@ -321,7 +321,8 @@ class DiT(Transformer):
         With `return_aux`, also the routers' loss terms by name: scalars, unweighted, means over the MoE layers; none in
         evaluation. `target` is the objective's, [B, C, H, H]; see `wants_target`.
         """
-        x_BSD = self.x_embedder(x).to(self.x_embedder.proj.weight.dtype)  # the stream is in fp32 under autocast, too
+        # In fp32 under autocast, too, and in memory token by token, which the output of the convolution is not.
+        x_BSD = self.x_embedder(x).to(self.x_embedder.proj.weight.dtype).contiguous()
         if self.pos_embed is not None:
             x_BSD = x_BSD + self.pos_embed
         time_BD = self.t_embedder(t)

@@ -25,7 +25,7 @@ from dit_moe.moe.threads import over_threads
 CHUNK = 1024  # most rows of an expert at once, so that they stay in cache
 # oneDNN prepares a product of 16-bit numbers anew for each number of rows, which takes about as long as the product.
 # So an expert's rows are filled up to a multiple of this.
-PADDING = {torch.bfloat16: 32, torch.float16: 32}
+PADDING = {torch.bfloat16: 16, torch.float16: 16}
 COST_OF_EXPERT = 64  # in rows: what an expert costs beside its rows
 
 

@@ -110,7 +110,7 @@ class _ExpertByExpert(torch.autograd.Function):
         rows: Rows,
         activation: str,
     ) -> Tensor:
-        hidden_PF = x_ND.new_empty(len(rows.token_P), w_in.shape[2])
+        hidden_PF = x_ND.new_empty(len(rows.token_P) if any(ctx.needs_input_grad) else 0, w_in.shape[2])
         out_PD = x_ND.new_empty(len(rows.token_P), x_ND.shape[1])
         matrices = [_unbind(each) for each in (w_in, w_out, bias_in, bias_out)]
         over_threads(rows.costs, _forward(x_ND, rows, hidden_PF, out_PD, matrices, activation))
@@ -146,16 +146,21 @@ def _forward(
     matrices: list[tuple[Tensor, ...]],
     activation: str,
 ) -> Callable[[list[int]], None]:
-    """What one thread does for its experts: fills their rows of `hidden_PF` and `out_PD`, the gated outputs."""
+    """What one thread does for its experts: fills their rows of `out_PD`, the gated outputs, and, if it has any, those
+    of `hidden_PF`."""
     w_in, w_out, bias_in, bias_out = matrices
-    chunks = rows.split(rows.token_P, rows.weight_P1, hidden_PF, out_PD)
+    chunks = rows.split(rows.token_P, rows.weight_P1, out_PD)
+    kept = hidden_PF.split(rows.sizes) if len(hidden_PF) else ()
     activate, most = IN_PLACE[activation].forward, max(rows.sizes, default=0)
 
     def work(mine: list[int]) -> None:
         x_MD, active_MH = x_ND.new_empty(most, x_ND.shape[1]), x_ND.new_empty(most, w_out[0].shape[0])
+        hidden_MF = x_ND.new_empty(0 if kept else most, hidden_PF.shape[1])
         for e in mine:
-            for token_C, weight_C1, hidden_CF, out_CD in (chunks[i] for i in rows.chunks[e]):
+            for i in rows.chunks[e]:
+                token_C, weight_C1, out_CD = chunks[i]
                 count = len(token_C)
+                hidden_CF = kept[i] if kept else hidden_MF[:count]
                 x_CD = torch.index_select(x_ND, 0, token_C, out=x_MD[:count])
                 if bias_in:
                     torch.addmm(bias_in[e], x_CD, w_in[e], out=hidden_CF)

@@ -161,8 +161,9 @@ def _experts(model: TransformerConfig, e: int, active: float) -> Saved:
     assert moe is not None
     w, shared, matrices = model.expert_hidden, model.shared_width, MATRICES[moe.activation or model.activation]
     acting = 4 if matrices == 3 else 2  # times the hidden width: before and after the activation
-    token: float = FP32 * d + moe.experts * (25 if moe.router.drn else 21) + 16  # the router's input; probabilities
-    token += active * (e * (2 * d + acting * w) + 4 * d + 20)  # rows in and out, out once more weighted; indices
+    rows = 2 if moe.router.SCORES else 1  # in; and out, for the gradient of their gates
+    token = moe.router.saved(moe.experts, d)
+    token += active * (e * (rows * d + acting * w) + 4 * d + 20)  # rows out once more weighted; indices
     if shared:
         token += e * acting * shared + (2 * d if e < FP32 else 0)
     cached = matrices * d * shared

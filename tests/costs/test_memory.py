@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from dit_moe.costs import activation_bytes, memory
 from dit_moe.costs.memory import logits_bytes
 from dit_moe.models import MODELS, DiTConfig, LMConfig
-from dit_moe.moe import MoEConfig, calibrate
+from dit_moe.moe import ROUTERS, MoEConfig, calibrate, update_routers
 from dit_moe.moe.routers.dtopp import DTopPConfig
 from dit_moe.moe.routers.topk import TopKConfig
 from dit_moe.randomness import BatchRandom
@@ -73,41 +73,46 @@ class Kept:
 
 
 def shaped(kind: str, width: int, recompute: bool) -> DiTConfig | LMConfig:
-    """A small model of a kind."""
+    """A small model of a kind, or with a router of that name."""
     shape = {"width": width, "depth": 2, "heads": width // 32, "recompute": recompute}
-    options = DIT_KINDS.get(kind) or LM_KINDS[kind]
+    kinds = DIT_KINDS | LM_KINDS
+    options = kinds.get(kind) or {"name": "DiT-custom/2-8E2A", "moe": MoEConfig(router=ROUTERS.config_class(kind)())}
     if "moe" in options:
         options = options | {"moe": replace(options["moe"], implementation="grouped")}  # as on GPUs
-    if kind in DIT_KINDS:
-        return DiTConfig(**options, **shape, **LATENTS)
-    return LMConfig(**options, **shape, vocab_size=VOCAB, max_length=LENGTH)
+    if kind in LM_KINDS:
+        return LMConfig(**options, **shape, vocab_size=VOCAB, max_length=LENGTH)
+    return DiTConfig(**options, **shape, **LATENTS)
 
 
-def inputs_of(config: DiTConfig | LMConfig) -> tuple[torch.Tensor, ...]:
+def inputs_of(config: DiTConfig | LMConfig) -> dict[str, torch.Tensor]:
     if isinstance(config, LMConfig):
-        return (torch.randint(VOCAB, (BATCH, LENGTH)),)
-    side = config.need("input_size")
-    return torch.randn(BATCH, 4, side, side), 1000 * torch.rand(BATCH), torch.randint(10, (BATCH,))
+        return {"tokens": torch.randint(VOCAB, (BATCH, LENGTH))}
+    shape = BATCH, 4, config.need("input_size"), config.need("input_size")
+    times, labels = 1000 * torch.rand(BATCH), torch.randint(10, (BATCH,))
+    return {"x": torch.randn(shape), "t": times, "y": labels, "target": torch.randn(shape)}
 
 
-def saved_bytes(config: DiTConfig | LMConfig, bf16: bool, active: float | None = None) -> int:
-    """What one forward pass keeps, and with recompute also what the pass through its first block keeps again."""
+def saved_bytes(config: DiTConfig | LMConfig, bf16: bool, active: float | None = None) -> tuple[int, float | None]:
+    """What one forward pass keeps, and with recompute also what the pass through its first block keeps again.
+
+    And how many experts were active: `active`, or the target, if the router is one whose threshold follows it.
+    """
     torch.manual_seed(0)
     model, inputs = MODELS.build(config), inputs_of(config)
-    calibrate(model, lambda: model(*inputs), active)
+    calibrate(model, lambda: model(**inputs), active)
     model.train()
-    existing = [*model.parameters(), *model.buffers(), *inputs]
+    existing = [*model.parameters(), *model.buffers(), *inputs.values()]
     kept, entered = Kept(*existing), []
     model.blocks[0].register_forward_pre_hook(lambda block, args: entered.append(args))
     with kept.hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        out, aux = model(*inputs, return_aux=True)
+        out, aux = model(**inputs, return_aux=True)
     if not config.recompute:
-        return kept.bytes()
+        return kept.bytes(), update_routers(model).get("active")
     again = Kept(*existing, *filter(torch.is_tensor, entered[0]))
     with again.hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         block_out = model.blocks[0](*entered[0])
     assert out is not None and aux is not None and block_out is not None  # the graphs live until here
-    return kept.bytes() + again.bytes()
+    return kept.bytes() + again.bytes(), update_routers(model).get("active")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +121,7 @@ def saved_bytes(config: DiTConfig | LMConfig, bf16: bool, active: float | None =
 @pytest.mark.parametrize("kind", [*DIT_KINDS, *LM_KINDS])
 def test_activation_memory_is_what_autograd_keeps(kind, width, precision, recompute):
     config = shaped(kind, width, recompute)
-    measured = saved_bytes(config, precision == "bf16")
+    measured, _ = saved_bytes(config, precision == "bf16")
     assert activation_bytes(config, BATCH, precision) == pytest.approx(measured, rel=0.02)  # worst seen 1.1 %
 
 
@@ -125,8 +130,19 @@ def test_activation_memory_is_what_autograd_keeps_at_another_number_of_active_ex
     config = shaped(kind, 64, recompute=False)
     active = 1.5 * config.moe.target
     assert activation_bytes(config, BATCH, "bf16", active=active) == pytest.approx(
-        saved_bytes(config, bf16=True, active=active), rel=0.02
+        saved_bytes(config, bf16=True, active=active)[0], rel=0.02
     )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("router", ROUTERS.names())
+def test_with_every_router_activations_and_weights_are_what_is_predicted(router, precision):
+    config = shaped(router, 64, recompute=False)
+    measured, active = saved_bytes(config, precision == "bf16")
+    predicted = activation_bytes(config, BATCH, precision, active=active)
+    assert predicted == pytest.approx(measured, rel=0.02)  # worst seen 1.6 %
+    parameters = sum(parameter.numel() for parameter in MODELS.build(config).parameters())
+    assert config.footprint().total_params == parameters
 
 
 # ------------------------------------------------------------------------- logits, and a whole step

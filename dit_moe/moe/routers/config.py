@@ -124,6 +124,13 @@ class RouterConfig:
         """Parameters of a router: elements of matrices that every token meets, and all others."""
         return self.rows(experts) * self.input_width(width), int(self.drn)
 
+    def saved(self, experts: int, width: int) -> float:
+        """Bytes for each token that autograd keeps of a router: what it reads, its probabilities and losses."""
+        if not self.SCORES:
+            return 0
+        numbers = self.input_width(width) * (2 if self.score == "cosine" else 1)  # once more as it is normalised
+        return 4 * numbers + self.rows(experts) * (25 if self.drn else 21) + 16
+
     def peak(self, experts: int, target: float) -> float | None:
         """The largest mean of a step that training is to be ready for; None: the target.
 

@@ -42,6 +42,10 @@ class DiffMoEConfig(ThresholdConfig):
         biases = read + experts if self.predictor_bias else 0
         return matrices + read * read + experts * read, others + biases
 
+    def saved(self, experts: int, width: int) -> float:
+        """The predictor's too: its hidden layer before and after the activation, its logits and what they are to be."""
+        return super().saved(experts, width) + 8 * self.input_width(width) + 8 * experts
+
 
 @ROUTERS.register("diffmoe", DiffMoEConfig)
 class DiffMoERouter(ThresholdRouter):

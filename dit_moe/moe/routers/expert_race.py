@@ -43,6 +43,10 @@ class ExpertRaceConfig(ThresholdConfig):
         read = self.input_width(width)
         return matrices + read * read, others + (self.target_width or 0) * read  # the head works in training alone
 
+    def saved(self, experts: int, width: int) -> float:
+        """The hidden layer too, before and after the activation, and what the head says beside the target."""
+        return super().saved(experts, width) + 8 * self.input_width(width) + 4 * (self.target_width or 0)
+
 
 @ROUTERS.register("expert_race", ExpertRaceConfig)
 class ExpertRaceRouter(ThresholdRouter):

@@ -119,12 +119,21 @@ class Saved:
     weights: int = 0  # elements
     cached: int = 0  # those of them that autocast copies by itself
 
+    # What only exists while the backward pass computes the experts again: bytes of a token, elements of matrices.
+    again: float = 0.0
+    again_weights: int = 0
+
     def bytes(self, tokens: float, rows: float, e: int) -> float:
         return self.token * tokens + self.row * rows + (self.weights * e if e < FP32 else 0)
 
     def __add__(self, other: Saved) -> Saved:
         return Saved(
-            self.token + other.token, self.row + other.row, self.weights + other.weights, self.cached + other.cached
+            self.token + other.token,
+            self.row + other.row,
+            self.weights + other.weights,
+            self.cached + other.cached,
+            self.again + other.again,
+            self.again_weights + other.again_weights,
         )
 
 
@@ -138,15 +147,17 @@ class Network:
     tables: int = 0  # elements of embeddings outside of the blocks, where they count
 
     def bytes(self, tokens: float, rows: float, e: int, recompute: bool) -> float:
-        """Of a forward pass; with `recompute` also what the pass through one block keeps again."""
-        ends = self.ends.bytes(tokens, rows, e)
+        """Of a forward pass, and where something is computed again what one block of it keeps then."""
+        copies = e if e < FP32 else 0
+        again = max(block.again * tokens + block.again_weights * copies for block in self.blocks)
+        ends = self.ends.bytes(tokens, rows, e) + again
         if not recompute:
             return ends + sum(block.bytes(tokens, rows, e) for block in self.blocks)
         largest = max(block.bytes(tokens, rows, e) for block in self.blocks)
         inputs = self.stream * tokens * (len(self.blocks) - 1)  # of the other blocks
         # At the end of the forward pass autocast holds a copy of every matrix but the experts', which cast their own.
-        copies = sum(block.cached for block in self.blocks) * e if e < FP32 else 0
-        return ends + inputs + max(largest, copies)
+        cached = sum(block.cached for block in self.blocks) * copies
+        return ends + inputs + max(largest, cached)
 
 
 def network(model: TransformerConfig, e: int, active: float | None = None) -> Network:
@@ -162,12 +173,15 @@ def _experts(model: TransformerConfig, e: int, active: float) -> Saved:
     w, shared, matrices = model.expert_hidden, model.shared_width, MATRICES[moe.activation or model.activation]
     acting = 4 if matrices == 3 else 2  # times the hidden width: before and after the activation
     rows = 2 if moe.router.SCORES else 1  # in; and out, for the gradient of their gates
-    token = moe.router.saved(moe.experts, d)
-    token += active * (e * (rows * d + acting * w) + 4 * d + 20)  # rows out once more weighted; indices
+    pairs = active * (e * (rows * d + acting * w) + 4 * d)  # rows out once more weighted
+    token = moe.router.saved(moe.experts, d) + active * 20 + (0 if moe.recompute else pairs)  # indices
     if shared:
         token += e * acting * shared + (2 * d if e < FP32 else 0)
     cached = matrices * d * shared
-    return Saved(token, 0, cached + moe.experts * matrices * d * w, cached)
+    routed = moe.experts * matrices * d * w
+    if moe.recompute:
+        return Saved(token, 0, cached, cached, pairs, routed)
+    return Saved(token, 0, cached + routed, cached)
 
 
 # ---------------------------------------------------------------------------------------- the Diffusion Transformer

@@ -17,7 +17,7 @@ from dit_moe.formats.sources import Which
 
 # No output depends on these, among them coefficients of losses and the times of training.
 OF_TRAINING = re.compile(
-    r"model\.(recompute|moe\.(implementation|router\.(init_std|\w+_loss)))|objective\.(time|cosine_weight)"
+    r"model\.(recompute|moe\.(implementation|recompute|router\.(init_std|\w+_loss)))|objective\.(time|cosine_weight)"
 )
 REMEDY = "export it as a run"
 

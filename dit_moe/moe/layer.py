@@ -9,6 +9,7 @@ from typing import Annotated
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dit_moe.config import ConfigError, require
 from dit_moe.moe.activations import ACTIVATIONS, MATRICES, Activation
@@ -37,6 +38,7 @@ class MoEConfig:
     bias: bool = False  # experts, shared ones too, have biases
     activation: Activation | None = None  # None: that of the dense feed-forward
     implementation: Implementation = "auto"  # auto: see `fastest`
+    recompute: bool = False  # compute the experts again in the backward pass, and keep none of their rows until then
     every: int = 1  # one block in this many is an MoE block …
     offset: int = 0  # … from this block on
 
@@ -114,6 +116,7 @@ class MoELayer(nn.Module):
         self.experts = Experts(config.experts, width, hidden, activation, config.implementation, config.bias)
         shared = config.shared_width(hidden)
         self.shared = FeedForward(width, shared, activation, config.bias) if shared else None
+        self.recompute = config.recompute
 
     @torch.compiler.disable  # the number of routed pairs is known only when it runs
     def forward(
@@ -138,7 +141,11 @@ class MoELayer(nn.Module):
             unmodulated_ND=None if unmodulated_BSD is None else unmodulated_BSD.flatten(0, -2),
         )
         routing = self.router(x_ND, context)
-        out_ND = self.experts(x_ND, routing)
+        if self.recompute and self.training:
+            # No random numbers are drawn in there.
+            out_ND = checkpoint(self.experts, x_ND, routing, use_reentrant=False, preserve_rng_state=False)
+        else:
+            out_ND = self.experts(x_ND, routing)
         if routing.added_ND is not None:
             out_ND = out_ND + routing.added_ND.to(out_ND.dtype)
         out_BSD = out_ND.view_as(x_BSD)

@@ -32,7 +32,17 @@ from dit_moe.training.trackers import KEPT
 
 WRITTEN = (CONFIG, "log.jsonl", "evaluations.jsonl", CURVES, KEPT)
 # What may differ between the start of a run and its resumption: it has no part in what the weights become.
-_FREE = {"sample", "eval", "encode", "tokenize", "plugins", "model.recompute", *(f"train.{field}" for field in FREE)}
+_FREE = {
+    "sample",
+    "eval",
+    "encode",
+    "tokenize",
+    "plugins",
+    "model.recompute",
+    "model.moe.recompute",
+    "model.moe.implementation",
+    *(f"train.{field}" for field in FREE),
+}
 _RECORDED = {f"train.{field}" for field in RECORDED}  # what may, if it is kept with the run from which step on
 # And in a section that identifies what it names, under this key: where that is, and how it is worked with.
 _IDENTIFIED = {

@@ -145,6 +145,41 @@ def test_with_every_router_activations_and_weights_are_what_is_predicted(router,
     assert config.footprint().total_params == parameters
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["many", "swiglu", "lm_topk"])
+def test_experts_that_are_computed_again_keep_their_rows_of_one_layer_at_a_time_and_learn_the_same(kind, precision):
+    plain = shaped(kind, 160, recompute=False)
+    config = replace(plain, moe=replace(plain.moe, recompute=True))
+    bf16 = precision == "bf16"
+    torch.manual_seed(0)
+    model, inputs = MODELS.build(config), inputs_of(config)
+    calibrate(model, lambda: model(*inputs))
+    layer = next(block.moe for block in model.blocks if block.moe is not None)
+    seen = []
+    layer.experts.register_forward_pre_hook(lambda experts, args: seen.append(args))
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        again = Kept(*model.parameters(), *model.buffers(), *inputs)
+        with again.hooks:
+            first, _ = model.train()(*inputs, return_aux=True)
+        x_ND, routing = seen[0]
+        of_layer = Kept(*model.parameters(), x_ND, routing.token_R, routing.weight_R, routing.expert_R)
+        with of_layer.hooks:
+            out_ND = layer.experts(x_ND, routing)
+        layers = [block.moe for block in model.blocks if block.moe is not None]
+        indices = sum(20 * int(each.router.stats._get(1)) for each in layers)  # held by no graph until then
+        assert activation_bytes(config, BATCH, precision) == pytest.approx(
+            again.bytes() + of_layer.bytes() + indices, rel=0.03
+        )
+        first.square().mean().backward()
+        gradients = [parameter.grad for parameter in model.parameters()]
+        other = MODELS.build(plain).train()
+        other.load_state_dict(model.state_dict())
+        other(*inputs, return_aux=True)[0].square().mean().backward()
+    assert out_ND.shape == x_ND.shape
+    for found, wanted in zip(gradients, (each.grad for each in other.parameters()), strict=True):
+        assert (found is None and wanted is None) or torch.equal(found, wanted)
+
+
 # ------------------------------------------------------------------------- logits, and a whole step
 
 

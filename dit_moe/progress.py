@@ -62,7 +62,7 @@ class TrainingBar:
     """
 
     def __init__(self, steps: int, step: int, unit: str, shown: bool) -> None:
-        self._steps, self._unit, self._printed = steps, unit, -PAUSE
+        self._steps, self._unit, self._printed, self._started = steps, unit, -PAUSE, False
         self._console = PlainConsole(stderr=True, quiet=not shown, soft_wrap=True)
         columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.description}"))
         self._bar = Progress(*columns, console=self._console, disable=not (shown and self._console.is_terminal))
@@ -84,7 +84,11 @@ class TrainingBar:
         rate = line[f"{self._unit}_per_s"]
         rows_left = (self._steps - line["step"]) * line[self._unit] / line["step"]
         elapsed, left = (timedelta(seconds=round(seconds)) for seconds in (line["seconds"], rows_left / rate))
-        shown = [f"loss {rounded(line['loss'], 4, 3)}", f"{rate:.4g} {self._unit}/s", f"{elapsed} elapsed, {left} left"]
+        times = f"{elapsed} elapsed" + (
+            f", {left} left" if self._started else ""
+        )  # the first line's rate is of the start
+        self._started = True
+        shown = [f"loss {rounded(line['loss'], 4, 3)}", f"{rate:.4g} {self._unit}/s", times]
         if line.get("p") is not None:
             shown.append(f"p {rounded(line['p'], 3, 2)}")
         if line.get("active") is not None:

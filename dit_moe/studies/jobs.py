@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Self
 
 import torch
@@ -164,7 +165,8 @@ class JobsProgress:
         self.number, self.at_a_time = len(jobs), at_a_time
         self.start, self.starts = time.monotonic(), dict[str, float]()  # of all, and of those that run
         self.due = self.start + SHOWN_EVERY
-        self.seconds: list[float] = []  # of those that have ended
+        self.seconds: list[float] = []  # of those that have ended well
+        self.over = 0  # how many have ended
         self.console = PlainConsole(stderr=True, soft_wrap=True)
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
         shown = self.console.is_terminal
@@ -181,7 +183,7 @@ class JobsProgress:
     def started(self, job: Job) -> None:
         self.starts[job.name] = time.monotonic()
         if not self.console.is_terminal:
-            begun = len(self.seconds) + len(self.starts)
+            begun = self.over + len(self.starts)
             self.console.print(f"{job.name} begins, {begun} of {self.number}; what it says goes to {job.output}")
 
     def update(self, running: Sequence[Job]) -> None:
@@ -200,13 +202,14 @@ class JobsProgress:
 
     def ended(self, job: Job) -> None:
         self.bars.update(self.tasks[job.name], visible=False)
-        self.seconds.append(time.monotonic() - self.starts.pop(job.name))
+        took = time.monotonic() - self.starts.pop(job.name)
+        self.seconds += [took] if job.returncode == 0 else []
         outcome = "done" if job.returncode == 0 else f"FAILED: {job.last_line()}"
-        elapsed, ended = time.monotonic() - self.start, len(self.seconds)
+        self.over, elapsed = self.over + 1, time.monotonic() - self.start
         rounds = math.ceil(self.number / self.at_a_time)
-        left = sum(self.seconds) / ended * rounds - elapsed  # if the others take as long
-        times = _minutes(elapsed) + (f", about {_minutes(left)} left" if ended < self.number and left >= 1 else "")
-        self.console.print(f"[{ended}/{self.number}] {job.name} {outcome} ({times})")
+        left = fmean(self.seconds) * rounds - elapsed if self.seconds else 0.0  # if the others take as long
+        times = _minutes(elapsed) + (f", about {_minutes(left)} left" if self.over < self.number and left >= 1 else "")
+        self.console.print(f"[{self.over}/{self.number}] {job.name} {outcome} ({times})")
 
 
 def _minutes(seconds: float) -> str:

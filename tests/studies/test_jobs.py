@@ -189,16 +189,19 @@ def test_elsewhere_than_on_a_terminal_a_line_a_minute_says_where_the_jobs_are(tm
     assert capsys.readouterr().err == "topk/0: training, step 7/10; topk/1: scoring, step 10/10 (1:00)\n"
 
 
-def test_the_time_left_is_that_of_the_rounds_left_of_jobs_side_by_side(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(("returncode", "left"), [(0, ", about 1:40 left"), (1, "")])
+def test_the_time_left_is_that_of_the_rounds_left_of_jobs_that_do_not_fail(
+    tmp_path, capsys, monkeypatch, returncode, left
+):
     now = [0.0]
     monkeypatch.setattr(jobs.time, "monotonic", lambda: now[0])
-    three = [Job(name, [], tmp_path / name, returncode=0) for name in "abc"]
+    three = [Job(name, [], tmp_path / name, returncode=returncode) for name in "abc"]
     with JobsProgress(three, 2) as progress:
         progress.started(three[0])
         progress.started(three[1])
         now[0] = 100.0
         progress.ended(three[0])
-    assert capsys.readouterr().err.endswith("[1/3] a done (1:40, about 1:40 left)\n")
+    assert capsys.readouterr().err.endswith(f" (1:40{left})\n")
 
 
 def test_on_a_terminal_jobs_that_run_are_shown_with_their_steps(tmp_path, monkeypatch):

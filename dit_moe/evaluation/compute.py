@@ -119,7 +119,8 @@ def compute_report(
         better=better,
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     )
-    return Report(numbers=numbers, provenance=provenance, warnings=warnings + _few(n, reference, extractor))
+    caveats = [] if extractor.caveat is None else [f"{extractor.name}: {extractor.caveat}"]
+    return Report(numbers=numbers, provenance=provenance, warnings=warnings + _few(n, reference, extractor) + caveats)
 
 
 def number_names(
@@ -167,6 +168,7 @@ def _number(value: str, found: Mapping[str, Sequence[float]], **about: Any) -> N
 def _space(extractor: FeatureExtractor, space: str | None) -> dict[str, Any]:
     facts = extractor.identity() | {"dim": extractor.dim, "is_fid": extractor.is_fid and space is None}
     facts |= {} if extractor.classes is None else {"classes": extractor.classes}
+    facts |= {} if extractor.caveat is None else {"caveat": extractor.caveat}
     return facts if space is None else facts | {"name": space, "taken_for": extractor.name}
 
 

@@ -95,6 +95,7 @@ def _row(report: Report, source: str) -> Row:
     verified = facts.extractor.get("is_fid") is True
     space = "" if verified else str(facts.extractor.get("name") or "unknown features")
     counts = [each.n_reference for each in report.distances.values() if each.n_reference is not None]
+    caveat = convert(str | None, facts.extractor.get("caveat"), "provenance.extractor.caveat")
     sample = "experiment.sample"
     interval = _shared(made, f"{sample}.guidance.interval", tuple[float, float])
     router, model = _shared(made, "experiment.model.moe.router.name"), _shared(made, "experiment.model", Any)
@@ -130,6 +131,7 @@ def _row(report: Report, source: str) -> Row:
         ),
         comparable=facts.comparable,
         reasons=tuple(facts.reasons),
+        notes=() if caveat is None else (f"{space}: {caveat}",),
     )
 
 

@@ -65,6 +65,8 @@ class FeatureExtractor(ABC):
     """How many classes its logits have, if they are the labels of the data; None if they are in another order."""
     metrics: tuple[str, ...] = ("fd", "kid", "precision_recall", "nearest_neighbour")
     """What is measured in this space unless the user says otherwise; names of METRICS."""
+    caveat: str | None = None
+    """What every reader of numbers in its space should know."""
     network: Any = None
     """The module that computes the features, if it is one."""
     device = torch.device("cpu")

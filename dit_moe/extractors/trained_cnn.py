@@ -136,6 +136,8 @@ class TrainedCNNExtractor(TrainedCNNSpace):
         self.network = network.eval().requires_grad_(False)
         self.name = f"{self.name}{DIM}_{self.sha256[:8]}"
         super().__init__(self.facts["channels"], names)
+        if (images := self.facts["images"]) < FEW_IMAGES:
+            self.caveat = f"its features are of a CNN that learned from {images} images only: distances tell little"
 
     def __call__(self, images_BCHW: Tensor) -> Features:
         with full_precision(self.device):

@@ -54,6 +54,7 @@ def test_inception_is_taken_if_its_weights_are_here_and_otherwise_a_cnn_is_train
     facts = json.loads((run / "extractor" / "extractor.json").read_text())
     assert facts["class_names"] == ["ant", "bee"] and facts["images"] == len(reserved)
     assert facts["fingerprint"] == reserved.fingerprint and 0 <= facts["accuracy"] <= 1
+    assert f"a CNN that learned from {len(reserved)} images only" in extractor.caveat
     weights["reason"] = None  # what the run was evaluated with stays
     assert chosen_config(None, run) == TrainedCNNConfig(weights=str(run / "extractor"))
     assert extractor_of(own, run).name == extractor.name

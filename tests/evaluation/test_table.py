@@ -160,6 +160,13 @@ def test_a_row_that_is_not_comparable_is_marked_and_every_reason_is_a_footnote_o
     assert cells(markdown)[2]["active experts"] == "3.00"
 
 
+def test_what_to_know_of_a_feature_space_is_a_footnote(read):
+    space = DIGITS | {"caveat": "its features are of few images"}
+    markdown = to_markdown([read(result([made()], space, fd_digits_cnn64=distance(2.0))), read(FID, "b.json")])
+    assert [row["comparable"] for row in cells(markdown)] == ["✓¹", "✓"]
+    assert "¹ digits_cnn64: its features are of few images  " in markdown
+
+
 def test_a_result_that_says_little_is_a_row_all_the_same_but_not_a_comparable_one(read):
     facts = {"extractor": "digits_cnn64", "samples": ["a.npz"]}
     row = read({"fd_digits_cnn64": {"generated": 2.5}, "provenance": facts})

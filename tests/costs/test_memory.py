@@ -153,14 +153,14 @@ def test_experts_that_are_computed_again_keep_their_rows_of_one_layer_at_a_time_
     bf16 = precision == "bf16"
     torch.manual_seed(0)
     model, inputs = MODELS.build(config), inputs_of(config)
-    calibrate(model, lambda: model(*inputs))
+    calibrate(model, lambda: model(**inputs))
     layer = next(block.moe for block in model.blocks if block.moe is not None)
     seen = []
     layer.experts.register_forward_pre_hook(lambda experts, args: seen.append(args))
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        again = Kept(*model.parameters(), *model.buffers(), *inputs)
+        again = Kept(*model.parameters(), *model.buffers(), *inputs.values())
         with again.hooks:
-            first, _ = model.train()(*inputs, return_aux=True)
+            first, _ = model.train()(**inputs, return_aux=True)
         x_ND, routing = seen[0]
         of_layer = Kept(*model.parameters(), x_ND, routing.token_R, routing.weight_R, routing.expert_R)
         with of_layer.hooks:
@@ -174,7 +174,7 @@ def test_experts_that_are_computed_again_keep_their_rows_of_one_layer_at_a_time_
         gradients = [parameter.grad for parameter in model.parameters()]
         other = MODELS.build(plain).train()
         other.load_state_dict(model.state_dict())
-        other(*inputs, return_aux=True)[0].square().mean().backward()
+        other(**inputs, return_aux=True)[0].square().mean().backward()
     assert out_ND.shape == x_ND.shape
     for found, wanted in zip(gradients, (each.grad for each in other.parameters()), strict=True):
         assert (found is None and wanted is None) or torch.equal(found, wanted)

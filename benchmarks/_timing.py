@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WARM_UP = 2  # turns of each
+WARM_UP = 5  # turns of each, in which the allocator also finds its places
 
 
 def take_turns(contestants: Mapping[str, Callable[[], object]], turns: int, device: torch.device) -> dict[str, float]:

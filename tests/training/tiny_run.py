@@ -88,6 +88,7 @@ class Family:
     inputs: Callable[[], tuple[Any, ...]]  # of the model, two rows
     term: str  # of the loss
     unit: Unit
+    experts: str = "auto"  # how they are computed
 
 
 DIT = Family(
@@ -99,11 +100,12 @@ DIT = Family(
     lambda: (torch.randn(2, 1, 8, 8), torch.rand(2), torch.tensor([0, 1])),
     "mse",
     Unit("images"),
+    "by_expert",  # which small ones would not be
 )
 MODERN = {"position_embedding": "rotary", "norm": "rms_norm", "activation": "swiglu", "qk_norm": "layer_norm"}
 FAMILIES = {
     "DiT": DIT,
-    "DiT-modern": replace(DIT, shape=lambda classes: DIT.shape(classes) | MODERN),
+    "DiT-modern": replace(DIT, shape=lambda classes: DIT.shape(classes) | MODERN, experts="grouped"),
     "LM": Family(
         "LM-custom-4E2A",
         tokens,
@@ -134,7 +136,8 @@ def build(
 ) -> Trainer:
     """A trainer with `train` over DEFAULTS; the same weights every time. With `p0` nothing is solved at the start."""
     kind, train_config = FAMILIES[family], TrainConfig(**(DEFAULTS | train))
-    moe = MoEConfig(router=DTopPConfig(controller=ControllerConfig(p0=p0)))
+    router = DTopPConfig(controller=ControllerConfig(p0=p0))
+    moe = MoEConfig(router=router, implementation=kind.experts)  # type: ignore[arg-type]
     shape = {"width": width, "depth": 2, "heads": 2, **kind.shape(len(classes))}
     model_config = MODELS.config_class(family)(name=kind.name, moe=moe, recompute=recompute, **shape)
     sections = {"train": config.dump(train_config), "model": config.dump(model_config), "seed": SEED}

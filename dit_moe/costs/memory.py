@@ -14,7 +14,7 @@ import torch
 from dit_moe.config import ConfigError
 from dit_moe.models import DiTConfig, LMConfig
 from dit_moe.models.base import TransformerConfig
-from dit_moe.models.dit import FREQUENCIES
+from dit_moe.models.embedders import FREQUENCIES
 from dit_moe.moe import MATRICES
 from dit_moe.text.objective import CHUNK
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, overload
 
-import torch
 from torch import Tensor, nn
 
 from dit_moe.config import require
@@ -32,10 +31,10 @@ from dit_moe.models.base import (
     TransformerConfig,
     run_blocks,
 )
+from dit_moe.models.embedders import FREQUENCIES, LabelEmbedder, TimestepEmbedder
 from dit_moe.models.positions import rotary_position_embedding, sincos_position_embedding
 from dit_moe.moe import MATRICES, Activation, MoELayer, RoutingContext
 
-FREQUENCIES = 256  # width of the sinusoidal timestep embedding
 SIZES = {
     "S": Shape(12, 384, 6, 1536),
     "B": Shape(12, 768, 12, 3072),
@@ -153,36 +152,6 @@ class DiTConfig(TransformerConfig):
             active_params=everywhere + experts.active,
             forward_flops=2 * (tokens * (weights[0] + experts.always + experts.active) + weights[1] + attention),
         )
-
-
-class TimestepEmbedder(nn.Module):
-    """Timestep [B] → conditioning [B, D]: sinusoids of 128 frequencies as [cos | sin], then an MLP."""
-
-    def __init__(self, width: int, freq_shift: int = 0) -> None:
-        super().__init__()
-        self.freq_shift = freq_shift
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, t_B: Tensor) -> Tensor:
-        return self.mlp(self.sinusoids(t_B).to(next(self.parameters()).dtype))
-
-    def sinusoids(self, t_B: Tensor) -> Tensor:
-        half = FREQUENCIES // 2
-        exponents = torch.arange(half, device=t_B.device, dtype=torch.float32)
-        frequencies = torch.exp(-math.log(10000) * exponents / (half - self.freq_shift))
-        angles = t_B.float()[:, None] * frequencies
-        return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-class LabelEmbedder(nn.Module):
-    """Class labels [B] → conditioning [B, D]; index `num_classes` is the null class of guidance."""
-
-    def __init__(self, num_classes: int, width: int) -> None:
-        super().__init__()
-        self.embedding_table = nn.Embedding(num_classes + 1, width)
-
-    def forward(self, y_B: Tensor) -> Tensor:
-        return self.embedding_table(y_B)
 
 
 def block_norm(config: DiTConfig, eps: float = 1e-6) -> nn.Module:

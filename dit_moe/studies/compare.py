@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Self
 
 from dit_moe import built_in, config, plugins
 from dit_moe.config import ConfigError
-from dit_moe.distributed import from_main, is_out_of_memory, locked, on_main
+from dit_moe.distributed import is_out_of_memory, locked, on_main
 from dit_moe.downloads import no_downloads
 from dit_moe.files import require_own, require_writable, write_atomically
 from dit_moe.formatting import tell
@@ -23,38 +22,30 @@ from dit_moe.plotting import save_figure
 from dit_moe.studies.figures import draw_differences, draw_loss_vs_flops, draw_quality_vs_active
 from dit_moe.studies.figures_routing import draw_active_by_layer, draw_active_over_training, draw_p_over_training
 from dit_moe.studies.jobs import Job, gpu_names, run_jobs, share_machine
+from dit_moe.studies.plan import PlannedRun, first_of_variants, plan, prepare_data, run_folder
 from dit_moe.studies.results import StudyResults, gather
 from dit_moe.studies.score import (
-    SCORE,
     check_config,
     check_scoring,
-    read_loss,
     read_score,
     read_timing,
-    score_loss,
-    score_metric,
     time_variants,
     was_measured_here,
 )
 from dit_moe.studies.search import DIVERGED, FOLDER, Search, keep_search, read_search, tuned
 from dit_moe.studies.study import (
     BUILT_IN,
-    PlannedRun,
     Study,
     experiments_of,
     find_study,
-    first_of_variants,
     load_study,
     of_variant,
-    plan,
-    prepare_data,
-    run_folder,
     with_found_configs,
 )
 from dit_moe.studies.study import FILE as STUDY
 from dit_moe.studies.table import to_csv, to_markdown
-from dit_moe.tasks.train import prepare, resolve_for_dry_run, train
-from dit_moe.training.devices import peak_memory
+from dit_moe.studies.train_and_score import train_and_score
+from dit_moe.tasks.train import resolve_for_dry_run
 from dit_moe.training.interrupt import TrainingError
 from dit_moe.training.run_start import is_begun
 from dit_moe.training.step import NotFinite
@@ -70,7 +61,6 @@ FIGURES: dict[str, Callable[..., Any]] = {  # name of the file: (results, dark=F
 }
 RESULTS = "results.json"
 WRITTEN = (STUDY, "table.md", "table.csv", RESULTS, *(f"{name}.png" for name in FIGURES))
-PATIENCE = 60  # seconds that a job of a study which was killed may take to save itself
 
 
 @dataclass(frozen=True)
@@ -321,42 +311,3 @@ def save_figures(results: StudyResults, folder: Path) -> None:
             path.unlink(missing_ok=True)
         else:
             save_figure(figure, path)
-
-
-# ------------------------------------------------------------------------------------------------------------- one run
-
-
-def train_and_score(study: Study, run: PlannedRun) -> None:
-    """Train to the end, or go on, and score; what is done already is left alone. All processes call it together."""
-    wait_for(run.folder)
-    if from_main(lambda: read_score(study, run)) is not None:
-        return
-    check_scoring(study, run)
-    trained_here = not from_main(run.is_trained)
-    if trained_here:
-        experiment, dataset = prepare(run.experiment)
-        train(experiment, dataset, run.folder)
-    score = from_main(lambda: read_loss(study, run))
-    if score is None:
-        memory = peak_memory() if trained_here else None  # before the scoring needs some, too
-        score = score_loss(study, run) | {"memory": memory}
-        _keep(score, run)  # also if the metric, which takes longer, fails
-    if study.metric is not None:
-        _keep(score_metric(study, run, score), run)
-
-
-def wait_for(folder: Path, seconds: int = PATIENCE) -> None:
-    """Until no other command is in `folder`; ValueError if that takes too long."""
-    require_writable(folder)
-    for left in reversed(range(seconds)):  # the processes count alike
-        try:
-            with locked(folder):
-                return
-        except ValueError:
-            if not left:
-                raise
-            time.sleep(1)
-
-
-def _keep(score: dict[str, Any], run: PlannedRun) -> None:
-    on_main(lambda: write_atomically(run.folder / SCORE, json.dumps(score, indent=1, allow_nan=False) + "\n"))

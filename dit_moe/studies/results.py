@@ -11,8 +11,9 @@ from typing import Any
 from dit_moe import config
 from dit_moe.moe import MoEConfig
 from dit_moe.moe.routers import ROUTERS
+from dit_moe.studies.plan import PlannedRun
 from dit_moe.studies.score import read_score
-from dit_moe.studies.study import PlannedRun, Study
+from dit_moe.studies.study import Study
 from dit_moe.tasks import task_of
 from dit_moe.training.log import active_experts, read_log
 

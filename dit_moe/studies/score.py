@@ -26,7 +26,8 @@ from dit_moe.files import write_atomically
 from dit_moe.formatting import tell
 from dit_moe.json_files import Count, NonNegative, Size, read_if_good
 from dit_moe.metrics import configs_of
-from dit_moe.studies.study import PlannedRun, Study
+from dit_moe.studies.plan import PlannedRun
+from dit_moe.studies.study import Study
 from dit_moe.tasks import AnyExperiment, task_of
 from dit_moe.tasks.train import build_trainer, prepare
 from dit_moe.training.devices import build_accelerator

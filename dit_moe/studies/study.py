@@ -1,29 +1,22 @@
-"""What a study is: its file, and its runs with their folders and configs; whether these can be compared."""
+"""What a study is: its file, and the configs of its variants."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict
 
-from dit_moe import built_in, checkpoint, config, yaml_text
-from dit_moe.config import ConfigError, Tree, require
+from dit_moe import built_in, config, yaml_text
+from dit_moe.config import ConfigError, require
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
 from dit_moe.experiments import own_images
-from dit_moe.files import write_atomically
-from dit_moe.json_files import read_if_good
 from dit_moe.registry import did_you_mean
 from dit_moe.tasks import AnyExperiment, task_of
-from dit_moe.tasks.train import prepare
-from dit_moe.training.run_start import differing
 
 BUILT_IN = "studies/"  # where built-in studies are, among the configs
 FILE = "study.yaml"  # of a study, in the folder of its results
-DIVERGED_FILE = "diverged.json"  # in the folder of a run
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
@@ -157,65 +150,6 @@ def experiment_tree(study: Study, variant: Variant, seed: int, folder: Path) -> 
     return own_images.load(path, [*study.changes, *variant.changes, f"seed={seed}"])
 
 
-# ----------------------------------------------------------------------------------------------------------- the runs
-
-TRAINING_ONLY = ("label_dropout", "flip", "document_mask")  # keys of objective and data without a part in the scores
-NOT_OF_SCORES = ("batch_size", "light_every", "light_images", "light_documents")  # … and keys of `eval`
-
-
-class Diverged(TypedDict):
-    """What diverged.json holds."""
-
-    config: Tree
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One variant with one seed."""
-
-    variant: Variant
-    seed: int
-    folder: Path
-    experiment: AnyExperiment  # resolved
-    heldout: str | None = None  # fingerprint of the split that is scored, if it has one
-
-    @property
-    def name(self) -> str:
-        """How --only calls it."""
-        return f"{self.variant.name}/{self.seed}"
-
-    def is_trained(self) -> bool:
-        """Whether its last checkpoint is there."""
-        newest = checkpoint.latest(self.folder)
-        return newest is not None and checkpoint.open_checkpoint(newest).step >= self.experiment.train.steps
-
-    def has_diverged(self) -> bool:
-        """Whether a training by this config was stopped by numbers that were not finite."""
-        found = read_if_good(self.folder / DIVERGED_FILE, Diverged)
-        return found is not None and found["config"] == config.dump(self.experiment)
-
-    def note_divergence(self) -> None:
-        write_atomically(self.folder / DIVERGED_FILE, json.dumps(Diverged(config=config.dump(self.experiment))))
-
-    def weights_sha256(self) -> str:
-        """Of the weights that are scored."""
-        return checkpoint.open_checkpoint(self.folder).sha256(self.experiment.sample.weights)
-
-    def precision(self) -> str:
-        """That it was trained in."""
-        return str(checkpoint.open_checkpoint(self.folder).state.get("precision", "unknown"))
-
-
-def run_folder(out: Path, variant: Variant, seed: int) -> Path:
-    """Where in the folder `out` of a study the run of a variant lies."""
-    return out / variant.name / f"seed-{seed}"
-
-
-def first_of_variants(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """The first run of each variant."""
-    return list({run.variant.name: run for run in reversed(runs)}.values())
-
-
 def experiments_of(study: Study, folder: Path, variants: Iterable[Variant] | None = None) -> dict[str, AnyExperiment]:
     """By the variant's name; fields that follow from the data are open. ConfigError, naming the variant, for mistakes.
 
@@ -229,121 +163,6 @@ def experiments_of(study: Study, folder: Path, variants: Iterable[Variant] | Non
     return experiments
 
 
-def resolve(experiment: AnyExperiment) -> AnyExperiment:
-    """With what follows from its data, which are there."""
-    return prepare(experiment)[0]
-
-
-def plan(
-    study: Study,
-    folder: Path,
-    out: Path,
-    only: str | None = None,
-    resolved: Callable[[AnyExperiment], AnyExperiment] = resolve,
-) -> list[PlannedRun]:
-    """All runs of a study in the order of its seeds, so that the first seed is there first; or the one called `only`.
-
-    `resolved` fills in what follows from the data. ConfigError for any mistake in one of them, and for a run folder of
-    another config: results are never mixed.
-    """
-    variants, seeds = study.variants, study.seeds
-    if only is not None:
-        name, _, seed = only.rpartition("/")
-        if name in {variant.name for variant in variants}:
-            seeds = study.seeds_of(study.variant(name))
-        if seed not in map(str, seeds):
-            raise ConfigError("--only", f"={only} must be VARIANT/SEED, with a seed of {', '.join(map(str, seeds))}")
-        variants, seeds = (study.variant(name),), (int(seed),)
-    experiments, heldout = experiments_of(study, folder, variants), {}
-    for name, experiment in experiments.items():
-        with of_variant(name):
-            experiments[name] = resolved(experiment)
-        heldout[name] = _heldout_fingerprint(experiments[name])
-    _require_comparable(study, experiments, heldout)
-    runs = [
-        PlannedRun(
-            variant,
-            seed,
-            run_folder(out, variant, seed),
-            replace(experiments[variant.name], seed=seed),
-            heldout[variant.name],
-        )
-        for seed in seeds
-        for variant in variants
-        if seed in study.seeds_of(variant)
-    ]
-    for run in runs:
-        _require_same_config(run)
-    return runs
-
-
-def _require_comparable(
-    study: Study, experiments: Mapping[str, AnyExperiment], heldout: Mapping[str, str | None]
-) -> None:
-    """ConfigError for a variant that is scored in another way than its baseline."""
-    for variant in study.variants:
-        baseline = study.baseline_of(variant)
-        if not {variant.name, baseline} <= experiments.keys():
-            continue  # only one run was asked for
-        own, other = (
-            _scored_by(experiments[name], study.metric is not None) | {"held-out data": heldout[name]}
-            for name in (variant.name, baseline)
-        )
-        found = dict(config.differences(own, other))
-        if found:
-            key = "objective.name" if "objective.name" in found else min(found)
-            mine, its = found[key]
-            problem = f"={mine}, but its baseline {baseline} has {its}, and their scores cannot be compared"
-            remedy = "give it the same, or another `baseline`, itself for one"
-            raise ConfigError(f"variant {variant.name}: {key}", f"{problem}; {remedy}")
-
-
-def _scored_by(experiment: AnyExperiment, metric: bool) -> Tree:
-    """The parts of a config that decide what a score is, whatever the network."""
-    tree, text = config.dump(experiment), task_of(experiment).kind == "text"
-    parts = {name: _without(tree[name], TRAINING_ONLY) for name in ("objective", "data")}
-    if text:
-        parts["sample"] = {"precision": tree["sample"]["precision"]}
-    else:
-        parts["first_stage"] = tree["first_stage"]
-    if text or metric:
-        parts["eval"] = _without(tree["eval"], NOT_OF_SCORES)
-    return parts
-
-
-def _without(section: Tree, keys: Iterable[str]) -> Tree:
-    return {key: value for key, value in section.items() if key not in keys}
-
-
-def _heldout_fingerprint(experiment: AnyExperiment) -> str | None:
-    """Of the held-out split; None where it has none, and where the split is missing, which `check_scoring` reports."""
-    try:
-        return task_of(experiment).heldout_fingerprint(experiment)
-    except ValueError:
-        return None
-
-
-def _require_same_config(run: PlannedRun) -> None:
-    """ConfigError if the run folder holds a run that was trained, in any of its steps, with another config."""
-    newest = checkpoint.latest(run.folder)
-    if newest is None:
-        return
-    saved = checkpoint.open_checkpoint(newest)
-    kept = config.completed(saved.config(), type(run.experiment))
-    found = differing(kept, config.dump(run.experiment), fixed=("train.steps",))
-    remedy = "name another --out, or remove that folder to train it anew"
-    if found:
-        (key, (old, new)), *others = found.items()
-        also = f" ({', '.join(key for key, _ in others)} differ too)" if others else ""
-        raise ConfigError(
-            key, f"={new} in the study, but the run in {run.folder} was trained with {old}{also}; {remedy}"
-        )
-    for change in saved.state.get("changes", ()):
-        for key in sorted(change.keys() - {"step"}):
-            problem = f" was changed after step {change['step']} of the run in {run.folder}, as its log.jsonl says"
-            raise ConfigError(key, f"{problem}, and a study compares runs with one value for all steps; {remedy}")
-
-
 @contextmanager
 def of_variant(name: str) -> Iterator[None]:
     """Within it a mistake in a config says whose it is."""
@@ -351,12 +170,3 @@ def of_variant(name: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f"variant {name}: {error.path}", error.problem) from None
-
-
-def prepare_data(experiments: Iterable[AnyExperiment]) -> None:
-    """Encode or tokenise what is trained on, where configs say of what; finished data are kept, and not looked into."""
-    done: list[Any] = []
-    for experiment in experiments:
-        if experiment.data not in done:
-            done.append(experiment.data)
-            task_of(experiment).make_missing_data(experiment)

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from dit_moe.studies import compare, score
-from dit_moe.studies.study import load_study, plan
+from dit_moe.studies.plan import plan
+from dit_moe.studies.study import load_study
 from dit_moe.training.step import NotFinite
 from tests.scripts import in_use
 from tests.studies.examples import run_here, write_small_study

@@ -11,11 +11,12 @@ import pytest
 from dit_moe import checkpoint
 from dit_moe.config import ConfigError
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
-from dit_moe.studies import compare, score
-from dit_moe.studies.compare import train_and_score, wait_for
+from dit_moe.studies import score
+from dit_moe.studies.plan import plan
 from dit_moe.studies.results import gather
 from dit_moe.studies.score import SCORE, check_config, check_scoring, provenance, read_loss, read_score
-from dit_moe.studies.study import load_study, plan
+from dit_moe.studies.study import load_study
+from dit_moe.studies.train_and_score import train_and_score, wait_for
 from dit_moe.tasks.train import build_trainer, prepare
 from tests.studies.examples import write_small_study
 
@@ -94,7 +95,7 @@ def test_a_metric_that_fails_leaves_the_loss_which_is_not_measured_again(study, 
             train_and_score(study, runs[1])
     assert read_score(study, runs[1]) is None
     assert read_loss(study, runs[1])["loss"] == json.loads(before)["loss"]
-    monkeypatch.setattr(compare, "score_loss", fail)
+    monkeypatch.setattr("dit_moe.studies.train_and_score.score_loss", fail)
     train_and_score(study, runs[1])
     assert json.loads(path.read_text()) == json.loads(before) | {"memory": None}  # of a training in another process
 

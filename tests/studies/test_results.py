@@ -9,9 +9,10 @@ from dit_moe.experiments.image import load_experiment
 from dit_moe.moe.routers import ROUTERS
 from dit_moe.moe.routers.base import Router
 from dit_moe.studies import results
+from dit_moe.studies.plan import PlannedRun
 from dit_moe.studies.results import curves, gather
 from dit_moe.studies.score import provenance
-from dit_moe.studies.study import PlannedRun, Study, Variant
+from dit_moe.studies.study import Study, Variant
 from dit_moe.studies.table import to_markdown
 from dit_moe.tasks.train import prepare
 

@@ -9,9 +9,10 @@ import pytest
 from dit_moe.config import ConfigError
 from dit_moe.studies import compare, results
 from dit_moe.studies.compare import StudyFolder
+from dit_moe.studies.plan import plan
 from dit_moe.studies.score import provenance
 from dit_moe.studies.search import DIVERGED, Search
-from dit_moe.studies.study import load_study, plan, with_found_configs
+from dit_moe.studies.study import load_study, with_found_configs
 from dit_moe.training.interrupt import TrainingError
 from dit_moe.training.trainer import DATA_ARE_FINITE
 from tests.studies.examples import write_small_study

@@ -8,7 +8,8 @@ import pytest
 
 from dit_moe import built_in
 from dit_moe.config import ConfigError
-from dit_moe.studies.study import experiment_tree, find_study, load_study, plan
+from dit_moe.studies.plan import plan
+from dit_moe.studies.study import experiment_tree, find_study, load_study
 from dit_moe.tasks.train import resolve_for_dry_run
 from tests.data.examples import class_files, encoded, write_tree
 

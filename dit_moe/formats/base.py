@@ -67,6 +67,7 @@ class Format(ABC):
 
     suite: ClassVar[str]  # what it is called, and where its code is
     by_name_only: ClassVar[bool] = False  # whether it is tried only where the user names it
+    assumed: ClassVar[tuple[str, ...]] = ()  # keys that weights do not tell: read as in published models
     ignored: ClassVar[Mapping[str, str]] = {}  # tensors that we have no use for, `#` for any number: why
 
     @abstractmethod

@@ -29,6 +29,7 @@ class DSMoEFormat(ImageFormat):
 
     suite: ClassVar[str] = "DSMoE"
     recipe: ClassVar[str | None] = "dsmoe"
+    assumed: ClassVar[tuple[str, ...]] = ("model.input_size", "model.moe.target", "model.moe.router.gate_scale")
 
     def model(self, found: Found) -> Tree:
         blocks = expert_blocks(found, "mlp.gate.weight")

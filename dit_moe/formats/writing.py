@@ -10,6 +10,7 @@ from torch import Tensor
 from dit_moe import config
 from dit_moe.checkpoint import Checkpoint
 from dit_moe.config import ConfigError, Tree
+from dit_moe.data.listing import note
 from dit_moe.formats.base import FORMATS, Found
 from dit_moe.formats.recognition import typed_model
 from dit_moe.formats.rules import to_theirs
@@ -25,7 +26,8 @@ REMEDY = "export it as a run"
 def in_format(name: str, saved: Checkpoint, which: Which, settings: Tree | None = None) -> dict[str, Tensor]:
     """The weights of a run as the format `name` has them, beside which it has `settings`, if it has any.
 
-    ConfigError for what the suite's network does otherwise: the weights would mean another model there.
+    What weights do not tell, and is not as in the suite's published models, is said on stderr. ConfigError for what the
+    suite's network does otherwise: the weights would mean another model there.
     """
     format_: Any = FORMATS.config_class(name)()
     tree = saved.config()
@@ -35,9 +37,14 @@ def in_format(name: str, saved: Checkpoint, which: Which, settings: Tree | None 
         read = format_.experiment(Found(theirs, settings or {}))
     except ValueError as error:
         raise ConfigError("--to", f" {name}: {saved.folder} does not fit that format: {error}; {REMEDY}") from None
-    told = {"model": typed_model({"heads": model.heads, **read["model"]}), "objective": read["objective"]}
     ours = config.flatten({"model": config.dump(model), "objective": tree["objective"]})
-    for key, value in config.flatten({**told, "model": config.dump(told["model"])}).items():
+    told = config.flatten(read)
+    unusual = [f"{key}={ours[key]}" for key in format_.assumed if key in ours and told.get(key) != ours[key]]
+    read = config.override(read, unusual)
+    meant = {"model": config.dump(typed_model({"heads": model.heads, **read["model"]})), "objective": read["objective"]}
+    for key, value in config.flatten(meant).items():
         if ours.get(key) != value and not OF_TRAINING.fullmatch(key):
             raise ConfigError(key, f"={ours.get(key)}: weights of the format {name} mean {value}; {REMEDY}")
+    if unusual:
+        note(f"weights of the format {name} do not tell {' '.join(unusual)}; give that where they are read")
     return theirs

@@ -81,7 +81,7 @@ def test_an_imported_network_agrees_with_an_independent_forward_pass(tmp_path, n
 
 
 @pytest.mark.parametrize("name", ["golden", *PEERS])
-def test_round_trips_to_the_suite_s_names_are_exact(tmp_path, name):
+def test_round_trips_to_the_suite_s_names_are_exact_and_what_these_do_not_tell_is_said(tmp_path, capsys, name):
     state = weights_of("dit_moe") if name == "golden" else random_state(PEERS[name])
     golden_network = ("auto", (HEADS, "model.moe.router.balance_loss=0.3"))  # on which no output depends
     format_name, overrides = golden_network if name == "golden" else GIVEN[name]
@@ -89,8 +89,9 @@ def test_round_trips_to_the_suite_s_names_are_exact(tmp_path, name):
     back = to_theirs(weights.format.rules(build(Experiment, weights.config()).model), weights.weights("ema"))
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], state[key]) for key in state)
-    if name != "DSMoE":  # whose weights do not tell how small the images of this test are
-        assert in_format(weights.state["imported"]["format"], weights, "ema").keys() == state.keys()
+    assert in_format(weights.state["imported"]["format"], weights, "ema").keys() == state.keys()
+    told = " model.input_size=8 model.moe.target=2.0; give that where they are read"
+    assert (told in capsys.readouterr().err) == (name == "DSMoE")
 
 
 def without(part: str):

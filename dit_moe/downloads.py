@@ -5,6 +5,7 @@ That is known at once, where the downloads themselves may try for long.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import urllib.request
@@ -37,11 +38,6 @@ def no_downloads() -> Iterator[None]:
 
 
 _forbidden = False
-
-
-def are_forbidden() -> bool:
-    """Whether this is within `no_downloads`."""
-    return _forbidden
 
 
 def require_allowed(option: str, problem: str, package: str, source: str, remedy: str) -> None:
@@ -99,14 +95,27 @@ def fetch_repository(name: str) -> Path:
 
 
 @contextmanager
-def hub_offline() -> Iterator[None]:
-    """Within it and `no_downloads` packages that ask the Hub find only what its cache has."""
+def opening(name: str) -> Iterator[None]:
+    """Within it a package opens the folder `name`, or what is called so on the Hub.
+
+    It finds only what the Hub's cache has within `no_downloads` and where the Hub does not answer, which it would ask
+    for half a minute. Then OSError says so if it finds nothing.
+    """
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or _forbidden
+    before, problem = constants.HF_HUB_OFFLINE, ""
+    if not (before or _forbidden or os.path.exists(name)) and may_be_repository(name):
+        try:
+            require_reachable(constants.ENDPOINT)
+        except OSError as error:
+            problem = f"the Hugging Face Hub does not answer: {error}"
+    constants.HF_HUB_OFFLINE = before or _forbidden or bool(problem)
     try:
         yield
+    except OSError as error:
+        if not problem:
+            raise
+        raise OSError(problem) from error
     finally:
         constants.HF_HUB_OFFLINE = before
 

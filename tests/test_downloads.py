@@ -1,12 +1,17 @@
-"""What is not downloaded: of a dry run anything."""
+"""What is not downloaded: of a dry run anything, and from a Hub that does not answer nothing."""
 
 import re
 import socket
+import time
 
 import pytest
 import torch
 from huggingface_hub import constants
 
+from dit_moe import downloads
+from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
+from dit_moe.data import DATASETS
+from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
 from tests.cli.conftest import CONFIG, cli
 
 SIZES = ["model.in_channels=1", "model.input_size=8", "model.num_classes=10"]
@@ -81,3 +86,32 @@ def test_a_dry_run_says_what_would_be_downloaded_and_asks_no_network(
 def test_own_images_that_are_yet_to_be_downloaded_are_refused_by_a_dry_run(empty_machine, capsys):
     assert cli("train", "my_images", "--dry-run", "data.name=huggingface", "data.id=somebody/pictures") == 2
     assert "datasets will download it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "open_it",
+    [
+        lambda: Autoencoder(AutoencoderConfig(model="somebody/vae")).load(),
+        lambda: open_tokenizer(TokenizerConfig(name="somebody/tokenizer")),
+        lambda: DATASETS.build(DATASETS.config_class("huggingface")(id="somebody/pictures"), "train"),
+    ],
+    ids=["autoencoder", "tokenizer", "dataset"],
+)
+def test_a_hub_that_does_not_answer_is_asked_once_and_the_error_says_so(empty_machine, monkeypatch, open_it):
+    asked = []
+    monkeypatch.setattr(downloads, "_unanswered", {})
+    monkeypatch.setattr(downloads, "_problem_with", lambda url: asked.append(url) or "no network")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"=somebody/.*the Hugging Face Hub does not answer: no network"):
+            open_it()
+    assert asked == [constants.ENDPOINT]
+    assert not constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize(("seconds", "is_offline"), [(0.05, False), (5, True)])
+def test_a_slow_hub_is_asked_and_one_that_keeps_silent_is_not(monkeypatch, seconds, is_offline):
+    monkeypatch.setattr(downloads, "_unanswered", {})
+    monkeypatch.setattr(downloads, "PATIENCE", 0.5)
+    monkeypatch.setattr(downloads, "_problem_with", lambda url: time.sleep(seconds))
+    with downloads.opening("somebody/vae"):
+        assert constants.HF_HUB_OFFLINE is is_offline

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from dit_moe.autoencoders.base import FIRST_STAGES, FirstStage, Moments, Shape, from_uint8, to_uint8
 from dit_moe.autoencoders.statistics import read_statistics, with_statistics
 from dit_moe.config import ConfigError, Place, require
-from dit_moe.downloads import are_forbidden, may_be_repository, require_allowed
+from dit_moe.downloads import may_be_repository, opening, require_allowed
 from dit_moe.extras import how_to_install
 from dit_moe.files import require_no_stand_in
 
@@ -266,9 +266,8 @@ def _class_and_config(config: AutoencoderConfig) -> tuple[Any, dict[str, Any]]:
     import diffusers
 
     try:
-        raw = diffusers.AutoencoderKL.load_config(
-            place_of(config), subfolder=config.subfolder, local_files_only=are_forbidden()
-        )
+        with opening(place_of(config)):
+            raw = diffusers.AutoencoderKL.load_config(place_of(config), subfolder=config.subfolder)
         kind = raw.get("_class_name")
     except Exception as error:  # of many kinds, from diffusers
         _require_allowed(config)
@@ -319,11 +318,11 @@ def _require_floats(config: AutoencoderConfig, folder: Path) -> None:
 def _load(config: AutoencoderConfig) -> Any:
     (cls, _), place = _class_and_config(config), place_of(config)
     _require_floats(config, Path(place, config.subfolder or ""))
-    options: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32, "output_loading_info": True}
-    options["local_files_only"] = are_forbidden()
+    options = {"use_safetensors": True, "torch_dtype": torch.float32, "output_loading_info": True}
     with _packages_of(config):
         try:
-            network, info = cls.from_pretrained(place, subfolder=config.subfolder, **options)
+            with opening(place):
+                network, info = cls.from_pretrained(place, subfolder=config.subfolder, **options)
         except (ImportError, NameError):
             raise
         except Exception as error:  # of many kinds, from diffusers

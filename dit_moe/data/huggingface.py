@@ -16,7 +16,7 @@ from dit_moe.config import ConfigError, NotThere, Place, require
 from dit_moe.data.base import DATASETS, place_of
 from dit_moe.data.image_source import ImageSource, ImageSourceConfig
 from dit_moe.data.images import BadImage
-from dit_moe.downloads import hub_offline, require_allowed
+from dit_moe.downloads import opening, require_allowed
 from dit_moe.extras import how_to_install
 from dit_moe.formatting import one_line
 from dit_moe.registry import did_you_mean
@@ -125,7 +125,7 @@ def load_split(id: str, subset: str | None, option: str, split: str, streaming: 
     saved = any(os.path.isfile(os.path.join(id, name)) for name in ("dataset_dict.json", "state.json"))
     try:
         if not saved:
-            with hub_offline():
+            with opening(id):
                 return datasets.load_dataset(id, subset, split=split, streaming=streaming)
         splits = datasets.load_from_disk(id)
     except Exception as error:  # of many kinds, from the network to Arrow

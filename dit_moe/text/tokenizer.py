@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dit_moe.config import ConfigError, shown
+from dit_moe.downloads import opening, require_allowed
 from dit_moe.files import atomic_folder, everything
 from dit_moe.formatting import one_line
 from dit_moe.json_files import parse
@@ -164,6 +165,9 @@ def open_tokenizer(
         hf = _bytes_tokenizer() if place == BYTES else _load(transformers.AutoTokenizer, place)
         tokenizer = None if hf.eos_token_id is None else TextTokenizer(config, hf)
     except Unloadable as error:
+        if folder is None and is_remote(config):
+            remedy = "name a folder that holds a tokenizer"
+            require_allowed("name", f"={place} is no folder", "transformers", "the Hugging Face Hub", remedy)
         local = "mend the folder, or name another that holds a tokenizer"
         hub = (
             f"name a folder that holds a tokenizer, {BYTES!r}, or an id of the Hugging Face Hub (offline: one that was"
@@ -203,7 +207,7 @@ def _load(cls: Any, place: str) -> Any:
             told += f" (it is damaged, or of a later version than the installed tokenizers {version('tokenizers')})"
         return Unloadable(told)
 
-    with _rust_errors(failure):
+    with _rust_errors(failure), opening(place):
         return cls.from_pretrained(place, trust_remote_code=False)
 
 

@@ -33,7 +33,7 @@ from dit_moe.evaluation.report import Report
 from dit_moe.evaluation.text import heldout_text, perplexity
 from dit_moe.experiments import own_images
 from dit_moe.experiments.image import Experiment, resolve_sampling
-from dit_moe.experiments.run import ImageRun, TextRun, open_image_run, open_text_run
+from dit_moe.experiments.run import WRITTEN_IN_FULL, ImageRun, TextRun, open_image_run, open_text_run
 from dit_moe.experiments.text import TextExperiment, TextSampleConfig
 from dit_moe.models import LM, DiT
 from dit_moe.pictures import picture
@@ -48,21 +48,26 @@ from dit_moe.training.log import read_log
 Labels = str | int | Iterable[str | int]
 
 
-def load(path: str | Path) -> ImageModel | TextModel:
+def load(path: str | Path, changes: Mapping[str, Any] | None = None) -> ImageModel | TextModel:
     """Open a run to sample from it and evaluate it, on the GPU if there is one.
+
+        model = dit_moe.load("DiT-XL-2-256x256.pt", {"first_stage.model": "my/vae", "first_stage.tiling": True})
 
     Args:
         path: a run folder, of which the newest checkpoint is taken, or a checkpoint folder; a file or folder of weights
             of another suite, whose format can be told (docs/checkpoints.md), or a pipeline's folder; or the name of a
             repository of the Hugging Face Hub that holds one of these, "someone/model".
+        changes: as `dit-moe sample` takes them: how it samples unless `sample` is told otherwise, and, with the names
+            of their sections, where its autoencoder and its data are.
 
-    Raises ValueError if there is none of these, or if a file of it is damaged.
+    Raises ValueError if there is none of these, if a file of it is damaged, or for a mistake in the changes.
     """
     here = Path(path).exists() or Path(path).parent.exists()  # a name beside others was meant to be one of them
     if not here and may_be_repository(str(path)):
         path = fetch_repository(str(path))
-    run: Any = task_of(path).open_run(path)
-    return ImageModel(run) if isinstance(run, ImageRun) else TextModel(run)
+    words = tuple(_words(changes or {}))
+    run: Any = task_of(path).open_run(path, words)
+    return ImageModel(run, words) if isinstance(run, ImageRun) else TextModel(run, words)
 
 
 def train(
@@ -101,6 +106,7 @@ class _Model:
     """What models of images and of text have in common."""
 
     run: Any  # with all that it was opened from
+    changes: tuple[str, ...] = ()  # by which it was opened, ``key=value``
 
     @property
     def step(self) -> int:
@@ -205,8 +211,7 @@ class ImageModel(_Model):
         Returns the report, whose numbers are in ``report.flat()``; None on all processes but the main one. Raises
         ValueError for bad input.
         """
-        changes = _sampling(labels, n, None, guidance, steps, options)
-        overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in changes.items()]
+        overrides = [*self.changes, *_words(_sampling(labels, n, None, guidance, steps, options))]
         names = [str(self.run.folder), *([] if reference is None else [str(reference)])]
         asked = ",".join(metrics) if metrics is not None else None
         report, _ = evaluate(names, overrides, EvalOptions(seeds=seeds, metrics=asked, extractor=extractor))
@@ -218,7 +223,8 @@ class ImageModel(_Model):
         with section("sample"):
             sample = config.build(SampleConfig, tree)
         if sample.weights != self.config.sample.weights:
-            return open_image_run(self.run.folder, sample=sample, device=join_processes().device)
+            places = [each for each in self.changes if each.startswith(WRITTEN_IN_FULL)]
+            return open_image_run(self.run.folder, places, sample=sample, device=join_processes().device)
         experiment = replace(self.config, sample=sample)
         sample = resolve_sampling(experiment, self.run.objective, self.class_names)
         return replace(self.run, experiment=replace(experiment, sample=sample))
@@ -277,6 +283,11 @@ def _tree_of(base: str | Path | Mapping[str, Any], changes: Mapping[str, Any]) -
     for key, value in changes.items():
         tree = config.change(tree, key, _plain(value))
     return tree
+
+
+def _words(changes: Mapping[str, Any]) -> list[str]:
+    """Changes as the commands take them: ``key=value``."""
+    return [f"{key}={json.dumps(_plain(value), ensure_ascii=False)}" for key, value in changes.items()]
 
 
 def _plain(value: Any) -> Any:

@@ -14,12 +14,12 @@ from dit_moe.analysis.collect_images import IMAGES, TIMES, collect_images
 from dit_moe.analysis.collect_text import TOKENS, collect_text
 from dit_moe.analysis.page import PAGE, write_page
 from dit_moe.analysis.statistics import JSON, NPZ, RoutingStats, write_stats
-from dit_moe.checkpoint import find, run_of
 from dit_moe.config import ConfigError, NotThere
 from dit_moe.data.latents import NoLatents
 from dit_moe.distributed import join_processes
 from dit_moe.experiments.run import open_image_run, open_text_run
 from dit_moe.files import require_own
+from dit_moe.formats import home_of
 from dit_moe.formatting import tell
 from dit_moe.json_files import read_object
 from dit_moe.locks import exclusive
@@ -61,7 +61,7 @@ def report_routing(
             raise ConfigError(f"--{option}", f": {path} is a model of {kind}; leave it out")
         if count is not None and count < 1:
             raise ConfigError(f"--{option}", f"={count} must be at least 1")
-    home = run_of(find(path))
+    home = home_of(path)
     out = out or home / "routing"
     require_own(out, (PAGE, JSON, NPZ), "pictures" in read_object(out / JSON))
     with exclusive(out, JSON):

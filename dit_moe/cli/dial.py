@@ -22,7 +22,7 @@ from pathlib import Path
 
 from dit_moe.cli import split_words
 from dit_moe.cli.ending import end
-from dit_moe.studies.compute_budget import measure_compute_budgets
+from dit_moe.studies.compute_budget import measure_compute_budgets, place_of
 from dit_moe.studies.compute_budget_runs import HIGHEST, LOWEST, POINTS, ImageOptions
 
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     numbers = {"seeds": args.seeds, "images": args.images, "draws": args.draws}
     options = ImageOptions(metric=not args.no_metric, extractor=args.extractor, **numbers)
     print(measure_compute_budgets(folders, changes, targets, options, args.out), end="")
-    out = args.out or folders[0] / "dial"
+    out = args.out or place_of(folders[0])
     sampled = [("sample", folders[0], f"target={target:g}") for target in (targets or [])[:1]]
     end([out / name for name in ("dial.png", "dial.md", "dial.json")], *sampled)
 

@@ -11,8 +11,29 @@ from pathlib import Path
 from rich.filesize import decimal
 
 from dit_moe import plugins
+from dit_moe.config import Tree
 from dit_moe.files import disk_used
 from dit_moe.formatting import printable
+
+
+def scoring(command: str, experiment: Tree, run: Path) -> list[tuple[object, ...]]:
+    """The command that measures how good a run is, unless the data that it needs are not there, or not named.
+
+    Args:
+        command: "eval", or "perplexity".
+        experiment: the whole config of the run.
+    """
+    data = images_of(experiment)
+    is_folder = data.get("name") in (None, "image_folder")  # None: of tokens
+    there = data.get("name") != "latents" and (not is_folder or Path(data["path"]).exists())
+    return [(command, run)] if there or experiment["eval"].get("reference") else []
+
+
+def images_of(experiment: Tree) -> Tree:
+    """The section that names the data themselves; where it names latents, nothing says of which images they are."""
+    encode = experiment.get("encode")
+    section: Tree = encode["images"] if encode else experiment["data"]
+    return section
 
 
 def end(results: Iterable[Path], *commands: Sequence[object]) -> None:

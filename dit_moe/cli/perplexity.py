@@ -21,11 +21,11 @@ from typing import Any
 
 from rich.table import Table
 
-from dit_moe.checkpoint import find, run_of
 from dit_moe.cli import split_words
 from dit_moe.cli.ending import end
 from dit_moe.distributed import join_processes
 from dit_moe.evaluation.text import RESULT, score_run
+from dit_moe.formats import home_of
 from dit_moe.formatting import PlainConsole, rounded
 
 OPTIONS = ("stride", "batch_size", "max_documents")  # of the command that are keys of the section `eval`
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     if join_processes().is_main_process:
         print(json.dumps(report, indent=1, allow_nan=False))
         print_table(report)
-        end([args.out or run_of(find(args.run_folder)) / RESULT], ("routing", args.run_folder))
+        end([args.out or home_of(args.run_folder) / RESULT], ("routing", args.run_folder))
 
 
 def print_table(report: dict[str, Any], console: PlainConsole | None = None) -> None:

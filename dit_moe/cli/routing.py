@@ -54,7 +54,9 @@ def run(args: argparse.Namespace) -> None:
     if written is not None:
         stats, page = written
         print_table(stats)
-        end([page], *([("dial", args.run_folder)] if stats.adjustable else []))
+        on_data = not stats.facts["split"].startswith(OWN_SAMPLES)  # which `dial` needs
+        places = [each for each in args.overrides if each.startswith("data.")]
+        end([page], *([("dial", args.run_folder, *places)] if stats.adjustable and on_data else []))
 
 
 def print_table(stats: RoutingStats, console: PlainConsole | None = None) -> None:

@@ -1,7 +1,8 @@
 """Sample from a run. Of images: images.npz, grid.png and sample.json in the output folder.
 
-Overrides change the run's section `sample`. Several processes (torchrun, accelerate) share the work, and the images are
-the same whatever their number. They are written as they come: a set of any size takes the memory of one batch.
+Overrides change the run's section `sample`; first_stage.model=FOLDER names its autoencoder. Several processes
+(torchrun, accelerate) share the work, and the images are the same whatever their number. They are written as they come:
+a set of any size takes the memory of one batch.
 
     dit-moe sample runs/digits count=1000 seed=1 guidance.scale=2 sampler=euler sampler.steps=50 --out guided
     dit-moe sample runs/digits count=1000 --save png,grid --out pictures
@@ -20,11 +21,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from dit_moe.checkpoint import run_of
-from dit_moe.cli.ending import end
+from dit_moe.cli.ending import end, images_of, scoring
 from dit_moe.config import Tree
 from dit_moe.data import DATASETS
 from dit_moe.extractors import EXTRACTORS
+from dit_moe.formats import home_of
 from dit_moe.registry import Registry
 from dit_moe.sampling.labels import WORDS
 from dit_moe.sampling.outputs import DEFAULT, OUTPUTS, SAMPLE_JSON
@@ -62,34 +63,30 @@ def run(args: argparse.Namespace) -> None:
     task = task_of(args.run_folder)
     facts = task.sample(args.run_folder, args.overrides, options)
     if facts is not None:  # on the main process
-        run = run_of(Path(facts["run"]))
-        out = args.out or run
+        out = args.out or home_of(args.run_folder)
         files = [out / name for name in (*facts.get("files", ()), SAMPLE_JSON)]
-        following: tuple[object, ...] | None = (task.scored_by, args.run_folder)
-        if task.kind == "images":
+        following = scoring(task.scored_by, facts["experiment"], args.run_folder)
+        if following and task.kind == "images":
             following = _to_go_on(facts["experiment"], args.run_folder, files)
-        end(files, *([following] if following else []))
+        end(files, *following)
 
 
-def _to_go_on(experiment: Tree, run: Path, files: Sequence[Path]) -> tuple[object, ...] | None:
+def _to_go_on(experiment: Tree, run: Path, files: Sequence[Path]) -> list[tuple[object, ...]]:
     """The command that compares what was sampled with the images that were trained on, or else the run itself.
 
-    None where it would not go, or say nothing: the images are elsewhere by now, or a few were looked at.
+    Nothing where a few images were looked at.
     """
     samples = next((path for path in files if path.name in (OUTPUTS["npz"][0], OUTPUTS["png"][0])), None)
-    settings, encode, sample = experiment["eval"], experiment.get("encode"), experiment["sample"]
-    images = encode["images"] if encode else experiment["data"]
+    settings, sample, images = experiment["eval"], experiment["sample"], images_of(experiment)
     if sample["count"] < FEW and sample["labels"] not in WORDS:
-        return None
-    if images["name"] == "image_folder" and not settings.get("reference") and not Path(images["path"]).exists():
-        return None
+        return []
     reference = settings.get("reference") or _named(DATASETS, images)
     extractor = settings.get("extractor")
     feature_space = _named(EXTRACTORS, extractor) if extractor else ""
     named = extractor or images["name"] == "digits"
     if samples is None or not named or "{" in reference + feature_space:
-        return "eval", run
-    return "eval", samples, reference, *(("--extractor", feature_space) if feature_space else ())
+        return [("eval", run)]
+    return [("eval", samples, reference, *(("--extractor", feature_space) if feature_space else ()))]
 
 
 def _named(registry: Registry, section: Tree) -> str:

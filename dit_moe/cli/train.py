@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 from contextlib import nullcontext
 
+from dit_moe import config
 from dit_moe.cli import add_config_arguments, add_run_argument
-from dit_moe.cli.ending import end
+from dit_moe.cli.ending import end, scoring
 from dit_moe.costs import add_cost_arguments, describe
 from dit_moe.downloads import no_downloads
 from dit_moe.tasks import task_of
@@ -48,4 +49,4 @@ def run(args: argparse.Namespace) -> None:
     experiment, dataset = prepare(experiment)
     train(experiment, dataset, args.folder, args.profile)
     folder, scored_by = args.folder, task_of(experiment).scored_by
-    end([folder, folder / CURVES], ("sample", folder), (scored_by, folder))
+    end([folder, folder / CURVES], ("sample", folder), *scoring(scored_by, config.dump(experiment), folder))

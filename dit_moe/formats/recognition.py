@@ -52,8 +52,7 @@ class Weights(Checkpoint):
 
     @property
     def run(self) -> Path:
-        """Where results of it go unless the user says otherwise."""
-        return Path("runs", self.folder.stem).absolute()
+        return home_of(self.folder).absolute()
 
     @property
     def started_in(self) -> Path:
@@ -81,6 +80,14 @@ def typed_model(section: Tree) -> Any:
 def is_weights(path: str | Path) -> bool:
     """Whether `path` is a run, or weights that `open_model` can open in its place."""
     return checkpoint.is_run(path) or is_source(path)
+
+
+def home_of(path: str | Path) -> Path:
+    """The run folder that results of a run, or of weights in its place, go to unless the user says otherwise.
+
+    ValueError if there is no checkpoint in the folder of the run.
+    """
+    return Path("runs", Path(path).stem) if holds_weights(path) else checkpoint.run_of(checkpoint.find(path))
 
 
 def open_model(path: str | Path) -> Checkpoint:

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
+from dit_moe.checkpoint import is_run
 from dit_moe.config import ConfigError, Keys, Tree, Within
 from dit_moe.distributed import join_processes, locked
 from dit_moe.files import require_own, write_atomically
+from dit_moe.formats import home_of
 from dit_moe.formatting import markdown_table, tell
 from dit_moe.json_files import NonNegative, checked, load, require_format
 from dit_moe.plotting import INK, LINES, MARKERS, PAPER, canvas, labels_above, save_figure, styled
@@ -57,7 +59,7 @@ def measure_compute_budgets(
     Args:
         changes: key=value, to the section `sample`, and of language models to `eval`, too.
         targets: mean active experts; None: the default ones of each run.
-        out: where results go; None: dial in the first run folder.
+        out: where results go; None: see `place_of`.
 
     ValueError for bad input, before anything is measured.
     """
@@ -79,7 +81,7 @@ def measure_compute_budgets(
     for run in runs:
         if isinstance(run, ImageRunAtBudgets) and run.split != "heldout":
             tell(f"{run.name}: the loss is of the images in {run.split}")
-    out = out or folders[0] / "dial"
+    out = out or place_of(folders[0])
     require_own(out, ("dial.md", "dial.png"), (out / "dial.json").is_file())  # which `_read` looks into
     with locked(out):
         kept = _read(out / "dial.json")
@@ -88,6 +90,11 @@ def measure_compute_budgets(
         write_atomically(out / "dial.md", table)
         save_figure(draw_compute_budget(shown), out / "dial.png")
     return table
+
+
+def place_of(run: Path) -> Path:
+    """Where results go unless the user says otherwise: `dial` in the folder of the first run."""
+    return (run if is_run(run) else home_of(run)) / "dial"
 
 
 def _read(path: Path) -> list[Entry]:

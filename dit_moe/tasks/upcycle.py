@@ -73,7 +73,7 @@ def upcycle(path: Path, options: UpcycleOptions, changes: Sequence[str], out: Pa
 
     Args:
         path: a run folder, a checkpoint folder, or weights of another suite.
-        changes: ``key=value``, to the config of the run.
+        changes: ``key=value``, to the config of the run; its own autoencoder, too, is where they say.
         out: the folder to make.
 
     Returns what was made and how far it is from its source on held-out data, JSON-ready. ValueError for bad input,
@@ -81,7 +81,7 @@ def upcycle(path: Path, options: UpcycleOptions, changes: Sequence[str], out: Pa
     """
     require_replaceable(out)
     task = task_of(path)
-    source = task.open_run(path)
+    source = task.open_run(path, [each for each in changes if each.startswith("first_stage.")])
     experiment, dataset = prepare(_experiment_of(source, options, changes))
     _require(source, experiment, options.method)
     parts = task.training_parts(_without_hooks(experiment), dataset, source.home, None)

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from dit_moe.cli import main
-from dit_moe.cli.ending import end
+from dit_moe.cli.ending import end, scoring
 from dit_moe.cli.sample import _to_go_on
 from dit_moe.training import Interrupted
 from tests.cli.conftest import CONFIG, SMALL, cli
@@ -75,7 +75,22 @@ def test_after_a_few_images_of_listed_classes_there_is_nothing_to_measure_and_ow
     def following(sample, **changes):
         return _to_go_on({"eval": {}, "data": data | changes, "sample": sample}, tmp_path / "run", files)
 
-    assert following(many) == ("eval", tmp_path / "run")
-    assert following(many, path=str(tmp_path / "gone")) is None
-    assert following({"count": 16, "labels": ["cat"]}) is None
-    assert following({"count": 100, "labels": ["cat"]}) == ("eval", tmp_path / "run")
+    measured = [("eval", tmp_path / "run")]
+    assert following(many) == measured
+    assert following({"count": 16, "labels": ["cat"]}) == []
+    assert following({"count": 100, "labels": ["cat"]}) == measured
+
+
+def test_a_run_is_measured_only_where_the_images_that_it_names_are(tmp_path):
+    run, data = tmp_path / "run", {"name": "image_folder", "path": str(tmp_path)}
+    gone, latents = {"path": str(tmp_path / "gone")}, {"name": "latents", "path": str(tmp_path)}
+
+    def following(reference=None, **sections):
+        return scoring("eval", {"eval": {"reference": reference}, "data": data, **sections}, run)
+
+    assert following() == following(data={"name": "digits"}) == following("digits", data=latents) == [("eval", run)]
+    assert following(data=latents, encode={"images": data}) == [("eval", run)]
+    assert following(data=data | gone) == following(data=latents) == []
+    assert following(data=latents, encode={"images": data | gone}) == []
+    text = {"eval": {}, "data": gone}
+    assert scoring("perplexity", text, run) == [] != scoring("perplexity", text | {"data": data}, run)

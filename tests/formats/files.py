@@ -39,5 +39,5 @@ def of_training(path: Path, name: str, **arguments: Any) -> Path:
     """A checkpoint as the suite's training script writes it; its raw weights are others than the averaged ones."""
     ema = weights_of(name)
     given = argparse.Namespace(**(ARGUMENTS[name] | arguments))
-    torch.save({"model": {key: each + 1 for key, each in ema.items()}, "ema": ema, "opt": {}, "args": given}, path)
+    torch.save({"model": {key: 0.9 * each for key, each in ema.items()}, "ema": ema, "opt": {}, "args": given}, path)
     return path

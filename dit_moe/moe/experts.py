@@ -25,9 +25,9 @@ Implementation = Literal["auto", "by_expert", "grouped", "reference"]
 LITTLE_WORK = 2**29  # multiply-adds in fp32 that grouped products are through with before threads have shared them out
 
 
-def fastest(device: str, dtype: torch.dtype, work: int) -> Literal["by_expert", "grouped"]:
+def fastest(device: str, dtype: torch.dtype, work: int, experts: int) -> Literal["by_expert", "grouped"]:
     """The implementation that docs/performance.md found the fastest for so many multiply-adds of one layer."""
-    if device != "cpu":
+    if device != "cpu" or experts < torch.get_num_threads():  # a thread without an expert would have nothing to do
         return "grouped"
     # Of 16-bit numbers grouped products are prepared anew whenever an expert's number of rows is a new one.
     return "grouped" if work < LITTLE_WORK and dtype == torch.float32 else "by_expert"
@@ -69,7 +69,7 @@ class Experts(nn.Module):
         implementation, dtype = self.implementation, _dtype_of_products(x_ND)
         if implementation == "auto":
             work = len(routing.token_R) * (self.w_in[0].numel() + self.w_out[0].numel())
-            implementation = fastest(x_ND.device.type, dtype, work)
+            implementation = fastest(x_ND.device.type, dtype, work, len(self.w_in))
         if implementation == "by_expert":
             if x_ND.device.type != "cpu":
                 wanted = "computes on CPUs alone; auto takes what is fastest on a device"

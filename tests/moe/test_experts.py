@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from dit_moe.moe.experts import Experts
+from dit_moe.moe.experts import Experts, fastest
 from dit_moe.moe.routing import routing_from_mask
 
 WIDTH, HIDDEN = 16, 24
@@ -117,3 +117,17 @@ if not child:
 assert os.waitpid(child, 0)[1] == 0
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "work", "experts", "wanted"),
+    [
+        ("cuda", torch.bfloat16, 2**40, 64, "grouped"),
+        ("cpu", torch.float32, 2**30, 64, "by_expert"),
+        ("cpu", torch.float32, 2**20, 64, "grouped"),
+        ("cpu", torch.bfloat16, 2**20, 64, "by_expert"),
+        ("cpu", torch.bfloat16, 2**30, 0, "grouped"),
+    ],
+)
+def test_auto_takes_what_was_measured_as_the_fastest(device, dtype, work, experts, wanted):
+    assert fastest(device, dtype, work, experts) == wanted

@@ -93,6 +93,8 @@ class TrainingBar:
             shown.append(f"p {rounded(line['p'], 3, 2)}")
         if line.get("active") is not None:
             shown.append(f"active {line['active']:.2f}")
+        if line.get("dropped"):
+            shown.append(f"dropped {line['dropped']:.2g}")
         text = "  ".join(shown)
         self._bar.update(self._task, description=text)
         due = time.monotonic() - self._printed >= PAUSE or line["step"] == self._steps

@@ -95,8 +95,12 @@ def activation_bytes(
 
 
 def peak_active(model: TransformerConfig) -> float | None:
-    """The most active experts a token, on average over a step, that training is to be ready for; None: the target."""
-    return None if model.moe is None else model.moe.router.peak(model.moe.experts, model.moe.target)
+    """The most active experts a token, on average over a step, that training is to be ready for.
+
+    None: as many as `network` takes by itself.
+    """
+    moe = model.moe
+    return None if moe is None or moe.capacity_factor else moe.router.peak(moe.experts, moe.target)
 
 
 def _bytes(precision: str) -> int:
@@ -161,9 +165,12 @@ class Network:
 
 
 def network(model: TransformerConfig, e: int, active: float | None = None) -> Network:
-    """What autograd keeps of a model that multiplies numbers of `e` bytes, at `active` experts, or the target's."""
-    target = 0.0 if model.moe is None else model.moe.target
-    return NETWORKS[type(model)](model, e, target if active is None else active)
+    """What autograd keeps of a model that multiplies numbers of `e` bytes, at `active` experts, or the target's; with a
+    capacity at as many as there is room for."""
+    moe = model.moe
+    if moe is not None and moe.capacity_factor is not None:
+        active = min(moe.capacity_factor * moe.target, moe.experts)
+    return NETWORKS[type(model)](model, e, (0.0 if moe is None else moe.target) if active is None else active)
 
 
 def _experts(model: TransformerConfig, e: int, active: float) -> Saved:

@@ -36,9 +36,10 @@ from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from dit_moe import config
+from dit_moe.formatting import tell
 from dit_moe.interop.router_precision import RoutersInFP32
 from dit_moe.models import LM, MODELS, LMConfig
-from dit_moe.moe import update_routers
+from dit_moe.moe import counted_dropped, update_routers
 
 if TYPE_CHECKING:
     from dit_moe.text.tokenizer import TextTokenizer
@@ -309,13 +310,27 @@ def _stored_weights(source: str | PathLike[str], options: dict[str, Any]) -> dic
 class RouterCallback(TrainerCallback):
     """Moves thresholds and the loads of the balance loss, by the counts of all micro-batches and processes.
 
-    `Trainer(model, args, callbacks=[RouterCallback()], ...)`. Tokens of padding count as any other.
+    `Trainer(model, args, callbacks=[RouterCallback()], ...)`. Tokens of padding count as any other. Experts that a
+    capacity has no room for are told of at the next line of the log, once.
     """
+
+    def __init__(self) -> None:
+        self._dropped: Tensor | None = None  # the most that a step has dropped of a token's experts
+        self._told = False
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        dropped = counted_dropped(kwargs["model"])
+        if dropped is not None:
+            self._dropped = dropped if self._dropped is None else torch.maximum(dropped, self._dropped)
         update_routers(kwargs["model"], partial(reduce, reduction="sum"), report=False)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._dropped is not None and not self._told and (most := self._dropped.item()) > 0:
+            self._told = True
+            what = f"{most:.3g} experts per token were dropped in a step, for want of room"
+            tell(f"warning: {what}; raise moe.capacity_factor")
 
 
 AutoConfig.register(DitMoeLMConfig.model_type, DitMoeLMConfig, exist_ok=True)

@@ -7,6 +7,7 @@ from dit_moe.moe.layer import FeedForward, MoEConfig, MoELayer
 from dit_moe.moe.router_update import (
     ActiveExperts,
     counted_active,
+    counted_dropped,
     measure_active,
     measure_layers,
     no_active_experts,
@@ -34,6 +35,7 @@ __all__ = [
     "calibrate",
     "controlled_routers",
     "counted_active",
+    "counted_dropped",
     "measure_active",
     "measure_layers",
     "needs_calibration",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dit_moe.moe.activations import ACTIVATIONS, Activation
 from dit_moe.moe.expert_by_expert import expert_by_expert
+from dit_moe.moe.grouped_mm import grouped_mm
 from dit_moe.moe.routing import Routing
 
 Implementation = Literal["auto", "by_expert", "grouped", "reference"]
@@ -67,6 +68,8 @@ class Experts(nn.Module):
     def forward(self, x_ND: Tensor, routing: Routing) -> Tensor:
         """The gated sum of each token's experts, [N, D] in x's dtype; a token without experts gets zeros."""
         implementation, dtype = self.implementation, _dtype_of_products(x_ND)
+        if routing.used_R is not None:  # the others read on the host how many rows an expert has
+            implementation = "grouped"
         if implementation == "auto":
             work = len(routing.token_R) * (self.w_in[0].numel() + self.w_out[0].numel())
             implementation = fastest(x_ND.device.type, dtype, work, len(self.w_in))
@@ -90,9 +93,10 @@ class Experts(nn.Module):
             unused = [w_in, w_out, *(bias for bias in (self.bias_in, self.bias_out) if bias is not None)]
             return rows_RD + 0 * torch.stack([each.sum().to(dtype) for each in unused]).sum()
         ends_E = routing.counts_E.cumsum(0).to(torch.int32)
-        hidden_RF = _biased(F.grouped_mm(rows_RD, w_in, offs=ends_E), self.bias_in, routing.expert_R)
+        product = F.grouped_mm if routing.used_R is None else grouped_mm
+        hidden_RF = _biased(product(rows_RD, w_in, offs=ends_E), self.bias_in, routing.expert_R)
         hidden_RH = ACTIVATIONS[self.activation](hidden_RF)
-        return _biased(F.grouped_mm(hidden_RH, w_out, offs=ends_E), self.bias_out, routing.expert_R)
+        return _biased(product(hidden_RH, w_out, offs=ends_E), self.bias_out, routing.expert_R)
 
     def _reference(self, rows_RD: Tensor, routing: Routing) -> Tensor:
         """One expert after the other in fp32. The weights are unbound once: indexing them one by one would make

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
@@ -39,6 +40,9 @@ class MoEConfig:
     activation: Activation | None = None  # None: that of the dense feed-forward
     implementation: Implementation = "auto"  # auto: see `fastest`
     recompute: bool = False  # compute the experts again in the backward pass, and keep none of their rows until then
+    # Training computes at most this many times target·N of the pairs that the routers choose for N tokens, whichever
+    # experts they go to, and drops the rest; the host then never waits for their number. None: all pairs.
+    capacity_factor: float | None = None
     every: int = 1  # one block in this many is an MoE block …
     offset: int = 0  # … from this block on
 
@@ -52,6 +56,8 @@ class MoEConfig:
         require(self.shared_experts >= 0, self, "shared_experts", "must be at least 0")
         used = self.shared_hidden is None or self.shared_experts > 0
         require(used, self, "shared_hidden", "means nothing with shared_experts=0; drop it, or give their number")
+        if self.capacity_factor is not None:
+            self._check_capacity(self.capacity_factor)
         require(self.every >= 1, self, "every", "must be at least 1")
         require(self.offset >= 0, self, "offset", "must be at least 0")
         if None in (self.experts, self.target):
@@ -63,6 +69,14 @@ class MoEConfig:
         except ConfigError as error:
             raise error if error.path == "target" else error.below("router") from None
         object.__setattr__(self, "router", self.router.resolved(self.experts, self.target))
+
+    def _check_capacity(self, factor: float) -> None:
+        require(1 <= factor < math.inf, self, "capacity_factor", "must be at least 1")
+        wanted = f"reads on the host how many pairs there are, which capacity_factor={factor:g} avoids"
+        fixed = self.implementation in ("auto", "grouped")
+        require(fixed, self, "implementation", f"{wanted}; drop one of the two")
+        waits = f"is for routers that wait for nothing, and this one waits to learn {self.router.WAITS_FOR}"
+        require(self.router.WAITS_FOR is None, self, "capacity_factor", f"{waits}; choose dtopp, or drop it")
 
     def is_moe(self, block: int) -> bool:
         """Whether block number `block`, counted from 0, has experts."""
@@ -113,12 +127,12 @@ class MoELayer(nn.Module):
         super().__init__()
         hidden, activation = config.hidden(dense_hidden, dense_activation), config.activation or dense_activation
         self.router = ROUTERS.build(config.router, width, config.experts, config.target)
+        self.router.capacity_factor = config.capacity_factor
         self.experts = Experts(config.experts, width, hidden, activation, config.implementation, config.bias)
         shared = config.shared_width(hidden)
         self.shared = FeedForward(width, shared, activation, config.bias) if shared else None
         self.recompute = config.recompute
 
-    @torch.compiler.disable  # the number of routed pairs is known only when it runs
     def forward(
         self,
         x_BSD: Tensor,
@@ -134,6 +148,16 @@ class MoELayer(nn.Module):
             earlier_NE: what the router of the MoE layer before handed on.
             unmodulated_BSD: the same tokens before the modulation by time and label.
         """
+        compute = self._compute_uncompiled if self.router.capacity_factor is None else self._compute
+        return compute(x_BSD, context, earlier_NE, unmodulated_BSD)
+
+    def _compute(
+        self,
+        x_BSD: Tensor,
+        context: RoutingContext | None,
+        earlier_NE: Tensor | None,
+        unmodulated_BSD: Tensor | None,
+    ) -> tuple[Tensor, Routing]:
         x_ND = x_BSD.flatten(0, -2)
         context = replace(
             context or RoutingContext(samples=len(x_BSD) if x_BSD.ndim > 2 else 1),
@@ -152,3 +176,5 @@ class MoELayer(nn.Module):
         if self.shared is not None:
             out_BSD = out_BSD + self.shared(x_BSD)
         return out_BSD, routing
+
+    _compute_uncompiled = torch.compiler.disable(_compute)  # the number of routed pairs is known only when it runs

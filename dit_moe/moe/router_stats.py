@@ -64,7 +64,7 @@ class RouterStats:
 
     def __init__(self, experts: int, observed: int = 0, sums: Tensor | None = None) -> None:
         self.experts, self.observed = experts, observed
-        # [tokens, pairs, pairs², entropy, pairs_E, probability_E, observed_K], or None while nothing was counted
+        # [tokens, pairs, pairs², entropy, dropped, pairs_E, probability_E, observed_K]; None while nothing was counted
         self.sums = sums
 
     def add(
@@ -73,16 +73,18 @@ class RouterStats:
         prob_NE: Tensor,
         observed_K: Tensor | None = None,
         entropy_N: Tensor | None = None,
+        dropped: Tensor | None = None,
     ) -> None:
         """Count the routing `mask_NE` of tokens with expert probabilities `prob_NE`.
 
         `observed_K` are sums over these tokens that the router wants back in `after_step`; `entropy_N` is that of
-        `prob_NE` if it is known already.
+        `prob_NE` if it is known already; `dropped` of the pairs are not computed, for want of room.
         """
         active_N = mask_NE.sum(-1, dtype=torch.float64)
         entropy_N = (entropy(prob_NE) if entropy_N is None else entropy_N).to(torch.float64)
         tokens = active_N.new_full((), len(active_N))
-        scalars = torch.stack([tokens, active_N.sum(), active_N.square().sum(), entropy_N.sum()])
+        dropped = torch.zeros_like(tokens) if dropped is None else dropped.to(torch.float64)
+        scalars = torch.stack([tokens, active_N.sum(), active_N.square().sum(), entropy_N.sum(), dropped])
         observed_K = active_N.new_zeros(self.observed) if observed_K is None else observed_K.to(torch.float64)
         assert len(observed_K) == self.observed, "of the length that the router's `observed` says"
         by_expert = mask_NE.sum(0, dtype=torch.float64), prob_NE.sum(0, dtype=torch.float64)
@@ -93,7 +95,7 @@ class RouterStats:
         """The sums; zeros on `device` while nothing was counted."""
         if self.sums is not None:
             return self.sums
-        return torch.zeros(4 + 2 * self.experts + self.observed, dtype=torch.float64, device=device)
+        return torch.zeros(5 + 2 * self.experts + self.observed, dtype=torch.float64, device=device)
 
     def reset(self) -> None:
         self.sums = None
@@ -118,19 +120,24 @@ class RouterStats:
         return self._get(3) / self._get(0)
 
     @property
+    def dropped(self) -> Tensor:
+        """Mean number of experts per token that were dropped, as a list of pairs had a fixed length."""
+        return self._get(4) / self._get(0)
+
+    @property
     def load_E(self) -> Tensor:
         """Share of the routed pairs that each expert got; sums to 1. NaN if there were none."""
-        return self._get(slice(4, 4 + self.experts)) / self._get(1)
+        return self._get(slice(5, 5 + self.experts)) / self._get(1)
 
     @property
     def prob_E(self) -> Tensor:
         """Mean probability of each expert."""
-        return self._get(slice(4 + self.experts, 4 + 2 * self.experts)) / self._get(0)
+        return self._get(slice(5 + self.experts, 5 + 2 * self.experts)) / self._get(0)
 
     @property
     def observed_K(self) -> Tensor:
         """Mean per token of what the router observed for its own use."""
-        return self._get(slice(4 + 2 * self.experts, None)) / self._get(0)
+        return self._get(slice(5 + 2 * self.experts, None)) / self._get(0)
 
     @property
     def balance(self) -> Tensor:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,17 +31,22 @@ def routers_of(model: nn.Module) -> list[Router]:
 
 @contextmanager
 def observe_routers(routers: Sequence[Router], on_routing: Callable[[int, Tensor, Routing], object]) -> Iterator[None]:
-    """While entered, call ``on_routing(i, x_ND, routing)`` after each forward pass of ``routers[i]``, in any mode."""
+    """While entered, call ``on_routing(i, x_ND, routing)`` after each forward pass of ``routers[i]``, in any mode.
+
+    Nothing is compiled meanwhile where the routers would be, too: what is compiled calls no hooks that came later.
+    """
 
     def hook(i: int) -> Callable[..., None]:
         def after_forward(router: nn.Module, args: tuple[Tensor, ...], routing: Routing) -> None:
-            on_routing(i, args[0], routing)
+            on_routing(i, args[0], routing.trimmed())
 
         return after_forward
 
     handles = [router.register_forward_hook(hook(i)) for i, router in enumerate(routers)]
+    bounded = any(router.capacity_factor is not None for router in routers)
     try:
-        yield
+        with torch.compiler.set_stance("force_eager") if bounded else nullcontext():
+            yield
     finally:
         for handle in handles:
             handle.remove()
@@ -133,15 +138,33 @@ def update_routers(model: nn.Module, reduce: Reduce = lambda sums: sums, report:
 
 def counted_active(model: nn.Module) -> Tensor | None:
     """Mean active experts of the tokens that this process has counted since the last update; None if dense."""
+    total = _counted(routers_of(model))
+    return None if total is None else total.active
+
+
+def counted_dropped(model: nn.Module) -> Tensor | None:
+    """Mean experts of these tokens that were dropped for want of room; None without a capacity factor, too."""
     routers = routers_of(model)
-    return RouterStats(routers[0].experts, sums=_sums_of(routers).sum(0)).active if routers else None
+    total = _counted(routers)
+    return None if total is None or routers[0].capacity_factor is None else total.dropped
 
 
 def notes(model: nn.Module) -> list[str]:
     """What a user should know of the model's routers before training."""
     tokens = getattr(getattr(model, "config", None), "tokens", None)
     found = (router.config.note(router.target, router.experts, tokens) for router in routers_of(model))
-    return list(dict.fromkeys(note for note in found if note is not None))
+    said = [note for note in found if note is not None]
+    for router in routers_of(model):
+        peak, factor = router.config.peak(router.experts, router.target) or router.target, router.capacity_factor
+        if factor is not None and factor * router.target < peak:
+            room = f"leaves room for {factor * router.target:g} experts per token, and training may use {peak:g}"
+            said.append(f"model.moe.capacity_factor={factor:g} {room} on average; what has no room is dropped")
+    return list(dict.fromkeys(said))
+
+
+def _counted(routers: Sequence[Router]) -> RouterStats | None:
+    """Of all layers together, by this process since the last update; None if there are none."""
+    return RouterStats(routers[0].experts, sums=_sums_of(routers).sum(0)) if routers else None
 
 
 def _sums_of(routers: Sequence[Router]) -> Tensor:
@@ -150,7 +173,8 @@ def _sums_of(routers: Sequence[Router]) -> Tensor:
 
 
 def _report(routers: Sequence[Router], layers: Sequence[RouterStats], total: RouterStats) -> dict[str, Any]:
-    columns = ("active", "active_std", "balance", "entropy")
+    columns = ["active", "active_std", "balance", "entropy"]
+    columns += ["dropped"] if routers[0].capacity_factor is not None else []
     # One transfer for all numbers: each .item() by itself would wait for the device.
     table = torch.stack([torch.stack([getattr(own, name) for name in columns]) for own in [*layers, total]]).tolist()
     report: dict[str, list[float]] = {name: [row[i] for row in table[:-1]] for i, name in enumerate(columns)}

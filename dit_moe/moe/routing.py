@@ -4,12 +4,12 @@ A router decides which (token, expert) pairs exist; the experts compute them. Ne
 list of pairs sorted by expert, of any length, so a token may use one expert or all of them.
 """
 
-# B samples, N tokens, D width, E experts, F numbers of a patch, R routed (token, expert) pairs
+# B samples, N tokens, D width, E experts, P = N·E possible pairs, F numbers of a patch, R routed (token, expert) pairs
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,34 +39,61 @@ class RoutingContext:
 class Routing:
     """Which token goes to which expert, and with which weight.
 
-    The R pairs are sorted by expert, and by token within an expert.
+    The pairs are sorted by expert, and by token within an expert.
     """
 
     token_R: Tensor  # int64, row of the token
     expert_R: Tensor  # int64, non-decreasing
     weight_R: Tensor  # fp32, the gate that the expert's output is multiplied with; carries the gradient
-    counts_E: Tensor  # int64, pairs of each expert; sums to R
+    counts_E: Tensor  # int64, pairs of each expert
     aux: dict[str, Tensor]  # scalar loss terms by name, empty in evaluation
+    used_R: Tensor | None = None  # bool, false of rows behind the last pair, which are none; None: all rows are pairs
     prob_NE: Tensor | None = None  # each token's distribution over experts, without gradient
     added_ND: Tensor | None = None  # what experts without weights add to each token's output
     handed_on_NE: Tensor | None = None  # for the router of the next MoE layer
 
+    def trimmed(self) -> Routing:
+        """Without the rows that are no pairs; for those the device is waited for."""
+        if self.used_R is None:
+            return self
+        token_R, expert_R, weight_R = (each[self.used_R] for each in (self.token_R, self.expert_R, self.weight_R))
+        return replace(self, token_R=token_R, expert_R=expert_R, weight_R=weight_R, used_R=None)
+
 
 def routing_from_mask(
-    mask_NE: Tensor, weight_NE: Tensor, aux: dict[str, Tensor] | None = None, **others: Tensor | None
+    mask_NE: Tensor,
+    weight_NE: Tensor,
+    aux: dict[str, Tensor] | None = None,
+    capacity: int | None = None,
+    **others: Tensor | None,
 ) -> Routing:
-    """The Routing of every pair that `mask_NE` marks, weighted by `weight_NE` (zero outside the mask or not).
+    """The Routing of the pairs that `mask_NE` marks, weighted by `weight_NE` (zero outside the mask or not).
 
-    `others` are further fields of `Routing`.
+    Args:
+        capacity: R, whatever the mask is, so that nothing waits for the device. Of fewer pairs the rows behind the
+            last one have weight 0. Of more pairs than rows those are kept that lie evenly in the sorted list: every
+            expert loses the same share, to within one pair, and in it tokens far apart. To drop the end of the list
+            would starve the last experts, and the smallest gates those that are still learning. Gates stay as they are.
+        others: further fields of `Routing`.
     """
-    tokens = max(1, mask_NE.shape[0])
-    pair_R = mask_NE.T.flatten().nonzero().squeeze(1)  # the one place where the host waits to learn R
+    tokens, mask_P, used_R = max(1, mask_NE.shape[0]), mask_NE.T.flatten(), None
+    counts_E = mask_NE.sum(0)
+    if capacity is None:
+        pair_R = mask_P.nonzero().squeeze(1)  # the one place where the host waits to learn R
+    else:
+        number_P, ends_E, row_R = mask_P.cumsum(0), counts_E.cumsum(0), torch.arange(capacity, device=mask_NE.device)
+        kept_R = torch.where(ends_E[-1] > capacity, row_R * ends_E[-1] // max(1, capacity), row_R)  # which of the pairs
+        pair_R = torch.searchsorted(number_P, kept_R + 1).clamp(max=len(mask_P) - 1)
+        counts_E = torch.searchsorted(kept_R, ends_E).diff(prepend=ends_E.new_zeros(1))
+        used_R = kept_R < ends_E[-1]
+    weight_R = weight_NE.T.flatten().index_select(0, pair_R)
     return Routing(
         token_R=pair_R % tokens,
         expert_R=pair_R // tokens,
-        weight_R=weight_NE.T.flatten().index_select(0, pair_R),
-        counts_E=mask_NE.sum(0),
+        weight_R=weight_R if used_R is None else weight_R.where(used_R, 0),
+        counts_E=counts_E,
         aux=aux or {},
+        used_R=used_R,
         **others,
     )
 
@@ -86,7 +113,8 @@ def mass_left(prob_NE: Tensor, ranking_NE: Tensor | None = None) -> tuple[Tensor
 
 def sort_experts(score_NE: Tensor) -> tuple[Tensor, Tensor]:
     """Each token's scores in falling order, and whose they are; of equal ones those of the first experts come first."""
-    if score_NE.device.type != "cpu" or score_NE.dtype != torch.float32 or score_NE.requires_grad:
+    fast = score_NE.device.type == "cpu" and score_NE.dtype == torch.float32 and not score_NE.requires_grad
+    if torch.compiler.is_compiling() or not fast:
         return score_NE.sort(dim=-1, descending=True, stable=True)
     # NumPy sorts integers with vector instructions, ten times as fast as torch. The bits of a score, with those of
     # negative ones turned round, have the order of the scores; the expert's number beside them makes all different.

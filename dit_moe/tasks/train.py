@@ -197,5 +197,7 @@ def _print(metrics: dict[str, Any]) -> None:
     if active := metrics["active_experts"]:
         shown = f"{active['mean']:.3f} ± {rounded(active['std'], 3)} over the last quarter, target {active['target']:g}"
         table.add_row("active experts per token", shown)
+        if "dropped" in active:
+            table.add_row("of these dropped", f"{active['dropped']:.3g} over the whole training")
     table.add_row("training", f"{rounded(metrics['train_seconds'], 0)} s")
     PlainConsole(stderr=True).print(table)

@@ -49,7 +49,7 @@ class TrainConfig:
     # which takes less memory and more traffic. Micro-batches add up whole gradients either way, to send them once.
     parallel: Literal["ddp", "fsdp2"] = _free("ddp")
     deterministic: bool = _free(False)  # kernels without atomic sums: what makes a GPU run repeat bit for bit; slower
-    compile: bool = _free(False)  # have torch.compile fuse each block, MoE layers aside; takes a minute at the start
+    compile: bool = _free(False)  # have torch.compile fuse each block; takes a minute at the start
     workers: int = _free(0)  # processes that read ahead; 0: the training process reads
     checkpoint_every: int = _free(10_000)  # steps
     keep_checkpoints: int = _free(2)  # how many of the newest to keep

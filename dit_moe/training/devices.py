@@ -103,8 +103,8 @@ def require_compiler(device: str) -> None:
 def compile_blocks(model: nn.Module) -> None:
     """Have torch compile each of ``model.sharding_units`` by itself when it is first called, in place.
 
-    Of a MoE layer nothing is compiled, as how many rows an expert gets changes with every step: it is the one place
-    where the graph of a block is broken.
+    Of a MoE layer without a capacity nothing is compiled, as how many rows there are changes with every step: it is the
+    one place where the graph of a block is broken.
     """
     for unit in model.sharding_units:  # type: ignore[union-attr]
         unit.compile()

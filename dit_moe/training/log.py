@@ -24,7 +24,7 @@ from dit_moe.json_files import Count, NonNegative, parse
 from dit_moe.moe import MoEConfig
 from dit_moe.progress import TrainingBar
 from dit_moe.training.config import TrainConfig
-from dit_moe.training.step import ACTIVE_PEAK
+from dit_moe.training.step import ACTIVE_PEAK, DROPPED
 from dit_moe.training.trackers import Trackers, flatten, tracked
 
 if TYPE_CHECKING:
@@ -42,10 +42,11 @@ class Unit:
 class Logger:
     """Collects the numbers of every step, and writes a line every `log_every` steps and at the end.
 
-    Losses and the gradient norm in a line are means over the steps since the line before, and `ACTIVE_PEAK` is their
-    largest, also where the run was resumed in between: `unlogged` of the earlier logger is in the checkpoint. The other
-    numbers of the routers are those of the step itself, and rates are of the steps since the start. `seconds` are the
-    wall time of the run so far, over all its starts, with checkpoints and samples. Only the main process writes.
+    Losses, the gradient norm and `DROPPED` in a line are means over the steps since the line before, and `ACTIVE_PEAK`
+    is their largest, also where the run was resumed in between: `unlogged` of the earlier logger is in the checkpoint.
+    The other numbers of the routers are those of the step itself, and rates are of the steps since the start. `seconds`
+    are the wall time of the run so far, over all its starts, with checkpoints and samples. Only the main process
+    writes.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Logger:
         earlier = unlogged or {"steps": 0, "gathered": {}}
         self._steps: int = earlier["steps"]  # since the line before
         self._gathered: dict[str, float] = dict(earlier["gathered"])  # sums over them, and the largest of `ACTIVE_PEAK`
+        self._warned = False  # of what was dropped
         self._timed_steps, self._since = 0, time.perf_counter()
         before = None if self._log is None else self._log.last()
         self._start = self._since - ((before or {}).get("seconds") or 0.0)
@@ -110,6 +112,10 @@ class Logger:
             self._steps, self._gathered, self._changes = 0, {}, []
             self._timed_steps, self._since = 0, time.perf_counter()
             self._progress.line(line)
+            if line.get(DROPPED, 0) > 0 and not self._warned:
+                self._warned = True
+                what = f"{line[DROPPED]:.3g} experts per token have been dropped since the line before"
+                self.message(f"warning: step {step}: {what}, for want of room; raise model.moe.capacity_factor")
             self._trackers.log(tracked(line), step)
             if self._log is not None:
                 self._log.write(line)
@@ -280,11 +286,19 @@ def _layers(line: Tree) -> int:
 
 
 def active_experts(log: Sequence[Mapping[str, Any]], moe: MoEConfig | None) -> dict[str, float] | None:
-    """Target, and mean and std over the logged steps of the last quarter; None for a dense model, or without a log."""
+    """Target, and mean and std over the logged steps of the last quarter; None for a dense model, or without a log.
+
+    With a capacity factor also what was dropped on average over all steps, as `DROPPED`.
+    """
     if moe is None or not log:
         return None
     last = [line["active"] for line in log if line["step"] > 0.75 * log[-1]["step"]]
-    return {"target": moe.target, "mean": statistics.fmean(last), "std": statistics.pstdev(last)}
+    found = {"target": moe.target, "mean": statistics.fmean(last), "std": statistics.pstdev(last)}
+    if DROPPED not in log[-1]:
+        return found
+    steps = [line["step"] for line in log]
+    total = sum(line[DROPPED] * (step - before) for line, step, before in zip(log, steps, [0, *steps], strict=False))
+    return found | {DROPPED: total / steps[-1]}
 
 
 def train_seconds(log: Sequence[Mapping[str, Any]], unit: str) -> float:

@@ -77,8 +77,8 @@ class StepProfile:
         """Called before the first step."""
         self._device = device
         for router in routers_of(model):
-            self._handles.append(router.register_forward_pre_hook(lambda *_: self._enter("routers")))
-            self._handles.append(router.register_forward_hook(lambda *_: self._leave()))
+            self._handles.append(router.register_forward_pre_hook(lambda *_: self._in_router(True)))
+            self._handles.append(router.register_forward_hook(lambda *_: self._in_router(False)))
         self._wait()
         self._since = time.perf_counter()
 
@@ -149,6 +149,15 @@ class StepProfile:
         self._profiler.export_chrome_trace(str(unfinished))
         unfinished.replace(run / TRACE)
         write_atomically(run / FILE, json.dumps(self.numbers(), indent=1) + "\n")
+
+    def _in_router(self, entered: bool) -> None:
+        """What is compiled with its block has no time of its own, and counts for what it is part of."""
+        if torch.compiler.is_compiling():
+            return
+        if entered:
+            self._enter("routers")
+        else:
+            self._leave()
 
     def _enter(self, part: str) -> None:
         self._count(self._parts[-1] if self._parts else "rest")

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dit_moe.checkpoint import whole
-from dit_moe.moe import calibrate, counted_active, update_routers
+from dit_moe.moe import calibrate, counted_active, counted_dropped, update_routers
 from dit_moe.randomness import BatchRandom
 from dit_moe.training.config import TrainConfig
 from dit_moe.training.devices import accumulating, compile_blocks, place, wrap
@@ -28,6 +28,7 @@ from dit_moe.training.profile import Phase, untimed
 Batch = dict[str, Tensor]
 Objective = Callable[[Callable[..., Tensor], Batch, BatchRandom], dict[str, Tensor]]
 ACTIVE_PEAK = "active_peak"  # of the log: the largest mean of active experts that a step had
+DROPPED = "dropped"  # of the log: mean experts of a token that the capacity had no room for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +106,8 @@ class TrainingStep:
     def _update_weights(self, step: int, sums: Mapping[str, Tensor], flags: Mapping[str, bool]) -> dict[str, float]:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = whole(torch.nn.utils.get_total_norm(gradients))
-        active = counted_active(self.model)
-        routed = {} if active is None else {ACTIVE_PEAK: active.to(norm.dtype)}
+        routed = {ACTIVE_PEAK: counted_active(self.model), DROPPED: counted_dropped(self.model)}
+        routed = {name: mean.to(norm.dtype) for name, mean in routed.items() if mean is not None}
         flagged = {name: torch.full_like(norm, float(flag)) for name, flag in flags.items()}
         values = self._mean({**sums, "grad_norm": norm, **routed, **flagged})
         if not (math.isfinite(values["total_loss"]) and math.isfinite(values["grad_norm"])):

@@ -32,7 +32,7 @@ from dit_moe.json_files import Name, read
 from dit_moe.training.config import TrainConfig
 
 KEPT = "trackers.json"  # in the run folder: by what trackers know the run
-OF_ROUTERS = ("active", "active_peak", "p")  # means over the layers, in a line of log.jsonl
+OF_ROUTERS = ("active", "active_peak", "dropped", "p")  # means over the layers, in a line of log.jsonl
 NOT_OF_STEPS = (*OF_ROUTERS, "step", "layers", "changes")  # the rest of it is of the training itself
 WITHOUT = "or leave it out of train.trackers"
 REMEDIES = {"wandb": f"run `wandb login`, set WANDB_MODE=offline, {WITHOUT}"}

@@ -125,10 +125,13 @@ def test_activation_memory_is_what_autograd_keeps(kind, width, precision, recomp
     assert activation_bytes(config, BATCH, precision) == pytest.approx(measured, rel=0.02)  # worst seen 1.1 %
 
 
+@pytest.mark.parametrize("capacity", [False, True])
 @pytest.mark.parametrize("kind", ["many", "lm_shared"])
-def test_activation_memory_is_what_autograd_keeps_at_another_number_of_active_experts(kind):
+def test_activation_memory_is_what_autograd_keeps_at_another_number_of_active_experts(kind, capacity):
     config = shaped(kind, 64, recompute=False)
     active = 1.5 * config.moe.target
+    if capacity:
+        config, active = replace(config, moe=replace(config.moe, capacity_factor=1.5)), None
     assert activation_bytes(config, BATCH, "bf16", active=active) == pytest.approx(
         saved_bytes(config, bf16=True, active=active)[0], rel=0.02
     )

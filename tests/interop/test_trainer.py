@@ -74,3 +74,11 @@ def test_counts_are_summed_over_processes(tmp_path, monkeypatch):
     )
     by_transformers(tiny_lm(), tmp_path, 1, [RouterCallback()])
     assert asked == [(2, "sum")] * STEPS
+
+
+def test_dropped_experts_are_told_of_once(tmp_path, capsys):
+    lm = tiny_lm()
+    for router in routers_of(lm):
+        router.capacity_factor = 1.0
+    by_transformers(lm, tmp_path, 1, [RouterCallback()])
+    assert capsys.readouterr().err.count("were dropped in a step, for want of room; raise moe.capacity_factor") == 1

@@ -9,9 +9,9 @@ from dit_moe.moe.routers.dtopp import DTopPConfig
 WIDTH = 16
 
 
-def stack(router=None, layers: int = 3, experts: int = 8, target: float = 2.0) -> nn.Sequential:
+def stack(router=None, layers: int = 3, experts: int = 8, target: float = 2.0, **options) -> nn.Sequential:
     torch.manual_seed(0)
-    config = MoEConfig(experts=experts, target=target, router=router or DTopPConfig())
+    config = MoEConfig(experts=experts, target=target, router=router or DTopPConfig(), **options)
 
     class Residual(nn.Module):
         def __init__(self):

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dit_moe.moe.experts import Experts, fastest
 from dit_moe.moe.routing import routing_from_mask
@@ -31,19 +33,31 @@ def mask_of(case: str, tokens: int, experts: int) -> torch.Tensor:
 
 
 def compute(
-    implementation: str, activation: str, mask: torch.Tensor, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    engine: str,
+    activation: str,
+    mask: torch.Tensor,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    *,
+    capacity: int | None = None,
+    width: int = WIDTH,
 ) -> list[torch.Tensor]:
-    """Output and all gradients, on the CPU. "silu_bias" are experts with biases."""
+    """Output and all gradients, on the CPU. "silu_bias" are experts with biases.
+
+    The engine "capacity" has a list of pairs of that length; None: of 7 rows more than there are pairs.
+    """
     torch.manual_seed(0)
     activation, _, bias = activation.partition("_")
-    experts = Experts(mask.shape[1], WIDTH, HIDDEN, activation, implementation, bias == "bias").to(device)
+    if engine == "capacity":
+        engine, capacity = "auto", int(mask.sum()) + 7 if capacity is None else capacity
+    experts = Experts(mask.shape[1], width, HIDDEN, activation, engine, bias == "bias").to(device)
     for parameter in (experts.bias_in, experts.bias_out) if bias else ():
         torch.nn.init.normal_(parameter)
-    x = torch.randn(mask.shape[0], WIDTH).to(device).requires_grad_()
+    x = torch.randn(mask.shape[0], width).to(device).requires_grad_()
     weight = torch.rand(mask.shape).to(device).requires_grad_()
     with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        out = experts(x, routing_from_mask(mask.to(device), weight))
-    (out * torch.linspace(-1, 1, WIDTH, device=device)).sum().backward()
+        out = experts(x, routing_from_mask(mask.to(device), weight, capacity=capacity))
+    (out * torch.linspace(-1, 1, width, device=device)).sum().backward()
     gradients = [parameter.grad for parameter in experts.parameters()]
     return [each.detach().cpu() for each in (out, x.grad, weight.grad, *gradients)]
 
@@ -53,7 +67,7 @@ CASES = [
 ]  # fmt: skip
 
 
-ENGINES = [("by_expert", "cpu"), *(("grouped", device) for device in DEVICES)]
+ENGINES = [("by_expert", "cpu"), *((engine, device) for engine in ("grouped", "capacity") for device in DEVICES)]
 
 
 @pytest.mark.parametrize(("engine", "device"), ENGINES)
@@ -79,7 +93,48 @@ def test_an_engine_in_bf16_stays_near_the_fp32_reference(engine, device, activat
         assert (a - b).norm() <= 0.02 * b.norm()  # bf16 has 8 bits: 0.4 % a rounding, three in a row
 
 
-@pytest.mark.parametrize("engine", ["by_expert", "grouped"])
+@settings(deadline=None, max_examples=15)
+@given(
+    seed=st.integers(0, 10**6),
+    tokens=st.integers(1, 40),
+    experts=st.integers(1, 12),
+    width=st.integers(1, 5),
+    density=st.floats(0, 1),
+    activation=st.sampled_from(["gelu", "swiglu_bias"]),
+)
+def test_every_engine_equals_reference_at_any_shape(seed, tokens, experts, width, density, activation):
+    mask = torch.rand(tokens, experts, generator=torch.Generator().manual_seed(seed)) < density
+    reference = compute("reference", activation, mask, width=8 * width)
+    for engine, device in ENGINES:
+        found = compute(engine, activation, mask, device=device, width=8 * width)
+        for fast, slow in zip(found, reference, strict=True):
+            torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)  # sums of up to 40 products
+
+
+@pytest.mark.parametrize("capacity", [1, 40])
+@pytest.mark.parametrize("device", DEVICES)
+def test_of_more_pairs_than_rows_exactly_those_without_a_row_are_missing(device, capacity):
+    mask, kept = mask_of("random", 33, 8), torch.zeros(33, 8, dtype=torch.bool)
+    routing = routing_from_mask(mask, torch.ones(33, 8), capacity=capacity)
+    kept[routing.token_R, routing.expert_R] = True
+    assert mask.sum() > kept.sum() == capacity
+    found = compute("capacity", "swiglu_bias", mask, device=device, capacity=capacity)
+    for fast, slow in zip(found, compute("reference", "swiglu_bias", kept), strict=True):
+        torch.testing.assert_close(fast, slow, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_the_memory_of_rows_without_a_pair_held_reaches_no_output_and_no_gradient(dtype):
+    mask = mask_of("an empty expert", 33, 8)
+    torch.use_deterministic_algorithms(True)  # fills what is not initialised with NaN
+    try:
+        found = compute("capacity", "swiglu_bias", mask, dtype, capacity=200)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(each.isfinite().all() for each in found)
+
+
+@pytest.mark.parametrize("engine", ["by_expert", "grouped", "capacity"])
 def test_a_token_without_experts_gets_zeros_and_zero_pairs_give_zero_and_not_missing_gradients(engine):
     mask = mask_of("a token without experts", 6, 4)
     assert compute(engine, "gelu", mask)[0][0].abs().max() == 0

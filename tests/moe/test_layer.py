@@ -75,6 +75,11 @@ def test_losses_have_their_textbook_values():
         ({"experts": 4, "target": 2, "activation": "relu"}, r"activation=relu is not one of gelu, silu, swiglu"),
         ({"experts": 4, "target": 2, "expert_hidden": 0}, r"expert_hidden=0 must be above 0"),
         ({"experts": 4, "target": 2, "shared_hidden": 8}, r"shared_hidden=8 means nothing with shared_experts=0"),
+        ({"experts": 4, "target": 2, "capacity_factor": 0.9}, r"model\.moe\.capacity_factor=0\.9 must be at least 1"),
+        (
+            {"experts": 4, "target": 2, "capacity_factor": 2, "implementation": "by_expert"},
+            r"implementation=by_expert reads on the host .* capacity_factor=2 avoids; drop one of the two",
+        ),
     ],
 )
 def test_impossible_layers_are_refused_with_the_dotted_path(tree, message):

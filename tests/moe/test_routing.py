@@ -67,6 +67,27 @@ def test_pairs_are_the_mask_sorted_by_expert_and_counts_sum_to_pairs(seed, token
     assert torch.equal(again, mask)
 
 
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 10**6), tokens=st.integers(0, 12), experts=st.integers(1, 9), room=st.floats(0, 1))
+def test_of_more_pairs_than_rows_every_expert_keeps_its_share_and_rows_without_a_pair_are_marked(
+    seed, tokens, experts, room
+):
+    generator = torch.Generator().manual_seed(seed)
+    mask, weight = (torch.rand(tokens, experts, generator=generator) for _ in range(2))
+    mask, capacity = mask < 0.5, int(room * tokens * experts)
+    every, routing = routing_from_mask(mask, weight), routing_from_mask(mask, weight, capacity=capacity)
+    pairs, kept = len(every.token_R), min(len(every.token_R), capacity)
+    assert len(routing.token_R) == capacity and routing.used_R.tolist() == [True] * kept + [False] * (capacity - kept)
+    assert (routing.weight_R[kept:] == 0).all() and (routing.expert_R.diff() >= 0).all()
+    assert routing.counts_E.sum() == kept
+    assert ((routing.counts_E - every.counts_E * kept / max(1, pairs)).abs() < 1).all()
+    trimmed = routing.trimmed()
+    assert torch.equal(trimmed.expert_R.bincount(minlength=experts), routing.counts_E)
+    assert ((trimmed.expert_R * tokens + trimmed.token_R).diff() > 0).all()  # none twice
+    assert mask[trimmed.token_R, trimmed.expert_R].all()
+    assert torch.equal(trimmed.weight_R, weight[trimmed.token_R, trimmed.expert_R])
+
+
 @pytest.mark.parametrize("kind", ["probabilities", "ties", "any sign", "infinite"])
 def test_the_fast_sort_has_the_values_and_the_order_of_torchs_stable_sort(kind):
     score = torch.randn(200, 23, generator=torch.Generator().manual_seed(0))

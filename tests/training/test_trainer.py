@@ -1,13 +1,15 @@
 import json
+import shutil
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 
 from dit_moe import checkpoint
-from dit_moe.moe import update_routers
+from dit_moe.moe import MoEConfig, update_routers
 from dit_moe.training import Hook
 from dit_moe.training.devices import placement
+from dit_moe.training.log import active_experts
 from tests.training.tiny_run import FAMILIES, bits, log
 
 ONE_FAMILY = pytest.mark.parametrize("family", ["DiT"], indirect=True)
@@ -52,6 +54,21 @@ def test_a_line_of_the_log_says_everything(build, family, tmp_path):
     assert [first["active_peak"], last["active_peak"]] == [max(peaks[:2]), peaks[2]]
     assert last["active_peak"] == pytest.approx(last["active"])
     assert "stop" not in first
+
+
+@ONE_FAMILY
+def test_dropped_experts_are_logged_as_means_and_warned_of_once_also_where_the_run_was_resumed(build, tmp_path, capsys):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    options = {"steps": 6, "log_every": 6, "checkpoint_every": 2, "micro_batch": 16, "capacity_factor": 1.0, "p0": 0.9}
+    build(whole, **options).train()
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "step_00000006")
+    build(resumed, **options).train()
+    assert capsys.readouterr().err.count("experts per token have been dropped since the line before") == 2
+    (line,) = log(whole)
+    assert log(resumed) == [line] and line["dropped"] > 0 and len(line["layers"]["dropped"]) == 2
+    lines = [{"step": 2, "active": 2.5, "dropped": 0.1}, {"step": 6, "active": 2.5, "dropped": 0.4}]
+    assert active_experts(lines, MoEConfig(experts=4, target=2))["dropped"] == pytest.approx(0.3)
 
 
 @ONE_FAMILY

@@ -130,6 +130,7 @@ def build(
     curves=None,
     classes=DIGITS,
     p0=None,
+    capacity_factor=None,
     width=32,
     recompute=False,
     **train,
@@ -137,7 +138,8 @@ def build(
     """A trainer with `train` over DEFAULTS; the same weights every time. With `p0` nothing is solved at the start."""
     kind, train_config = FAMILIES[family], TrainConfig(**(DEFAULTS | train))
     router = DTopPConfig(controller=ControllerConfig(p0=p0))
-    moe = MoEConfig(router=router, implementation=kind.experts)  # type: ignore[arg-type]
+    experts: Any = "auto" if capacity_factor else kind.experts
+    moe = MoEConfig(router=router, implementation=experts, capacity_factor=capacity_factor)
     shape = {"width": width, "depth": 2, "heads": 2, **kind.shape(len(classes))}
     model_config = MODELS.config_class(family)(name=kind.name, moe=moe, recompute=recompute, **shape)
     sections = {"train": config.dump(train_config), "model": config.dump(model_config), "seed": SEED}

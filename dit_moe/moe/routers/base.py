@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -37,10 +36,15 @@ class Scores:
     score_NE: Tensor  # the logits through dynamic routing normalization, if it is on, and the score function
     prob_NE: Tensor  # the scores as a distribution over experts, for losses and statistics
 
-    @cached_property
+    # Of `entropy_N`: until Python 3.12 a cached_property takes a lock, which torch.compile cannot.
+    _computed: list[Tensor] = field(default_factory=list, init=False)
+
+    @property
     def entropy_N(self) -> Tensor:
-        """Of each token's distribution, in nats."""
-        return entropy(self.prob_NE)
+        """Of each token's distribution, in nats; computed once."""
+        if not self._computed:
+            self._computed.append(entropy(self.prob_NE))
+        return self._computed[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +75,12 @@ class Router(nn.Module):
     load_E: Tensor
     bias_E: Tensor
     override: float | None = None  # of the trained threshold (as u), or of k; no part of the state. See `ComputeBudget`
+    capacity_factor: float | None = None  # see `MoEConfig`
 
     def __init__(self, config: RouterConfig, width: int, experts: int, target: float) -> None:
         super().__init__()
         config.check(experts, target)
         self.config, self.experts, self.target = config.resolved(experts, target), experts, target
-        self.most = config.max_experts or experts
         rows = self.config.rows(experts)
         self.weight = nn.Parameter(torch.empty(rows, config.input_width(width))) if rows else None
         # One element and not a scalar: sharded data parallelism cuts every parameter along its first dimension.
@@ -87,6 +91,11 @@ class Router(nn.Module):
             self.register_buffer("bias_E", torch.zeros(experts))
         self.stats = RouterStats(experts, self.observed)
         self.reset_parameters()
+
+    @property
+    def most(self) -> int:
+        """The most experts that a token may have."""
+        return self.config.max_experts or self.experts
 
     @property
     def observed(self) -> int:
@@ -177,6 +186,20 @@ class Router(nn.Module):
         mask_NE = self.select(scores.score_NE.detach())
         return Choice(mask_NE=mask_NE, gate_NE=self.gates(scores.score_NE, mask_NE))
 
+    def capacity(self, x_ND: Tensor) -> int | None:
+        """The length of the list of pairs of these tokens; None: that of all pairs, which the host waits for.
+
+        In evaluation nothing is dropped, as an image would depend on those sampled with it. Where the host cannot
+        wait, the list then has room for as many pairs as there could be.
+        """
+        if self.capacity_factor is None:
+            return None
+        if self.training:
+            return min(math.ceil(len(x_ND) * self.target * self.capacity_factor), len(x_ND) * self.experts)
+        compiling = torch.compiler.is_compiling()
+        fixed = compiling or (x_ND.is_cuda and torch.cuda.is_current_stream_capturing())
+        return len(x_ND) * self.most if fixed else None
+
     def forward(self, x_ND: Tensor, context: RoutingContext | None = None) -> Routing:
         scores = self.scores(x_ND, context)
         with torch.autocast(x_ND.device.type, enabled=False):
@@ -187,17 +210,20 @@ class Router(nn.Module):
                 prob_NE = prob_NE / prob_NE.sum(-1, keepdim=True).clamp(min=TINY)
             elif self.training:
                 entropy_N = scores.entropy_N.detach()
-            aux = {}
+            capacity, dropped, aux = self.capacity(x_ND), None, {}
             if self.training:
                 aux = self.losses(scores, choice) | choice.losses
                 if not len(x_ND):  # the mean of no tokens is NaN
                     aux = {name: scores.logits_NE.sum() for name in aux}
                 counted_NE = choice.mask_NE if choice.counted_NE is None else choice.counted_NE
-                self.stats.add(counted_NE, prob_NE, choice.observed_K, entropy_N)
+                if capacity is not None:
+                    dropped = (choice.mask_NE.sum() - capacity).clamp(min=0)
+                self.stats.add(counted_NE, prob_NE, choice.observed_K, entropy_N, dropped)
             return routing_from_mask(
                 choice.mask_NE,
                 choice.gate_NE,
                 aux,
+                capacity,
                 prob_NE=prob_NE,
                 added_ND=choice.added_ND,
                 handed_on_NE=choice.handed_on_NE,

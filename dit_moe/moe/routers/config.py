@@ -25,6 +25,8 @@ class RouterConfig:
     """What `score` may be; empty if the router learns no scores: it has no weights, and its logits are 0."""
     MAY_SKIP: ClassVar[bool] = False
     """Whether a token may be left without an expert."""
+    WAITS_FOR: ClassVar[str | None] = None
+    """What the host has to learn from the device before it knows what to compute; None: nothing."""
     NEEDS_LABELS: ClassVar[bool] = False
     """Whether it routes by the class of a sample."""
     UNUSED: ClassVar[tuple[str, ...]] = ()

@@ -68,8 +68,8 @@ class ExpertRaceRouter(ThresholdRouter):
     def route(self, scores: Scores) -> Choice:
         score_NE = scores.score_NE.detach()
         mask_NE = best_pairs(score_NE, self.target) if self.training else ~(score_NE < self.threshold_K)  # NaN: true
-        won_R = score_NE[mask_NE]
-        worst_1 = won_R.amin(0, keepdim=True) if len(won_R) else won_R.new_zeros(1)
+        won_P = score_NE.where(mask_NE, torch.inf).flatten()
+        worst_1 = won_P.amin(0, keepdim=True) if len(won_P) else won_P.new_zeros(1)
         gate_NE = self.gates(scores.score_NE, mask_NE)
         return Choice(mask_NE=mask_NE, gate_NE=gate_NE, observed_K=len(score_NE) * worst_1)
 

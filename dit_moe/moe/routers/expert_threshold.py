@@ -24,6 +24,7 @@ from dit_moe.moe.routing import best_pairs, best_tokens
 @dataclass(frozen=True, kw_only=True)
 class ExpertThresholdConfig(ThresholdConfig):
     SCORES: ClassVar[tuple[Score, ...]] = ("softmax", "sigmoid")
+    WAITS_FOR: ClassVar[str | None] = "how many steps its thresholds have followed"
     controlled = True
 
     threshold_decay: float = 0.999

@@ -25,6 +25,7 @@ TEMPERATURE = 0.07  # of the contrastive loss
 class ProMoEConfig(TopKConfig):
     ADJUSTABLE: ClassVar[Literal["p", "k"] | None] = None
     SCORES: ClassVar[tuple[Score, ...]] = ("cosine",)
+    WAITS_FOR: ClassVar[str | None] = "which prototypes have tokens"
     NEEDS_LABELS: ClassVar[bool] = True
     UNUSED: ClassVar[tuple[str, ...]] = ("renormalize", "bias_rate", "min_experts", "max_experts")
 

@@ -31,5 +31,9 @@ class TopKConfig(RouterConfig):
 class TopKRouter(Router):
     """The k experts of each token with the highest score."""
 
+    @property
+    def most(self) -> int:
+        return int(self.k)
+
     def select(self, score_NE: Tensor) -> Tensor:
         return best_experts(self.ranking(score_NE), int(self.k))

@@ -98,6 +98,11 @@ class WeightlessRouter(Router):
     def observed(self) -> int:
         return self.config.rows(self.experts) - self.experts  # choices of each expert without weights
 
+    @property
+    def most(self) -> int:
+        assert self.config.k is not None
+        return min(self.config.k, self.experts)
+
     def select(self, score_NR: Tensor) -> Tensor:
         assert self.config.k is not None
         # Of NaN the best may all be without weights, which would hide it.

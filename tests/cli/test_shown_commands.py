@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from transformers import TrainingArguments
 
 from dit_moe.analysis import report as routing_report
+from dit_moe.autoencoders.own_copy import OWN_STATISTICS
 from dit_moe.cli import parse
 from dit_moe.data import digits
 from dit_moe.evaluation import own_extractor
@@ -24,6 +25,7 @@ from dit_moe.extractors import trained_cnn
 from dit_moe.metrics import METRICS
 from dit_moe.moe import ROUTERS
 from dit_moe.sampling.recipes import sampling_recipe
+from dit_moe.studies.plan import DIVERGED_FILE
 from dit_moe.studies.study import experiments_of, find_study, load_study
 from dit_moe.tasks.train import load
 from tests.cli import small_forms
@@ -89,6 +91,7 @@ def test_the_guide_names_every_file_of_a_run_folder(done):
     files = [path.relative_to(run).as_posix() for run in runs for path in run.rglob("*") if path.is_file()]
     assert {file for file in files if not any(fnmatch(file, name) for name in known)} == set()
     assert len({file.split("/")[0] for file in files}) > 10
+    assert {OWN_STATISTICS, DIVERGED_FILE, "log.jsonl.damaged"} <= set(names)  # of runs that went wrong, or on latents
 
 
 @pytest.mark.parametrize("name", SHOWN)

@@ -27,7 +27,7 @@ from dit_moe.analysis.drawing import (
     text_ticks,
     used_panels,
 )
-from dit_moe.analysis.statistics import RARE, RoutingStats, Target
+from dit_moe.analysis.statistics import RARE, SAME, RoutingStats, Target
 from dit_moe.formatting import rounded
 from dit_moe.plotting import (
     DASHED,
@@ -109,24 +109,26 @@ def draw_active_by_layer(
 
 
 def noise_level_figures(stats: RoutingStats) -> Iterator[ReportFigure]:
-    if stats.active_LT is None or stats.times_T is None:
+    if stats.active_LT is None or stats.times_T is None or np.ptp(stats.active_LT) < SAME:
         return
     active_LT, times_T, layers = stats.active_LT, stats.times_T, stats.layers_L
     data, noise = int(times_T.argmin()), int(times_T.argmax())
     moved_L = np.ptp(active_LT, axis=1)
     mover = int(moved_L.argmax())
     target = stats.target
-    where = np.unravel_index(int(np.abs(active_LT - target.mean).argmax()), active_LT.shape)
+    # Where nothing holds the target, all cells may be far above it, or below, and would have one colour.
+    middle, name = (target.mean, target.name) if target.held else (float(active_LT.mean()), "mean")
+    where = np.unravel_index(int(np.abs(active_LT - middle).argmax()), active_LT.shape)
     yield ReportFigure(
         name="active_by_layer_and_time",
         section="Noise levels",
         title="Active experts by layer and noise level",
         caption=(
-            f"Blue cells use fewer experts than {target.mean:.4g} ({target.name}), red ones more. The farthest from it "
+            f"Blue cells use fewer experts than {middle:.4g} ({name}), red ones more. The farthest from it "
             f"is layer {layers[where[0]]} at t = {times_T[where[1]]:.2f}, with {active_LT[where]:.2f}."
         ),
-        alt="Matrix of layers by noise levels; colour is the mean number of active experts around the target.",
-        draw=partial(draw_active_by_layer_and_time, active_LT, times_T, layers, target),
+        alt=f"Matrix of layers by noise levels; colour is the mean number of active experts around the {name}.",
+        draw=partial(draw_active_by_layer_and_time, active_LT, times_T, layers, (middle, f"{name} {middle:.4g}")),
     )
     mean_T = active_LT.mean(0)
     yield ReportFigure(
@@ -145,18 +147,18 @@ def noise_level_figures(stats: RoutingStats) -> Iterator[ReportFigure]:
 
 @styled
 def draw_active_by_layer_and_time(
-    active_LT: np.ndarray, times_T: np.ndarray, layers: Sequence[int], target: Target, *, dark: bool = False
+    active_LT: np.ndarray, times_T: np.ndarray, layers: Sequence[int], middle: tuple[float, str], *, dark: bool = False
 ) -> Any:
-    """Mean active experts as a matrix of layers × noise levels, coloured around the target."""
+    """Mean active experts as a matrix of layers × noise levels, coloured around `middle`, a number and its name."""
     count, levels = active_LT.shape
     figure, axes = canvas(height=1.5 + 0.26 * min(count, 10) + 0.09 * max(0, count - 10))
     axis = axes[0, 0]
     text_of = (lambda value: f"{value:.2f}") if levels <= 11 and count <= 14 else None
-    image = draw_matrix(axis, active_LT, scale_around(active_LT, target.mean, LEAST), DIVERGING, text_of)
+    image = draw_matrix(axis, active_LT, scale_around(active_LT, middle[0], LEAST), DIVERGING, text_of)
     number_ticks(axis.xaxis, [f"{time:.2f}" for time in times_T])
     number_ticks(axis.yaxis, layers)
     axis.set(xlabel=NOISE, ylabel="Layer")
-    colour_bar(figure, image, axis, f"{ACTIVE} (white: {target})", active_LT)
+    colour_bar(figure, image, axis, f"{ACTIVE} (white: {middle[1]})", active_LT)
     return figure
 
 
@@ -262,9 +264,10 @@ def _most_different(active_LS: np.ndarray, layers: Sequence[int]) -> str:
 
 
 def class_and_token_figures(stats: RoutingStats) -> Iterator[ReportFigure]:
-    if stats.can_compare_classes and stats.active_LC is not None and stats.images_C is not None:
+    active_LC = stats.active_LC if stats.can_compare_classes else None
+    if active_LC is not None and stats.images_C is not None and np.ptp(active_LC) >= SAME:
         counted = f" Counted on {images_per_class(stats.images_C)}."
-        yield _kinds_figure("class", "classes", stats.active_LC, stats.class_names_C, stats.layers_L, counted)
+        yield _kinds_figure("class", "classes", active_LC, stats.class_names_C, stats.layers_L, counted)
     tokens = stats.tokens
     if tokens is not None and len(tokens.tokens_V) > 1:
         yield _kinds_figure("token", "tokens", tokens.active_LV, tokens.tokens_V, stats.layers_L, "")
@@ -334,7 +337,8 @@ def training_figures(stats: RoutingStats) -> Iterator[ReportFigure]:
     training, target = stats.training, stats.trained_target
     if training is None or len(training.step_U) < 2:
         return
-    if stats.fixed_number is not None and training.p_LU is None and training.theta_LU is None:
+    same = stats.fixed_number is not None or np.ptp(training.active_LU) < SAME
+    if same and training.p_LU is None and training.theta_LU is None:
         return
     late_U = training.active_U[-max(1, len(training.active_U) // 4) :]
     caption = (

@@ -27,6 +27,7 @@ from dit_moe.analysis.drawing import (
 )
 from dit_moe.analysis.statistics import (
     RARE,
+    SAME,
     RoutingStats,
     divergence,
     lift,
@@ -47,7 +48,8 @@ GREY = f"; grey: an expert with less than {RARE:g} of an even load"
 
 def expert_use_figures(stats: RoutingStats) -> Iterator[ReportFigure]:
     """Their load, which share tokens, and what they specialise in."""
-    yield _load_figure(stats)
+    if not stats.even_load:
+        yield _load_figure(stats)
     if float(stats.share_LE[:, 1:].sum()) > 0:
         yield _together_figure(stats)
     tokens = stats.tokens
@@ -56,7 +58,11 @@ def expert_use_figures(stats: RoutingStats) -> Iterator[ReportFigure]:
         "noise levels": stats.load_LTE,
         "frequent tokens": None if tokens is None else tokens.load_LVE,
     }
-    known = {what: load_LXE for what, load_LXE in by_what.items() if load_LXE is not None and load_LXE.shape[1] > 1}
+    known = {
+        what: load_LXE
+        for what, load_LXE in by_what.items()
+        if load_LXE is not None and load_LXE.shape[1] > 1 and specialisation(load_LXE).max() >= SAME
+    }
     if known and len(stats.layers_L) > 1:
         yield _specialisation_figure(stats, known)
     if "noise levels" in known:

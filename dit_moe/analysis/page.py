@@ -23,7 +23,7 @@ from dit_moe.analysis.active_experts import (
 from dit_moe.analysis.drawing import ReportFigure, images_per_class
 from dit_moe.analysis.expert_use import expert_use_figures
 from dit_moe.analysis.image_examples import image_example_figures
-from dit_moe.analysis.statistics import CLASS_IMAGES, RoutingStats, specialisation
+from dit_moe.analysis.statistics import CLASS_IMAGES, SAME, RoutingStats, specialisation
 from dit_moe.files import write_atomically
 from dit_moe.formatting import rounded
 from dit_moe.plotting import png_of
@@ -176,11 +176,18 @@ def _notes(stats: RoutingStats) -> Iterator[str]:
             f"Every token uses exactly {stats.fixed_number:g} of {stats.experts} experts in every layer, so there are "
             "no pictures of how many; those of which ones follow."
         )
+    elif stats.active_LT is not None and np.ptp(stats.active_LT) < SAME:
+        yield (
+            f"Every layer uses {stats.active:.4g} experts a token in the mean of each image, whatever its noise level, "
+            "so there are no pictures of how many by noise level."
+        )
     elif not stats.target.held:
         yield (
             f"Nothing holds the routers to a number of experts here: {stats.target} is what the experts' width is made "
             "for."
         )
+    if stats.even_load:
+        yield f"Every expert gets the same share of the pairs, 1/{stats.experts}, so there is no picture of the load."
     if stats.images_C is not None and len(stats.images_C) > 1 and not stats.can_compare_classes:
         yield (
             f"Classes are left out: with {images_per_class(stats.images_C)}, differences between them are mostly those "

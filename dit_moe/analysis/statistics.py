@@ -23,6 +23,7 @@ CLASS_IMAGES = 10
 JSON, NPZ = "routing.json", "routing.npz"
 SMALL = 50_000  # numbers of an array that goes into the JSON
 DIGITS = 6  # significant ones, there
+SAME = 1e-6  # experts, shares or bits that differ by less are the same, and a picture of them would show nothing
 RARE = 0.1  # of an even share; of an expert used less there is too little to tell
 
 
@@ -129,9 +130,14 @@ class RoutingStats:
         return self.experts**self.balance_L
 
     @property
+    def even_load(self) -> bool:
+        """Whether all of several experts get the same share of the pairs, in every layer."""
+        return self.experts > 1 and bool(np.ptp(self.load_LE) < SAME)
+
+    @property
     def fixed_number(self) -> float | None:
         """The number of experts that every token uses in every layer, if there is one."""
-        same = np.ptp(self.active_L) < 1e-6 and float(self.active_std_L.max()) < 1e-6
+        same = np.ptp(self.active_L) < SAME and float(self.active_std_L.max()) < SAME
         return float(self.active_L[0]) if same else None
 
 

@@ -103,7 +103,8 @@ def draw_training(
         for label, values_LU in zip(by_layer, means, strict=True):
             axis = panels[label]
             if len(layers) > 1 and bool(np.all(np.ptp(values_LU, axis=0) < 1e-9)):
-                line_of_means(axis, step_U, values_LU[0], dark=dark, label="all layers")
+                if label != ACTIVE:  # whose mean is drawn below
+                    line_of_means(axis, step_U, values_LU[0], dark=dark, label="all layers")
             else:
                 layer_lines(figure, axis, step_U, values_LU, layers, dark=dark, depth_bar=label == ACTIVE)
             if label == ACTIVE:

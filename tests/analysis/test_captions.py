@@ -90,7 +90,7 @@ MAPS = replace(
         (
             NOMINAL,
             "active_by_layer_and_time",
-            "than 2 (nominal), red ones more. The farthest from it is layer 0 at t = 0.25,",
+            "than 1.5 (mean), red ones more. The farthest from it is layer 0 at t = 0.25,",
         ),
         (SEEN, "active_over_time", "from noise (t = 0.75) to data (t = 0.25) the mean of the layers goes from 1.75 to"),
         (SEEN, "active_over_time", "to 1.25 experts a token. Layer 0 changes the most: between 1.00 and 1.50."),

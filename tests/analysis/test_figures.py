@@ -20,7 +20,7 @@ from dit_moe.analysis.active_experts import (
 )
 from dit_moe.analysis.drawing import ReportFigure, log_ratios, readable, scale_around, signed, some_layers
 from dit_moe.analysis.page import figures_of
-from dit_moe.analysis.statistics import RoutingStats, Target
+from dit_moe.analysis.statistics import RoutingStats
 from dit_moe.plotting import PAPER, WIDTH
 from tests.analysis import synthetic
 
@@ -126,6 +126,21 @@ def test_where_every_token_uses_the_same_number_only_which_experts_is_drawn():
     assert "together" not in {figure.name for figure in figures_of(same_for_all(FEW, 1))}  # nothing is shared
 
 
+def chosen_by_experts() -> RoutingStats:
+    """Every image has the same number of experts, and every expert the same load, but tokens differ."""
+    loads = {name: np.full_like(getattr(FEW, name), 1 / FEW.experts) for name in ("load_LE", "load_LTE", "load_LCE")}
+    active = {name: np.full_like(getattr(FEW, name), 2.0) for name in ("active_L", "active_LT", "active_LC")}
+    training = replace(FEW.training, active_LU=np.full_like(FEW.training.active_LU, 2.0), p_LU=None, theta_LU=None)
+    return replace(FEW, **loads, **active, training=training)
+
+
+def test_what_does_not_differ_is_not_drawn():
+    names = {figure.name for figure in figures_of(chosen_by_experts())}
+    assert not names & {"active_by_layer_and_time", "active_over_time", "active_by_class", "training", "load"}
+    assert not any(name.startswith(("experts_by", "specialisation")) for name in names)
+    assert {"active_per_token", "active_by_position", "together"} <= names
+
+
 def never_used() -> RoutingStats:
     load, together = np.zeros((4, 8)), np.zeros((4, 8, 8))
     load[:, 0] = together[:, 0, 0] = 1.0
@@ -151,7 +166,7 @@ def test_the_least_there_can_be_is_drawn_and_told(stats: RoutingStats):
 
 
 def test_the_middle_of_the_scale_is_the_target_small_differences_stay_pale_and_cells_hold_their_numbers():
-    figure = draw_active_by_layer_and_time(np.array([[1.984, 2.03]]), np.array([0.25, 0.75]), [0], Target(2.0))
+    figure = draw_active_by_layer_and_time(np.array([[1.984, 2.03]]), np.array([0.25, 0.75]), [0], (2.0, "target 2"))
     (image,) = figure.axes[0].images
     assert image.norm(2.0) == 0.5 and 0.3 < image.norm(1.984) < 0.5 < image.norm(2.03) < 0.7
     assert [text.get_text() for text in figure.axes[0].texts] == ["1.98", "2.03"]

@@ -106,8 +106,8 @@ class TrainingStep:
     def _update_weights(self, step: int, sums: Mapping[str, Tensor], flags: Mapping[str, bool]) -> dict[str, float]:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = whole(torch.nn.utils.get_total_norm(gradients))
-        routed = {ACTIVE_PEAK: counted_active(self.model), DROPPED: counted_dropped(self.model)}
-        routed = {name: mean.to(norm.dtype) for name, mean in routed.items() if mean is not None}
+        counted = {ACTIVE_PEAK: counted_active(self.model), DROPPED: counted_dropped(self.model)}
+        routed = {name: mean.to(norm.dtype) for name, mean in counted.items() if mean is not None}
         flagged = {name: torch.full_like(norm, float(flag)) for name, flag in flags.items()}
         values = self._mean({**sums, "grad_norm": norm, **routed, **flagged})
         if not (math.isfinite(values["total_loss"]) and math.isfinite(values["grad_norm"])):

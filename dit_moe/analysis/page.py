@@ -158,14 +158,14 @@ def _readable(value: Any) -> str:
 
 def _tiles(stats: RoutingStats) -> Iterator[dict[str, str]]:
     yield {"value": f"{stats.active:.2f}", "label": f"active experts per token ({stats.target})"}
-    if stats.fixed_number is None:
+    if np.ptp(stats.active_L) >= SAME:
         low, high = int(stats.active_L.argmin()), int(stats.active_L.argmax())
         label = f"from the cheapest layer ({stats.layers_L[low]}) to the most expensive ({stats.layers_L[high]})"
         yield {"value": f"{stats.active_L[low]:.2f}–{stats.active_L[high]:.2f}", "label": label}
-        if stats.active_LT is not None and stats.times_T is not None:
-            mean_T = stats.active_LT.mean(0)[np.argsort(-stats.times_T)]
-            label = "from noise to data, mean of the layers"
-            yield {"value": f"{mean_T[0]:.2f} → {mean_T[-1]:.2f}", "label": label}
+    if stats.active_LT is not None and stats.times_T is not None and np.ptp(stats.active_LT) >= SAME:
+        mean_T = stats.active_LT.mean(0)[np.argsort(-stats.times_T)]
+        label = "from noise to data, mean of the layers"
+        yield {"value": f"{mean_T[0]:.2f} → {mean_T[-1]:.2f}", "label": label}
     effective = f"{stats.effective_L.mean():.1f} of {stats.experts}"
     yield {"value": effective, "label": "experts effectively in use, mean of the layers"}
 

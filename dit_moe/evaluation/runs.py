@@ -62,6 +62,8 @@ LATER = {
     "model.freq_shift": 0,
     "model.moe.shared_hidden": None,
     "model.moe.bias": False,
+    "model.moe.recompute": False,
+    "model.moe.capacity_factor": None,
 }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dit_moe.studies import compare
+from dit_moe.studies import compare, train_and_score
 from tests.studies.examples import run_here
 
 from .conftest import cli
@@ -57,7 +57,7 @@ def test_it_tokenises_trains_and_scores_by_nats_a_token_and_bits_a_byte(finished
 
 
 def test_another_of_its_metrics_is_there_without_scoring_anew(finished, study, monkeypatch):
-    monkeypatch.setattr(compare, "score_loss", None)
+    monkeypatch.setattr(train_and_score, "score_loss", None)
     words = ["compare", study, "metric=perplexity", "timing_steps=0", "--out", finished]
     assert cli(*words, "--only", "topk/0") == 0
     score = json.loads((finished / "topk" / "seed-0" / "score.json").read_text())

@@ -199,7 +199,8 @@ def test_features_that_were_kept_before_the_model_had_more_options_are_still_the
     from dit_moe.evaluation.runs import decisive
     from dit_moe.experiments.image import load_experiment, open_data, resolve
 
-    experiment = load_experiment("digits", ["data.size=32", "first_stage={name: autoencoder, model: digits}"])
+    changes = ["data.size=32", "first_stage={name: autoencoder, model: digits}", "model.moe.implementation=grouped"]
+    experiment = load_experiment("digits", changes)
     kept = decisive(resolve(experiment, open_data(experiment.data, "train")))
     content = json.dumps(kept, sort_keys=True, default=list).encode()
     assert hashlib.sha256(content).hexdigest() == "feb528283bfb1590edf7206256a98f94faebcae781e25e8a896e208c7a6259a1"

@@ -112,8 +112,10 @@ def forward_flops_at(model: TransformerConfig, active: float | None) -> float:
 
 def training_flops(experiment: Any) -> float:
     """Of one row in training, activations computed twice where the config says so."""
-    passes = 4 if experiment.model.recompute else 3  # a backward pass costs two forward ones
-    return passes * experiment.model.footprint().forward_flops
+    model = experiment.model
+    passes = 4 if model.recompute else 3  # a backward pass costs two forward ones
+    again = 2 * model.tokens * model.expert_weights().active if model.moe is not None and model.moe.recompute else 0
+    return passes * model.footprint().forward_flops + again
 
 
 def evaluations(experiment: Experiment) -> int:
@@ -264,13 +266,25 @@ def _memory_lines(experiment: Any, name: str, gpus: int, unit: str) -> Iterator[
         yield f"warning: more than {ROOM:.0%} of that memory. What would fit: {advice}"
 
 
+def _recomputations(model: TransformerConfig) -> list[tuple[bool, bool]]:
+    """What may be computed again, whole blocks or their experts: as the config says, and what costs more time."""
+    blocks, experts = model.recompute, model.moe is not None and model.moe.recompute
+    options = [(blocks, experts), (blocks, model.moe is not None), (True, experts)]
+    return list(dict.fromkeys(options)) if not blocks else [(blocks, experts)]
+
+
 def _settings_that_fit(experiment: Any, precision: str, gpus: int, rows: int, limit: float) -> Iterator[str]:
     """Overrides with which the experiment stays below `limit` bytes on each GPU, the cheapest first."""
     for parallel in dict.fromkeys([experiment.train.parallel, "fsdp2" if gpus > 1 else experiment.train.parallel]):
-        for recompute in dict.fromkeys([experiment.model.recompute, True]):
+        for recompute, of_experts in _recomputations(experiment.model):
+            moe = experiment.model.moe
             changed = replace(
                 experiment,
-                model=replace(experiment.model, recompute=recompute),
+                model=replace(
+                    experiment.model,
+                    recompute=recompute,
+                    moe=None if moe is None else replace(moe, recompute=of_experts),
+                ),
                 train=replace(experiment.train, parallel=parallel),
             )
             parts = (n for n in range(rows, 0, -1) if rows % n == 0)
@@ -279,6 +293,7 @@ def _settings_that_fit(experiment: Any, precision: str, gpus: int, rows: int, li
             changes = {
                 "train.micro_batch": (str(fitting), fitting < rows),
                 "model.recompute": ("true", recompute != experiment.model.recompute),
+                "model.moe.recompute": ("true", moe is not None and of_experts != moe.recompute),
                 "train.parallel": (parallel, parallel != experiment.train.parallel),
             }
             if fitting:

@@ -2,12 +2,13 @@
 
 import argparse
 import re
+from dataclasses import replace
 
 import pytest
 
 from dit_moe.config import ConfigError
 from dit_moe.costs import GIB, add_cost_arguments, describe, estimate, memory, sampling_flops, training_flops
-from dit_moe.costs.estimate import of_this_machine
+from dit_moe.costs.estimate import forward_flops_at, of_this_machine
 from dit_moe.experiments.image import load_experiment
 from dit_moe.experiments.text import load_text_experiment
 from tests.costs.experiments import LENGTH, VOCAB, image_experiment, image_model, text_experiment
@@ -19,6 +20,10 @@ def test_flops_are_those_of_an_image_or_of_a_token_and_recompute_costs_a_third_m
     assert f"training          {count}, {training_flops(image) * 256 * 400_000:.4g} FLOPs" in describe(image, "H100")
     recomputed = image_experiment(model=image_model(recompute=True))
     assert training_flops(recomputed) == pytest.approx(training_flops(image) * 4 / 3)
+    moe = image_experiment("DiT-B/2-64E8A")
+    experts_again = replace(moe, model=replace(moe.model, moe=replace(moe.model.moe, recompute=True)))
+    added = forward_flops_at(moe.model, moe.model.moe.target) - forward_flops_at(moe.model, 0)
+    assert training_flops(experts_again) == pytest.approx(training_flops(moe) + added)
     footprint, sequence = text.model.footprint(), training_flops(text)
     assert sequence == 3 * footprint.forward_flops
     printed = describe(text, "H100")
@@ -104,11 +109,15 @@ def test_what_does_not_fit_is_said_with_settings_that_make_it_fit(made, gpu, gpu
     text = describe(made({}, {}), gpu, gpus)
     assert "# warning: more than 90% of that memory" in text
     for option in text.split("What would fit: ")[1].splitlines()[0].split("; or "):
-        sections = {"model": {}, "train": {}}
+        sections = {"model": {}, "train": {}, "model.moe": {}}
         for change in option.split():
-            section, key, value = re.fullmatch(r"(\w+)\.(\w+)=(\w+)", change).groups()
+            section, key, value = re.fullmatch(r"([\w.]+)\.(\w+)=(\w+)", change).groups()
             sections[section][key] = {"true": True}.get(value, int(value) if value.isdigit() else value)
-        assert "warning" not in describe(made(**sections), gpu, gpus), option
+        of_experts = sections.pop("model.moe")
+        changed = made(**sections)
+        if of_experts:
+            changed = replace(changed, model=replace(changed.model, moe=replace(changed.model.moe, **of_experts)))
+        assert "warning" not in describe(changed, gpu, gpus), option
 
 
 def test_what_fits_draws_no_warning_what_never_fits_says_so_and_a_target_of_one_expert_has_a_note():

@@ -59,7 +59,7 @@ def summary(name: str) -> str:
     """The first sentence of the comment that a built-in config begins with."""
     comment = re.match(r"(#.*\n)*", (FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     text = " ".join(line.removeprefix("#").strip() for line in (comment[0] if comment else "").splitlines())
-    return re.split(r"(?<=\.) ", text)[0]
+    return re.split(r"(?<=\.) (?![a-z0-9])", text)[0]  # not behind "et al."
 
 
 def to_copy(name: str) -> str:

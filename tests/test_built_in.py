@@ -83,3 +83,9 @@ def test_a_config_that_is_shown_says_the_same_in_any_folder(name, tmp_path, caps
         assert own == other
     else:
         assert config.load(copy) == config.load(name)
+
+
+def test_what_a_config_is_said_to_be_is_one_whole_sentence():
+    names = [path.relative_to(built_in.FOLDER).with_suffix("") for path in built_in.FOLDER.rglob("*.yaml")]
+    assert not [name for name in names if built_in.summary(name.as_posix()).endswith("al.")]
+    assert built_in.summary("lm/tasks/svamp") == "SVAMP (Patel et al. 2021): arithmetic word problems."

@@ -204,12 +204,10 @@ class Router(nn.Module):
         scores = self.scores(x_ND, context)
         with torch.autocast(x_ND.device.type, enabled=False):
             choice = self.route(scores)
-            prob_NE, entropy_N = scores.prob_NE.detach(), None
-            if self.config.rows(self.experts) > self.experts:  # as a distribution over those with weights
+            prob_NE, weightless = scores.prob_NE.detach(), self.config.rows(self.experts) > self.experts
+            if weightless:  # as a distribution over those with weights
                 prob_NE = prob_NE[:, : self.experts]
                 prob_NE = prob_NE / prob_NE.sum(-1, keepdim=True).clamp(min=TINY)
-            elif self.training:
-                entropy_N = scores.entropy_N.detach()
             capacity, dropped, aux = self.capacity(x_ND), None, {}
             if self.training:
                 aux = self.losses(scores, choice) | choice.losses
@@ -218,6 +216,7 @@ class Router(nn.Module):
                 counted_NE = choice.mask_NE if choice.counted_NE is None else choice.counted_NE
                 if capacity is not None:
                     dropped = (choice.mask_NE.sum() - capacity).clamp(min=0)
+                entropy_N = None if weightless else scores.entropy_N.detach()
                 self.stats.add(counted_NE, prob_NE, choice.observed_K, entropy_N, dropped)
             return routing_from_mask(
                 choice.mask_NE,

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: runs are compared bit for bit with those of scripts
+# glibc's own value: commands in this process leave its allocator as it is, or no test could measure what it takes.
+os.environ["MALLOC_ARENA_TEST"] = "8"
 
 # These files take longest. They begin first, so that no worker is left with one when the others have ended.
 LONGEST = (

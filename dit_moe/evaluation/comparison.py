@@ -13,10 +13,11 @@ from typing import Any
 
 from dit_moe.distributed import join_processes, on_main
 from dit_moe.evaluation.comparability import Reason, conditions_of, reasons_not_comparable, reasons_of_storage
-from dit_moe.evaluation.compute import compute_report, plan, require_comparable, summarize
+from dit_moe.evaluation.compute import compute_report
 from dit_moe.evaluation.extraction import Extraction, temporary_unless
 from dit_moe.evaluation.features import ExtractedFeatures, FeatureFolder
 from dit_moe.evaluation.report import Report
+from dit_moe.evaluation.requirements import plan, require_comparable, summarize
 from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, Source, Statistics
 from dit_moe.evaluation.sources.npz import require_extractor
 from dit_moe.extractors import FeatureExtractor

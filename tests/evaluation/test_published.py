@@ -7,7 +7,7 @@ import pytest
 
 from dit_moe import config
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS
-from dit_moe.evaluation.table import published_rows
+from dit_moe.evaluation.results import published_rows
 from dit_moe.models import MODELS
 from dit_moe.sampling.generator import SampleConfig
 from dit_moe.sampling.recipes import SAMPLING, sampling_recipe

@@ -9,7 +9,8 @@ import pytest
 
 from dit_moe.evaluation.comparability import UNKNOWN
 from dit_moe.evaluation.report import Distance, Report, Value, print_report
-from dit_moe.evaluation.table import Row, published_rows, read_result, to_csv, to_markdown
+from dit_moe.evaluation.results import Row, published_rows, read_result
+from dit_moe.evaluation.table import to_csv, to_markdown
 from dit_moe.formatting import PlainConsole
 
 REASONS = ["5 000 generated images instead of 50 000", "the images were altered: resized to 256"]

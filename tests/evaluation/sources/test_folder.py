@@ -13,7 +13,7 @@ from PIL import Image
 
 from dit_moe.data.image_folder import ImageFolderConfig
 from dit_moe.data.images import crop
-from dit_moe.evaluation.compute import plan, summarize
+from dit_moe.evaluation.requirements import plan, summarize
 from dit_moe.evaluation.sources.base import EvaluationInput, ReadOptions, converted, label_by_name
 from dit_moe.evaluation.sources.dataset import open_dataset
 from dit_moe.evaluation.sources.folder import FolderSource

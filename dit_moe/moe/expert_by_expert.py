@@ -40,10 +40,11 @@ def expert_by_expert(
 ) -> Tensor:
     """The gated sum of each token's experts, [N, D]. All but the gates have the dtype of the products.
 
-    What is kept for the backward pass is the first product of each pair, [R, F].
+    What is kept for the backward pass is the first product of each pair, [R, F], and nothing where gradients are off.
     """
-    rows = arrange(routing, len(x_ND), x_ND.dtype)
-    out_ND: Tensor = _ExpertByExpert.apply(x_ND, routing.weight_R, w_in, w_out, bias_in, bias_out, rows, activation)
+    rows, keep = arrange(routing, len(x_ND), x_ND.dtype), torch.is_grad_enabled()
+    tensors = x_ND, routing.weight_R, w_in, w_out, bias_in, bias_out
+    out_ND: Tensor = _ExpertByExpert.apply(*tensors, rows, activation, keep)
     return out_ND
 
 
@@ -109,8 +110,10 @@ class _ExpertByExpert(torch.autograd.Function):
         bias_out: Tensor | None,
         rows: Rows,
         activation: str,
+        keep: bool,
     ) -> Tensor:
-        hidden_PF = x_ND.new_empty(len(rows.token_P) if any(ctx.needs_input_grad) else 0, w_in.shape[2])
+        # Parameters want gradients under no_grad, too, so what the context says would keep the rows there.
+        hidden_PF = x_ND.new_empty(len(rows.token_P) if keep and any(ctx.needs_input_grad) else 0, w_in.shape[2])
         out_PD = x_ND.new_empty(len(rows.token_P), x_ND.shape[1])
         matrices = [_unbind(each) for each in (w_in, w_out, bias_in, bias_out)]
         over_threads(rows.costs, _forward(x_ND, rows, hidden_PF, out_PD, matrices, activation))
@@ -130,7 +133,7 @@ class _ExpertByExpert(torch.autograd.Function):
         matrices, into = [_unbind(each) for each in parameters], [_unbind(each) for each in gradients]
         over_threads(rows.costs, _backward(*tensors, matrices, into, ctx.activation))
         grad_weight_R = grad_weight_P.index_select(0, rows.row_R)
-        return rows.sum_by_token(grad_x_PD), grad_weight_R, *gradients, None, None
+        return rows.sum_by_token(grad_x_PD), grad_weight_R, *gradients, None, None, None
 
 
 def _unbind(stacked: Tensor | None) -> tuple[Tensor, ...]:
@@ -210,7 +213,7 @@ def _backward(
                 grad_active_CH = torch.mm(grad_CD, w_out[e].t(), out=grad_active_MH[:count])
                 torch.sum(active_CH * grad_active_CH, -1, dtype=torch.float32, out=grad_weight_C)
                 if bias_out:
-                    grad_weight_C += grad_CD.float() @ bias_out[e].float()
+                    grad_weight_C.addmv_(grad_CD.float(), bias_out[e].float())
                     _add_column_sums(grad_bias_out[e], grad_CD * weight_C1, first)
                 _add_product(grad_w_out[e], active_CH.mul_(weight_C1), grad_CD, first)
                 functions.backward(grad_active_CH.mul_(weight_C1), hidden_CF, grad_hidden_CF)

@@ -22,13 +22,8 @@ def balance_loss(load_E: Tensor, prob_E: Tensor) -> Tensor:
 
 
 def entropy(prob_NE: Tensor) -> Tensor:
-    """Entropy of each token's expert distribution in nats, [N]."""
+    """Entropy of each token's expert distribution in nats, [N]. Its mean is the dynamic loss of Huang et al. 2024."""
     return -(prob_NE * (prob_NE + 1e-20).log()).sum(-1)
-
-
-def dynamic_loss(prob_NE: Tensor) -> Tensor:
-    """Mean entropy (Huang et al. 2024): keeps a top-p router decided."""
-    return entropy(prob_NE).mean()
 
 
 def z_loss(logits_NE: Tensor) -> Tensor:

@@ -118,7 +118,8 @@ def sort_experts(score_NE: Tensor) -> tuple[Tensor, Tensor]:
         return score_NE.sort(dim=-1, descending=True, stable=True)
     # NumPy sorts integers with vector instructions, ten times as fast as torch. The bits of a score, with those of
     # negative ones turned round, have the order of the scores; the expert's number beside them makes all different.
-    bits_NE = (score_NE + 0.0).view(torch.int32)  # −0 becomes 0
+    # −0 becomes 0, and every NaN the positive one, which stands first as in torch's sort.
+    bits_NE = (score_NE + 0.0).masked_fill_(score_NE.isnan(), torch.nan).view(torch.int32)
     rising_NE = bits_NE ^ ((bits_NE >> 31) & 0x7FFFFFFF)
     key_NE = (rising_NE.bitwise_not().to(torch.int64) << 32) | torch.arange(score_NE.shape[1])
     key_NE.numpy().sort(axis=-1)

@@ -17,7 +17,9 @@ def over_threads(costs: list[int], work: Callable[[list[int]], None]) -> None:
     if threads <= 1 or torch._C._len_torch_dispatch_stack():
         work(list(range(len(costs))))
     else:
-        list(_workers().map(torch.no_grad()(work), shared_out(costs, threads)))
+        # Each thread has its own gradient mode, and what is made in inference mode is written in inference mode alone.
+        without = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
+        list(_workers().map(without()(work), shared_out(costs, threads)))
 
 
 def shared_out(costs: list[int], threads: int) -> list[list[int]]:
@@ -42,7 +44,12 @@ def _workers() -> ThreadPoolExecutor:
     if _pool is None or _pool_threads != threads:
         barrier = Barrier(threads)
         _pool = ThreadPoolExecutor(threads, "expert", initializer=_use_one_thread)
-        list(_pool.map(lambda _: barrier.wait(), range(threads)))  # starts all of them
+        try:
+            list(_pool.map(lambda _: barrier.wait(), range(threads)))  # starts all of them
+        except BaseException:
+            barrier.abort()  # or those that have started would wait for ever
+            _pool = None
+            raise
         torch.set_num_threads(threads)  # what a thread sets is the number of those that start later, too
         _pool_threads = threads
     return _pool

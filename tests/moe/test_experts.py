@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from dit_moe.moe.experts import Experts, fastest
 from dit_moe.moe.routing import routing_from_mask
@@ -156,6 +157,30 @@ def test_threads_chunks_and_the_number_of_threads_do_not_change_what_expert_by_e
     for one, two, chunked in zip(*found, strict=True):
         assert torch.equal(one, two)  # so that a run may go on where more threads are
         torch.testing.assert_close(one, chunked, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_expert_by_expert_keeps_no_rows_and_computes_the_same_on_several_threads(mode):
+    threads, made = torch.get_num_threads(), []
+
+    class Shapes(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            if function is torch.Tensor.new_empty:
+                made.append(tuple(found.shape))
+            return found
+
+    experts, x = Experts(8, WIDTH, HIDDEN, "swiglu", "by_expert", bias=True), torch.randn(40, WIDTH)
+    routing = routing_from_mask(torch.ones(40, 8, dtype=torch.bool), torch.rand(40, 8))
+    wanted = experts(x, routing).detach()
+    torch.set_num_threads(2)
+    try:
+        with mode(), Shapes():
+            found = experts(x, routing)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found, wanted)
+    assert (0, 2 * HIDDEN) in made and (320, 2 * HIDDEN) not in made
 
 
 def test_a_forked_process_has_threads_of_its_own():

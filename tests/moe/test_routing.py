@@ -88,7 +88,7 @@ def test_of_more_pairs_than_rows_every_expert_keeps_its_share_and_rows_without_a
     assert torch.equal(trimmed.weight_R, weight[trimmed.token_R, trimmed.expert_R])
 
 
-@pytest.mark.parametrize("kind", ["probabilities", "ties", "any sign", "infinite"])
+@pytest.mark.parametrize("kind", ["probabilities", "ties", "any sign", "infinite", "no numbers"])
 def test_the_fast_sort_has_the_values_and_the_order_of_torchs_stable_sort(kind):
     score = torch.randn(200, 23, generator=torch.Generator().manual_seed(0))
     if kind == "probabilities":
@@ -97,5 +97,7 @@ def test_the_fast_sort_has_the_values_and_the_order_of_torchs_stable_sort(kind):
         score = score.round()  # −0 and 0 among them
     if kind == "infinite":
         score[::2, ::3], score[:, 1] = torch.inf, -torch.inf
+    if kind == "no numbers":
+        score[::2, ::3], score[::3, 1::4] = torch.nan, -torch.tensor(torch.nan)
     for found, wanted in zip(sort_experts(score), score.sort(dim=-1, descending=True, stable=True), strict=True):
-        assert torch.equal(found, wanted)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)

@@ -29,6 +29,7 @@ SMALLEST = {  # by name: words, and how many lines it prints
     "reading": ("--images 300 --files 2 --batches 1", 4),
     "routing": ("--shapes 16,4,2,8,32 --routers dtopp --dtypes bf16 --turns 1", 1),
     "sampling": ("--model DiT-S/16 --images 1 --steps 2 --dtypes fp32 --turns 1", 1),
+    "side_by_side": ("--jobs 2 --steps 2 --set model.width=16 model.heads=2 model.depth=1 train.batch_size=8", 1),
     "streaming": ("--images 20 --size 16", 1),
     "train_step": ("--models DiT-S/32,DiT-S/32-4E2A --batch 2 --dtypes fp32 --turns 1", 1),
     "upcycling": (

@@ -69,6 +69,7 @@ class Format(ABC):
     by_name_only: ClassVar[bool] = False  # whether it is tried only where the user names it
     assumed: ClassVar[tuple[str, ...]] = ()  # keys that weights do not tell: read as in published models
     ignored: ClassVar[Mapping[str, str]] = {}  # tensors that we have no use for, `#` for any number: why
+    published: ClassVar[str | None] = None  # names of its files, a pattern, if others have such tensors
 
     @abstractmethod
     def experiment(self, found: Found) -> Tree:

@@ -63,6 +63,7 @@ class DiTFormat(ImageFormat):
     """The checkpoints of facebookresearch/DiT, and of fast-DiT."""
 
     suite: ClassVar[str] = "DiT"
+    published: ClassVar[str | None] = r"DiT-XL-2-(256x256|512x512)\.pt"
     recipe: ClassVar[str | None] = "dit-cfg1.5"
 
     def model(self, found: Found) -> Tree:
@@ -90,6 +91,7 @@ class SiTFormat(DiTFormat):
     """The checkpoints of willisma/SiT: DiT's tensors, trained by flow matching whose time ends at the data."""
 
     suite: ClassVar[str] = "SiT"
+    published: ClassVar[str | None] = r"SiT-(S|B|L|XL)-2-256(x256)?\.pt"
     recipe: ClassVar[str | None] = "sit-ode-cfg1.5"
 
     def require_own(self, found: Found) -> None:

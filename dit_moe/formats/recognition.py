@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,6 +16,7 @@ from torch import Tensor
 from dit_moe import checkpoint, config
 from dit_moe.checkpoint import Checkpoint, Part
 from dit_moe.config import ConfigError, Tree
+from dit_moe.data.listing import note
 from dit_moe.formats.base import FORMATS, Format, Found
 from dit_moe.formats.rules import to_ours
 from dit_moe.formats.sources import Source, Which, holds_weights, is_source, open_source
@@ -101,6 +103,8 @@ def open_model(path: str | Path) -> Checkpoint:
 def recognise(path: str | Path, name: str = AUTO, overrides: Sequence[str] = (), which: Which = "ema") -> Weights:
     """Open a file or folder of weights as the format `name`, or as the only one that fits.
 
+    Of several that fit, that which publishes a file under this name is taken, and it is said.
+
     Args:
         overrides: ``key=value`` changes to the config, which also give what cannot be told from the weights.
         which: the weights that are checked and, if it is the raw ones, taken in the place of the averaged.
@@ -130,6 +134,11 @@ def recognise(path: str | Path, name: str = AUTO, overrides: Sequence[str] = (),
         except ValueError as error:
             fitting.pop(each, None)
             problems[each] = error
+    named = [each for each in fitting if re.fullmatch(classes[each].published or "", Path(path).name)]
+    if len(fitting) > len(named) == 1:
+        told = f"{path} is taken for weights of {classes[named[0]].suite}, which are published under this name"
+        note(f"{told}; if it is of {' or '.join(each for each in fitting if each not in named)}, import it by --format")
+        fitting = {named[0]: fitting[named[0]]}
     if len(fitting) > 1:
         command = f"dit-moe import {path} --format {next(iter(fitting))} --out RUN"
         raise ValueError(f"{path} fits the formats {' and '.join(fitting)}; say which it is, for instance {command}")

@@ -68,3 +68,13 @@ def test_a_sit_that_our_objective_cannot_follow_is_refused_with_the_reason(tmp_p
     source = of_training(tmp_path / "sit.pt", "sit", **{key: value})
     with pytest.raises(ValueError, match=f"sit: it .* {value}"):
         recognise(source, "sit", [HEADS])
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("DiT-XL-2-256x256.pt", "dit"), ("SiT-XL-2-256.pt", "sit"), ("SiT-XL-2-256x256.pt", "sit")]
+)
+def test_a_bare_file_under_the_name_that_its_suite_published_is_recognised_and_it_is_said(tmp_path, capsys, file, name):
+    weights = recognise(bare(tmp_path / file, name), "auto", [HEADS])
+    assert weights.state["imported"]["format"] == name
+    assert f"{file} is taken for weights of {weights.format.suite}, which are published" in capsys.readouterr().err
+    assert recognise(tmp_path / file, "promoe", [HEADS]).state["imported"]["format"] == "promoe"  # who says it is asked

@@ -44,7 +44,7 @@ from dit_moe.sampling.labels import choose_labels
 
 MOST = 10_000  # real images on either side
 SEEDED = ("experiment.sample.seed", "labels_sha256")  # of a run's identity: what differs between sampling seeds
-ROUNDING_ONLY = ("sample.batch_size", "sample.decode_batch")  # no part in what the images are
+ROUNDING_ONLY = ("sample.batch_size", "sample.decode_batch", "sample.compile")  # no part in what the images are
 PLACES = ("first_stage.model", "first_stage.subfolder", "first_stage.statistics")  # hashes say what is there
 # Options that came after features were first kept, which are no part of the identity where they have these values.
 LATER = {

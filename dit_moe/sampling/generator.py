@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -17,7 +18,8 @@ from dit_moe.config import require, section
 from dit_moe.diffusion import SAMPLERS, GuidanceConfig, Objective, Sampler, SamplingError
 from dit_moe.diffusion.base import Network
 from dit_moe.distributed import enough_memory, join_processes, on_all, on_main
-from dit_moe.moe import measure_active
+from dit_moe.models.compilation import compiled_blocks, require_compiler
+from dit_moe.moe import measure_active, routers_of
 from dit_moe.moe.compute_budget import ComputeBudget, ComputeBudgetConfig, solve_budget, thresholds
 from dit_moe.randomness import generator, normal_like_images
 from dit_moe.sampling.labels import WORDS, choose_labels
@@ -40,6 +42,7 @@ class SampleConfig(ComputeBudgetConfig):
     decode_batch: int | None = None  # latents that the first stage decodes at a time; None: batch_size
     weights: Literal["ema", "model"] = "ema"
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False  # have torch.compile fuse each block; takes a minute at the start
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,6 +60,12 @@ class SampleConfig(ComputeBudgetConfig):
         if isinstance(self.labels, tuple):
             return self.labels
         return None if self.labels in WORDS else (self.labels,)
+
+
+def require_means(config: SampleConfig, device: torch.device) -> None:
+    """ConfigError unless a network can be sampled on this device as the section `sample` says."""
+    if config.compile:
+        require_compiler(device.type, "sample.compile")
 
 
 @dataclass
@@ -77,6 +86,8 @@ class Generator:
         stage: decodes its latents.
         config: a resolved section ``sample`` (with a sampler).
         latent_shape: (C, H, W).
+
+    Raises ConfigError where `require_means` does, and for a compute budget that cannot be solved.
     """
 
     def __init__(
@@ -90,6 +101,10 @@ class Generator:
         self.model, self.objective, self.stage, self.config = model.eval(), objective, stage, config
         self.latent_shape = tuple(latent_shape)
         self.device = next(model.parameters()).device
+        require_means(config, self.device)
+        if config.compile:
+            for router in routers_of(model):
+                router.capacity_factor = None  # for training: here its layers would be compiled, and not be counted
         self.sampler: Sampler = SAMPLERS.build(config.sampler, objective)
         with section("sample"), enough_memory(SamplingError, "set sample.p in place of sample.target"):
             times = self.sampler.times(self.latent_shape)
@@ -109,7 +124,8 @@ class Generator:
         network = self.model if budget is None else self._with_budget(budget)
         noise = normal_like_images(generators, self.latent_shape, self.device)
         labels_B, guidance = labels_B.to(self.device), self.config.guidance
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        compiled = compiled_blocks(self.model) if self.config.compile else nullcontext()
+        with compiled, torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             return self.sampler(network, noise, labels_B, generators, guidance, on_step=on_step)
 
     def _with_budget(self, budget: ComputeBudget) -> Network:

@@ -44,7 +44,7 @@ from dit_moe.formatting import tell
 from dit_moe.pictures import grid_layout, save_grid
 from dit_moe.progress import images_bar
 from dit_moe.randomness import BatchRandom
-from dit_moe.sampling.generator import Generator, stream_together
+from dit_moe.sampling.generator import Generator, require_means, stream_together
 from dit_moe.sampling.labels import choose_labels
 from dit_moe.sampling.outputs import (
     DEFAULT,
@@ -111,6 +111,7 @@ def training_parts(
 
     hooks = []
     if experiment.train.sample_every or experiment.eval.light_every:
+        require_means(experiment.sample, join_processes().device)
         stage.load()  # rather than after the first so many steps
     if every := experiment.train.sample_every:
         hooks.append(Hook(every=every, call=save_samples))
@@ -219,6 +220,7 @@ def describe_evaluation(experiment: Experiment) -> str | None:
 
 
 def evaluation(experiment: Experiment, folder: Path) -> Callable[[], Report | None]:
+    require_means(experiment.sample, join_processes().device)
     reference = training_images(experiment)
     count = how_many(experiment, reference)
     comparison = comparison_of(experiment, reference, folder, count)
@@ -249,6 +251,7 @@ def sample_images(run: ImageRun, out: Path, save: Sequence[str] = DEFAULT, recip
     `recipe` is what the result calls its settings. Returns what sample.json holds, which is written last; None on all
     but the main process. Raises ValueError if `out` cannot be written, or another command writes there.
     """
+    require_means(run.experiment.sample, join_processes().device)
     on_main(lambda: require_writable_outputs(out, save))
     with locked(out, SAMPLE_JSON, *(OUTPUTS[name][0] for name in save)):
         return _sample_images(run, out, save, recipe)

@@ -8,10 +8,8 @@ error.
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import os
 import resource
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from dit_moe.config import ConfigError
 from dit_moe.distributed import join_processes, use_cpu
+from dit_moe.models.compilation import require_compiler
 from dit_moe.training.config import TrainConfig
 from dit_moe.training.trackers import require_installed
 
@@ -70,7 +69,7 @@ def build_accelerator(config: TrainConfig, run: Path) -> Accelerator:
             "MIXED_PRECISION", asked, f"train.mixed_precision={config.mixed_precision} means {precision} here"
         )
     if config.compile:
-        require_compiler("cuda" if not cpu and torch.cuda.is_available() else "cpu")
+        require_compiler("cuda" if not cpu and torch.cuda.is_available() else "cpu", "train.compile")
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
         torch.use_deterministic_algorithms(True)
@@ -88,26 +87,6 @@ def build_accelerator(config: TrainConfig, run: Path) -> Accelerator:
 def _refused(name: str, asked: str, here: str) -> ConfigError:
     remedy = f"launch without --{name.lower()} and with a config file that does not name it"
     return ConfigError(f"ACCELERATE_{name}", f"={asked}, but {here}; {remedy}")
-
-
-def require_compiler(device: str) -> None:
-    """ConfigError unless torch.compile has what it needs on a device of this kind."""
-    compiler = os.environ.get("CXX", "g++") if device == "cpu" else os.environ.get("CC", "gcc")
-    missing = [] if shutil.which(compiler) else [f"the compiler {compiler}"]
-    if device == "cuda" and importlib.util.find_spec("triton") is None:
-        missing.append("the package triton")
-    if missing:
-        raise ConfigError("train.compile", f"=true needs {' and '.join(missing)}; install it, or set it to false")
-
-
-def compile_blocks(model: nn.Module) -> None:
-    """Have torch compile each of ``model.sharding_units`` by itself when it is first called, in place.
-
-    Of a MoE layer without a capacity nothing is compiled, as how many rows there are changes with every step: it is the
-    one place where the graph of a block is broken.
-    """
-    for unit in model.sharding_units:  # type: ignore[union-attr]
-        unit.compile()
 
 
 def remarks() -> list[str]:

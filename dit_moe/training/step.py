@@ -18,10 +18,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dit_moe.checkpoint import whole
+from dit_moe.models.compilation import compile_blocks
 from dit_moe.moe import calibrate, counted_active, counted_dropped, update_routers
 from dit_moe.randomness import BatchRandom
 from dit_moe.training.config import TrainConfig
-from dit_moe.training.devices import accumulating, compile_blocks, place, wrap
+from dit_moe.training.devices import accumulating, place, wrap
 from dit_moe.training.optimizer import EMA, build_optimizer, learning_rate
 from dit_moe.training.profile import Phase, untimed
 

@@ -9,15 +9,17 @@ from dit_moe.config import ConfigError
 from dit_moe.diffusion import OBJECTIVES, DDPMConfig, Flow, FlowConfig, GuidanceConfig, SamplingError
 from dit_moe.diffusion.samplers.flow import EulerConfig, EulerMaruyamaConfig
 from dit_moe.models import MODELS, DiTConfig
-from dit_moe.moe import measure_active
+from dit_moe.moe import MoEConfig, measure_active
 from dit_moe.sampling.generator import Generator, SampleConfig
 
 SHAPE = (1, 8, 8)
 
 
-def generator(name: str = "DiT-custom/2-4E2A", **options) -> Generator:
+def generator(name: str = "DiT-custom/2-4E2A", capacity_factor: float | None = None, **options) -> Generator:
     torch.manual_seed(0)
-    config = DiTConfig(name=name, width=32, depth=2, heads=2, in_channels=1, input_size=8, num_classes=10)
+    sizes = {"width": 32, "depth": 2, "heads": 2, "in_channels": 1, "input_size": 8, "num_classes": 10}
+    moe = {"moe": MoEConfig(capacity_factor=capacity_factor)} if capacity_factor else {}
+    config = DiTConfig(name=name, **sizes, **moe)
     model = MODELS.build(config)
     for module in [*model.blocks, model.final_layer]:
         torch.nn.init.normal_(module.adaLN_modulation[-1].weight, std=0.1)

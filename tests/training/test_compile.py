@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dit_moe.config import ConfigError
-from dit_moe.training.devices import require_compiler
+from dit_moe.models.compilation import require_compiler
 from tests.training.tiny_run import log
 
 pytestmark = pytest.mark.parametrize("family", ["DiT"], indirect=True)
@@ -31,4 +31,4 @@ def test_without_a_compiler_it_is_refused_before_the_training(build, tmp_path, m
     monkeypatch.setenv("CC", "no-such-compiler")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs the compiler no-such-compiler and the package triton"):
-        require_compiler("cuda")
+        require_compiler("cuda", "train.compile")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from dit_moe import config
 from dit_moe.checkpoint import Checkpoint
 from dit_moe.config import ConfigError, Tree
 from dit_moe.data.listing import note
+from dit_moe.diffusion import OBJECTIVES
 from dit_moe.formats.base import FORMATS, Found
 from dit_moe.formats.recognition import typed_model
 from dit_moe.formats.rules import to_theirs
@@ -18,9 +20,21 @@ from dit_moe.formats.sources import Which
 
 # No output depends on these, among them coefficients of losses and the times of training.
 OF_TRAINING = re.compile(
-    r"model\.(recompute|moe\.(implementation|recompute|router\.(init_std|\w+_loss)))|objective\.(time|cosine_weight)"
+    r"model\.(recompute|moe\.(implementation|recompute|router\.(init_std|\w+_loss)))"
+    r"|objective\.(label_dropout|time|time_mean|time_std|time_shift|base_dims|stratified|cosine_weight|min_snr_gamma)"
 )
 REMEDY = "export it as a run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Objective:
+    objective: Annotated[Any, OBJECTIVES]
+
+
+def _complete(section: Tree) -> Tree:
+    """The section `objective` with what it leaves to the defaults."""
+    complete: Tree = config.dump(config.build(_Objective, {"objective": section}))["objective"]
+    return complete
 
 
 def in_format(name: str, saved: Checkpoint, which: Which, settings: Tree | None = None) -> dict[str, Tensor]:
@@ -37,12 +51,12 @@ def in_format(name: str, saved: Checkpoint, which: Which, settings: Tree | None 
         read = format_.experiment(Found(theirs, settings or {}))
     except ValueError as error:
         raise ConfigError("--to", f" {name}: {saved.folder} does not fit that format: {error}; {REMEDY}") from None
-    ours = config.flatten({"model": config.dump(model), "objective": tree["objective"]})
+    ours = config.flatten({"model": config.dump(model), "objective": _complete(tree["objective"])})
     told = config.flatten(read)
     unusual = [f"{key}={ours[key]}" for key in format_.assumed if key in ours and told.get(key) != ours[key]]
     read = config.override(read, unusual)
-    meant = {"model": config.dump(typed_model({"heads": model.heads, **read["model"]})), "objective": read["objective"]}
-    for key, value in config.flatten(meant).items():
+    network = config.dump(typed_model({"heads": model.heads, **read["model"]}))
+    for key, value in config.flatten({"model": network, "objective": _complete(read["objective"])}).items():
         if ours.get(key) != value and not OF_TRAINING.fullmatch(key):
             raise ConfigError(key, f"={ours.get(key)}: weights of the format {name} mean {value}; {REMEDY}")
     if unusual:

@@ -183,7 +183,13 @@ def test_a_model_that_a_suite_computes_otherwise_is_not_exported_in_its_format(r
     assert not (tmp_path / "other").exists()
 
 
-def test_an_import_with_options_of_its_own_model_is_not_exported_as_if_it_had_none(source, tmp_path, capsys):
-    assert cli("import", source, "--out", tmp_path / "run", "model.freq_shift=1", HEADS) == 0
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [("model.freq_shift=1", "0"), ("objective.prediction=v", "epsilon"), ("objective.timesteps=500", "1000")],
+)
+def test_a_run_with_options_that_a_suite_does_not_have_is_not_exported_as_if_it_had_none(
+    source, tmp_path, capsys, option, meant
+):
+    assert cli("import", source, "--out", tmp_path / "run", option, HEADS) == 0
     assert cli("export", tmp_path / "run", tmp_path / "dit", "--to", "dit") == 2
-    assert "model.freq_shift=1: weights of the format dit mean 0" in capsys.readouterr().err
+    assert f"{option}: weights of the format dit mean {meant}" in capsys.readouterr().err

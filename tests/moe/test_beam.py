@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dit_moe.config import ConfigError
+from dit_moe.moe import RoutingContext
 from dit_moe.moe.routers.beam import BEAMConfig
 from tests.moe.examples import EXPERTS, TOKENS, context, make, step, tokens
 
@@ -68,13 +69,26 @@ def test_training_starts_as_top_k_of_the_candidates():
     torch.testing.assert_close(dense(routing).sum(1), torch.ones(TOKENS).double())
 
 
-@pytest.mark.parametrize("budget", [False, True])
-def test_with_a_budget_beta_grows_while_more_experts_stay_than_the_target(budget):
-    router = make("beam", budget=budget, damping=0.0, mask_loss=0.5)
+@pytest.mark.parametrize("size", [1e-4, 0.3, 30])
+@pytest.mark.parametrize("shift", [0, 2])
+def test_a_budget_moves_the_bias_until_the_target_stays_whatever_the_size_of_the_logits(size, shift):
+    router, active = make("beam", target=1.5), []
+    torch.nn.init.normal_(router.mask_weight, std=size)
+    for seed in range(40):
+        step(router, (tokens(seed, 400) + shift, RoutingContext()))
+        router.eval()
+        active.append(len(router(tokens(seed + 1, 400) + shift).token_R) / 400)
+        router.train()
+    assert sum(active[20:]) / 20 == pytest.approx(1.5, rel=0.01)  # in evaluation as in the training step that follows
+
+
+@pytest.mark.parametrize(("options", "weights"), [({"budget": False, "mask_loss": 0.01}, 0.3), ({}, 0.0)])
+def test_the_bias_stays_at_zero_without_a_budget_and_as_long_as_no_weight_has_moved(options, weights):
+    router = make("beam", **options)
+    torch.nn.init.constant_(router.mask_weight, weights)
     step(router, (tokens(), context()))
-    step(router, (tokens(2), context()))
-    assert router.state_numbers()["beta"].item() == pytest.approx(0.5 * (1.2**2 if budget else 1))
-    assert router.config.controlled is router.config.held is budget
+    assert router.state_numbers()["mask_bias"] == 0
+    assert router.config.controlled is router.config.held is router.config.budget
 
 
 @pytest.mark.parametrize(("target", "candidates", "wanted"), [(2, None, 4), (1.2, None, 3), (6, None, 8), (2, 5, 5)])

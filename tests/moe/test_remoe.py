@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dit_moe.moe.routers.steered_loss import Coefficient
+from dit_moe.moe.routers.coefficient import Coefficient
 from tests.moe.examples import EXPERTS, TOKENS, context, make, mask_of, step, tokens
 
 

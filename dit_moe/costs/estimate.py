@@ -189,6 +189,11 @@ def _lines(experiment: Experiment | TextExperiment, gpu: str, gpus: int, mfu: fl
     count = f"{rows:,} {row_name}" + (f", {rows * per_row:,} {unit}" if per_row > 1 else "")
     yield f"training          {train.steps:,} steps, {count}, {training * rows:.4g} FLOPs"
     yield from _memory_lines(experiment, gpu, gpus, row_name)
+    if model.moe is not None and model.moe.implementation == "auto":
+        device, dtype = ("cpu" if gpu == CPU else "cuda"), _precision_on(gpu, train.mixed_precision)
+        at_a_time = _rows_at_a_time(train, gpus)
+        taken = model.implementation(at_a_time, device, torch.bfloat16 if dtype == "bf16" else torch.float32)
+        yield f"experts           {taken}, which is what model.moe.implementation=auto means there"
     reached, where = _reached(experiment, gpu, gpus, mfu, train.mixed_precision)
     if reached is None:
         yield f"time              {where}"
@@ -236,15 +241,20 @@ def _duration(seconds: float) -> str:
     return f"{rounded(seconds / length, 1)} {unit}"
 
 
+def _rows_at_a_time(train: Any, gpus: int) -> int:
+    """Of each GPU. ConfigError unless the GPUs can share the batch equally."""
+    if train.batch_size % gpus:
+        problem = f"={train.batch_size} cannot be shared equally by {gpus} GPUs; use a multiple"
+        raise ConfigError("train.batch_size", problem)
+    share: int = train.batch_size // gpus
+    return min(train.micro_batch or share, share)
+
+
 def _memory_lines(experiment: Any, name: str, gpus: int, unit: str) -> Iterator[str]:
     """On the GPU `name`; a row is one of `unit`. ConfigError unless the GPUs can share the batch equally."""
     train, there = experiment.train, memory_of_machine() / GIB if name == CPU else GPUS[name].memory
     precision = _precision_on(name, train.mixed_precision)
-    if train.batch_size % gpus:
-        problem = f"={train.batch_size} cannot be shared equally by {gpus} GPUs; use a multiple"
-        raise ConfigError("train.batch_size", problem)
-    share = train.batch_size // gpus
-    rows = min(train.micro_batch or share, share)
+    rows = _rows_at_a_time(train, gpus)
     held = memory(experiment, precision, gpus, rows)
     parts = ", ".join(f"{part} {rounded(size / GIB, 1)}" for part, size in held.items())
     total = sum(held.values())

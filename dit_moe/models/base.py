@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dit_moe.config import ConfigError, require
 from dit_moe.moe import MATRICES, Activation, MoEConfig, routers_of
+from dit_moe.moe.experts import Implementation, fastest
 from dit_moe.registry import Registry
 
 MODELS = Registry("model")
@@ -176,6 +177,23 @@ class TransformerConfig:
         """Hidden width of all shared experts together, 0 without; only with experts."""
         assert self.moe is not None
         return self.moe.shared_width(self.expert_hidden)
+
+    def implementation(self, rows: int, device: str, dtype: torch.dtype) -> Implementation | None:
+        """How the experts are computed on this machine's `device`; None without experts.
+
+        Where `auto` decides by the size, a layer with more or fewer active experts than the target may take the other.
+
+        Args:
+            rows: samples of a forward pass.
+            dtype: that of the products.
+        """
+        moe = self.moe
+        if moe is None or moe.implementation != "auto":
+            return None if moe is None else moe.implementation
+        if moe.capacity_factor is not None:
+            return "grouped"
+        weights = MATRICES[moe.activation or self.activation] * self.need("width") * self.expert_hidden
+        return fastest(device, dtype, round(rows * self.tokens * moe.target) * weights, moe.experts)
 
     @property
     def dense_blocks(self) -> int:

@@ -23,6 +23,7 @@ from dit_moe.config import OF_A_RUN, Tree, completed, parse
 from dit_moe.distributed import is_out_of_memory, locked, on_all, on_main
 from dit_moe.files import write_atomically
 from dit_moe.formatting import tell
+from dit_moe.models.base import TransformerConfig
 from dit_moe.moe import needs_calibration, notes
 from dit_moe.training.config import TrainConfig
 from dit_moe.training.curves_of_runs import CurvesPicture
@@ -108,6 +109,7 @@ class Trainer:
         self.accelerator = build_accelerator(config, self.run)
         self.precision = self.accelerator.mixed_precision.replace("no", "fp32")  # what "auto" came to
         self.prefetcher = Prefetcher(config, dataset, prepare_batch, seed)
+        self.implementation = self._implementation(getattr(model, "config", None))  # of experts, what "auto" came to
         self.training_step = TrainingStep(config, self.accelerator, model, objective)
         self.model, self.ema = self.training_step.model, self.training_step.ema
         self.profile: StepProfile | None = None
@@ -117,6 +119,13 @@ class Trainer:
         self._changes: list[dict[str, Any]] = []  # step, and what was changed from there on: {key: [before, since]}
         self._unlogged: dict[str, Any] | None = None  # `Logger.unlogged` of the checkpoint that the run goes on from
         self._watch = InterruptWatch()
+
+    def _implementation(self, network: Any) -> str | None:
+        """How the experts of a model with this config are computed here; None without experts."""
+        if not isinstance(network, TransformerConfig):
+            return None
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        return network.implementation(max(map(len, self.prefetcher.rows)), self.accelerator.device.type, dtype)
 
     # ------------------------------------------------------------------------------------------------ start and stop
 
@@ -188,7 +197,8 @@ class Trainer:
 
     def _machine(self) -> dict[str, Any]:
         """What a run may go on without, but not to the same bits."""
-        return {"torch": torch.__version__, "dit_moe": version("dit_moe"), "processes": self.accelerator.num_processes}
+        found = {"torch": torch.__version__, "dit_moe": version("dit_moe"), "processes": self.accelerator.num_processes}
+        return found | ({} if self.implementation is None else {"implementation": self.implementation})
 
     def _train(self) -> None:
         trackers = Trackers(self.accelerator, self.run, self.config)
@@ -257,6 +267,8 @@ class Trainer:
     def _loop(self, logger: Logger) -> None:
         config = self.config
         this_one = f"training {self.run}: {config.steps:,} steps"
+        if self.implementation is not None and self.model.config.moe.implementation == "auto":  # type: ignore[union-attr]
+            this_one += f"; model.moe.implementation=auto means {self.implementation}"
         for line in [this_one, *remarks(), *notes(self.model), self._begun]:
             if line:
                 logger.message(line)

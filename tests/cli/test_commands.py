@@ -32,6 +32,7 @@ def test_dry_run_prints_config_sizes_and_costs_and_builds_nothing(capsys, tmp_pa
     out = capsys.readouterr().out
     assert "target: 2.0" in out and "# parameters" in out and "active per token" in out
     assert "10 steps, 320 images" in out and "FLOPs per image" in out
+    assert "# experts           grouped, which is what model.moe.implementation=auto means there" in out
     assert not folder.exists()
 
 

@@ -49,12 +49,13 @@ def test_a_training_whose_reader_goes_away_goes_on_to_its_end(tmp_path):
 def test_a_training_says_which_it_is_and_a_longer_one_and_samples_in_between_how_far(tmp_path, capsys):
     run = tmp_path / "run"
     assert cli(*WORDS, "train.steps=4", "--run", run) == 0
-    assert f"training {run}: 4 steps\n" in capsys.readouterr().err
+    experts = "model.moe.implementation=auto means grouped"
+    assert f"training {run}: 4 steps; {experts}\n" in capsys.readouterr().err
     assert cli("sample", run) == 0
     assert "is at step" not in capsys.readouterr().err
     assert cli(*WORDS, "train.steps=5", "train.warmup_steps=1", "--run", run) == 0
     told = capsys.readouterr().err
-    assert f"training {run}: 5 steps\n" in told
+    assert f"training {run}: 5 steps; {experts}\n" in told
     assert "goes on from step 4, from now on with train.steps=5 (was 4), train.warmup_steps=1 (was 0)" in told
 
 

@@ -208,3 +208,26 @@ def test_a_resolved_config_reads_back_to_itself_and_the_registry_finds_it_by_the
     config = config_of(name, moe=MoEConfig(router=TopKConfig(balance_loss=0.01)))
     assert MODELS.config_class(name) is type(config)
     assert build(type(config), dump(config)) == config
+
+
+@pytest.mark.parametrize("name", ["DiT-custom/2", "LM-custom"])
+def test_what_auto_takes_for_the_experts_is_known_beforehand_by_the_numbers_that_a_layer_decides_by(name, monkeypatch):
+    def experts(**options):
+        return config_of(name, moe=MoEConfig(experts=4, target=2, **options))
+
+    asked: list[tuple[object, ...]] = []
+    for module in ("dit_moe.models.base", "dit_moe.moe.experts"):
+        monkeypatch.setattr(f"{module}.fastest", lambda *by: asked.append(by) or "by_expert")
+    config = experts(router=TopKConfig())
+    assert config.implementation(3, "cpu", torch.bfloat16) == "by_expert"
+    with torch.autocast("cpu", torch.bfloat16):
+        images = torch.randn(3, 2, 8, 8), torch.ones(3), torch.ones(3, dtype=torch.long)
+        tokens = torch.ones(3, 12, dtype=torch.long)
+        MODELS.build(config)(*(images if name.startswith("DiT") else (tokens,)))
+    assert len(asked) == 1 + config.depth and len(set(asked)) == 1
+    for other, wanted in (
+        (config_of(name), None),
+        (experts(implementation="reference"), "reference"),
+        (experts(capacity_factor=2.0), "grouped"),
+    ):
+        assert other.implementation(3, "cpu", torch.bfloat16) == wanted

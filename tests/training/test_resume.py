@@ -189,11 +189,12 @@ def test_another_precision_machine_or_log_than_before_is_announced(build, tmp_pa
     said = capsys.readouterr().err
     assert note not in said and "bit for bit" not in said and "lacks" not in said
     state = checkpoint.latest(tmp_path) / "state.json"
-    other = {"precision": "bf16", "torch": "1.0", "processes": 2}
+    other = {"precision": "bf16", "torch": "1.0", "processes": 2, "implementation": "grouped"}
     state.write_text(json.dumps(json.loads(state.read_text()) | other))
     (tmp_path / "log.jsonl").unlink()
     build(tmp_path, steps=7).train()
     said = capsys.readouterr().err
     assert said.count(note) == 1
-    assert "was trained with torch 1.0, processes 2 so far, here with torch" in said
+    assert "was trained with torch 1.0, processes 2, implementation grouped so far, here with torch" in said
+    assert "implementation by_expert: it goes on, but not bit for bit" in said
     assert "log.jsonl lacks the line of step 6, with which it ended when that was saved" in said

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from dit_moe import config
-from dit_moe.costs import GIB, MFU, evaluations, memory, peak, sampling_flops, training_flops
+from dit_moe.costs import GIB, MFU, describe, evaluations, memory, peak, sampling_flops, training_flops
+from dit_moe.costs.memory import peak_active
 from dit_moe.experiments.image import Experiment, load_experiment, resolve_without_data
 from dit_moe.formats.base import Found
 from dit_moe.formats.lightningdit import LightningDiTFormat
@@ -102,26 +103,35 @@ def test_what_the_first_line_of_a_config_says_is_true(path):
     assert f"{footprint.forward_flops / 1e9:.0f} GFLOPs" in line
 
 
+def gib(found: Experiment) -> float:
+    """On each of eight GPUs: what has to fit, that at the peak of early training, where there is one."""
+    return sum(memory(found, "bf16", 8, 32, peak_active(found.model)).values()) / GIB
+
+
+def most_images(printed: str) -> int:
+    """That one GPU takes at a time: all of the batch, or as many as the warning says."""
+    if "# warning" not in printed:
+        return 256
+    found = re.search(r"What would fit: train\.micro_batch=(\d+)(;|\n)", printed)
+    assert found is not None
+    return int(found[1])
+
+
 def row_of_the_guide(name: str) -> str:
     """A model's row in the table of docs/imagenet.md."""
 
     def of_size(size: int, *overrides: str) -> Experiment:
         return resolved(CONFIGS / f"imagenet{size}" / f"{name}.yaml", *overrides)
 
-    def total(found: Experiment, gpus: int, images: int) -> float:
-        return sum(memory(found, "bf16", gpus, images).values()) / GIB
-
-    def most_images(found: Experiment) -> int:
-        return next(n for n in (256, 128, 64, 32, 16, 8, 4, 2, 1) if total(found, 1, n) <= 0.9 * 80)
-
     footprint, cells = of_size(256).model.footprint(), []
     counts = [footprint.total_params, footprint.active_params][: 2 if "A" in name else 1]
     shown = ", ".join(f"{n / 1e9:.2g} B" if n >= 1e9 else f"{n / 1e6:.0f} M" for n in counts)
     for size in (256, 512):
         both = [[], ["model.recompute=true"]]
-        cells.append(" · ".join(f"{total(of_size(size, *more), 8, 32):.0f}" for more in both))
-        cells.append(" · ".join(f"{total(of_size(size, 'train.parallel=fsdp2', *more), 8, 32):.0f}" for more in both))
-        cells.append(" · ".join(str(most_images(of_size(size, *more))) for more in both))
+        for parallel in ("ddp", "fsdp2"):
+            shared = f"train.parallel={parallel}"
+            cells.append(" · ".join(f"{gib(of_size(size, shared, *more)):.0f}" for more in both))
+        cells.append(" · ".join(str(most_images(describe(of_size(size, *more), "H100") + "\n")) for more in both))
     saved = f"{16 * footprint.total_params / 1e9:.1f} GB"  # weights, average and two moments in fp32
     return f"| {' | '.join([name.removeprefix('DiT-').replace('-2', '/2', 1), shown, saved, *cells])} |"
 

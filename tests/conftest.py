@@ -19,6 +19,7 @@ os.environ["MALLOC_ARENA_TEST"] = "8"
 LONGEST = (
     "distributed/test_processes.py",
     "distributed/test_two_processes.py",
+    "distributed/test_routers.py",
     "cli/test_shown_commands.py",
     "cli/test_compare.py",
     "cli/test_streams.py",

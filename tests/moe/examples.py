@@ -1,12 +1,10 @@
 """Routers, tokens and what a model tells its routers, for tests."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from dit_moe.moe import ROUTERS, Router, RoutingContext
-from dit_moe.moe.router_stats import RouterStats
 
 WIDTH, EXPERTS, SAMPLES, TOKENS = 16, 8, 5, 40
 NULL = 3
@@ -64,16 +62,8 @@ def after_another(router: Router, whole: RoutingContext) -> RoutingContext:
 
 
 def step(router: Router, *batches: tuple[torch.Tensor, RoutingContext]) -> None:
-    step_together([router], [batches])
-
-
-def step_together(ranks: list[Router], shares: Sequence[Sequence[tuple[torch.Tensor, RoutingContext]]]) -> None:
-    """A step of routers that stand for the same one in several processes, each with its micro-batches."""
-    for router, batches in zip(ranks, shares, strict=True):
-        for batch in batches:
-            router(*batch)
-    sums = sum(router.stats.vector(router.load_E.device) for router in ranks)
-    for router in ranks:
-        total = RouterStats(router.experts, router.observed, sums)
-        router.after_step(total, total)
-        router.stats.reset()
+    """An optimizer step of a router by itself, over micro-batches."""
+    for batch in batches:
+        router(*batch)
+    router.after_step(router.stats, router.stats)
+    router.stats.reset()

@@ -36,7 +36,7 @@ def test_a_dense_model_and_one_without_threshold_report_what_they_have():
     assert report["active"] == 2.0 and report["p"] is None and "p" not in report["layers"]
 
 
-def test_micro_batches_and_ranks_add_up_to_the_whole_batch():
+def test_micro_batches_add_up_to_the_whole_batch():
     whole, parts = stack(), stack()
     x = batch()
     whole(x)
@@ -54,17 +54,6 @@ def test_a_forward_pass_that_runs_twice_changes_nothing():
     twice(batch())
     twice(batch())
     assert update_routers(once) == update_routers(twice)
-
-
-def test_reduce_makes_every_rank_move_by_the_same_error():
-    ranks = [stack(), stack()]
-    for seed, model in enumerate(ranks):
-        model(batch(seed))
-    sums = sum(torch.stack([router.stats.sums for router in routers_of(model)]) for model in ranks)
-    for model in ranks:
-        update_routers(model, reduce=lambda _: sums)
-    assert thresholds(ranks[0]) == thresholds(ranks[1])
-    assert torch.equal(routers_of(ranks[0])[1].load_E, routers_of(ranks[1])[1].load_E)
 
 
 @pytest.mark.parametrize("fed", [True, False], ids=["a batch of no tokens", "no forward pass"])

@@ -20,7 +20,6 @@ from tests.moe.examples import (
     mask_of,
     of_sample,
     step,
-    step_together,
     tokens,
 )
 
@@ -152,21 +151,17 @@ def test_evaluation_neither_counts_nor_changes_any_state(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_state_of_a_router_is_exact_over_accumulation_recompute_and_processes_and_is_all_that_it_keeps(name):
-    whole, parts, twice, ranks = make(name), make(name), make(name), [make(name), make(name)]
+def test_the_state_of_a_router_is_exact_over_accumulation_and_recompute_and_is_all_that_it_keeps(name):
+    whole, parts, twice = make(name), make(name), make(name)
     for seed in range(3):
         x, size = tokens(seed), TOKENS // SAMPLES
         step(whole, (x, context()))
         step(twice, (x, context()), (x, context()))
-        samples = [(x[b * size : (b + 1) * size], of_sample(context(), b)) for b in range(SAMPLES)]
-        step(parts, *samples)
-        step_together(ranks, [samples[:2], samples[2:]])
+        step(parts, *((x[b * size : (b + 1) * size], of_sample(context(), b)) for b in range(SAMPLES)))
     for key, value in whole.state_dict().items():
         assert torch.equal(value, twice.state_dict()[key]), key
-        assert torch.equal(*(rank.state_dict()[key] for rank in ranks)), key
         if whole.config.sees != "batch":
             torch.testing.assert_close(value, parts.state_dict()[key], msg=key)
-            torch.testing.assert_close(value, ranks[0].state_dict()[key], msg=key)
     resumed = make(name)
     resumed.load_state_dict(whole.state_dict())
     step(whole, (tokens(9), context()))

@@ -149,6 +149,7 @@ def shape_of(run: Run) -> dict[str, Any]:
         "target": target,
         "trained_target": trained,
         "adjustable": moe.router.ADJUSTABLE is not None,
+        "remark": moe.router.remark(moe.experts),
     }
 
 

@@ -171,6 +171,8 @@ def _tiles(stats: RoutingStats) -> Iterator[dict[str, str]]:
 
 
 def _notes(stats: RoutingStats) -> Iterator[str]:
+    if stats.remark is not None:
+        yield stats.remark
     if stats.fixed_number is not None:
         yield (
             f"Every token uses exactly {stats.fixed_number:g} of {stats.experts} experts in every layer, so there are "

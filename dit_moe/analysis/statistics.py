@@ -85,6 +85,7 @@ class RoutingStats:
     target: Target  # of the network as it ran; of several by layer or time their mean
     trained_target: Target
     adjustable: bool = True  # whether the network can be used with more, or fewer, experts
+    remark: str | None = None  # what is peculiar to its routers
     active_L: np.ndarray  # mean active experts a token
     active_std_L: np.ndarray  # its standard deviation over tokens
     share_LE: np.ndarray  # share of tokens with exactly 1, 2, …, E active experts; the others have none

@@ -55,6 +55,12 @@ def test_means_by_level_class_and_patch_agree_with_the_whole(router, objective):
     np.testing.assert_allclose(mean_LTE.sum(1) / stats.active_LT.sum(1)[:, None], stats.load_LE)
 
 
+def test_a_report_of_promoe_says_that_the_expert_of_images_without_a_class_is_not_used():
+    stats = collect_images(image_run("model.moe.router=promoe"), Chosen(list(range(30))), times=2)
+    assert (stats.load_LE[:, :3] > 0).all() and (stats.load_LE[:, 3] == 0).all()
+    assert stats.remark.startswith("Expert 3 serves images without a class alone")
+
+
 def test_each_image_has_one_noise_at_all_levels_its_own_label_and_the_times_of_the_objective():
     stats, calls = seen_by(image_run(), Chosen([3, 5, 9]), times=5)
     labels = HELDOUT.__getitems__([3, 5, 9])["labels"]

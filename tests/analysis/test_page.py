@@ -168,6 +168,11 @@ def test_the_split_is_named(tmp_path: Path, kind: str, split: str):
     assert (f"The beginning of a document (split {split})" in reader.text) == (kind == "text")
 
 
+def test_what_is_peculiar_to_the_routers_is_said(tmp_path: Path):
+    _, reader = written(replace(synthetic.images(), remark="Expert 7 rests."), tmp_path)
+    assert "Expert 7 rests." in reader.text
+
+
 def test_classes_of_too_few_images_are_left_out_and_a_number_that_nothing_holds_is_called_nominal(tmp_path: Path):
     stats = replace(synthetic.images(), images_C=np.full(10, 1), target=Target(2.0, held=False))
     _, reader = written(stats, tmp_path)

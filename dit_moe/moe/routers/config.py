@@ -147,3 +147,7 @@ class RouterConfig:
         `tokens` are those of a sample, if the model knows.
         """
         return None
+
+    def remark(self, experts: int) -> str | None:
+        """What a reader of a routing report should know, whose images all have their class; None: nothing unusual."""
+        return None

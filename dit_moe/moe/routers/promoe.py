@@ -38,6 +38,12 @@ class ProMoEConfig(TopKConfig):
         """One prototype for each expert but the last; a single expert serves both kinds of tokens."""
         return max(1, experts - 1)
 
+    def remark(self, experts: int) -> str | None:
+        if experts == 1:
+            return None
+        last = f"Expert {experts - 1} serves images without a class alone, as guidance has them"
+        return f"{last}; those here have theirs, so it is not used."
+
 
 @ROUTERS.register("promoe", ProMoEConfig)
 class ProMoERouter(Router):

@@ -126,13 +126,16 @@ class Place:
 
 
 def build(cls: type[C], tree: Mapping[str, Any], path: str = "") -> C:
-    """Read `tree` as the dataclass `cls`, checking every key and type; ConfigError names the dotted path."""
+    """Read `tree` as the dataclass `cls`, checking every key and type; ConfigError names the dotted path.
+
+    ``cls.FORMER``, if there is one, names keys of earlier versions: runs of theirs have them, and they have no effect.
+    """
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls)) if field.init}
     values = {}
     with section(path):
         for key in tree:
-            if key not in fields:
+            if key not in fields and key not in getattr(cls, "FORMER", ()):
                 raise ConfigError(shown(key), f" is not a known key; {_meant(cls, str(key), list(fields))}")
         for name, field in fields.items():
             if name in tree:

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from dit_moe.config import ConfigError
+from dit_moe.checkpoint import upgraded
+from dit_moe.config import ConfigError, build
 from dit_moe.moe import RoutingContext
 from dit_moe.moe.routers.beam import BEAMConfig
 from tests.moe.examples import EXPERTS, TOKENS, context, make, step, tokens
@@ -99,3 +100,13 @@ def test_there_are_twice_as_many_candidates_as_the_target_unless_a_config_says_o
 def test_fewer_candidates_than_the_target_are_refused():
     with pytest.raises(ConfigError, match=r"candidates=2 must lie in \[3, 8\]"):
         BEAMConfig(candidates=2).check(8, 3)
+
+
+def test_a_run_whose_budget_steered_the_coefficient_is_read_with_a_mask_that_has_no_bias():
+    router, x = trained().eval(), tokens()
+    former = {name: each for name, each in router.state_dict().items() if name != "mask_bias"}
+    former |= {"coefficient.integral": torch.tensor(1.0), "coefficient.value": torch.tensor(2.0)}
+    router.mask_bias.fill_(3.0)
+    router.load_state_dict(upgraded(router, former))
+    assert torch.equal(dense(router(x)) > 0, equations(router, x)[1])
+    assert build(BEAMConfig, {"growth": 1.2, "damping": 20.0, "mask_loss": 1e-8}) == BEAMConfig(mask_loss=1e-8)

@@ -28,6 +28,7 @@ GAIN = 1.25  # half of what would make up for an error in one step if logits wer
 class BEAMConfig(RouterConfig):
     MAY_SKIP: ClassVar[bool] = True
     UNUSED: ClassVar[tuple[str, ...]] = ("renormalize", "bias_rate", "min_experts", "max_experts")
+    FORMER: ClassVar[tuple[str, ...]] = ("growth", "damping")  # of the budget when it steered mask_loss
 
     renormalize: bool | None = False
     candidates: int | None = None  # K; None: 2 · target, as half of them stayed in the paper's models, or all experts
@@ -105,6 +106,13 @@ class BEAMRouter(Router):
             spread = (square - mean.square()).clamp(min=0).sqrt()
             missing = (self.target - model.active) / self.candidates
             self.mask_bias += (GAIN * spread * missing).nan_to_num()
+
+    @staticmethod
+    def upgrade_state(state: dict[str, Tensor], prefix: str) -> None:
+        """Of a run whose budget steered the coefficient of the mask's loss: no bias."""
+        if state.pop(f"{prefix}coefficient.integral", None) is not None:
+            del state[f"{prefix}coefficient.value"]
+            state[f"{prefix}mask_bias"] = torch.tensor(0.0)
 
     def state_numbers(self) -> dict[str, Tensor]:
         return super().state_numbers() | {"mask_bias": self.mask_bias}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from threading import Barrier, Lock
 
 import torch
 
 
 def over_threads(costs: list[int], work: Callable[[list[int]], None]) -> None:
-    """Call `work` in each thread with the numbers of its items. Who gets which depends on the costs alone."""
+    """Call `work` in each thread with the numbers of its items. Who gets which depends on the costs alone.
+
+    Returns, or raises what one of them raised, when all have ended. Any thread may call it.
+    """
     threads = min(torch.get_num_threads(), len(costs))
     # What watches operations, as a counter of FLOPs does, sees those of its own thread alone.
     if threads <= 1 or torch._C._len_torch_dispatch_stack():
@@ -19,7 +22,19 @@ def over_threads(costs: list[int], work: Callable[[list[int]], None]) -> None:
     else:
         # Each thread has its own gradient mode, and what is made in inference mode is written in inference mode alone.
         without = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
-        list(_workers().map(without()(work), shared_out(costs, threads)))
+        run = without()(work)
+        futures: list[Future[None]] = []
+        left: list[int] = []
+        for share in shared_out(costs, threads):
+            try:
+                futures.append(_workers().submit(run, share))
+            except RuntimeError:  # no thread can be started: when the main one has ended, or at a limit of the system
+                left += share
+        wait(futures)  # for all, before the first error is raised: none is to work on when the caller goes on
+        while futures:
+            futures.pop().result()  # no name is left for it: an error would keep what it is part of in memory
+        if left:
+            run(left)
 
 
 def shared_out(costs: list[int], threads: int) -> list[list[int]]:
@@ -33,26 +48,30 @@ def shared_out(costs: list[int], threads: int) -> list[list[int]]:
     return shares
 
 
-_pool: ThreadPoolExecutor | None = None
-_pool_threads = 0
+_pools: dict[int, ThreadPoolExecutor] = {}  # by their number of threads: torch has one for each thread that computes
+_building = Lock()  # a pool
 
 
 def _workers() -> ThreadPoolExecutor:
-    """As many threads as torch may use, each of which computes with one."""
-    global _pool, _pool_threads
+    """As many threads as torch may use, each of which computes with one. RuntimeError if they cannot be started."""
     threads = torch.get_num_threads()
-    if _pool is None or _pool_threads != threads:
-        barrier = Barrier(threads)
-        _pool = ThreadPoolExecutor(threads, "expert", initializer=_use_one_thread)
-        try:
-            list(_pool.map(lambda _: barrier.wait(), range(threads)))  # starts all of them
-        except BaseException:
-            barrier.abort()  # or those that have started would wait for ever
-            _pool = None
-            raise
+    with _building:
+        if threads not in _pools:
+            _pools[threads] = _new_pool(threads)
+        return _pools[threads]
+
+
+def _new_pool(threads: int) -> ThreadPoolExecutor:
+    barrier = Barrier(threads)
+    pool = ThreadPoolExecutor(threads, "expert", initializer=_use_one_thread)
+    try:
+        list(pool.map(lambda _: barrier.wait(), range(threads)))  # starts all of them
+    except BaseException:
+        barrier.abort()  # or those that have started would wait for ever
+        raise
+    finally:
         torch.set_num_threads(threads)  # what a thread sets is the number of those that start later, too
-        _pool_threads = threads
-    return _pool
+    return pool
 
 
 def _use_one_thread() -> None:
@@ -61,8 +80,10 @@ def _use_one_thread() -> None:
 
 
 def _forget_workers() -> None:
-    global _pool
-    _pool = None
+    """Threads do not come along into a forked process, nor does who held the lock."""
+    global _building
+    _pools.clear()
+    _building = Lock()
 
 
-os.register_at_fork(after_in_child=_forget_workers)  # threads do not come along
+os.register_at_fork(after_in_child=_forget_workers)

@@ -1,8 +1,5 @@
 """The fast engines against the plain loop: outputs and every gradient, ugly cases included."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -181,22 +178,6 @@ def test_without_gradients_expert_by_expert_keeps_no_rows_and_computes_the_same_
         torch.set_num_threads(threads)
     assert torch.equal(found, wanted)
     assert (0, 2 * HIDDEN) in made and (320, 2 * HIDDEN) not in made
-
-
-def test_a_forked_process_has_threads_of_its_own():
-    program = """
-import os, torch
-from dit_moe.moe.threads import over_threads
-torch.set_num_threads(2)
-seen = []
-over_threads([1, 1], seen.extend)
-child = os.fork()
-if not child:
-    over_threads([1, 1], seen.extend)
-    os._exit(0 if sorted(seen) == [0, 0, 1, 1] else 1)
-assert os.waitpid(child, 0)[1] == 0
-"""
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 @pytest.mark.parametrize(

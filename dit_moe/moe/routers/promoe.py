@@ -39,10 +39,8 @@ class ProMoEConfig(TopKConfig):
         return max(1, experts - 1)
 
     def remark(self, experts: int) -> str | None:
-        if experts == 1:
-            return None
-        last = f"Expert {experts - 1} serves images without a class alone, as guidance has them"
-        return f"{last}; those here have theirs, so it is not used."
+        what = "serves images without a class alone, as guidance has them; those here have theirs, so it is not used."
+        return f"Expert {experts - 1} {what}" if experts > 1 else None
 
 
 @ROUTERS.register("promoe", ProMoEConfig)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
 from dit_moe.config import Tree
+from dit_moe.diffusion.samplers.chain import PREDICTION_TYPES
+from dit_moe.diffusion.schedules import BETAS, cosine_betas
 from dit_moe.formats.base import Found, ImageFormat, NotThisFormat, named_size, register
-from dit_moe.formats.rules import Rule, constant, copies, joined, same
+from dit_moe.formats.rules import NEAR, Rule, computed, copies, joined, same
+from dit_moe.formats.sources import read_settings
 from dit_moe.models.positions import sincos_position_embedding
 
 ALIKE = {  # linear layers: ours and theirs
@@ -28,6 +35,15 @@ CONSTANT: Mapping[str, Any] = {  # what config.json may say of the computation, 
     "norm_type": "ada_norm_zero",
     "norm_elementwise_affine": False,
     "attention_bias": True,
+}
+DEFAULTS: Tree = {  # of the schedulers of diffusers
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "rescale_betas_zero_snr": False,
 }
 
 
@@ -62,7 +78,8 @@ class DiffusersFormat(ImageFormat):
 
     def objective(self, found: Found) -> Tree:
         learned = self.model(found)["learn_sigma"]
-        return {"name": "ddpm", "variance": "learned_range" if learned else "fixed_small"}
+        chain = {} if found.folder is None else chain_of(found.folder / "scheduler" / "scheduler_config.json")
+        return {"name": "ddpm", "variance": "learned_range" if learned else "fixed_small", **chain}
 
     def first_stage(self, found: Found) -> Tree:
         if found.folder is not None and (found.folder / "vae" / "config.json").is_file():
@@ -71,7 +88,7 @@ class DiffusersFormat(ImageFormat):
 
     def rules(self, model: Any) -> Sequence[Rule]:
         embedding = "transformer_blocks.#.norm1.emb"
-        rules = [constant("pos_embed", lambda: sincos_position_embedding(model.need("width"), model.side)[None])]
+        rules = [computed("pos_embed", lambda: sincos_position_embedding(model.need("width"), model.side)[None])]
         for kind in ("weight", "bias"):
             rules += [same(f"{ours}.{kind}", f"{theirs}.{kind}") for ours, theirs in ALIKE.items()]
             rules += [copies(f"{ours}.{kind}", f"{embedding}.{each}.{kind}") for ours, each in IN_EVERY_BLOCK.items()]
@@ -79,3 +96,36 @@ class DiffusersFormat(ImageFormat):
             rules.append(joined(f"blocks.#.attn.qkv.{kind}", *parts))
         table = "y_embedder.embedding_table.weight"
         return [*rules, copies(table, f"{embedding}.class_embedder.embedding_table.weight")]
+
+
+def chain_of(path: Path) -> Tree:
+    """What the file of a scheduler says of the training, in the words of our `ddpm`; of no file nothing.
+
+    NotThisFormat for what that has no words for.
+    """
+    if not path.is_file():
+        return {}
+    settings = DEFAULTS | read_settings(path)
+    if "Flow" in str(settings.get("_class_name")):
+        raise NotThisFormat(f"{path} is of a flow, and transformers of diffusers are read as trained by DDPM")
+    predictions = {theirs: ours for ours, theirs in PREDICTION_TYPES.items()}
+    prediction, levels = settings["prediction_type"], settings["num_train_timesteps"]
+    try:
+        schedule = next((name for name, betas in BETAS.items() if _near(betas(levels), settings)), None)
+    except (TypeError, ValueError, RuntimeError):  # no numbers
+        schedule = None
+    if prediction not in predictions or schedule is None or settings["rescale_betas_zero_snr"]:
+        names = ("prediction_type", "beta_schedule", "beta_start", "beta_end", "rescale_betas_zero_snr")
+        told = " ".join(f"{name}={settings[name]}" for name in names)
+        raise NotThisFormat(f"{path} has {told}, which our ddpm cannot follow")
+    return {"prediction": predictions[prediction], "schedule": schedule, "timesteps": levels}
+
+
+def _near(betas_N: Tensor, settings: Tree) -> bool:
+    """Whether the noise of a scheduler is that of one of our schedules."""
+    given, name = settings["trained_betas"], settings["beta_schedule"]
+    if given is None and name == "linear":
+        given = torch.linspace(settings["beta_start"], settings["beta_end"], len(betas_N)).tolist()
+    if given is None and name == "squaredcos_cap_v2":
+        given = cosine_betas(len(betas_N)).tolist()
+    return given is not None and len(given) == len(betas_N) and bool((betas_N - torch.tensor(given)).abs().max() < NEAR)

@@ -14,6 +14,7 @@ from torch import Tensor
 from dit_moe.formatting import first_few
 
 LISTED = 10  # tensors in a message
+NEAR = 1e-5  # of a table that two programs compute: in another order it is rounded otherwise
 Tensors = Sequence[Tensor]
 
 
@@ -92,8 +93,21 @@ def beside_constant(ours: str, theirs: str, constant: str, value: float, numbers
 
 
 def constant(ours: str, value: Callable[[], Tensor]) -> Rule:
-    """A tensor that only we have."""
+    """A tensor that only we have, on which no output depends."""
     return Rule((ours,), (), lambda _: [value()], lambda _: [])
+
+
+def computed(ours: str, value: Callable[[], Tensor]) -> Rule:
+    """A tensor that they do not keep but compute, as `value` does. Written, ours must be that: else it would be lost,
+    and ValueError says so."""
+
+    def write(own: Tensors) -> Tensors:
+        difference = (own[0].float() - value()).abs().max().item()
+        if not difference <= max(NEAR, torch.finfo(own[0].dtype).eps):
+            raise ValueError(f"{ours} differs by {difference:.2g} from the one that is computed there")
+        return []
+
+    return Rule((ours,), (), lambda _: [value()], write)
 
 
 def _laid_out(tensor: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import diffusers
 import pytest
 import torch
 
+from dit_moe.diffusion.schedules import linear_betas
 from dit_moe.experiments.run import open_image_run
 from dit_moe.formats import recognise
 from dit_moe.formats.diffusers import DiffusersFormat
@@ -14,6 +15,7 @@ from tests.formats.files import BUNDLED
 
 SHAPE = {"num_attention_heads": 3, "attention_head_dim": 16, "in_channels": 4, "out_channels": 8, "num_layers": 2}
 SHAPE |= {"sample_size": 8, "patch_size": 2, "num_embeds_ada_norm": 7}
+LINEAR = ("epsilon", "linear")
 
 
 def random_transformer(**changes) -> diffusers.DiTTransformer2DModel:
@@ -65,6 +67,31 @@ def test_a_pipeline_s_folder_brings_its_transformer_and_its_autoencoder(transfor
     assert weights.config()["model"]["heads"] == 3
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "wanted"),
+    [
+        (diffusers.DDIMScheduler(), ("epsilon", "linear", 1000)),
+        (diffusers.DDPMScheduler(500, 2e-4, 0.04, prediction_type="v_prediction"), ("v", "linear", 500)),
+        (diffusers.DDIMScheduler(beta_schedule="squaredcos_cap_v2"), ("epsilon", "cosine", 1000)),
+        (diffusers.DDIMScheduler(trained_betas=linear_betas(100).tolist(), num_train_timesteps=100), (*LINEAR, 100)),
+        (diffusers.DDIMScheduler(beta_schedule="scaled_linear"), "beta_schedule=scaled_linear"),
+        (diffusers.DDIMScheduler(beta_end=0.012), "beta_end=0.012"),
+        (diffusers.FlowMatchEulerDiscreteScheduler(), "is of a flow"),
+    ],
+)
+def test_a_pipeline_was_trained_as_its_scheduler_says(transformer, tmp_path, scheduler, wanted):
+    model, _ = transformer
+    model.save_pretrained(tmp_path / "transformer")
+    scheduler.save_pretrained(tmp_path / "scheduler")
+    (tmp_path / "model_index.json").write_text("{}")
+    if isinstance(wanted, str):
+        with pytest.raises(ValueError, match=wanted):
+            recognise(tmp_path, "diffusers")
+    else:
+        objective = recognise(tmp_path).config()["objective"]
+        assert tuple(objective[key] for key in ("prediction", "schedule", "timesteps")) == wanted
+
+
 def test_embeddings_that_differ_between_blocks_are_refused(tmp_path, capsys):
     model = random_transformer()
     torch.nn.init.zeros_(model.transformer_blocks[1].norm1.emb.timestep_embedder.linear_1.bias)
@@ -72,3 +99,11 @@ def test_embeddings_that_differ_between_blocks_are_refused(tmp_path, capsys):
     assert cli("import", tmp_path / "dit", "--out", tmp_path / "run") == 2
     assert "linear_1.bias differs between blocks" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_positions_that_diffusers_would_compute_otherwise_are_not_dropped(transformer):
+    weights = recognise(transformer[1])
+    own = weights.weights("ema")
+    own["pos_embed"] = 1.5 * own["pos_embed"]  # as after an interpolation to another size
+    with pytest.raises(ValueError, match=r"pos_embed differs by .* from the one that is computed there"):
+        to_theirs(DiffusersFormat().rules(weights.model), own)

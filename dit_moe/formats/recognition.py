@@ -87,9 +87,21 @@ def is_weights(path: str | Path) -> bool:
 def home_of(path: str | Path) -> Path:
     """The run folder that results of a run, or of weights in its place, go to unless the user says otherwise.
 
+    Weights never share that of a run, whose autoencoder and results are its own.
+
     ValueError if there is no checkpoint in the folder of the run.
     """
-    return Path("runs", Path(path).stem) if holds_weights(path) else checkpoint.run_of(checkpoint.find(path))
+    if not holds_weights(path):
+        return checkpoint.run_of(checkpoint.find(path))
+    home = Path("runs", _name_of(path) if Path(path).is_dir() else Path(path).stem)
+    while checkpoint.is_run(home) or (home / checkpoint.CONFIG).exists():
+        home = home.with_name(f"{home.name}-weights")
+    return home
+
+
+def _name_of(path: str | Path) -> str:
+    """What a path, also ".", is called."""
+    return os.path.basename(os.path.abspath(path))
 
 
 def open_model(path: str | Path) -> Checkpoint:
@@ -134,7 +146,8 @@ def recognise(path: str | Path, name: str = AUTO, overrides: Sequence[str] = (),
         except ValueError as error:
             fitting.pop(each, None)
             problems[each] = error
-    named = [each for each in fitting if re.fullmatch(classes[each].published or "", Path(path).name)]
+    published = {each: classes[each].published for each in fitting if classes[each].published is not None}
+    named = [each for each, pattern in published.items() if re.fullmatch(pattern, _name_of(path))]
     if len(fitting) > len(named) == 1:
         told = f"{path} is taken for weights of {classes[named[0]].suite}, which are published under this name"
         note(f"{told}; if it is of {' or '.join(each for each in fitting if each not in named)}, import it by --format")

@@ -1,6 +1,7 @@
 """Weights of other suites in the place of a run, and a run's weights in their formats."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import dit_moe
 from dit_moe import checkpoint
 from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from dit_moe.data import DATASETS
+from dit_moe.formats import open_model
 from dit_moe.models.base import Shape
 from dit_moe.models.dit import SIZES
 from tests.autoencoders.encoded import First, encode
@@ -68,6 +70,16 @@ def test_weights_are_sampled_as_the_run_that_they_are_imported_into(source, run,
     assert np.array_equal(*images)
     facts = json.loads(Path("runs/dit/sample.json").read_text())
     assert facts["run"] == str(source) and facts["step"] == 0
+
+
+def test_weights_share_no_folder_with_a_run_of_their_name(source, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, "runs/dit")
+    before = sorted(Path("runs/dit").rglob("*"))
+    assert cli("sample", source, *QUICK) == 0
+    assert sorted(Path("runs/dit").rglob("*")) == before
+    assert Path("runs/dit-weights/images.npz").is_file()
+    assert open_model(source).run == tmp_path / "runs/dit-weights"  # whose autoencoder would be the weights' own, too
 
 
 def test_weights_are_opened_from_python_with_an_autoencoder_of_the_user_s(source, run, tmp_path):

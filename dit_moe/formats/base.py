@@ -44,10 +44,13 @@ class Found:
     folder: Path | None = None  # that holds them, if the source is a folder
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor that the format must have; NotThisFormat if it is not there."""
+        """Of a tensor that the format must have; NotThisFormat if it is not there, or holds nothing in any row."""
         if name not in self.tensors:
             raise NotThisFormat(f"there is no tensor {name}")
-        return tuple(self.tensors[name].shape)
+        shape = tuple(self.tensors[name].shape)
+        if not shape or 0 in shape:
+            raise NotThisFormat(f"{name} has the shape {list(shape)}, which no layer has")
+        return shape
 
     def matrix(self, name: str, dims: int = 2) -> tuple[int, ...]:
         """The same of a tensor of so many dimensions."""

@@ -127,15 +127,16 @@ def to_ours(
     """Their tensors under our names.
 
     Args:
-        own: our tensors, of which only names and shapes matter.
+        own: our tensors, of which only names, shapes and dtypes matter.
         ignored: patterns of their names that are left out, with the reasons.
 
-    Raises ValueError listing their tensors that are missing, left over or of another shape.
+    Raises ValueError listing their tensors that are missing, left over, or of another shape or kind.
     """
     made: dict[str, Tensor] = {}
     used: set[str] = set()
     missing: list[str] = []
     misshapen: list[str] = []
+    otherwise: list[str] = []  # whole numbers stand for others, as quantised ones do, or were never trained
     for rule, our_names, their_names in _expanded(rules, own):
         used |= set(their_names)
         absent = [name for name in their_names if name not in theirs]
@@ -148,12 +149,14 @@ def to_ours(
             misshapen.append(f"{their_names[0]} {list(theirs[their_names[0]].shape)}")
             continue
         for name, tensor in zip(our_names, tensors, strict=True):
+            shown = their_names[0] if their_names else name
             if tensor.shape != own[name].shape:
-                shown = their_names[0] if their_names else name
                 misshapen.append(f"{shown} {list(tensor.shape)} for {list(own[name].shape)}")
+            elif tensor.is_floating_point() != own[name].is_floating_point():
+                otherwise.append(f"{shown} {tensor.dtype} for {own[name].dtype}".replace("torch.", ""))
             made[name] = tensor
     extra = [name for name in theirs if name not in used and not any(_matches(each, name) for each in ignored)]
-    problems = {"missing": missing, "unexpected": extra, "of another shape": misshapen}
+    problems = {"missing": missing, "unexpected": extra, "of another shape": misshapen, "of another kind": otherwise}
     found = [f"{len(names)} {problem}: {first_few(names, LISTED)}" for problem, names in problems.items() if names]
     if found:
         raise ValueError(f"its tensors do not fit: {'; '.join(found)}")

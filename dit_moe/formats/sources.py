@@ -29,7 +29,7 @@ SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 INDEX = ("*.safetensors.index.json", "*.bin.index.json")  # which tensor is in which file of several
 LAYOUT = ("model_index.json", "config.json", "model.safetensors", *INDEX)  # one of them is in a folder of the hub
 NAMES: dict[Which, tuple[str, ...]] = {  # what training scripts call them
-    "ema": ("ema", "model_ema", "ema_state_dict", "ema_model", "ema_model_state_dict"),
+    "ema": ("ema", "model_ema", "state_dict_ema", "ema_state_dict", "ema_model", "ema_model_state_dict"),
     "model": ("model", "state_dict", "model_state_dict", "module"),
 }
 WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
@@ -173,6 +173,9 @@ def _unwrapped(content: dict[str, Any], path: Path) -> tuple[dict[Which, Mapping
         shown = first_few(sorted(content), 5)
         known = ", ".join(name for names in NAMES.values() for name in names)
         raise ValueError(f"{path} holds {shown}, and neither weights by name nor one of {known}; {REMEDY}")
+    if "ema" not in weights and (unread := _unread_average(content)) is not None:
+        problem = f"{path} holds averaged weights as {unread}, in a layout that is not read, beside the raw ones"
+        raise ValueError(f"{problem}; save the state dict of either to a file of its own")
     if "ema" not in weights:
         weights = {"ema": weights["model"]}
     return weights, _plain_settings(content.get("args", content.get("config")))
@@ -180,6 +183,17 @@ def _unwrapped(content: dict[str, Any], path: Path) -> tuple[dict[Which, Mapping
 
 def _is_state_dict(value: Any) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(each, Tensor) for each in value.values())
+
+
+def _unread_average(content: Mapping[str, Any]) -> str | None:
+    """The name of an entry that is called an average and holds tensors, or dicts of them."""
+
+    def holds_tensors(value: Any) -> bool:
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+        return (isinstance(value, Tensor) and value.ndim > 0) or any(map(holds_tensors, inner))
+
+    averages = (name for name in content if "ema" in re.split(r"[^a-z]+", name.lower()))
+    return next((name for name in averages if holds_tensors(content[name])), None)
 
 
 def _plainly_named(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -2,11 +2,13 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from dit_moe.formats import home_of
 from dit_moe.formats.sources import holds_weights, is_source
 from tests.cli.conftest import cli
 from tests.formats.files import HEADS, bare, of_training, weights_of
@@ -79,6 +81,37 @@ def test_weights_of_no_known_format_are_told_why_each_does_not_fit(tmp_path, cap
 def test_weights_of_two_formats_are_a_question(tmp_path, capsys):
     line = refused(capsys, bare(tmp_path / "dit.pt", "dit"), HEADS)
     assert "fits the formats dit and " in line and "sit" in line and "--format dit" in line
+
+
+def test_weights_of_several_formats_are_a_question_also_where_the_folder_is_the_current_one(
+    tmp_path, capsys, monkeypatch
+):
+    save_file(weights_of("dit"), tmp_path / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    assert cli("import", ".", "--out", tmp_path / "run", HEADS) == 2
+    assert ". fits the formats dit and " in capsys.readouterr().err
+    assert home_of(".") == Path("runs", tmp_path.name)
+
+
+@pytest.mark.parametrize("average", [{"decay": 0.99, "shadow": weights_of("dit")}, list(weights_of("dit").values())])
+def test_raw_weights_are_not_taken_for_averages_that_cannot_be_read(tmp_path, capsys, average):
+    path = of_training(tmp_path / "dit.pt", "dit")
+    torch.save(torch.load(path, weights_only=False) | {"ema": average}, path)
+    assert "holds averaged weights as ema, in a layout that is not read" in refused(capsys, path, HEADS)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"pos_embed": torch.zeros(1, 16, 48, dtype=torch.int8)}, "1 of another kind: pos_embed int8 for float32"),
+        ({"final_layer.linear.bias": torch.tensor(1.0)}, "final_layer.linear.bias has the shape []"),
+        ({"x_embedder.proj.weight": torch.zeros(48, 4, 0, 0)}, "x_embedder.proj.weight has the shape [48, 4, 0, 0]"),
+    ],
+    ids=["kind", "scalar", "empty"],
+)
+def test_tensors_that_are_no_weights_are_named_before_a_run_is_made_of_them(tmp_path, capsys, changed, said):
+    torch.save(weights_of("dit") | changed, tmp_path / "dit.pt")
+    assert said in refused(capsys, tmp_path / "dit.pt", "--format", "dit", HEADS)
 
 
 def test_heads_that_weights_do_not_tell_are_asked_for(tmp_path, capsys):

@@ -187,7 +187,7 @@ def upcycle_block(
             for part, piece in enumerate(of_parent):
                 _write_expert(layer.experts, (copy * layout.parents + parent) * layout.parts + part, piece)
     scale_experts(layer, min(layout.parts, max(1, layer.router.target)))  # since the gates of a token sum to 1
-    if isinstance(source, MoELayer) and _keep_router(source.router, layer.router):
+    if isinstance(source, MoELayer) and _keep_router(source.router, layer.router, same_experts=layout.parts == 1):
         return True
     _set_router(layer.router, layout, rows_KD, pieces, inputs_ND)
     return False
@@ -269,9 +269,12 @@ def _rows_of(old: Router, new: Router, kept: Tensor) -> Tensor | None:
     return old.weight.detach()[kept] if len(old.weight) >= old.experts else None
 
 
-def _keep_router(old: Router, new: Router) -> bool:
-    """Take what fits of the router of the source, beside its rows; returns whether that is all of it."""
-    if old.config == new.config and (old.experts, old.target) == (new.experts, new.target):
+def _keep_router(old: Router, new: Router, same_experts: bool) -> bool:
+    """Take what fits of the router of the source, beside its rows; returns whether that is all of it.
+
+    `same_experts`: of as many, each is the one of the same number in the source, and no part of another.
+    """
+    if same_experts and old.config == new.config and (old.experts, old.target) == (new.experts, new.target):
         new.load_state_dict(old.state_dict())
         return True
     own = dict(new.named_parameters())

@@ -81,6 +81,21 @@ def test_experts_become_more_or_fewer(finished_run, tmp_path, capsys, name):
     assert report["heldout_loss"] == pytest.approx(report["heldout_loss_of_source"], rel=0.1)
 
 
+def test_the_router_follows_where_as_many_experts_are_parts_of_fewer(finished_run, tmp_path, capsys):
+    hidden = load(finished_run).config.model.expert_hidden
+    upcycled(capsys, finished_run, tmp_path / "out", f"model.moe.expert_hidden={hidden // 2}")
+    old, new = (checkpoint.open_checkpoint(run).weights("ema") for run in (finished_run, tmp_path / "out"))
+    for block in range(2):
+        rows_ED, experts_EDF = (new[f"blocks.{block}.moe.{part}"] for part in ("router.weight", "experts.w_in"))
+        parents = [
+            next(i for i, w_in in enumerate(old[f"blocks.{block}.moe.experts.w_in"]) if torch.isin(part, w_in).all())
+            for part in experts_EDF
+        ]
+        assert len(set(parents)) == 2  # the most used of four, in two parts each
+        wanted_ED = old[f"blocks.{block}.moe.router.weight"][parents]
+        assert torch.equal(rows_ED, wanted_ED)  # which a token's two experts share: its router chose one parent
+
+
 def test_a_model_keeps_its_experts_where_only_the_data_are_others(finished_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Digits, "class_names", tuple("987654321a"))
     report = upcycled(capsys, finished_run, tmp_path / "out", "data.size=16")

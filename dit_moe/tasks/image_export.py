@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from dit_moe import checkpoint, config
 from dit_moe.autoencoders.autoencoder import BUNDLED, AutoencoderConfig
 from dit_moe.autoencoders.own_copy import copy_autoencoder, copy_statistics
-from dit_moe.config import OF_A_RUN
+from dit_moe.config import OF_A_RUN, ConfigError
 from dit_moe.evaluation.own_extractor import FOLDER as EXTRACTOR
 from dit_moe.experiments.image import image_experiment
 from dit_moe.experiments.run import open_image_run, sampling_changes
@@ -72,6 +72,13 @@ def export_weights(path: Path, overrides: Sequence[str], folder: Path, name: str
         save_file(tensors, unfinished / "model.safetensors")
     facts = {"folder": str(folder), "format": name, "run": str(saved.folder), "step": saved.step, "weights": weights}
     return facts | {"bytes": disk_used(folder)}
+
+
+def require_averaged(experiment: Any) -> None:
+    """ConfigError if the section `sample` of a run that is to be made names other weights than it will hold."""
+    if experiment.sample.weights != "ema":
+        problem = f"={experiment.sample.weights}: the run will hold one set of weights, as its averaged ones"
+        raise ConfigError("sample.weights", f"{problem}; drop it")
 
 
 def write_run(

@@ -17,7 +17,7 @@ from dit_moe.formats import recognise
 from dit_moe.formats.recognition import AUTO
 from dit_moe.formats.sources import Which
 from dit_moe.tasks import task_of
-from dit_moe.tasks.image_export import write_run
+from dit_moe.tasks.image_export import require_averaged, write_run
 from dit_moe.text.tokenizer import TokenizerConfig, open_tokenizer
 
 
@@ -38,6 +38,7 @@ def import_weights(
     weights = recognise(source, name, overrides, which)
     task = task_of(weights.config())
     experiment = task.resolve_without_data(task.build_experiment(weights.config()))
+    require_averaged(experiment)
     first_stage = getattr(experiment, "first_stage", None)
     if isinstance(first_stage, AutoencoderConfig):
         first_stage = with_statistics(first_stage)

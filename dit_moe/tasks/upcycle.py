@@ -28,7 +28,7 @@ from dit_moe.models.upcycling import Method, add_noise, layout_of, require_upcyc
 from dit_moe.moe import calibrate, observe_routers, routers_of
 from dit_moe.moe.routing import Routing
 from dit_moe.tasks import AnyExperiment, Report, task_of
-from dit_moe.tasks.image_export import write_run
+from dit_moe.tasks.image_export import require_averaged, write_run
 from dit_moe.tasks.train import prepare
 from dit_moe.training.data_loader import Prefetcher
 from dit_moe.training.run_start import with_classes
@@ -83,6 +83,7 @@ def upcycle(path: Path, options: UpcycleOptions, changes: Sequence[str], out: Pa
     task = task_of(path)
     source = task.open_run(path, [each for each in changes if each.startswith("first_stage.")])
     experiment, dataset = prepare(_experiment_of(source, options, changes))
+    require_averaged(experiment)
     _require(source, experiment, options.method)
     parts = task.training_parts(_without_hooks(experiment), dataset, source.home, None)
     prefetcher = Prefetcher(experiment.train, dataset, parts.prepare_batch, experiment.seed)

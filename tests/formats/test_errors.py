@@ -163,3 +163,8 @@ def test_a_file_that_an_index_lists_and_is_not_there_is_named(tmp_path, capsys):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "1.safetensors"}}))
     assert is_source(tmp_path)
     assert "1.safetensors" in refused(capsys, tmp_path)
+
+
+def test_an_import_holds_the_weights_that_its_config_samples(tmp_path, capsys):
+    path = of_training(tmp_path / "dit.pt", "dit")
+    assert "sample.weights=model: the run will hold one set" in refused(capsys, path, HEADS, "sample.weights=model")

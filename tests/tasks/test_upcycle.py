@@ -132,6 +132,7 @@ def test_a_language_model_gets_finer_experts(finished_text, tmp_path, capsys):
         (["--name", "DiT-custom/4-4E3A"], "model.moe.expert_hidden=40 does not divide the 128 hidden units"),
         (["--name", "DiT-custom/4-5E2A"], "model.moe.experts=5 is no multiple of the 2 experts that a feed-forward"),
         (["--name", "DiT-custom/4-4E2A", "model.width=64"], "model.width=64 differs from the run's 32; only experts"),
+        (["--name", "DiT-custom/4-4E2A", "sample.weights=model"], "sample.weights=model: the run will hold one set"),
         (["--name", "DiT-custom/4-4E2A", "model.moe.bias=false"], "model.moe.bias=False drops the biases"),
         (["--name", "DiT-custom/4-4E2A", "model.moe.activation=swiglu"], "model.moe.activation=swiglu is not that of"),
         (

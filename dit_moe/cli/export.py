@@ -7,7 +7,8 @@ docs/checkpoints.md, its weights under that suite's names. A language model beco
 lm-evaluation-harness open.
 
 Overrides change the run's section `sample`: `weights=model` takes the raw weights in place of the EMA's, `target=3`
-has the thresholds of dtopp routers solved for three active experts.
+has the thresholds of dtopp routers solved for three active experts. `first_stage.model=FOLDER` and others of
+that section say what its autoencoder is.
 
     dit-moe export runs/digits exported/digits
     dit-moe export runs/digits exported/pipeline --to diffusers --license apache-2.0

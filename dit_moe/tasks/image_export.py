@@ -28,15 +28,18 @@ def export_image_run(path: Path, overrides: Sequence[str], folder: Path) -> dict
 
     Args:
         path: a run folder, or one of its checkpoint folders.
-        overrides: ``key=value`` changes to the section ``sample``, which are exported.
+        overrides: ``key=value`` changes to the section ``sample`` and, written in full, to ``first_stage``, which are
+            exported.
         folder: the run folder to make.
 
     Returns what it is of, its bytes, and the sha256 of its weights, JSON-ready. ValueError for bad input, before
     anything is written, if `folder` is not empty among it.
     """
     run, saved = open_image_run(path, overrides), open_model(path)
-    # Of the run's config as it was written only the section `sample` differs: what it names may not be here.
-    experiment = image_experiment(saved.config() | {"sample": config.dump(run.experiment.sample)})
+    # Of the run's config as it was written only `sample` differs, and what the user says of the autoencoder: what it
+    # names may not be here.
+    tree = config.override(saved.config(), [each for each in overrides if each.startswith("first_stage.")])
+    experiment = image_experiment(tree | {"sample": config.dump(run.experiment.sample)})
     weights, first_stage = experiment.sample.weights, run.experiment.first_stage
 
     def keep_networks(unfinished: Path) -> None:

@@ -147,8 +147,12 @@ def test_weights_are_evaluated_exported_and_opened_from_python_without_an_import
     reference = tmp_path / "images" / "images.npz"
     assert cli("eval", source, reference, "--extractor", "digits_cnn", "--seeds", "1", *QUICK) == 0
     make(tmp_path / "autoencoder")
-    named = ["first_stage.kind=null", f"first_stage.model={tmp_path / 'autoencoder'}"]
+    scaled = ["first_stage.shift=[0.25]", "first_stage.scale=[0.5]"]
+    named = ["first_stage.kind=null", f"first_stage.model={tmp_path / 'autoencoder'}", *scaled]
     assert cli("export", source, tmp_path / "exported", *named) == 0
+    assert dit_moe.load(tmp_path / "exported").config.first_stage.scale == (0.5,)
+    assert cli("export", source, tmp_path / "bundled", *BUNDLED) == 0
+    assert dit_moe.load(tmp_path / "bundled").config.first_stage.model == "digits"
     assert checkpoint.open_checkpoint(tmp_path / "exported").weights("ema").keys() == weights_of("dit").keys()
     assert len(dit_moe.load(tmp_path / "exported").sample(["1"], n=2, steps=2)) == 2
 

@@ -42,7 +42,8 @@ MAY_IMPORT = {
     "extractors": BOTTOM,
     "metrics": BOTTOM,
     "text": BOTTOM | {"distributed", "shards", "data", "moe", "models", "progress"},
-    "formats": BOTTOM | {"moe", "models", "diffusion", "data", "text", "checkpoint", "shards", "sampling"},
+    "formats": BOTTOM
+    | {"moe", "models", "diffusion", "autoencoders", "data", "text", "checkpoint", "shards", "sampling"},
     "training": BOTTOM
     | {"distributed", "moe", "models", "diffusion", "autoencoders", "data", "checkpoint", "plotting", "progress"}
     | {"formats"},

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from dit_moe.autoencoders.own_copy import OWN_STATISTICS
 from dit_moe.checkpoint import state_of
 from dit_moe.config import Tree
 from dit_moe.formats.base import Format, Found, NotThisFormat, register
@@ -34,6 +35,8 @@ class PipelineFormat(Format):
         recorded["first_stage"] = dict(index["first_stage"])
         if index["vae"][0] is not None:
             recorded["first_stage"] |= {"model": str(folder), "subfolder": "vae"}
+        if recorded["first_stage"].get("statistics") is not None and (folder / OWN_STATISTICS).is_file():
+            recorded["first_stage"]["statistics"] = str(folder / OWN_STATISTICS)
         run = read_settings(folder / PROVENANCE)["experiment"] if (folder / PROVENANCE).is_file() else {}
         return {"data": {"name": "latents", "path": "latents"}, **run, **recorded}
 

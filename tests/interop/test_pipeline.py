@@ -94,6 +94,8 @@ def test_statistics_of_each_place_go_with_the_pipeline(tmp_path):
     file.unlink()
     images = quiet(DiTMoEPipeline.from_pretrained(tmp_path / "pipeline"))(LABELS, seed=0).images
     assert np.array_equal(np.stack(images)[..., None], made)
+    again = open_image_run(tmp_path / "pipeline").generator().generate(LABELS).images
+    assert np.array_equal(again.permute(0, 2, 3, 1).numpy(), made)
 
 
 @pytest.mark.parametrize(

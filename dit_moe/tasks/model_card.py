@@ -109,10 +109,11 @@ def _routing(run: ImageRun) -> str:
 def _training(run: ImageRun) -> str:
     experiment, train = run.experiment, run.experiment.train
     tree = config.dump(experiment)
-    return (
-        f"{run.step:,} optimizer steps of {train.batch_size} images, at a learning rate of {train.lr:g}, seed "
-        f"{experiment.seed}.\n\n{_yaml({key: tree[key] for key in ('model', 'objective')})}"
-    )
+    told = "The weights were trained elsewhere: they were imported, or made from those of another run."
+    if run.step:
+        steps = f"{run.step:,} optimizer steps of {train.batch_size} images"
+        told = f"{steps}, at a learning rate of {train.lr:g}, seed {experiment.seed}."
+    return f"{told}\n\n{_yaml({key: tree[key] for key in ('model', 'objective')})}"
 
 
 def _yaml(tree: Tree) -> str:

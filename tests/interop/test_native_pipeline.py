@@ -30,6 +30,7 @@ def test_diffusers_opens_it_without_our_code_and_makes_what_our_pipeline_makes(s
     theirs = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
     ours = wrap(open_image_run(source, ["guidance.channels=null"]))  # theirs guides all channels
     ours.scheduler = diffusers.DDIMScheduler.from_config(ours.scheduler.config)
+    assert "The weights were trained elsewhere" in (tmp_path / "out" / "README.md").read_text()
     assert type(theirs) is diffusers.DiTPipeline and theirs.get_label_ids(WORDS) == ours.class_rows(WORDS).tolist()
     options = {"num_inference_steps": 4, "guidance_scale": 1.5, "output_type": "np"}
     made = [

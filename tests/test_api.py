@@ -25,7 +25,7 @@ def test_a_sample_is_to_the_byte_what_the_command_makes(model, finished_run, tmp
     words = ["count=3", "seed=5", "guidance.scale=2", "sampler.steps=3", "labels=[7, 2]", "weights=model"]
     assert cli("sample", finished_run, *words, "--out", tmp_path) == 0
     saved = np.load(tmp_path / "images.npz")["arr_0"]
-    asked = {"n": 3, "seed": 5, "guidance": 2, "steps": 3, "weights": "model"}
+    asked = {"n": np.int64(3), "seed": 5, "guidance": np.float32(2), "steps": 3, "weights": "model"}
     images = model.sample(["7", np.int64(2)], **asked)
     assert [image.mode for image in images] == ["L"] * 3 and np.array_equal(np.stack(images)[..., None], saved)
     tensor = model.sample_tensor(torch.tensor([7, 2]), **asked)

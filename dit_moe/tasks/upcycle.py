@@ -113,7 +113,7 @@ def upcycle(path: Path, options: UpcycleOptions, changes: Sequence[str], out: Pa
 
     def add(unfinished: Path) -> None:
         task.training_parts(_without_hooks(experiment), dataset, unfinished, None).keep_inputs()
-        if (source.home / EXTRACTOR).is_dir():
+        if (source.home / EXTRACTOR).is_dir() and _same_images(source.experiment, experiment):
             shutil.copytree(source.home / EXTRACTOR, unfinished / EXTRACTOR)
 
     sha256 = write_run(_Made(out, state, checkpoint.state_of(made.model)), experiment, "ema", out, add)
@@ -163,6 +163,16 @@ def _blocks(model: Any) -> nn.ModuleList:
 def _has_biases(block: Any) -> bool:
     feed_forward: nn.Module = block.mlp if block.moe is None else block.moe.experts
     return any("bias" in name for name, _ in feed_forward.named_parameters())
+
+
+def _same_images(was: Any, now: Any) -> bool:
+    """Whether a network that learned from the images of one experiment has learned from those of the other."""
+
+    def identity(images: Any) -> tuple[type, Tree]:
+        elsewhere = {"path"} if getattr(images, "fingerprint", None) is not None else set()
+        return type(images), {key: value for key, value in vars(images).items() if key not in elsewhere}
+
+    return identity(was.images) == identity(now.images)
 
 
 def _without_hooks(experiment: Any) -> Any:

@@ -1,6 +1,7 @@
 """`dit-moe upcycle`, from run folders to run folders."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,14 @@ def test_a_model_keeps_its_experts_where_only_the_data_are_others(finished_run, 
     corners = new[places].unflatten(1, (4, 4))[:, ::3, ::3].flatten(1, 2)
     assert (corners - old[places]).norm() < 0.5 * old[places].norm()
     assert {name for name in old if not torch.equal(old[name], new[name])} == {table, places}
+
+
+@pytest.mark.parametrize(("change", "kept"), [("train.batch_size=4", True), ("data.size=16", False)])
+def test_the_extractor_goes_along_where_the_images_are_those_that_it_learned_from(finished_run, tmp_path, change, kept):
+    shutil.copytree(finished_run, tmp_path / "run")
+    (tmp_path / "run" / "extractor").mkdir()
+    assert cli("upcycle", tmp_path / "run", "--out", tmp_path / "out", change) == 0
+    assert (tmp_path / "out" / "extractor").exists() == kept
 
 
 def test_both_models_are_compared_as_the_changes_say(dense, tmp_path, capsys, monkeypatch):

@@ -64,12 +64,17 @@ def export_weights(path: Path, overrides: Sequence[str], folder: Path, name: str
     """Write a run's weights into model.safetensors of a new folder as the format `name` of another suite has them.
 
     `overrides` are of the section ``sample``, of which ``weights`` counts. Returns what it is of, JSON-ready.
-    ValueError, before anything is written, for a model that the suite's network does not compute alike.
+    ValueError, before anything is written, for a model that the suite's network does not compute alike, or for another
+    compute budget than it was trained with.
     """
     require_replaceable(folder)
     saved = open_model(path)
     changes = [f"sample.{change}" for change in sampling_changes(overrides)]
-    weights = image_experiment(config.override(saved.config(), changes)).sample.weights
+    sample = image_experiment(config.override(saved.config(), changes)).sample
+    if sample.requested is not None:
+        problem = f": weights of the format {name} hold the experts of training alone; drop it, or export it as a run"
+        raise ConfigError(f"sample.{sample.describe()}", problem)
+    weights = sample.weights
     tensors = {key: tensor.contiguous() for key, tensor in in_format(name, saved, weights).items()}
     with exclusive(folder.parent, folder.name), atomic_folder(folder) as unfinished:
         save_file(tensors, unfinished / "model.safetensors")

@@ -182,6 +182,14 @@ def test_an_import_is_upcycled_and_trained_on_images_of_one_s_own_by_its_config(
     assert cli("sample", "runs/photos", "labels=[ant, bee]") == 0
 
 
+def test_a_compute_budget_that_weights_cannot_hold_is_not_dropped_from_an_export(experts, tmp_path, capsys):
+    assert cli("export", experts, tmp_path / "out", "--to", "dit_moe", "target=1") == 2
+    assert (
+        "sample.target=1: weights of the format dit_moe hold the experts of training alone" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_exported_in_dit_s_format_is_the_state_dict_that_was_imported(run, tmp_path):
     assert cli("export", run, tmp_path / "dit", "--to", "dit") == 0
     written, original = load_file(tmp_path / "dit" / "model.safetensors"), weights_of("dit")

@@ -107,8 +107,7 @@ class Encoder:
     def _describe(self) -> Tree:
         """What decides the bytes of the latents, apart from the machine."""
         how = {name: getattr(self.stage.config, name) for name in ("kind", "sha256", "precision", "tiling")}
-        kept = {name: value for name, value in asdict(self.config).items() if name not in ("images", "workers")}
-        images = {"name": DATASETS.name_of(self.config.images), **configs.dump(self.config.images)}
+        images, kept = described(self.config)
         what = {"images": images, "fingerprint": self.dataset.fingerprint, "count": len(self.dataset)}
         return json.loads(json.dumps(what | {"first_stage": how} | kept))
 
@@ -247,6 +246,12 @@ class Encoder:
         more, them = (f" and {len(broken) - 1} more, listed in {path}", "them") if len(broken) > 1 else ("", "it")
         remedy = f"mend {them} in place and run the same command again, or leave {them} out by --skip-broken"
         raise EncodingError(f"{broken[min(broken)]}{more}; {remedy}")
+
+
+def described(config: EncodeConfig) -> tuple[Tree, Tree]:
+    """What an encoding records of its config: the section of the images, and all else that decides bytes."""
+    images = {"name": DATASETS.name_of(config.images), **configs.dump(config.images)}
+    return images, {name: value for name, value in asdict(config).items() if name not in ("images", "workers")}
 
 
 class _ReadableRows:

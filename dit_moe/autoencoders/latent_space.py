@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from dit_moe import config as configs
 from dit_moe.autoencoders.autoencoder import BUNDLED, IDENTITY, Autoencoder, AutoencoderConfig, place_of
 from dit_moe.autoencoders.base import FIRST_STAGES, FirstStage, IdentityConfig, Shape
+from dit_moe.autoencoders.encoder import FREE, EncodeConfig, described
 from dit_moe.autoencoders.statistics import require_fit, with_statistics
 from dit_moe.config import ConfigError
 from dit_moe.data import Dataset
@@ -70,6 +72,22 @@ def _of_latents(given: Any, manifest: Manifest) -> AutoencoderConfig:
             problem = f"is not there to be compared with {own.model}, which made the latents"
             warnings.warn(f"first_stage.model={given.model} {problem}", stacklevel=2)
     return resolved
+
+
+def require_encoded_so(config: EncodeConfig, latents: LatentShards) -> None:
+    """ConfigError if the section `encode` says other things of the images, or of their latents, than was encoded.
+
+    The images are not opened, so it is not found where they lie, or what they are, that has changed.
+    """
+    images, kept = described(config)
+    now = json.loads(json.dumps({"images": images, "dtype": kept["dtype"], "flips": kept["flips"]}))
+    was = configs.flatten(latents.manifest.encoding)
+    free = {*FREE, "images.fingerprint", *(configs.flatten(now).keys() - was.keys())}  # the last: of later versions
+    shares = {"images.reserve"}
+    if any(isinstance(each, float) for each in (images.get("heldout"), was.get("images.heldout"))):
+        shares.add("images.heldout")
+    remedy = "take that value, or encode into another data.path"
+    configs.require_same(now, was, "encode", f"the latents in {latents.folder}", remedy, free - shares)
 
 
 def require_same_latents(wanted: Any, found: Any, where: str, whose: str) -> None:

@@ -11,11 +11,11 @@ from dit_moe import config
 from dit_moe.autoencoders import FIRST_STAGES
 from dit_moe.autoencoders.base import IdentityConfig
 from dit_moe.autoencoders.encoder import EncodeConfig
-from dit_moe.autoencoders.latent_space import resolve_first_stage
+from dit_moe.autoencoders.latent_space import require_encoded_so, resolve_first_stage
 from dit_moe.config import ConfigError, Place, Tree, require, section
 from dit_moe.data import DATASETS, Dataset
 from dit_moe.data.held_out import names_heldout, require_held_out
-from dit_moe.data.latents import LatentsConfig
+from dit_moe.data.latents import LatentsConfig, LatentShards
 from dit_moe.data.listing import note
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS, Objective, check_fit
 from dit_moe.experiments import own_images
@@ -151,6 +151,8 @@ def resolve(experiment: Experiment, dataset: Dataset) -> Experiment:
 
     ConfigError names the field that does not.
     """
+    if experiment.encode is not None and isinstance(dataset, LatentShards):
+        require_encoded_so(experiment.encode, dataset)
     first_stage, latent_shape = resolve_first_stage(experiment.first_stage, dataset)
     data = with_fingerprint(experiment.data, dataset.fingerprint)
     experiment = replace(experiment, first_stage=first_stage, data=data)

@@ -10,8 +10,9 @@ import torch
 
 from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from dit_moe.autoencoders.base import IdentityConfig
-from dit_moe.autoencoders.latent_space import require_same_latents, resolve_first_stage
-from dit_moe.config import ConfigError
+from dit_moe.autoencoders.encoder import EncodeConfig
+from dit_moe.autoencoders.latent_space import require_encoded_so, require_same_latents, resolve_first_stage
+from dit_moe.config import ConfigError, flatten
 from dit_moe.data import DATASETS
 from dit_moe.data.latents import LatentsConfig
 from tests.autoencoders.encoded import DIGITS, autoencoder, encode
@@ -119,3 +120,29 @@ def test_pixels_and_latents_are_not_mixed(made):
         require_same_latents(config, IdentityConfig(), "first_stage", "the run in runs/a")
     moved = replace(config, model="elsewhere", tiling=True)
     require_same_latents(config, moved, "first_stage", "the run in runs/a")
+
+
+@pytest.mark.parametrize("option", [{"flips": False}, {"dtype": "fp32"}, {"images": {"size": 32}}])
+def test_latents_are_not_trained_on_by_a_config_that_encodes_others(made, option):
+    dataset, *_ = made
+    images = DATASETS.config_class("digits")(**option.get("images", {"size": 16}))
+    require_encoded_so(EncodeConfig(images=DIGITS, batch_size=3, shard_size=7, workers=1), dataset)
+    (key, value), *_ = flatten(option).items()
+    with pytest.raises(
+        ConfigError, match=rf"^encode\.{key}={value} differs from the latents in .*; take that value, or"
+    ):
+        require_encoded_so(EncodeConfig(**option | {"images": images}), dataset)
+
+
+def test_where_encoded_images_lie_may_change_but_not_the_share_that_is_held_out(made, monkeypatch):
+    dataset, manifest, _ = made
+    folder = DATASETS.config_class("image_folder")
+    recorded = {"name": "image_folder", "path": "there", "heldout": 0.1, "reserve": None, "size": 16}
+    monkeypatch.setattr(dataset, "manifest", replace(manifest, encoding=manifest.encoding | {"images": recorded}))
+    for shares in ({"heldout": 0.1}, {"heldout": 0.2}, {"heldout": "val"}, {"heldout": 0.1, "reserve": 0.1}):
+        config = EncodeConfig(images=folder(path="here", size=16, min_side=9, orientation=None, **shares))
+        if shares == {"heldout": 0.1}:
+            require_encoded_so(config, dataset)
+        else:
+            with pytest.raises(ConfigError, match=r"^encode\.images\.(heldout|reserve)=.* differs from the latents in"):
+                require_encoded_so(config, dataset)

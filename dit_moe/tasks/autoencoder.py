@@ -37,7 +37,7 @@ from dit_moe.randomness import BatchRandom
 from dit_moe.tasks import Report
 from dit_moe.training import Hook, Trainer
 from dit_moe.training.curves_of_runs import CurvesPicture
-from dit_moe.training.run_start import require_own_run
+from dit_moe.training.run_start import open_start, require_own_run
 
 SPLITS = ("train", "heldout")
 EXPORTED = "autoencoder"  # in the run folder, unless another place is named
@@ -132,6 +132,7 @@ def train(settings: AutoencoderTraining, images: dict[str, Dataset], folder: Pat
         save_png(reconstruction_grid(originals, decoded), path)
         return {"reconstructions": path}
 
+    start = open_start(settings.train, folder)
     every = settings.train.sample_every
     Trainer(
         settings.train,
@@ -141,7 +142,9 @@ def train(settings: AutoencoderTraining, images: dict[str, Dataset], folder: Pat
         prepare_batch=prepare_batch,
         run=folder,
         config_yaml=config.to_yaml(settings),
+        config_class=type(settings),
         seed=settings.seed,
+        start=start,
         hooks=[Hook(every=every, call=save_reconstructions)] if every else [],
         curves=CurvesPicture(folder),
     ).train()

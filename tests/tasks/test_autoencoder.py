@@ -1,6 +1,7 @@
 """Training an autoencoder from a config file to a folder that diffusers and the first stage load."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,27 @@ def test_training_goes_on_exports_the_averaged_network_and_prints_its_errors(tmp
     assert in_training.size == at_the_end.size and at_the_end.size[0] > 8 * 64
     assert (run / "curves.png").exists()
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step_00000002", "step_00000004"]
+
+
+def test_a_training_starts_from_the_averaged_network_of_another_as_its_error_proposes(tmp_path, capsys):
+    words = ["train-autoencoder", CONFIG, *SMALL, "train.steps=1", "--run"]
+    assert cli(*words, tmp_path / "run") == 0
+    assert cli(*words, tmp_path / "run", "train.batch_size=4") == 2
+    (proposed,) = re.findall(r"init_from=\S+", capsys.readouterr().err)
+    assert cli(*words, tmp_path / "run-2", "train.batch_size=4", "train.lr=1e-9", f"train.{proposed}") == 0
+    settings, images = prepare(Path(CONFIG), SMALL)
+    one, other = (averaged(settings, images["train"], tmp_path / run).state_dict() for run in ("run", "run-2"))
+    assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+
+
+def test_a_run_that_was_begun_before_there_was_an_option_goes_on(tmp_path, monkeypatch):
+    words = ["train-autoencoder", CONFIG, *SMALL, "--run", tmp_path]
+    with monkeypatch.context() as earlier:
+        written = config.to_yaml
+        earlier.setattr(config, "to_yaml", lambda settings: written(settings).replace("  lpips_weight: 0.0\n", ""))
+        assert cli(*words, "train.steps=1") == 0
+    assert "lpips_weight" not in (tmp_path / "config.yaml").read_text()
+    assert cli(*words, "train.steps=2") == 0
 
 
 def test_latents_cannot_be_trained_on(monkeypatch):

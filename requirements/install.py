@@ -9,6 +9,8 @@ happens until pyproject.toml or the lock changes, or a command needs more. Packa
 import argparse
 import hashlib
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,11 +30,13 @@ def main():
     parser.add_argument("--newest", action="store_true", help="the newest of all, whatever lock and bounds say")
     parser.add_argument("--system-site-packages", action="store_true", help="use packages that this Python has already")
     options = parser.parse_args()
+    sys.stdout.reconfigure(errors="replace")  # a terminal may know fewer letters
     require_python()
     venv = (ROOT / options.venv).resolve()
     python = venv / "bin" / "python"
     record = venv / "installed.json"
     require_same_python(venv)
+    require_same_place(venv)
     lock = ROOT / "requirements" / "python{}.{}.txt".format(*sys.version_info)
     wanted = {"level": options.level, "by": fingerprint(lock)}
     have = read(record)
@@ -80,7 +84,7 @@ def require_same_python(venv):
     config = venv / "pyvenv.cfg"
     if not config.exists():
         return
-    made = dict(line.split(" = ", 1) for line in config.read_text().splitlines() if " = " in line)
+    made = dict(line.split(" = ", 1) for line in config.read_text(encoding="utf-8").splitlines() if " = " in line)
     made_by = made.get("version", made.get("version_info", "")).split(".")[:2]
     if made_by != version().split(".")[:2]:
         ours = "{}.{}".format(*sys.version_info)
@@ -90,18 +94,29 @@ def require_same_python(venv):
         )
 
 
+def require_same_place(venv):
+    """The commands of an environment name the folder that it was made in: those of a copy run the original's code."""
+    script = venv / "bin" / "pip"
+    if not script.is_file():
+        return
+    start = b"\n".join(script.read_bytes().splitlines()[:2])  # #!PYTHON, or of a long path: #!/bin/sh and exec PYTHON
+    folders = re.findall(rb"""^(?:#!|'''exec' "?)(/[^"\n]+)/""", start, re.MULTILINE)
+    if not any(os.path.isdir(each) and os.path.samefile(each, venv / "bin") for each in folders):
+        sys.exit(f"{venv} was moved or copied, and its commands run what lies elsewhere; delete it, then start again")
+
+
 def fingerprint(lock):
     """Changes with what is to be installed: the settings of tools in pyproject.toml are not."""
     project = read_project()
     parts = [json.dumps([project["build-system"], project["project"], project["tool"]["hatch"]], sort_keys=True)]
-    parts += [lock.read_text()] if lock.exists() else []
+    parts += [lock.read_text(encoding="utf-8")] if lock.exists() else []
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def read_project():
     import tomllib  # not in a Python that is too old, which has been told so by now
 
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def read(record):
@@ -114,7 +129,7 @@ def read(record):
 def make_venv(venv, system_site_packages):
     """Make it, or complete one that an interruption left half made; one that sees this Python's packages keeps them."""
     config = venv / "pyvenv.cfg"
-    seen = config.exists() and "include-system-site-packages = true" in config.read_text()
+    seen = config.exists() and "include-system-site-packages = true" in config.read_text(encoding="utf-8")
     options = ["--system-site-packages"] if system_site_packages or seen else []
     if subprocess.run([sys.executable, "-m", "venv", *options, str(venv)]).returncode:
         sys.exit("this Python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv")

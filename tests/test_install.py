@@ -100,6 +100,41 @@ def test_an_environment_of_another_python_is_left_alone(install):
     assert [path.name for path in install.venv.iterdir()] == ["pyvenv.cfg"]
 
 
+@pytest.mark.parametrize("start", ["#!{}/python3\n", '#!/bin/sh\n\'\'\'exec\' "{}/python3" "$0" "$@"\n'])
+def test_an_environment_that_was_copied_from_elsewhere_is_not_taken_for_the_own(install, tmp_path, start):
+    (tmp_path / "a link").symlink_to(tmp_path)
+    (install.venv / "bin").mkdir(parents=True)
+    script = install.venv / "bin" / "pip"
+    script.write_text(start.format(tmp_path / "a link" / ".venv" / "bin"))
+    assert install("base")
+    for elsewhere in (tmp_path / "gone" / ".venv" / "bin", tmp_path):
+        script.write_text(start.format(elsewhere))
+        with pytest.raises(
+            SystemExit, match=r"\.venv was moved or copied, and its commands run what lies elsewhere; del"
+        ):
+            install("base")
+
+
+def test_another_letter_set_neither_stops_the_installation_nor_repeats_it(tmp_path):
+    shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    code = (
+        "import runpy, shutil, subprocess, sys; shutil.disk_usage = lambda path: shutil._ntuple_diskusage(9, 9, 1)\n"
+        "subprocess.run = lambda command: subprocess.CompletedProcess(command, 0)\n"
+        "subprocess.check_output = lambda *_, **__: ''\n"
+        "sys.argv = ['install.py', 'base']\n"
+        f"runpy.run_path({str(tmp_path / 'requirements' / 'install.py')!r}, run_name='__main__')"
+    )
+    (tmp_path / ".venv").mkdir()
+    found = []
+    for settings in ({"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}, {"PYTHONUTF8": "1"}):
+        environment = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", **settings}
+        ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        found.append((tmp_path / ".venv" / "installed.json").read_text())
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("asked, made_with, sees", [(True, None, True), (False, "true", True), (False, "false", False)])
 def test_an_environment_that_sees_the_packages_of_its_python_keeps_them(tmp_path, monkeypatch, asked, made_with, sees):
     module, ran = load_install(), []

@@ -47,6 +47,7 @@ class InputSummary:
     image_shape: tuple[int, int, int] | None = None
     label_remedy: str | None = None
     class_names: tuple[str, ...] | None = None  # unless they are the labels themselves, 0, 1, …
+    model_classes: tuple[str, ...] | None = None  # of the model that makes the images, likewise
 
 
 def outline(given: EvaluationInput) -> InputSummary:
@@ -55,7 +56,6 @@ def outline(given: EvaluationInput) -> InputSummary:
     if images is None:
         assert statistics is not None, "an input is features, images or statistics"
         return InputSummary(statistics.source, statistics.moments.n, frozenset())
-    names = images.class_names
     return InputSummary(
         images.name,
         len(images),
@@ -63,8 +63,14 @@ def outline(given: EvaluationInput) -> InputSummary:
         images.labels_N,
         images.image_shape,
         images.label_remedy,
-        None if names is None or are_numbers(names) else names,
+        _words(images.class_names),
+        _words(getattr(images, "model_classes", None)),
     )
+
+
+def _words(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Names of classes that say more than their numbers."""
+    return None if names is None or are_numbers(names) else names
 
 
 def summarize(given: EvaluationInput, extractor: FeatureExtractor, as_reference: bool = False) -> InputSummary:
@@ -167,12 +173,14 @@ def require_known(name: str, metric: Metric, sides: Sequence[InputSummary], refe
 def _require_classes(name: str, extractor: FeatureExtractor, sides: Sequence[InputSummary]) -> None:
     """ValueError unless the labels can be the classes of the extractor.
 
-    Names that are no numbers are numbered in sorted order, which is right at most if there is one for every class.
+    Names are to be the extractor's own, in its order: sorted, as folders are, other names of ten classes would pass for
+    its ten. Where it does not say them, there is to be one for every class.
     """
     if (count := extractor.classes) is None:
         return
     for one in sides:
-        most, names = -1 if one.labels_N is None else int(one.labels_N.max()), one.class_names
+        most = -1 if one.labels_N is None else int(one.labels_N.max())
+        names, known = one.class_names or one.model_classes, extractor.class_names
         remedy = f"leave {name} out of --metrics, or choose another --extractor"
         if most >= count:
             raise ValueError(f"{one.name} has the label {most}, and {extractor.name} knows {count} classes; {remedy}")
@@ -180,6 +188,11 @@ def _require_classes(name: str, extractor: FeatureExtractor, sides: Sequence[Inp
             found = (
                 f"{one.name} has {len(names)} classes, {names[0]} first, and {extractor.name} knows {count}, by number"
             )
+            raise ValueError(f"{found}; name the folders 0 to {count - 1}, {remedy}")
+        if names and known and names != known:
+            label = next(i for i in range(count) if names[i] != known[i])
+            unlike = f"number {label}, which is {known[label]} to {extractor.name}"
+            found = f"{one.name} has the class {names[label]}, {unlike}"
             raise ValueError(f"{found}; name the folders 0 to {count - 1}, {remedy}")
 
 

@@ -76,6 +76,7 @@ class GeneratedSource(Source):
         name: what messages and results call it.
         identity: all that decides the images, JSON-ready.
         facts: what else a result should record.
+        class_names: of the labels; None: not known.
     """
 
     labels_N: Tensor
@@ -88,8 +89,10 @@ class GeneratedSource(Source):
         name: str,
         identity: dict[str, Any],
         facts: dict[str, Any] | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.generator, self.labels_N, self.name = generator, labels_N, name
+        self.model_classes = tuple(class_names or ()) or None
         self.image_shape = _decoded_shape(generator, generator.latent_shape, generator.device)
         self.batch_size = generator.config.batch_size
         self._identity, self._facts = identity, facts or {}
@@ -178,6 +181,7 @@ def run_source(opened: ImageRun, sample: SampleConfig | None = None) -> Generate
             "parameters": footprint.total_params,
             "active_parameters": footprint.active_params,
         },
+        class_names=opened.class_names,
     )
 
 

@@ -63,6 +63,8 @@ class FeatureExtractor(ABC):
     has_logits: bool = False
     classes: int | None = None
     """How many classes its logits have, if they are the labels of the data; None if they are in another order."""
+    class_names: tuple[str, ...] | None = None
+    """Of these classes, in their order, where they are known."""
     metrics: tuple[str, ...] = ("fd", "kid", "precision_recall", "nearest_neighbour")
     """What is measured in this space unless the user says otherwise; names of METRICS."""
     caveat: str | None = None

@@ -65,6 +65,7 @@ class DigitsCNNExtractor(FeatureExtractor):
     included = True
     has_logits = True
     classes = 10
+    class_names = tuple("0123456789")
     metrics = ("fd", "kid", "precision_recall", "class_accuracy", "nearest_neighbour")
 
     def __init__(self, config: DigitsCNNConfig) -> None:

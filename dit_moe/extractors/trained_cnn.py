@@ -97,6 +97,7 @@ class TrainedCNNSpace(FeatureExtractor):
     def __init__(self, channels: int, class_names: Sequence[str]) -> None:
         self.channels = channels
         self.has_logits, self.classes = bool(class_names), len(class_names) or None
+        self.class_names = tuple(class_names) or None
         classifies = ("class_accuracy",) if class_names else ()
         self.metrics = ("fd", "kid", "precision_recall", *classifies, "nearest_neighbour")
 

@@ -156,3 +156,17 @@ def test_a_metric_of_ones_own_is_asked_before_the_work_whatever_it_needs(needs, 
     with pytest.raises(ValueError, match=message):
         compared(EvaluationInput(source=images) if needs == "moments" else alone, source, metrics=[PickyConfig()])
     assert source.asked == []
+
+
+@pytest.mark.parametrize("named", ["class_names", "model_classes"])
+def test_classes_are_those_of_the_extractor_by_name_and_not_by_their_number_alone(named):
+    known, sorted_otherwise = ("airplane", "automobile", "bird"), ("bird", "car", "plane")
+    samples, extractor = NoiseSource(), PixelExtractor(classes=3, class_names=known)
+    samples.labels_N = samples.labels_N % 3
+    comparison = Comparison(EvaluationInput(source=NoiseSource(seed=2)), extractor, configs("class_accuracy"))
+    setattr(samples, named, sorted_otherwise)
+    with pytest.raises(ValueError, match="noise has the class bird, number 0, which is airplane to pixels; name the"):
+        comparison.check([EvaluationInput(source=samples)])
+    for names in (known, tuple("012"), None):
+        setattr(samples, named, names)
+        comparison.check([EvaluationInput(source=samples)])

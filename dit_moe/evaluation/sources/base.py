@@ -51,6 +51,8 @@ class Source(ABC):
     """int64, in the order of the images."""
     class_names: tuple[str, ...] | None = None
     """Of the labels 0, 1, …, where they are known."""
+    model_classes: tuple[str, ...] | None = None
+    """Of the model that makes the images, where they are known: its labels are never renumbered by `class_names`."""
     batch_size: int | None = None
     """How many to ask for at a time, which decides rounding only; None: any number."""
     label_remedy: str = "save them as `labels` beside arr_0"
@@ -207,6 +209,7 @@ class ConvertedSource(Source):
     def __init__(self, source: Source, size: int | None, channels: int | None) -> None:
         self.source, self.size, self.channels = source, size, channels
         self.name, self.batch_size, self.label_remedy = source.name, source.batch_size, source.label_remedy
+        self.model_classes = source.model_classes
         found, height, width = source.image_shape
         self.image_shape = (channels or found, size or height, size or width)
 

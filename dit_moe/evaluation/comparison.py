@@ -190,7 +190,8 @@ class Comparison:
     def _needs(self) -> frozenset[str]:
         """The tensors that the metrics will read."""
         configs = configs_of(self.extractor.metrics) if self.metrics is None else self.metrics
-        needs = {need for each in configs for need in METRICS.factory(each).needs}
+        metrics = [METRICS.factory(each) for each in configs]
+        needs = {need for metric in metrics for need in metric.needs | metric.needs_of_samples}
         needs |= {"spatial_NS"} if "spatial_moments" in needs or self.statistics else set()
         if any(isinstance(each, NearestNeighbourConfig) for each in configs):
             needs |= {"thumbnails_NP"}  # which it does not insist on

@@ -158,6 +158,19 @@ def test_a_metric_of_ones_own_is_asked_before_the_work_whatever_it_needs(needs, 
     assert source.asked == []
 
 
+@pytest.mark.parametrize("needed", ["thumbnails_NP", "spatial_NS", "spatial_moments", "labels_N"])
+def test_what_a_metric_of_ones_own_needs_of_samples_alone_is_read(needed, monkeypatch):
+    monkeypatch.setattr(METRICS, "_entries", {**METRICS._entries, "picky": (Picky, PickyConfig)})
+    monkeypatch.setattr(Picky, "needs", frozenset())
+    monkeypatch.setattr(Picky, "needs_of_samples", frozenset({needed}))
+    monkeypatch.setattr(Picky, "check", lambda *counts: None)
+    monkeypatch.setattr(
+        Picky, "__call__", lambda self, samples, reference: {"there": getattr(samples, needed) is not None}
+    )
+    report = compared(EvaluationInput(source=NoiseSource(seed=2)), NoiseSource(), metrics=[PickyConfig()])
+    assert report["there_pixels"] == 1
+
+
 @pytest.mark.parametrize("named", ["class_names", "model_classes"])
 def test_classes_are_those_of_the_extractor_by_name_and_not_by_their_number_alone(named):
     known, sorted_otherwise = ("airplane", "automobile", "bird"), ("bird", "car", "plane")

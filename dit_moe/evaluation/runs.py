@@ -37,6 +37,7 @@ from dit_moe.extractors.trained_cnn import TrainedCNNExtractor
 from dit_moe.formatting import tell
 from dit_moe.metrics.frechet import FrechetDistanceConfig
 from dit_moe.moe import measure_active
+from dit_moe.moe.compute_budget import ComputeBudget
 from dit_moe.progress import images_bar
 from dit_moe.randomness import generator, normal_like_images
 from dit_moe.sampling.generator import Generator, SampleConfig
@@ -158,11 +159,13 @@ def _decoded_shape(
     return channels, height, width
 
 
-def run_source(opened: ImageRun, sample: SampleConfig | None = None) -> GeneratedSource:
-    """The images that a run makes by its section `sample`, or by another one."""
+def run_source(
+    opened: ImageRun, sample: SampleConfig | None = None, budget: ComputeBudget | None = None
+) -> GeneratedSource:
+    """The images that a run makes by its section `sample`, or by another one, whose `budget` may be solved already."""
     sample = sample or opened.experiment.sample
     experiment = replace(opened.experiment, sample=sample)
-    generator = opened.generator(sample)
+    generator = opened.generator(sample, budget)
     footprint = experiment.model.footprint()
     return GeneratedSource(
         generator,

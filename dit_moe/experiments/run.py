@@ -70,10 +70,10 @@ class ImageRun(Run):
         network = self.experiment.model
         return network.in_channels, network.input_size, network.input_size
 
-    def generator(self, sample: SampleConfig | None = None) -> Generator:
-        """A generator by the experiment's section `sample`, or by another one."""
+    def generator(self, sample: SampleConfig | None = None, budget: ComputeBudget | None = None) -> Generator:
+        """A generator by the experiment's section `sample`, or by another one; `budget` is its own, solved before."""
         sample = sample or self.experiment.sample
-        return Generator(self.model, self.objective, self.stage, sample, self.latent_shape)
+        return Generator(self.model, self.objective, self.stage, sample, self.latent_shape, budget)
 
     def labels(self, sample: SampleConfig | None = None) -> Tensor:
         """The label of every image, int64, by the experiment's section `sample`, or by another one.

@@ -86,6 +86,7 @@ class Generator:
         stage: decodes its latents.
         config: a resolved section ``sample`` (with a sampler).
         latent_shape: (C, H, W).
+        budget: that `config` asks for, where it is solved already.
 
     Raises ConfigError where `require_means` does, and for a compute budget that cannot be solved.
     """
@@ -97,6 +98,7 @@ class Generator:
         stage: FirstStage,
         config: SampleConfig,
         latent_shape: Sequence[int],
+        budget: ComputeBudget | None = None,
     ) -> None:
         self.model, self.objective, self.stage, self.config = model.eval(), objective, stage, config
         self.latent_shape = tuple(latent_shape)
@@ -108,7 +110,7 @@ class Generator:
         self.sampler: Sampler = SAMPLERS.build(config.sampler, objective)
         with section("sample"), enough_memory(SamplingError, "set sample.p in place of sample.target"):
             times = self.sampler.times(self.latent_shape)
-            self.budget = solve_budget(config, model, self._sample_some, times)  # None: as trained
+            self.budget = budget or solve_budget(config, model, self._sample_some, times)  # None: as trained
 
     def latents(self, indices: Sequence[int], labels_B: Tensor, on_step: Callable[..., Any] | None = None) -> Tensor:
         """Latents of the images number `indices`, [B, C, H, W], with one label each."""

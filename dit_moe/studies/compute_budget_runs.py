@@ -154,8 +154,6 @@ class ImageRunAtBudgets(RunAtBudgets):
     def measure(self, target: float | None, names: Collection[str]) -> dict[str, Measure]:
         sample = replace(self.run.experiment.sample, target=target)
         generator = self.run.generator(sample)
-        if target is not None and generator.thresholds:  # solved once, and not for each seed
-            sample = replace(sample, target=None, p=tuple(generator.thresholds))
         made = {"loss": lambda: self._loss(generator), "distance": lambda: self._distance(generator, sample)}
         shared = {"target": target, "thresholds": generator.thresholds} | _where()
         return {name: shared | made[name]() for name in names}
@@ -176,7 +174,8 @@ class ImageRunAtBudgets(RunAtBudgets):
         }
 
     def _distance(self, generator: Generator, sample: SampleConfig) -> Measure:
-        sources = [run_source(self.run, each) for each in seeds_of(sample, self.count, self.seeds)]
+        settings = seeds_of(sample, self.count, self.seeds)  # solved once, and not for each seed
+        sources = [run_source(self.run, each, generator.budget) for each in settings]
         report = self.comparison.evaluate([EvaluationInput(source=source) for source in sources])
         assert report is not None
         active = statistics.fmean(one["active_experts"] for one in report.provenance.samples)

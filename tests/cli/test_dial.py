@@ -8,8 +8,9 @@ from functools import cache, partial
 import pytest
 
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
+from dit_moe.moe import routers_of
 from dit_moe.studies import compute_budget_runs
-from dit_moe.studies.compute_budget_runs import ImageRunAtBudgets
+from dit_moe.studies.compute_budget_runs import ImageOptions, ImageRunAtBudgets
 from tests.cli.conftest import CONFIG, SMALL, cli
 
 
@@ -89,6 +90,15 @@ def test_compute_grows_with_the_target_and_is_what_was_asked_for(finished_run, t
     for label in ("DTop-p", "top-k"):
         assert re.search(rf"\| {label} +\| \*\*as trained\*\*", table)
     assert (tmp_path / "dial.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_samples_of_sharp_routers_are_made_with_the_solved_thresholds_and_not_with_all_experts(finished_run):
+    words = (["count=20"], None, ImageOptions(seeds=1, draws=1, images=20))
+    run = ImageRunAtBudgets(finished_run, *words)
+    for router in routers_of(run.run.model):
+        router.theta.data *= 60  # what is left behind the first expert is below 1e-14
+    measured = run.measure(1.7, ["distance"])["distance"]
+    assert measured["thresholds"] == [1.0, 1.0] and measured["active"] == pytest.approx(1.7, rel=0.1)
 
 
 def test_points_that_are_there_are_kept_and_other_settings_measure_anew(a_run, monkeypatch, measured):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dit_moe.autoencoders.autoencoder import AutoencoderConfig
 from dit_moe.autoencoders.encode import encode
-from dit_moe.autoencoders.kl import MADE_BY
+from dit_moe.autoencoders.kl import CONFIG, MADE_BY
 from dit_moe.data.latents import LatentsConfig, read_manifest
 from dit_moe.experiments.autoencoder import AutoencoderSettings
 from dit_moe.experiments.image import Experiment
@@ -18,7 +18,8 @@ def make_data(experiment: Experiment, *, skip_broken: bool = False) -> None:
     if isinstance(experiment.data, LatentsConfig):
         _train_missing_first_stage(experiment)
         encode(experiment, skip_broken=skip_broken)
-        if experiment.data.heldout is not None and getattr(experiment.images, "heldout", None) is not None:
+        # Digits have held-out images, and no option that says where.
+        if experiment.data.heldout is not None and getattr(experiment.images, "heldout", True) is not None:
             encode(experiment, "heldout", skip_broken=skip_broken)
 
 
@@ -28,7 +29,7 @@ def _train_missing_first_stage(experiment: Experiment) -> None:
     if settings is None or experiment.encode is None or not isinstance(stage, AutoencoderConfig):
         return
     out = Path(stage.model)
-    if not (out / MADE_BY).is_file():
+    if not ((out / MADE_BY).is_file() and (out / CONFIG).is_file()):  # an export that was stopped lacks the latter
         given = {each.name: getattr(settings, each.name) for each in fields(AutoencoderSettings)}
         training, images = open_images(AutoencoderTraining(**given, data=experiment.encode.images))
         train_and_export(training, images, out.with_name(f"{out.name}-training"), out)

@@ -225,9 +225,15 @@ def keep_thresholds(model: nn.Module, start: Tree, config: Tree) -> bool:
     Otherwise p may stand for another number of experts, and what its controller has summed up for other gains. Then the
     thresholds that `config`, the new run's, sets are set; it is left to the caller to solve those that it leaves open.
     """
-    if (start.get("model") or {}).get("moe") == (config.get("model") or {}).get("moe"):
+    if _routing(start) == _routing(config):
         return True
     for router in controlled_routers(model):
         if router.config.controller.p0 is not None:
             router.controller.restart(threshold_u(router.config.controller.p0))
     return False
+
+
+def _routing(tree: Tree) -> Tree | None:
+    """The section `model.moe` of a config without what only says how its experts are computed."""
+    moe: Tree | None = (tree.get("model") or {}).get("moe")
+    return moe and {key: value for key, value in moe.items() if f"model.moe.{key}" not in _FREE}

@@ -9,7 +9,7 @@ from dit_moe.config import ConfigError
 from dit_moe.moe import routers_of
 from dit_moe.moe.routing import threshold_u
 from dit_moe.training import open_start
-from dit_moe.training.run_start import load_start
+from dit_moe.training.run_start import keep_thresholds, load_start
 from tests.training.tiny_run import DIGITS, OTHER_CLASSES, log
 
 TABLE = "y_embedder.embedding_table.weight"
@@ -120,3 +120,12 @@ def test_thresholds_come_along_where_the_routers_are_the_same(
     came_along = next(value.item() for name, value in weights.items() if name.endswith("controller.u"))
     assert begun == [pytest.approx(threshold_u(0.6)) if given else came_along]
     assert solved == ([True] if solves else [])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "come_along"),
+    [("implementation", "grouped", True), ("recompute", True, True), ("target", 3, False)],
+)
+def test_thresholds_come_along_however_the_experts_are_computed(option, value, come_along):
+    before, now = ({"model": {"moe": {"experts": 8, "target": 2, **own}}} for own in ({}, {option: value}))
+    assert keep_thresholds(torch.nn.Identity(), before, now) == come_along

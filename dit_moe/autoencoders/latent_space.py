@@ -75,12 +75,13 @@ def _of_latents(given: Any, manifest: Manifest) -> AutoencoderConfig:
 
 
 def require_encoded_so(config: EncodeConfig, latents: LatentShards) -> None:
-    """ConfigError if the section `encode` says other things of the images, or of their latents, than was encoded.
+    """ConfigError if the section `encode` says other things of the images, or of mirrored ones, than was encoded.
 
-    The images are not opened, so it is not found where they lie, or what they are, that has changed.
+    The images are not opened, so it is not found where they lie, or what they are, that has changed. In which type
+    latents are kept is free.
     """
     images, kept = described(config)
-    now = json.loads(json.dumps({"images": images, "dtype": kept["dtype"], "flips": kept["flips"]}))
+    now = json.loads(json.dumps({"images": images, "flips": kept["flips"]}))
     was = configs.flatten(latents.manifest.encoding)
     free = {*FREE, "images.fingerprint", *(configs.flatten(now).keys() - was.keys())}  # the last: of later versions
     shares = {"images.reserve"}

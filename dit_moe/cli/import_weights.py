@@ -3,7 +3,7 @@
 The format is recognised from the names and shapes of the tensors; docs/checkpoints.md lists the formats. Overrides
 change the config of the run, and give what weights do not tell, such as the heads of an unnamed size.
 
-    dit-moe import DiT-XL-2-256x256.pt --format dit --out runs/dit-xl
+    dit-moe import DiT-XL-2-256x256.pt --out runs/dit-xl
     dit-moe import checkpoint.pt --out runs/mine model.heads=6 first_stage.model=my/vae
 """
 

@@ -23,7 +23,7 @@ OVERRIDES = [
 
 def words(folder: Path, run: Path, *more: str) -> list[str]:
     """What follows `train`, for the latents in `folder`."""
-    places = [f"data.path={folder / 'latents'}", f"first_stage.model={folder / 'autoencoder'}"]
+    places = [f"data.path={folder / 'latents'}", "encode.images.size=16", f"first_stage.model={folder / 'autoencoder'}"]
     return [CONFIG, *OVERRIDES, *places, *more, "--run", str(run)]
 
 

@@ -23,8 +23,8 @@ OVERRIDES = [
 
 def words(folder: Path, run: Path, *more: str) -> list[str]:
     """What follows `train`, for the latents in `folder`."""
-    places = [f"data.path={folder / 'latents'}", "encode.images.size=16", f"first_stage.model={folder / 'autoencoder'}"]
-    return [CONFIG, *OVERRIDES, *places, *more, "--run", str(run)]
+    encoded = [f"data.path={folder / 'latents'}", "encode={images: {name: digits, size: 16}, flips: true}"]
+    return [CONFIG, *OVERRIDES, *encoded, f"first_stage.model={folder / 'autoencoder'}", *more, "--run", str(run)]
 
 
 def losses(run: Path) -> list[float]:

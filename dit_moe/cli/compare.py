@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> None:
     else:
         table, failed = study.run_missing(args.jobs)
         print(table, end="")
-        end([study.out, *study.files()], *([("curves", *study.first_runs())] if table else []))
+        runs = study.first_runs()
+        end([study.out, *study.files()], *([("curves", *runs)] if runs else []))
         if failed:
             more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
             last, where = failed[0].last_line(), failed[0].output

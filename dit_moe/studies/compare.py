@@ -122,8 +122,10 @@ class StudyFolder:
         return [self.out / name for name in ("table.md", *(f"{name}.png" for name in FIGURES))]
 
     def first_runs(self) -> list[Path]:
-        """The run of each variant with the first seed."""
-        return [run_folder(self.out, variant, self.study.seeds[0]) for variant in self.study.variants]
+        """The run with the first seed of each variant that is asked for and has one."""
+        variants = [self.study.variant(name) for name in self._to_run]
+        runs = [run_folder(self.out, variant, self.study.seeds[0]) for variant in variants]
+        return [run for run in runs if (run / "log.jsonl").exists()]
 
     def run_only(self, name: str) -> None:
         """Train and score the run VARIANT/SEED."""

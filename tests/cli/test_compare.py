@@ -223,6 +223,7 @@ def test_a_run_that_fails_is_reported_with_its_last_line_and_the_others_are_kept
     assert cli("compare", study, "--out", copy) == 1
     captured = capsys.readouterr()
     assert f"dtopp/0 failed: failed: the loss is nan; all of it is in {copy}" in captured.err
+    assert f"dit-moe curves {copy / 'topk' / 'seed-0'}\n" in captured.err
     results = results_of(copy)
     assert results["missing"] == [["dtopp", 0]] and len(results["variants"][0]["runs"]) == 1
     assert "top-k" in captured.out

@@ -3,9 +3,8 @@
 from dit_moe.training.config import TrainConfig
 from dit_moe.training.interrupt import Interrupted, TrainingError
 from dit_moe.training.log import Unit
-from dit_moe.training.optimizer import EMA
 from dit_moe.training.run_start import open_start
-from dit_moe.training.step import TrainingStep
+from dit_moe.training.step import EMA, TrainingStep
 from dit_moe.training.trainer import Hook, Trainer
 
 __all__ = [

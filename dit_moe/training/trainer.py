@@ -31,7 +31,6 @@ from dit_moe.training.data_loader import Dataset, Prefetcher, Prepare, shown
 from dit_moe.training.devices import build_accelerator, local, remarks, unsharded
 from dit_moe.training.interrupt import Interrupted, InterruptWatch, TrainingError
 from dit_moe.training.log import Logger, Unit
-from dit_moe.training.optimizer import learning_rate, load_optimizer_state, optimizer_state
 from dit_moe.training.profile import TRACE, StepProfile, untimed
 from dit_moe.training.run_start import (
     fits_start,
@@ -41,7 +40,14 @@ from dit_moe.training.run_start import (
     require_own_run,
     require_same_run,
 )
-from dit_moe.training.step import NotFinite, Objective, TrainingStep
+from dit_moe.training.step import (
+    NotFinite,
+    Objective,
+    TrainingStep,
+    learning_rate,
+    load_optimizer_state,
+    optimizer_state,
+)
 from dit_moe.training.trackers import Trackers, flatten
 
 DATA_ARE_FINITE = "the data is finite"  # in the message on a training that diverged by itself

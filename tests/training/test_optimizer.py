@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dit_moe.training import EMA, TrainConfig
-from dit_moe.training.optimizer import (
+from dit_moe.training.step import (
     build_optimizer,
     learning_rate,
     load_optimizer_state,

@@ -53,6 +53,10 @@ class UpcycleOptions:
     method: Method = "split"
     noise: float | None = None  # see `add_noise`; None: `NOISE` for copies, else none
 
+    def __post_init__(self) -> None:
+        if self.noise is not None and not 0 <= self.noise < math.inf:
+            raise ConfigError("--noise", f"={self.noise:g} must be a finite number from 0 on; {NOISE:g} is usual")
+
     @property
     def noise_share(self) -> float:
         return self.noise if self.noise is not None else NOISE if self.method == "copy" else 0.0

@@ -148,6 +148,8 @@ def test_a_language_model_gets_finer_experts(finished_text, tmp_path, capsys):
             ["--name", "DiT-custom/4-4E2A", "--method", "copy", "model.moe.expert_hidden=64"],
             "--method=copy makes experts",
         ),
+        (["--noise", "-1"], "--noise=-1 must be a finite number from 0 on"),
+        (["--noise", "nan"], "--noise=nan must be a finite number from 0 on"),
     ],
     ids=str,
 )

@@ -102,11 +102,13 @@ def atomic_folder(folder: Path, foreign: Callable[[Path], Sequence[str]] = every
 
 
 def require_replaceable(folder: Path, foreign: Callable[[Path], Sequence[str]] = everything) -> None:
-    """ValueError if `folder` is no folder, or if anything in it is `foreign`."""
+    """ValueError if `folder` is no folder or the current one, or if anything in it is `foreign`."""
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
         raise ValueError(f"{folder} is there already and is no folder; move it away, or choose another name")
+    if folder.samefile(os.curdir):  # a shell would be left in what was there before
+        raise ValueError(f"{folder} is the current folder, whose place a new one would take; name a folder in it")
     if found := foreign(folder):
         problem = f"{folder} is there already and holds {first_few(found)}, which would be lost"
         raise ValueError(f"{problem}; move it away, or choose another folder")

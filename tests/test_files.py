@@ -105,7 +105,7 @@ def test_a_writer_that_was_taken_for_dead_before_it_had_its_lock_begins_anew(tmp
     assert [path.name for path in tmp_path.iterdir()] == ["output"]
 
 
-def test_a_folder_appears_whole_or_not_at_all_and_replaces_only_what_is_not_foreign(tmp_path):
+def test_a_folder_appears_whole_or_not_at_all_and_replaces_only_what_is_not_foreign(tmp_path, monkeypatch):
     def fill(content, foreign=files.everything):
         with atomic_folder(tmp_path / "out", foreign) as unfinished:
             (unfinished / "file").write_text(content)
@@ -130,7 +130,12 @@ def test_a_folder_appears_whole_or_not_at_all_and_replaces_only_what_is_not_fore
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"file is there already and is no folder"), atomic_folder(tmp_path / "file"):
         pass
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for current in (Path(), tmp_path / "empty"):
+        with pytest.raises(ValueError, match="is the current folder, whose place"), atomic_folder(current):
+            pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "out"]
 
 
 def test_the_last_of_two_writers_of_a_folder_wins_and_a_link_to_it_stays(tmp_path):

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from dit_moe.config import build, override, section
 from dit_moe.distributed import locked
 from dit_moe.evaluation.recipes import EVALUATION
 from dit_moe.evaluation.sources import IMAGES_FILE
@@ -41,7 +42,7 @@ FEATURE_FOLDERS = re.compile(r"reference|heldout|noise|reconstruction|samples_\d
 class EvalOptions:
     """The options of `dit-moe eval`, by their names there; None: not given. ValueError for a value without sense."""
 
-    metrics: str | None = None
+    metrics: str | tuple[Any, ...] | None = None  # names, or configs of metrics
     extractor: str | None = None
     weights: str | None = None
     any_weights: bool = False
@@ -71,6 +72,8 @@ class EvalOptions:
         """Those that the options name; None if they name none."""
         if self.metrics is None:
             return None if self.recipe is None else list(EVALUATION[self.recipe].metrics)
+        if isinstance(self.metrics, tuple):
+            return [METRICS.name_of(each) for each in self.metrics]
         names = [name for each in self.metrics.split(",") if (name := each.strip().lower())]
         if not names:
             raise ValueError(f"--metrics {self.metrics!r} names none; give some of {', '.join(METRICS.names())}")
@@ -90,6 +93,11 @@ class EvalOptions:
                 raise ValueError(f"--range {self.value_range} must be two numbers: --range=-1,1") from None
             bounds = (low, high)
         return ReadOptions(size=self.size, channels=self.channels, value_range=bounds, workers=self.workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Metrics:
+    metrics: tuple[Annotated[Any, METRICS], ...]
 
 
 def read_changes(
@@ -114,7 +122,7 @@ def read_changes(
         elif field == "seeds" and re.fullmatch(r"[0-9]{1,9}", value):
             found["seeds"] = int(value)
         elif field == "metrics":
-            found["metrics"] = value.strip("[]")
+            found["metrics"] = _read_metrics(change)
         elif field == "extractor":
             found["extractor"] = value
         else:
@@ -122,6 +130,18 @@ def read_changes(
         if getattr(options, field, None) is not None:
             raise ValueError(f"{change} and --{field} {getattr(options, field)}: give one of them")
     return names, left, replace(options, **found)
+
+
+def _read_metrics(change: str) -> str | tuple[Any, ...]:
+    """Of ``eval.metrics=…``: names with commas between them, or configs where one has options of its own."""
+    given = override({}, [change])["eval"]["metrics"]
+    if not isinstance(given, list):
+        return str(given)
+    if all(isinstance(each, str) for each in given):
+        return ",".join(given)
+    full = [SHORT.get(each, each) if isinstance(each, str) else each for each in given]
+    with section("eval"):
+        return build(_Metrics, {"metrics": full}).metrics
 
 
 def extractor_names() -> list[str]:
@@ -167,7 +187,10 @@ def metric_configs(
             of = "what the statistics say, or nothing" if extractor is None else EXTRACTORS.name_of(extractor)
             problem = f"--metrics {name} is of the Inception network, and the extractor is {of}"
             raise ValueError(f"{problem}; say --extractor inception, or --metrics {SHORT[name]} for the distance in it")
-    built = [METRICS.config_class(name)() for name in dict.fromkeys(SHORT.get(name, name) for name in names)]
+    if isinstance(options.metrics, tuple):
+        built = list(options.metrics)
+    else:
+        built = [METRICS.config_class(name)() for name in dict.fromkeys(SHORT.get(name, name) for name in names)]
     if subset_size is None:
         return built
     if not any(isinstance(each, KIDConfig) for each in built):

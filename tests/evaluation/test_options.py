@@ -13,6 +13,7 @@ from dit_moe.extractors.dinov2 import DINOv2Config
 from dit_moe.extractors.function import FunctionConfig
 from dit_moe.extractors.inception import InceptionConfig
 from dit_moe.metrics import METRICS
+from dit_moe.metrics.kid import KIDConfig
 
 
 def names(metrics):
@@ -128,7 +129,11 @@ def test_changes_to_the_section_eval_say_what_the_options_say():
     changes = ["seed=2", "eval.seeds=1", "eval.metrics=[fd, kid]", "eval.images=9", "eval.extractor=digits_cnn"]
     names, left, options = read_changes(["run"], [*changes, "eval.reference=a.npz"], EvalOptions())
     assert (names, left) == (["run", "a.npz"], ["seed=2", "count=9"])
-    assert options == EvalOptions(seeds=1, metrics="fd, kid", extractor="digits_cnn")
+    assert options == EvalOptions(seeds=1, metrics="fd,kid", extractor="digits_cnn")
+    _, _, options = read_changes(["run"], ["eval.metrics=[fid, {name: kid, subset_size: 50}]"], EvalOptions())
+    assert metric_configs(options, InceptionConfig(), None) == [METRICS.config_class("fd")(), KIDConfig(subset_size=50)]
+    with pytest.raises(ValueError, match=r"^eval.metrics.*siz"):
+        read_changes(["run"], ["eval.metrics=[{name: kid, siz: 50}]"], EvalOptions())
     for change in ("eval.reference=null", "eval.extractor=null", "eval.seedz=null"):
         with pytest.raises(ValueError, match=f"^{change} has no option that says it; give the value that is wanted"):
             read_changes(["run"], [change], EvalOptions())

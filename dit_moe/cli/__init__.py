@@ -176,6 +176,12 @@ def add_run_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_opened_run(parser: argparse.ArgumentParser) -> None:
+    """RUN, of a command that works with a trained model."""
+    told = "a run folder, one of its checkpoint folders, or weights of another suite"
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help=told)
+
+
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The names among the words of a command, and the changes, ``key=value``, unless there is a file of that name."""
     changes = [word for word in words if OVERRIDE.match(word) and not Path(word).exists()]

@@ -23,6 +23,7 @@ import argparse
 import json
 from pathlib import Path
 
+from dit_moe.cli import add_opened_run
 from dit_moe.cli.ending import end
 from dit_moe.config import ConfigError
 from dit_moe.experiments.run import open_text_run
@@ -36,7 +37,7 @@ PIPELINES = ("diffusers", "diffusers-dit")  # ours, and diffusers' own
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `run` reads."""
-    parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, or one of its checkpoint folders")
+    add_opened_run(parser)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder to make")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the section `sample`")
     formats = [name for name in FORMATS.names() if issubclass(FORMATS.config_class(name), ImageFormat)]

@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.table import Table
 
-from dit_moe.cli import split_words
+from dit_moe.cli import add_opened_run, split_words
 from dit_moe.cli.ending import end
 from dit_moe.distributed import join_processes
 from dit_moe.evaluation.text import RESULT, score_run
@@ -33,7 +33,7 @@ OPTIONS = ("stride", "batch_size", "max_documents")  # of the command that are k
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `run` reads."""
-    parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, or one of its checkpoint folders")
+    add_opened_run(parser)
     parser.add_argument("words", nargs="*", metavar="TEXT", help="files of UTF-8 text; or key=value; see above")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"where the result goes; default RUN/{RESULT}")
     parser.add_argument("--stride", metavar="N", help="tokens that each window predicts; fewer see more context")

@@ -27,6 +27,7 @@ from dit_moe.analysis.collect_images import IMAGES, TIMES
 from dit_moe.analysis.collect_text import TOKENS
 from dit_moe.analysis.report import report_routing
 from dit_moe.analysis.statistics import RoutingStats
+from dit_moe.cli import add_opened_run
 from dit_moe.cli.ending import end
 from dit_moe.formatting import PlainConsole, rounded
 from dit_moe.tasks.own_samples import OWN_SAMPLES
@@ -34,7 +35,7 @@ from dit_moe.tasks.own_samples import OWN_SAMPLES
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `run` reads."""
-    parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, or one of its checkpoint folders")
+    add_opened_run(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the section `sample`; see above")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the results go; default RUN/routing")
     parser.add_argument(

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from dit_moe.cli import add_opened_run
 from dit_moe.cli.ending import end, images_of, scoring
 from dit_moe.config import Tree
 from dit_moe.data import DATASETS
@@ -38,7 +39,7 @@ RECIPES = "; ".join(f"{recipe.name}, {recipe.summary}" for recipe in SAMPLING.va
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `run` reads."""
-    parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, or one of its checkpoint folders")
+    add_opened_run(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the section `sample`")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the results go; default the run folder")
     parser.add_argument(

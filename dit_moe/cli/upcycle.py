@@ -22,6 +22,7 @@ import json
 from pathlib import Path
 from typing import get_args
 
+from dit_moe.cli import add_opened_run
 from dit_moe.cli.ending import end
 from dit_moe.models.upcycling import Method
 from dit_moe.tasks.upcycle import NOISE, UpcycleOptions, upcycle
@@ -29,7 +30,7 @@ from dit_moe.tasks.upcycle import NOISE, UpcycleOptions, upcycle
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `run` reads."""
-    parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, or one of its checkpoint folders")
+    add_opened_run(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the run's config")
     parser.add_argument("--name", metavar="MODEL", help="the model to make, such as DiT-XL/2-64E8A; default: the run's")
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="the run folder to make")

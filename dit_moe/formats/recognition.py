@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -109,7 +110,14 @@ def open_model(path: str | Path) -> Checkpoint:
 
     ValueError as of `checkpoint.open_checkpoint` and `recognise`.
     """
-    return recognise(path) if holds_weights(path) else checkpoint.open_checkpoint(path)
+    if not holds_weights(path):
+        return checkpoint.open_checkpoint(path)
+    try:
+        return recognise(path)
+    except ConfigError as error:  # only what is made by an import can be given what weights do not tell
+        made = f"dit-moe import {shlex.quote(str(path))} {error.path}=… --out RUN"
+        told = f"; the weights do not tell it, so make a run of them that does, and name it instead: {made}"
+        raise type(error)(error.path, error.problem + told) from None
 
 
 def recognise(path: str | Path, name: str = AUTO, overrides: Sequence[str] = (), which: Which = "ema") -> Weights:

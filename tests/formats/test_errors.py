@@ -115,7 +115,12 @@ def test_tensors_that_are_no_weights_are_named_before_a_run_is_made_of_them(tmp_
 
 
 def test_heads_that_weights_do_not_tell_are_asked_for(tmp_path, capsys):
-    assert "model.heads" in refused(capsys, of_training(tmp_path / "dit.pt", "dit"))
+    path = of_training(tmp_path / "dit.pt", "dit")
+    assert "model.heads" in refused(capsys, path)
+    assert cli("sample", path, "model.heads=3") == 2  # which changes a run's section `sample` alone
+    assert f"make a run of them that does, and name it instead: dit-moe import {path} model.heads=… --out RUN" in (
+        " ".join(capsys.readouterr().err.split())
+    )
 
 
 def test_an_unknown_format_or_kind_of_weights_is_refused_by_its_name(tmp_path, capsys):

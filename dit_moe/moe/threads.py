@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from threading import Barrier, Lock
+from functools import cache
+from threading import Barrier, Lock, main_thread
 
 import torch
+
+from dit_moe.formatting import tell
 
 
 def over_threads(costs: list[int], work: Callable[[list[int]], None]) -> None:
@@ -28,13 +31,22 @@ def over_threads(costs: list[int], work: Callable[[list[int]], None]) -> None:
         for share in shared_out(costs, threads):
             try:
                 futures.append(_workers().submit(run, share))
-            except RuntimeError:  # no thread can be started: when the main one has ended, or at a limit of the system
+            except RuntimeError as error:  # when the main thread has ended, or at a limit of the system
                 left += share
+                if main_thread().is_alive():
+                    _tell_once(threads, str(error))
         wait(futures)  # for all, before the first error is raised: none is to work on when the caller goes on
         while futures:
             futures.pop().result()  # no name is left for it: an error would keep what it is part of in memory
         if left:
             run(left)
+
+
+@cache
+def _tell_once(threads: int, why: str) -> None:
+    what = f"{threads} threads were to compute the experts, and not all can be started ({why})"
+    remedy = "raise the limit of processes (ulimit -u, or that of the container), or set OMP_NUM_THREADS=1"
+    tell(f"warning: {what}: the rest is computed in the calling thread, which is slow; {remedy}")
 
 
 def shared_out(costs: list[int], threads: int) -> list[list[int]]:

@@ -144,6 +144,7 @@ def check_parts(experiment: Experiment, dataset: Dataset | None, start: checkpoi
         with missing_downloads_told(), config.section("eval.reference"):
             open_input(settings.reference)
     if dataset is not None and (experiment.train.sample_every or settings.light_every):
+        require_means(experiment.sample, join_processes().device)
         with missing_downloads_told():
             FIRST_STAGES.build(experiment.first_stage).load()
     if (

@@ -26,10 +26,10 @@ from dit_moe.tasks import AnyExperiment, task_of
 from dit_moe.text.token_shards import NoTokens
 from dit_moe.training import Trainer
 from dit_moe.training.curves_of_runs import CURVES, CurvesPicture
+from dit_moe.training.devices import require_packages
 from dit_moe.training.log import active_experts, read_log, train_seconds
 from dit_moe.training.profile import StepProfile
 from dit_moe.training.run_start import WRITTEN, open_start, require_fit_start, require_own_run
-from dit_moe.training.trackers import require_installed
 
 SUMMARY_FILES = (CURVES, "metrics.json")  # of the quick start, beside those of the training and the samples
 
@@ -74,7 +74,7 @@ def dry_run(experiment: AnyExperiment, folder: Path) -> Any:
     ValueError for what the training, or the evaluation of its run, would be refused for; nothing is made.
     """
     resolved, dataset = _resolved(experiment)
-    require_installed(resolved.train.trackers)
+    require_packages(resolved.train)
     start = _open_start(resolved, folder)
     task_of(resolved).check_parts(resolved, dataset, start)
     if start is not None:

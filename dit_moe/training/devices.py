@@ -46,17 +46,24 @@ ASKED = {
 }
 
 
+def require_packages(config: TrainConfig) -> None:
+    """ConfigError if this machine lacks the package of a tracker, or what torch.compile needs."""
+    require_installed(config.trackers)
+    if config.compile:
+        require_compiler("cuda" if not use_cpu() and torch.cuda.is_available() else "cpu", "train.compile")
+
+
 def build_accelerator(config: TrainConfig, run: Path) -> Accelerator:
     """The Accelerator of this process: alone, or one of those that `accelerate launch` or torchrun started.
 
-    Raises ConfigError if a tracker's package is missing, if the processes cannot work together, or if accelerate is
-    set to do what the config decides, or nobody does.
+    Raises ConfigError as `require_packages` does, if the processes cannot work together, or if accelerate is set to do
+    what the config decides, or nobody does.
     """
     for name, (nothing, here) in ASKED.items():
         asked = os.environ.get(f"ACCELERATE_{name}", "")
         if asked.lower() not in nothing:
             raise _refused(name, asked, here)
-    require_installed(config.trackers)
+    require_packages(config)
     join_processes()
     cpu = use_cpu()
     has_bf16 = not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -68,8 +75,6 @@ def build_accelerator(config: TrainConfig, run: Path) -> Accelerator:
         raise _refused(
             "MIXED_PRECISION", asked, f"train.mixed_precision={config.mixed_precision} means {precision} here"
         )
-    if config.compile:
-        require_compiler("cuda" if not cpu and torch.cuda.is_available() else "cpu", "train.compile")
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
         torch.use_deterministic_algorithms(True)

@@ -41,6 +41,8 @@ def test_dry_run_prints_config_sizes_and_costs_and_builds_nothing(capsys, tmp_pa
     [
         (["train.init_from={run}", "model.width=48"], "step_00000004 holds another architecture"),
         (["train.trackers=[trackio]"], "train.trackers=trackio is not installed; pip install "),
+        (["train.compile=true"], "train.compile=true needs the compiler no-such-compiler; install it"),
+        (["sample.compile=true", "train.sample_every=2"], "sample.compile=true needs the compiler"),
         (["sample.labels=[cat]"], "sample.labels"),
         (["eval.reference={run}/grid.jpg"], "grid.jpg does not exist"),
         (
@@ -55,6 +57,7 @@ def test_a_dry_run_is_refused_for_what_would_be_refused_later_and_writes_nothing
 ):
     tree = write_tree(tmp_path / "tree", class_files(each=2))
     monkeypatch.setattr("accelerate.tracking._available_trackers", [])
+    monkeypatch.setenv("CXX", "no-such-compiler")
     before, places = contents(finished_run), {"run": finished_run, "tree": tree}
     words = [*SMALL, "--run", tmp_path / "run", *(each.format(**places) for each in changes)]
     assert cli("train", CONFIG, "--dry-run", *words) == 2

@@ -77,7 +77,9 @@ def test_where_no_thread_can_be_started_the_work_is_done_all_the_same_and_that_i
         seen: list[int] = []
         over_threads([1] * 4, seen.extend)
         over_threads([1] * 4, lambda share: None)
-    assert capsys.readouterr().err.count("4 threads were to compute the experts, and not all can be started (can't") == 1
+    assert (
+        capsys.readouterr().err.count("4 threads were to compute the experts, and not all can be started (can't") == 1
+    )
     assert sorted(seen) == [0, 1, 2, 3] and numbers_of_new_threads() == [4]
     assert len(workers(4)) == 4
 

@@ -21,6 +21,7 @@ from dit_moe.data.listing import note
 from dit_moe.formats.base import FORMATS, Format, Found
 from dit_moe.formats.rules import to_ours
 from dit_moe.formats.sources import Source, Which, holds_weights, is_source, open_source
+from dit_moe.json_files import read_object
 from dit_moe.models import MODELS
 from dit_moe.registry import did_you_mean
 
@@ -88,16 +89,27 @@ def is_weights(path: str | Path) -> bool:
 def home_of(path: str | Path) -> Path:
     """The run folder that results of a run, or of weights in its place, go to unless the user says otherwise.
 
-    Weights never share that of a run, whose autoencoder and results are its own.
+    Weights never share that of a run, whose autoencoder and results are its own, or of other weights with their name.
 
     ValueError if there is no checkpoint in the folder of the run.
     """
     if not holds_weights(path):
         return checkpoint.run_of(checkpoint.find(path))
     home = Path("runs", _name_of(path) if Path(path).is_dir() else Path(path).stem)
-    while checkpoint.is_run(home) or (home / checkpoint.CONFIG).exists():
+    while checkpoint.is_run(home) or (home / checkpoint.CONFIG).exists() or _has_results_of_another(home, path):
         home = home.with_name(f"{home.name}-weights")
     return home
+
+
+def _has_results_of_another(home: Path, path: str | Path) -> bool:
+    """Whether a result in this folder says that it is of something else than `path`."""
+    for result in sorted((*home.glob("*.json"), *home.glob("*/*.json"))):
+        found = read_object(result)
+        facts = found.get("facts")
+        for told in (found.get("run"), facts.get("run") if isinstance(facts, dict) else None):
+            if isinstance(told, str) and os.path.realpath(told) != os.path.realpath(path):
+                return True
+    return False
 
 
 def _name_of(path: str | Path) -> str:

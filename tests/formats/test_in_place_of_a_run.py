@@ -13,7 +13,7 @@ import dit_moe
 from dit_moe import checkpoint
 from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from dit_moe.data import DATASETS
-from dit_moe.formats import open_model
+from dit_moe.formats import home_of, open_model
 from dit_moe.models.base import Shape
 from dit_moe.models.dit import SIZES
 from tests.autoencoders.encoded import First, encode
@@ -72,7 +72,7 @@ def test_weights_are_sampled_as_the_run_that_they_are_imported_into(source, run,
     assert facts["run"] == str(source) and facts["step"] == 0
 
 
-def test_weights_share_no_folder_with_a_run_of_their_name(source, run, tmp_path, monkeypatch):
+def test_weights_share_no_folder_with_a_run_or_other_weights_of_their_name(source, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(run, "runs/dit")
     before = sorted(Path("runs/dit").rglob("*"))
@@ -80,6 +80,13 @@ def test_weights_share_no_folder_with_a_run_of_their_name(source, run, tmp_path,
     assert sorted(Path("runs/dit").rglob("*")) == before
     assert Path("runs/dit-weights/images.npz").is_file()
     assert open_model(source).run == tmp_path / "runs/dit-weights"  # whose autoencoder would be the weights' own, too
+    images = Path("runs/dit-weights/images.npz").read_bytes()
+    Path("other").mkdir()
+    other = shutil.copy(source, "other/dit.pt")
+    assert cli("sample", other, *QUICK, "seed=1") == 0
+    assert Path("runs/dit-weights/images.npz").read_bytes() == images
+    assert Path("runs/dit-weights-weights/images.npz").is_file()
+    assert home_of(Path(other).absolute()) == Path("runs/dit-weights-weights")  # the same again
 
 
 def test_weights_are_opened_from_python_with_an_autoencoder_of_the_user_s(source, run, tmp_path):

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from dit_moe.autoencoders.base import FIRST_STAGES, FirstStage
-from dit_moe.autoencoders.encoder import EncodeConfig, Encoder, channel_statistics, mean_and_std
+from dit_moe.autoencoders.encoder import EncodeConfig, Encoder
 from dit_moe.autoencoders.reconstructions import SHOWN, reconstruction_grid, spread
+from dit_moe.autoencoders.statistics import channel_statistics, mean_and_std
 from dit_moe.config import ConfigError, section
 from dit_moe.data import DATASETS, Dataset
 from dit_moe.data.held_out import require_held_out

@@ -14,29 +14,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypedDict
 
-import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from dit_moe import config as configs
 from dit_moe.autoencoders.autoencoder import Autoencoder
+from dit_moe.autoencoders.statistics import channel_statistics, mean_and_std
 from dit_moe.config import ConfigError, Keys, Tree, WorkFailed, require
 from dit_moe.data import DATASETS, BrokenImages, Dataset
 from dit_moe.data.batch_sampler import load_batches
+from dit_moe.data.image_source import ImageSource
 from dit_moe.data.latents import DTYPES, SHARDS, LatentsConfig, Manifest, Shard, write_manifest
 from dit_moe.distributed import enough_memory, from_main, join_processes, on_main
 from dit_moe.files import write_atomically
 from dit_moe.formatting import first_few
-from dit_moe.json_files import Count, NonNegative
-from dit_moe.shards import FixedShards, ShardFolder
+from dit_moe.json_files import Count, NonNegative, read_object
+from dit_moe.shards import ENCODING, FixedShards, ShardFolder
 
 BROKEN = "broken.json"
+# Entries of encoding.json once all images were read: those that were broken, and what the others are known by.
+WERE_BROKEN, ROWS = "broken", "rows_sha256"
 # May change: the data set's fingerprint stands for its places, and limits decide only which images are refused.
 FREE = (
     *("images.path", "images.heldout", "images.reserve", "images.id", "images.min_side", "images.max_megapixels"),
@@ -112,10 +115,29 @@ class Encoder:
         return json.loads(json.dumps(what | {"first_stage": how} | kept))
 
     def require_same(self, earlier: Tree) -> None:
-        """ConfigError unless an `earlier` encoding in the folder was of the same images in the same way."""
+        """ConfigError unless an `earlier` encoding in the folder was of the same images in the same way.
+
+        Broken images that were mended since may be of other sizes, and so may images of other splits.
+        """
         remedy = "take that value, encode into another data.path, or delete that folder"
         where = f"the encoding in {self.folder}"
-        configs.require_same(self.encoding, earlier, "encode", where, remedy, FREE)
+        changed = earlier.get("fingerprint") != self.encoding["fingerprint"]
+        free = {*FREE, "fingerprint"} if changed and self._only_mended() else FREE
+        configs.require_same(self.encoding, earlier, "encode", where, remedy, free)
+
+    def _only_mended(self) -> bool:
+        """Whether the images are those that the encoding in the folder has read, but for those that it found broken."""
+        read = read_object(self.folder / ENCODING)
+        but = read.get(WERE_BROKEN)
+        if not isinstance(self.dataset, ImageSource) or read.get("count") != len(self.dataset):
+            return False
+        known = isinstance(but, list) and all(type(i) is int and 0 <= i < len(self.dataset) for i in but)
+        return known and read.get(ROWS) == self.dataset.sha256_of_rows(but)
+
+    def _keep_what_was_read(self, broken: Collection[int]) -> None:
+        if isinstance(self.dataset, ImageSource):
+            read = {WERE_BROKEN: sorted(broken), ROWS: self.dataset.sha256_of_rows(broken)}
+            write_atomically(self.folder / ENCODING, json.dumps(self.encoding | read, indent=1) + "\n")
 
     def missing(self, skip_broken: bool = False) -> list[int]:
         """The shards still to make: those without a record, or whose file is not as long as that says.
@@ -139,6 +161,7 @@ class Encoder:
             on_rows=on_images,
         )
         broken = {image: problem for record in records.values() for image, problem in record["skipped"]}
+        on_main(lambda: self._keep_what_was_read(broken))
         if broken and not skip_broken:
             self._refuse_broken(broken)
         return from_main(lambda: self._finish([records[shard] for shard in range(len(self.shards))]))
@@ -273,22 +296,3 @@ class _ReadableRows:
             indices = [i for i in indices if i not in broken]
             rows = self.dataset.__getitems__(indices) if indices else {"images": Tensor(), "labels": Tensor()}
         return {"index": indices, "images": rows["images"], "labels": rows["labels"], "broken": broken}
-
-
-def channel_statistics(moments: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Per channel, over stored moments [n, F, M, C, H, W]: sums of the mean and of the second moment of a draw.
-
-    NumPy adds in the same order whatever the number of threads.
-    """
-    sums, squares = np.zeros((2, moments.shape[3]))
-    for part in moments.split(64):  # in float64 a whole shard would be large
-        first, *rest = part.double().numpy().swapaxes(0, 2)
-        sums += first.sum((0, 1, 3, 4))
-        squares += sum((std**2 for std in rest), first**2).sum((0, 1, 3, 4))
-    return sums, squares
-
-
-def mean_and_std(parts: Sequence[tuple[Any, Any]], values: int) -> tuple[np.ndarray, np.ndarray]:
-    """Per channel, of `values` numbers whose sums and second moments are the sums of these `parts`."""
-    mean_C, square_C = np.sum(np.asarray(parts, dtype=np.float64), axis=0) / values
-    return mean_C, np.sqrt(np.maximum(square_C - mean_C**2, 0))

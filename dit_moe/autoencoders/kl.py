@@ -21,9 +21,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dit_moe.autoencoders.base import FirstStage, Moments, from_uint8
-from dit_moe.autoencoders.encoder import channel_statistics
 from dit_moe.autoencoders.lpips import LPIPS
 from dit_moe.autoencoders.reconstructions import psnr, spread
+from dit_moe.autoencoders.statistics import channel_statistics
 from dit_moe.config import ConfigError, require
 from dit_moe.data import Dataset
 from dit_moe.files import require_own, require_writable, write_atomically

@@ -1,14 +1,16 @@
-"""Mean and std of raw latents in a file, for each channel or for each place: what `normalization: statistics` takes."""
+"""Mean and std of raw latents: as encoding measures them, and in files of them for `normalization: statistics`."""
 
-# C channels, H height, W width of latents
+# n rows, F flips, M moments, C channels, H height, W width of latents
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from dit_moe.config import ConfigError
@@ -18,6 +20,25 @@ if TYPE_CHECKING:
     from dit_moe.autoencoders.autoencoder import AutoencoderConfig
 
 OPTION = "first_stage.statistics"
+
+
+def channel_statistics(moments: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Per channel, over stored moments [n, F, M, C, H, W]: sums of the mean and of the second moment of a draw.
+
+    NumPy adds in the same order whatever the number of threads.
+    """
+    sums, squares = np.zeros((2, moments.shape[3]))
+    for part in moments.split(64):  # in float64 a whole shard would be large
+        first, *rest = part.double().numpy().swapaxes(0, 2)
+        sums += first.sum((0, 1, 3, 4))
+        squares += sum((std**2 for std in rest), first**2).sum((0, 1, 3, 4))
+    return sums, squares
+
+
+def mean_and_std(parts: Sequence[tuple[Any, Any]], values: int) -> tuple[np.ndarray, np.ndarray]:
+    """Per channel, of `values` numbers whose sums and second moments are the sums of these `parts`."""
+    mean_C, square_C = np.sum(np.asarray(parts, dtype=np.float64), axis=0) / values
+    return mean_C, np.sqrt(np.maximum(square_C - mean_C**2, 0))
 
 
 def read_statistics(path: str | Path) -> tuple[Tensor, Tensor]:

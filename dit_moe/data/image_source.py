@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Annotated, Literal
@@ -117,6 +117,15 @@ class ImageSource(ABC):
     def stamps(self) -> Iterable[tuple[int, int]]:
         """(bytes, time of change in ns) of every file, as far as files can be told apart."""
         return ()
+
+    def sha256_of_rows(self, but: Collection[int]) -> str:
+        """Of the names and labels of all images, and of the sizes of their files except for the images `but`."""
+        count = len(self.labels_N)
+        sizes_N = np.array(self.sizes(range(count)), dtype="<i8")
+        sizes_N[list(but)] = -1
+        digest = hashlib.sha256(b"\0".join(map(self.key, range(count))))
+        digest.update(repr(self.class_names).encode() + self.labels_N.astype("<i8").tobytes() + sizes_N.tobytes())
+        return digest.hexdigest()
 
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:

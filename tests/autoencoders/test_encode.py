@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from dit_moe.autoencoders.encode import check_shards, reconstruct
 from dit_moe.autoencoders.encoder import BROKEN, EncodeConfig, EncodingError
+from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS
 from dit_moe.data.latents import NoLatents, read_manifest, write_manifest
 from tests.autoencoders.encoded import DIGITS, WithBroken, autoencoder, encode, encoder
 from tests.autoencoders.small import make
+from tests.data.examples import class_files, write_tree
 from tests.folders import contents
 
 
@@ -204,6 +206,28 @@ def test_broken_images_are_left_out_on_demand_and_named_in_the_manifest(tmp_path
     images = with_broken.whole.__getitems__([left[place] for place in places])["images"]
     assert torch.equal(originals, images)
     assert (decoded.int() - stage.decode(stage.encode(images).mean).int()).abs().max() <= 1  # a rounding of batches
+
+
+def test_a_folder_goes_on_once_what_was_broken_in_it_is_mended_and_nothing_else_has_changed(tmp_path):
+    files, stage = class_files(), Autoencoder(AutoencoderConfig(model=make(tmp_path / "autoencoder")))
+    images = write_tree(tmp_path / "images", files | {"bee/002.png": b"no image"})
+    config = DATASETS.config_class("image_folder")(path=str(images), heldout=0.4)
+
+    def begun(split="train"):
+        dataset, options = DATASETS.build(config, split), {"shard_size": 2, "images": config}
+        return encoder(tmp_path / split, stage=stage, dataset=dataset, **options)
+
+    begun("heldout").run()
+    with pytest.raises(EncodingError, match="mend it in place and run the same command again"):
+        begun().run()
+    write_tree(images, {"bee/002.png": files["bee/002.png"]})
+    first = tmp_path / "train" / "shards" / "00000.safetensors"
+    before = first.stat().st_mtime_ns
+    assert len(begun().run()) == len(begun().dataset) and first.stat().st_mtime_ns == before
+    assert len(begun("heldout").run()) + len(begun().dataset) == len(files)
+    write_tree(images, {"ant/001.png": files["ant/000.png"] + b"more"})
+    with pytest.raises(ConfigError, match=r"encode.fingerprint=.* differs from the encoding in"):
+        begun().run()
 
 
 def test_a_shard_of_nothing_but_broken_images_is_empty_and_harmless(tmp_path, stage, with_broken):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +25,7 @@ from dit_moe.autoencoders.reconstructions import SHOWN, reconstruction_grid, spr
 from dit_moe.autoencoders.statistics import channel_statistics, mean_and_std
 from dit_moe.config import ConfigError, section
 from dit_moe.data import DATASETS, Dataset
-from dit_moe.data.held_out import require_held_out
+from dit_moe.data.held_out import names_heldout, require_held_out
 from dit_moe.data.latents import SHARDS, LatentsConfig, LatentShards, Manifest, read_manifest
 from dit_moe.distributed import join_processes, locked
 from dit_moe.files import require_writable
@@ -104,10 +105,12 @@ def _open_encoder(experiment: Sections, split: str) -> Encoder:
     folder = data.path if split == "train" else data.heldout
     if folder is None:
         raise ConfigError("data.heldout", " is missing; name the folder that the held-out latents go into")
+    if data.heldout is not None and os.path.realpath(data.heldout) == os.path.realpath(data.path):
+        problem = f"={data.heldout} is data.path, the folder of the latents that are trained on"
+        raise ConfigError("data.heldout", f"{problem}; name another folder, or null")
     with section("encode.images"):
         images: Dataset = DATASETS.build(config.images, split)
-        if split == "heldout" and (trained := _opened(config.images, "train")) is not None:
-            require_held_out(trained, images)
+        _require_held_out(config.images, images, split)
     stage: Autoencoder = FIRST_STAGES.build(replace(first_stage, **RAW))
     stage.latent_shape(images.image_shape)
     stage.to(join_processes().device).load()
@@ -115,13 +118,20 @@ def _open_encoder(experiment: Sections, split: str) -> Encoder:
     return Encoder(config, stage, images, Path(folder))
 
 
-def _opened(images: Any, split: str) -> Dataset | None:
-    """None if it cannot be opened: images that are encoded may be gone."""
+def _require_held_out(config: Any, images: Dataset, split: str) -> None:
+    """ConfigError if held-out images are trained on, whichever of both splits `images` are.
+
+    Images that cannot be opened are none, or gone since they were encoded.
+    """
+    if split == "train" and not names_heldout(config):
+        return
+    if getattr(config, "skip_broken", False):  # all would be decoded
+        config = replace(config, skip_broken=False)
     try:
-        dataset: Dataset = DATASETS.build(images, split)
+        other: Dataset = DATASETS.build(config, "heldout" if split == "train" else "train")
     except ValueError:
-        return None
-    return dataset
+        return
+    require_held_out(*((images, other) if split == "train" else (other, images)))
 
 
 def _summary(folder: Path, manifest: Manifest) -> dict[str, Any]:

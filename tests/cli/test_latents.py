@@ -130,6 +130,17 @@ def test_image_folders_are_encoded_trained_on_and_sampled_and_encoding_on_the_fl
     assert shards == pytest.approx(flying, rel=1e-5)  # fp32 rounding of other batches in the autoencoder
 
 
+def test_held_out_images_and_folders_that_are_trained_on_are_refused_before_anything_is_encoded(
+    capsys, tmp_path, images
+):
+    settings = of_images(tmp_path, images)
+    words = ["encode", CONFIG, *settings, f"data.heldout={tmp_path / 'x' / '..' / 'latents'}"]
+    refused(capsys, 2, "is data.path, the folder of the latents that are trained on", *words)
+    words = ["encode", CONFIG, *settings, f"encode.images.heldout={images}"]
+    refused(capsys, 2, "encode.images.heldout has ", *words)
+    assert not (tmp_path / "latents").exists()
+
+
 def test_broken_files_stop_it_at_the_end_unless_they_are_to_be_skipped(capsys, tmp_path, images):
     (images / "cats" / "note.jpg").write_text("not an image")
     (images / "cats" / "note.txt").write_text("passed over")

@@ -20,7 +20,7 @@ from dit_moe.formats.sources import Which
 
 # No output depends on these, among them coefficients of losses and the times of training.
 OF_TRAINING = re.compile(
-    r"model\.(recompute|moe\.(implementation|recompute|router\.(init_std|\w+_loss)))"
+    r"model\.(recompute|moe\.(implementation|recompute|capacity_factor|router\.(init_std|\w+_loss)))"
     r"|objective\.(label_dropout|time|time_mean|time_std|time_shift|base_dims|stratified|cosine_weight|min_snr_gamma)"
 )
 REMEDY = "export it as a run"

@@ -10,12 +10,17 @@
 # quickstart, lm, test and docs set up .venv on first use. Another Python: make PYTHON=python3.12 …
 # Another folder: VENV=.venv-3.12. A torch that this machine has already: INSTALL=--system-site-packages.
 
+# A name for the shell, in quotes if there are spaces in it
+named = $(if $(word 2,$1),'$(subst ','\'',$1)',$1)
+empty :=
+space := $(empty) $(empty)
+
 VENV ?= .venv
-PYTHON ?= $(or $(wildcard $(VENV)/bin/python),python3)
+PYTHON ?= $(if $(wildcard $(subst $(space),\ ,$(VENV))/bin/python),$(call named,$(VENV)/bin/python),python3)
 CONFIG ?= configs/digits.yaml
 INSTALL ?=
-BIN := $(VENV)/bin
-SETUP := requirements/install.py --venv $(VENV) $(INSTALL)
+bin = $(call named,$(VENV)/bin/$1)
+SETUP := requirements/install.py --venv $(call named,$(VENV)) $(INSTALL)
 # Variables of the command line with a dot in their name, as changes to the config: data.path='my images'
 given = $(and $(findstring .,$1),$(filter command,$(origin $1)))
 GIVEN = $(strip $(foreach name,$(.VARIABLES),$(if $(call given,$(name)),$(name))))
@@ -28,16 +33,16 @@ help:
 
 setup:
 	@$(PYTHON) $(SETUP) base
-	@echo "source $(BIN)/activate"
+	@echo "source $(call bin,activate)"
 
 quickstart:
 	@$(PYTHON) $(SETUP) base
-	$(BIN)/dit-moe quickstart $(CONFIG) $(CHANGES)
+	$(call bin,dit-moe) quickstart $(call named,$(CONFIG)) $(CHANGES)
 
 lm: CONFIG = configs/lm_tiny.yaml
 lm:
 	@$(PYTHON) $(SETUP) lm
-	$(BIN)/dit-moe quickstart $(CONFIG) $(CHANGES)
+	$(call bin,dit-moe) quickstart $(call named,$(CONFIG)) $(CHANGES)
 
 test:
 	@$(PYTHON) $(SETUP) dev
@@ -45,10 +50,10 @@ test:
 
 # One thread per worker: two OpenMP programs on the same cores slow each other down tenfold.
 check:
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy --num-workers=2 dit_moe
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(call bin,ruff) check .
+	$(call bin,ruff) format --check .
+	$(call bin,mypy) --num-workers=2 dit_moe
+	OMP_NUM_THREADS=1 $(call bin,pytest) -n 2 --dist loadfile --no-loadscope-reorder
 
 test-newest:
 	@$(PYTHON) requirements/install.py dev --venv .venv-newest --newest
@@ -56,7 +61,7 @@ test-newest:
 
 docs:
 	@$(PYTHON) $(SETUP) docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(call bin,mkdocs) build --quiet
 	@echo "site/index.html"
 
 lock:

@@ -246,10 +246,19 @@ def test_the_batch_script_queues_itself_again_when_its_time_is_up_and_after_no_o
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-def test_make_hands_changes_on_as_they_are_and_shows_a_command_without_gaps():
-    command = ["make", "-n", "quickstart", "VENV=v", "data.path=my  images", "train.steps=3"]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+def test_make_hands_words_on_as_they_are_and_shows_a_command_without_gaps(tmp_path):
+    def commands(*words):
+        command = ["make", "-n", "quickstart", *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    shown = commands("VENV=v", "data.path=my  images", "train.steps=3")[-1]
     assert shown == "v/bin/dit-moe quickstart configs/digits.yaml 'data.path=my  images' 'train.steps=3'"
+    venv = tmp_path / "one's  own"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "python").touch()
+    install, quickstart = map(shlex.split, commands(f"VENV={venv}", "CONFIG=my  images"))
+    assert install == [f"{venv}/bin/python", "requirements/install.py", "--venv", str(venv), "base"]
+    assert quickstart == [f"{venv}/bin/dit-moe", "quickstart", "my  images"]
 
 
 # ------------------------------------------------------------------------------------------------------------ the locks

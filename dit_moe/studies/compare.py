@@ -40,6 +40,7 @@ from dit_moe.studies.study import (
     find_study,
     load_study,
     of_variant,
+    require_taken,
     with_found_configs,
 )
 from dit_moe.studies.study import FILE as STUDY
@@ -82,6 +83,7 @@ class StudyFolder:
         path = find_study(name)
         default = path.parent if path == Path(name, STUDY) else Path("runs", f"compare-{path.stem}")
         study = with_found_configs(load_study(path, overrides), path.parent)
+        require_taken(study, overrides, path.parent)
         for each in wanted:
             study.variant(each)
         return cls(study, path, overrides, out or default, wanted=wanted)

@@ -150,6 +150,33 @@ def experiment_tree(study: Study, variant: Variant, seed: int, folder: Path) -> 
     return own_images.load(path, [*study.changes, *variant.changes, f"seed={seed}"])
 
 
+def require_taken(study: Study, overrides: Sequence[str], folder: Path) -> None:
+    """ConfigError for a change from the command line that a variant's own `changes` undo: it is to change them all.
+
+    An option that a variant does not have changes nothing there: of its router, say, where it names another one.
+    """
+    last = {each.partition("=")[0]: each for each in overrides}  # of one key
+    of_variants = [each for key, each in last.items() if key.split(".")[0] not in Study.__dataclass_fields__]
+    for variant in study.variants if of_variants else ():
+        with of_variant(variant.name):
+            tree = experiment_tree(study, variant, study.seeds[0], folder)
+            alone = experiment_tree(study, replace(variant, changes=()), study.seeds[0], folder)
+            for each in of_variants:
+                if _is_undone(tree, each) and not _is_undone(alone, each):
+                    own = f" is for all variants, and the variant's own `changes` undo it: {', '.join(variant.changes)}"
+                    raise ConfigError(each, f"{own}; leave it out, or change it in a copy of the study's file")
+
+
+def _is_undone(tree: config.Tree, change: str) -> bool:
+    """Whether an experiment that takes a change is another without it."""
+    task = task_of(tree)
+    try:
+        changed = task.build_experiment(config.override(tree, [change]))
+    except ConfigError:
+        return False
+    return config.dump(changed) != config.dump(task.build_experiment(tree))
+
+
 def experiments_of(study: Study, folder: Path, variants: Iterable[Variant] | None = None) -> dict[str, AnyExperiment]:
     """By the variant's name; fields that follow from the data are open. ConfigError, naming the variant, for mistakes.
 

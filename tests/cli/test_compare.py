@@ -240,6 +240,7 @@ def test_a_run_that_fails_is_reported_with_its_last_line_and_the_others_are_kept
         (["STUDY", "--only", "topk/0", "--variants", "topk"], "--variants says what to run, and --only does not ask"),
         (["STUDY", "--report", "--variants", "topk"], "--variants says what to run, and --report does not ask"),
         (["STUDY", "--variants", "tokp"], "tokp is no variant of the study"),
+        (["STUDY", "model.moe.router=topp"], "variant topk: model.moe.router=topp is for all variants, and"),
         (["STUDY", "train.stepz=3"], "variant topk: train.stepz is not a known key; did you mean 'steps'"),
     ],
 )

@@ -1,6 +1,7 @@
 """The file of a study: what is read, what is refused, what its runs are."""
 
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from dit_moe import built_in
 from dit_moe.config import ConfigError
 from dit_moe.studies.plan import plan
-from dit_moe.studies.study import experiment_tree, find_study, load_study
+from dit_moe.studies.study import experiment_tree, find_study, load_study, require_taken
 from dit_moe.tasks.train import resolve_for_dry_run
 from tests.data.examples import class_files, encoded, write_tree
 
@@ -39,6 +40,25 @@ def test_a_run_is_the_studys_config_its_changes_the_variants_and_a_seed_in_this_
     assert tree["train"]["steps"] == 9 and tree["train"]["lr"] == 0.5 and tree["seed"] == 4
     assert tree["model"]["moe"]["router"] == "topk"
     assert load_study(write(tmp_path, changes="")).changes == ()
+
+
+@pytest.mark.parametrize(
+    ("own", "change", "undone"),
+    [
+        ("train.steps=9", "train.steps=3", True),
+        ("model.moe.router=topk", "model.moe.router.balance_loss=0.5", True),  # another entry drops the option
+        ("model.moe.router=topk", "model.moe.router=topp", True),
+        ("train.steps=9", "train.steps=9", False),
+        ("train.steps=9", "train.lr=0.5", False),
+        ("train.steps=9", "seeds=[4]", False),
+        ("model.moe.router=topk", "model.moe.router.drn=false", False),  # which top-k does not have
+    ],
+)
+def test_a_change_for_all_variants_is_refused_where_a_variants_own_undo_it(tmp_path, own, change, undone):
+    study = load_study(write(tmp_path, variants=f"[{{name: topk, changes: [{own}]}}, {{name: other}}]"), [change])
+    said = f"variant topk: {change} is for all variants, and the variant's own `changes` undo it: {own}"
+    with pytest.raises(ConfigError, match=re.escape(said)) if undone else nullcontext():
+        require_taken(study, [change], tmp_path)
 
 
 def test_a_variant_may_have_a_config_of_its_own_named_relative_to_the_study(tmp_path):

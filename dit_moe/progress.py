@@ -44,7 +44,8 @@ def work_bar(doing: str, total: float | None, unit: str) -> Iterator[Callable[[f
             progress.update(bar, completed=done, rate=rate)
             if now >= due and not console.is_terminal and done != total:
                 due = now + AT_LEAST_EVERY
-                tell(f"{doing}: {int(done):,}{of} {unit}, {rate} a second")  # also between two images
+                known = f", {rate} a second" if done >= 1 else ""  # it may be busy with the first one, or compile
+                tell(f"{doing}: {int(done):,}{of} {unit}{known}")
 
         yield advance
     if not console.is_terminal and done:

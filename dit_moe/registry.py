@@ -61,7 +61,9 @@ class Registry:
     def config_class(self, name: str) -> type:
         """The dataclass that configures entry `name`; ValueError with the known names if there is none."""
         if entry_of(name) not in self._entries:
-            raise ValueError(f"unknown {self.kind} {name!r}; {did_you_mean(name, self.names())}")
+            near = difflib.get_close_matches(name, self.names(), n=1)
+            own = "" if near else "; a module of yours that adds one is named by --plugin MODULE"
+            raise ValueError(f"unknown {self.kind} {name!r}; {did_you_mean(name, self.names())}{own}")
         return self._entries[entry_of(name)][1]
 
     def name_of(self, config: object) -> str:

@@ -253,11 +253,15 @@ def _say(text: str, code: int, more: Callable[[], str] = str) -> int:
 
 
 def _message(error: BaseException) -> str:
-    """The first line of what an error says; of one that a worker process passed on, the last, after its trace."""
+    """The first line of what an error says, with the next if that has the cause.
+
+    Of an error that a worker process passed on it is the last line, after the trace.
+    """
     lines = [line for line in str(error).splitlines() if line.strip()] or ["it says nothing"]
     if "Original Traceback" in str(error):
         return lines[-1].removeprefix(f"{type(error).__name__}: ")
-    return ERRNO.sub("", str(error) if isinstance(error, WorkFailed | OSError | ValueError) else lines[0])
+    first = " ".join(line.strip() for line in lines[: 2 if lines[0].rstrip().endswith(":") else 1])
+    return ERRNO.sub("", str(error) if isinstance(error, WorkFailed | OSError | ValueError) else first)
 
 
 def _is_ours(error: BaseException) -> bool:

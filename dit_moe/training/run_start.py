@@ -206,7 +206,8 @@ def with_classes(
         return weights, ""  # load_into tells
     rebuilt_CD, kept = _rebuilt(fresh_CD, weights[table].cpu(), class_names, before)
     count = len(class_names)
-    said = f"label table rebuilt: {kept} of {count} classes kept by name, {count - kept} new"
+    by = "number" if all(name.isdecimal() for name in before) else "name"
+    said = f"label table rebuilt: {kept} of {count} classes kept by {by}, {count - kept} new"
     return {**weights, table: rebuilt_CD}, said
 
 

@@ -170,7 +170,7 @@ def test_a_training_starts_from_weights_as_from_a_run(source, tmp_path, capsys):
     words = [*(word for word in SMALL if not word.startswith("model.")), "data.size=32", "sample.sampler=ddpm"]
     started = cli("train", CONFIG, "--run", tmp_path / "run", *words, size, *latents, f"train.init_from={source}")
     assert started == 0, capsys.readouterr().err
-    assert "label table rebuilt: 7 of 10 classes kept by name, 3 new" in capsys.readouterr().err
+    assert "label table rebuilt: 7 of 10 classes kept by number, 3 new" in capsys.readouterr().err
 
 
 def test_an_import_is_upcycled_and_trained_on_images_of_one_s_own_by_its_config(source, tmp_path, capsys, monkeypatch):

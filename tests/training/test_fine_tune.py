@@ -25,7 +25,7 @@ def test_rows_go_by_name_new_classes_stay_fresh_and_the_null_class_is_kept(build
     said = load_start(trainer.model, trainer.ema.module, trainer.start, classes)
     new = len(classes) - kept
     assert said.endswith(
-        f"step_00000020; label table rebuilt: {kept} of {len(classes)} classes kept by name, {new} new"
+        f"step_00000020; label table rebuilt: {kept} of {len(classes)} classes kept by number, {new} new"
     )
     for module in (trainer.model, trainer.ema.module):
         table = checkpoint.state_of(module)[TABLE]
@@ -51,7 +51,7 @@ def test_a_run_starts_from_it_says_so_and_keeps_its_own_length(build, unbroken, 
     said = capsys.readouterr().err
     tables = TABLE in checkpoint.open_checkpoint(tmp_path).weights("model")
     assert said.count("starts from ") == 1
-    assert said.count("label table rebuilt: 3 of 11 classes kept by name, 8 new") == tables
+    assert said.count("label table rebuilt: 3 of 11 classes kept by number, 8 new") == tables
     state = checkpoint.open_checkpoint(tmp_path).state
     assert (state["step"], state["class_names"]) == (5, list(OTHER_CLASSES))
     assert log(tmp_path)[0]["loss"] < log(unbroken)[0]["loss"]

@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, "digits")
     add_run_argument(parser)
     parser.add_argument(
-        "--skip-broken", action="store_true", help="encode without the images that cannot be read, as dit-moe encode"
+        "--skip-broken",
+        action="store_true",
+        help="leave out images that cannot be read",
     )
 
 

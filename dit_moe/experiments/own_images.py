@@ -34,6 +34,7 @@ MOST_IN_PIXELS = 64  # pixels on a side; larger images are trained on as latents
 LATENTS_OF, MOST = 64, 256  # sides of images that are encoded: multiples of the one, at most the other
 LATENT_CHANNELS = 4
 FEW = 2000  # images; of fewer, larger shares are held out and reserved
+FEWEST_WITH_SAMPLES = 200  # steps of a training that shows samples on its way; sampling takes long beside fewer
 MOST_SAMPLES = 1000  # of a sampling seed
 PLACES = {"huggingface": "id", "torchvision": "set"}  # options that say where images are, other than `path`
 TRAINED_ON, HELD_OUT = ("train", "training"), ("val", "valid", "validation", "heldout", "test", "testing")
@@ -215,7 +216,8 @@ def _training(hardware: Hardware, side: int, count: int, steps: int) -> Tree:
 def _schedule(steps: int) -> Tree:
     """Of a training of so many steps, as sections `train` have it."""
     quarter = max(steps // 4, 1)
-    often = {"log_every": max(steps // 1000, 1), "checkpoint_every": quarter, "sample_every": quarter}
+    samples = quarter if steps >= FEWEST_WITH_SAMPLES else None
+    often = {"log_every": max(steps // 1000, 1), "checkpoint_every": quarter, "sample_every": samples}
     return {
         "steps": steps,
         "warmup_steps": min(steps // 10, 1000),

@@ -155,6 +155,9 @@ class Task(Protocol):
     def check_quickstart(self, experiment: Any, *, skip_broken: bool = False) -> None:
         """ConfigError for what `dit-moe quickstart` could not do, before it makes the data."""
 
+    def without_broken(self, experiment: Any) -> Any:
+        """The experiment with images that cannot be read left out, wherever they are read."""
+
     def describe_evaluation(self, experiment: Any) -> str | None:
         """What will be chosen for the evaluation of a new run, if the config leaves that open.
 

@@ -19,9 +19,11 @@ from dit_moe.autoencoders.latent_space import require_same_latents
 from dit_moe.autoencoders.own_copy import keep_autoencoder, with_own_copy
 from dit_moe.config import ConfigError
 from dit_moe.costs import forward_flops_at
-from dit_moe.data import Dataset
+from dit_moe.data import DATASETS, BrokenImages, Dataset, NoSuchSplit
+from dit_moe.data.broken_images import broken_images
 from dit_moe.data.class_names import readable_names
 from dit_moe.data.held_out import names_heldout
+from dit_moe.data.image_source import ImageSource
 from dit_moe.data.latents import LatentsConfig, NoLatents
 from dit_moe.data.listing import facts_of_listing
 from dit_moe.data.shares import facts_of_shares
@@ -61,6 +63,7 @@ from dit_moe.training import Hook, Unit
 
 kind = unit = "images"
 scored_by = "eval"
+LOOKED_AT = 100_000  # images at most that quickstart decodes before it trains anything
 sample_files: tuple[str, ...] = ("grid.png", IMAGES_FILE, SAMPLE_JSON)
 
 build_experiment = image.image_experiment
@@ -212,6 +215,30 @@ def check_quickstart(experiment: Experiment, *, skip_broken: bool = False) -> No
     if isinstance(experiment.images, LatentsConfig):
         wanted = "results are compared with the images that were encoded; say which, in encode.images"
         raise ConfigError("encode", f" is missing; {wanted}")
+    if skip_broken and not hasattr(experiment.images, "skip_broken"):
+        name = DATASETS.name_of(experiment.images)
+        raise ConfigError("--skip-broken", f" is of image files, and {name} reads none; leave it out")
+
+
+def without_broken(experiment: Experiment) -> Experiment:
+    images, encode = replace(experiment.images, skip_broken=True), experiment.encode
+    if encode is None or experiment.images is experiment.data:
+        return replace(experiment, data=images)
+    return replace(experiment, encode=replace(encode, images=images))
+
+
+def _require_unbroken(experiment: Experiment) -> None:
+    """BrokenImages, before any network is trained; many images are looked at as they are needed."""
+    if experiment.images is not experiment.data:  # encoding looked at all of them
+        return
+    problems: list[str] = []
+    for split in ("train", "heldout", "extractor"):
+        with suppress(ConfigError, NoSuchSplit):  # is told where the split is needed
+            source = open_data(experiment, split)
+            if isinstance(source, ImageSource) and len(source.labels_N) <= LOOKED_AT:
+                problems += broken_images(source).values()
+    if problems:
+        raise BrokenImages(dict(enumerate(problems)))
 
 
 def describe_evaluation(experiment: Experiment) -> str | None:
@@ -222,6 +249,7 @@ def describe_evaluation(experiment: Experiment) -> str | None:
 
 def evaluation(experiment: Experiment, folder: Path) -> Callable[[], Report | None]:
     require_means(experiment.sample, join_processes().device)
+    on_main(lambda: _require_unbroken(experiment))
     reference = training_images(experiment)
     count = how_many(experiment, reference)
     comparison = comparison_of(experiment, reference, folder, count)

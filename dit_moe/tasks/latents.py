@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from dit_moe.autoencoders.autoencoder import AutoencoderConfig
@@ -16,14 +16,14 @@ from dit_moe.tasks.autoencoder import AutoencoderTraining, open_images, train_an
 
 def make_data(experiment: Experiment, *, skip_broken: bool = False) -> None:
     if isinstance(experiment.data, LatentsConfig):
-        _train_missing_first_stage(experiment)
+        _train_missing_first_stage(experiment, skip_broken)
         encode(experiment, skip_broken=skip_broken)
         # Digits have held-out images, and no option that says where.
         if experiment.data.heldout is not None and getattr(experiment.images, "heldout", True) is not None:
             encode(experiment, "heldout", skip_broken=skip_broken)
 
 
-def _train_missing_first_stage(experiment: Experiment) -> None:
+def _train_missing_first_stage(experiment: Experiment, skip_broken: bool = False) -> None:
     """Train the autoencoder that the config says how to train, on the images, unless it is there."""
     settings, stage = experiment.first_stage_training, experiment.first_stage
     if settings is None or experiment.encode is None or not isinstance(stage, AutoencoderConfig):
@@ -31,7 +31,9 @@ def _train_missing_first_stage(experiment: Experiment) -> None:
     out = Path(stage.model)
     if not ((out / MADE_BY).is_file() and (out / CONFIG).is_file()):  # an export that was stopped lacks the latter
         given = {each.name: getattr(settings, each.name) for each in fields(AutoencoderSettings)}
-        training, images = open_images(AutoencoderTraining(**given, data=experiment.encode.images))
+        source = experiment.encode.images
+        source = replace(source, skip_broken=True) if skip_broken else source
+        training, images = open_images(AutoencoderTraining(**given, data=source))
         train_and_export(training, images, out.with_name(f"{out.name}-training"), out)
 
 

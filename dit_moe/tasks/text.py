@@ -190,6 +190,10 @@ def check_quickstart(experiment: TextExperiment, *, skip_broken: bool = False) -
         raise ConfigError("data.heldout", " is missing; name a folder for the tokens of held-out text")
 
 
+def without_broken(experiment: TextExperiment) -> TextExperiment:
+    return experiment
+
+
 def describe_evaluation(experiment: TextExperiment) -> str | None:
     return None
 

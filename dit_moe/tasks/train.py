@@ -170,7 +170,7 @@ def quickstart(raw: AnyExperiment, folder: Path, config_name: str, *, skip_broke
     Args:
         raw: fields that follow from the data may still be open.
         config_name: what metrics.json calls the config.
-        skip_broken: encode without the images that cannot be read.
+        skip_broken: do without the images that cannot be read.
 
     Raises ValueError for bad input, before the training.
     """
@@ -179,6 +179,7 @@ def quickstart(raw: AnyExperiment, folder: Path, config_name: str, *, skip_broke
     task.check_quickstart(raw, skip_broken=skip_broken)
     with locked(folder):
         task.make_data(raw, skip_broken=skip_broken)
+        raw = task.without_broken(raw) if skip_broken else raw
         experiment, dataset = prepare(raw)
         evaluate = task.evaluation(experiment, folder)
         train(experiment, dataset, folder)

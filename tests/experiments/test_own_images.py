@@ -114,8 +114,13 @@ def test_the_quick_start_of_a_folder_leaves_everything_in_its_run(side, changes,
     monkeypatch.setattr(trained_cnn, "FEWEST_STEPS", 2)
     monkeypatch.setattr(own_extractor, "missing_weights", lambda: "no network")
     folder_of(tmp_path / "my images", side, side)
-    assert cli("quickstart", "my images", *SMALL, *changes) == 0, capsys.readouterr().err
+    (tmp_path / "my images" / CLASSES[0] / "broken.jpg").write_bytes(b"no image")
     run = tmp_path / "runs" / "my images"
+    assert cli("quickstart", "my images", *SMALL, *changes) == 2  # before a network is trained
+    assert "broken.jpg is not an image" in " ".join(capsys.readouterr().err.split())
+    assert not (run / "extractor").exists()
+    for _ in range(2):  # the second time it has nothing to train
+        assert cli("quickstart", "my images", *SMALL, *changes, "--skip-broken") == 0, capsys.readouterr().err
     metrics, facts = (json.loads((run / name).read_text()) for name in ("metrics.json", "extractor/extractor.json"))
     space = f"trained_cnn64_{facts['weights_sha256'][:8]}"
     assert metrics[f"fd_{space}"]["floor"] > 0 and 0 <= metrics["class_accuracy"] <= 1

@@ -167,8 +167,19 @@ class Evaluation:
 
     def _open(self, name: str) -> EvaluationInput:
         if (Path(name) / FEATURES_MANIFEST).is_file():
-            return EvaluationInput(features=FeatureFolder.open(Path(name)))
+            return EvaluationInput(features=self._as_asked(FeatureFolder.open(Path(name))))
         return open_input(name, self.read)
+
+    def _as_asked(self, features: FeatureFolder) -> FeatureFolder:
+        """ValueError unless their images were of the size and the channels that options ask for."""
+        channels, height, width = features.image_shape
+        sides, asked = {height, width}, self.read
+        if asked.size is not None and sides != {asked.size}:
+            raise ValueError(_refusal(f"--size {asked.size}", features.name, f"{width}×{height} pixels"))
+        if asked.channels not in (None, channels):
+            found = f"{channels} channel{'s' * (channels != 1)}"
+            raise ValueError(_refusal(f"--channels {asked.channels}", features.name, found))
+        return features
 
     def _own_reference(self, experiment: Experiment) -> EvaluationInput:
         try:
@@ -265,3 +276,8 @@ class Evaluation:
             return EXTRACTORS.config_class(kept[0].extractor["name"])()
         names = [*self.sample_names, *([] if self.reference_name is None else [self.reference_name])]
         return DigitsCNNConfig() if any(map(OF_DIGITS.fullmatch, names)) else InceptionConfig()
+
+
+def _refusal(option: str, name: str, found: str) -> str:
+    problem = f"{name} holds features that were made of images of {found}, which {option} cannot change any more"
+    return f"{problem}; name the images, or drop {option}"

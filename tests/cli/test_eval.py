@@ -108,6 +108,8 @@ def test_kept_features_tell_how_their_images_were_made(finished_run, tmp_path, c
     kept = evaluate(capsys, *sides, "--metrics", "fd")["provenance"]
     assert kept["not_comparable_because"] == live["not_comparable_because"]
     assert any("as many images of each class" in reason for reason in kept["not_comparable_because"])
+    assert "made of images of 8×8 pixels, which --size 16 cannot change" in refuse(capsys, *sides, "--size", 16)
+    assert "made of images of 1 channel, which --channels 3 cannot" in refuse(capsys, *sides, "--channels", 3)
 
 
 def test_kept_features_of_altered_images_stay_marked(heldout, tmp_path, capsys):

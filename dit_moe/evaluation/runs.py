@@ -223,7 +223,8 @@ def reconstructed(experiment: Experiment, reference: EvaluationInput) -> Source 
         return None
     if isinstance(experiment.first_stage, IdentityConfig):
         return None
-    return Reconstructed(reference.heldout, FIRST_STAGES.build(experiment.first_stage).to(join_processes().device))
+    stage = FIRST_STAGES.build(experiment.first_stage).to(join_processes().device)
+    return Reconstructed(reference.heldout, stage, experiment.sample.decode_batch)
 
 
 def noise_for(experiment: Experiment, extractor: FeatureExtractor, count: int) -> Source | None:

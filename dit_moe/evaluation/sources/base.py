@@ -287,10 +287,10 @@ class Thinned(Source):
 
 
 class Reconstructed(Source):
-    """Images, encoded and decoded."""
+    """Images, encoded and decoded, `at_a_time` together; None: as many as are asked for."""
 
-    def __init__(self, images: Source, stage: FirstStage) -> None:
-        self.images, self.stage = images, stage
+    def __init__(self, images: Source, stage: FirstStage, at_a_time: int | None = None) -> None:
+        self.images, self.stage, self.at_a_time = images, stage, at_a_time
         self.name = f"{images.name}, reconstructed"
         self.image_shape, self.labels_N = images.image_shape, images.labels_N
 
@@ -304,5 +304,7 @@ class Reconstructed(Source):
     def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         device = join_processes().device
         for images in self.images.batches(parts):
+            few = images.split(self.at_a_time or len(images))
             with torch.no_grad():
-                yield self.stage.decode(self.stage.encode(images.to(device)).mean).cpu()
+                decoded = [self.stage.decode(self.stage.encode(each.to(device)).mean).cpu() for each in few]
+            yield torch.cat(decoded)

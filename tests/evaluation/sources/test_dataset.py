@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from dit_moe.autoencoders.base import Identity, IdentityConfig
 from dit_moe.data import DATASETS
 from dit_moe.data.latents import LatentsConfig
 from dit_moe.evaluation.runs import GeneratedSource
 from dit_moe.evaluation.sources import ReadOptions, dataset
+from dit_moe.evaluation.sources.base import Reconstructed
 from dit_moe.evaluation.sources.dataset import open_dataset, open_latents
 from tests.autoencoders.encoded import DIGITS, First, autoencoder, encode
 from tests.data.examples import EXAMPLES, class_files, encoded, example, pixels, write_tree
@@ -230,3 +232,17 @@ def test_a_folder_without_finished_latents_is_refused(folder, tmp_path):
     (unfinished / "manifest.json").unlink()
     with pytest.raises(ValueError, match="holds an unfinished encoding"):
         open_latents(unfinished)
+
+
+def test_images_are_reconstructed_in_parts_of_the_size_that_sampling_decodes():
+    class Halved(Identity):
+        sizes: list[int] = []  # noqa: RUF012
+
+        def decode(self, latents_BCHW):
+            self.sizes.append(len(latents_BCHW))
+            return super().decode(latents_BCHW / 2)
+
+    images = open_dataset(DIGITS).source
+    whole, parts = (Reconstructed(images, Halved(IdentityConfig()), few) for few in (None, 3))
+    assert torch.equal(next(whole.batches([range(8)])), next(parts.batches([range(8)])))
+    assert Halved.sizes == [8, 3, 3, 2]

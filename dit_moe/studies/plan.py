@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,8 @@ from typing import Any, TypedDict
 
 from dit_moe import checkpoint, config
 from dit_moe.config import ConfigError, Tree
+from dit_moe.distributed import from_main
+from dit_moe.evaluation.sources import open_input
 from dit_moe.files import write_atomically
 from dit_moe.json_files import read_if_good
 from dit_moe.studies.study import Study, Variant, experiments_of, of_variant
@@ -37,6 +40,7 @@ class PlannedRun:
     folder: Path
     experiment: AnyExperiment  # resolved
     heldout: str | None = None  # fingerprint of the split that is scored, if it has one
+    reference: str | None = None  # … of what eval.reference names, which the metric compares with; None: not there
 
     @property
     def name(self) -> str:
@@ -89,6 +93,8 @@ def plan(
 ) -> list[PlannedRun]:
     """All runs of a study in the order of its seeds, so that the first seed is there first; or the one called `only`.
 
+    All processes call it together.
+
     `resolved` fills in what follows from the data. ConfigError for any mistake in one of them, and for a run folder of
     another config: results are never mixed.
     """
@@ -100,11 +106,14 @@ def plan(
         if seed not in map(str, seeds):
             raise ConfigError("--only", f"={only} must be VARIANT/SEED, with a seed of {', '.join(map(str, seeds))}")
         variants, seeds = (study.variant(name),), (int(seed),)
-    experiments, heldout = experiments_of(study, folder, variants), {}
+    experiments, heldout, references = experiments_of(study, folder, variants), {}, dict[str, str | None]()
     for name, experiment in experiments.items():
         with of_variant(name):
             experiments[name] = resolved(experiment)
         heldout[name] = _heldout_fingerprint(experiments[name])
+        named = reference_of(study, experiments[name])
+        if named is not None and named not in references:
+            references[named] = _reference_fingerprint(named)
     _require_comparable(study, experiments, heldout)
     runs = [
         PlannedRun(
@@ -113,6 +122,7 @@ def plan(
             run_folder(out, variant, seed),
             replace(experiments[variant.name], seed=seed),
             heldout[variant.name],
+            references.get(reference_of(study, experiments[variant.name]) or ""),
         )
         for seed in seeds
         for variant in variants
@@ -165,6 +175,29 @@ def _heldout_fingerprint(experiment: AnyExperiment) -> str | None:
     """Of the held-out split; None where it has none, and where the split is missing, which `check_scoring` reports."""
     try:
         return task_of(experiment).heldout_fingerprint(experiment)
+    except ValueError:
+        return None
+
+
+def reference_of(study: Study, experiment: AnyExperiment) -> str | None:
+    """What eval.reference names, if the study's metric compares with it."""
+    compares = study.metric is not None and task_of(experiment).kind != "text"
+    return experiment.eval.reference if compares else None
+
+
+def _reference_fingerprint(named: str) -> str | None:
+    """Of the content of a reference, which is read; None where it is missing, which `check_scoring` reports."""
+    try:
+        opened = open_input(named)
+        sources = {"source": opened.source, "heldout": opened.heldout}
+        statistics = None if opened.statistics is None else opened.statistics.sha256
+
+        def fingerprint() -> str:
+            parts = {name: source and source.identity() for name, source in sources.items()}
+            found = json.dumps(parts | {"statistics": statistics}, sort_keys=True)
+            return hashlib.sha256(found.encode()).hexdigest()
+
+        return from_main(fingerprint)
     except ValueError:
         return None
 

@@ -26,7 +26,7 @@ from dit_moe.files import write_atomically
 from dit_moe.formatting import tell
 from dit_moe.json_files import Count, NonNegative, Size, read_if_good
 from dit_moe.metrics import configs_of
-from dit_moe.studies.plan import PlannedRun
+from dit_moe.studies.plan import PlannedRun, reference_of
 from dit_moe.studies.study import Study
 from dit_moe.tasks import AnyExperiment, task_of
 from dit_moe.tasks.train import build_trainer, prepare
@@ -163,7 +163,8 @@ def metric_identity(study: Study, run: PlannedRun) -> dict[str, Any]:
     """What the metric depends on beside that."""
     tree = config.dump(run.experiment)
     text = _is_text(run.experiment)  # whose metrics come with the loss
-    return {"metric": study.metric} | ({} if text else {"eval": tree["eval"], "sample": tree["sample"]})
+    identity = {"metric": study.metric} | ({} if text else {"eval": tree["eval"], "sample": tree["sample"]})
+    return identity if reference_of(study, run.experiment) is None else identity | {"reference": run.reference}
 
 
 class _Machine(TypedDict):
@@ -236,8 +237,10 @@ def read_score(study: Study, run: PlannedRun) -> dict[str, Any] | None:
     score = read_loss(study, run)
     if score is None or study.metric is None:
         return None if score is None else score | {"metric": None}
-    metric = score["metric"]
-    return score if metric is not None and metric["identity"] == metric_identity(study, run) else None
+    metric, wanted = score["metric"], metric_identity(study, run)
+    if metric is not None and "reference" in wanted and run.reference is None:  # a report needs no images
+        wanted["reference"] = metric["identity"].get("reference")
+    return score if metric is not None and metric["identity"] == wanted else None
 
 
 def provenance(precision: str) -> dict[str, Any]:

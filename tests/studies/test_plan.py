@@ -6,6 +6,7 @@ import shutil
 import threading
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 
 from dit_moe import checkpoint
@@ -14,7 +15,7 @@ from dit_moe.evaluation.heldout_loss import HeldoutConfig
 from dit_moe.studies import score
 from dit_moe.studies.plan import plan
 from dit_moe.studies.results import gather
-from dit_moe.studies.score import SCORE, check_config, check_scoring, provenance, read_loss, read_score
+from dit_moe.studies.score import SCORE, check_config, check_scoring, metric_identity, provenance, read_loss, read_score
 from dit_moe.studies.study import load_study
 from dit_moe.studies.train_and_score import train_and_score, wait_for
 from dit_moe.tasks.train import build_trainer, prepare
@@ -71,6 +72,27 @@ def test_other_held_out_data_another_version_and_a_damaged_file_are_another_scor
     path.write_text(whole)
     monkeypatch.setattr("dit_moe.studies.score.version", lambda name: "0.0")
     assert read_score(study, runs[1]) is None
+
+
+def test_a_metric_is_of_the_images_that_its_reference_held_and_is_reported_without_them(study, runs, tmp_path):
+    file, out = tmp_path / "reference.npz", runs[1].folder.parent.parent
+    compared = replace(study, changes=(*study.changes, f"eval.reference={file}", "eval.images=8"))
+
+    def score_of(seed):
+        if seed is not None:
+            np.savez(file, np.random.default_rng(seed).integers(0, 256, (10, 8, 8, 1), dtype=np.uint8))
+        return read_score(compared, plan(compared, tmp_path, out)[1])
+
+    path = runs[1].folder / SCORE
+    before = path.read_text()
+    assert score_of(seed=0) is None
+    identity = metric_identity(compared, plan(compared, tmp_path, out)[1])
+    whole = json.loads(before)
+    path.write_text(json.dumps(whole | {"metric": whole["metric"] | {"identity": identity}}))
+    assert score_of(seed=0) is not None and score_of(seed=1) is None
+    file.unlink()
+    assert score_of(seed=None) is not None
+    path.write_text(before)
 
 
 def test_a_metric_that_is_left_out_and_taken_in_again_measures_nothing_anew(study, runs):

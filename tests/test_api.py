@@ -112,6 +112,7 @@ def test_bad_input_is_a_value_error_with_the_commands_words_and_leaves_nothing(
     model, call, message, tmp_path, monkeypatch
 ):
     before = contents(tmp_path)
+    monkeypatch.setattr(downloads, "_unanswered", {})
     monkeypatch.setattr(downloads, "_problem_with", lambda url: "no network")
     with pytest.raises(ValueError, match=message):
         call(model, tmp_path)

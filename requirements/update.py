@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 PYTHONS = ("3.11", "3.12", "3.13")
-RANGES = ["torch>=2.11,<2.15", "torchvision<0.30"]  # up to the newest that the tests were run on
+RANGES = ["torch>=2.11,<2.16", "torchvision<0.30"]  # up to the newest that the tests were run on
 LEFT_OUT = re.compile(r"(torch|torchvision|triton|setuptools|nvidia-.*|cuda-.*)==")
 HEADER = """\
 # Versions of all packages for Python {python} on Linux, ranges of torch's; written by `make lock`, used by `make`.

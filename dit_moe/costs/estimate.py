@@ -50,6 +50,7 @@ GPUS = {  # NVIDIA's data sheets and, for the RTX cards, the appendices of the G
 }
 
 
+SLOWER = re.compile("Laptop|MIG|NVL|H100 PCIe")  # what shares a name with one of these, and is none
 CPU = "cpu"  # in place of one of these
 USUAL = "H100"  # where nothing says which
 
@@ -73,8 +74,9 @@ def peak_of_this_machine(gpus: int, precision: str) -> float | None:
 def _gpu_here() -> str | None:
     if not torch.cuda.is_available():
         return None
-    words = re.split(r"[\s-]+", torch.cuda.get_device_name().replace("RTX ", "RTX"))
-    return next((name for name in GPUS if name in words and "Laptop" not in words), None)
+    device = torch.cuda.get_device_name()
+    words = re.split(r"[\s-]+", device.replace("RTX ", "RTX"))
+    return None if SLOWER.search(device) else next((name for name in GPUS if name in words), None)
 
 
 def peak(gpu: str, precision: str) -> float:
@@ -160,8 +162,11 @@ def describe(
 
     Raises ConfigError for a GPU that is not in the table or cannot run the experiment, and for other impossible values.
     """
+    there = None
     if gpu is None:
         gpu = of_this_machine(gpus, mfu)
+        if gpu == _gpu_here():  # several have half the memory of their namesakes
+            there = torch.cuda.get_device_properties().total_memory
     if gpu not in (CPU, *GPUS):
         raise ConfigError("--gpu", f"={gpu} is not in the table; {did_you_mean(gpu, [CPU, *GPUS])}")
     if gpu == CPU and (gpus > 1 or mfu is not None):
@@ -170,10 +175,15 @@ def describe(
         raise ConfigError("--gpus", f"={gpus} must be at least 1")
     if mfu is not None and not 0 < mfu <= 1:
         raise ConfigError("--mfu", f"={mfu} must be above 0 and at most 1")
-    return config.to_yaml(experiment) + "\n".join(f"# {line}" for line in _lines(experiment, gpu, gpus, mfu))
+    if there is None:
+        there = memory_of_machine() if gpu == CPU else GPUS[gpu].memory * GIB
+    lines = _lines(experiment, gpu, gpus, mfu, there / GIB)
+    return config.to_yaml(experiment) + "\n".join(f"# {line}" for line in lines)
 
 
-def _lines(experiment: Experiment | TextExperiment, gpu: str, gpus: int, mfu: float | None) -> Iterator[str]:
+def _lines(
+    experiment: Experiment | TextExperiment, gpu: str, gpus: int, mfu: float | None, there: float
+) -> Iterator[str]:
     model, train, is_text = experiment.model, experiment.train, isinstance(experiment, TextExperiment)
     footprint, training = model.footprint(), training_flops(experiment)
     rows, row_name = train.steps * train.batch_size, "sequences" if is_text else "images"
@@ -188,7 +198,7 @@ def _lines(experiment: Experiment | TextExperiment, gpu: str, gpus: int, mfu: fl
         yield f"FLOPs per image   {each}, {sampling}"
     count = f"{rows:,} {row_name}" + (f", {rows * per_row:,} {unit}" if per_row > 1 else "")
     yield f"training          {train.steps:,} steps, {count}, {training * rows:.4g} FLOPs"
-    yield from _memory_lines(experiment, gpu, gpus, row_name)
+    yield from _memory_lines(experiment, gpu, gpus, row_name, there)
     if model.moe is not None and model.moe.implementation == "auto":
         device, dtype = ("cpu" if gpu == CPU else "cuda"), _precision_on(gpu, train.mixed_precision)
         at_a_time = _rows_at_a_time(train, gpus)
@@ -250,10 +260,12 @@ def _rows_at_a_time(train: Any, gpus: int) -> int:
     return min(train.micro_batch or share, share)
 
 
-def _memory_lines(experiment: Any, name: str, gpus: int, unit: str) -> Iterator[str]:
-    """On the GPU `name`; a row is one of `unit`. ConfigError unless the GPUs can share the batch equally."""
-    train, there = experiment.train, memory_of_machine() / GIB if name == CPU else GPUS[name].memory
-    precision = _precision_on(name, train.mixed_precision)
+def _memory_lines(experiment: Any, name: str, gpus: int, unit: str, there: float) -> Iterator[str]:
+    """On the GPU `name` with `there` GiB; a row is one of `unit`.
+
+    ConfigError unless the GPUs can share the batch equally.
+    """
+    train, precision = experiment.train, _precision_on(name, experiment.train.mixed_precision)
     rows = _rows_at_a_time(train, gpus)
     held = memory(experiment, precision, gpus, rows)
     parts = ", ".join(f"{part} {rounded(size / GIB, 1)}" for part, size in held.items())

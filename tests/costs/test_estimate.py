@@ -3,6 +3,7 @@
 import argparse
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -186,6 +187,7 @@ def test_every_line_about_cost_is_a_comment_below_a_config_that_reads_back(descr
         ("NVIDIA A100-SXM4-80GB", "A100"),
         ("NVIDIA GeForce RTX 4090", "RTX4090"),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", "H100"),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "H100"),
         ("NVIDIA T4", "H100"),
         (None, "cpu"),
     ],
@@ -195,3 +197,10 @@ def test_an_estimate_is_for_this_machine_unless_another_is_named(monkeypatch, de
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: device)
     assert of_this_machine() == gpu
     assert of_this_machine(gpus=8) == of_this_machine(mfu=0.4) == gpu.replace("cpu", "H100")
+
+
+def test_the_memory_of_this_machine_s_gpu_is_its_own_and_not_that_of_its_namesake(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA A100-SXM4-40GB")
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda: SimpleNamespace(total_memory=40 * GIB))
+    assert "(A100: 40)" in describe(image_experiment()) and "(A100: 80)" in describe(image_experiment(), "A100")

@@ -52,11 +52,17 @@ class ProcessLost(WorkFailed):
 
 
 def use_cpu() -> bool:
-    """Whether to compute on the CPU: there is nothing else, or ACCELERATE_USE_CPU says so.
+    """Whether to compute on the CPU: there is nothing else that can, or ACCELERATE_USE_CPU says so.
 
     accelerate has to be told: by itself it takes processes started on a machine without GPUs for so many single ones.
     """
-    return flag("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return flag("ACCELERATE_USE_CPU") or not torch.accelerator.is_available() or has_mps()
+
+
+def has_mps() -> bool:
+    """Whether the accelerator is a Mac's GPU, which has no float64: routers, schedules and metrics need it."""
+    found = torch.accelerator.current_accelerator()
+    return found is not None and found.type == "mps"
 
 
 def flag(name: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import resource
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from dit_moe.config import ConfigError
-from dit_moe.distributed import join_processes, use_cpu
+from dit_moe.distributed import has_mps, join_processes, use_cpu
 from dit_moe.models.compilation import require_compiler
 from dit_moe.training.config import TrainConfig
 from dit_moe.training.trackers import require_installed
@@ -99,6 +100,8 @@ def remarks() -> list[str]:
     said, hidden, tasks = [], os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if hidden is not None and torch.version.cuda and not torch.accelerator.is_available():
         said.append(f"CUDA_VISIBLE_DEVICES={hidden} leaves no GPU to train on: this trains on the CPU")
+    if has_mps():
+        said.append("this Mac's GPU has no float64, which routers and noise schedules need: this trains on the CPU")
     if tasks != "1" and "WORLD_SIZE" not in os.environ:
         alone = "each of which trains for itself; to train together, let srun start one torchrun on each node"
         said.append(f"srun has started {tasks} processes, {alone}")
@@ -187,4 +190,5 @@ def peak_memory() -> int:
     """Bytes that this process has used at most: of its GPU's memory, or where it has none of the machine's."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others KiB

@@ -1,8 +1,10 @@
 """How processes come together and part, and what they say of each other's end."""
 
 import pytest
+import torch
 
 from dit_moe import distributed
+from dit_moe.training.devices import remarks
 from tests.cli.conftest import CONFIG, SMALL, cli
 
 AGAIN = "look for its own message, then run the same command again, which goes on from what was saved"
@@ -63,3 +65,10 @@ def test_a_shell_in_which_a_cluster_set_the_number_of_processes_waits_for_none(m
     monkeypatch.setattr(distributed, "_meet", None)
     assert cli("table", "--published", "all") == 0
     assert capsys.readouterr().out
+
+
+def test_a_gpu_without_float64_is_left_for_the_cpu_and_that_is_said(monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda **_: torch.device("mps"))
+    assert distributed.use_cpu()
+    assert "this Mac's GPU has no float64" in " ".join(remarks())

@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 
 from dit_moe.autoencoders.encode import encode, verify_latents
+from dit_moe.checkpoint import is_run
 from dit_moe.cli import add_config_arguments
 from dit_moe.cli.ending import end
 from dit_moe.distributed import on_main
@@ -40,12 +41,14 @@ def run(args: argparse.Namespace) -> None:
     """Encode or verify, and print a summary as JSON. ValueError for bad input, before the work starts."""
     experiment = load_experiment(args.config, args.overrides)
     config = (args.config, *args.overrides)
+    # The config of a run is not trained from again: its latents are for an evaluation, or for `upcycle`.
+    train = [] if is_run(Path(args.config).parent) else [("train", *config)]
     if args.verify:
         facts = on_main(lambda: verify_latents(experiment, args.split))
-        results, following = [Path(facts["picture"])] if facts else [], [("train", *config)]
+        results, following = [Path(facts["picture"])] if facts else [], train
     else:
         facts = encode(experiment, args.split, args.skip_broken)
         of_split = () if args.split == "train" else ("--split", args.split)
-        results, following = [Path(facts["folder"])], [("encode", *config, *of_split, "--verify"), ("train", *config)]
+        results, following = [Path(facts["folder"])], [("encode", *config, *of_split, "--verify"), *train]
     on_main(lambda: print(json.dumps(facts, indent=1)))
     end(results, *following)

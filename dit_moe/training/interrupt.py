@@ -53,7 +53,9 @@ class InterruptWatch:
             self.signum, self._first = signum, time.monotonic()
             # not print: the signal may have come in the middle of one
             with suppress(OSError):  # Ctrl-C ends the reader of a pipe, too
-                os.write(2, b"\nstopping: this step is finished and saved first; a second Ctrl-C stops at once\n")
+                os.write(
+                    2, b"\nstopping: this step and its samples are finished and saved; a second Ctrl-C stops at once\n"
+                )
         elif signum == signal.SIGINT and time.monotonic() - self._first > 1:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)

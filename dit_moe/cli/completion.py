@@ -16,7 +16,7 @@ from dit_moe import built_in
 from dit_moe.cli import COMMANDS, build_parser
 
 SHELLS = ("bash", "zsh")
-RUNS = "$(find runs -maxdepth 3 -name config.yaml 2>/dev/null | sed s,/config.yaml,,)"
+RUNS = "find runs -maxdepth 3 -name config.yaml 2>/dev/null | sed s,/config.yaml,,"
 ARGUMENTS = {  # of the commands: where their words come from
     "config": (" ".join(built_in.names()), "f"),
     "study": (" ".join(built_in.names("studies/")), "f"),
@@ -54,10 +54,12 @@ def _functions(shell: str) -> str:
     """That list what the arguments may be."""
     lines = []
     for dest, (words, paths) in ARGUMENTS.items():
-        if shell == "bash":
-            body = f'compgen -W "{words}" -- "$1"; compgen -{paths} -- "$1"'
+        if shell == "bash":  # `compgen -W` would run what a folder's name says in $(…)
+            listed = f'{RUNS} | while IFS= read -r run; do [[ $run != "$1"* ]] || printf "%s\\n" "$run"; done'
+            among = f'compgen -W "{words}" -- "$1"'
+            body = f'{listed if words == RUNS else among}; compgen -{paths} -- "$1"'
         else:
-            each = f'${{(f)"{words}"}}' if words == RUNS else words
+            each = f'${{(f)"$({RUNS})"}}' if words == RUNS else words
             body = f"compadd -- {each}; _files {'-/' if paths == 'd' else ''}"
         lines.append(f"_dit_moe_{dest}() {{ {body}; }}")
     return "\n".join(lines)

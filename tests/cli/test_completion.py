@@ -24,8 +24,9 @@ def test_bash_completes_commands_options_configs_studies_and_runs(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     assert cli("completion", "bash") == 0
     (tmp_path / "script").write_text(capsys.readouterr().out)
-    (tmp_path / "runs" / "mine").mkdir(parents=True)
-    (tmp_path / "runs" / "mine" / "config.yaml").touch()
+    for name in ("mine", "$(touch run)"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").touch()
     wanted = {
         "tra": [name for name in COMMANDS if name.startswith("tra")],
         "train --dry": ["--dry-run"],
@@ -33,14 +34,15 @@ def test_bash_completes_commands_options_configs_studies_and_runs(tmp_path, monk
         "compare pa": ["paper"],
         "configs sh": ["show"],
         "configs imagenet": ["imagenet256", "imagenet512"],
-        "sample runs/": ["runs/mine"],
+        "sample runs/mi": ["runs/mine"],
         "eval runs/m": ["runs/mine"],
-        "curves runs/": ["runs/mine"],
-        "lm-eval runs/": ["runs/mine"],
+        "curves runs/m": ["runs/mine"],
+        "lm-eval runs/": ["runs/mine", "runs/$(touch", "run)"],
     }
     command = ["bash", "-c", COMPLETE, "./script", *(f"dit-moe {line}" for line in wanted)]
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert [sorted(set(line.split())) for line in found] == [sorted(each) for each in wanted.values()]
+    assert not (tmp_path / "run").exists()  # the name of a folder is a name
 
 
 def test_the_version_names_what_a_report_of_a_fault_needs(capsys):

@@ -24,18 +24,18 @@ from dit_moe.registry import did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class HuggingFaceConfig(ImageSourceConfig):
-    """`train` and `heldout` name splits of the dataset."""
+    """`train` and `heldout` name splits of the dataset; or `heldout` is a share of `train`."""
 
     id: Annotated[str, Place()]  # on the Hub, or a folder
     config_name: str | None = None  # if the dataset has several configurations
     train: str = "train"
-    heldout: str | None = "validation"
+    heldout: str | float | None = "validation"
     image: str | None = None  # column; None: the only one of images
     label: str | None = None  # column of class labels or whole numbers; None: the only one of class labels
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.heldout != self.train, self, "heldout", "is trained on; name another split, or null")
+        require(self.heldout != self.train, self, "heldout", "is trained on; name another split, a share, or null")
 
 
 @DATASETS.register("huggingface", HuggingFaceConfig)

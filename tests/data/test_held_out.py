@@ -78,5 +78,5 @@ def test_tars_and_latents_and_splits_that_are_trained_on_are_refused(tmp_path):
         trained, heldout = (DATASETS.build(config, split) for split in ("train", "heldout"))
         with pytest.raises(ConfigError, match=r"^heldout h.*trained on.*; name images that are not trained on"):
             require_held_out(trained, heldout)
-    with pytest.raises(ConfigError, match="heldout=validation is trained on; name another split, or null"):
+    with pytest.raises(ConfigError, match="heldout=validation is trained on; name another split, a share, or null"):
         DATASETS.config_class("huggingface")(id="x", train="validation")

@@ -9,6 +9,7 @@ from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS, BrokenImages
 from dit_moe.data.huggingface import HuggingFaceConfig
 from dit_moe.data.images import FORMATS
+from dit_moe.experiments.image import load_experiment
 from tests.data.examples import encoded, pixels, save_huggingface, write_tree
 
 datasets = pytest.importorskip("datasets")
@@ -40,6 +41,14 @@ def test_a_saved_dataset_gives_its_images_labels_and_class_names(tmp_path):
     batch = dataset.__getitems__([2, 0])
     assert dataset.class_names == ("ant", "bee") and batch["labels"].tolist() == [1, 1]
     assert np.array_equal(batch["images"].permute(0, 2, 3, 1), np.stack([pixels(2), pixels(0)]))
+
+
+def test_shares_divide_the_split_of_training_so_that_the_recipe_for_own_images_takes_a_dataset(tmp_path):
+    place = save_huggingface(tmp_path / "saved", [0, 1] * 20)
+    config = load_experiment("my_images", ["data.name=huggingface", f"data.id={place}"]).data
+    parts = [DATASETS.build(config, split) for split in ("train", "heldout", "extractor")]
+    assert (config.heldout, config.reserve) == (0.2, 0.2) and all(map(len, parts))
+    assert sorted(part.key(i) for part in parts for i in range(len(part))) == sorted(b"%d" % i for i in range(40))
 
 
 def test_parquet_files_are_read_by_split_with_the_same_fingerprint(tmp_path, monkeypatch):

@@ -51,6 +51,11 @@ class ProcessLost(WorkFailed):
     """Another of the processes that work together has ended, or never came."""
 
 
+def cores() -> int:
+    """CPU cores that this process may use; of the machine, where the system tells no more, as macOS."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def use_cpu() -> bool:
     """Whether to compute on the CPU: there is nothing else that can, or ACCELERATE_USE_CPU says so.
 

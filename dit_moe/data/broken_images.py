@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
+from dit_moe.distributed import cores
 from dit_moe.progress import images_bar
 
 AT_A_TIME = 1000  # images that are looked at before the progress is shown
@@ -37,7 +37,7 @@ def broken_images(source: Source) -> dict[int, str]:
     if key not in _found:
         problems: list[str | None] = []
         doing = f"looking for broken images in {source.place}"
-        with images_bar(doing, count) as advance, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        with images_bar(doing, count) as advance, ThreadPoolExecutor(cores()) as threads:
             for start in range(0, count, AT_A_TIME):
                 problems += threads.map(source.problem, range(start, min(start + AT_A_TIME, count)))
                 advance(len(problems) - start)

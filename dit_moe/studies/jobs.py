@@ -18,7 +18,7 @@ from typing import Self
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from dit_moe.distributed import use_cpu
+from dit_moe.distributed import cores, use_cpu
 from dit_moe.formatting import PlainConsole
 
 POLL = 0.2  # seconds
@@ -84,12 +84,11 @@ def share_machine(missing: int, jobs: int | None, gpus: Sequence[str]) -> Share:
 
     ValueError if more jobs than GPUs are asked for.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if gpus and jobs is not None and jobs > len(gpus):
         raise ValueError(f"--jobs={jobs} exceeds the {len(gpus)} GPUs of this machine; lower it")
-    wanted = jobs or (len(gpus) if gpus else cores)
+    wanted = jobs or (len(gpus) if gpus else cores())
     taken = max(1, min(wanted, missing))
-    return Share(taken, max(1, cores // wanted), tuple(gpus[:taken]))
+    return Share(taken, max(1, cores() // wanted), tuple(gpus[:taken]))
 
 
 # ------------------------------------------------------------------------------------------------------------- running

@@ -13,6 +13,7 @@ from dit_moe import checkpoint, config
 from dit_moe.config import ConfigError, Tree
 from dit_moe.distributed import from_main
 from dit_moe.evaluation.sources import open_input
+from dit_moe.experiments.image import EvalConfig
 from dit_moe.files import write_atomically
 from dit_moe.json_files import read_if_good
 from dit_moe.studies.study import Study, Variant, experiments_of, of_variant
@@ -181,8 +182,8 @@ def _heldout_fingerprint(experiment: AnyExperiment) -> str | None:
 
 def reference_of(study: Study, experiment: AnyExperiment) -> str | None:
     """What eval.reference names, if the study's metric compares with it."""
-    compares = study.metric is not None and task_of(experiment).kind != "text"
-    return experiment.eval.reference if compares else None
+    settings = experiment.eval
+    return settings.reference if study.metric is not None and isinstance(settings, EvalConfig) else None
 
 
 def _reference_fingerprint(named: str) -> str | None:

@@ -6,6 +6,7 @@ from dit_moe.moe.experts import Experts
 from dit_moe.moe.layer import FeedForward, MoEConfig, MoELayer
 from dit_moe.moe.router_update import (
     ActiveExperts,
+    collapsed,
     counted_active,
     counted_dropped,
     measure_active,
@@ -33,6 +34,7 @@ __all__ = [
     "Routing",
     "RoutingContext",
     "calibrate",
+    "collapsed",
     "controlled_routers",
     "counted_active",
     "counted_dropped",

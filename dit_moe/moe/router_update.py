@@ -19,6 +19,7 @@ from dit_moe.moe.routers import Router
 from dit_moe.moe.routing import Routing
 
 Reduce = Callable[[Tensor], Tensor]  # sums a float64 tensor over all ranks
+COLLAPSED = 0.7  # of the number of experts: a balance above it, which is that number if all tokens have one expert
 
 
 def routers_of(model: nn.Module) -> list[Router]:
@@ -160,6 +161,25 @@ def notes(model: nn.Module) -> list[str]:
             room = f"leaves room for {factor * router.target:g} experts per token, and training may use {peak:g}"
             said.append(f"model.moe.capacity_factor={factor:g} {room} on average; what has no room is dropped")
     return list(dict.fromkeys(said))
+
+
+def collapsed(model: nn.Module, report: dict[str, Any]) -> str | None:
+    """What a user should know after training of layers that nearly always use one expert; None: there are none.
+
+    `report` is the last that `update_routers` returned.
+    """
+    routers = routers_of(model)
+    balances = report["layers"]["balance"] if routers else []
+    found = [
+        f"{layer} ({balance:.1f} of {router.experts})"
+        for layer, (router, balance) in enumerate(zip(routers, balances, strict=True))
+        if router.experts > 1 and balance > COLLAPSED * router.experts
+    ]
+    if not found:
+        return None
+    which = f"MoE layer{'s' if len(found) > 1 else ''} {', '.join(found)}"
+    remedy = "with model.moe.router.balance_loss=1e-2 another run may use all (docs/routers.md, dtopp)"
+    return f"note: nearly all tokens have the same expert, by balance, 1 if even, in {which}; {remedy}"
 
 
 def _counted(routers: Sequence[Router]) -> RouterStats | None:

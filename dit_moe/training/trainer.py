@@ -24,7 +24,7 @@ from dit_moe.distributed import is_out_of_memory, locked, on_all, on_main
 from dit_moe.files import write_atomically
 from dit_moe.formatting import tell
 from dit_moe.models.base import TransformerConfig
-from dit_moe.moe import needs_calibration, notes
+from dit_moe.moe import collapsed, needs_calibration, notes
 from dit_moe.training.config import TrainConfig
 from dit_moe.training.curves_of_runs import CurvesPicture
 from dit_moe.training.data_loader import Dataset, Prefetcher, Prepare, shown
@@ -305,6 +305,8 @@ class Trainer:
                 self._call(self._due_hooks(), logger)
             if failed:
                 on_all(self.prefetcher.check)
+        if (note := collapsed(self.model, routers)) is not None:
+            logger.message(note)
 
     def _end_profiled_step(self, profile: StepProfile, logger: Logger) -> None:
         if (report := profile.end_step(self.run, write=self.accelerator.is_main_process)) is not None:

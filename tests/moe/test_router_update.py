@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dit_moe.moe import counted_active, measure_active, notes, routers_of, update_routers
+from dit_moe.moe import collapsed, counted_active, measure_active, notes, routers_of, update_routers
 from dit_moe.moe.router_stats import RouterStats
 from dit_moe.moe.routers.dtopp import DTopPConfig
 from dit_moe.moe.routers.topk import TopKConfig
@@ -34,6 +34,24 @@ def test_a_dense_model_and_one_without_threshold_report_what_they_have():
     model(batch())
     report = update_routers(model)
     assert report["active"] == 2.0 and report["p"] is None and "p" not in report["layers"]
+
+
+def test_a_layer_that_sends_nearly_all_tokens_to_one_expert_is_named():
+    model = stack()
+    with torch.no_grad():
+        for layer, first in enumerate((0.0, 9.0, 0.0)):
+            router = routers_of(model)[layer]
+            logits = torch.zeros(router.experts)
+            logits[0] = first
+            plain = router.logits
+            router.logits = lambda *args, plain=plain, more=logits: plain(*args) + more
+            router.theta.fill_(3.0 if first else 1.0)
+        model(batch())
+    said = collapsed(model, update_routers(model))
+    assert said is not None and "in MoE layer 1 (" in said and "balance_loss=1e-2" in said
+    model = stack()
+    model(batch())
+    assert collapsed(model, update_routers(model)) is None and collapsed(nn.Linear(2, 2), {}) is None
 
 
 def test_micro_batches_add_up_to_the_whole_batch():

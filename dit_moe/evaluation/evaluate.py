@@ -13,7 +13,6 @@ from dit_moe.distributed import join_processes, on_main
 from dit_moe.evaluation.comparability import conditions_of, reasons_not_comparable
 from dit_moe.evaluation.comparison import Comparison
 from dit_moe.evaluation.features import ExtractedFeatures, FeatureFolder
-from dit_moe.evaluation.floor import with_heldout_of, without_few_heldout
 from dit_moe.evaluation.options import (
     EvalOptions,
     extractor_config,
@@ -35,6 +34,8 @@ from dit_moe.evaluation.runs import (
     run_source,
     seeds_of,
     training_images,
+    with_heldout_of,
+    without_few_heldout,
 )
 from dit_moe.evaluation.sources import EvaluationInput, converted, open_input, require_there
 from dit_moe.evaluation.sources.base import FEATURES_MANIFEST, Source, label_by_name

@@ -1,4 +1,4 @@
-"""Runs as sources of samples, what they are compared with, and a small evaluation of a run while it trains."""
+"""Runs as sources of samples, and what they are compared with: the images that they were trained on, and held out."""
 
 from __future__ import annotations
 
@@ -8,42 +8,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dit_moe import config
 from dit_moe.autoencoders import FIRST_STAGES, FirstStage
 from dit_moe.autoencoders.base import IdentityConfig
 from dit_moe.data.latents import LatentsConfig
-from dit_moe.diffusion import Objective, SamplingError
 from dit_moe.distributed import join_processes
 from dit_moe.evaluation.comparison import Comparison
 from dit_moe.evaluation.own_extractor import extractor_of
-from dit_moe.evaluation.report import Report
 from dit_moe.evaluation.sources import open_input
 from dit_moe.evaluation.sources.base import (
     EvaluationInput,
     ReadOptions,
     Reconstructed,
     Source,
-    Thinned,
     converted,
     sha256_of_labels,
 )
-from dit_moe.evaluation.sources.dataset import open_dataset
+from dit_moe.evaluation.sources.dataset import open_dataset, open_heldout
 from dit_moe.experiments.image import Experiment
 from dit_moe.experiments.run import ImageRun
 from dit_moe.extractors import FeatureExtractor
 from dit_moe.extractors.trained_cnn import TrainedCNNExtractor
-from dit_moe.formatting import tell
-from dit_moe.metrics.frechet import FrechetDistanceConfig
 from dit_moe.moe import measure_active
 from dit_moe.moe.compute_budget import ComputeBudget
 from dit_moe.progress import images_bar
 from dit_moe.randomness import generator, normal_like_images
 from dit_moe.sampling.generator import Generator, SampleConfig
-from dit_moe.sampling.labels import choose_labels
 
-MOST = 10_000  # real images on either side
 SEEDED = ("experiment.sample.seed", "labels_sha256")  # of a run's identity: what differs between sampling seeds
 ROUNDING_ONLY = ("sample.batch_size", "sample.decode_batch", "sample.compile")  # no part in what the images are
 PLACES = ("first_stage.model", "first_stage.subfolder", "first_stage.statistics")  # hashes say what is there
@@ -94,7 +87,7 @@ class GeneratedSource(Source):
     ) -> None:
         self.generator, self.labels_N, self.name = generator, labels_N, name
         self.model_classes = tuple(class_names or ()) or None
-        self.image_shape = _decoded_shape(generator, generator.latent_shape, generator.device)
+        self.image_shape = decoded_shape(generator, generator.latent_shape, generator.device)
         self.batch_size = generator.config.batch_size
         self._identity, self._facts = identity, facts or {}
         self._counts = {"pairs": 0, "tokens": 0}  # of experts and tokens; tokens
@@ -130,7 +123,7 @@ class DecodedNoise(Source):
         self.stage: FirstStage = FIRST_STAGES.build(experiment.first_stage).to(join_processes().device)
         model, self.seed, self.count = experiment.model, experiment.sample.seed, count
         self.latent_shape = (model.in_channels, model.input_size, model.input_size)
-        self.image_shape = _decoded_shape(self.stage, self.latent_shape, join_processes().device)
+        self.image_shape = decoded_shape(self.stage, self.latent_shape, join_processes().device)
         self.batch_size = experiment.sample.decode_batch or experiment.sample.batch_size
 
     def __len__(self) -> int:
@@ -149,7 +142,7 @@ class DecodedNoise(Source):
                 yield self.stage.decode(noise_BCHW).cpu()
 
 
-def _decoded_shape(
+def decoded_shape(
     decoder: Generator | FirstStage, latent_shape: Sequence[int], device: torch.device
 ) -> tuple[int, int, int]:
     """(C, H, W) of the images that latents become."""
@@ -217,6 +210,40 @@ def training_images(experiment: Experiment, options: ReadOptions = ReadOptions()
     return converted(open_dataset(experiment.images, options=options), options)
 
 
+def with_heldout_of(experiment: Experiment, reference: EvaluationInput, options: ReadOptions) -> EvaluationInput:
+    """A reference that names no held-out images, with those of the run's data, if these can be opened."""
+    if reference.heldout is not None:
+        return reference
+    if isinstance(experiment.images, LatentsConfig):
+        return replace(
+            reference, no_heldout=f"{reference.no_heldout}, nor does the run say of which images its latents are"
+        )
+    try:
+        heldout, why_not = open_heldout(experiment.images, options)
+    except ValueError as error:
+        heldout, why_not = None, str(error)
+    if heldout is None:
+        return replace(reference, no_heldout=f"{reference.no_heldout}, and of the run, {why_not}")
+    found = converted(EvaluationInput(heldout=heldout), options)
+    return replace(reference, heldout=found.heldout, heldout_of_run=True)
+
+
+def without_few_heldout(reference: EvaluationInput, samples: Sequence[EvaluationInput]) -> EvaluationInput:
+    """Without held-out images of the run that are fewer than the samples, or of another shape: the rest is as it is."""
+    heldout = reference.heldout
+    if heldout is None or not reference.heldout_of_run:
+        return reference
+    most = max((len(one.images) for one in samples if one.images is not None), default=0)
+    shapes = {one.images.image_shape for one in [*samples, reference] if one.images is not None}
+    if len(heldout) < most:
+        why_not = f"the run has {len(heldout)} held-out images, fewer than {most} samples; give count={len(heldout)}"
+    elif shapes - {heldout.image_shape}:
+        why_not = f"the held-out images of the run, {heldout.name}, are of another shape"
+    else:
+        return reference
+    return replace(reference, heldout=None, no_heldout=why_not)
+
+
 def reconstructed(experiment: Experiment, reference: EvaluationInput) -> Source | None:
     """The held-out images of the run's own data as its autoencoder gives them back; None if there is no such thing."""
     if experiment.eval.reference is not None or reference.heldout is None:
@@ -266,81 +293,3 @@ def require_seeds_of_one(samples: Sequence[EvaluationInput]) -> None:
         if found:
             problem = f"SAMPLES are sampling seeds of one model, and two of them differ in {', '.join(sorted(found))}"
             raise ValueError(f"{problem}; evaluate them one by one, and compare them by dit-moe table")
-
-
-# -------------------------------------------------------------------------------------------------- while a run trains
-
-
-class EvaluationDuringTraining:
-    """Fréchet distance of `eval.light_images` samples. Every name ends in their number, as small sets read high.
-
-    The features of the real images, at most 10 000 of them, are made at once, by all processes together. ValueError if
-    the extractor does not take such images, or if the run's are of another size.
-    """
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        objective: Objective,
-        stage: FirstStage,
-        class_counts: Sequence[int] | None,
-        class_names: Sequence[str] | None,
-        home: Path,
-    ) -> None:
-        self.experiment, self.objective, self.stage = experiment, objective, stage
-        self.sample = replace(experiment.sample, count=experiment.eval.light_images)
-        self.labels_N = choose_labels(self.sample, experiment.model.num_classes, class_counts, class_names)
-        real, extractor = training_images(experiment), extractor_of(experiment, home)
-        real = replace(real, source=_thinned(real.source), heldout=_thinned(real.heldout))
-        self.comparison = Comparison(real, extractor, [FrechetDistanceConfig()])
-        self.comparison.check([EvaluationInput(source=Blank(stage, self._latent_shape()))])
-        self.comparison.prepare()
-
-    def _latent_shape(self) -> tuple[int, int, int]:
-        model = self.experiment.model
-        return model.in_channels, model.input_size, model.input_size
-
-    def __call__(self, step: int, network: nn.Module) -> dict[str, Any] | None:
-        """The numbers, on the main process; None, and a warning, if there are none: they are not worth a run."""
-        try:
-            generator = Generator(network, self.objective, self.stage, self.sample, self._latent_shape())
-            source = GeneratedSource(generator, self.labels_N, name=f"step {step}", identity={"step": step})
-            report = self.comparison.evaluate([EvaluationInput(source=source)])
-        except (ValueError, SamplingError, OSError) as error:
-            if join_processes().is_main_process:
-                tell(f"warning: no evaluation at step {step}: {error}")
-            return None
-        return None if report is None else _with_counts(report)
-
-
-class Blank(Source):
-    """What stands for the images of a network that is yet to be trained: their shape."""
-
-    name = "the run's images"
-
-    def __init__(self, stage: FirstStage, latent_shape: tuple[int, int, int]) -> None:
-        self.image_shape = _decoded_shape(stage, latent_shape, join_processes().device)
-
-    def __len__(self) -> int:
-        return 2
-
-    def identity(self) -> dict[str, Any]:
-        return {"kind": "blank"}
-
-    def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        return iter(())
-
-
-def _with_counts(report: Report) -> dict[str, Any]:
-    """Distances, floors and active experts of a report under names that say how many images they are of."""
-    numbers = dict[str, Any]()
-    for key, distance in report.distances.items():
-        name = f"{key}_n{distance.n}"
-        floors = {f"{name}_floor": distance.floor, f"{name}_floor_estimate": distance.floor_estimate}
-        numbers |= {name: distance.generated, **floors}
-    return numbers | {"sampled_active_experts": report.provenance.samples[0].get("active_experts")}
-
-
-def _thinned(images: Source | None) -> Source | None:
-    """At most `MOST` of them."""
-    return images if images is None or len(images) <= MOST else Thinned(images, MOST)

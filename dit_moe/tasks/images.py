@@ -32,9 +32,10 @@ from dit_moe.distributed import join_processes, locked, on_main
 from dit_moe.downloads import missing_downloads_told
 from dit_moe.evaluation import heldout_loss as heldout
 from dit_moe.evaluation import report as evaluation_report
+from dit_moe.evaluation.during_training import EvaluationDuringTraining
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
 from dit_moe.evaluation.own_extractor import describe_choice, is_open
-from dit_moe.evaluation.runs import EvaluationDuringTraining, comparison_of, how_many, seeds_of, training_images
+from dit_moe.evaluation.runs import comparison_of, how_many, seeds_of, training_images
 from dit_moe.evaluation.sources import IMAGES_FILE, open_input
 from dit_moe.evaluation.sources.base import ReadOptions
 from dit_moe.experiments import image

@@ -54,7 +54,7 @@ class InterruptWatch:
             # not print: the signal may have come in the middle of one
             with suppress(OSError):  # Ctrl-C ends the reader of a pipe, too
                 os.write(
-                    2, b"\nstopping: this step and its samples are finished and saved; a second Ctrl-C stops at once\n"
+                    2, b"\nstopping: this step is finished and saved, with its samples; a second Ctrl-C stops at once\n"
                 )
         elif signum == signal.SIGINT and time.monotonic() - self._first > 1:
             signal.signal(signal.SIGINT, signal.SIG_DFL)

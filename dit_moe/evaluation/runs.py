@@ -14,6 +14,7 @@ from dit_moe import config
 from dit_moe.autoencoders import FIRST_STAGES, FirstStage
 from dit_moe.autoencoders.base import IdentityConfig
 from dit_moe.data.latents import LatentsConfig
+from dit_moe.data.listing import note
 from dit_moe.distributed import join_processes
 from dit_moe.evaluation.comparison import Comparison
 from dit_moe.evaluation.own_extractor import extractor_of
@@ -26,7 +27,7 @@ from dit_moe.evaluation.sources.base import (
     converted,
     sha256_of_labels,
 )
-from dit_moe.evaluation.sources.dataset import open_dataset, open_heldout
+from dit_moe.evaluation.sources.dataset import DatasetSource, open_dataset, open_heldout
 from dit_moe.experiments.image import Experiment
 from dit_moe.experiments.run import ImageRun
 from dit_moe.extractors import FeatureExtractor
@@ -207,7 +208,13 @@ def training_images(experiment: Experiment, options: ReadOptions = ReadOptions()
     if isinstance(experiment.images, LatentsConfig):
         problem = f"the run was trained on latents in {experiment.images.path} and does not say of which images"
         raise ValueError(f"{problem}; name a REFERENCE, or set eval.reference")
-    return converted(open_dataset(experiment.images, options=options), options)
+    reference = open_dataset(experiment.images, options=options)
+    trained, source = getattr(experiment.data, "fingerprint", None), reference.source
+    in_pixels = experiment.images is experiment.data
+    if isinstance(source, DatasetSource) and in_pixels and trained not in (None, source.dataset.fingerprint):
+        told = f"{source.name} holds other images than the run was trained on"
+        note(f"{told}; it is compared with those that are there now")
+    return converted(reference, options)
 
 
 def with_heldout_of(experiment: Experiment, reference: EvaluationInput, options: ReadOptions) -> EvaluationInput:

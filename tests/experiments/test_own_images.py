@@ -4,11 +4,13 @@ import json
 import re
 import shlex
 import subprocess
+from dataclasses import replace
 
 import pytest
 
 from dit_moe.config import ConfigError
 from dit_moe.evaluation import own_extractor
+from dit_moe.evaluation.runs import training_images
 from dit_moe.experiments import own_images
 from dit_moe.experiments.image import load_experiment
 from dit_moe.extractors import trained_cnn
@@ -51,6 +53,14 @@ def test_larger_images_are_encoded_by_a_given_autoencoder_or_one_that_is_trained
     for found in (own, given):
         assert found.data.path == "runs/images/latents" and found.encode.images.path == str(images)
         assert found.encode.images.size == 64 and found.encode.images.heldout == 0.2
+
+
+def test_an_evaluation_says_that_the_folder_holds_other_images_than_the_run_was_trained_on(tmp_path, capsys):
+    found = load_experiment(folder_of(tmp_path / "images", 16, 16))
+    training_images(found)
+    assert "other images" not in capsys.readouterr().err
+    training_images(replace(found, data=replace(found.data, fingerprint="0" * 64)))
+    assert "holds other images than the run was trained on" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_the_user_writes_wins_and_nothing_of_the_recipe_is_left_in_the_config(tmp_path):

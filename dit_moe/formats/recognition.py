@@ -18,7 +18,7 @@ from dit_moe import checkpoint, config
 from dit_moe.checkpoint import Checkpoint, Part
 from dit_moe.config import ConfigError, Tree
 from dit_moe.data.listing import note
-from dit_moe.formats.base import FORMATS, Format, Found
+from dit_moe.formats.base import FORMATS, Format, Found, NotThisFormat
 from dit_moe.formats.rules import to_ours
 from dit_moe.formats.sources import Source, Which, holds_weights, is_source, open_source
 from dit_moe.json_files import read_object
@@ -156,7 +156,7 @@ def recognise(path: str | Path, name: str = AUTO, overrides: Sequence[str] = (),
     for each in tried if name == AUTO else [name]:
         format_ = FORMATS.config_class(each)()
         try:
-            fitting[each] = _opened(source, each, found, config.override(format_.experiment(found), overrides))
+            fitting[each] = _opened(source, each, found, config.override(_experiment(format_, found), overrides))
             fitting[each].check()
         except ConfigError as error:  # fits as far as it is known
             misfit = _misfit(fitting[each]) if each in fitting else None
@@ -182,6 +182,14 @@ def recognise(path: str | Path, name: str = AUTO, overrides: Sequence[str] = (),
     if only in problems:
         raise problems[only]
     return weights
+
+
+def _experiment(format_: Format, found: Found) -> Tree:
+    """As `Format.experiment`; NotThisFormat also for settings of another kind, as beside anybody's weights."""
+    try:
+        return format_.experiment(found)
+    except (TypeError, AttributeError, LookupError) as error:
+        raise NotThisFormat(f"the settings beside the weights are not as the suite writes them ({error})") from None
 
 
 def _misfit(weights: Weights) -> ValueError | None:

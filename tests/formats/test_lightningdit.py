@@ -55,6 +55,13 @@ def test_an_imported_model_gives_the_original_s_output(tmp_path, shape):
     assert (out - expected).abs().max() / expected.abs().max() <= 1e-5  # measured 1.2e-6
 
 
+def test_settings_of_another_suite_are_not_taken_for_a_fault_of_the_program(tmp_path):
+    path = tmp_path / "light.pt"
+    torch.save({"ema": random_weights(PUBLISHED), "config": {"transport": "linear"}}, path)
+    with pytest.raises(ValueError, match="lightningdit: the settings beside the weights are not as the suite writes"):
+        recognise(path)
+
+
 def test_heads_are_asked_for_where_nothing_tells_them(tmp_path):
     path = saved(tmp_path / "light.pt", WITHOUT_ROTARY)
     with pytest.raises(ValueError, match="heads"):

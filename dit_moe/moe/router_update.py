@@ -168,8 +168,9 @@ def collapsed(model: nn.Module, report: dict[str, Any]) -> str | None:
 
     `report` is the last that `update_routers` returned.
     """
-    routers = routers_of(model)
-    balances = report["layers"]["balance"] if routers else []
+    if not report:
+        return None
+    routers, balances = routers_of(model), report["layers"]["balance"]
     found = [
         f"{layer} ({balance:.1f} of {router.experts})"
         for layer, (router, balance) in enumerate(zip(routers, balances, strict=True))

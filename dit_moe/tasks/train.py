@@ -13,14 +13,17 @@ from rich.table import Table
 from torch import nn
 
 from dit_moe import built_in, checkpoint, config
+from dit_moe.config import Tree
 from dit_moe.costs.estimate import peak_of_this_machine, training_flops
 from dit_moe.costs.memory import require_room
 from dit_moe.data.latents import NoLatents
+from dit_moe.data.listing import note
 from dit_moe.distributed import locked, on_main
 from dit_moe.downloads import NotDownloaded, no_downloads
 from dit_moe.experiments import own_images
 from dit_moe.files import write_atomically
-from dit_moe.formatting import PlainConsole, rounded, tell
+from dit_moe.formats.writing import OF_TRAINING
+from dit_moe.formatting import PlainConsole, first_few, rounded, tell
 from dit_moe.models import MODELS
 from dit_moe.tasks import AnyExperiment, task_of
 from dit_moe.text.token_shards import NoTokens
@@ -133,6 +136,8 @@ def train(experiment: AnyExperiment, dataset: Any, folder: Path, profile: int | 
 def build_trainer(experiment: AnyExperiment, dataset: Any, folder: Path) -> Trainer:
     """What trains `experiment`. ValueError if it cannot go on, or start, from what the config or the folder says."""
     start = _open_start(experiment, folder)
+    if start is not None:
+        _note_other_settings(start, experiment)
     newest = checkpoint.latest(folder)
     earlier = start if newest is None else checkpoint.open_checkpoint(newest)
     parts = task_of(experiment).training_parts(experiment, dataset, folder, earlier)
@@ -150,6 +155,27 @@ def build_trainer(experiment: AnyExperiment, dataset: Any, folder: Path) -> Trai
         curves=CurvesPicture(folder),
         **vars(parts),
     )
+
+
+def _note_other_settings(start: checkpoint.Checkpoint, experiment: AnyExperiment) -> None:
+    """Say which settings of the network and the objective `start` was trained with others of: no shape tells them."""
+    task = task_of(experiment)
+    try:
+        before = config.dump(task.resolve_without_data(task.build_experiment(start.config())))
+    except ValueError:  # of a version that is not read any more, whose weights may be
+        return
+
+    def settings(tree: Tree) -> Tree:
+        return config.flatten({key: tree[key] for key in ("model", "objective") if key in tree})
+
+    found = {
+        key: values
+        for key, values in config.differences(settings(before), settings(config.dump(experiment)))
+        if key != "model.num_classes" and not OF_TRAINING.fullmatch(key)
+    }
+    if found:
+        told = [f"{key}={old} (here {new})" for key, (old, new) in sorted(found.items())]
+        on_main(lambda: note(f"{start.folder} was trained with {first_few(told, 4)}"))
 
 
 def _open_start(experiment: AnyExperiment, folder: Path) -> checkpoint.Checkpoint | None:

@@ -136,7 +136,12 @@ def test_a_run_whose_config_has_dollars_goes_on_and_is_read(a_run):
 
 @pytest.mark.parametrize(
     ("change", "starts_from"),
-    [("train.batch_size=4", True), ("train.schedule=constant", True), ("model.width=48", False)],
+    [
+        ("train.batch_size=4", True),
+        ("train.schedule=constant", True),
+        ("model.moe.router.renormalize=false", True),
+        ("model.width=48", False),
+    ],
 )
 def test_the_way_that_a_refused_resumption_names_can_be_followed_to_the_letter(a_run, capsys, change, starts_from):
     words = ["train", CONFIG, *SMALL, change]
@@ -146,7 +151,10 @@ def test_the_way_that_a_refused_resumption_names_can_be_followed_to_the_letter(a
     assert f"differs from the run in {a_run}, which has " in said
     assert advice == [f"train.init_from={a_run}"] * starts_from + ["--run", f"{a_run}-2"]
     assert cli(*words, *advice) == 0
-    assert (f"starts from {a_run}" in capsys.readouterr().err) == starts_from
+    said = capsys.readouterr().err
+    assert (f"starts from {a_run}" in said) == starts_from
+    told = "was trained with model.moe.router.renormalize=True (here False)"  # which no shape of the weights tells
+    assert (told in said) == ("renormalize" in change) and ("was trained with" in said) == (told in said)
 
 
 @pytest.mark.parametrize("command", ["sample", "train"])

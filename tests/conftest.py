@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: runs are compared bit for bit with those of scripts
 # glibc's own value: commands in this process leave its allocator as it is, or no test could measure what it takes.
@@ -34,6 +35,8 @@ LONGEST = (
     "extractors/test_inception.py",
 )
 
+settings.register_profile("dit_moe", deadline=None)  # a busy machine is no fault of what is tested
+settings.load_profile("dit_moe")
 gc.disable()  # until all tests are collected: what is imported is no garbage
 
 

@@ -163,7 +163,7 @@ def config_file(tmp_path_factory):
     return tmp_path_factory.mktemp("configs") / "a.yaml"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     config=st.builds(
         Values,

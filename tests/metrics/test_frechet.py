@@ -34,7 +34,7 @@ def test_the_distance_of_features_that_are_all_equal_is_that_of_the_means_and_th
     assert distance(equal_ND, other_ND) == distance(other_ND, equal_ND) == pytest.approx(expected.item())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**31), dim=st.integers(1, 12))
 def test_gaussians_with_common_axes_give_the_closed_form_whatever_the_axes(seed, dim):
     random = np.random.default_rng(seed)
@@ -64,7 +64,7 @@ def test_with_fewer_samples_than_features_it_equals_the_formula_on_the_samples_t
     assert distance(x_ND, y_ND) == pytest.approx(expected, rel=3e-8)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**31))
 def test_it_is_symmetric_and_does_not_see_shifts_and_rotations_of_the_space(seed):
     x_ND, y_ND = normal(50, 6, seed=seed) + 1, 3 * normal(40, 6, seed=seed + 1)

@@ -30,7 +30,7 @@ def distances(a, b):
 sizes = {"n": st.integers(6, 40), "m": st.integers(6, 40), "tile": st.integers(1, 50), "seed": st.integers(0, 999)}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(**sizes, k=st.integers(1, 5))
 def test_tiles_of_any_size_give_the_definitions(n, m, tile, seed, k):
     samples, reference = normal(n, 3, seed), normal(m, 3, seed + 1000)

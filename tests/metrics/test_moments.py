@@ -13,7 +13,7 @@ def close(a, b):
     return (a - b).abs().max() <= REL * b.abs().max()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**31),
     offset=st.sampled_from([0.0, -3.0, 1000.0]),

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from dit_moe.metrics import nearest_distances
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     n=st.integers(1, 23), m=st.integers(3, 40), k=st.integers(1, 3), tile=st.integers(1, 50), seed=st.integers(0, 999)
 )

@@ -25,7 +25,7 @@ def test_prefix_is_the_smallest_set_of_best_experts_that_reaches_p():
     assert top_p(prob, 0.01).sum(1).tolist() == [1, 1]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10**6), experts=st.integers(1, 40), p=st.floats(0.01, 1.0), sharpness=st.floats(0.1, 10))
 def test_prefix_reaches_p_and_would_not_without_its_last_expert(seed, experts, p, sharpness):
     prob = probabilities(seed, 7, experts, sharpness)
@@ -38,7 +38,7 @@ def test_prefix_reaches_p_and_would_not_without_its_last_expert(seed, experts, p
     assert (torch.where(mask, prob, 2.0).min(1).values >= torch.where(mask, -1.0, prob).max(1).values).all()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), p=st.floats(0.01, 0.98), more=st.floats(0.0, 0.02))
 def test_a_larger_p_never_drops_an_expert(seed, p, more):
     prob = probabilities(seed, 9, 16)
@@ -52,7 +52,7 @@ def test_limits_bound_the_number_of_experts_for_every_threshold():
         assert count.min() >= 2 and count.max() <= 3
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), tokens=st.integers(0, 12), experts=st.integers(1, 9))
 def test_pairs_are_the_mask_sorted_by_expert_and_counts_sum_to_pairs(seed, tokens, experts):
     generator = torch.Generator().manual_seed(seed)
@@ -67,7 +67,7 @@ def test_pairs_are_the_mask_sorted_by_expert_and_counts_sum_to_pairs(seed, token
     assert torch.equal(again, mask)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10**6), tokens=st.integers(0, 12), experts=st.integers(1, 9), room=st.floats(0, 1))
 def test_of_more_pairs_than_rows_every_expert_keeps_its_share_and_rows_without_a_pair_are_marked(
     seed, tokens, experts, room

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dit_moe.data import BrokenImages
@@ -22,7 +22,6 @@ def test_every_epoch_is_a_permutation(size, batch_size, seed):
         assert sorted(stream[epoch * size : (epoch + 1) * size]) == list(range(size))
 
 
-@settings(deadline=None)  # a busy machine takes longer than its 200 ms
 @given(size=sizes, batch_size=st.integers(1, 100), steps=st.lists(st.integers(0, 30), min_size=2))
 def test_a_batch_does_not_depend_on_which_were_asked_for_before(size, batch_size, steps):
     order = GlobalBatches(size, batch_size, seed=3)

@@ -32,7 +32,16 @@ from dit_moe.studies.score import (
     time_variants,
     was_measured_here,
 )
-from dit_moe.studies.search import DIVERGED, FOLDER, Search, keep_search, read_search, tuned
+from dit_moe.studies.search import (
+    DIVERGED,
+    FOLDER,
+    Search,
+    chosen_options,
+    keep_search,
+    read_search,
+    searched_for,
+    tuned,
+)
 from dit_moe.studies.study import (
     BUILT_IN,
     Study,
@@ -104,8 +113,9 @@ class StudyFolder:
         """With what the study's search chose; ConfigError if that is yet to be done for a variant of `needed`."""
         chosen = None
         if self.study.search is not None:
-            chosen = {name: found["chosen"] for name, found in read_search(self.study, self.out).items()}
-        return replace(self, study=tuned(self.study, self.out, needed), chosen=chosen, written=self.study)
+            chosen = chosen_options(self.study, self.path.parent, self.out)
+        study = tuned(self.study, self.path.parent, self.out, needed)
+        return replace(self, study=study, chosen=chosen, written=self.study)
 
     @property
     def _to_run(self) -> list[str]:
@@ -210,10 +220,11 @@ class StudyFolder:
         if self.study.search is None:
             return True
         found = read_search(self.study, self.out)
-        left = [name for name in self._to_run if name not in found]
+        left = [name for name in searched_for(self.study, self._to_run) if name not in found]
         if not left:
             return True
-        search = Search(self.study, self.path.parent, left)
+        start = found[self.study.baseline]["chosen"] if self.study.baseline in found else ()
+        search = Search(self.study, self.path.parent, left, start)
         while (study := search.next_study()) is not None:
             tell(f"search: {search.name}, {len(study.variants)} runs")
             losses = losses_of(StudyFolder.of_round(study, self.out / FOLDER / search.name))

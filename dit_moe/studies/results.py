@@ -58,6 +58,7 @@ class VariantResults:
     parameters: int
     active_parameters: float
     runs: list[RunResults]
+    options_of: str | None = None  # the variant whose searched options it has
 
 
 @dataclass(kw_only=True)
@@ -75,7 +76,7 @@ class StudyResults:
     steps: list[int]
     timing: dict[str, Any] | None  # made, steps
     variants: list[VariantResults]
-    search: dict[str, Any] | None = None  # seed, steps, chosen changes by variant
+    search: dict[str, Any] | None = None  # seed, steps, rounds, baseline, chosen changes by variant
 
 
 def gather(
@@ -108,7 +109,9 @@ def gather(
         settings={"heldout": None if text else config.dump(study.heldout), "seeds": list(study.seeds)},
         steps=sorted({run.experiment.train.steps for run in runs}),
         timing=None if timing is None else {key: timing[key] for key in ("made", "steps")},
-        search=None if chosen is None or study.search is None else config.dump(study.search) | {"chosen": dict(chosen)},
+        search=None
+        if chosen is None or study.search is None
+        else config.dump(study.search) | {"baseline": study.baseline, "chosen": dict(chosen)},
         variants=[
             _variant(study, [run for run in runs if run.variant == variant], scores, seconds.get(variant.name))
             for variant in study.variants
@@ -126,6 +129,7 @@ def _variant(
         name=variant.name,
         label=variant.label or variant.name,
         baseline=study.baseline_of(variant),
+        options_of=variant.options_of,
         objective=task_of(experiment).objective_name(experiment),
         model=experiment.model.name,
         experts=None if moe is None else moe.experts,

@@ -30,6 +30,7 @@ class Variant:
     changes: tuple[str, ...] = ()  # key=value, after the study's own
     baseline: str | None = None  # the variant that this one's differences are to; None: the study's
     max_seeds: int | None = None  # of the study's seeds the first so many; None: all
+    options_of: str | None = None  # the variant whose searched options this one takes; None: a search of its own
 
     def __post_init__(self) -> None:
         fits = _FOLDER_NAME.fullmatch(self.name) is not None
@@ -82,10 +83,19 @@ class Study:
             raise ConfigError("search.seed", f"{problem}; take another")
         if self.baseline not in names:
             raise ConfigError("baseline", f"={self.baseline} is no variant; {did_you_mean(self.baseline, names)}")
+        if self.variant(self.baseline).options_of is not None:
+            problem = f"={self.baseline} has `options_of`, and the search begins with the baseline's own; drop it there"
+            raise ConfigError("baseline", problem)
         for i, variant in enumerate(self.variants):
             if variant.baseline not in (None, *names):
                 known = did_you_mean(str(variant.baseline), names)
                 raise ConfigError(f"variants[{i}].baseline", f"={variant.baseline} is no variant; {known}")
+            source = next((each for each in self.variants if each.name == variant.options_of), None)
+            if variant.options_of is not None and (source is None or source.options_of is not None):
+                what = "is no variant" if source is None else "has no search of its own"
+                searched = [each.name for each in self.variants if each.options_of is None]
+                known = did_you_mean(variant.options_of, searched)
+                raise ConfigError(f"variants[{i}].options_of", f"={variant.options_of} {what}; {known}")
             for change in (*self.changes, *variant.changes):
                 if change.partition("=")[0].strip() == "seed":
                     raise ConfigError(f"variants[{i}].changes", " sets the seed; list it in `seeds`")

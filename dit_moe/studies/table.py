@@ -192,13 +192,21 @@ def _search(results: StudyResults, rows: Sequence[VariantSummary]) -> str:
         return ""
     search, chosen = results.search, results.search["chosen"]
     tried = "; ".join(", ".join(alternatives) for alternatives in search["rounds"])
-    found = "; ".join(
-        f"{row.label_of_all} {', '.join(changes)}" for row in rows if (changes := chosen.get(row.variant.name))
-    )
+    labels = {row.variant.name: row.label_of_all for row in rows}
+    found, takers = [], dict[str, list[str]]()
+    for row in rows:
+        if row.variant.options_of is not None:
+            takers.setdefault(row.variant.options_of, []).append(row.label_of_all)
+        elif changes := chosen.get(row.variant.name):
+            found.append(f"{row.label_of_all} {', '.join(changes)}")
+    taken = [f"what was chosen for {labels[source]}: {', '.join(names)}" for source, names in takers.items()]
     length = "" if search["steps"] is None else f" after {search['steps']:,} steps"
+    baseline = labels[search["baseline"]]
     return (
         f"Chosen for each variant by itself, by its held-out loss{length} with seed {search['seed']}, which is left "
-        f"out here, one option after the other ({tried}): {found or 'nothing'}; the others stay as they are."
+        f"out here, one option after the other ({tried}); all but {baseline} begin with the better of none and what "
+        f"was chosen for {baseline}. Chosen: {'; '.join(found) or 'nothing'}; the others stay as they are."
+        + (f" Without a search of their own take {'; '.join(taken)}." if taken else "")
     )
 
 

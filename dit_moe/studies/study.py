@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from dit_moe import built_in, config, yaml_text
 from dit_moe.config import ConfigError, require
@@ -161,20 +163,46 @@ def experiment_tree(study: Study, variant: Variant, seed: int, folder: Path) -> 
 
 
 def require_taken(study: Study, overrides: Sequence[str], folder: Path) -> None:
-    """ConfigError for a change from the command line that a variant's own `changes` undo: it is to change them all.
+    """ConfigError for what is to hold for all variants, and a variant's own `changes` undo.
 
-    An option that a variant does not have changes nothing there: of its router, say, where it names another one.
+    That is every change from the command line, and of the study's config and changes the options that are lost where a
+    variant names another router, or another entry of another kind. One that the variant sets itself, or does not have,
+    is none of these.
     """
-    last = {each.partition("=")[0]: each for each in overrides}  # of one key
-    of_variants = [each for key, each in last.items() if key.split(".")[0] not in Study.__dataclass_fields__]
-    for variant in study.variants if of_variants else ():
+    last = {_key(each): each for each in overrides}  # of one key
+    given = [each for key, each in last.items() if key.split(".")[0] not in Study.__dataclass_fields__]
+    for variant in study.variants:
+        own = [_key(each) for each in variant.changes]
+        if not given and not own:
+            continue
         with of_variant(variant.name):
             tree = experiment_tree(study, variant, study.seeds[0], folder)
             alone = experiment_tree(study, replace(variant, changes=()), study.seeds[0], folder)
-            for each in of_variants:
+            below = [f"{key}={json.dumps(value)}" for key, value in _options_below(alone, own) if key not in own]
+            for each in [*given, *below]:
                 if _is_undone(tree, each) and not _is_undone(alone, each):
-                    own = f" is for all variants, and the variant's own `changes` undo it: {', '.join(variant.changes)}"
-                    raise ConfigError(each, f"{own}; leave it out, or change it in a copy of the study's file")
+                    undo = (
+                        f" is for all variants, and the variant's own `changes` undo it: {', '.join(variant.changes)}"
+                    )
+                    remedy = "leave it out, or change it in a copy of the study's file"
+                    if each in below:
+                        remedy = "repeat it there, after them, or move it to the variants that it is for"
+                    raise ConfigError(each, f"{undo}; {remedy}")
+
+
+def _options_below(tree: config.Tree, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """What a config says of the options of the entries that `keys` name: dotted key, value."""
+    for key in keys:
+        part: Any = tree
+        for name in (at := key.removesuffix(".name")).split("."):
+            part = part.get(name) if isinstance(part, dict) else None
+        for name, value in part.items() if isinstance(part, dict) else ():
+            if name != "name":
+                yield f"{at}.{name}", value
+
+
+def _key(change: str) -> str:
+    return change.partition("=")[0].strip()
 
 
 def _is_undone(tree: config.Tree, change: str) -> bool:

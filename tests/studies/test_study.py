@@ -61,6 +61,27 @@ def test_a_change_for_all_variants_is_refused_where_a_variants_own_undo_it(tmp_p
         require_taken(study, [change], tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("own", "undone"),
+    [
+        ("model.moe.router=topk", True),
+        ("model.moe.router.name=topk", False),  # which keeps the options
+        ("model.moe.router=topk, model.moe.router.balance_loss=0.1", False),  # its own
+    ],
+)
+@pytest.mark.parametrize("in_config", [True, False])
+def test_options_of_all_variants_that_are_lost_where_a_variant_names_another_router_are_refused(
+    tmp_path, own, undone, in_config
+):
+    config, changes = "{base: %s, model: {moe: {router: {balance_loss: 0.5}}}}", "[model.moe.router.balance_loss=0.5]"
+    (tmp_path / "own.yaml").write_text(config % (CONFIGS / "digits.yaml"))
+    variants = f"[{{name: topk, changes: [{own}]}}, {{name: other}}]"
+    path = write(tmp_path, variants=variants, **({"config": "own.yaml"} if in_config else {"changes": changes}))
+    said = "variant topk: model.moe.router.balance_loss=0.5 is for all variants, and the variant's own"
+    with pytest.raises(ConfigError, match=re.escape(said)) if undone else nullcontext():
+        require_taken(load_study(path), [], tmp_path)
+
+
 def test_a_variant_may_have_a_config_of_its_own_named_relative_to_the_study(tmp_path):
     (tmp_path / "other.yaml").write_text(f"base: {CONFIGS / 'digits_dense.yaml'}\n")
     study = load_study(write(tmp_path, variants="[{name: topk, config: other.yaml}]"))

@@ -10,6 +10,7 @@ search of their own. Every round is a study of its own, in a folder below the wh
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,8 +97,9 @@ class Search:
         while self._round < len(self._rounds):
             self._trying, variants = {}, []
             for variant in self._rounds[self._round].variants:
-                for name, changes in self._ways(variant, self._rounds[self._round]):
+                for changes in self._ways(variant, self._rounds[self._round]):
                     if all(set(changes) != set(each.changes) for each in self.tried[variant.name]):
+                        name = "+".join([variant.name, *sorted(map(_in_a_name, changes))])
                         self._trying[name] = variant.name, changes
                         variants.append(self._variant(variant, name, changes))
             if variants:
@@ -105,17 +107,15 @@ class Search:
             self._round += 1
         return None
 
-    def _ways(self, variant: Variant, round_: _Round) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Each way to train the variant that a round is for: its name there, and the changes."""
+    def _ways(self, variant: Variant, round_: _Round) -> Iterator[tuple[str, ...]]:
+        """The changes of each way to train the variant that a round is for."""
         experiment = self._experiments[variant.name]
         if round_ is self._rounds[0]:
-            yield variant.name, ()
+            yield ()
         elif round_.alternatives is None:
-            yield variant.name, applying(self.start, variant, experiment)
-        for number, change in enumerate(round_.alternatives or ()):
-            if applying([change], variant, experiment):
-                kept = [each for each in self.best(variant.name).changes if _key(each) != _key(change)]
-                yield f"{variant.name}-{number}", (*kept, change)
+            yield applying(self.start, variant, experiment)
+        for change in applying(round_.alternatives or (), variant, experiment):
+            yield *(each for each in self.best(variant.name).changes if _key(each) != _key(change)), change
 
     def take(self, losses: Mapping[str, float]) -> None:
         """The held-out losses of the round by the names of its variants; the next one begins."""
@@ -267,6 +267,13 @@ def _applies(change: str, variant: Variant, experiment: AnyExperiment) -> bool:
             return False
         part = getattr(part, name)
     return part != yaml_text.read(change.partition("=")[2]) and key not in map(_key, variant.changes)
+
+
+def _in_a_name(change: str) -> str:
+    """Of the folder of a run that takes the change; one that took others is never in its place."""
+    return re.sub(
+        r"[^\w.+-]+", "-", change.partition("=")[0].strip().rpartition(".")[2] + "-" + change.partition("=")[2].strip()
+    )
 
 
 def _key(change: str) -> str:

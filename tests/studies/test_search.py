@@ -48,9 +48,7 @@ def search_with(path, loss):
         assert round_.seeds == (0,) and round_.changes[-1] == "train.steps=3" and round_.metric is None
         options, losses = {}, {}
         for run in round_.variants:
-            (variant,) = (
-                each for each in study.variants if run.name in (each.name, *(f"{each.name}-{i}" for i in range(9)))
-            )
+            variant = study.variant(run.name.partition("+")[0])
             options[run.name] = run.changes[len(variant.changes) :]
             losses[run.name] = loss(variant.name, options[run.name])
         rounds.append((search.name, options))
@@ -69,11 +67,17 @@ def test_each_variant_keeps_the_best_alternative_of_one_option_and_goes_on_with_
     assert [each["loss"] for each in found["topk"]["tried"]] == [1.0, None, 0.9, 1.0]
     assert rounds == [
         ("as_it_is", {"topk": (), "dtopp": (), "dense": ()}),
-        ("1-train.lr", {"topk-0": ("train.lr=1e-3",), "topk-1": ("train.lr=8e-3",)}),  # the baseline's come first
-        ("2-model.moe.router.balance_loss", {"topk-0": ("train.lr=8e-3", BALANCE)}),
-        ("as_topk", {"dtopp": ("train.lr=8e-3",), "dense": ("train.lr=8e-3",)}),
-        ("1-train.lr", {"dtopp-0": ("train.lr=1e-3",), "dense-0": ("train.lr=1e-3",)}),  # 8e-3 was tried by then
-        ("2-model.moe.router.balance_loss", {"dtopp-0": (BALANCE,)}),  # the dense one has no router
+        (
+            "1-train.lr",
+            {"topk+lr-1e-3": ("train.lr=1e-3",), "topk+lr-8e-3": ("train.lr=8e-3",)},
+        ),  # the baseline's come first
+        ("2-model.moe.router.balance_loss", {"topk+balance_loss-1e-2+lr-8e-3": ("train.lr=8e-3", BALANCE)}),
+        ("as_topk", {"dtopp+lr-8e-3": ("train.lr=8e-3",), "dense+lr-8e-3": ("train.lr=8e-3",)}),
+        (
+            "1-train.lr",
+            {"dtopp+lr-1e-3": ("train.lr=1e-3",), "dense+lr-1e-3": ("train.lr=1e-3",)},
+        ),  # 8e-3 was tried by then
+        ("2-model.moe.router.balance_loss", {"dtopp+balance_loss-1e-2": (BALANCE,)}),  # the dense one has no router
     ]
 
 
@@ -84,7 +88,7 @@ def test_options_that_help_only_together_are_found_if_the_baseline_has_them(path
     found, rounds = search_with(path, loss)
     assert found["dtopp"]["start"] == found["dtopp"]["chosen"] == found["topk"]["chosen"] == ["train.lr=1e-3", BALANCE]
     # From there, each option's other values.
-    assert rounds[4:] == [("1-train.lr", {"dtopp-1": (BALANCE, "train.lr=8e-3"), "dense-1": ("train.lr=8e-3",)})]
+    assert [[*options.values()] for _, options in rounds[4:]] == [[(BALANCE, "train.lr=8e-3"), ("train.lr=8e-3",)]]
 
 
 def test_variants_that_set_an_option_or_cannot_take_it_or_have_it_so_are_left_as_they_are(path):
@@ -94,7 +98,11 @@ def test_variants_that_set_an_option_or_cannot_take_it_or_have_it_so_are_left_as
     path.write_text(text.replace("{name: dense", remoe))
     _, rounds = search_with(path, lambda *run: 1.0)
     # Top-k has no entropy loss as it is; it chose nothing that the others could begin with.
-    assert [[*options] for _, options in rounds[1:]] == [["topk-0"], ["topk-0"], ["dtopp-0"], ["dtopp-0"], ["dtopp-0"]]
+    topk, dtopp = (
+        (["topk+bias_rate-1e-3"], ["topk+balance_loss-1e-2"]),
+        (["dtopp+bias_rate-1e-3"], ["dtopp+dynamic_loss-0.0"]),
+    )
+    assert [[*options] for _, options in rounds[1:]] == [*topk, *dtopp, ["dtopp+balance_loss-1e-2"]]
 
 
 @pytest.fixture
@@ -107,7 +115,7 @@ def scores(monkeypatch):
             loss = 2 - len(scores) / 100
             scores[job.output.parent] = {"loss": loss, "step": 3, "flops": 1e6, "made": provenance("fp32")}
             scores[job.output.parent] |= dict.fromkeys(("metric", "active", "active_layers"))
-            if "/1-train.lr/dtopp-0/" in str(job.output):
+            if "/1-train.lr/dtopp+balance_loss-1e-2+lr-1e-3/" in str(job.output):
                 del scores[job.output.parent]
                 job.returncode = 1
                 job.output.parent.mkdir(parents=True)  # so a second time would fail

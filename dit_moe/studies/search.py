@@ -128,7 +128,7 @@ class Search:
         return min(self.tried[variant], key=lambda tried: tried.loss)
 
     def _variant(self, variant: Variant, name: str, changes: tuple[str, ...]) -> Variant:
-        label = " ".join([variant.label or variant.name, *changes])
+        label = ", ".join([variant.label or variant.name, *map(_short, changes)])
         return Variant(
             name=name, label=label, config=variant.config, changes=(*variant.changes, *changes), baseline=name
         )
@@ -271,9 +271,12 @@ def _applies(change: str, variant: Variant, experiment: AnyExperiment) -> bool:
 
 def _in_a_name(change: str) -> str:
     """Of the folder of a run that takes the change; one that took others is never in its place."""
-    return re.sub(
-        r"[^\w.+-]+", "-", change.partition("=")[0].strip().rpartition(".")[2] + "-" + change.partition("=")[2].strip()
-    )
+    return re.sub(r"[^\w.+-]+", "-", _short(change))
+
+
+def _short(change: str) -> str:
+    key, _, value = change.partition("=")
+    return f"{key.strip().rpartition('.')[2]}={value.strip()}"
 
 
 def _key(change: str) -> str:

@@ -6,7 +6,8 @@ A language model's text is tokenised; it is trained, scored on held-out document
     dit-moe quickstart lm_tiny
     dit-moe quickstart photos
 
-A folder of images, one folder per class, stands for the config my_images with data.path=photos; see docs/own-images.md.
+A folder of images, one folder per class, stands for the config my_images with data.path=photos; images alone are one
+class. See docs/own-images.md.
 Everything goes into runs/<name of the config, or of the folder>/; a second call goes on where the first one stopped.
 """
 

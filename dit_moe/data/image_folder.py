@@ -16,6 +16,7 @@ from dit_moe.data.image_source import ImageSource, ImageSourceConfig
 from dit_moe.data.images import FORMATS, list_images, read_file
 from dit_moe.data.listing import (
     NO_IMAGES,
+    ONE_CLASS,
     OUTSIDE_CLASSES,
     ClassFolders,
     PassedOver,
@@ -23,16 +24,18 @@ from dit_moe.data.listing import (
     number_classes,
     pass_over,
     require_no_splits,
+    say_one_class,
 )
 from dit_moe.files import missing
 from dit_moe.formatting import first_few
 
 SIZES = 1000  # files of a folder, spread evenly over all, whose sizes are in the fingerprint
+FLAT = [""]  # the class folders of a folder that has images but no folders: itself
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolderConfig(ImageSourceConfig):
-    """`path` and `heldout` are folders of one folder per class."""
+    """`path` and `heldout` are folders of one folder per class, or of images that are one class."""
 
     path: Annotated[str, Place()]
     allow_empty: bool = False  # a class folder without images, or none in `heldout`, is a warning
@@ -44,7 +47,7 @@ class ImageFolder(ImageSource):
 
     The images, at any depth, come folder by folder in sorted order. Folders that are whole numbers are labels by these,
     others in sorted order (`number_classes`). A run that began when all were labels in sorted order, which its recorded
-    fingerprint tells, goes on so.
+    fingerprint tells, goes on so. Without any folder the images are one class, which stderr says.
 
     What does not count as an image, by its name or else its first bytes, and what lies outside of the class folders is
     passed over, which stderr says. The fingerprint is of all names and the sizes of some files, so that a copy with
@@ -52,7 +55,7 @@ class ImageFolder(ImageSource):
 
     Raises:
         ValueError: no such split.
-        ConfigError: no folder, no class folders, one without images, or the two splits have different classes.
+        ConfigError: no folder, no images, a class folder without some, or the two splits have different classes.
         ValueError: a folder cannot be read.
     """
 
@@ -69,6 +72,9 @@ class ImageFolder(ImageSource):
         if empty := [name for name, count in zip(folders, counts, strict=True) if not count]:
             if not (config.allow_empty and any(counts)):
                 beside = ", or set allow_empty=true beside it" if any(counts) else ""
+                if not any(counts) and OUTSIDE_CLASSES in self.passed_over:
+                    count = self.passed_over[OUTSIDE_CLASSES]["count"]
+                    beside = f", or take the folders away: the {count:,} images beside them are one class then"
                 remedy = f"add some ({', '.join(FORMATS)}){beside}"
                 raise ConfigError(option, f"={folder} has no images of the class {first_few(empty)}; {remedy}")
             self.passed_over |= {NO_IMAGES: {"count": len(empty), "first": empty[0]}}
@@ -81,9 +87,12 @@ class ImageFolder(ImageSource):
         self.files, self._ends = np.concatenate(names_of), np.cumsum(counts)
         some = np.linspace(0, len(self.files) - 1, min(len(self.files), SIZES)).astype(int).tolist()
         listing.update(self.sizes(some).tobytes())
-        in_order = in_sorted_order(folders)
+        in_order = ClassFolders({"": 0}, (ONE_CLASS,)) if folders == FLAT else in_sorted_order(folders)
         if trained is not None:
             self.classes = trained.classes
+        elif folders == FLAT:
+            say_one_class(folder, len(self.files))
+            self.classes = in_order
         else:
             began_so = config.fingerprint == listing.hexdigest()
             self.classes = in_order if began_so else number_classes(folder, folders, len(self.files))
@@ -121,7 +130,7 @@ class ImageFolder(ImageSource):
 
 
 def _class_folders(option: str, folder: str) -> tuple[list[str], dict[str, list[bytes]], PassedOver]:
-    """The class folders in sorted order; the images in each, by their paths below it; and what was passed over."""
+    """The class folders in sorted order, or `FLAT`; the images in each, by paths below it; what was passed over."""
     if not os.path.isdir(folder):
         there = os.path.exists(folder)
         problem = f"{folder} is not a folder" if there else missing(folder)
@@ -130,10 +139,11 @@ def _class_folders(option: str, folder: str) -> tuple[list[str], dict[str, list[
     files, folders, passed_over = list_images(folder)
     files_of: dict[str, list[bytes]] = {os.fsdecode(each): [] for each in folders if b"/" not in each}
     if not files_of:
-        remedy = f"put the images into one folder per class, or all into one, such as {os.path.join(folder, 'all')}"
-        raise ConfigError(option, f"={folder} has no class folders; {remedy}")
-    if any(b"/" in each for each in folders):
-        require_no_splits(folder, sorted(files_of))
+        if not files:
+            remedy = f"put some there ({', '.join(FORMATS)}), in one folder per class or all in one, or name another"
+            raise ConfigError(option, f"={folder} has no images; {remedy}")
+        return FLAT, {"": files}, passed_over
+    require_no_splits(folder, sorted(files_of), deep=any(b"/" in each for each in folders))
     for file in files:
         name, _, below = file.partition(b"/")
         if below:
@@ -145,6 +155,9 @@ def _class_folders(option: str, folder: str) -> tuple[list[str], dict[str, list[
 
 def _require_same_classes(config: ImageFolderConfig, found: Sequence[str], wanted: Sequence[str]) -> None:
     """ConfigError unless the held-out classes are those of training, or with `allow_empty` some of them."""
+    if (found == FLAT) != (wanted == FLAT):
+        problem = f"has {'no ' * (found == FLAT)}class folders, unlike path={config.path}"
+        raise ConfigError("heldout", f"={config.heldout} {problem}; its class folders must be the same")
     lacking = set() if config.allow_empty else set(wanted) - set(found)
     if differing := sorted((set(found) - set(wanted)) | lacking):
         problem = f"{'has' if differing[0] in found else 'lacks'} the class {differing[0]}, unlike path={config.path}"

@@ -29,6 +29,7 @@ NO_IMAGES = "class folders without images"
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "heldout"}
 FEW_CLASSES = 1000  # so many there may be whatever the number of images
+ONE_CLASS = "all"  # what images without class folders are called
 
 _LEFT_BEHIND = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "lost+found"),
@@ -198,6 +199,11 @@ def number_classes(place: str, folders: Sequence[str], images: int) -> ClassFold
     return ClassFolders(label_of, tuple(folder_of.get(label, str(label)) for label in range(largest + 1)))
 
 
+def say_one_class(place: str, images: int) -> None:
+    """A line on stderr: these images have no class folders, and so are one class."""
+    note(f"{place}: {images:,} images without class folders are one class; for several, give each a folder")
+
+
 def whole_numbers(names: Sequence[str]) -> list[int] | None:
     """The names as numbers, if all of them are."""
     numeric = names and all(len(name) <= 9 and name.isascii() and name.isdigit() for name in names)
@@ -209,9 +215,12 @@ def are_numbers(names: Sequence[str]) -> bool:
     return whole_numbers(names) == list(range(len(names)))
 
 
-def require_no_splits(place: str, folders: Sequence[str]) -> None:
-    """ValueError if folders that hold folders, and are to be classes, are called as splits are."""
-    if {folder.lower() for folder in folders} <= SPLITS:
+def require_no_splits(place: str, folders: Sequence[str], deep: bool) -> None:
+    """ValueError if all folders that are to be classes are called as splits are.
+
+    A single one may be, unless it is `deep`: it holds folders.
+    """
+    if (deep or len(folders) > 1) and {folder.lower() for folder in folders} <= SPLITS:
         named = " and ".join(folders)
         remedy = f"name one of them, as in path=…/{folders[-1]}"
         raise ValueError(f"{place} has the folders {named}, which are splits, not classes; {remedy}")

@@ -2,7 +2,8 @@
 
 Labels come from webdataset's layout, ``key.jpg`` beside ``key.cls`` (a whole number) or ``key.json`` (with "label");
 or, if there is no such file in any of the tars, from class folders, ``…/<class>/name.jpg``: the outermost ones below
-the folders that all images share, which are labels as those of `ImageFolder` are.
+the folders that all images share, which are labels as those of `ImageFolder` are. Without any folder the images
+are one class.
 """
 
 # N images
@@ -25,10 +26,12 @@ from dit_moe.data.base import DATASETS, place_of
 from dit_moe.data.image_source import ImageSource, ImageSourceConfig
 from dit_moe.data.images import FORMATS, require_bytes
 from dit_moe.data.listing import (
+    ONE_CLASS,
     in_sorted_order,
     merged,
     number_classes,
     require_no_splits,
+    say_one_class,
 )
 from dit_moe.data.tar_files import UNLABELLED, find_tars, read_samples
 
@@ -144,17 +147,19 @@ class Tars(ImageSource):
             [os.path.dirname(os.fsdecode(each)) for each in self._names_N.tolist()], return_inverse=True
         )
         parts = [[part for part in path.split("/") if part not in ("", ".", "..")] for path in paths.tolist()]
+        if not any(parts) and len(names) < 2:
+            say_one_class(place, len(path_N))
+            return np.zeros(len(path_N), dtype=np.int64), names or (ONE_CLASS,), True
         if not all(parts):
-            problem = "has neither a label nor a class folder; put key.cls beside key.jpg, or use <class>/name.jpg"
+            problem = "has neither a label nor a class folder; put key.cls beside key.jpg, or use only <class>/name.jpg"
             image = int(np.argmax(path_N == next(i for i, each in enumerate(parts) if not each)))
-            raise ValueError(f"{self.locate(image)} {problem}, such as all/name.jpg for a model without classes")
+            raise ValueError(f"{self.locate(image)} {problem}")
         levels = enumerate(zip(*parts, strict=False))
         shared = next((i for i, level in levels if len(set(level)) > 1), min(map(len, parts)))
         shared -= any(len(each) == shared for each in parts)
         folder_of = [each[-1] if self.innermost else each[shared] for each in parts]
         folders = sorted(set(folder_of))
-        if any(len(each) > shared + 1 for each in parts):
-            require_no_splits(place, folders)
+        require_no_splits(place, folders, deep=any(len(each) > shared + 1 for each in parts))
         for folder in folders if names else ():
             if folder not in names:
                 image = int(np.argmax(path_N == folder_of.index(folder)))

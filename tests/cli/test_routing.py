@@ -132,7 +132,7 @@ def test_only_data_that_are_not_there_make_room_for_samples_of_the_run(a_run, tm
     assert cli("routing", a_run, "--images", 4, "--times", 2, "--out", tmp_path / "out") == 0
     assert "(of the run itself, as its data are not there)" in numbers(tmp_path / "out")["facts"]["split"]
     monkeypatch.setattr("dit_moe.tasks.images.open_split", lambda run, split: opened(run, split, tmp_path / "out"))
-    refused(capsys, 2, "has no class folders", "routing", a_run, "--out", tmp_path / "other")
+    refused(capsys, 2, "has no images", "routing", a_run, "--out", tmp_path / "other")
 
 
 def test_every_dataset_says_whether_it_may_lack_held_out_data():

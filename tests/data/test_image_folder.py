@@ -87,12 +87,28 @@ def test_a_run_that_began_when_all_labels_were_in_sorted_order_goes_on_so(tmp_pa
         assert recorded.fingerprint == before
 
 
+def test_a_folder_of_images_without_class_folders_is_one_class_which_is_said(tmp_path, capsys):
+    trees = [write_tree(tmp_path / place, {name: IMAGE}) for place, name in (("a", "x.png"), ("b", "ant/x.png"))]
+    write_tree(trees[0], {"y.png": encoded(pixels(1)), ".hidden/z.png": IMAGE})
+    other = write_tree(tmp_path / "other", {"z.png": IMAGE})
+    for split, count in (("train", 2), ("heldout", 1)):
+        dataset = read(trees[0], split, heldout=str(other))
+        assert dataset.class_names == ("all",) and dataset.labels_N.tolist() == [0] * count
+    assert read(trees[0]).locate(1) == f"{trees[0]}/y.png" and read(trees[0]).key(1) == b"y.png"
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"note: {trees[0]}: 2 images without class folders are one class" in said
+    for path, heldout, which in ((*trees, "has"), (*trees[::-1], "has no")):
+        with pytest.raises(ConfigError, match=rf"^heldout={heldout} {which} class folders, unlike path={path}; its"):
+            read(path, "heldout", heldout=str(heldout))
+
+
 @pytest.mark.parametrize(
     "folders, problem",
     [
         (["1", "01"], "the class folders 01 and 1 are one label; join them"),
         (["0", "2024"], "the class folder 2024 is a label by its number, but there are 2 images; if the numbers are"),
         (["train/ant", "Val/ant"], "has the folders Val and train, which are splits, not classes; name one of them"),
+        (["train", "test"], "has the folders test and train, which are splits, not classes; name one of them"),
     ],
 )
 def test_folders_that_cannot_be_classes_are_refused(tmp_path, folders, problem):
@@ -147,16 +163,18 @@ def test_the_heldout_split_is_another_tree_with_the_same_classes(tree, tmp_path)
         ("nowhere", ".*nowhere does not exist .*; name a folder that has one folder of"),
         ("", " is empty; say where the images are"),
         ("a.png", ".*a.png is not a folder"),
-        ("flat", ".* has no class folders; put the images into one folder per class"),
+        ("no_folders", r".* has no images; put some there \(JPEG, PNG, .*\), in one folder per class"),
         ("no_images", r".* has no images of the class ant and 1 more; add some \(JPEG, PNG, "),
+        ("beside", ".* has no images of the class cow; .*, or take the folders away: the 1 images beside them are one"),
         ("one_empty", ".* has no images of the class cow; add some .*, or set allow_empty=true beside"),
         ("two_empty", ".* has no images of the class cow and 1 more; add some"),
     ],
 )
 def test_a_folder_without_images_in_class_folders_is_refused(tmp_path, place, problem):
-    files = {"a.png": IMAGE, "flat/a.png": IMAGE, "no_images/ant/a.txt": b"", "no_images/bee/.b.png": IMAGE}
+    files = {"a.png": IMAGE, "no_folders/a.txt": b"", "no_images/ant/a.txt": b"", "no_images/bee/.b.png": IMAGE}
     write_tree(tmp_path, files | {"one_empty/ant/a.png": IMAGE, "two_empty/ant/a.png": IMAGE})
-    for empty in ("one_empty/cow", "two_empty/cow", "two_empty/dog"):
+    write_tree(tmp_path, {"beside/a.png": IMAGE})
+    for empty in ("beside/cow", "one_empty/cow", "two_empty/cow", "two_empty/dog"):
         (tmp_path / empty).mkdir()
     with pytest.raises(ConfigError, match=f"^path={problem}"):
         read(tmp_path / place if place else "")

@@ -77,6 +77,7 @@ def test_without_any_label_file_the_class_folders_are_the_labels(tmp_path):
         (["./set/3/x", "./set/10", "./set/3"], tuple(map(str, range(11))), [3, 10, 3]),
         (["/set/ant", "../set/ant/more"], ("ant",), [0, 0]),
         (["all"], ("all",), [0]),
+        (["."], ("all",), [0]),
     ],
 )
 def test_the_outermost_folder_below_those_shared_is_the_class_and_whole_numbers_are_labels(

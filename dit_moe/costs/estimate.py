@@ -13,8 +13,9 @@ import torch
 from dit_moe import config
 from dit_moe.autoencoders.autoencoder import AutoencoderConfig
 from dit_moe.config import ConfigError
+from dit_moe.costs.machine_memory import memory_of_machine
 from dit_moe.costs.measure import flops_per_second
-from dit_moe.costs.memory import activation_bytes, memory, memory_of_machine, peak_active
+from dit_moe.costs.memory import activation_bytes, memory, peak_active
 from dit_moe.data.latents import LatentsConfig
 from dit_moe.diffusion import OBJECTIVES, SAMPLERS
 from dit_moe.experiments.image import Experiment

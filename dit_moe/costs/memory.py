@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dit_moe.config import ConfigError
+from dit_moe.costs.machine_memory import memory_of_machine
 from dit_moe.models import DiTConfig, LMConfig
 from dit_moe.models.base import TransformerConfig
 from dit_moe.models.embedders import FREQUENCIES
@@ -72,13 +73,8 @@ def require_room(experiment: Any) -> None:
     }
     for key, (what, held, remedy) in needs.items():
         if held > MARGIN * there:
-            problem = f"{what}: they take {held / 2**30:,.0f} GiB, and this machine has {there / 2**30:,.0f}"
+            problem = f"{what}: they take {held / 2**30:,.0f} GiB, and there are {there / 2**30:,.0f} here"
             raise ConfigError(key, f"{problem}; {remedy}")
-
-
-def memory_of_machine() -> int:
-    """Bytes, without those of GPUs."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def activation_bytes(

@@ -1,5 +1,6 @@
 """Bytes of memory as they are predicted, against what autograd and the allocator keep, and against arithmetic."""
 
+import os
 import weakref
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dit_moe.costs import activation_bytes, memory
+from dit_moe.costs import activation_bytes, machine_memory, memory
 from dit_moe.costs.memory import logits_bytes
 from dit_moe.models import MODELS, DiTConfig, LMConfig
 from dit_moe.moe import ROUTERS, MoEConfig, calibrate, update_routers
@@ -266,3 +267,25 @@ def test_memory_counts_logits_and_gathered_tables_too():
     assert memory(tied, "bf16", gpus=64, rows=4)["gathered tables"] == tables
     assert "gathered tables" not in memory(found, "bf16", gpus=1, rows=4)
     assert memory(found, "fp32", gpus=1, rows=4)["logits"] > held["logits"]
+
+
+@pytest.mark.parametrize(
+    ("own", "limits", "wanted"),
+    [
+        ("0::/job/step", {"job/step/memory.max": "max", "job/memory.max": "3000"}, 3000),
+        ("0::/", {"memory.max": "2000"}, 2000),
+        ("5:cpu:/\n4:hugetlb,memory:/host/id\n0::/", {"memory/memory.limit_in_bytes": "1000"}, 1000),
+        ("4:memory:/id", {"memory/id/memory.limit_in_bytes": "9223372036854771712"}, None),
+        (None, {}, None),
+    ],
+    ids=["around", "of version 2", "of version 1", "unlimited", "no groups"],
+)
+def test_a_machine_has_what_its_container_or_job_may_use_of_it(tmp_path, monkeypatch, own, limits, wanted):
+    for name, limit in {"own": own, **limits}.items():
+        if limit is not None:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(f"{limit}\n")
+    monkeypatch.setattr(machine_memory, "GROUPS", tmp_path)
+    monkeypatch.setattr(machine_memory, "OWN_GROUPS", tmp_path / "own")
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert machine_memory.memory_of_machine() == (wanted or whole)

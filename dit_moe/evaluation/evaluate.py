@@ -49,7 +49,7 @@ from dit_moe.extractors.inception import InceptionConfig
 from dit_moe.files import write_atomically
 from dit_moe.formats import is_weights
 from dit_moe.progress import images_bar
-from dit_moe.sampling.recipes import sampling_recipe
+from dit_moe.sampling.recipes import SAMPLING, sampling_recipe
 
 OF_DIGITS = re.compile(r"digits(/\w+)?|\{\s*name:\s*digits\b.*")  # names of the digits
 
@@ -128,6 +128,7 @@ class Evaluation:
         noise = self._noise(extractor, samples)
         metrics = None if self.run_config is None else self.run_config.eval.metrics
         read = {name: value for name, value in asdict(self.read).items() if name != "workers"}
+        sampling = self.options.sampling and SAMPLING[self.options.sampling].label(self.overrides)
         comparison = Comparison(
             reference,
             extractor,
@@ -136,7 +137,7 @@ class Evaluation:
             reconstructed=decoded,
             noise=noise,
             options=self.read,
-            asked={"recipe": self.options.recipe, "sampling": self.options.sampling, "read": read},
+            asked={"recipe": self.options.recipe, "sampling": sampling, "read": read},
             statistics=self.options.save_stats is not None,
             allow_few=self.options.allow_few,
             progress=images_bar,

@@ -29,9 +29,12 @@ class SamplingRecipe:
         return tuple(f"{key}={json.dumps(value)}" for key, value in self.sample.items())
 
     def label(self, overrides: Sequence[str]) -> str:
-        """What a result made with it and with further overrides is called: it names the settings that these change."""
-        own = config.override({}, self.overrides)
-        before, after = config.flatten(own), config.flatten(config.override(own, overrides))
+        """What a result made with it and with further overrides is called: it names the settings that these change.
+
+        The name of the section ``sample`` may stand before them.
+        """
+        own, further = config.override({}, self.overrides), [each.removeprefix("sample.") for each in overrides]
+        before, after = config.flatten(own), config.flatten(config.override(own, further))
         changed = [key for key in before if key not in after or after[key] != before[key]]
         return f"{self.name}, changed: {', '.join(changed)}" if changed else self.name
 

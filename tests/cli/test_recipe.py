@@ -1,18 +1,24 @@
-"""`sample --recipe`: a published baseline's settings, with one's own over them."""
+"""`sample --recipe`, `eval --sampling`: a published baseline's settings, with one's own over them."""
 
 import json
 
-from tests.cli.conftest import cli
+import pytest
+
+from tests.cli.conftest import cli, evaluate
 
 
-def test_a_recipe_comes_before_ones_own_settings_and_the_result_names_both(a_run):
+@pytest.mark.parametrize("section", ["", "sample."])
+def test_a_recipe_comes_before_ones_own_settings_and_the_results_name_both(section, a_run, capsys):
+    own = [f"{section}count=3", f"{section}sampler.steps=2"]
     assert cli("sample", a_run, "--out", a_run / "plain") == 0
     assert json.loads((a_run / "plain" / "sample.json").read_text())["recipe"] is None
-    assert cli("sample", a_run, "count=3", "--recipe", "sit-ode", "sampler.steps=2", "--out", a_run / "out") == 0
+    assert cli("sample", a_run, *own, "--recipe", "sit-ode", "--out", a_run / "out") == 0
     facts = json.loads((a_run / "out" / "sample.json").read_text())
     settings = facts["experiment"]["sample"]
     assert (settings["sampler"]["steps"], settings["count"], settings["labels"]) == (2, 3, "random")
     assert facts["recipe"] == "sit-ode, changed: sampler.steps, count"
+    report = evaluate(capsys, a_run, *own, "--sampling", "sit-ode", "--seeds", "1")
+    assert report["provenance"]["sampling"] == facts["recipe"]
 
 
 def test_a_recipe_that_does_not_fit_the_run_is_bad_input(a_run, capsys):

@@ -113,6 +113,25 @@ def test_a_file_of_both_splits_is_refused_by_whatever_name(tmp_path, name, suffi
 # --------------------------------------------------------------------------------------------------------------- files
 
 
+@pytest.mark.parametrize(
+    "pattern, named",
+    [
+        ("**/en/**/*.txt", ["a/b/en/c/4", "a/en/2", "a/en/c/3", "en/1", "text/en/5"]),
+        ("**/en/**", ["a/b/en/c/4", "a/en/2", "a/en/c/3", "en/1", "text/en/5"]),
+        ("**/en/*.txt", ["a/en/2", "en/1", "text/en/5"]),
+        ("**/text/**", ["text/en/5", "text/6"]),  # not what is called so above the place
+        ("*/**/c/*", ["a/b/en/c/4", "a/en/c/3"]),
+        ("**/[ab]/*/**/[1-3].txt", ["a/en/2", "a/en/c/3"]),
+    ],
+)
+def test_any_number_of_folders_may_stand_wherever_a_pattern_has_two_stars(tmp_path, pattern, named):
+    for name in ("en/1", "a/en/2", "a/en/c/3", "a/b/en/c/4", "text/en/5", "text/6"):
+        path = tmp_path / "text" / f"{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    assert read(corpus("files", path=str(tmp_path / "text" / pattern))) == sorted(named)
+
+
 def test_a_folder_a_pattern_and_a_file_name_files_in_order(tmp_path):
     for name, text in {"b/2.txt": "two", "a/3.md": "three\r\n", "1.txt": "one", "no.json": "{}"}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)

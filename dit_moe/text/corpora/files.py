@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -160,10 +161,24 @@ def _matching(place: str, suffixes: Sequence[str]) -> tuple[list[Path], PassedOv
     if not rest:
         named = [each for each in glob.glob(place) if os.path.isfile(each) and not never_counts(os.path.basename(each))]
         return sorted(map(Path, named)), {}
-    pattern = rest[0] or "*"
-    places = [each for each in glob.glob(head or ".") if os.path.isdir(each)]
-    found = [_in_folder(each, lambda _, path: None if Path(path).match(pattern) else _NOT_NAMED) for each in places]
+    pattern = ("**", *Path(rest[0]).parts)
+
+    def found_below(folder: str) -> tuple[list[Path], PassedOver]:
+        return _in_folder(
+            folder, lambda _, path: None if _is_named(Path(path).relative_to(folder).parts, pattern) else _NOT_NAMED
+        )
+
+    found = [found_below(each) for each in glob.glob(head or ".") if os.path.isdir(each)]
     return sorted(file for files, _ in found for file in files), merged(passed_over for _, passed_over in found)
+
+
+def _is_named(path: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a pattern names a path, both in their parts; ** stands for any number of these."""
+    if not path or not pattern:
+        return not path and set(pattern) <= {"**"}
+    if pattern[0] == "**":
+        return _is_named(path, pattern[1:]) or _is_named(path[1:], pattern)
+    return fnmatchcase(path[0], pattern[0]) and _is_named(path[1:], pattern[1:])
 
 
 def _in_folder(folder: str, why_not: Callable[[str, str], str | None]) -> tuple[list[Path], PassedOver]:

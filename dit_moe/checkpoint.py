@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dit_moe.config import STORED, Tree, parse
-from dit_moe.files import give_usual_mode, missing, sha256_of, sync, wrong_size
+from dit_moe.files import give_usual_mode, missing, require_utf8, sha256_of, sync, wrong_size
 from dit_moe.formatting import first_few
 from dit_moe.json_files import Count, FileName, Name, Sha256, checked, load, require_format
 
@@ -175,6 +175,7 @@ class Checkpoint:
 
     def weights(self, part: Part) -> Weights:
         """The tensors of one file by name, memory-mapped on the CPU, after its checksum was verified."""
+        require_utf8(self.folder)
         path = self._verified(f"{part}.safetensors")
         try:
             return load_file(path)

@@ -216,6 +216,14 @@ def require_writable(folder: Path) -> None:
         raise ValueError(f"{folder} cannot be written ({error.strerror}); choose another folder") from None
 
 
+def require_utf8(path: Path) -> None:
+    """ValueError for a path that is not UTF-8, which safetensors does not open, though it writes there."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{path} is not UTF-8, and weights there cannot be read; rename it, or name another") from None
+
+
 def require_own(folder: Path, names: Iterable[str], own: bool) -> None:
     """ValueError if `folder` holds any of `names`, which are to be written, unless what is there is our `own`.
 

@@ -20,13 +20,9 @@ from dit_moe.config import Place, require
 from dit_moe.data.base import BrokenImages
 from dit_moe.data.broken_images import broken_images
 from dit_moe.data.images import BadImage, decode
-from dit_moe.data.listing import (
-    BROKEN,
-    PassedOver,
-    say_passed_over,
-)
+from dit_moe.data.listing import BROKEN, PassedOver, require_unicode_names, say_passed_over
 from dit_moe.data.shares import divide
-from dit_moe.formatting import tell
+from dit_moe.formatting import printable, tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +64,7 @@ class ImageSource(ABC):
         class_names: of the labels 0, 1, …
         fingerprint: of what the files hold.
 
-    Raises ValueError if `skip_broken` leaves no image.
+    Raises ValueError if `skip_broken` leaves no image, or for a class whose name is not UTF-8.
     """
 
     _said_orientation = False
@@ -79,6 +75,7 @@ class ImageSource(ABC):
     def __init__(
         self, config: ImageSourceConfig, split: str, labels_N: np.ndarray, class_names: Sequence[str], fingerprint: str
     ) -> None:
+        require_unicode_names(self.place, class_names)
         self.config, self.labels_N = config, labels_N
         self.class_names, self.fingerprint = tuple(class_names), fingerprint
         self.ways = 2 if config.flip and split == "train" else 1
@@ -174,7 +171,7 @@ class ImageSource(ABC):
             return
         if len(broken) == len(self.labels_N):
             raise ValueError(f"none of the {len(broken)} images can be used: {broken[0]}; mend them, or name others")
-        self.passed_over = self.passed_over | {BROKEN: {"count": len(broken), "first": broken[min(broken)]}}
+        self.passed_over = self.passed_over | {BROKEN: {"count": len(broken), "first": printable(broken[min(broken)])}}
         self.fingerprint = hashlib.sha256(f"{self.fingerprint} without {sorted(broken)}".encode()).hexdigest()
         self.keep(np.delete(np.arange(len(self.labels_N)), list(broken)))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dit_moe.distributed import join_processes
-from dit_moe.formatting import tell
+from dit_moe.formatting import printable, tell
 
 PassedOver = dict[str, dict[str, Any]]  # reason → {"count": entries, "first": name}, JSON-ready
 
@@ -113,7 +113,11 @@ def first_bytes(path: str, count: int = 32) -> bytes:
 
 
 def pass_over(found: PassedOver, reason: str, name: str) -> None:
-    """Count one more entry that does not count for this reason."""
+    """Count one more entry that does not count for this reason.
+
+    Its name is for people: bytes in it that are no UTF-8 are written out, as records of runs are Unicode.
+    """
+    name = printable(name)
     seen = found.setdefault(reason, {"count": 0, "first": name})
     seen["count"] += 1
     seen["first"] = min(seen["first"], name)
@@ -197,6 +201,15 @@ def number_classes(place: str, folders: Sequence[str], images: int) -> ClassFold
         classes = f"{len(folders)} of the {largest + 1} classes 0 to {largest} have images"
         note(f"{place}: class folders are labels by their numbers; {classes}")
     return ClassFolders(label_of, tuple(folder_of.get(label, str(label)) for label in range(largest + 1)))
+
+
+def require_unicode_names(place: str, class_names: Sequence[str]) -> None:
+    """ValueError for a class whose name is not UTF-8: checkpoints and results could not be read again."""
+    for name in class_names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{place}: the name of the class {printable(name)} is not UTF-8; rename it") from None
 
 
 def say_one_class(place: str, images: int) -> None:

@@ -21,7 +21,7 @@ from dit_moe.data.listing import note
 from dit_moe.distributed import locked, on_main
 from dit_moe.downloads import NotDownloaded, no_downloads
 from dit_moe.experiments import own_images
-from dit_moe.files import write_atomically
+from dit_moe.files import require_utf8, write_atomically
 from dit_moe.formats.writing import OF_TRAINING
 from dit_moe.formatting import PlainConsole, first_few, rounded, tell
 from dit_moe.models import MODELS
@@ -119,6 +119,7 @@ def train(experiment: AnyExperiment, dataset: Any, folder: Path, profile: int | 
         experiment, dataset: as `prepare` returns them.
         profile: how many steps to time by their parts; None: none.
     """
+    require_utf8(folder)
     with locked(folder):
         trainer = build_trainer(experiment, dataset, folder)
         if profile is not None:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,6 +124,16 @@ def test_a_folder_that_cannot_be_written_is_named(capsys, finished_run, tmp_path
     words = {"train": [CONFIG, "--run", target, *SMALL], "sample": [finished_run, "--out", target]}[command]
     refused(capsys, 2, "cannot be written", command, *words)
     assert blocker.read_text() == "in the way"
+
+
+def test_a_run_folder_that_is_not_utf8_is_refused_before_training_and_its_weights_are_not_called_damaged(
+    capsys, finished_run, tmp_path
+):
+    place = tmp_path / "caf\udce9"
+    refused(capsys, 2, r"caf\udce9 is not UTF-8, and weights there", "train", CONFIG, "--run", place, *SMALL)
+    assert not place.exists()
+    shutil.copytree(finished_run, place)
+    refused(capsys, 2, "is not UTF-8, and weights there cannot be read; rename it", "sample", place)
 
 
 def test_sampling_nothing_or_an_unknown_class_is_refused(capsys, a_run):

@@ -109,6 +109,7 @@ def test_a_folder_of_images_without_class_folders_is_one_class_which_is_said(tmp
         (["0", "2024"], "the class folder 2024 is a label by its number, but there are 2 images; if the numbers are"),
         (["train/ant", "Val/ant"], "has the folders Val and train, which are splits, not classes; name one of them"),
         (["train", "test"], "has the folders test and train, which are splits, not classes; name one of them"),
+        (["ant", "p\udceache"], r"the name of the class p\\udceache is not UTF-8; rename it"),
     ],
 )
 def test_folders_that_cannot_be_classes_are_refused(tmp_path, folders, problem):

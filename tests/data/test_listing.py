@@ -67,6 +67,12 @@ def test_images_and_what_is_passed_over_are_all_files_of_a_folder(mixed, capsys)
     assert source.facts()["passed_over"]["temporary files"] == {"count": 4, "first": "a/#2.png#"}
 
 
+def test_a_name_that_is_not_utf8_is_recorded_in_unicode_as_what_is_recorded_is_read_again(tmp_path):
+    write_tree(tmp_path, {"a/1.png": PNG, "a/caf\udce9.txt": b""})
+    dataset = DATASETS.build(ImageFolderConfig(path=str(tmp_path), size=8), "train")
+    assert dataset.passed_over == {OTHER_KINDS: {"count": 1, "first": r"a/caf\udce9.txt"}}
+
+
 def test_images_labels_and_what_is_passed_over_are_all_files_of_tars(tmp_path):
     beside = {"._0.tar": b"", "index.json": b"{}"}
     members = COUNT | {name: content for files in PASSED_OVER.values() for name, content in files.items()}

@@ -36,6 +36,7 @@ from dit_moe.data.listing import (
     note,
     number_classes,
     pass_over,
+    require_unicode_names,
     say_passed_over,
     whole_numbers,
 )
@@ -202,6 +203,7 @@ def _labels(folder: Path, files: Sequence[str]) -> tuple[Tensor | None, tuple[st
     if None in tops:
         note(f"{folder}: {tops.count(None)} images lie outside of the class folders, so that no image has a label")
         return None, None
+    require_unicode_names(str(folder), folders)
     classes = number_classes(str(folder), folders, len(files))
     return torch.tensor([classes.label_of[top] for top in tops if top], dtype=torch.int64), classes.names
 

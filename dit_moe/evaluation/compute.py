@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from dit_moe.extractors import FeatureExtractor, key_of
 from dit_moe.metrics import METRICS, FeatureMoments, FeatureSet, Metric, expected_floor
 
 PACKAGES = ("dit_moe", "torch", "torchvision", "torch-fidelity", "timm", "numpy")  # that a number may depend on
+SPREADS = 3  # standard errors of a share of so many images
 DISTANCES = {"fd": "moments", "sfd": "spatial_moments"}  # value: where its Gaussians are
 
 
@@ -95,8 +97,9 @@ def compute_report(
         better=better,
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     )
-    caveats = [] if extractor.caveat is None else [f"{extractor.name}: {extractor.caveat}"]
-    return Report(numbers=numbers, provenance=provenance, warnings=warnings + _few(n, reference, extractor) + caveats)
+    warnings += _few(n, reference, extractor) + _guessed(numbers, groups, extractor)
+    warnings += [] if extractor.caveat is None else [f"{extractor.name}: {extractor.caveat}"]
+    return Report(numbers=numbers, provenance=provenance, warnings=warnings)
 
 
 def number_names(
@@ -203,3 +206,20 @@ def _few(n: int | None, reference: ExtractedFeatures, extractor: FeatureExtracto
     few = f"{min(counts)} images for {extractor.dim} features: distances are mostly sampling error"
     same = "and compare ratios only at the same number of images"
     return [f"{few}; use at least {2 * extractor.dim}, {same}"]
+
+
+def _guessed(
+    numbers: Mapping[str, Number], groups: Mapping[str, Sequence[FeatureSet]], extractor: FeatureExtractor
+) -> list[str]:
+    """A note if class accuracy is within `SPREADS` standard errors of chance, or below it."""
+    accuracy, classes = numbers.get("class_accuracy"), extractor.classes or 1
+    if not isinstance(accuracy, Value) or classes < 2:
+        return []
+    for group, value in (("heldout", accuracy.heldout), ("generated", accuracy.mean)):
+        chance, count = 1 / classes, sum(one.count or 0 for one in groups[group])
+        if value is not None and value <= chance + SPREADS * math.sqrt(chance * (1 - chance) / max(count, 1)):
+            found = f"{value:.3g} is about what guessing gets, {chance:.3g}"
+            if group == "heldout":
+                return [f"class_accuracy: of held-out images, {found}: {extractor.name} cannot judge these classes"]
+            return [f"class_accuracy: {found}: the samples do not show their classes, or are labelled by others"]
+    return []

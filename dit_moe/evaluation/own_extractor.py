@@ -149,7 +149,7 @@ def _train(reserved: Dataset, heldout: Dataset | None, folder: Path, seed: int) 
         seed=seed,
     )
     trained_cnn.save(network, facts, folder)
-    told = "" if right is None else f", and tells {right:.1%} of {count:,} held-out ones"
+    told = "" if right is None else f", and tells {right:.1%} of {count:,} held-out ones (chance: {1 / classes:.1%})"
     what = f"{len(names)} classes" if supervised else "quarter turns"
     note(f"{folder}: a CNN that learned {what} from {len(reserved):,} images{told}")
 

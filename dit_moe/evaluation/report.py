@@ -192,6 +192,7 @@ COLUMNS = {
 RECONSTRUCTED = "  reconstructed"  # held-out images, encoded and decoded
 ARROWS = {"lower": " ↓", "higher": " ↑"}
 SHOWN = 2  # reasons
+ENOUGH = 2  # images a feature, from which on `floor_estimate` is less than a tenth off for independent draws
 WIDTH = 100  # of a report as text, letters
 
 
@@ -225,7 +226,7 @@ def footnotes(report: Report) -> list[str]:
         far = f", noise {_in_9_characters(first.noise)} is nothing learned" if first.noise is not None else ""
         lines.append(ends + far)
     if any(each.floor_estimate is not None for each in report.distances.values()):
-        lines.append("expected: what held-out images drawn at random should get, by a formula")
+        lines.append(_expected(first is not None, report.provenance))
     if len(report.provenance.samples) > 1:
         lines.append("±: over the seeds of sampling, not of training")
     if any(key.startswith("nearest_") for key in report.numbers):
@@ -234,6 +235,15 @@ def footnotes(report: Report) -> list[str]:
     if isinstance(classes, int) and any(key in report.numbers for key in ("class_accuracy", f"class_accuracy_{space}")):
         lines.append(f"class_accuracy: chance {1 / classes:.3f}")
     return lines
+
+
+def _expected(measured: bool, facts: Provenance) -> str:
+    """What `floor_estimate` is, and when not to trust it."""
+    about = "expected: held-out by a formula, for images drawn at random"
+    counts, dim = [each for each in (facts.n_gen, facts.n_ref_statistics, facts.n_ref_images) if each], facts.extractor
+    enough = ENOUGH * dim.get("dim", 0)
+    few = f" (it reads low of fewer than {enough} images)" if counts and min(counts) < enough else ""
+    return f"{about}{few}" + ("; where they differ, trust held-out" if measured else "")
 
 
 def _title(facts: Provenance) -> str:

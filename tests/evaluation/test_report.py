@@ -1,6 +1,7 @@
 """Reports on the digits: real ones against each other, noisy ones, copies."""
 
 import json
+import re
 from functools import cache
 from importlib.metadata import version
 
@@ -103,6 +104,23 @@ def test_accuracy_is_the_share_of_images_taken_for_their_label(digits):
     right = report["class_accuracy_heldout"]
     assert right == pytest.approx(448 / 450)
     assert report["class_accuracy"] == pytest.approx((right + right / 2) / 2, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("samples", "heldout", "warned"),
+    [
+        ("held", "held", None),
+        ("wrong", "held", r"class_accuracy: 0\.\d+ is about what guessing gets, 0\.1: the samples do not show"),
+        ("wrong", None, r"class_accuracy: 0\.\d+ is about what guessing"),
+        ("held", "wrong", r"class_accuracy: of held-out images, .*, 0\.1: digits_cnn64 cannot judge these classes"),
+    ],
+)
+def test_a_class_accuracy_near_chance_is_a_warning(digits, samples, heldout, warned):
+    images, labels = digits["heldout"]
+    sets = {"held": (images, labels), "wrong": (images, np.roll(labels, 1)), None: None}
+    given = {"metrics": configs_of(["class_accuracy"]), "heldout": heldout and of(sets[heldout])}
+    warnings = against_train(digits, sets[samples], **given)["warnings"]
+    assert len(warnings) == (warned is not None) and all(re.match(warned, each) for each in warnings)
 
 
 def test_seeds_are_averaged_and_their_spread_is_reported(digits):

@@ -64,6 +64,7 @@ class TrainingBar:
 
     def __init__(self, steps: int, step: int, unit: str, shown: bool) -> None:
         self._steps, self._unit, self._printed, self._started = steps, unit, -PAUSE, False
+        self._beside: dict[str, tuple[int, float]] = {}  # work beside the steps: how often it comes, its last seconds
         self._console = PlainConsole(stderr=True, quiet=not shown, soft_wrap=True)
         columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.description}"))
         self._bar = Progress(*columns, console=self._console, disable=not (shown and self._console.is_terminal))
@@ -80,14 +81,18 @@ class TrainingBar:
         """Call after every step."""
         self._bar.update(self._task, completed=step)
 
+    def beside(self, work: str, every: int, seconds: float) -> None:
+        """Call after work that comes every so many steps beside them: the time left counts what is to come of it."""
+        self._beside[work] = every, seconds
+
     def line(self, line: dict[str, Any]) -> None:
-        """Call with every line of the log."""
-        rate = line[f"{self._unit}_per_s"]
-        rows_left = (self._steps - line["step"]) * line[self._unit] / line["step"]
-        elapsed, left = (timedelta(seconds=round(seconds)) for seconds in (line["seconds"], rows_left / rate))
-        times = f"{elapsed} elapsed" + (
-            f", {left} left" if self._started else ""
-        )  # the first line's rate is of the start
+        """Call with every line of the log, before the work beside the steps that is due then."""
+        rate, step = line[f"{self._unit}_per_s"], line["step"]
+        left = (self._steps - step) * line[self._unit] / step / rate
+        left += sum((self._steps // every - (step - 1) // every) * seconds for every, seconds in self._beside.values())
+        times = f"{timedelta(seconds=round(line['seconds']))} elapsed"
+        if self._started:  # the first line's rate is of the start
+            times += f", {timedelta(seconds=round(left))} left"
         self._started = True
         shown = [f"loss {rounded(line['loss'], 4, 3)}", f"{rate:.4g} {self._unit}/s", times]
         if line.get("p") is not None:

@@ -152,6 +152,13 @@ class Logger:
         yield
         self._since += time.perf_counter() - start
 
+    @contextmanager
+    def recurring(self, work: str, every: int) -> Iterator[None]:
+        """Work in here comes again every so many steps: the time left counts it, once it is known."""
+        start = time.perf_counter()
+        yield
+        self._progress.beside(work, every, time.perf_counter() - start)
+
     def sync(self) -> None:
         """Put the logs on the disk."""
         for log in (self._log, self._evaluations):

@@ -297,8 +297,9 @@ class Trainer:
                 self._end_profiled_step(self.profile, logger)
             with logger.untimed():
                 if stop or self.step % config.checkpoint_every == 0 or self.step == config.steps:
-                    logger.sync()
-                    self._save(logger)
+                    with logger.recurring("checkpoint", config.checkpoint_every):
+                        logger.sync()
+                        self._save(logger)
                 if stop and self.step < config.steps:
                     signum = self._watch.signum or signal.SIGTERM  # it may have reached another process only
                     raise Interrupted(signum, f"{self.run} is saved at step {self.step}; run the same command to go on")
@@ -356,5 +357,6 @@ class Trainer:
         if hooks:
             with torch.no_grad(), unsharded(self.ema.module):
                 for hook in hooks:
-                    numbers |= hook.call(self.step, self.ema.module) or {}
+                    with logger.recurring(f"hook {self.hooks.index(hook)}", hook.every):
+                        numbers |= hook.call(self.step, self.ema.module) or {}
         logger.evaluation(self.step, numbers)

@@ -57,6 +57,14 @@ def test_hooks_of_one_step_share_its_line(build, tmp_path):
     assert names == [{"a"}, {"fd", "b"}, {"a"}, {"a", "fd", "b"}]
 
 
+def test_hooks_and_checkpoints_count_in_the_time_left(build, tmp_path, monkeypatch):
+    counted = []
+    monkeypatch.setattr("dit_moe.progress.TrainingBar.beside", lambda bar, *work: counted.append(work[:2]))
+    build(tmp_path, steps=6, checkpoint_every=4, hooks=[hook(every=2), hook(every=6)]).train()
+    samples, checkpoints = [("hook 0", 2)], [("checkpoint", 4)]
+    assert counted == [*samples, *checkpoints, *samples, *checkpoints, *samples, ("hook 1", 6)]
+
+
 class Killed(BaseException):
     """Nothing catches it."""
 

@@ -70,6 +70,20 @@ def test_progress_without_a_terminal_is_one_line_per_interval_on_stderr(capsys, 
     assert err.splitlines() == [start + end, f"{start}, 0:10:00 left{end}"]
 
 
+def test_the_time_left_counts_the_samples_and_checkpoints_to_come(capsys, monkeypatch):
+    monkeypatch.setattr("dit_moe.progress.PAUSE", 0.0)
+    progress = TrainingBar(steps=1000, step=0, unit="images", shown=True)
+    progress.line(LINE)  # of the start
+    progress.beside("samples", 250, 30.0)
+    progress.beside("samples", 250, 60.0)  # the last one counts
+    progress.beside("checkpoint", 400, 5.0)
+    for step in (500, 501, 1000):
+        progress.line(LINE | {"step": step, "images": 32 * step})
+    # 500 steps at 0.8 s, samples at 500, 750 and 1000, a checkpoint at 800; samples at 750 and 1000; those at 1000.
+    left = [line.split(" elapsed, ")[1].split(" left")[0] for line in capsys.readouterr().err.splitlines()[1:]]
+    assert left == ["0:09:45", "0:08:44", "0:01:00"]
+
+
 @pytest.mark.parametrize("line", [LINE | {"p": None, "active": None}, {k: LINE[k] for k in list(LINE)[:5]}])
 def test_a_model_without_threshold_or_experts_shows_none(capsys, line):
     TrainingBar(steps=1000, step=0, unit="images", shown=True).line(line)

@@ -64,6 +64,7 @@ __all__ = [  # with what the rest of the package takes from the schema
     "section",
     "shown",
     "to_yaml",
+    "without_options_of_others",
 ]
 
 STORED = "config.yaml"  # of a run or a checkpoint, beside one of these:
@@ -125,6 +126,20 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, tuple
             yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
     elif old != new:
         yield path, (old, new)
+
+
+def without_options_of_others(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What `differences` found, where a section is of two entries their names alone: the options follow from these."""
+    sections = [
+        key.removesuffix("name")
+        for key, pair in found.items()
+        if key.endswith(".name") and len({entry_of(str(name)) for name in pair}) > 1
+    ]
+    return {
+        key: pair
+        for key, pair in found.items()
+        if not any(key.startswith(section) and key != f"{section}name" for section in sections)
+    }
 
 
 def completed(recorded: Tree, config_class: type | None) -> Tree:

@@ -17,7 +17,6 @@ from dit_moe.config import Tree
 from dit_moe.costs.estimate import peak_of_this_machine, training_flops
 from dit_moe.costs.memory import require_room
 from dit_moe.data.latents import NoLatents
-from dit_moe.data.listing import note
 from dit_moe.distributed import locked, on_main
 from dit_moe.downloads import NotDownloaded, no_downloads
 from dit_moe.experiments import own_images
@@ -82,7 +81,7 @@ def dry_run(experiment: AnyExperiment, folder: Path) -> Any:
     task_of(resolved).check_parts(resolved, dataset, start)
     if start is not None:
         with torch.device("meta"):
-            require_fit_start(MODELS.build(resolved.model), start)
+            require_fit_start(MODELS.build(resolved.model), start, _other_settings(start, resolved))
     return resolved
 
 
@@ -137,8 +136,6 @@ def train(experiment: AnyExperiment, dataset: Any, folder: Path, profile: int | 
 def build_trainer(experiment: AnyExperiment, dataset: Any, folder: Path) -> Trainer:
     """What trains `experiment`. ValueError if it cannot go on, or start, from what the config or the folder says."""
     start = _open_start(experiment, folder)
-    if start is not None:
-        _note_other_settings(start, experiment)
     newest = checkpoint.latest(folder)
     earlier = start if newest is None else checkpoint.open_checkpoint(newest)
     parts = task_of(experiment).training_parts(experiment, dataset, folder, earlier)
@@ -153,18 +150,19 @@ def build_trainer(experiment: AnyExperiment, dataset: Any, folder: Path) -> Trai
         config_class=type(experiment),
         seed=experiment.seed,
         start=start,
+        start_settings="" if start is None else _other_settings(start, experiment),
         curves=CurvesPicture(folder),
         **vars(parts),
     )
 
 
-def _note_other_settings(start: checkpoint.Checkpoint, experiment: AnyExperiment) -> None:
-    """Say which settings of the network and the objective `start` was trained with others of: no shape tells them."""
+def _other_settings(start: checkpoint.Checkpoint, experiment: AnyExperiment) -> str:
+    """Settings of the network and the objective that `start` was trained with and that are others here, in words."""
     task = task_of(experiment)
     try:
         before = config.dump(task.resolve_without_data(task.build_experiment(start.config())))
     except ValueError:  # of a version that is not read any more, whose weights may be
-        return
+        return ""
 
     def settings(tree: Tree) -> Tree:
         return config.flatten({key: tree[key] for key in ("model", "objective") if key in tree})
@@ -174,9 +172,8 @@ def _note_other_settings(start: checkpoint.Checkpoint, experiment: AnyExperiment
         for key, values in config.differences(settings(before), settings(config.dump(experiment)))
         if key != "model.num_classes" and not OF_TRAINING.fullmatch(key)
     }
-    if found:
-        told = [f"{key}={old} (here {new})" for key, (old, new) in sorted(found.items())]
-        on_main(lambda: note(f"{start.folder} was trained with {first_few(told, 4)}"))
+    found = config.without_options_of_others(found)
+    return first_few([f"{key}={old} (here {new})" for key, (old, new) in sorted(found.items())], 4)
 
 
 def _open_start(experiment: AnyExperiment, folder: Path) -> checkpoint.Checkpoint | None:

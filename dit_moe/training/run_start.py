@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dit_moe import checkpoint
 from dit_moe.checkpoint import CONFIG
-from dit_moe.config import OF_A_RUN, ConfigError, Tree, differences, parse
+from dit_moe.config import OF_A_RUN, ConfigError, Tree, differences, parse, without_options_of_others
 from dit_moe.data.listing import note
 from dit_moe.files import require_own
 from dit_moe.formats import open_model
@@ -92,7 +92,8 @@ def note_edited_config(saved: checkpoint.Checkpoint, config_yaml: str | None = N
 def differing(old: Tree, new: Tree, *, fixed: Collection[str] = ()) -> dict[str, tuple[Any, Any]]:
     """Keys in which two resolved configs differ, with both values, other than those that may.
 
-    `fixed` are keys that may differ when a run is resumed, but not here.
+    Of a section that names another entry, the name alone. `fixed` are keys that may differ when a run is resumed, but
+    not here.
     """
     free = {each for each in _FREE if each not in fixed} | {
         f"{section}.{key}"
@@ -100,11 +101,12 @@ def differing(old: Tree, new: Tree, *, fixed: Collection[str] = ()) -> dict[str,
         if (old.get(section) or {}).get(identity) is not None
         for key in keys
     }
-    return {
+    found = {
         key: pair
         for key, pair in sorted(differences(old, new))
         if not any(key == each or key.startswith(f"{each}.") for each in free)
     }
+    return without_options_of_others(found)
 
 
 def require_same_run(
@@ -152,13 +154,13 @@ def open_start(config: TrainConfig, run: str | Path) -> checkpoint.Checkpoint | 
     return open_model(config.init_from)
 
 
-def require_fit_start(model: nn.Module, start: checkpoint.Checkpoint) -> None:
+def require_fit_start(model: nn.Module, start: checkpoint.Checkpoint, settings: str = "") -> None:
     """ValueError unless `load_start` would take the weights of `start`, for whatever classes. `model` may be meta."""
     own, weights, table = checkpoint.state_of(model), start.weights("ema"), getattr(model, "label_table", None)
     if table is not None:
         for state in (own, weights):
             state.pop(str(table), None)
-    checkpoint.require_fit(own, checkpoint.upgraded(model, weights), start.folder)
+    checkpoint.require_fit(own, checkpoint.upgraded(model, weights), _named(start, settings))
 
 
 def fits_start(model: nn.Module, start: checkpoint.Checkpoint) -> bool:
@@ -170,21 +172,30 @@ def fits_start(model: nn.Module, start: checkpoint.Checkpoint) -> bool:
     return True
 
 
+def _named(start: checkpoint.Checkpoint, settings: str) -> str:
+    return f"{start.folder}, trained with {settings}," if settings else str(start.folder)
+
+
 def load_start(
-    model: nn.Module, ema: nn.Module, start: checkpoint.Checkpoint, class_names: Sequence[str] | None
+    model: nn.Module,
+    ema: nn.Module,
+    start: checkpoint.Checkpoint,
+    class_names: Sequence[str] | None,
+    settings: str = "",
 ) -> str:
     """Give the averaged weights and the buffers of `start` to `model` and its average `ema`.
 
     If the classes differ from those of `start`, the rows of ``model.label_table`` go by name: a class of the same name
     keeps its row, the others keep the fresh one that `model` has, the null class (last) keeps its own. `class_names`
-    are in the order of the table; None is a model without classes.
+    are in the order of the table; None is a model without classes. `settings` are those that `start` was trained with
+    and that are others here, in words: they are named before the tensors that do not fit.
 
     Returns what was done, in words. Raises ValueError if anything else does not fit. All processes call it together.
     """
     before = start.state.get("class_names")
     weights, done = with_classes(model, start.weights("ema"), before, class_names, start.folder)
     for module in (model, ema):
-        checkpoint.load_into(module, weights, start.folder)
+        checkpoint.load_into(module, weights, _named(start, settings))
     return f"starts from {start.folder}{done and f'; {done}'}"
 
 

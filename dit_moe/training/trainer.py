@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dit_moe import checkpoint
 from dit_moe.config import OF_A_RUN, Tree, completed, parse
+from dit_moe.data.listing import note
 from dit_moe.distributed import is_out_of_memory, locked, on_all, on_main
 from dit_moe.files import write_atomically
 from dit_moe.formatting import tell
@@ -80,6 +81,7 @@ class Trainer:
         config_class: what it is a config of, by which one that an earlier version kept is read; None: as it stands.
         seed: of the data order and of every draw.
         start: where a new run takes its weights from (`open_start`); one that goes on ignores it.
+        start_settings: those that they were trained with and that are others here, in words; "" if there are none.
         facts: JSON-ready, kept in every checkpoint's state.json; ``class_names`` in the order of the label table.
         hooks: run in between.
         curves: the picture that is drawn of the log, in the run folder; None: none is.
@@ -102,6 +104,7 @@ class Trainer:
         config_class: type | None = None,
         seed: int,
         start: checkpoint.Checkpoint | None = None,
+        start_settings: str = "",
         facts: Mapping[str, Any] = MappingProxyType({}),
         hooks: Sequence[Hook] = (),
         curves: CurvesPicture | None = None,
@@ -111,7 +114,7 @@ class Trainer:
         self.config, self.run, self.config_yaml, self.seed = config, Path(run), config_yaml, seed
         self.config_class = config_class
         self.start, self.facts, self.hooks, self.curves, self.unit = start, facts, hooks, curves, unit
-        self.keep_inputs = keep_inputs
+        self.keep_inputs, self.start_settings = keep_inputs, start_settings
         self.accelerator = build_accelerator(config, self.run)
         self.precision = self.accelerator.mixed_precision.replace("no", "fp32")  # what "auto" came to
         self.prefetcher = Prefetcher(config, dataset, prepare_batch, seed)
@@ -161,7 +164,10 @@ class Trainer:
         if newest is not None:
             self._resume(checkpoint.open_checkpoint(newest))
         elif self.start is not None:
-            self._begun = load_start(self.model, self.ema.module, self.start, self.facts.get("class_names"))
+            classes, settings = self.facts.get("class_names"), self.start_settings
+            self._begun = load_start(self.model, self.ema.module, self.start, classes, settings)
+            if settings:
+                note(f"{self.start.folder} was trained with {settings}")
             if keep_thresholds(self.model, self._kept_in(self.start), parse(self.config_yaml)):
                 self._calibrate = False
         else:

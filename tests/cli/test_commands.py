@@ -39,7 +39,10 @@ def test_dry_run_prints_config_sizes_and_costs_and_builds_nothing(capsys, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["train.init_from={run}", "model.width=48"], "step_00000004 holds another architecture"),
+        (
+            ["train.init_from={run}", "model.moe.router=topk"],
+            "step_00000004, trained with model.moe.router.name=dtopp (here topk), holds another architecture (",
+        ),
         (["train.trackers=[trackio]"], "train.trackers=trackio is not installed; pip install "),
         (["train.compile=true"], "train.compile=true needs the compiler no-such-compiler; install it"),
         (["sample.compile=true", "train.sample_every=2"], "sample.compile=true needs the compiler"),

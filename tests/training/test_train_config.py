@@ -49,6 +49,9 @@ def test_free_fields_exist_and_a_resume_may_change_just_them_and_sampling(tmp_pa
     assert require_same_run(old, new | {"model": {"moe": None, "recompute": True}, "tokenize": {}}, tmp_path) == {}
     with pytest.raises(ConfigError, match=r"^model.moe={'experts': 4} differs from the run in .*, which has None; "):
         require_same_run(old, new | {"model": {"moe": {"experts": 4}}}, tmp_path)
+    routers = [{"model": {"router": {"name": name, **own}}} for name, own in (("dtopp", {"drn": 1}), ("topk", {}))]
+    with pytest.raises(ConfigError, match=r"^model.router.name=topk differs from .*, which has dtopp; take that"):
+        require_same_run(*routers, tmp_path)
     for name in names - set(FREE):
         changed = old | {"train": old["train"] | {name: 2}}
         if name in RECORDED:

@@ -236,15 +236,19 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 def load_optimizer_state(
     model: nn.Module, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor], source: str | Path
 ) -> None:
-    """The inverse of `optimizer_state` after a step. Raises ValueError if `source` holds not just all of the state."""
+    """The inverse of `optimizer_state` after a step. Raises ValueError if `source` holds not just all of the state.
+
+    A parameter that has had no gradient yet has none: the optimizer begins it with the first.
+    """
     names = {parameter: name for name, parameter in model.named_parameters()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     slots = {p: {"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p} for p in parameters}
-    wanted = {f"{names[p]}.{slot}": tensor for p in parameters for slot, tensor in slots[p].items()}
+    begun = {i: p for i, p in enumerate(parameters) if any(f"{names[p]}.{slot}" in tensors for slot in slots[p])}
+    wanted = {f"{names[p]}.{slot}": tensor for p in begun.values() for slot, tensor in slots[p].items()}
     checkpoint.require_fit(wanted, tensors, source)
     state = {
         i: {slot: checkpoint.part_of(tensors[f"{names[p]}.{slot}"], own).clone() for slot, own in slots[p].items()}
-        for i, p in enumerate(parameters)
+        for i, p in begun.items()
     }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

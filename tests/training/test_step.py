@@ -148,11 +148,14 @@ def test_a_warm_up_longer_than_the_run_is_fine():
 def test_the_state_goes_through_named_tensors_and_back_bit_for_bit():
     def step(model, optimizer):
         optimizer.zero_grad()
-        model(torch.ones(2, 3)).square().sum().backward()
+        late = model.late.sum() if optimizer_state(model, optimizer) else 0.0
+        (model(torch.ones(2, 3)) + late).square().sum().backward()
         optimizer.step()
 
     torch.manual_seed(0)
     model, copy = nn.Linear(3, 2), nn.Linear(3, 2)
+    for each in (model, copy):
+        each.late = nn.Parameter(torch.ones(2))  # has no gradient in the first step
     optimizer, other = (build_optimizer(each, config(lr=0.1, weight_decay=0.1)) for each in (model, copy))
     assert optimizer_state(model, optimizer) == {}
     step(model, optimizer)
@@ -165,6 +168,7 @@ def test_the_state_goes_through_named_tensors_and_back_bit_for_bit():
         step(copy, other)
     assert torch.equal(model.weight, copy.weight)
     assert torch.equal(model.bias, copy.bias)
+    assert torch.equal(model.late, copy.late) and not torch.equal(model.late, torch.ones(2))
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,11 @@ class PipelineFormat(Format):
             raise NotThisFormat(f"no config.json says that it is a {NETWORK}")
         folder, index = self._index(found)
         recorded = {name: found.settings[name] for name in ("model", "objective")}
-        recorded["sample"] = index["sample"] | {"weights": "ema"}
-        recorded["first_stage"] = dict(index["first_stage"])
-        if index["vae"][0] is not None:
+        # A pipeline that was put together of its parts may say neither how to sample nor how to decode.
+        recorded["sample"] = (index["sample"] or {}) | {"weights": "ema"}
+        in_pixels = index["vae"][0] is None
+        recorded["first_stage"] = dict(index["first_stage"] or {"name": "identity" if in_pixels else "autoencoder"})
+        if not in_pixels:
             recorded["first_stage"] |= {"model": str(folder), "subfolder": "vae"}
         if recorded["first_stage"].get("statistics") is not None and (folder / OWN_STATISTICS).is_file():
             recorded["first_stage"]["statistics"] = str(folder / OWN_STATISTICS)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from dit_moe import config
 from dit_moe.autoencoders import FIRST_STAGES, FirstStage
-from dit_moe.autoencoders.autoencoder import Autoencoder
+from dit_moe.autoencoders.autoencoder import Autoencoder, AutoencoderConfig, normalization_of
 from dit_moe.autoencoders.base import Identity
 from dit_moe.autoencoders.own_copy import copy_statistics, with_own_copy
 from dit_moe.config import ConfigError, Tree, section
@@ -61,7 +61,7 @@ class DiTMoEPipeline(DiffusionPipeline):
         vae: None where the model makes pixels.
         class_names: in the order of the label table; None: not known.
         sample: the section `sample`; the scheduler does what its sampler says.
-        first_stage: the section `first_stage`, whose weights are `vae`.
+        first_stage: the section `first_stage`, whose weights are `vae`; None: it scales latents as `vae` itself says.
     """
 
     model_cpu_offload_seq = "transformer->vae"  # type: ignore[assignment]
@@ -80,6 +80,10 @@ class DiTMoEPipeline(DiffusionPipeline):
         first_stage: Tree | None = None,
     ) -> None:
         super().__init__()
+        if vae is not None and first_stage is None:
+            shift, scale = normalization_of(vae.config)
+            described = AutoencoderConfig(model="vae", kind=type(vae).__name__, shift=shift, scale=scale)
+            first_stage = config.dump(_FirstStageSection(first_stage=described))["first_stage"]
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
         self.register_to_config(class_names=class_names, sample=sample, first_stage=first_stage)
         self._guidance = config.build(SampleConfig, sample or {}, "sample").guidance
@@ -128,8 +132,9 @@ class DiTMoEPipeline(DiffusionPipeline):
     def class_rows(self, class_labels: int | str | Iterable[int | str]) -> Tensor:
         """The rows of the label table, int64 [B], of classes by name or number. ValueError if there is none such."""
         with section("class"):
-            asked = SampleConfig(labels=plain_labels(class_labels))
-            rows = listed_classes(asked, self.transformer.architecture.num_classes, self.config["class_names"])
+            asked = plain_labels(class_labels)
+            listed = SampleConfig(labels=asked if isinstance(asked, tuple) else (asked,))  # no word means all classes
+            rows = listed_classes(listed, self.transformer.architecture.num_classes, self.config["class_names"])
         return torch.tensor(rows)
 
     def _network(self, x: Tensor, t_B: Tensor, labels_B: Tensor) -> Tensor:
@@ -170,6 +175,7 @@ class DiTMoEPipeline(DiffusionPipeline):
         described = {"first_stage": self.config["first_stage"] or {"name": "identity"}}
         section = config.build(_FirstStageSection, described).first_stage
         stage: Any = FIRST_STAGES.build(section if self._folder is None else with_own_copy(section, self._folder))
+        stage.to(self._execution_device)  # which says where its precision counts
         if self.vae is not None:
             stage.network = self.vae
         return stage

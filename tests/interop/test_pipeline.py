@@ -16,6 +16,7 @@ from diffusers import (
 from diffusers.pipelines.pipeline_utils import PushToHubMixin
 from safetensors.torch import save_file
 
+from dit_moe import config
 from dit_moe.autoencoders import FIRST_STAGES
 from dit_moe.autoencoders.autoencoder import AutoencoderConfig
 from dit_moe.diffusion import SAMPLERS
@@ -83,6 +84,27 @@ def test_the_folder_is_opened_as_the_run_that_it_was(case, tmp_path):
     assert torch.equal(again.generator().generate(LABELS).images, run.generator().generate(LABELS).images)
 
 
+@pytest.mark.parametrize("case", ["heun", "latents"])
+def test_a_pipeline_of_its_parts_alone_decodes_by_its_own_vae_and_is_opened_as_a_run_too(case, tmp_path):
+    run = run_of(case)
+    parts = wrap(run)
+    pipeline = quiet(DiTMoEPipeline(parts.transformer, parts.scheduler, parts.vae))
+    made = run.generator().generate(LABELS).images
+    images = np.stack(pipeline(LABELS, seed=run.experiment.sample.seed).images)
+    assert np.array_equal(images, made.permute(0, 2, 3, 1).numpy().squeeze(-1))
+    pipeline.save_pretrained(tmp_path)
+    sampler = run.experiment.sample.sampler
+    again = open_image_run(tmp_path, [f"sampler={config.dump(sampler) | {'name': SAMPLERS.name_of(sampler)}}"])
+    assert torch.equal(again.generator().generate(LABELS).images, made)
+
+
+def test_latents_are_decoded_in_the_precision_asked_for_on_the_device_that_the_pipeline_works_on(monkeypatch):
+    pipeline = wrap(run_of("latents"))
+    monkeypatch.setattr(DiTMoEPipeline, "_execution_device", torch.device("meta"))
+    (buffer,) = pipeline.first_stage().buffers(recurse=False)  # by which it chooses where autocast works
+    assert buffer.device.type == "meta"
+
+
 def test_statistics_of_each_place_go_with_the_pipeline(tmp_path):
     run, file = run_of("latents"), tmp_path / "stats.safetensors"
     shape = run.latent_shape
@@ -131,7 +153,8 @@ def test_classes_go_by_name_and_number_and_bad_input_is_told():
     pipeline = quiet(wrap(replace(run_of("euler"), class_names=["cat", "dog", *"23456789"])))
     assert pipeline.class_rows(["dog", "7"]).tolist() == [1, 7] and pipeline.class_rows("dog").tolist() == [1]
     for message, options in {
-        "class.labels=bird must": {"class_labels": "bird"},
+        r"class.labels=\[bird\] must": {"class_labels": "bird"},
+        r"class.labels=\[random\] must": {"class_labels": "random"},  # which `sample` takes for all of them
         "seed and generator exclude": {"seed": 0, "generator": torch.Generator()},
         "generator has 1 entries for 2": {"class_labels": [0, 1], "generator": [torch.Generator()]},
         "guidance.scale=-1.0 must": {"guidance_scale": -1.0},

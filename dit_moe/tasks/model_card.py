@@ -15,7 +15,8 @@ from dit_moe.formatting import first_few, markdown_table
 from dit_moe.json_files import read_object
 
 METRICS, ROUTING = "metrics.json", Path("routing", "routing.json")  # of a run folder
-SHOWN = 10  # classes
+SHOWN = 10  # classes, or settings
+SETTINGS = ("sampler", "guidance", "target", "p")  # of the section `sample`: what numbers of the same weights depend on
 OWN_USE = """```python
 from dit_moe.interop.pipeline import DiTMoEPipeline
 
@@ -32,7 +33,7 @@ pipe = DiTPipeline.from_pretrained("{name}")
 images = pipe([0, 1], guidance_scale=1.5).images
 ```
 
-Its scheduler visits other times than the sampler below, with which the numbers were measured."""
+Its scheduler visits other times than the sampler below."""
 
 
 def model_card(run: ImageRun, name: str, licence: str | None, native: bool = False) -> str:
@@ -79,7 +80,7 @@ def _sampling(run: ImageRun) -> str:
     sample, latents = run.experiment.sample, run.latent_shape
     evaluations = SAMPLERS.build(sample.sampler, run.objective).evaluations(sample.guidance, latents)
     tree = config.dump(sample)
-    kept = {key: tree[key] for key in ("sampler", "guidance", "weights", "target", "p") if tree[key] is not None}
+    kept = {key: tree[key] for key in (*SETTINGS, "weights") if tree[key] is not None}
     return f"{evaluations} evaluations of the network for an image, by default:\n\n{_yaml(kept)}"
 
 
@@ -88,10 +89,27 @@ def _evaluation(run: ImageRun) -> str:
     if not tree or run.sha256 not in str(tree.get("provenance")):
         return "These weights were not evaluated before they were written."
     report = Report.from_json(tree)
+    others = _other_settings(run, report)
+    told = f"They were measured with {first_few(others, SHOWN)}, and not as above.\n\n" if others else ""
     reasons = [f"* {reason.text}" for reason in report.provenance.reasons]
     stand = "may" if report.provenance.comparable else "may not"
     because = ":\n\n" + "\n".join(reasons) if reasons else "."
-    return f"```\n{str(report).strip()}\n```\n\nPublished numbers {stand} stand beside these{because}"
+    return f"{told}```\n{str(report).strip()}\n```\n\nPublished numbers {stand} stand beside these{because}"
+
+
+def _other_settings(run: ImageRun, report: Report) -> list[str]:
+    """How the evaluated images were sampled, where that is not how the model that is written samples."""
+    now, found = _settings(config.dump(run.experiment.sample)), dict[str, None]()
+    for made in report.provenance.samples:
+        facts = {**made, **made.get("sample", {})}  # those of a file are in the description beside it
+        then = _settings(facts.get("experiment", {}).get("sample", {}))
+        found |= {f"`{key}={value}`": None for key, value in then.items() if now.get(key) != value}
+    return list(found)
+
+
+def _settings(sample: Tree) -> Tree:
+    """`SETTINGS` of a section `sample`, by dotted keys."""
+    return config.flatten({key: sample[key] for key in SETTINGS if key in sample})
 
 
 def _routing(run: ImageRun) -> str:
@@ -103,7 +121,9 @@ def _routing(run: ImageRun) -> str:
     busiest = [f"{max(load_E) * experts:.3g}" for load_E in found["load_LE"]]
     table = {"block": list(map(str, found["layers_L"])), "active experts": active, "± over tokens": spread}
     table |= {"balance (1 is even)": balance, "busiest expert, times an even share": busiest}
-    return f"Of {experts} experts a layer, on the split {found['facts']['split']}:\n\n{markdown_table(table.items())}"
+    asked = f", with {asked}" if (asked := found["facts"].get("asked for")) else ""
+    place = f"on the split {found['facts']['split']}{asked}"
+    return f"Of {experts} experts a layer, {place}:\n\n{markdown_table(table.items())}"
 
 
 def _training(run: ImageRun) -> str:

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from dit_moe.diffusion import SAMPLERS
 from dit_moe.experiments.run import open_image_run
 from dit_moe.interop.pipeline import DiTMoEPipeline, wrap
 from dit_moe.randomness import generator
+from dit_moe.tasks.model_card import model_card
 from tests.analysis.runs import image_run
 from tests.cli.conftest import cli
 
@@ -212,6 +215,23 @@ def test_the_card_says_what_is_known_and_how_far_it_compares(exported):
     assert "not evaluated" in card and "scale: 2.0" in card and "12 evaluations" in card
     facts = json.loads((exported / "dit_moe.json").read_text())
     assert facts["step"] == 4 and facts["experiment"]["sample"]["guidance"]["scale"] == 2
+
+
+def test_the_card_names_the_settings_that_its_numbers_were_measured_with_where_it_samples_by_others(
+    finished_run, tmp_path
+):
+    a_run = shutil.copytree(finished_run, tmp_path / "run")
+    card = partial(model_card, name="name", licence=None)
+    assert cli("eval", a_run, "--seeds", "1", "guidance.scale=3", "target=3", "--out", a_run / "metrics.json") == 0
+    run = open_image_run(a_run)
+    layer = {"active_L": [3.0], "active_std_L": [0.5], "balance_L": [0.9], "load_LE": [[0.25] * 4], "layers_L": [0]}
+    facts = {"weights sha256": run.sha256, "split": "heldout", "asked for": "target=3.0"}
+    (a_run / "routing").mkdir()
+    (a_run / "routing" / "routing.json").write_text(json.dumps({"experts": 4, "facts": facts, **layer}))
+    assert "measured with `guidance.scale=3.0`, `target=3.0`, and not as above" in card(run)
+    assert "on the split heldout, with target=3.0:" in card(run)
+    alike = card(open_image_run(a_run, ["guidance.scale=3", "target=3"]))
+    assert "Published numbers" in alike and "not as above" not in alike
 
 
 @pytest.mark.parametrize(

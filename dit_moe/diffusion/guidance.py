@@ -13,6 +13,8 @@ from torch import Tensor
 from dit_moe.config import ConfigError, require
 from dit_moe.diffusion.base import Network
 
+ROUNDING = 1e-6  # of a time, which schedulers may keep in fp32: the end of an interval is in it
+
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceConfig:
@@ -34,7 +36,7 @@ class GuidanceConfig:
 
     def active(self, time: float) -> bool:
         """Whether a step at this time is guided, which costs two evaluations an image instead of one."""
-        return self.scale != 1 and self.interval[0] <= time <= self.interval[1]
+        return self.scale != 1 and self.interval[0] - ROUNDING <= time <= self.interval[1] + ROUNDING
 
 
 class GuidedNetwork:

@@ -59,8 +59,8 @@ def test_unguided_evaluations_see_only_the_conditional_half(options: dict, time:
     assert torch.equal(output, LABELS.float()[:, None].expand(3, 8))
 
 
-@pytest.mark.parametrize("time", [0.2, 0.6])
-def test_interval_includes_its_ends(time: float) -> None:
+@pytest.mark.parametrize("time", [0.2, 0.6, 3 * 0.2, torch.tensor(0.6).item()])  # 3 · 0.2 rounds up
+def test_interval_includes_its_ends_however_they_are_rounded(time: float) -> None:
     assert guided(time, scale=2.0, interval=(0.2, 0.6))[1] == [6]
 
 

@@ -16,10 +16,14 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from dit_moe.config import WorkFailed
+from dit_moe.distributed import enough_memory
 from dit_moe.experiments.run import TextRun
 from dit_moe.interop.transformers_lm import wrap
 from dit_moe.randomness import generator
 from dit_moe.text.tokenizer import TextTokenizer
+
+LESS_MEMORY = "lower sample.max_new_tokens, or give fewer or shorter sample.prompts"
 
 
 def generate_text(run: TextRun, batch_size: int = 16) -> list[str]:
@@ -27,6 +31,8 @@ def generate_text(run: TextRun, batch_size: int = 16) -> list[str]:
 
     A prompt's draws come from (seed, its index): they do not depend on the other prompts, and the global random state
     is not touched. `batch_size`, prompts at a time, changes no text but by rounding.
+
+    WorkFailed if memory does not suffice.
     """
     sample = run.experiment.sample
     model, eos = wrap(run.model, run.tokenizer), run.tokenizer.eos
@@ -40,7 +46,8 @@ def generate_text(run: TextRun, batch_size: int = 16) -> list[str]:
             processors.extend([TopKLogitsWarper(sample.top_k)] if sample.top_k is not None else [])
             processors.extend([TopPLogitsWarper(sample.top_p)] if sample.top_p is not None else [])
             processors.append(Draw(draws))
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=sample.precision == "bf16"):
+        autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=sample.precision == "bf16")
+        with enough_memory(WorkFailed, LESS_MEMORY), autocast:
             out_BS = model.generate(
                 tokens_BS,
                 attention_mask=mask_BS,

@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from dit_moe import checkpoint
-from dit_moe.config import ConfigError, section
+from dit_moe.config import ConfigError, WorkFailed, section
 from dit_moe.costs import forward_flops_at
 from dit_moe.distributed import join_processes
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
@@ -100,7 +100,7 @@ def training_parts(
                 _, page = _write_texts(run)
             (folder / "samples").mkdir(exist_ok=True)
             write_atomically(folder / "samples" / f"step_{step:08d}.txt", page)
-        except ValueError as error:  # a preview is not worth a run
+        except (ValueError, WorkFailed) as error:  # a preview is not worth a run
             tell(f"warning: no samples at step {step}: {error}")
 
     hooks = []

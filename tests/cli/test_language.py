@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dit_moe import checkpoint
-from dit_moe.config import OF_A_RUN
+from dit_moe.config import OF_A_RUN, WorkFailed
 from dit_moe.extras import how_to_install
 from dit_moe.text.ngram import TrigramModel
 from tests.cli.conftest import CONFIG, cli
@@ -68,6 +68,16 @@ def test_a_folder_tokenizer_of_a_user_in_the_run_folder_stays(finished_text, tmp
     assert "tokenizer is there already and holds tokenizer.json, which would be lost; move" in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("*")] == ["tokenizer", "tokenizer.json"]
     assert (tmp_path / "tokenizer" / "tokenizer.json").read_text() == "mine"
+
+
+def test_a_preview_that_cannot_be_written_is_a_warning(finished_text, tmp_path, capsys, monkeypatch):
+    def run_out(*args, **options):
+        raise WorkFailed("out of memory; lower sample.max_new_tokens")
+
+    monkeypatch.setattr("dit_moe.interop.generation.generate_text", run_out)
+    words = [*small(finished_text), "eval.light_every=null", "train.steps=2", "train.sample_every=2"]
+    assert cli("train", LM_CONFIG, "--run", tmp_path / "run", *words) == 0
+    assert "warning: no samples at step 2: out of memory; lower sample.max" in capsys.readouterr().err
 
 
 def test_the_log_counts_tokens_and_held_out_text_is_scored_during_training(finished_text):

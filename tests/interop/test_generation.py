@@ -8,6 +8,7 @@ import torch
 
 pytest.importorskip("transformers", reason="needs the extra lm")
 
+from dit_moe.config import WorkFailed
 from dit_moe.interop import generation
 from dit_moe.interop.generation import Draw
 from dit_moe.interop.transformers_lm import wrap
@@ -52,6 +53,12 @@ def test_without_temperature_it_is_the_most_probable_text_whatever_the_seed(run)
     assert generate_text(run, PROMPTS, max_new_tokens=30, temperature=0, seed=9) == texts
     assert generate_text(run, PROMPTS, max_new_tokens=30, top_k=1) == texts
     assert generate_text(run, PROMPTS, max_new_tokens=30, top_p=1e-6) == texts
+
+
+def test_running_out_of_memory_is_explained(run, monkeypatch):
+    monkeypatch.setattr(run.model, "forward", lambda *args, **options: torch.empty(2**48))  # 1 PiB
+    with pytest.raises(WorkFailed, match=r"out of memory; lower sample\.max_new_tokens"):
+        generate_text(run, PROMPTS)
 
 
 def test_a_text_ends_with_its_document(tmp_path):

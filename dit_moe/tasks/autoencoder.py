@@ -102,6 +102,13 @@ def open_images(settings: AutoencoderTraining) -> tuple[AutoencoderTraining, dic
             raise ConfigError("name", f"={name} holds latents; name a data set of images")
         if "heldout" in images:
             require_held_out(images["train"], images["heldout"])
+            trained, found = (each.image_shape for each in images.values())
+            if trained != found:
+                shown = " and of ".join("×".join(map(str, shape)) for shape in (found, trained))
+                problem = (
+                    f" images and those that are trained on have other shapes, of {shown} (channels, height, width)"
+                )
+                raise ConfigError("heldout", f"{problem}; make them equal, or set heldout=null")
     return replace(settings, data=with_fingerprint(settings.data, images["train"].fingerprint)), images
 
 

@@ -96,12 +96,24 @@ def test_an_export_with_the_name_of_the_bundled_one_is_described_itself(tmp_path
     assert facts["parameters"] == sum(parameter.numel() for parameter in network.parameters())
 
 
-def test_a_folder_of_images_without_held_out_ones_will_do(tmp_path, capsys):
-    random = torch.Generator().manual_seed(0)
+def write_pictures(folder, side):
+    random = torch.Generator().manual_seed(side)
     for i in range(4):
-        pixels = torch.randint(256, (16, 16, 3), dtype=torch.uint8, generator=random)
-        (tmp_path / "images" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.numpy()).save(tmp_path / "images" / "ab"[i % 2] / f"{i}.png")
+        pixels = torch.randint(256, (side, side, 3), dtype=torch.uint8, generator=random)
+        (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.numpy()).save(folder / "ab"[i % 2] / f"{i}.png")
+
+
+def test_held_out_images_of_another_shape_are_refused_before_the_training(tmp_path):
+    write_pictures(tmp_path / "images", 16)
+    write_pictures(tmp_path / "heldout", 15)
+    data = f"data={{name: image_folder, path: {tmp_path / 'images'}, heldout: {tmp_path / 'heldout'}}}"
+    with pytest.raises(ConfigError, match=r"data\.heldout images and those .* of 3×15×15 and of 3×16×16"):
+        prepare(Path(CONFIG), [*SMALL[:-6], data])
+
+
+def test_a_folder_of_images_without_held_out_ones_will_do(tmp_path, capsys):
+    write_pictures(tmp_path / "images", 16)
     data = f"data={{name: image_folder, path: {tmp_path / 'images'}, size: 16, flip: true}}"
     small = [word for word in SMALL if word != "data.size=8"]
     assert cli("train-autoencoder", CONFIG, "--run", tmp_path / "run", *small, data) == 0

@@ -20,6 +20,7 @@ from dit_moe.files import atomic_folder, disk_used, require_replaceable, write_a
 from dit_moe.formats import in_format, open_model
 from dit_moe.locks import exclusive
 
+OF_IMAGES = ("data.", "encode.")  # sections that an export leaves as they are
 NOT_OF_USE = ("files", "since_line")  # of the state: what is written anew, and what only training goes on from
 
 
@@ -35,6 +36,10 @@ def export_image_run(path: Path, overrides: Sequence[str], folder: Path) -> dict
     Returns what it is of, its bytes, and the sha256 of its weights, JSON-ready. ValueError for bad input, before
     anything is written, if `folder` is not empty among it.
     """
+    for key in (each.partition("=")[0] for each in overrides):
+        if key.startswith(OF_IMAGES):
+            problem = ": the run that is made says what was trained on, as this one does"
+            raise ConfigError(key, f"{problem}; give it to the command that reads the images")
     run, saved = open_image_run(path, overrides), open_model(path)
     # Of the run's config as it was written only `sample` differs, and what the user says of the autoencoder: what it
     # names may not be here.

@@ -238,6 +238,7 @@ def test_the_card_names_the_settings_that_its_numbers_were_measured_with_where_i
     "words, message",
     [
         (["{image}", "--license", "mit"], "--license: a run folder has no model card; leave it out, or add"),
+        (["{image}", "data.size=16"], "data.size: the run that is made says what was trained on"),
         (["{text}", "--to", "diffusers"], "--to: .* is a language model"),
         (["{text}", "--license", "mit"], "--license: .* is a language model"),
     ],

@@ -11,7 +11,7 @@ from typing import Any
 from dit_moe.experiments.run import open_image_run
 from dit_moe.files import atomic_folder, disk_used, require_replaceable
 from dit_moe.formats import open_model
-from dit_moe.interop.export import PROVENANCE
+from dit_moe.formats.pipeline import PROVENANCE
 from dit_moe.interop.native_pipeline import native_pipeline
 from dit_moe.interop.pipeline import CARD, wrap
 from dit_moe.locks import exclusive

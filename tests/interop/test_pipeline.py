@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -178,6 +180,13 @@ def test_a_pipeline_in_bf16_keeps_its_routers_in_fp32_and_makes_nearly_the_same(
     assert {kind for name, kind in kinds.items() if "router" in name} == {torch.float32}
     assert {kind for name, kind in kinds.items() if "router" not in name} == {torch.bfloat16}
     assert (half(LABELS, seed=0, output_type="pt").images - exact).abs().mean() < 0.02
+
+
+def test_an_export_of_images_needs_none_of_the_packages_of_language_models():
+    modules = "dit_moe.tasks.pipeline_export, dit_moe.interop.native_pipeline"
+    code = f"import sys; sys.modules['transformers'] = None; import {modules}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -64,14 +65,20 @@ def rc(dark: bool) -> Any:
     }
 
 
+def _settings(own: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """matplotlib's defaults with our `own`: a matplotlibrc of the user's (text by LaTeX, say) has no part in them."""
+    from matplotlib import style
+
+    found: AbstractContextManager[None] = style.context(["default", dict(own)])
+    return found
+
+
 def styled(draw: Callable[P, Any]) -> Callable[P, Any]:
     """Decorates a function that draws: everything it makes has the style, `dark` or not."""
 
     @functools.wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Any:
-        import matplotlib
-
-        with matplotlib.rc_context(rc(bool(kwargs.get("dark", False)))):
+        with _settings(rc(bool(kwargs.get("dark", False)))):
             return draw(*args, **kwargs)
 
     return drawn
@@ -88,7 +95,8 @@ def canvas(rows: int = 1, columns: int = 1, *, height: float = 3.2, **how: Any) 
 def png_of(figure: Any) -> bytes:
     """The rendered figure."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI)
+    with _settings({}):  # of rendering
+        figure.savefig(file, format="png", dpi=DPI)
     return file.getvalue()
 
 

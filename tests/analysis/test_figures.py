@@ -21,7 +21,7 @@ from dit_moe.analysis.active_experts import (
 from dit_moe.analysis.drawing import ReportFigure, log_ratios, readable, scale_around, signed, some_layers
 from dit_moe.analysis.page import figures_of
 from dit_moe.analysis.statistics import RoutingStats
-from dit_moe.plotting import PAPER, WIDTH
+from dit_moe.plotting import PAPER, WIDTH, png_of
 from tests.analysis import synthetic
 
 PHONE = 360  # CSS pixels
@@ -221,3 +221,12 @@ def test_chance_is_beside_what_the_classes_make_and_maps_go_from_noise_to_data()
     assert chance.get_color() == found.get_color() and max(chance.get_ydata()) < min(found.get_ydata())
     titles = [axes.get_title() for axes in named(FEW, "maps").draw().axes if axes.get_title()]
     assert titles == [f"t = {t}" for t in ("0.95", "0.77", "0.59", "0.41", "0.23", "0.05")]  # from noise to data
+
+
+def test_a_figure_does_not_depend_on_the_users_matplotlibrc(monkeypatch):
+    monkeypatch.setattr("dit_moe.plotting.DPI", 24)
+    figure = named(FEW, "specialisation")
+    wanted = png_of(figure.draw())
+    theirs = {"text.usetex": True, "font.family": "serif", "savefig.bbox": "tight", "lines.linestyle": ":"}
+    with matplotlib.rc_context(theirs):
+        assert png_of(figure.draw()) == wanted

@@ -65,11 +65,11 @@ def report_routing(
     out = out or home / "routing"
     require_own(out, (PAGE, JSON, NPZ), "pictures" in read_object(out / JSON))
     with exclusive(out, JSON):
-        start = time.perf_counter()
+        start, log = time.perf_counter(), read_log(home / "log.jsonl")  # before the work, as it may be damaged
         stats = _count(path, kind, overrides, split, {name: count for name, count in counts.items() if count})
         facts = {"device": join_processes().device.type, "seconds": round(time.perf_counter() - start, 1)}
         facts["versions"] = ", ".join(f"{name} {version(name)}" for name in ("dit_moe", "torch", "numpy"))
-        training = router_curves(read_log(home / "log.jsonl"), stats.facts["step"])
+        training = router_curves(log, stats.facts["step"])
         stats = replace(stats, facts=stats.facts | facts, training=training)
         write_stats(stats, out, pictures=write_page(stats, out))
     return stats, out / PAGE

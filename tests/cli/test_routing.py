@@ -161,6 +161,13 @@ def test_bad_input_is_one_message_and_nothing_is_written(finished_run, capsys, w
     assert contents(finished_run) == before
 
 
+def test_a_damaged_log_is_told_before_anything_is_counted(a_run, capsys, monkeypatch):
+    monkeypatch.setattr("dit_moe.analysis.report._count", lambda *given: pytest.fail("was counted"))
+    with (a_run / "log.jsonl").open("a") as log:
+        log.write("{")
+    refused(capsys, 2, "log.jsonl: line 5 is truncated", "routing", a_run)
+
+
 def test_a_dense_run_is_refused(tmp_path, capsys):
     folder = tmp_path / "dense"
     assert cli("train", CONFIG, "--run", folder, *SMALL, "model.name=DiT-custom/4", "model.moe=null") == 0

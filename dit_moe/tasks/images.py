@@ -197,7 +197,21 @@ def require_heldout(experiment: Experiment) -> None:
 
 
 def open_split(run: ImageRun, split: str | None) -> tuple[Dataset, str]:
-    return image.open_split(run.experiment.data, split)
+    dataset, name = image.open_split(run.experiment.data, split)
+    _require_same_classes(run, dataset.class_names)
+    return dataset, name
+
+
+def _require_same_classes(run: ImageRun, found: Sequence[str]) -> None:
+    """ConfigError unless labels of these classes mean to the network what they meant in training."""
+    count = run.experiment.model.num_classes
+    trained = list(found) if run.class_names is None else run.class_names  # None: only their number is known
+    other = next((label for label, names in enumerate(zip(found, trained, strict=False)) if len({*names}) > 1), None)
+    if other is None and len(found) == count:
+        return
+    number = f"{len(found)} classes, where the run was trained on {count}"
+    problem = number if other is None else f"{found[other]} for class {other}, which was {trained[other]} in training"
+    raise ConfigError("data", f" has {problem}; name data with the same class folders")
 
 
 def heldout_loss(run: ImageRun, config: HeldoutConfig) -> HeldoutResult:

@@ -1,5 +1,7 @@
 """What is counted of an image model's routing is what its routers do at each noise level, class and patch."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from dit_moe.config import ConfigError
 from dit_moe.data import DATASETS
 from dit_moe.diffusion import OBJECTIVES
 from dit_moe.moe import ROUTERS, measure_layers
+from dit_moe.tasks import images
 from tests.analysis.runs import Chosen, image_run, with_sample
 
 HELDOUT = DATASETS.build(DATASETS.config_class("digits")(), "heldout")
@@ -200,3 +203,14 @@ def test_examples_are_of_as_many_classes_as_can_be():
     assert of_many_classes(rows, labels, 8) == [100, 103, 105, 106, 108, 109, 110, 111]
     assert sorted(of_many_classes(rows, labels, 50)) == rows
     assert of_many_classes(rows[:5], labels[:5], 4) == [100, 103, 101, 104]  # the first of each, then the second
+
+
+def test_data_whose_labels_mean_other_classes_than_in_training_are_refused():
+    run, names = image_run(), [str(label) for label in range(10)]
+    for known in (None, names):
+        assert images.open_split(replace(run, class_names=known), "heldout")[1] == "heldout"
+    with pytest.raises(ConfigError, match="data has 0 for class 0, which was 1 in training; name data with the same"):
+        images.open_split(replace(run, class_names=["1", "0", *names[2:]]), "heldout")
+    fewer = replace(run.experiment, model=replace(run.experiment.model, num_classes=9))
+    with pytest.raises(ConfigError, match="data has 10 classes, where the run was trained on 9"):
+        images.open_split(replace(run, experiment=fewer, class_names=names[:9]), "heldout")

@@ -72,7 +72,8 @@ def measure_compute_budgets(
         if name in ("target", "p", "vary"):
             raise ConfigError(name, " is what the command itself changes; name the values with --targets")
     of_text = [task_of(folder).kind == "text" for folder in folders]
-    if (given := list(options.given)) and all(of_text):
+    given = [*options.given, *(["extractor"] if options.extractor is not None else [])]
+    if given and all(of_text):
         raise ValueError(f"--{given[0]} is for models of images, and these are language models; leave it out")
     runs = [
         TextRunAtBudgets(folder, changes, targets) if text else ImageRunAtBudgets(folder, changes, targets, options)

@@ -21,14 +21,16 @@ from dit_moe.evaluation.own_extractor import extractor_of
 from dit_moe.evaluation.runs import decisive, how_many, run_source, seeds_of, training_images
 from dit_moe.evaluation.sources.base import EvaluationInput
 from dit_moe.evaluation.text import heldout_text, perplexity
-from dit_moe.experiments.image import Experiment, check_compute_budget, open_split
+from dit_moe.experiments.image import Experiment, check_compute_budget
 from dit_moe.experiments.run import ImageRun, TextRun, open_image_run, open_text_run, sampling_changes
 from dit_moe.extractors.choice import chosen_extractor
 from dit_moe.metrics.frechet import FrechetDistanceConfig
 from dit_moe.moe import MoEConfig
+from dit_moe.moe.compute_budget import ComputeBudget
 from dit_moe.moe.routers.topp import TopPConfig
 from dit_moe.progress import images_bar, work_bar
 from dit_moe.sampling.generator import Generator, SampleConfig
+from dit_moe.tasks import task_of
 
 POINTS, LOWEST, HIGHEST = 7, 0.5, 2.0  # of the default targets, in those of training
 NOT_SHARED = ("count", "target")  # of the section `sample`: of the distance alone, and what is changed
@@ -134,11 +136,12 @@ class ImageRunAtBudgets(RunAtBudgets):
         experiment = self.run.experiment
         super().__init__(folder.resolve().name, experiment.model, experiment.sample, asked)
         self.heldout = HeldoutConfig(**{name: n for name, n in options.given.items() if name != "seeds"})
-        self.dataset, self.split = open_split(experiment.data, None)
+        self.dataset, self.split = task_of(experiment).open_split(self.run, None)
         shared = decisive(experiment)
         shared["sample"] = {name: value for name, value in shared["sample"].items() if name not in NOT_SHARED}
         shared |= {"weights_sha256": self.run.sha256, "step": self.run.step, "data": config.dump(experiment.data)}
-        self.identities = {"loss": shared | {"split": self.split, "heldout": config.dump(self.heldout)}}
+        shown = {"split": self.split, "fingerprint": self.dataset.fingerprint, "heldout": config.dump(self.heldout)}
+        self.identities = {"loss": shared | shown}
         if options.metric:
             self.seeds = options.seeds or experiment.eval.seeds
             reference = _reference(experiment)
@@ -148,6 +151,7 @@ class ImageRunAtBudgets(RunAtBudgets):
             judged = replace(experiment, eval=replace(experiment.eval, extractor=chosen))
             extractor = extractor_of(judged, self.run.home)
             self.comparison = Comparison(reference, extractor, [FrechetDistanceConfig()], progress=images_bar)
+            self.comparison.check(self._samples(experiment.sample))
             compared = {"extractor": extractor.identity(), "reference": _identity(reference)}
             self.identities["distance"] = shared | compared | {"seeds": self.seeds, "images": self.count}
 
@@ -173,10 +177,13 @@ class ImageRunAtBudgets(RunAtBudgets):
             "flops": forward_flops_at(run.experiment.model, found.active),
         }
 
+    def _samples(self, sample: SampleConfig, budget: ComputeBudget | None = None) -> list[EvaluationInput]:
+        """Of all sampling seeds; the budget that `sample` asks for is solved once, and not for each seed."""
+        settings = seeds_of(sample, self.count, self.seeds)
+        return [EvaluationInput(source=run_source(self.run, each, budget)) for each in settings]
+
     def _distance(self, generator: Generator, sample: SampleConfig) -> Measure:
-        settings = seeds_of(sample, self.count, self.seeds)  # solved once, and not for each seed
-        sources = [run_source(self.run, each, generator.budget) for each in settings]
-        report = self.comparison.evaluate([EvaluationInput(source=source) for source in sources])
+        report = self.comparison.evaluate(self._samples(sample, generator.budget))
         assert report is not None
         active = statistics.fmean(one["active_experts"] for one in report.provenance.samples)
         distance = next(iter(report.distances.values()))
@@ -222,6 +229,7 @@ class TextRunAtBudgets(RunAtBudgets):
             "model": tree["model"],
             "sample": {name: tree["sample"][name] for name in ("weights", "precision")},
             "eval": {name: tree["eval"][name] for name in ("stride", "max_documents")},
+            "length": tree["data"]["length"],
             "heldout": text.identity["fingerprint"],
         }
         self.identities = {"bits": identity}

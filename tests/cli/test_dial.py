@@ -10,7 +10,8 @@ import pytest
 from dit_moe.evaluation.heldout_loss import HeldoutConfig
 from dit_moe.moe import routers_of
 from dit_moe.studies import compute_budget_runs
-from dit_moe.studies.compute_budget_runs import ImageOptions, ImageRunAtBudgets
+from dit_moe.studies.compute_budget_runs import ImageOptions, ImageRunAtBudgets, TextRunAtBudgets
+from dit_moe.tasks import images
 from tests.cli.conftest import CONFIG, SMALL, cli
 
 
@@ -147,6 +148,22 @@ def test_each_measure_keeps_its_points_by_its_own_settings_and_those_of_other_ru
     assert points_of(tmp_path, "distance") == [[None, 1]] * 2 and points_of(tmp_path) == [[None, 1]] * 3
 
 
+def test_points_on_other_held_out_images_are_of_another_curve(finished_run, tmp_path, monkeypatch):
+    words = ("--no-metric", "--out", tmp_path, "--targets")
+    assert cli("dial", finished_run, *words, "1") == 0
+    monkeypatch.setattr("dit_moe.data.digits.Digits.fingerprint", "of other images")
+    assert cli("dial", finished_run, *words, "1,3") == 0
+    assert points_of(tmp_path) == [[None, 1], [None, 1, 3]]
+
+
+def test_of_text_other_windows_are_another_curve_and_what_is_for_images_is_refused(finished_text, tmp_path, capsys):
+    run = finished_text / "run"
+    found = [TextRunAtBudgets(run, changes, None).identities for changes in ([], ["data.length=16"])]
+    assert found[0] != found[1]
+    assert cli("dial", run, "--extractor", "inception", "--out", tmp_path / "out") == 2
+    assert "--extractor is for models of images" in capsys.readouterr().err
+
+
 def test_default_targets_of_a_fixed_threshold_are_around_the_mean_that_it_has(trained, tmp_path):
     topp_run = trained("model.moe.router={name: topp, p: 0.8}")
     assert cli("dial", topp_run, "--no-metric", "--out", tmp_path) == 0
@@ -160,8 +177,8 @@ def test_default_targets_of_a_fixed_threshold_are_around_the_mean_that_it_has(tr
 def test_a_run_without_held_out_images_is_measured_on_the_others_and_that_is_said(
     finished_run, tmp_path, monkeypatch, capsys
 ):
-    opened, label = compute_budget_runs.open_split, "train (nothing was held out)"
-    monkeypatch.setattr(compute_budget_runs, "open_split", lambda data, split: (opened(data, "train")[0], label))
+    opened, label = images.open_split, "train (nothing was held out)"
+    monkeypatch.setattr(images, "open_split", lambda run, split: (opened(run, "train")[0], label))
     assert cli("dial", finished_run, "--targets", "1", "--no-metric", "--out", tmp_path) == 0
     assert f"the loss is of the images in {label}" in capsys.readouterr().err
     assert result(tmp_path)[0]["identity"]["split"] == label
@@ -184,6 +201,8 @@ def test_a_dense_run_is_refused_and_a_damaged_result_not_written_over(trained, f
         (["sample.vary=time"], "vary is what the command itself changes"),
         (["--seeds", "0"], "--seeds 0 must be at least 1"),
         (["--draws", "0"], "--draws 0 must be at least 1"),
+        (["count=1"], "has 1 image; an evaluation needs at least 2"),
+        (["--extractor", "cifar10_cnn"], "takes images of 3 channels, not 1"),
         (["--seeds", "2", "--no-metric"], "--seeds is for samples, which --no-metric leaves out"),
         (["sampler.stepz=3"], "sample.sampler.stepz is not a known key"),
     ],

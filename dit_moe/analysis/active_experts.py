@@ -239,14 +239,17 @@ def _text_positions(stats: RoutingStats) -> Iterator[ReportFigure]:
     early, late = (
         np.average(active_LS[:, some].mean(0), weights=tokens_S[some]) for some in (slice(start), slice(half, None))
     )
-    beginning = f"{start * width} tokens use" if start * width > 1 else "token uses"
+    if first_S[0] > 0:  # with overlapping windows few begin a document
+        beginning = f"Tokens {first_S[0]} to {first_S[start - 1] + width - 1} use"
+    else:
+        beginning = f"The first {start * width} tokens use" if start * width > 1 else "The first token uses"
     cut = "" if enough_S.all() else " Positions that few windows reach are left out."
     yield ReportFigure(
         name="active_by_position",
         section="Positions",
         title="Active experts over the sequence",
         caption=(
-            f"The first {beginning} {early:.2f} experts (mean of the layers), those from {first_S[half]} on "
+            f"{beginning} {early:.2f} experts (mean of the layers), those from {first_S[half]} on "
             f"{late:.2f}. {_most_different(active_LS, layers)}{cut}"
         ),
         alt="Lines of the mean number of active experts against the position in the sequence, one for each layer.",
@@ -279,6 +282,7 @@ def _kinds_figure(
     mean_K = active_LK.mean(0)
     low, high = int(mean_K.argmin()), int(mean_K.argmax())
     half = KINDS // 2
+    apart = f": {percent(mean_K[high] / mean_K[low] - 1)} apart" if mean_K[low] > 0 else ""
     cut = f" Of {len(names)}, the {half} highest and the {half} lowest are drawn." if len(names) > KINDS else ""
     return ReportFigure(
         name=f"active_by_{kind}",
@@ -286,9 +290,8 @@ def _kinds_figure(
         title=f"Active experts by {kind}",
         caption=(
             f"The most experts are used by {class_or_token(kind, names[high])}, {mean_K[high]:.2f} (mean of the "
-            f"layers), the fewest by {class_or_token(kind, names[low])}, {mean_K[low]:.2f}: "
-            f"{percent(mean_K[high] / mean_K[low] - 1)} apart. Right, how much more or less than the layer's "
-            f"mean.{counted}{cut}"
+            f"layers), the fewest by {class_or_token(kind, names[low])}, {mean_K[low]:.2f}{apart}. Right, "
+            f"how much more or less than the layer's mean.{counted}{cut}"
         ),
         alt=f"Dots of the mean active experts of each {kind}, and a matrix of their deviation by layer.",
         draw=partial(draw_active_by_kind, active_LK, names, layers, kind.capitalize()),

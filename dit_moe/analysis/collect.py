@@ -76,18 +76,20 @@ class RoutingCounts:
         pairs_LE = together_LEE.diagonal(axis1=1, axis2=2)
         count_E = np.arange(1, share_LE.shape[1] + 1)
         active_L = share_LE @ count_E
+        with np.errstate(invalid="ignore"):  # of a layer whose experts no token uses
+            load_LE = pairs_LE / pairs_LE.sum(1, keepdims=True)
         return {
             "active_L": active_L,
             "active_std_L": np.sqrt((share_LE * (count_E - active_L[:, None]) ** 2).sum(1) + none_L * active_L**2),
             "share_LE": share_LE,
-            "load_LE": pairs_LE / pairs_LE.sum(1, keepdims=True),
+            "load_LE": load_LE,
             "together_LEE": together_LEE / self.tokens,
         }
 
     def by(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Mean active experts [L, G], and shares of each group's pairs that the experts got [L, G, E].
 
-        NaN for a group without tokens.
+        NaN for a group without tokens; the shares also for one without pairs.
         """
         pairs_LGE, tokens_G = _numpy(self.pairs_LGE[name]), _numpy(self.tokens_G[name])
         pairs_LG = pairs_LGE.sum(2)

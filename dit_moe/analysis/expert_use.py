@@ -31,6 +31,7 @@ from dit_moe.analysis.statistics import (
     RoutingStats,
     divergence,
     lift,
+    mean_known,
     most_bits,
     neighbours_first,
     relative_load,
@@ -47,7 +48,9 @@ GREY = f"; grey: an expert with less than {RARE:g} of an even load"
 
 
 def expert_use_figures(stats: RoutingStats) -> Iterator[ReportFigure]:
-    """Their load, which share tokens, and what they specialise in."""
+    """Their load, which share tokens, and what they specialise in; nothing if no token uses any."""
+    if np.isnan(stats.load_LE).all():
+        return
     if not stats.even_load:
         yield _load_figure(stats)
     if float(stats.share_LE[:, 1:].sum()) > 0:
@@ -61,7 +64,7 @@ def expert_use_figures(stats: RoutingStats) -> Iterator[ReportFigure]:
     known = {
         what: load_LXE
         for what, load_LXE in by_what.items()
-        if load_LXE is not None and load_LXE.shape[1] > 1 and specialisation(load_LXE).max() >= SAME
+        if load_LXE is not None and load_LXE.shape[1] > 1 and np.nan_to_num(specialisation(load_LXE)).max() >= SAME
     }
     if known and len(stats.layers_L) > 1:
         yield _specialisation_figure(stats, known)
@@ -77,10 +80,10 @@ def expert_use_figures(stats: RoutingStats) -> Iterator[ReportFigure]:
 
 def _load_figure(stats: RoutingStats) -> ReportFigure:
     layers, experts = stats.layers_L, stats.experts
-    effective_L = experts**stats.balance_L
+    effective_L = stats.effective_L
     uneven = int(effective_L.argmin())
-    busy = np.unravel_index(int(stats.load_LE.argmax()), stats.load_LE.shape)
-    idle = int((stats.load_LE * experts < 0.1).sum())
+    busy = np.unravel_index(int(np.nanargmax(stats.load_LE)), stats.load_LE.shape)
+    idle = int((np.nan_to_num(stats.load_LE) * experts < 0.1).sum())
     return ReportFigure(
         name="load",
         section="Experts",
@@ -196,7 +199,7 @@ def _label_panels(figure: Any, x: str, y: str) -> None:
 
 def _specialisation_figure(stats: RoutingStats, known: dict[str, np.ndarray]) -> ReportFigure:
     bits = {what: specialisation(load_LXE) for what, load_LXE in known.items()}
-    tops = {what: int(bits_L.argmax()) for what, bits_L in bits.items()}
+    tops = {what: int(np.nanargmax(bits_L)) for what, bits_L in bits.items()}
     found = "; ".join(
         f"between {what} in layer {stats.layers_L[top]}, {bits[what][top]:.3f} of at most {most_bits(known[what]):.3g} "
         "bits"
@@ -206,9 +209,10 @@ def _specialisation_figure(stats: RoutingStats, known: dict[str, np.ndarray]) ->
     caveat = ""
     if "classes" in known and stats.shuffled_LCE is not None and stats.images_C is not None:
         chance["classes"] = specialisation(stats.shuffled_LCE)
+        most = np.nanmax(chance["classes"])
         caveat = (
-            f" With {images_per_class(stats.images_C)} some of it is chance: dashed, {chance['classes'].max():.3f} "
-            "bits at most, is what the same images give with their labels shuffled."
+            f" With {images_per_class(stats.images_C)} some of it is chance: dashed, {most:.3f} bits at most, is what "
+            "the same images give with their labels shuffled."
         )
     if "frequent tokens" in known and stats.tokens is not None:
         rarest = int(stats.tokens.count_V.min())
@@ -280,7 +284,8 @@ def _draw_use_by_time(load_LTE: np.ndarray, times_T: np.ndarray, layers: Sequenc
     for axis, index in zip(used_panels(axes, len(picked)), picked, strict=True):
         order = np.arange(experts)
         if experts > FEW_EXPERTS:
-            weight_TE = load_LTE[index] / np.maximum(load_LTE[index].sum(0), 1e-12)
+            load_TE = np.nan_to_num(load_LTE[index])
+            weight_TE = load_TE / np.maximum(load_TE.sum(0), 1e-12)
             order = np.argsort(times_T @ weight_TE, kind="stable")
         image = draw_matrix(axis, logs[index][order], norm, DIVERGING)
         axis.set(title=f"layer {layers[index]}")
@@ -344,11 +349,12 @@ def _most_divergent(load_LKE: np.ndarray, most: int) -> list[int]:
     """Indices of at most `most` classes or tokens, in their order, whose experts differ the most from the average."""
     if load_LKE.shape[1] <= most:
         return list(range(load_LKE.shape[1]))
-    return sorted(np.argsort(-divergence(load_LKE).mean(0), kind="stable")[:most].tolist())
+    return sorted(np.argsort(-mean_known(divergence(load_LKE), 0), kind="stable")[:most].tolist())
 
 
 def _strongest_preference(load_LXE: np.ndarray) -> tuple[int, int, int, float]:
     """Layer, place, expert and ratio of the strongest preference of experts that are not rarely used."""
-    ratio_LXE = np.where(load_LXE.mean(1, keepdims=True) * load_LXE.shape[2] >= 0.5, relative_load(load_LXE), 0.0)
+    often_L1E = mean_known(load_LXE, 1, keepdims=True) * load_LXE.shape[2] >= 0.5
+    ratio_LXE = np.nan_to_num(np.where(often_L1E, relative_load(load_LXE), 0.0))
     layer, place, expert = np.unravel_index(int(ratio_LXE.argmax()), ratio_LXE.shape)
     return int(layer), int(place), int(expert), float(ratio_LXE.max())

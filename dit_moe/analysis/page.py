@@ -238,7 +238,7 @@ def _layers_table(stats: RoutingStats) -> _Table:
 
 def _by_layer(summary: str, columns: Mapping[str, np.ndarray], stats: RoutingStats) -> _Table:
     texts = [
-        [rounded(value, 3 if head.startswith(FEW_BITS) else 2) for value in values_L]
+        ["–" if np.isnan(value) else rounded(value, 3 if head.startswith(FEW_BITS) else 2) for value in values_L]
         for head, values_L in columns.items()
     ]
     rows = [[str(layer), *row] for layer, *row in zip(stats.layers_L, *texts, strict=True)]

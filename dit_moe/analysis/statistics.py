@@ -75,7 +75,8 @@ class TokenKinds:
 class RoutingStats:
     """All of it. Means are over tokens; shares of experts are over routed (token, expert) pairs and sum to 1.
 
-    Arrays that make no sense for the kind of model, or were not asked for, are None.
+    Where no token uses an expert, as of a class that a router with null experts gives to these alone, the shares are
+    NaN; the JSON has null. Arrays that make no sense for the kind of model, or were not asked for, are None.
     """
 
     kind: Literal["images", "text"]
@@ -119,7 +120,10 @@ class RoutingStats:
 
     @property
     def balance_L(self) -> np.ndarray:
-        """Entropy of each layer's load over that of an even one: 1 is balanced, 0 one of several experts."""
+        """Entropy of each layer's load over that of an even one: 1 is balanced, 0 one of several experts.
+
+        NaN for a layer of which no token uses an expert.
+        """
         if self.experts == 1:
             return np.ones(len(self.layers_L))
         load_LE = np.clip(self.load_LE, 1e-12, None)
@@ -127,8 +131,8 @@ class RoutingStats:
 
     @property
     def effective_L(self) -> np.ndarray:
-        """So many evenly used experts would have the entropy of each layer's load."""
-        return self.experts**self.balance_L
+        """So many evenly used experts would have the entropy of each layer's load; 0 where no expert is used."""
+        return np.nan_to_num(self.experts**self.balance_L)
 
     @property
     def even_load(self) -> bool:
@@ -145,20 +149,33 @@ class RoutingStats:
 # --------------------------------------------------------------------------------------------- what the experts are for
 
 
+def mean_known(values: np.ndarray, axis: int, keepdims: bool = False) -> np.ndarray:
+    """The mean of the numbers that are not NaN; NaN where there are none."""
+    known = ~np.isnan(values)
+    count, total = (each.sum(axis, keepdims=keepdims) for each in (known, np.where(known, values, 0.0)))
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
 def _common(load_LE: np.ndarray) -> np.ndarray:
     """Which experts are used often enough to tell something of them."""
     return load_LE * load_LE.shape[-1] >= RARE
 
 
 def relative_load(load_LXE: np.ndarray) -> np.ndarray:
-    """How much more often than on average over X each expert is used: 1 is as often; NaN for rare experts."""
-    mean_L1E = load_LXE.mean(1, keepdims=True)
+    """How much more often than on average over X each expert is used: 1 is as often.
+
+    NaN for rare experts, and for a class or noise level that uses none.
+    """
+    mean_L1E = mean_known(load_LXE, 1, keepdims=True)
     return np.divide(load_LXE, mean_L1E, out=np.full_like(load_LXE, np.nan, dtype=float), where=_common(mean_L1E))
 
 
 def divergence(load_LXE: np.ndarray) -> np.ndarray:
-    """Bits [L, X] by which each class's, or noise level's, load of experts diverges from the average one (Kullback)."""
-    mean_LXE = np.broadcast_to(load_LXE.mean(1, keepdims=True), load_LXE.shape)
+    """Bits [L, X] by which each class's, or noise level's, load of experts diverges from the average one (Kullback).
+
+    NaN for one that uses none.
+    """
+    mean_LXE = np.broadcast_to(mean_known(load_LXE, 1, keepdims=True), load_LXE.shape)
     ratio_LXE = np.divide(load_LXE, mean_LXE, out=np.ones_like(load_LXE, dtype=float), where=load_LXE > 0)
     return (load_LXE * np.log2(ratio_LXE)).sum(2)
 
@@ -166,9 +183,10 @@ def divergence(load_LXE: np.ndarray) -> np.ndarray:
 def specialisation(load_LXE: np.ndarray) -> np.ndarray:
     """Bits that a routed pair's expert tells of its class or noise level, all equally likely, by layer [L].
 
-    The Jensen-Shannon divergence of the loads: 0 where the experts are the same for all, at most `most_bits`.
+    The Jensen-Shannon divergence of the loads: 0 where the experts are the same for all, at most `most_bits`. Of those
+    that use any; NaN for a layer where none does.
     """
-    return divergence(load_LXE).mean(1)
+    return mean_known(divergence(load_LXE), 1)
 
 
 def most_bits(load_LXE: np.ndarray) -> float:
@@ -183,7 +201,7 @@ def lift(together_EE: np.ndarray) -> np.ndarray:
     Top-2 of 8 experts without any preference has 4/7 of the pairs of independent choices, as no token has 0 or 8.
     """
     use_E = np.diagonal(together_EE)
-    common_E = _common(use_E / use_E.sum())
+    common_E = _common(use_E / max(use_E.sum(), 1e-12))
     expected_EE = np.outer(use_E, use_E)
     apart_EE = ~np.eye(len(use_E), dtype=bool)
     if expected_EE[apart_EE].sum() > 0:
@@ -249,4 +267,6 @@ def _goes_into_json(array: np.ndarray) -> bool:
 def _rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [_rounded(item) for item in value]
+    if isinstance(value, float) and math.isnan(value):
+        return None
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value

@@ -164,8 +164,10 @@ def _run(run: PlannedRun, score: Mapping[str, Any], moe: MoEConfig | None) -> Ru
 
 
 def _balance(log: Sequence[Mapping[str, Any]]) -> float | None:
-    last = [line["layers"]["balance"] for line in log if line["step"] > 0.75 * log[-1]["step"] and "layers" in line]
-    return statistics.fmean(map(statistics.fmean, last)) if last else None
+    lines = [line["layers"] for line in log if line["step"] > 0.75 * log[-1]["step"] and "layers" in line]
+    # A layer of which no token uses an expert has none: NaN.
+    last = [balance for layers in lines for balance in layers["balance"] if not math.isnan(balance)]
+    return statistics.fmean(last) if last else None
 
 
 def curves(log: Sequence[Mapping[str, Any]], moe: bool) -> dict[str, Any]:

@@ -64,6 +64,25 @@ READ = replace(
     ),
 )
 NOMINAL = replace(SEEN, target=Target(2.0, held=False), trained_target=Target(2.0, held=False))
+UNEVEN = np.array([[[1.0, 0, 0, 0], [np.nan] * 4, [0, 1.0, 0, 0]], [[0.25] * 4] * 3])
+SKIPPING = replace(  # the experts of layer 0 serve no comma
+    READ,
+    tokens_S=READ.tokens_S[::-1],
+    tokens=TokenKinds(
+        tokens_V=["␣", ",", "e"],
+        count_V=np.array([90, 31, 30]),
+        active_LV=np.array([[1.0, 0.0, 1.0], [1.0, 0.0, 1.0]]),
+        load_LVE=UNEVEN,
+    ),
+)
+DEAD = replace(  # no token uses an expert of layer 0
+    SEEN,
+    load_LE=np.array([[np.nan] * 4, [0.25] * 4]),
+    load_LTE=np.stack([np.full((2, 4), np.nan), SEEN.load_LTE[0]]),
+    load_LCE=np.full((2, 2, 4), np.nan),
+    shuffled_LCE=np.full((2, 2, 4), np.nan),
+    together_LEE=np.stack([np.zeros((4, 4)), BASE.together_LEE[1]]),
+)
 MAPS = replace(
     SEEN,
     examples=Examples(
@@ -112,6 +131,13 @@ MAPS = replace(
         (SEEN, "specialisation", "With 12 to 20 images a class some of it is chance: dashed, 0.500 bits at most"),
         (READ, "specialisation", "frequent tokens in layer 0, 1.000 of at most 1 bits."),
         (READ, "specialisation", "A token seldom met looks special by chance; the rarest of these was met 31 times."),
+        (SKIPPING, "active_by_position", "Tokens 8 to 15 use 1.00 experts (mean of the layers), those from 24 on"),
+        (SKIPPING, "active_by_token", "the fewest by token “,”, 0.00. Right, how much"),
+        (SKIPPING, "specialisation", "frequent tokens in layer 0, 1.000 of at most 1.58 bits."),
+        (SKIPPING, "experts_by_token", "expert 0 of layer 0, 2.00 times as often as on average for token “␣”."),
+        (DEAD, "load", "layer, 0, has a load worth 0.0 evenly used experts of 4"),
+        (DEAD, "load", "4 of 8 get less than a tenth"),
+        (DEAD, "specialisation", "noise levels in layer 2"),
         (SEEN, "experts_by_time", "expert 1 of layer 0, 2.00 times as often as on average at t = 0.75."),
         (SEEN, "experts_by_class", "expert 0 of layer 0, 2.00 times as often as on average for class cat."),
         (READ, "experts_by_token", "expert 0 of layer 0, 2.00 times as often as on average for token “␣”."),
@@ -128,6 +154,13 @@ def test_a_caption_says_what_the_numbers_say(stats, name, sentence):
 def test_every_kind_of_picture_has_its_sentence():
     described = {row[1] for row in test_a_caption_says_what_the_numbers_say.pytestmark[0].args[1]}
     assert {picture.name for stats in (MAPS, READ) for picture in figures_of(stats)} <= described
+
+
+def test_pictures_of_experts_that_serve_nothing_can_be_drawn():
+    drawn = ("load", "together", "specialisation", "experts_by_time", "experts_by_token")
+    for picture in (*figures_of(DEAD), *figures_of(SKIPPING)):
+        if picture.name in drawn:
+            picture.draw().draw_without_rendering()
 
 
 def test_captions_of_text_speak_of_no_classes_or_images():

@@ -1,6 +1,7 @@
 """Numbers computed from what was counted, and the files that keep all of it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,6 +29,15 @@ def test_specialisation_is_the_mutual_information_of_class_and_expert():
     assert specialisation(np.tile([0.5, 0.3, 0.2, 0.0], (1, 4, 1))) == pytest.approx([0.0])
     assert specialisation(np.eye(4)[None]) == pytest.approx([2.0])  # log2 of 4 classes
     assert most_bits(np.ones((1, 2, 8))) == 1 and most_bits(np.ones((1, 1000, 8))) == 3
+
+
+def test_a_class_that_uses_no_expert_has_no_part_in_what_the_others_show():
+    load = np.random.default_rng(0).dirichlet(np.ones(4), size=(2, 3))
+    some = load[:, [0, 2]]
+    load[:, 1] = np.nan
+    assert specialisation(load) == pytest.approx(specialisation(some))
+    np.testing.assert_allclose(relative_load(load)[:, [0, 2]], relative_load(some))
+    assert np.isnan(divergence(load)[:, 1]).all() and np.isnan(specialisation(np.full((1, 2, 4), np.nan))).all()
 
 
 def test_divergence_is_the_highest_for_the_class_that_differs():
@@ -100,6 +110,13 @@ def test_all_arrays_are_kept_and_the_json_has_facts_names_and_small_ones_and_say
     monkeypatch.setattr(statistics, "SMALL", stats.load_LCE.size - 1)
     body, _ = saved(stats, tmp_path)
     assert "load_LCE" not in body and "load_LCE" in body["only in routing.npz"] and "load_LE" in body
+
+
+def test_shares_of_what_uses_no_expert_are_null_in_the_json(stats, tmp_path):
+    load_LE = np.full_like(stats.load_LE, np.nan)
+    body, arrays = saved(replace(stats, load_LE=load_LE), tmp_path)
+    assert body["load_LE"] == [[None] * 4] * 3 and body["balance_L"] == [None] * 3
+    assert np.isnan(arrays["load_LE"]).all()
 
 
 def test_pictures_of_an_earlier_report_go_and_nobody_elses(stats, tmp_path):

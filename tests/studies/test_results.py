@@ -80,3 +80,12 @@ def test_runs_without_a_log_are_gathered_and_named(runs):
     without, having = found.variants[0].runs
     assert without.training_active is None and having.training_active["mean"] == 2.0
     assert f"in {planned[0].folder}." in to_markdown(found)
+
+
+def test_the_balance_of_layers_that_no_token_uses_is_left_out(runs):
+    study, planned = runs
+    planned[0].folder.mkdir()
+    line = '{"step": 600, "loss": 0.4, "active": 2.0, "p": 0.5, "layers": {"balance": [NaN, 1.25]}}\n'
+    (planned[0].folder / "log.jsonl").write_text(line)
+    (variant,) = gather(study, "small", planned, None).variants
+    assert variant.runs[0].balance == 1.25

@@ -25,7 +25,7 @@ from dit_moe.data.class_names import readable_names
 from dit_moe.data.held_out import names_heldout
 from dit_moe.data.image_source import ImageSource
 from dit_moe.data.latents import LatentsConfig, NoLatents
-from dit_moe.data.listing import facts_of_listing
+from dit_moe.data.listing import are_numbers, facts_of_listing
 from dit_moe.data.shares import facts_of_shares
 from dit_moe.diffusion import OBJECTIVES, SamplingError
 from dit_moe.distributed import join_processes, locked, on_main
@@ -203,9 +203,13 @@ def open_split(run: ImageRun, split: str | None) -> tuple[Dataset, str]:
 
 
 def _require_same_classes(run: ImageRun, found: Sequence[str]) -> None:
-    """ConfigError unless labels of these classes mean to the network what they meant in training."""
-    count = run.experiment.model.num_classes
-    trained = list(found) if run.class_names is None else run.class_names  # None: only their number is known
+    """ConfigError unless labels of these classes mean to the network what they meant in training.
+
+    Where one side knows but their numbers, so many are the same.
+    """
+    count, trained = run.experiment.model.num_classes, run.class_names
+    if trained is None or are_numbers(trained) or are_numbers(found):
+        trained = list(found)
     other = next((label for label, names in enumerate(zip(found, trained, strict=False)) if len({*names}) > 1), None)
     if other is None and len(found) == count:
         return

@@ -1,6 +1,7 @@
 """What is counted of an image model's routing is what its routers do at each noise level, class and patch."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -205,12 +206,26 @@ def test_examples_are_of_as_many_classes_as_can_be():
     assert of_many_classes(rows[:5], labels[:5], 4) == [100, 103, 101, 104]  # the first of each, then the second
 
 
-def test_data_whose_labels_mean_other_classes_than_in_training_are_refused():
-    run, names = image_run(), [str(label) for label in range(10)]
-    for known in (None, names):
-        assert images.open_split(replace(run, class_names=known), "heldout")[1] == "heldout"
-    with pytest.raises(ConfigError, match="data has 0 for class 0, which was 1 in training; name data with the same"):
-        images.open_split(replace(run, class_names=["1", "0", *names[2:]]), "heldout")
-    fewer = replace(run.experiment, model=replace(run.experiment.model, num_classes=9))
-    with pytest.raises(ConfigError, match="data has 10 classes, where the run was trained on 9"):
-        images.open_split(replace(run, experiment=fewer, class_names=names[:9]), "heldout")
+def test_data_whose_labels_mean_other_classes_than_in_training_are_refused(monkeypatch):
+    small = image_run()
+    network = replace(small.experiment.model, num_classes=3)
+    run = replace(small, experiment=replace(small.experiment, model=network), class_names=["ant", "bee", "cat"])
+
+    def opened(*names, run=run):
+        data = SimpleNamespace(class_names=names)
+        monkeypatch.setattr(images.image, "open_split", lambda *given: (data, "heldout"))
+        return images.open_split(run, "heldout")
+
+    for known, names in (
+        (run.class_names, run.class_names),
+        (None, "xyz"),
+        (run.class_names, "012"),
+        ([*"012"], "xyz"),
+    ):
+        assert opened(*names, run=replace(run, class_names=known))[1] == "heldout"
+    with pytest.raises(
+        ConfigError, match="data has bee for class 0, which was ant in training; name data with the same"
+    ):
+        opened("bee", "cat")
+    with pytest.raises(ConfigError, match="data has 4 classes, where the run was trained on 3"):
+        opened("ant", "bee", "cat", "dog")

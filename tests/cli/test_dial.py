@@ -207,6 +207,6 @@ def test_a_dense_run_is_refused_and_a_damaged_result_not_written_over(trained, f
         (["sampler.stepz=3"], "sample.sampler.stepz is not a known key"),
     ],
 )
-def test_bad_words_are_refused_before_anything_is_measured(finished_run, tmp_path, words, message, capsys):
-    assert cli("dial", finished_run, "--out", tmp_path / "out", *words) == 2
+def test_bad_words_are_refused_before_anything_is_measured(finished_run, tmp_path, words, message, capsys, measured):
+    assert cli("dial", finished_run, "--out", tmp_path / "out", *words) == 2 and not measured
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
